@@ -1,0 +1,42 @@
+# make train   measure how fast fastrl samples CartPole on this machine (installs first)
+# make test    format check, lint, types, tests (installs first)
+# make clean   remove what these made
+
+# The first Python that really starts (a pyenv shim may not), is new enough and can make a venv.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+TRAIN := throughput configs/cartpole_ppo.yaml --seconds 3 --repeats 3 --limit
+
+.PHONY: help install train test clean
+
+help:
+	@sed -n 's/^# //p;/^$$/q' Makefile
+
+install: $(INSTALLED)
+
+train: $(INSTALLED)
+	@$(BIN)/fastrl $(TRAIN)
+
+test: $(INSTALLED)
+	@echo "== format" && $(BIN)/ruff format --check --quiet .
+	@echo "== lint" && $(BIN)/ruff check --quiet .
+	@echo "== types" && $(BIN)/mypy --no-error-summary
+	@echo "== tests" && $(BIN)/python -m pytest -q
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv; on Debian: \
+	apt install python3 python3-venv; or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "== installing into $(VENV) with $$($(PYTHON) --version); takes some minutes, once"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find fastrl tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,84 @@
+"""fastrl samples experience at the speed the machine allows, and trains A2C and PPO on it.
+
+Names are imported when they are first used, so that ``import fastrl`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastrl.config import Config as Config
+    from fastrl.config import load_config as load_config
+    from fastrl.config import save_config as save_config
+    from fastrl.envs import BatchedEnv as BatchedEnv
+    from fastrl.envs import EnvFactory as EnvFactory
+    from fastrl.envs import StepViews as StepViews
+    from fastrl.errors import ConfigError as ConfigError
+    from fastrl.errors import EnvError as EnvError
+    from fastrl.errors import FastrlError as FastrlError
+    from fastrl.errors import SpaceError as SpaceError
+    from fastrl.errors import WorkerError as WorkerError
+    from fastrl.models import ActorCritic as ActorCritic
+    from fastrl.models import PolicyModel as PolicyModel
+    from fastrl.models import build_model as build_model
+    from fastrl.sampling import ProcessSampler as ProcessSampler
+    from fastrl.sampling import Sampler as Sampler
+    from fastrl.sampling import SerialSampler as SerialSampler
+    from fastrl.sampling import make_plan as make_plan
+    from fastrl.sampling import make_sampler as make_sampler
+    from fastrl.shared.rollout_buffer import Episodes as Episodes
+    from fastrl.shared.rollout_buffer import Rollout as Rollout
+    from fastrl.spec import EnvSpec as EnvSpec
+    from fastrl.spec import Topology as Topology
+    from fastrl.throughput import Protocol as Protocol
+    from fastrl.throughput import Report as Report
+    from fastrl.throughput import run_throughput as run_throughput
+    from fastrl.workers.plan import SamplingPlan as SamplingPlan
+
+_MODULE_OF = {
+    "ActorCritic": "fastrl.models",
+    "BatchedEnv": "fastrl.envs",
+    "Config": "fastrl.config",
+    "ConfigError": "fastrl.errors",
+    "EnvError": "fastrl.errors",
+    "EnvFactory": "fastrl.envs",
+    "EnvSpec": "fastrl.spec",
+    "Episodes": "fastrl.shared.rollout_buffer",
+    "FastrlError": "fastrl.errors",
+    "PolicyModel": "fastrl.models",
+    "ProcessSampler": "fastrl.sampling",
+    "Protocol": "fastrl.throughput",
+    "Report": "fastrl.throughput",
+    "Rollout": "fastrl.shared.rollout_buffer",
+    "Sampler": "fastrl.sampling",
+    "SamplingPlan": "fastrl.workers.plan",
+    "SerialSampler": "fastrl.sampling",
+    "SpaceError": "fastrl.errors",
+    "StepViews": "fastrl.envs",
+    "Topology": "fastrl.spec",
+    "WorkerError": "fastrl.errors",
+    "build_model": "fastrl.models",
+    "load_config": "fastrl.config",
+    "make_plan": "fastrl.sampling",
+    "make_sampler": "fastrl.sampling",
+    "run_throughput": "fastrl.throughput",
+    "save_config": "fastrl.config",
+}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import a public name from its module on first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'fastrl' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -1,0 +1,87 @@
+"""The command line: thin commands, and one place that turns errors into a line and an exit code.
+
+torch and gymnasium take seconds to import, so each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from fastrl.cli.arguments import split_arguments
+from fastrl.cli.learn import evaluate, plot, record, resume, train
+from fastrl.cli.measure import throughput
+from fastrl.cli.output import complain, one_line, write
+from fastrl.cli.show import config, envs
+from fastrl.errors import FastrlError, WorkerError
+
+__all__ = ["app", "main", "split_arguments"]
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Samples experience at the speed the machine allows, and trains A2C and PPO on it.",
+    add_completion=False,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(train)
+app.command()(resume)
+app.command("eval")(evaluate)
+app.command()(record)
+app.command()(plot)
+app.command()(throughput)
+app.command()(config)
+app.command()(envs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: What follows ``fastrl`` on the command line; None for the process's own.
+
+    Returns:
+        0 where it succeeded, 1 where a worker failed, 2 for bad input, which gets one line on
+        standard error, and 130 after Ctrl-C.
+    """
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except WorkerError as error:
+        complain(str(error))
+        return EXIT_FAILED
+    except FastrlError as error:
+        complain(one_line(str(error)))
+        return EXIT_BAD_INPUT
+    except TyperException as error:
+        complain(f"{one_line(error.format_message()).rstrip('.')}; see fastrl --help")
+        return EXIT_BAD_INPUT
+    except (Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if show_version:
+        write(f"fastrl {_version()}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        write(context.get_help())
+
+
+def _version() -> str:
+    try:
+        return version("fastrl")
+    except PackageNotFoundError:
+        return "(not installed)"

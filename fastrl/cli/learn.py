@@ -1,0 +1,174 @@
+"""Commands that train, and that show what was learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.output import note, write
+from fastrl.config import load_config
+from fastrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastrl.training import TrainedRun
+    from fastrl.training.evaluation import EvaluationResult
+
+EXIT_NOT_REACHED = 1
+_EXIT_SIGNAL = 128
+"""What shells add to the number of a signal that ended a process."""
+
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Directory of a run, or its name under runs/.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the episodes.")
+]
+Sampled = Annotated[
+    bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")
+]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="NAME",
+        help="'last', 'best' or a name under checkpoints/; by default the best, if there is one.",
+    ),
+]
+
+
+def train(
+    arguments: ConfigArguments = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run's directory under runs/.")
+    ] = None,
+) -> int:
+    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' goes on."""
+    path, overrides = split_arguments(arguments)
+    resolved = load_config(path, overrides)
+    from fastrl.training import train as train_run
+
+    return _report(train_run(resolved, name=name, console=Console(stderr=True)))
+
+
+def resume(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as total_steps=2e6."),
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--checkpoint", metavar="NAME", help="Where to go on; newer ones are set aside."
+        ),
+    ] = "last",
+) -> int:
+    """Go on with a run that was stopped."""
+    from fastrl.training import resume as resume_run
+
+    changes = overrides or ()
+    console = Console(stderr=True)
+    return _report(resume_run(run, changes, checkpoint=checkpoint, console=console))
+
+
+def evaluate(
+    run: Run,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="Episodes to play.")
+    ] = None,
+    sampled: Sampled = False,
+    seed: Seed = None,
+    checkpoint: CheckpointName = None,
+) -> None:
+    """Play episodes with a trained policy and print how it did."""
+    from fastrl.training import evaluate_run
+
+    found = evaluate_run(
+        run,
+        episodes=episodes,
+        deterministic=False if sampled else None,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    write(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
+
+
+def record(
+    run: Run,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            "--video", metavar="FILE", help="An .mp4 or .gif; by default under the run's videos/."
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to record.")] = 1,
+    sampled: Sampled = False,
+    seed: Seed = None,
+    checkpoint: CheckpointName = None,
+) -> None:
+    """Write a video of a trained policy."""
+    from fastrl.training import record_run
+
+    path, returns = record_run(
+        run,
+        video,
+        episodes=episodes,
+        deterministic=False if sampled else None,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    played = ", ".join(f"{value:,.1f}" for value in returns)
+    write(f"{path}: return {played}")
+
+
+def plot(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Directories of runs, or their names.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the picture.")
+    ] = Path("learning_curves.png"),
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Plot evaluations instead of training returns.")
+    ] = False,
+) -> None:
+    """Draw learning curves; runs that differ in their seed alone become one, with its spread."""
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"--output '{output}' must end in .png")
+    from fastrl.training.plotting import plot_runs
+
+    plot_runs(runs, output, kind="evaluation" if evaluation else "training")
+    write(str(output))
+
+
+def _report(trained: TrainedRun) -> int:
+    """Print how training ended; return the exit code."""
+    config, outcome = trained.config, trained.outcome
+    speed = outcome.steps / outcome.wall_s
+    write(
+        f"{config.env.id}, {config.algorithm.name.upper()}, seed {config.seed}: "
+        f"{outcome.steps:,} steps in {outcome.wall_s:,.1f} s ({speed:,.0f} steps/s)"
+    )
+    if outcome.evaluation is not None:
+        how = "deterministic" if config.evaluation.deterministic else "sampled"
+        write(f"evaluation ({how} actions): {_describe(outcome.evaluation)}")
+    write(f"run: {trained.path}")
+    if outcome.interrupted is not None:
+        note(f"stopped and saved; to go on: fastrl resume {trained.path}")
+        return _EXIT_SIGNAL + outcome.interrupted.value
+    wanted = config.evaluation.stop_at
+    if wanted is None or outcome.evaluation is None or outcome.evaluation.return_mean >= wanted:
+        return 0
+    note(f"the return did not reach evaluation.stop_at={wanted:g}")
+    return EXIT_NOT_REACHED
+
+
+def _describe(result: EvaluationResult) -> str:
+    return (
+        f"return {result.return_mean:,.1f} ± {result.return_std:,.1f} over "
+        f"{len(result.returns)} episodes, {result.length_mean:,.0f} steps each"
+    )

@@ -1,0 +1,81 @@
+"""The command that measures sampling."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.output import table_console
+from fastrl.config import load_config
+from fastrl.errors import ConfigError
+
+
+def throughput(
+    arguments: ConfigArguments = None,
+    env: Annotated[str | None, typer.Option("--env", help="Environment id.")] = None,
+    envs_per_worker: Annotated[
+        int | None, typer.Option("-n", help="Environments per env worker.")
+    ] = None,
+    num_env_workers: Annotated[int | None, typer.Option("-N", help="Env workers.")] = None,
+    num_model_workers: Annotated[
+        int | None, typer.Option("-M", help="Model workers; 0: env workers run the policy.")
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option("--groups", help="Groups per env worker, stepped in turn.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where the policy runs.")] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="async, or sync: all workers wait for each other.")
+    ] = "async",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of a window.")] = 5.0,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Number of windows.")] = 5,
+    warm_up: Annotated[
+        float,
+        typer.Option(
+            "--warm-up", min=0, help="Seconds before the first window; long episodes need more."
+        ),
+    ] = 1.0,
+    no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
+    limit: Annotated[
+        bool, typer.Option("--limit", help="Measure the physical limit in the same run.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
+    ] = None,
+) -> None:
+    """Measure how many environment steps per second are sampled, with the policy in the loop."""
+    from fastrl.throughput.measure import Protocol
+    from fastrl.throughput.run import run_throughput
+
+    options = {
+        "env.id": env,
+        "sampler.envs_per_worker": envs_per_worker,
+        "sampler.num_env_workers": num_env_workers,
+        "sampler.num_model_workers": num_model_workers,
+        "sampler.groups": groups,
+        "sampler.device": device,
+        "sampler.mode": mode,
+    }
+    path, overrides = split_arguments(arguments)
+    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    resolved = load_config(path, overrides)
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ConfigError(f"--json: there is no directory '{json_file.parent}'")
+    report = run_throughput(
+        resolved,
+        Protocol(seconds, repeats, warm_up),
+        with_limit=limit,
+        random_actions=no_policy,
+        console=Console(stderr=True),
+        command=shlex.join(["fastrl", *sys.argv[1:]]),
+    )
+    table_console().print(report.to_rich())
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,31 @@
+"""What the command line writes: results to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+
+def write(text: str) -> None:
+    """Write a result as it is: not wrapped, not coloured."""
+    Console(soft_wrap=True).out(text, highlight=False)
+
+
+def note(text: str) -> None:
+    """Write a remark on standard error."""
+    Console(stderr=True, soft_wrap=True).out(text, highlight=False)
+
+
+def complain(text: str) -> None:
+    """Write an error on standard error."""
+    note(f"fastrl: error: {text}")
+
+
+def table_console() -> Console:
+    """Return a console that cuts tables to the terminal's width, and not in a pipe."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def one_line(text: str) -> str:
+    """Return text without line breaks."""
+    return " ".join(text.split())

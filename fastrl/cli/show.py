@@ -1,0 +1,53 @@
+"""Commands that show what is there: configurations and environments."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.output import note, table_console, write
+from fastrl.config import config_schema, config_to_yaml, load_config
+from fastrl.errors import ConfigError
+
+
+def config(
+    arguments: ConfigArguments = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of configuration files.")
+    ] = False,
+) -> None:
+    """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
+    if schema:
+        write(json.dumps(config_schema(), indent=2))
+        return
+    path, overrides = split_arguments(arguments)
+    write(config_to_yaml(load_config(path, overrides)).rstrip("\n"))
+
+
+def envs(
+    pattern: Annotated[str, typer.Argument(metavar="[FILTER]", help="Part of the id.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list what misses a package, and which.")
+    ] = False,
+) -> None:
+    """List the environments that can be built here."""
+    from fastrl.envs.catalogue import list_environments
+
+    found = list_environments(pattern)
+    usable = [listing for listing in found if not listing.problem]
+    if not found or not (usable or everything):
+        raise ConfigError(f"no environment that can be built here has '{pattern}' in its id")
+    table = Table("id", "time limit", box=None, pad_edge=False)
+    if everything:
+        table.add_column("problem", no_wrap=True)
+    for listing in found if everything else usable:
+        limit = "" if listing.max_episode_steps is None else str(listing.max_episode_steps)
+        table.add_row(*[listing.id, limit, listing.problem][: len(table.columns)])
+    table_console().print(table)
+    if len(found) > len(usable) and not everything:
+        missing = len(found) - len(usable)
+        note(f"{missing} more need packages that are not installed; see fastrl envs --all")

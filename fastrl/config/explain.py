@@ -1,0 +1,183 @@
+"""One line for each way a configuration can be wrong: which key, what is wrong, what is right."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic_core import ErrorDetails
+
+from fastrl.config.fields import Section
+from fastrl.config.models import Config
+
+# What other libraries call these; too far from our names for a comparison of letters.
+_ALIASES = {
+    "ent_coef": "algorithm.entropy_coef",
+    "env_id": "env.id",
+    "lr": "algorithm.learning_rate",
+    "n_envs": "sampler.envs_per_worker",
+    "n_epochs": "algorithm.epochs",
+    "n_steps": "sampler.rollout_length",
+    "n_timesteps": "total_steps",
+    "net_arch": "model.hidden_sizes",
+    "num_envs": "sampler.envs_per_worker",
+    "num_steps": "sampler.rollout_length",
+    "num_workers": "sampler.num_env_workers",
+    "total_timesteps": "total_steps",
+    "update_epochs": "algorithm.epochs",
+    "vf_coef": "algorithm.value_coef",
+}
+_SHOWN_CHARS = 60
+
+
+def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Return the key that an error of pydantic is about, and what to tell about it.
+
+    Args:
+        error: One entry of ``ValidationError.errors()`` of `Config`.
+        tree: What was validated.
+
+    Returns:
+        The key as a path, and one sentence without it.
+    """
+    kind, key = error["type"], _key(error)
+    if kind == "conflict":
+        return key, error["msg"]
+    if kind == "extra_forbidden":
+        return key, f"unknown key; {_suggestion(key, tree)}"
+    if kind == "missing" and len(key) == 1:
+        return key, f"missing; give at least {key[0]}.id"
+    if key[0] in sections() and len(key) == 1:
+        keys = ", ".join(_keys_of(key[0], tree))
+        return key, f"must be a mapping with keys among {keys}; got {_show(_value(tree, key))}"
+    allowed = _allowed(key, tree)
+    if kind in ("missing", "union_tag_not_found"):
+        return key, f"missing; must be {allowed}"
+    return key, f"must be {allowed}; got {_show(_value(tree, key))}"
+
+
+def dotted(key: tuple[str, ...]) -> str:
+    """Return a key as it is written on the command line."""
+    return ".".join(key)
+
+
+@cache
+def sections() -> dict[str, tuple[type[Section], ...]]:
+    """Return the keys of `Config` that are sections, and the classes that may stand behind each."""
+    found: dict[str, tuple[type[Section], ...]] = {}
+    for name, field in Config.model_fields.items():
+        members = get_args(field.annotation) or (field.annotation,)
+        classes = tuple(m for m in members if isinstance(m, type) and issubclass(m, Section))
+        if classes:
+            found[name] = classes
+    return found
+
+
+def _key(error: ErrorDetails) -> tuple[str, ...]:
+    """Return section and key; pydantic goes on into lists, and names a union's member."""
+    path = [str(part) for part in error["loc"]]
+    if not path:
+        return ("",)
+    if len(sections().get(path[0], ())) > 1 and len(path) > 1:
+        del path[1]
+    if error["type"] == "conflict":
+        path.append(error["ctx"]["key"])
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append("name")
+    return tuple(path[:2] if path[0] in sections() else path[:1])
+
+
+def _members(section: str, tree: Mapping[str, Any]) -> tuple[type[Section], ...]:
+    """Return the classes that a section's own ``name`` leaves possible."""
+    classes = sections()[section]
+    name = _value(tree, (section, "name"))
+    chosen = tuple(c for c in classes if "name" in c.model_fields and _default(c, "name") == name)
+    return chosen or classes
+
+
+def _default(section: type[Section], key: str) -> Any:  # noqa: ANN401
+    return section.model_fields[key].default
+
+
+def _keys_of(section: str, tree: Mapping[str, Any]) -> list[str]:
+    keys = [key for member in _members(section, tree) for key in member.model_fields]
+    return list(dict.fromkeys(keys))
+
+
+def _suggestion(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
+    """Return which known key an unknown one was probably meant to be."""
+    name = key[-1]
+    if len(key) > 1:
+        for other in sections()[key[0]]:
+            if name in other.model_fields:
+                return f"it belongs to {key[0]}.name: {_default(other, 'name')}"
+    own = _keys_of(key[0], tree) if len(key) > 1 else list(Config.model_fields)
+    prefix = f"{key[0]}." if len(key) > 1 else ""
+    everywhere = [*Config.model_fields]
+    everywhere += [f"{section}.{k}" for section in sections() for k in _keys_of(section, tree)]
+    elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
+    if name in _ALIASES:
+        elsewhere.append(_ALIASES[name])
+    near = [prefix + k for k in difflib.get_close_matches(name, own, n=1, cutoff=0.75)]
+    by_leaf = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
+    leaf = difflib.get_close_matches(name, by_leaf, n=1, cutoff=0.6)
+    candidates = elsewhere or near or [by_leaf[match] for match in leaf]
+    if candidates:
+        return f"did you mean {' or '.join(candidates)}?"
+    return f"known are {', '.join(own)}"
+
+
+def _allowed(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
+    """Return in words which values a key may have."""
+    owners = _members(key[0], tree) if len(key) > 1 else (Config,)
+    schemas = [owner.model_json_schema()["properties"].get(key[-1]) for owner in owners]
+    return " or ".join(dict.fromkeys(_describe(schema) for schema in schemas if schema))
+
+
+def _describe(schema: Mapping[str, Any]) -> str:
+    """Return a JSON schema in words, as far as `Config` uses it."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_describe(part) for part in schema["anyOf"]))
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if values:
+        return " or ".join(_show(value) for value in values)
+    kind = schema.get("type")
+    if kind in ("integer", "number"):
+        return ("an integer" if kind == "integer" else "a number") + _bounds(schema)
+    if kind == "array":
+        count = " that is not empty" if schema.get("minItems") else ""
+        return f"a list{count}, each {_describe(schema['items'])}"
+    if kind == "string":
+        examples = " or ".join(_show(example) for example in schema.get("examples", ()))
+        longest = schema.get("maxLength", "any number of")
+        return f"text such as {examples}" if examples else f"text of 1 to {longest} characters"
+    return {"boolean": "true or false", "null": "null", "object": "a mapping"}.get(
+        str(kind), "JSON"
+    )
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    parts = [f"{text} {schema[bound]:.15g}" for bound, text in words.items() if bound in schema]
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _value(tree: Any, key: tuple[str, ...]) -> Any:  # noqa: ANN401
+    """Return the value at a key, None where there is none."""
+    for part in key:
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _show(value: Any) -> str:  # noqa: ANN401
+    """Return a value as YAML would write it on one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -1,0 +1,48 @@
+"""The kinds of values that configuration keys have, and the class of all sections."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+
+
+def whole(value: Any) -> Any:  # noqa: ANN401
+    """Let ``1e6`` stand for an integer; other floats stay what they are and are refused."""
+    is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
+    return int(value) if is_whole else value
+
+
+def sequence(value: Any) -> Any:  # noqa: ANN401
+    """Let YAML's lists stand for tuples, and nothing else: a set has no order."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+# The function comes last, so that it runs first and the bounds stay part of the JSON schema.
+Size = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1), BeforeValidator(whole)]
+Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1), BeforeValidator(whole)]
+Steps = Annotated[int, Strict(), Field(ge=1, le=2**62), BeforeValidator(whole)]
+Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1), BeforeValidator(whole)]
+Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Seconds = Annotated[Float, Field(gt=0, le=1e9)]
+Fraction = Annotated[Float, Field(ge=0, le=1)]
+Bool = Annotated[bool, Strict()]
+ImportPath = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"),
+    Field(examples=["package.module:name"]),
+]
+Device = Annotated[
+    str,
+    StringConstraints(pattern=r"^(cpu|cuda(:\d{1,3})?)$"),
+    Field(examples=["cpu", "cuda", "cuda:0"]),
+]
+Devices = Annotated[tuple[Device, ...], Strict(), Field(min_length=1), BeforeValidator(sequence)]
+Schedule = Literal["constant", "linear"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -1,0 +1,186 @@
+"""From YAML files and overrides to a `Config`, and back.
+
+A file may name another with ``base: other.yaml``; its own keys are laid over that one's. Overrides
+such as ``sampler.num_env_workers=4`` are laid over the files. Mappings are merged key by key,
+everything else is replaced.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fastrl.config.explain import dotted, explain, sections
+from fastrl.config.models import Config
+from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml, printable
+from fastrl.errors import ConfigError
+
+_MAX_FILE_BYTES = 256 * 1024
+_MAX_BASES = 32
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A tree of keys and where it comes from."""
+
+    origin: str
+    tree: dict[str, Any]
+
+    def has(self, key: tuple[str, ...]) -> bool:
+        node: Any = self.tree
+        for part in key:
+            if not isinstance(node, Mapping) or part not in node:
+                return False
+            node = node[part]
+        return True
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a file with its bases and the overrides laid over it.
+
+    Nothing that the file names is imported here.
+
+    Args:
+        path: A YAML file; None for the defaults alone.
+        overrides: ``section.key=value`` each, the value in YAML; later ones win.
+
+    Raises:
+        ConfigError: With one line that names the file, the key, what is wrong and what is right.
+    """
+    layers = [] if path is None else _read_layers(Path(path), [])
+    layers += [_parse_override(text) for text in overrides]
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        tree = _merged(tree, layer.tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        source = "configuration" if path is None else str(path)
+        raise ConfigError(_message(error, tree, layers, source)) from None
+
+
+def config_to_yaml(config: Config) -> str:
+    """Return a configuration as YAML with every key, which `load_config` reads back as equal."""
+    return dump_yaml(config.model_dump(mode="python", warnings="none"))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write a configuration as YAML with every key.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        Path(path).write_text(config_to_yaml(config), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(printable(f"{path}: cannot be written: {_reason(error)}")) from None
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration file, for editors and for documentation.
+
+    A file may leave to its base, or to overrides, what a whole configuration needs; so no key is
+    required by this schema.
+    """
+    schema = Config.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part.pop("required", None)
+    base = {"type": "string", "description": "File, relative to this one, that this one refines."}
+    schema["properties"] = {"base": base, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:
+    """Return a file's layers, the most basic one first.
+
+    Args:
+        path: The file.
+        above: The files that led here by ``base``, resolved.
+    """
+    if len(above) >= _MAX_BASES:
+        raise ConfigError(printable(f"{path}: base: more than {_MAX_BASES} files on each other"))
+    text = _read_text(path)
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(printable(f"{path}: must be a mapping of keys to values"))
+    base = tree.pop("base", None)
+    # 'sampler:' with every key below it commented out is a section without changes.
+    empty = [key for key in sections() if key in tree and tree[key] is None]
+    layer = _Layer(str(path), {key: tree[key] for key in tree if key not in empty})
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(file.name for file in (*above[above.index(resolved) :], resolved))
+        raise ConfigError(printable(f"{above[-1]}: base: files refine each other: {chain}"))
+    if base is None:
+        return [layer]
+    if not isinstance(base, str) or not base:
+        raise ConfigError(printable(f"{path}: base: must be the name of a YAML file; got {base!r}"))
+    return [*_read_layers(path.parent / base, [*above, resolved]), layer]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise ConfigError(printable(f"{path}: {_why_no_file(path)}"))
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ConfigError(printable(f"{path}: larger than {_MAX_FILE_BYTES} bytes"))
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(printable(f"{path}: not a text file in UTF-8")) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(printable(f"{path}: cannot be read: {_reason(error)}")) from None
+
+
+def _why_no_file(path: Path) -> str:
+    if path.exists():
+        return "not a file"
+    siblings = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"no such file; did you mean {path.parent / near[0]}?" if near else "no such file"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _parse_override(text: str) -> _Layer:
+    name, equals, value = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            printable(f"override '{text}': must be key=value, such as sampler.envs_per_worker=64")
+        )
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(printable(f"override: {name[:60]}…: nested too deeply"))
+    tree: Any = parse_yaml(value, f"override: {name}", numbered=False)
+    for part in reversed(parts):
+        tree = {part: tree}
+    return _Layer("override", tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        merged[key] = value
+    return merged
+
+
+def _message(
+    error: ValidationError, tree: dict[str, Any], layers: list[_Layer], source: str
+) -> str:
+    """Return the first problem in one line; an unknown key before what may follow from it."""
+    problems = error.errors(include_url=False)
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    key, text = explain(first, tree)
+    origin = next((layer.origin for layer in reversed(layers) if layer.has(key)), source)
+    return printable(f"{origin}: {dotted(key)}: {text}")

@@ -1,0 +1,283 @@
+"""The configuration of a run: frozen, validated sections; `fastrl.config.loading` reads the YAML.
+
+Every field has a description, bounds and a default; unknown keys are refused. Nothing here
+imports torch, so the command line can answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from fastrl.config.algorithms import AlgorithmConfig, PPOConfig
+from fastrl.config.fields import (
+    Bool,
+    Count,
+    Device,
+    Devices,
+    Float,
+    ImportPath,
+    Seconds,
+    Section,
+    Seed,
+    Size,
+    Steps,
+    sequence,
+)
+from fastrl.cores import usable_cores
+
+if TYPE_CHECKING:
+    from fastrl.spec import Topology
+
+
+class EnvConfig(Section):
+    """Which environment is sampled, and how it is built."""
+
+    id: str = Field(
+        min_length=1,
+        max_length=500,
+        description="'CartPole-v1', 'module:Id-v0', a factory 'package.module:function', or of "
+        "another kind: 'vector:Id', 'gym:Id', 'envpool:Id'.",
+    )
+    kwargs: dict[str, JsonValue] = Field(
+        default={}, description="Keyword arguments for the environment."
+    )
+    randomize: dict[str, JsonValue] = Field(
+        default={},
+        description="Distribution of each randomised parameter, drawn anew every episode.",
+    )
+    wrappers: Annotated[tuple[ImportPath, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="Wrappers 'package.module:callable', applied in order; imported as named.",
+    )
+    max_episode_steps: Size | None = Field(
+        default=None,
+        description="Time limit in steps; null keeps the limit of the environment's id.",
+    )
+    action_bounds: Literal["clip", "squash"] = Field(
+        default="clip",
+        description="How actions are kept inside a bounded Box: clipped, or by tanh.",
+    )
+    step_timeout_s: Seconds = Field(
+        default=60.0, description="Deadline in seconds for a batch of steps."
+    )
+    reset_timeout_s: Seconds = Field(default=120.0, description="Deadline in seconds for a reset.")
+
+
+class SamplerConfig(Section):
+    """How many processes sample, and what each of them does."""
+
+    kind: Literal["process", "serial"] = Field(
+        default="process",
+        description="Worker processes, or the same steps in one process to debug.",
+    )
+    envs_per_worker: Size = Field(
+        default=16, description="n: environments stepped by each env worker."
+    )
+    num_env_workers: Size | Literal["auto"] = Field(
+        default="auto", description="N: env worker processes; auto is one per usable core."
+    )
+    num_model_workers: Count = Field(
+        default=0,
+        description="M: processes that run the policy; with 0 each env worker runs it itself.",
+    )
+    groups: Size = Field(
+        default=1,
+        description="Parts of a worker's environments stepped in turn while others infer.",
+    )
+    rollout_length: Size = Field(
+        default=128, description="T: steps of every environment in a rollout."
+    )
+    device: Device | Devices = Field(
+        default="cpu",
+        description="Where policies run: cpu, cuda, cuda:0, or a list dealt out to them.",
+    )
+    mode: Literal["sync", "async"] = Field(
+        default="sync", description="Wait for new weights after a rollout, or fill the other bank."
+    )
+    lock_step: Bool = Field(
+        default=False,
+        description="Infer a group only when all its workers are ready: reproducible.",
+    )
+    engine: Literal["auto", "eager", "compiled"] = Field(
+        default="auto", description="How the policy's forward pass is executed."
+    )
+    torch_threads: Size = Field(default=1, description="Torch threads of each worker.")
+    debug: Bool = Field(
+        default=False, description="Fill memory with NaN, so that unwritten reads show."
+    )
+    start_timeout_s: Seconds = Field(
+        default=120.0, description="Deadline in seconds for all workers to be ready."
+    )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices as a tuple, also where the configuration names a single one."""
+        return (self.device,) if isinstance(self.device, str) else self.device
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        if self.envs_per_worker % self.groups:
+            raise _conflict(
+                "envs_per_worker",
+                f"must be divisible by sampler.groups ({self.groups}), got {self.envs_per_worker}",
+            )
+        workers = self.num_env_workers
+        if workers != "auto" and self.num_model_workers > workers:
+            raise _conflict("num_model_workers", self._too_many_model_workers(workers))
+        return self
+
+    def _too_many_model_workers(self, workers: int) -> str:
+        return f"must be at most sampler.num_env_workers ({workers}), got {self.num_model_workers}"
+
+    def topology(self) -> Topology:
+        """Return who steps and who infers, with ``auto`` resolved for this machine.
+
+        Raises:
+            ConfigError: ``num_env_workers`` is auto, and too small here for the model workers.
+        """
+        # fastrl.spec imports torch, which takes seconds; see the module's docstring.
+        from fastrl.errors import ConfigError
+        from fastrl.spec import Topology
+
+        workers = usable_cores() if self.num_env_workers == "auto" else self.num_env_workers
+        if self.num_model_workers > workers:
+            problem = self._too_many_model_workers(workers)
+            raise ConfigError(f"sampler.num_model_workers: {problem}")
+        return Topology(
+            envs_per_worker=self.envs_per_worker,
+            num_env_workers=workers,
+            num_model_workers=self.num_model_workers,
+            groups=self.groups,
+        )
+
+
+class ModelConfig(Section):
+    """The network that maps observations to actions and values."""
+
+    class_path: ImportPath | None = Field(
+        default=None, description="Your own module 'package.module:Class', imported as named."
+    )
+    kwargs: dict[str, JsonValue] = Field(
+        default={}, description="Keyword arguments for class_path."
+    )
+    hidden_sizes: Annotated[tuple[Size, ...], BeforeValidator(sequence)] = Field(
+        default=(64, 64), description="Width of each hidden layer of the MLP."
+    )
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = Field(
+        default="tanh", description="Non-linearity of the hidden layers."
+    )
+    shared_body: Bool = Field(
+        default=True, description="Policy and value share all but the last layer."
+    )
+    conv_features: Size = Field(default=512, description="Width of the layer after the conv net.")
+    log_std_init: Annotated[Float, Field(ge=-20, le=5)] = Field(
+        default=0.0, description="Initial log standard deviation of continuous actions."
+    )
+    orthogonal_init: Bool = Field(default=True, description="Orthogonal weights and zero biases.")
+    normalize_observations: Bool = Field(
+        default=False, description="Normalise observations by their running mean and variance."
+    )
+
+
+class EvaluationConfig(Section):
+    """Evaluation during training, in an environment of its own."""
+
+    enabled: Bool = Field(default=True, description="Evaluate during training.")
+    every_steps: Steps = Field(default=50_000, description="Environment steps between evaluations.")
+    episodes: Size = Field(default=10, description="Episodes of each evaluation.")
+    final_episodes: Size = Field(
+        default=100, description="Episodes of the evaluation after the last step."
+    )
+    deterministic: Bool = Field(
+        default=True, description="Take the most likely action, not a sample."
+    )
+    seed: Seed = Field(default=10_000, description="Seed of the evaluation's environments.")
+    env_kwargs: dict[str, JsonValue] = Field(
+        default={}, description="Keyword arguments for the environment that are others than env's."
+    )
+    stop_at: Float | None = Field(
+        default=None,
+        description="Mean return of an evaluation that ends training; null for total_steps alone.",
+    )
+    video: Bool = Field(
+        default=False, description="Record an episode of every evaluated policy (extra 'video')."
+    )
+
+
+class CheckpointConfig(Section):
+    """When a run is saved, and what is kept."""
+
+    every_steps: Steps | None = Field(
+        default=None, description="Environment steps between checkpoints; null for none by steps."
+    )
+    every_s: Seconds | None = Field(
+        default=300.0, description="Seconds between checkpoints; null for none by time."
+    )
+    keep_last: Size = Field(default=3, description="Checkpoints kept, newest first.")
+    keep_best: Bool = Field(
+        default=True, description="Keep the checkpoint that evaluated best as well."
+    )
+
+
+class LoggingConfig(Section):
+    """Where metrics go besides the run's own JSONL file."""
+
+    tensorboard: Bool = Field(default=True, description="Write TensorBoard event files.")
+    wandb: Bool = Field(
+        default=False, description="Send metrics to Weights & Biases (extra 'wandb')."
+    )
+    every_s: Seconds = Field(
+        default=5.0, description="Seconds between rows of metrics, and between lines of progress."
+    )
+    every_steps: Steps | None = Field(
+        default=None,
+        description="Environment steps after which a row of metrics comes sooner; null for a "
+        "200th of total_steps.",
+    )
+
+
+class Config(Section):
+    """A whole run.
+
+    Read from YAML by `fastrl.config.loading.load_config`; building one in Python validates it
+    the same way, but raises pydantic's own error.
+    """
+
+    seed: Seed = Field(
+        default=0, description="Seed of environments, actions, weights and shuffling."
+    )
+    run_dir: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
+        default=None, description="Directory of the run; null for a new one under runs/."
+    )
+    total_steps: Steps = Field(
+        default=1_000_000, description="Environment steps to train for, all environments together."
+    )
+    env: EnvConfig = Field(description="The environment.")
+    sampler: SamplerConfig = Field(
+        default=SamplerConfig(), description="The processes that sample."
+    )
+    model: ModelConfig = Field(default=ModelConfig(), description="The network.")
+    algorithm: AlgorithmConfig = Field(default=PPOConfig(), description="The learning algorithm.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="Metrics.")
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _name_default_algorithm(cls, value: Any) -> Any:  # noqa: ANN401
+        """Let a section without a name be PPO's, as no section at all is."""
+        unnamed = isinstance(value, dict) and "name" not in value
+        return {"name": "ppo", **value} if unnamed else value
+
+    @property
+    def topology(self) -> Topology:
+        """Who steps and who infers, with ``auto`` resolved; see `SamplerConfig.topology`."""
+        return self.sampler.topology()
+
+
+def _conflict(key: str, problem: str) -> PydanticCustomError:
+    """Return an error of a whole section that is nevertheless one key's."""
+    return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})

@@ -1,0 +1,23 @@
+"""Environments: built in one place, stepped in batches.
+
+The names below cover every use; native batched environments live in rooms of their own.
+"""
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.gym_loop import GymLoop
+from fastrl.envs.gym_vector import GymVector
+from fastrl.envs.legacy_gym import LegacyGymEnv
+from fastrl.envs.make import EnvFactory
+
+__all__ = [
+    "ActionBounds",
+    "ActionConverter",
+    "BatchedEnv",
+    "EnvFactory",
+    "GymLoop",
+    "GymVector",
+    "LegacyGymEnv",
+    "Rows",
+    "StepViews",
+]

@@ -1,0 +1,133 @@
+"""What the policy samples becomes what an environment accepts, for a batch of environments at once.
+
+Every call returns arrays that nobody else holds: environments may keep the action they were given
+(to penalise jerk, say), so neither the shared table nor a reused buffer is ever handed to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.envs.batched_env import Rows
+from fastrl.errors import SpaceError
+from fastrl.spaces import action_specs, leaves, unflatten
+
+ActionBounds = Literal["clip", "squash"]
+"""How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
+
+Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+class ActionConverter:
+    """Converts sampled actions for one action space.
+
+    See `fastrl.spaces.action_specs` for how samples are stored.
+    """
+
+    def __init__(self, space: spaces.Space[Any], bounds: ActionBounds = "clip") -> None:
+        """Prepare the conversion of every leaf of ``space``.
+
+        Args:
+            space: Action space of one environment.
+            bounds: ``clip`` clips each element to its finite bounds and leaves unbounded
+                elements alone; ``squash`` maps a sample x to the interval [low, high] by
+                ``low + (high - low) * (tanh(x) + 1) / 2``.
+
+        Raises:
+            SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
+        """
+        action_specs(space)
+        self._space = space
+        self._converts = {
+            path: _convert(leaf, bounds, path) for path, leaf in leaves(space).items()
+        }
+        self._only = self._converts.get("")
+        # Elements of an array of scalars are copies already.
+        self._as_stored = (
+            isinstance(space, spaces.Discrete) and space.start == 0 and space.dtype == np.int64
+        )
+
+    def batch(self, rows: Rows) -> Any:  # noqa: ANN401
+        """Return the actions of all environments, batched as gymnasium's vector environments do.
+
+        Args:
+            rows: Per action leaf ``[n, *shape]``, as the policy sampled it.
+
+        Returns:
+            ``[n, *shape]`` in the space's dtype, inside the dicts and tuples of the space.
+        """
+        if self._only is not None:
+            return self._only(rows[0])
+        return unflatten(self._space, self._arrays(rows))
+
+    def split(self, rows: Rows) -> list[Any]:
+        """Return one action per environment.
+
+        Discrete actions are NumPy scalars: gymnasium checks those faster than ``int``
+        (1.25 against 1.60 µs of a 4 µs step of CartPole).
+
+        Args:
+            rows: Per action leaf ``[n, *shape]``, as the policy sampled it.
+        """
+        if self._as_stored:
+            return list(rows[0])
+        if self._only is not None:
+            return list(self._only(rows[0]))
+        columns = {path: list(array) for path, array in self._arrays(rows).items()}
+        return [
+            unflatten(self._space, dict(zip(columns, parts, strict=True)))
+            for parts in zip(*columns.values(), strict=True)
+        ]
+
+    def _arrays(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        pairs = zip(self._converts.items(), rows, strict=True)
+        return {path: convert(array) for (path, convert), array in pairs}
+
+
+def _convert(leaf: spaces.Space[Any], bounds: ActionBounds, path: str) -> Convert:
+    if isinstance(leaf, spaces.Box):
+        return _squash(leaf, path) if bounds == "squash" else _clip(leaf)
+    start = np.asarray(getattr(leaf, "start", 0))
+    dtype = np.dtype(leaf.dtype)
+    if start.any():
+        return lambda rows: (rows + start).astype(dtype)
+    return lambda rows: rows.astype(dtype)
+
+
+def _clip(box: spaces.Box) -> Convert:
+    low, high, dtype = box.low, box.high, box.dtype
+    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return lambda rows: rows.astype(dtype)
+
+    def clip(rows: NDArray[Any]) -> NDArray[Any]:
+        # Infinite bounds change nothing. Two ufuncs cost less than np.clip.
+        inside: NDArray[Any] = np.maximum(rows, low, dtype=dtype, casting="same_kind")
+        np.minimum(inside, high, out=inside)
+        return inside
+
+    return clip
+
+
+def _squash(box: spaces.Box, path: str) -> Convert:
+    if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+        where = f" at '{path}'" if path else ""
+        raise SpaceError(
+            f"action_bounds 'squash' needs a Box with finite bounds, got {box}{where}; use 'clip'"
+        )
+    low, high, dtype = box.low, box.high, box.dtype
+    half = (high.astype(np.float64) - low) / 2
+    middle = low + half
+
+    def squash(rows: NDArray[Any]) -> NDArray[Any]:
+        # The outer bounds catch the last bit, which rounding may push outside.
+        inside: NDArray[Any] = (np.tanh(rows) * half + middle).astype(dtype)
+        np.maximum(inside, low, out=inside)
+        np.minimum(inside, high, out=inside)
+        return inside
+
+    return squash

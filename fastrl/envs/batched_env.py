@@ -1,0 +1,72 @@
+"""The one interface that env workers step: n environments at once, writing into given views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.spec import EnvSpec
+
+Rows = tuple[NDArray[Any], ...]
+"""One array ``[n, *leaf.shape]`` per leaf of a space, in the order of `fastrl.spaces.leaves`."""
+
+
+@dataclass(frozen=True)
+class StepViews:
+    """Where one step of n environments is read from and written to; views of the shared table.
+
+    Attributes:
+        action: Per action leaf ``[n, *shape]``, as the policy sampled it; read only.
+        observation: Per observation leaf ``[n, *shape]``: what the policy sees next, which is
+            the first observation of the next episode where one ended.
+        reward: ``[n]`` float32.
+        terminated: ``[n]`` bool: the episode reached a terminal state.
+        truncated: ``[n]`` bool: the episode was cut off, by a time limit for instance.
+        final_observation: Per observation leaf ``[n, *shape]``: the last observation of an
+            episode that ended in this step; rows of other environments are left alone.
+    """
+
+    action: Rows
+    observation: Rows
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    final_observation: Rows
+
+
+@runtime_checkable
+class BatchedEnv(Protocol):
+    """n environments, stepped together, reset in the step in which an episode ends (SAME_STEP).
+
+    Implementations write every element of ``observation``, ``reward``, ``terminated`` and
+    ``truncated`` in each step, and nothing outside the views they are given. ``terminated`` and
+    ``truncated`` are never both set: termination wins.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment and write the first observations.
+
+        Args:
+            seeds: One seed per environment; later episodes continue its random stream.
+            observation: Per leaf ``[n, *shape]``, written.
+        """
+        ...
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once with ``views.action``; see `StepViews` for what is written.
+
+        Raises:
+            EnvError: An environment raised or broke its contract; names it by index.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the environments hold; safe to call twice."""
+        ...

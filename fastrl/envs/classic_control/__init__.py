@@ -1,0 +1,1 @@
+"""Classic control, as tensor programs and as compiled loops."""

@@ -1,0 +1,281 @@
+"""Classic control behind `BatchedEnv`: n environments, stepped by one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.classic_control import kernels
+from fastrl.envs.classic_control.kernel_tasks import Batch, Views
+from fastrl.envs.classic_control.streams import new_streams, peek
+from fastrl.envs.lookup import nearest
+from fastrl.envs.tensor.base import TensorEnv
+from fastrl.envs.tensor.make import make_tensor
+from fastrl.envs.tensor.randomize import exposed, quantiles, randomizable
+from fastrl.errors import EnvError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How environments differ from gymnasium's.
+
+    Attributes:
+        params: Parameters by name: a number, or one for each environment, ``[n]``.
+        max_episode_steps: Time limit in steps; None keeps the id's own.
+        action_bounds: How actions are kept inside a bounded ``Box``.
+        randomize: Distributions of parameters; see `fastrl.envs.tensor.randomize`.
+        expose_params: Observe ``{"observation": …, "params": …}``, where the latter are the
+            randomised parameters ``[R]``: they are recorded with the rollout, and a policy sees
+            them.
+        num_threads: Threads that step; one is right inside an env worker.
+    """
+
+    params: Mapping[str, Any] | None = None
+    max_episode_steps: int | None = None
+    action_bounds: ActionBounds = "clip"
+    randomize: Mapping[str, Any] | None = None
+    expose_params: bool = False
+    num_threads: int = 1
+
+
+class ClassicControlBatch:
+    """n environments of one kind; a `BatchedEnv`.
+
+    What an environment does depends on its own seed and actions alone; see `streams`.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+        randomized: Names of the parameters that are drawn anew for every episode.
+        started: Whether there are episodes to step.
+    """
+
+    def __init__(self, name: str, num_envs: int, options: Options | None = None) -> None:
+        """Create the environments; `reset` starts their episodes.
+
+        Args:
+            name: Id of gymnasium's environment, such as ``CartPole-v1``.
+            num_envs: Number of environments, n.
+            options: What differs from gymnasium's.
+
+        Raises:
+            EnvError: There is no such environment, or an option does not fit.
+            SpaceError: Actions cannot be squashed.
+        """
+        options = options or Options()
+        self._env, _ = make_tensor(name)
+        for size in ("num_threads", "max_episode_steps"):
+            _require_positive(size, getattr(options, size))
+        _require_positive("num_envs", num_envs)
+        self.num_envs = num_envs
+        self._quantiles = quantiles(options.randomize or {}, randomizable(self._env))
+        self.randomized = tuple(self._quantiles)
+        self._exposes = options.expose_params
+        limit = options.max_episode_steps or self._env.spec.max_episode_steps
+        self.spec = replace(self._env.spec, max_episode_steps=limit)
+        if options.expose_params:
+            self.spec = exposed(self.spec, len(self.randomized))
+        self._noise_size = self._env.noise_size + len(self.randomized)
+        fields = list(self._env.params_type._fields)
+        self._randomized_rows = [fields.index(each) for each in self.randomized]
+        converter = ActionConverter(self.spec.action_space, options.action_bounds)
+        discrete = isinstance(self.spec.action_space, spaces.Discrete)
+        self._convert = None if discrete else converter.batch
+        self._parts = self._allocate(options)
+        self._pool = ThreadPoolExecutor(len(self._parts)) if len(self._parts) > 1 else None
+        self.started = False
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        Raises:
+            EnvError: There is not one seed per environment.
+        """
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        for envs, batch in self._parts:
+            batch.noise[:] = new_streams(seeds[envs])
+        self.started = True
+        self.restart(np.ones(self.num_envs, np.bool_), observation)
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: The environments were never reset.
+        """
+        ended = self.advance(views, restart=not self.randomized)
+        if ended and self.randomized:
+            self.restart(views.terminated | views.truncated, views.observation)
+
+    def advance(self, views: StepViews, *, restart: bool) -> int:
+        """Step every environment once; return how many episodes ended.
+
+        Args:
+            views: See `StepViews`. Where an episode ended and the next was not begun, the
+                observation is the final one.
+            restart: Begin the next episode where one ended; parameters stay as they are. Else
+                that is left to `restart`.
+
+        Raises:
+            EnvError: The environments were never reset.
+        """
+        if not self.started:
+            raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
+        bound = self._bind(views)
+        if self._pool is None:
+            ended = int(kernels.step(self._parts[0][1], bound, restart))
+        else:
+            calls = [
+                self._pool.submit(kernels.step, batch, _part(bound, envs), restart)
+                for envs, batch in self._parts
+            ]
+            ended = sum(int(call.result()) for call in calls)
+        if self._exposes:
+            self._show(views.observation[1])
+            if ended:
+                over = views.terminated | views.truncated
+                views.final_observation[1][over] = views.observation[1][over]
+        return ended
+
+    def restart(self, chosen: NDArray[np.bool_], observation: Rows) -> None:
+        """Begin the next episode in some environments, and write their first observations.
+
+        Args:
+            chosen: ``[n]`` bool: which environments.
+            observation: Per leaf ``[n, *shape]``; rows of other environments are left alone.
+        """
+        for envs, batch in self._parts:
+            self._draw_params(batch, chosen[envs])
+            kernels.begin(batch, chosen[envs], observation[0][envs])
+        if self._exposes:
+            self._show(observation[1])
+
+    def close(self) -> None:
+        """End the threads; safe to call twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def state(self) -> Any:  # noqa: ANN401
+        """Return a copy of all states, as the tensor program's class, of tensors ``[n]``."""
+        rows = np.concatenate([batch.state for _, batch in self._parts], axis=1)
+        time = np.concatenate([batch.time for _, batch in self._parts])
+        return self._env.state_type(*map(torch.from_numpy, (*rows, time)))
+
+    def load_state(self, state: Any) -> None:  # noqa: ANN401
+        """Put the environments into states, of the tensor program's class, of tensors ``[n]``."""
+        *quantities, time = (quantity.numpy() for quantity in state)
+        for envs, batch in self._parts:
+            batch.state[:] = [quantity[envs] for quantity in quantities]
+            batch.time[:] = time[envs]
+        self.started = True
+
+    def params(self) -> Any:  # noqa: ANN401
+        """Return a copy of the parameters, as the tensor program's class, of ``[]`` or ``[n]``."""
+        rows = np.concatenate([batch.params for _, batch in self._parts], axis=-1)
+        if self._parts[0][1].params.ndim == 1:
+            rows = self._parts[0][1].params.copy()
+        limit = torch.tensor(self.spec.max_episode_steps, dtype=torch.int32)
+        return self._env.params_type(*map(torch.as_tensor, rows), limit)
+
+    def _allocate(self, options: Options) -> list[tuple[slice, Batch]]:
+        """Return the batch that each thread steps, and which environments these are."""
+        kind: Any = kernels.BATCHES[self.spec.id]
+        params = _values(self._env, options.params or {}, self.num_envs)
+        if self.randomized and params.ndim == 1:
+            params = np.repeat(params[:, None], self.num_envs, axis=1)
+        bounds = np.linspace(0, self.num_envs, min(options.num_threads, self.num_envs) + 1)
+        edges = bounds.astype(int).tolist()
+        parts = []
+        for first, last in pairwise(edges):
+            size, quantities = last - first, len(self._env.state_type._fields) - 1
+            batch = kind(
+                params=params if params.ndim == 1 else params[:, first:last].copy(),
+                state=np.zeros((quantities, size), np.float32),
+                time=np.zeros(size, np.int32),
+                time_limit=self.spec.max_episode_steps,
+                noise=np.zeros((2, size), np.uint64),
+                noise_size=self._noise_size,
+            )
+            parts.append((slice(first, last), batch))
+        return parts
+
+    def _draw_params(self, batch: Batch, chosen: NDArray[np.bool_]) -> None:
+        """Draw the randomised parameters of environments that are about to begin an episode."""
+        if not self.randomized:
+            return
+        envs = np.flatnonzero(chosen)
+        noise = torch.from_numpy(peek(batch.noise, envs, self._noise_size))
+        columns = noise[:, self._env.noise_size :].unbind(1)
+        for row, quantile, column in zip(
+            self._randomized_rows, self._quantiles.values(), columns, strict=True
+        ):
+            batch.params[row, envs] = quantile(column).numpy()
+
+    def _show(self, rows: NDArray[np.float32]) -> None:
+        """Write the randomised parameters, ``[n, R]``."""
+        for envs, batch in self._parts:
+            rows[envs] = batch.params[self._randomized_rows].T
+
+    def _bind(self, views: StepViews) -> Views:
+        if self._convert is None:
+            action = views.action[0].view()
+            # Actions come writable and not; the compiler would make a version for either.
+            action.flags.writeable = False
+        else:
+            action = self._convert(views.action).reshape(-1)
+        return Views(
+            action=action,
+            observation=views.observation[0],
+            reward=views.reward,
+            terminated=views.terminated,
+            truncated=views.truncated,
+            final_observation=views.final_observation[0],
+        )
+
+
+def _part(views: Views, envs: slice) -> Views:
+    return Views._make(array[envs] for array in views)
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise EnvError(f"{name} must be at least 1, got {value}")
+
+
+def _values(
+    env: TensorEnv[Any, Any], given: Mapping[str, Any], num_envs: int
+) -> NDArray[np.float32]:
+    """Return parameters ``[P]``, or ``[P, n]`` if some differ between environments."""
+    known = randomizable(env)
+    for name in given:
+        if name not in known:
+            raise EnvError(
+                f"'{env.spec.id}' has no parameter '{name}'{nearest(name, known)}; "
+                f"there are {', '.join(known)}"
+            )
+    values = {**env.defaults, **given}
+    columns = [_numbers(name, values[name], num_envs) for name in known]
+    return np.stack(np.broadcast_arrays(*columns)).astype(np.float32)
+
+
+def _numbers(name: str, value: object, num_envs: int) -> NDArray[np.float64]:
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full((), np.nan)
+    if numbers.shape not in ((), (num_envs,)) or not np.isfinite(numbers).all():
+        raise EnvError(
+            f"env.kwargs.{name}: expected a finite number, or {num_envs} of them, got {value!r}"
+        )
+    return numbers

@@ -1,0 +1,100 @@
+"""Classic control by id, and its registration with gymnasium under ``fastrl/``."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.vector import AutoresetMode
+
+from fastrl.envs.classic_control.batch import ClassicControlBatch, Options
+from fastrl.envs.classic_control.single import ClassicControlEnv
+from fastrl.envs.classic_control.vector import ClassicControlVectorEnv
+from fastrl.envs.tensor.make import TENSOR_ENVS
+
+NAMESPACE = "fastrl/"
+
+_OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"params"}
+
+
+def build(name: str, num_envs: int, **kwargs: Any) -> ClassicControlBatch:  # noqa: ANN401
+    """Build n environments by id, ``CartPole-v1`` or ``fastrl/CartPole-v1``.
+
+    Args:
+        name: The id.
+        num_envs: Number of environments, n.
+        **kwargs: Fields of `Options`, and parameters of the environment such as ``gravity``.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    return ClassicControlBatch(name.removeprefix(NAMESPACE), num_envs, _options(kwargs))
+
+
+def make_vec(
+    name: str,
+    num_envs: int,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    render_mode: str | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> ClassicControlVectorEnv:
+    """Build n environments as a vector environment.
+
+    Args:
+        name: The id.
+        num_envs: Number of environments, n.
+        autoreset_mode: When the next episode begins where one ended: in the same step, or in the
+            next one, whose action is then ignored.
+        render_mode: ``rgb_array``, or None where nothing is drawn.
+        **kwargs: Those of `build`.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    return ClassicControlVectorEnv(build(name, num_envs, **kwargs), autoreset_mode, render_mode)
+
+
+def make_single(
+    name: str,
+    render_mode: str | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> ClassicControlEnv:
+    """Build one environment without a time limit, which `gymnasium.make` adds.
+
+    Args:
+        name: The id.
+        render_mode: ``rgb_array``, or None where nothing is drawn.
+        **kwargs: Those of `build`.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    options = dataclasses.replace(_options(kwargs), max_episode_steps=2**31 - 1)
+    return ClassicControlEnv(
+        ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options), render_mode
+    )
+
+
+def register() -> None:
+    """Register every environment as ``fastrl/<id>`` with gymnasium; again does nothing."""
+    for name in TENSOR_ENVS:
+        if NAMESPACE + name in gymnasium.registry:
+            continue
+        original = gymnasium.spec(name)
+        gymnasium.register(
+            NAMESPACE + name,
+            entry_point=partial(make_single, name),
+            vector_entry_point=partial(make_vec, name),
+            reward_threshold=original.reward_threshold,
+            max_episode_steps=original.max_episode_steps,
+        )
+
+
+def _options(kwargs: dict[str, Any]) -> Options:
+    options = {key: kwargs[key] for key in kwargs if key in _OPTIONS}
+    return Options(params={key: kwargs[key] for key in kwargs if key not in _OPTIONS}, **options)
+
+
+register()

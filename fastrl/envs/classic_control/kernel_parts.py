@@ -1,0 +1,165 @@
+"""What the loops of `kernels` are made of: parameters, trigonometry and random numbers, compiled.
+
+Floats are float32 throughout. Numba's cache on disk does not notice changes here: touch
+``kernels.py`` after any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+from numba import float32 as f32
+from numba import int32, njit, types, uint64
+from numba.extending import overload
+from numpy.typing import NDArray
+
+_TWO_PI_1 = f32(6.28125)
+_TWO_PI_2 = f32(2 * math.pi - 6.28125)
+_TURNS = f32(1 / (2 * math.pi))
+_QUARTERS = f32(2 / math.pi)
+# A quarter turn in three parts: products of the first two with small integers are exact.
+_QUARTER_1, _QUARTER_2, _QUARTER_3 = f32(1.5703125), f32(4.837512969970703e-4), f32(7.549789949e-8)
+
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile on the first call, without the GIL; later processes find the result on disk.
+
+    ``contract`` lets a product and a sum be rounded once. Nothing is reordered, and NaN and
+    infinity keep their meaning. Divisions by zero are not checked: that would rule out vectors.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return cast(Callable[..., Any], njit(cache=True, **options)(function))
+    except RuntimeError:
+        # No directory can be written, so each process compiles for itself.
+        return cast(Callable[..., Any], njit(**options)(function))
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as part of every caller: a loop that calls something is no vector loop."""
+    return cast(
+        Callable[..., Any],
+        njit(forceinline=True, error_model="numpy", fastmath={"contract"})(function),
+    )
+
+
+def column(params: NDArray[Any], row: int, first: int, last: int) -> Any:  # noqa: ANN401
+    """Return a parameter of environments first to last: one number if shared, else an array.
+
+    Args:
+        params: ``[P]`` if shared, ``[P, n]`` if each environment has its own.
+        row: Which parameter.
+        first: First environment.
+        last: One after the last environment.
+    """
+
+
+@overload(column, strict=False)
+def _column(params: Any, row: Any, first: Any, last: Any) -> Any:  # noqa: ANN401
+    if params.ndim == 1:
+        return lambda params, row, first, last: params[row]
+    return lambda params, row, first, last: params[row, first:last]
+
+
+def at(parameter: Any, index: int) -> Any:  # noqa: ANN401
+    """Return a parameter, as `column` returned it, of the environment at ``index``."""
+
+
+@overload(at, strict=False)
+def _at(parameter: Any, index: Any) -> Any:  # noqa: ANN401
+    if isinstance(parameter, types.Array):
+        return lambda parameter, index: parameter[index]
+    return lambda parameter, index: parameter
+
+
+@inlined
+def nearest(x: float) -> int:
+    """Round to the nearest integer, int32."""
+    return int32(x + (f32(0.5) if x >= f32(0) else f32(-0.5)))  # type: ignore[call-overload, no-any-return]
+
+
+@inlined
+def sincos(angle: float) -> tuple[float, float]:
+    """Return sine and cosine of an angle in rad, within 1.2e-7 for up to a thousand turns.
+
+    The polynomials are those of Cephes' single-precision functions (Moshier 1989), for an eighth
+    of a turn to both sides.
+    """
+    quarter = nearest(angle * _QUARTERS)
+    count = f32(quarter)
+    x = ((angle - count * _QUARTER_1) - count * _QUARTER_2) - count * _QUARTER_3
+    z = x * x
+    sine = f32(-1.6666654611e-1) + z * (f32(8.3321608736e-3) + z * f32(-1.9515295891e-4))
+    sine = x + x * z * sine
+    cosine = f32(4.166664568e-2) + z * (f32(-1.388731625e-3) + z * f32(2.443315711e-5))
+    cosine = f32(1) - f32(0.5) * z + z * z * cosine
+    swapped = (quarter & 1) != 0
+    s = cosine if swapped else sine
+    c = sine if swapped else cosine
+    return (-s if (quarter & 2) != 0 else s), (-c if ((quarter + 1) & 2) != 0 else c)
+
+
+@inlined
+def wrapped(angle: float) -> float:
+    """Return the same angle within ± π, in rad."""
+    turns = f32(nearest(angle * _TURNS))
+    return (angle - turns * _TWO_PI_1) - turns * _TWO_PI_2  # type: ignore[no-any-return]
+
+
+@inlined
+def clipped(x: float, bound: float) -> float:
+    """Return the number within ± bound that is nearest to x."""
+    return min(max(x, -bound), bound)
+
+
+def drawn(noise: NDArray[Any], env: int, index: int) -> Any:  # noqa: ANN401
+    """Return random number ``index`` of the episode that an environment begins, in [0, 1).
+
+    Args:
+        noise: float32 ``[n, size]``: the numbers themselves; or uint64 ``[2, n]``: the key of each
+            environment's stream, and how many numbers were taken from it before.
+        env: Which environment.
+        index: Which number.
+    """
+
+
+@overload(drawn, strict=False)
+def _drawn(noise: Any, env: Any, index: Any) -> Any:  # noqa: ANN401
+    if noise.dtype != types.uint64:
+        return lambda noise, env, index: noise[env, index]
+
+    def of_stream(noise: NDArray[Any], env: int, index: int) -> Any:  # noqa: ANN401
+        # SplitMix64 (Steele, Lea and Flood 2014), as in `streams`.
+        z = noise[0, env] + (noise[1, env] + uint64(index) + uint64(1)) * uint64(GOLDEN)
+        z = (z ^ (z >> uint64(30))) * uint64(MIX_1)
+        z = (z ^ (z >> uint64(27))) * uint64(MIX_2)
+        return f32((z ^ (z >> uint64(31))) >> uint64(40)) * f32(2**-24)
+
+    return of_stream
+
+
+def move_on(noise: NDArray[Any], env: int, size: int) -> None:
+    """Take ``size`` numbers from an environment's stream; nothing where noise is given."""
+
+
+@overload(move_on, strict=False)
+def _move_on(noise: Any, env: Any, size: Any) -> Any:  # noqa: ANN401
+    if noise.dtype != types.uint64:
+        return lambda noise, env, size: None
+
+    def of_stream(noise: NDArray[Any], env: int, size: int) -> None:
+        noise[1, env] += uint64(size)
+
+    return of_stream
+
+
+@compiled
+def between(noise: NDArray[Any], env: int, index: int, low: float, high: float) -> Any:  # noqa: ANN401
+    """Return a random number in [low, high); see `drawn`."""
+    return low + (high - low) * drawn(noise, env, index)

@@ -1,0 +1,146 @@
+"""Pictures of states, drawn by gymnasium's own environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.classic_control import (
+    AcrobotEnv,
+    CartPoleEnv,
+    Continuous_MountainCarEnv,
+    MountainCarEnv,
+    PendulumEnv,
+)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.envs.lookup import nearest
+from fastrl.errors import EnvError
+
+Frame = NDArray[np.uint8]
+
+_INSTALL = "pip install 'fastrl[video]'"
+_ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
+    "Acrobot-v1": AcrobotEnv,
+    "CartPole-v1": CartPoleEnv,
+    "MountainCar-v0": MountainCarEnv,
+    "MountainCarContinuous-v0": Continuous_MountainCarEnv,
+    "Pendulum-v1": PendulumEnv,
+}
+FRAMES_PER_S = {name: int(env.metadata["render_fps"]) for name, env in _ENVS.items()}  # type: ignore[attr-defined]
+"""Frames that make a second, by id."""
+
+# Parameters that show, and what gymnasium calls them.
+_SHOWN = {
+    "Acrobot-v1": {"length1": "LINK_LENGTH_1"},
+    "CartPole-v1": {"length": "length", "x_threshold": "x_threshold"},
+    "MountainCar-v0": {"goal_position": "goal_position"},
+    "MountainCarContinuous-v0": {"goal_position": "goal_position"},
+    "Pendulum-v1": {},
+}
+
+
+class Renderer:
+    """Draws states of one environment's tensor program."""
+
+    def __init__(self, name: str) -> None:
+        """Prepare to draw.
+
+        Args:
+            name: Id, such as ``CartPole-v1``.
+
+        Raises:
+            EnvError: There is no such environment.
+        """
+        if name not in _ENVS:
+            raise EnvError(f"cannot draw '{name}'{nearest(name, _ENVS)}")
+        self._name = name
+        self._env: Any = _ENVS[name](render_mode="rgb_array")
+
+    def render(
+        self,
+        state: Any,  # noqa: ANN401
+        index: int | None = None,
+        params: Any = None,  # noqa: ANN401
+        torque: float | None = None,
+    ) -> Frame:
+        """Return the picture ``[height, width, 3] uint8`` of a state.
+
+        Args:
+            state: State of the tensor program.
+            index: Which of n environments; None for a state without a batch axis.
+            params: Parameters, which may show in the picture; None for the defaults.
+            torque: Torque of the step that led here, for Pendulum to draw.
+
+        Raises:
+            EnvError: A package for drawing is missing.
+        """
+        state = getattr(state, "inner", state)
+        *quantities, _ = (_number(quantity, index) for quantity in state)
+        self._env.state = np.array(quantities)
+        if params is not None:
+            for name, theirs in _SHOWN[self._name].items():
+                setattr(self._env, theirs, _number(getattr(params, name), index))
+        if self._name == "Pendulum-v1":
+            bound = self._env.max_torque
+            self._env.last_u = None if torque is None else max(-bound, min(torque, bound))
+        try:
+            return np.asarray(self._env.render(), np.uint8)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise EnvError(
+                f"drawing '{self._name}' needs the package 'pygame': {_INSTALL}"
+            ) from error
+
+    def close(self) -> None:
+        """Free what drawing took; safe to call twice."""
+        self._env.close()
+
+
+def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
+    """Write pictures as an animation.
+
+    Args:
+        frames: ``[height, width, 3] uint8`` each.
+        path: Ends in .gif or .mp4.
+        fps: Pictures per second.
+
+    Raises:
+        EnvError: The format is unknown, or a package for it is missing.
+    """
+    import imageio.v2 as imageio
+
+    match path.suffix.lower():
+        case ".gif":
+            writer = imageio.get_writer(path, format="GIF", duration=1000 / fps, loop=0)
+        case ".mp4":
+            if find_spec("imageio_ffmpeg") is None:
+                raise EnvError(f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}")
+            writer = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
+        case _:
+            raise EnvError(f"'{path}' must end in .gif or .mp4")
+    with closing(writer):
+        for frame in frames:
+            writer.append_data(frame)
+
+
+def checked_render_mode(mode: str | None) -> str | None:
+    """Return a render mode that is known.
+
+    Raises:
+        EnvError: It is not.
+    """
+    if mode not in (None, "rgb_array"):
+        raise EnvError(f"render_mode must be 'rgb_array' or None, got '{mode}'")
+    return mode
+
+
+def _number(quantity: Tensor, index: int | None) -> float:
+    if index is None or quantity.ndim == 0:
+        return float(quantity)
+    return float(quantity[index])

@@ -1,0 +1,286 @@
+"""n Crafter worlds behind `BatchedEnv`, stepped by one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.crafter_native import rules
+from fastrl.envs.crafter_native.daylight import Daylight
+from fastrl.envs.crafter_native.kernels import (
+    Game,
+    Outcome,
+    Screens,
+    load_kernels,
+    reset_worlds,
+    step_worlds,
+)
+from fastrl.envs.crafter_native.options import CrafterOptions
+from fastrl.envs.crafter_native.render import render_scratch
+from fastrl.envs.crafter_native.state import allocate
+from fastrl.envs.crafter_native.textures import SPRITES, Geometry, draw_pictures, geometry
+from fastrl.envs.crafter_native.world import PLAYER_INDEX
+from fastrl.envs.crafter_native.worldgen import world_scratch
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+ID = "fastrl/Crafter-v1"
+_NO_LIMIT = 2**31 - 1
+_MAX_SEED = 2**31 - 1
+
+
+class CrafterBatch:
+    """Steps n Crafter worlds (Hafner, 2021) whose every observation is the original's.
+
+    With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
+    equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order
+    depends on memory addresses; here, as in `fastrl.envs.crafter`, they are in the order in which
+    they came to their chunk.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+        finished_episodes: Episodes that ended since the last `reset`.
+        unlocked_episodes: ``[22] int64``: in how many of them each achievement was reached.
+    """
+
+    def __init__(self, num_envs: int, options: CrafterOptions | None = None) -> None:
+        """Draw the textures, allocate the worlds and compile what steps them.
+
+        The first start on a machine compiles (about 20 s), later ones load from the disk.
+
+        Args:
+            num_envs: Number of environments, n.
+            options: What the worlds are like; the original's defaults if None.
+
+        Raises:
+            EnvError: The view and the image do not fit together.
+        """
+        options = options or CrafterOptions()
+        self.num_envs = num_envs
+        layout = geometry(options.view, options.size)
+        self.spec = _spec(options, layout)
+        self._rewarded = options.reward
+        self._symbolic = options.symbolic
+        self._row = (options.size[1], 3 * options.size[0])
+        self._worlds = allocate(num_envs, options.area)
+        self._daylight = Daylight()
+        pictures = draw_pictures(layout)
+        self._game = Game(
+            reach=2 * max(options.view),
+            length=options.length or _NO_LIMIT,
+            daylight=self._daylight.table,
+            symbolic=options.symbolic,
+            layout=layout,
+            pictures=pictures,
+            render_scratch=render_scratch(pictures),
+            world_scratch=world_scratch(options.area),
+        )
+        self._outcome = Outcome(
+            reward=np.zeros(num_envs),
+            terminated=np.zeros(num_envs, np.bool_),
+            truncated=np.zeros(num_envs, np.bool_),
+            achievements=np.zeros((num_envs, rules.NUM_ACHIEVEMENTS), np.int32),
+        )
+        self._actions = np.zeros(num_envs, np.int64)
+        # Seeds of the random streams of the episodes that follow the present ones.
+        self._next_seeds = np.zeros(num_envs, np.int64)
+        self._seeds: list[int] = []
+        self._episodes: list[int] = []
+        # At least as many steps as any world has taken in its episode.
+        self._most_steps = 0
+        self.finished_episodes = 0
+        self.unlocked_episodes = np.zeros(rules.NUM_ACHIEVEMENTS, np.int64)
+        load_kernels(self._worlds, self._game, self._outcome, self._screens(()))
+
+    @property
+    def achievements(self) -> NDArray[np.int32]:
+        """``[n, 22]``: how often each achievement was reached in each last finished episode."""
+        return self._outcome.achievements.copy()
+
+    @property
+    def score(self) -> float:
+        """Crafter's score of the finished episodes in percent: see Hafner (2021), section 4.2.
+
+        The geometric mean over achievements of 1 + success rate in percent, less 1; 0 before an
+        episode has ended.
+        """
+        rates = 100 * self.unlocked_episodes / max(1, self.finished_episodes)
+        return float(np.exp(np.log1p(rates).mean()) - 1)
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        Environment i shows what ``crafter.Env(seed=seeds[i]).reset()`` shows, and its later
+        episodes are those that follow there.
+
+        Raises:
+            EnvError: There is not one seed per environment.
+        """
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        self._seeds = [int(seed) for seed in seeds]
+        self._episodes = [0] * self.num_envs
+        self.finished_episodes = 0
+        self.unlocked_episodes[:] = 0
+        self._outcome.achievements[:] = 0
+        for index in range(self.num_envs):
+            self._plan(index)
+        self.restart(observation)
+
+    def restart(self, observation: Rows) -> None:
+        """Start the next episode in every environment, as ``crafter.Env.reset`` does.
+
+        Raises:
+            EnvError: The environments were never reset.
+        """
+        self._check_seeded()
+        starting = self._next_seeds.copy()
+        for index in range(self.num_envs):
+            self._plan(index)
+        self._most_steps = 0
+        rows = tuple(map(np.ascontiguousarray, observation))
+        reset_worlds(self._worlds, self._game, starting, self._screens(rows))
+        _copy_back(rows, observation)
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: An action is none of the 17; names the environment's index. None was stepped.
+                Or the environments were never reset.
+        """
+        self._check_seeded()
+        self._see_ahead()
+        np.copyto(self._actions, views.action[0])
+        rows = tuple(map(np.ascontiguousarray, views.observation))
+        final_rows = tuple(map(np.ascontiguousarray, views.final_observation))
+        outcome = self._outcome
+        ended = step_worlds(
+            self._worlds,
+            self._game,
+            self._actions,
+            self._next_seeds,
+            outcome,
+            self._screens(rows),
+            self._screens(final_rows),
+        )
+        if ended < 0:
+            index = -1 - ended
+            raise EnvError(
+                f"env {index} of '{self.spec.id}': action {self._actions[index]} is not one of "
+                f"0 to {rules.NUM_ACTIONS - 1}"
+            )
+        _copy_back(rows, views.observation)
+        _copy_back(final_rows, views.final_observation)
+        views.reward[:] = outcome.reward if self._rewarded else 0.0
+        views.terminated[:] = outcome.terminated
+        views.truncated[:] = outcome.truncated
+        if ended:
+            self._count(np.flatnonzero(outcome.terminated | outcome.truncated))
+
+    def info(self) -> dict[str, NDArray[Any]]:
+        """Return what the last step and the worlds now know, one row per environment.
+
+        ``reward`` (also where steps are not rewarded), ``final_achievements`` of the last finished
+        episode; of the present one ``achievements`` and ``inventory``, counts in crafter's order,
+        ``player_pos`` (x, y) and ``steps``.
+        """
+        worlds = self._worlds
+        player = worlds.objects[:, PLAYER_INDEX]
+        return {
+            "reward": self._outcome.reward.copy(),
+            "final_achievements": self.achievements,
+            "achievements": worlds.achievements.copy(),
+            "inventory": worlds.inventory.copy(),
+            "player_pos": np.stack([player["x"], player["y"]], axis=1),
+            "steps": worlds.record["steps"].copy(),  # type: ignore[index]
+        }
+
+    def semantic(self) -> NDArray[np.uint8]:
+        """Return ``[n, width, height]``: ``info["semantic"]`` of the original, for each world.
+
+        Materials as in the original's map, and 13 to 18 for player, cow, zombie, skeleton, arrow
+        and plant.
+        """
+        maps = self._worlds.material.copy()
+        envs, xs, ys = np.nonzero(self._worlds.object_at)
+        kinds = self._worlds.objects["kind"][envs, self._worlds.object_at[envs, xs, ys]]
+        maps[envs, xs, ys] = rules.NUM_MATERIALS - 1 + kinds
+        return maps
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def _check_seeded(self) -> None:
+        if not self._seeds:
+            raise EnvError(f"'{self.spec.id}' must be reset with seeds before anything else")
+
+    def _plan(self, index: int) -> None:
+        """Draw the seed of an environment's next episode as the original does."""
+        self._episodes[index] += 1
+        key = (self._seeds[index], self._episodes[index])
+        self._next_seeds[index] = hash(key) % _MAX_SEED
+
+    def _see_ahead(self) -> None:
+        """Make the daylight known for the step that comes."""
+        self._most_steps += 1
+        if self._most_steps < len(self._daylight.table):
+            return
+        self._most_steps = 1 + int(self._worlds.record["steps"].max())  # type: ignore[index]
+        if self._most_steps >= len(self._daylight.table):
+            self._daylight.extend(self._most_steps)
+            self._game = self._game._replace(daylight=self._daylight.table)
+
+    def _count(self, ended: NDArray[np.intp]) -> None:
+        self.finished_episodes += len(ended)
+        self.unlocked_episodes += (self._outcome.achievements[ended] > 0).sum(axis=0)
+        for index in ended.tolist():
+            self._plan(index)
+
+    def _screens(self, rows: Rows) -> Screens:
+        """Return rows as kernels take them: of one type each, whatever is observed."""
+        image, shown = _NO_IMAGES, (_NO_INVENTORY, _NO_MAPS, _NO_DAYLIGHT)
+        if rows and self._symbolic:
+            daylight, inventory, cells = rows
+            shown = (inventory, cells, daylight)
+        elif rows:
+            image = rows[0].reshape(self.num_envs, *self._row)
+        return Screens(image=image, inventory=shown[0], map=shown[1], daylight=shown[2])
+
+
+_NO_IMAGES = np.zeros((0, 0, 0), np.uint8)
+_NO_MAPS = np.zeros((0, 0, 0, 2), np.uint8)
+_NO_INVENTORY = np.zeros((0, rules.NUM_ITEMS), np.uint8)
+_NO_DAYLIGHT = np.zeros((0, 1), np.float32)
+
+
+def _copy_back(contiguous: Rows, rows: Rows) -> None:
+    """Copy what was written where rows had to be copied to be contiguous."""
+    for source, target in zip(contiguous, rows, strict=True):
+        if source is not target:
+            target[:] = source
+
+
+def _spec(options: CrafterOptions, layout: Geometry) -> EnvSpec:
+    observation: spaces.Space[Any]
+    if options.symbolic:
+        columns, rows = layout.grid
+        symbols = np.empty((rows, columns, 2), np.uint8)
+        symbols[:] = (rules.NUM_MATERIALS - 1, len(SPRITES) - 1)
+        observation = spaces.Dict(
+            {
+                "daylight": spaces.Box(0, 1, (1,), np.float32),
+                "inventory": spaces.Box(0, rules.ITEM_MAX.astype(np.uint8), dtype=np.uint8),
+                "map": spaces.Box(np.zeros_like(symbols), symbols, dtype=np.uint8),
+            }
+        )
+    else:
+        observation = spaces.Box(0, 255, (options.size[1], options.size[0], 3), np.uint8)
+    actions = spaces.Discrete(rules.NUM_ACTIONS)
+    return EnvSpec(ID, observation, actions, max_episode_steps=options.length or None)

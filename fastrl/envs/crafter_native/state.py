@@ -1,0 +1,162 @@
+"""What the state of a world consists of, for one environment and for n of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.crafter_native.compiled import inlined
+from fastrl.envs.crafter_native.rng import STREAM_WORDS
+from fastrl.envs.crafter_native.rules import (
+    CHUNK,
+    NUM_ACHIEVEMENTS,
+    NUM_ITEMS,
+    NUM_KINDS,
+    NUM_MATERIALS,
+)
+
+REMOVED_BEFORE_COMPACTION = 32
+
+
+class Record(Protocol):
+    """The numbers of a world that are not arrays; a record of `RECORD`.
+
+    Attributes:
+        steps: Steps since the episode began.
+        episode: Episodes begun since the environment was seeded.
+        num_objects: Entries in use at the start of `World.objects`, removed ones among them.
+        num_removed: Removed ones among them.
+        num_joins: How often any object joined a chunk.
+        num_chunks: Chunks that have held an object so far.
+        reward_health: The player's health when the last reward was computed.
+        last_health: The player's health at the end of its last update.
+        facing_x, facing_y: Where the player looks.
+        sleeping: Whether it sleeps.
+        hunger, thirst, fatigue, recover: Counters towards a change of food, drink, energy, health.
+    """
+
+    steps: int
+    episode: int
+    num_objects: int
+    num_removed: int
+    num_joins: int
+    num_chunks: int
+    reward_health: int
+    last_health: int
+    facing_x: int
+    facing_y: int
+    sleeping: bool
+    hunger: float
+    thirst: float
+    fatigue: float
+    recover: float
+
+
+class Thing(Protocol):
+    """One object of a world; a record of `OBJECT`.
+
+    Attributes:
+        kind: What it is, 0 once it is removed.
+        x, y: Its cell.
+        health: Its health, except the player's, which is an item of its inventory.
+        timer: The zombie's cooldown, the skeleton's reload, the age of the plant.
+        facing_x, facing_y: Where an arrow flies.
+        chunk: The chunk it is in.
+        joined: `Record.num_joins` when it joined the chunk, which orders the chunk's objects.
+    """
+
+    kind: int
+    x: int
+    y: int
+    health: int
+    timer: int
+    facing_x: int
+    facing_y: int
+    chunk: int
+    joined: int
+
+
+def _dtype(protocol: type) -> np.dtype[Any]:
+    stored = {"int": np.int32, "float": np.float64, "bool": np.bool_}
+    fields = [(name, stored[kind]) for name, kind in protocol.__annotations__.items()]
+    return np.dtype(fields, align=True)
+
+
+RECORD = _dtype(Record)
+OBJECT = _dtype(Thing)
+
+
+class World(NamedTuple):
+    """The state of one environment; with a leading axis of n, of all of them.
+
+    Attributes:
+        record: Single numbers.
+        material: ``[width, height] uint8``.
+        object_at: ``[width, height] int32``: index of the object on each cell, 0 where there is
+            none.
+        objects: ``[capacity]`` of `OBJECT`, in the order in which they came; the first entry is
+            none, the second the player.
+        inventory: ``[items] int32``.
+        achievements: ``[achievements] int32``: how often each was reached in this episode.
+        unlocked: ``[achievements] bool``: those that have been rewarded.
+        chunk_order: ``[chunks] int32``: chunks in the order in which each first held an object.
+        chunk_kinds: ``[chunks, kinds] int32``: objects of each kind.
+        chunk_materials: ``[chunks, materials] int32``: cells of each material.
+        stream: ``[625] uint32``: the random stream.
+    """
+
+    record: Record
+    material: NDArray[np.uint8]
+    object_at: NDArray[np.int32]
+    objects: Any
+    inventory: NDArray[np.int32]
+    achievements: NDArray[np.int32]
+    unlocked: NDArray[np.bool_]
+    chunk_order: NDArray[np.int32]
+    chunk_kinds: NDArray[np.int32]
+    chunk_materials: NDArray[np.int32]
+    stream: NDArray[np.uint32]
+
+
+def allocate(num_envs: int, area: tuple[int, int]) -> World:
+    """Return the state of ``num_envs`` worlds of an area; pages that no world uses stay unmapped.
+
+    There is room for an object on every cell, for as many that were removed, and for what one
+    step may add: one for each object, and one of each creature in each chunk.
+    """
+    cells = area[0] * area[1]
+    chunks = -(-area[0] // CHUNK) * -(-area[1] // CHUNK)
+    capacity = 2 * (cells + 1) + 3 * chunks + REMOVED_BEFORE_COMPACTION
+    return World(
+        record=np.zeros(num_envs, RECORD),  # type: ignore[arg-type]
+        material=np.zeros((num_envs, *area), np.uint8),
+        object_at=np.zeros((num_envs, *area), np.int32),
+        objects=np.zeros((num_envs, capacity), OBJECT),
+        inventory=np.zeros((num_envs, NUM_ITEMS), np.int32),
+        achievements=np.zeros((num_envs, NUM_ACHIEVEMENTS), np.int32),
+        unlocked=np.zeros((num_envs, NUM_ACHIEVEMENTS), np.bool_),
+        chunk_order=np.zeros((num_envs, chunks), np.int32),
+        chunk_kinds=np.zeros((num_envs, chunks, NUM_KINDS), np.int32),
+        chunk_materials=np.zeros((num_envs, chunks, NUM_MATERIALS), np.int32),
+        stream=np.zeros((num_envs, STREAM_WORDS), np.uint32),
+    )
+
+
+@inlined
+def world_of(worlds: World, index: int) -> World:
+    """Return the views of one environment's state."""
+    return World(
+        worlds.record[index],  # type: ignore[index]
+        worlds.material[index],
+        worlds.object_at[index],
+        worlds.objects[index],
+        worlds.inventory[index],
+        worlds.achievements[index],
+        worlds.unlocked[index],
+        worlds.chunk_order[index],
+        worlds.chunk_kinds[index],
+        worlds.chunk_materials[index],
+        worlds.stream[index],
+    )

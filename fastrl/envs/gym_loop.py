@@ -1,0 +1,170 @@
+"""n single gymnasium environments behind `BatchedEnv`: the loop that makes any environment run.
+
+Python spends its time per environment here, so the loop holds only what each environment needs:
+actions, observations, rewards and flags cross in whole batches, and time limits are deadlines
+that one comparison per batch watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.rows import ObservationWriter
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+_NEVER = 2**63 - 1
+
+
+class GymLoop:
+    """Steps gymnasium environments one after the other, in this thread.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[gymnasium.Env[Any, Any]],
+        spec: EnvSpec,
+        *,
+        time_limit: int | None = None,
+        action_bounds: ActionBounds = "clip",
+    ) -> None:
+        """Take over ``envs``, which are closed by `close`.
+
+        Args:
+            envs: Environments with the spaces of ``spec``.
+            spec: What each of them observes and accepts.
+            time_limit: Steps after which this loop truncates an episode; None leaves time limits
+                to the environments.
+            action_bounds: How actions are kept inside a bounded ``Box``.
+
+        Raises:
+            SpaceError: A space is unsupported, or cannot be squashed.
+        """
+        self.spec = spec
+        self.num_envs = len(envs)
+        self._envs = list(envs)
+        self._steps = [env.step for env in envs]
+        self._split = ActionConverter(spec.action_space, action_bounds).split
+        self._writer = ObservationWriter(spec.observation_space)
+        self._limit = time_limit or _NEVER
+        # Steps of the whole batch so far, the count at which each episode's time is up, and the
+        # earliest of those, or less: it is found anew only when it is reached.
+        self._clock = 0
+        self._deadlines = [self._limit] * self.num_envs
+        self._next_deadline = self._limit
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        Raises:
+            EnvError: An environment raised, or its observation does not fit; names it by index.
+        """
+        for index, seed in enumerate(seeds):
+            self._writer.write_one(index, self._reset_env(index, int(seed)), observation)
+        self._clock = 0
+        self._deadlines = [self._limit] * self.num_envs
+        self._next_deadline = self._limit
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: An environment raised or broke its contract; names it by index.
+        """
+        actions = self._split(views.action)
+        observations: list[Any] = []
+        rewards: list[Any] = []
+        ended: list[tuple[int, bool]] = []
+        add_observation, add_reward = observations.append, rewards.append
+        try:
+            for step, action in zip(self._steps, actions, strict=True):
+                observation, reward, terminated, truncated, _ = step(action)
+                add_observation(observation)
+                add_reward(reward)
+                if terminated or truncated:
+                    ended.append((len(rewards) - 1, bool(terminated)))
+        except Exception as error:
+            self._blame_step(len(rewards), actions, error)
+
+        views.terminated.fill(False)
+        views.truncated.fill(False)
+        self._clock += 1
+        if self._clock >= self._next_deadline:
+            self._add_timed_out(ended)
+        if ended:
+            self._restart(ended, observations, views)
+        self._writer.write_all(observations, views.observation)
+        _write_rewards(rewards, views.reward)
+
+    def close(self) -> None:
+        """Close all environments; safe to call twice."""
+        envs, self._envs, self._steps = self._envs, [], []
+        for env in envs:
+            env.close()
+
+    def _add_timed_out(self, ended: list[tuple[int, bool]]) -> None:
+        already = {index for index, _ in ended}
+        late = [i for i, deadline in enumerate(self._deadlines) if deadline <= self._clock]
+        ended.extend((index, False) for index in late if index not in already)
+        later = (deadline for deadline in self._deadlines if deadline > self._clock)
+        self._next_deadline = min(later, default=self._clock + self._limit)
+
+    def _restart(
+        self, ended: list[tuple[int, bool]], observations: list[Any], views: StepViews
+    ) -> None:
+        """Store the last observation of each ended episode, and start the next one."""
+        for index, terminated in ended:
+            # Written before the reset: the environment may reuse the array it returned.
+            self._writer.write_one(index, observations[index], views.final_observation)
+            (views.terminated if terminated else views.truncated)[index] = True
+            observations[index] = self._reset_env(index, None)
+            self._deadlines[index] = self._clock + self._limit
+
+    def _reset_env(self, index: int, seed: int | None) -> Any:  # noqa: ANN401
+        try:
+            observation, _ = self._envs[index].reset(seed=seed)
+        except Exception as error:
+            raise EnvError(
+                f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {_brief(error)}"
+            ) from error
+        return observation
+
+    def _blame_step(self, index: int, actions: list[Any], error: Exception) -> NoReturn:
+        action = " ".join(str(actions[index]).split())
+        raise EnvError(
+            f"env {index} of '{self.spec.id}' raised in step({action}): {_brief(error)}"
+        ) from error
+
+
+def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
+    try:
+        row[:] = rewards
+        # The cheapest look for a NaN, which is also what NumPy makes of None.
+        if row.dot(row) >= 0:
+            return
+    except (TypeError, ValueError):
+        # Arrays of one number, perhaps.
+        pass
+    for index, reward in enumerate(rewards):
+        try:
+            row[index] = np.asarray(reward).item()
+        except (TypeError, ValueError):
+            row[index] = np.nan
+        if np.isnan(row[index]):
+            raise EnvError(f"env {index} returned the reward {reward!r}; expected a number")
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,217 @@
+"""Any third-party `gymnasium.vector.VectorEnv` behind `BatchedEnv`, in every autoreset mode.
+
+`BatchedEnv` resets in the step in which an episode ends. A vector environment in mode SAME_STEP
+does so itself. In modes NEXT_STEP and DISABLED the ended sub-environments are reset here, at once,
+by ``reset(options={"reset_mask": mask})``: left to itself, NEXT_STEP would spend the following step
+on the reset and ignore its action, which is no transition. Either way each sub-environment is reset
+once per episode, from its own random stream: its transitions are those of the single environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.rows import ObservationWriter
+from fastrl.errors import EnvError
+from fastrl.spaces import flatten
+from fastrl.spec import EnvSpec
+
+Rebuild = Callable[[Sequence[int]], "VectorEnv[Any, Any, Any]"]
+
+
+class GymVector:
+    """Steps a vector environment.
+
+    Attributes:
+        spec: What each sub-environment observes and accepts.
+        num_envs: Number of sub-environments, n.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        spec: EnvSpec,
+        *,
+        action_bounds: ActionBounds = "clip",
+        rebuild: Rebuild | None = None,
+    ) -> None:
+        """Take over ``env``, which is closed by `close`.
+
+        Args:
+            env: The vector environment.
+            spec: What each of its sub-environments observes and accepts.
+            action_bounds: How actions are kept inside a bounded ``Box``.
+            rebuild: Builds the vector environment anew from one seed per sub-environment, for
+                those that are seeded at construction and never after, such as EnvPool's.
+
+        Raises:
+            EnvError: ``env`` does not say how it resets.
+            SpaceError: A space is unsupported, or cannot be squashed.
+        """
+        self.spec = spec
+        self.num_envs = int(env.num_envs)
+        self._env: VectorEnv[Any, Any, Any] | None = env
+        self._rebuild = rebuild
+        self._mode = _autoreset_mode(env, spec.id)
+        self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
+        self._writer = ObservationWriter(spec.observation_space)
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every sub-environment; see `BatchedEnv.reset`.
+
+        A vector environment that takes a single seed gets the first of ``seeds``.
+
+        Raises:
+            EnvError: The vector environment raised, or its observation does not fit.
+        """
+        env = self._open()
+        try:
+            if self._rebuild is not None:
+                env.close()
+                self._env = env = self._rebuild(seeds)
+                first, _ = env.reset()
+            else:
+                first, _ = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
+        except Exception as error:
+            raise self._raised("reset", error) from error
+        self._write(first, observation)
+
+    def step(self, views: StepViews) -> None:
+        """Step every sub-environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: The vector environment raised or broke its contract.
+        """
+        actions = self._batch_actions(views.action)
+        try:
+            observation, reward, terminated, truncated, infos = self._open().step(actions)
+        except Exception as error:
+            raise self._raised("step", error) from error
+        np.copyto(views.reward, reward, casting="unsafe")
+        np.copyto(views.terminated, terminated, casting="unsafe")
+        np.greater(truncated, views.terminated, out=views.truncated)
+        self._write(observation, views.observation)
+        ended = views.terminated | views.truncated
+        if not ended.any():
+            return
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._write_final(infos, ended, views.final_observation)
+            return
+        for rows, final in zip(views.observation, views.final_observation, strict=True):
+            final[ended] = rows[ended]
+        self._restart(ended, views.observation)
+
+    def close(self) -> None:
+        """Close the vector environment; safe to call twice."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+    def _open(self) -> VectorEnv[Any, Any, Any]:
+        if self._env is None:
+            raise EnvError(f"'{self.spec.id}' was stepped or reset after it was closed")
+        return self._env
+
+    def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
+        """Reset the ended sub-environments and write their observations, and only theirs."""
+        env = self._open()
+        try:
+            observation = _reset_some(env, ended)
+        except Exception as error:
+            raise self._raised("reset(options={'reset_mask': …})", error) from error
+        arrays = [np.asarray(value) for value in flatten(self.spec.observation_space, observation)]
+        if len(arrays[0]) != self.num_envs:
+            for array, part in zip(rows, arrays, strict=True):
+                array[ended] = part
+            return
+        for array, whole in zip(rows, arrays, strict=True):
+            untouched = whole[~ended].astype(array.dtype, copy=False)
+            if not np.array_equal(array[~ended], untouched, equal_nan=array.dtype.kind == "f"):
+                raise EnvError(
+                    f"'{self.spec.id}' is in autoreset mode {self._mode.value} and ignores "
+                    "options['reset_mask'], so its transitions cannot be told from its resets; "
+                    "build it with autoreset_mode SameStep, or use the single environment"
+                )
+            array[ended] = whole[ended]
+
+    def _write(self, observation: Any, rows: Rows) -> None:  # noqa: ANN401
+        for array, value in zip(
+            rows, flatten(self.spec.observation_space, observation), strict=True
+        ):
+            found = np.asarray(value)
+            if found.shape != array.shape:
+                raise EnvError(
+                    f"'{self.spec.id}' returned observations of shape {found.shape}; "
+                    f"expected {array.shape}"
+                )
+            np.copyto(array, found, casting="unsafe")
+
+    def _write_final(self, infos: dict[str, Any], ended: NDArray[np.bool_], rows: Rows) -> None:
+        # The second name is that of gymnasium before 1.0.
+        found = infos.get("final_obs", infos.get("final_observation"))
+        if found is None:
+            raise EnvError(
+                f"'{self.spec.id}' is in autoreset mode SameStep and gave no infos['final_obs']"
+            )
+        if isinstance(found, np.ndarray) and found.dtype == object:
+            for index in np.flatnonzero(ended).tolist():
+                self._writer.write_one(index, found[index], rows)
+            return
+        values = flatten(self.spec.observation_space, found)
+        for array, value in zip(rows, values, strict=True):
+            array[ended] = np.asarray(value)[ended]
+
+    def _raised(self, where: str, error: Exception) -> EnvError:
+        text = " ".join(str(error).split())
+        return EnvError(f"'{self.spec.id}' raised in {where}: {type(error).__name__}: {text}")
+
+
+def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
+    mode = (env.metadata or {}).get("autoreset_mode")
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError:
+        allowed = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise EnvError(
+            f"'{name}' has metadata['autoreset_mode'] = {mode!r}; it must be one of {allowed}"
+        ) from None
+
+
+def _seed_argument(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> object:
+    base = env.unwrapped
+    numbers = [int(seed) for seed in seeds]
+    if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
+        return numbers
+    if type(base).__name__ == "AtariVectorEnv":
+        return np.array([number % 2**31 for number in numbers])
+    return numbers[0]
+
+
+def _reset_some(env: VectorEnv[Any, Any, Any], ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+    """Reset the sub-environments of ``ended``; may return observations of these, or of all."""
+    if isinstance(env, CartPoleVectorEnv):
+        return _reset_some_cartpoles(env, ended)
+    observation, infos = env.reset(options={"reset_mask": ended})
+    ids = infos.get("env_id")
+    if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):
+        raise EnvError(f"a partial reset returned environments out of order: {list(ids)}")
+    return observation
+
+
+def _reset_some_cartpoles(env: CartPoleVectorEnv, ended: NDArray[np.bool_]) -> NDArray[np.float32]:
+    # Gymnasium's vectorised CartPole knows no mask; this is what its next step would do.
+    if env.state is None:
+        raise EnvError("CartPoleVectorEnv was stepped before its first reset")
+    size = (4, int(ended.sum()))
+    env.state[:, ended] = env.np_random.uniform(env.low, env.high, size)
+    env.steps[ended] = 0
+    env.prev_done[ended] = False
+    return env.state.T.astype(np.float32)

@@ -1,0 +1,125 @@
+"""Names become objects: import paths, registered ids and optional packages, with clear errors."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from types import ModuleType
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+
+from fastrl.errors import EnvError
+
+_EXTRAS = {"ale_py": "atari", "gym": "gym", "envpool": "compare"}
+
+
+def attribute(path: str, key: str) -> Any:  # noqa: ANN401
+    """Return the object at ``package.module:name``.
+
+    Args:
+        path: Import path; the name may be dotted.
+        key: Where the user wrote it, such as ``env.wrappers``.
+
+    Raises:
+        EnvError: The path is malformed, the module cannot be imported or lacks the name.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise EnvError(f"{key}: '{path}' is no import path; write 'package.module:name'")
+    module = _import(module_name, f"{key}: '{path}'")
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        hint = nearest(name, (known for known in vars(module) if not known.startswith("_")))
+        raise EnvError(f"{key}: module '{module_name}' has no '{name}'{hint}") from None
+
+
+def factory(path: str, key: str) -> Callable[..., Any] | None:
+    """Return the callable at ``module:name``, or None where the module has no such callable.
+
+    Gymnasium writes ids the same way: the module is imported to register ``name``.
+
+    Raises:
+        EnvError: The module cannot be imported.
+    """
+    module_name, _, name = path.partition(":")
+    module = _import(module_name, f"{key}: '{path}'")
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if callable(found) else None
+
+
+def registered_spec(path: str) -> GymnasiumSpec:
+    """Return what gymnasium has registered under ``Id``, or under ``module:Id`` once imported.
+
+    Raises:
+        EnvError: The id is unknown; names the nearest one, or the extra that is missing.
+    """
+    module_name, _, name = path.rpartition(":")
+    if module_name:
+        _import(module_name, f"'{path}'")
+    if name not in gymnasium.registry:
+        _register_atari(name)
+    if name not in gymnasium.registry:
+        known = [*gymnasium.registry]
+        if not module_name:
+            raise EnvError(f"unknown environment '{name}'{nearest(name, known, cutoff=0.0)}")
+        known += vars(importlib.import_module(module_name))
+        raise EnvError(
+            f"module '{module_name}' neither has nor registers '{name}'{nearest(name, known)}"
+        )
+    return gymnasium.registry[name]
+
+
+def optional_package(name: str, needed_by: str) -> ModuleType:
+    """Import a package of one of fastrl's extras.
+
+    Raises:
+        EnvError: It is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise EnvError(
+            f"'{needed_by}' needs the package '{name}': pip install 'fastrl[{_EXTRAS[name]}]'"
+        ) from None
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``; did you mean '…'?`` with the known name most like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def takes_argument(function: Callable[..., Any], name: str) -> bool:
+    """Return whether ``function`` names ``name`` among its parameters."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _import(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if getattr(error, "name", None) in _EXTRAS:
+            return optional_package(str(error.name), where)
+        raise EnvError(f"{where}: module '{name}' cannot be imported: {error}") from error
+
+
+def _register_atari(name: str) -> None:
+    if name.startswith("ALE/"):
+        gymnasium.register_envs(optional_package("ale_py", name))
+    elif importlib.util.find_spec("ale_py") is not None:
+        # The names from before the namespace, such as BreakoutNoFrameskip-v4.
+        gymnasium.register_envs(importlib.import_module("ale_py"))

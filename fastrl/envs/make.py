@@ -1,0 +1,304 @@
+"""The only place that builds an environment from an id.
+
+An id is one of
+
+- a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` where importing the module registers
+  it; ALE's ids need no module, and ``Crafter-v1`` (also ``crafter.Env``) is registered here;
+- a factory ``package.module:function``, or a callable. It is called with the keyword arguments,
+  with ``num_envs`` and ``seeds`` where it names them, and with ``max_episode_steps`` and
+  ``randomize`` where it names them and they are configured. It returns a gymnasium or old gym
+  environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`;
+- ``gym:Id``, registered with old gym;
+- ``vector:Id``, the vector environment that gymnasium has registered under the id;
+- ``envpool:Id``, EnvPool's environment of that name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
+
+import gymnasium
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.gym_loop import GymLoop
+from fastrl.envs.gym_vector import GymVector
+from fastrl.envs.legacy_gym import LegacyGymEnv, is_legacy_env
+from fastrl.envs.lookup import (
+    attribute,
+    factory,
+    nearest,
+    optional_package,
+    registered_spec,
+    takes_argument,
+)
+from fastrl.errors import EnvError, FastrlError
+from fastrl.spaces import observation_specs
+from fastrl.spec import EnvSpec
+
+if TYPE_CHECKING:
+    from fastrl.config import EnvConfig
+
+Env = gymnasium.Env[Any, Any]
+
+_ALIASES = {"crafter.Env": "Crafter-v1", "crafter:Env": "Crafter-v1", "Crafter": "Crafter-v1"}
+if "Crafter-v1" not in gymnasium.registry:
+    gymnasium.register(
+        "Crafter-v1",
+        entry_point="fastrl.envs.crafter:CrafterEnv",
+        max_episode_steps=10_000,
+        kwargs={"length": None},
+    )
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Builds environments of one kind; travels to workers by cloudpickle.
+
+    Attributes:
+        id: What to build; see this module's docstring.
+        kwargs: Keyword arguments for the environment.
+        wrappers: Wrappers ``package.module:callable``, applied in this order, the last outermost.
+        max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
+        action_bounds: How actions are kept inside a bounded ``Box``.
+        randomize: For factories that take an argument of this name; refused by other ids.
+    """
+
+    id: str | Callable[..., Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[str] = ()
+    max_episode_steps: int | None = None
+    action_bounds: ActionBounds = "clip"
+    randomize: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: EnvConfig) -> EnvFactory:
+        """Return the factory that the configuration's section ``env`` describes."""
+        return cls(**{each.name: getattr(config, each.name) for each in dataclasses.fields(cls)})
+
+    @property
+    def name(self) -> str:
+        """The id, or the import path of the callable."""
+        if isinstance(self.id, str):
+            return self.id
+        return f"{self.id.__module__}:{getattr(self.id, '__qualname__', type(self.id).__name__)}"
+
+    def single(self, **kwargs: Any) -> Env:  # noqa: ANN401
+        """Build one gymnasium environment, with its time limit, to evaluate or to record.
+
+        Args:
+            **kwargs: Take precedence over the factory's own, ``render_mode`` for instance.
+
+        Raises:
+            EnvError: It cannot be built, or is a vector environment.
+        """
+        env = dataclasses.replace(self, kwargs={**self.kwargs, **kwargs})._build(1)
+        if _is_single(env):
+            return env
+        env.close()
+        raise EnvError(f"'{self.name}' is a vector environment; there is no single one of it")
+
+    def batched(self, num_envs: int) -> BatchedEnv:
+        """Build ``num_envs`` environments that are stepped together.
+
+        Raises:
+            EnvError: They cannot be built; says what would be right.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
+        env = self._build(num_envs)
+        spec = self._spec(env)
+        if _is_single(env):
+            bare, limit = _peel(env)
+            envs = [bare, *(_peel(self._build(1))[0] for _ in range(num_envs - 1))]
+            return GymLoop(envs, spec, time_limit=limit, action_bounds=self.action_bounds)
+        if env.num_envs != num_envs:
+            raise EnvError(
+                f"'{self.name}' holds {env.num_envs} environments where {num_envs} were asked "
+                "for; let the factory take the argument num_envs"
+            )
+        if isinstance(env, VectorEnv):
+            rebuild = partial(self._build, num_envs) if self._seeded_when_built else None
+            return GymVector(env, spec, action_bounds=self.action_bounds, rebuild=rebuild)
+        return cast("BatchedEnv", env)
+
+    def probe(self) -> EnvSpec:
+        """Build one environment, return its spaces and time limit, and close it.
+
+        Raises:
+            EnvError: It cannot be built.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
+        env = self._build(1)
+        try:
+            return self._spec(env)
+        finally:
+            env.close()
+
+    def _spec(self, env: Any) -> EnvSpec:  # noqa: ANN401
+        spec = env.spec
+        if isinstance(env, VectorEnv):
+            spaces = (env.single_observation_space, env.single_action_space)
+            spec = EnvSpec(self.name, *spaces, _vector_time_limit(env))
+        elif _is_single(env):
+            limit = getattr(env.spec, "max_episode_steps", None) or _peel(env)[1]
+            spec = EnvSpec(self.name, env.observation_space, env.action_space, limit)
+        observation_specs(spec.observation_space)
+        ActionConverter(spec.action_space, self.action_bounds)
+        return cast("EnvSpec", spec)
+
+    def _build(self, num_envs: int, seeds: Sequence[int] | None = None) -> Any:  # noqa: ANN401
+        """Build a gymnasium, vector or batched environment, with the user's wrappers."""
+        try:
+            env = self._create(num_envs, seeds)
+            for path in self.wrappers:
+                env = attribute(path, "env.wrappers")(env)
+        except FastrlError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            arguments = f" with {dict(self.kwargs)}" if self.kwargs else ""
+            raise EnvError(
+                f"'{self.name}' cannot be built{arguments}: {type(error).__name__}: {text}"
+            ) from error
+        if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
+            raise EnvError(
+                f"'{self.name}' gave a {type(env).__name__}; expected a gymnasium or gym "
+                "environment, a gymnasium.vector.VectorEnv or a BatchedEnv"
+            )
+        return env
+
+    def _create(self, num_envs: int, seeds: Sequence[int] | None) -> Any:  # noqa: ANN401
+        function = self._function
+        if function is not None:
+            return self._call(function, {"num_envs": num_envs, "seeds": seeds})
+        if self.randomize:
+            raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
+        name = _ALIASES.get(str(self.id), str(self.id))
+        kind, _, rest = name.partition(":")
+        if kind in _KINDS:
+            return _KINDS[kind](self, rest, num_envs, seeds)
+        spec = dataclasses.replace(registered_spec(name), order_enforce=False)
+        return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
+
+    @property
+    def _function(self) -> Callable[..., Any] | None:
+        """The user's factory; None where the id is a name in some registry."""
+        if not isinstance(self.id, str):
+            return self.id
+        kind, _, rest = self.id.partition(":")
+        if not rest or kind in _KINDS or self.id in _ALIASES:
+            return None
+        return factory(self.id, "env.id")
+
+    @property
+    def _seeded_when_built(self) -> bool:
+        function = self._function
+        if function is not None:
+            return takes_argument(function, "seeds")
+        return str(self.id).startswith("envpool:")
+
+    def _call(self, function: Callable[..., Any], offered: dict[str, Any]) -> Any:  # noqa: ANN401
+        if self.randomize and not takes_argument(function, "randomize"):
+            raise EnvError(f"env.randomize: '{self.name}' takes no argument 'randomize'")
+        # What is not configured keeps the factory's own default.
+        if self.randomize:
+            offered["randomize"] = self.randomize
+        if self.max_episode_steps is not None:
+            offered["max_episode_steps"] = self.max_episode_steps
+        taken = {name: value for name, value in offered.items() if takes_argument(function, name)}
+        env = function(**{**self.kwargs, **taken})
+        if is_legacy_env(env):
+            env = LegacyGymEnv(env)
+        if self.max_episode_steps is None or "max_episode_steps" in taken:
+            return env
+        if _is_single(env):
+            return TimeLimit(_peel(env)[0], self.max_episode_steps)
+        raise EnvError(
+            f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
+            "the argument max_episode_steps"
+        )
+
+    @property
+    def _kwargs_with_limit(self) -> dict[str, Any]:
+        limit = self.max_episode_steps
+        return {**self.kwargs} if limit is None else {**self.kwargs, "max_episode_steps": limit}
+
+
+def _old_gym(wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None) -> Env:
+    gym = optional_package("gym", wanted.name)
+    kwargs = wanted._kwargs_with_limit
+    # gym's own checker breaks with NumPy 2; gym 0.21 has none, and takes no limit.
+    if takes_argument(gym.make, "disable_env_checker"):
+        return LegacyGymEnv(gym.make(name, disable_env_checker=True, **kwargs))
+    limit = kwargs.pop("max_episode_steps", None)
+    env = LegacyGymEnv(gym.make(name, **kwargs))
+    return env if limit is None else TimeLimit(env, limit)
+
+
+def _vector(
+    wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None
+) -> VectorEnv[Any, Any, Any]:
+    spec = registered_spec(name)
+    if spec.vector_entry_point is None:
+        raise EnvError(f"'{name}' has no vector environment of its own; write the id '{name}'")
+    if wanted.max_episode_steps is not None:
+        spec = dataclasses.replace(spec, max_episode_steps=wanted.max_episode_steps)
+    kwargs = dict(wanted.kwargs)
+    if name.startswith("ALE/"):
+        # By default each worker would start a thread per core.
+        kwargs.setdefault("num_threads", 1)
+    return gymnasium.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
+
+
+def _envpool(
+    wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None
+) -> VectorEnv[Any, Any, Any]:
+    envpool = optional_package("envpool", wanted.name)
+    known = envpool.list_all_envs()
+    if name not in known:
+        raise EnvError(f"EnvPool has no environment '{name}'{nearest(name, known)}")
+    kwargs = {"num_threads": 1, **wanted._kwargs_with_limit, "num_envs": num_envs}
+    if seeds is not None:
+        # EnvPool keeps seeds as int32.
+        kwargs["seed"] = [int(seed) % 2**31 for seed in seeds]
+    return cast("VectorEnv[Any, Any, Any]", envpool.make_gymnasium(name, **kwargs))
+
+
+_KINDS = {"gym": _old_gym, "vector": _vector, "envpool": _envpool}
+
+
+def _is_single(env: object) -> TypeGuard[Env]:
+    # EnvPool's environments are instances of both.
+    return isinstance(env, gymnasium.Env) and not isinstance(env, VectorEnv)
+
+
+def _is_batched(env: object) -> bool:
+    # Old vector environments have the same methods.
+    return isinstance(env, BatchedEnv) and isinstance(env.spec, EnvSpec)
+
+
+def _peel(env: Env) -> tuple[Env, int | None]:
+    """Take off wrappers that cost time for nothing, and the time limit, which the loop keeps.
+
+    A time limit beneath other wrappers stays where it is: it may count other steps than theirs.
+    """
+    limit: int | None = None
+    while isinstance(env, TimeLimit | OrderEnforcing | PassiveEnvChecker):
+        if isinstance(env, TimeLimit):
+            inner = env._max_episode_steps
+            limit = inner if limit is None else min(limit, inner)
+        env = env.env
+    return env, limit
+
+
+def _vector_time_limit(env: VectorEnv[Any, Any, Any]) -> int | None:
+    # EnvPool tells it in its configuration.
+    told = getattr(env, "config", None)
+    limit = told.get("max_episode_steps") if isinstance(told, dict) else None
+    return limit or getattr(env.spec, "max_episode_steps", None)

@@ -1,0 +1,35 @@
+"""Gymnasium's MuJoCo robots, and any of your own, stepped n at a time by compiled code.
+
+Importing this package registers ``fastrl/HalfCheetah-v5`` and the others with gymnasium. Each class
+is a factory that `fastrl.envs.make.EnvFactory` understands: ``fastrl.envs.mujoco:HalfCheetahV5``.
+"""
+
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.catalogue import ENVIRONMENTS, build, make_vec, register
+from fastrl.envs.mujoco.keywords import Parameters
+from fastrl.envs.mujoco.physics import Fields, Physics
+from fastrl.envs.mujoco.rendering import View
+from fastrl.envs.mujoco.single import SingleMujocoEnv
+
+__all__ = [
+    "ENVIRONMENTS",
+    "Fields",
+    "MujocoBatchedEnv",
+    "Parameters",
+    "Physics",
+    "SingleMujocoEnv",
+    "Step",
+    "Terms",
+    "View",
+    "build",
+    "make_vec",
+    "register",
+]
+
+
+def __getattr__(name: str) -> type[MujocoBatchedEnv]:
+    """Return the class of an environment, such as ``HalfCheetahV5``."""
+    found = {env.__name__: env for env in ENVIRONMENTS.values()}
+    if name not in found:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return found[name]

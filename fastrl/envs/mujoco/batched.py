@@ -1,0 +1,371 @@
+"""A `BatchedEnv` for any MuJoCo model: subclass it with an MJCF file and three NumPy functions.
+
+::
+
+    class Jumper(MujocoBatchedEnv):
+        xml_file = "./jumper.xml"
+        frame_skip = 4
+        time_limit = 500
+
+        def observation(self, now):
+            return now.qpos, now.qvel
+
+        def reward(self, step):
+            return {"height": step.now.qpos[:, 0], "effort": -0.01 * np.square(step.action).sum(1)}
+
+        def terminated(self, now):
+            return now.qpos[:, 0] < 0.1
+
+The class is a factory that `fastrl.envs.make.EnvFactory` understands: ``my_module:Jumper``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.mujoco.mujoco_env import expand_model_path
+from gymnasium.utils.seeding import np_random
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.mujoco.keywords import Parameters, parse
+from fastrl.envs.mujoco.physics import Fields, Floats, Physics
+from fastrl.envs.mujoco.physics import Rows as Which
+from fastrl.envs.mujoco.randomization import Randomization
+from fastrl.envs.mujoco.rendering import View
+from fastrl.envs.mujoco.single import SingleMujocoEnv
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+_NEVER = 2**63 - 1
+Terms = Mapping[str, Any]
+
+
+@dataclass
+class Step:
+    """One step of n environments, as `MujocoBatchedEnv.reward` sees it.
+
+    Attributes:
+        now: Fields after the step.
+        action: ``[n, nu]`` float32: what was applied.
+        before: What `MujocoBatchedEnv.tracked` returned before the step.
+        after: What it returned after the step.
+        terminated: ``[n]`` bool, as `MujocoBatchedEnv.terminated` returned it; None for never.
+    """
+
+    now: Fields
+    action: NDArray[np.float32]
+    before: Any
+    after: Any
+    terminated: NDArray[np.bool_] | None
+
+
+class MujocoBatchedEnv(ABC):
+    """n environments with one MuJoCo model; see `BatchedEnv` for the contract of its methods.
+
+    Everything is float64 inside; observations and rewards are cast to the dtype of the views they
+    are written to, which may be float64. Functions that a subclass defines work on ``[n, …]`` rows
+    and must treat them alike.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+        physics: The simulations.
+        params: The keyword arguments, an instance of `Params`.
+        terms: Terms of the last step's rewards, by name.
+        dt: Seconds of simulated time per step; ``[n]`` where the time step is randomised.
+    """
+
+    id: ClassVar[str] = ""
+    """Name in messages; the class's own where empty."""
+    xml_file: ClassVar[str]
+    """Path of the MJCF file; gymnasium's own asset unless it starts with ``/``, ``.`` or ``~``."""
+    frame_skip: ClassVar[int]
+    """Time steps of the simulation per step of the environment."""
+    time_limit: ClassVar[int | None] = None
+    """Steps after which an episode is truncated, unless told otherwise."""
+    Params: ClassVar[type[Any]] = Parameters
+    """Dataclass of the keyword arguments; may have ``xml_file`` and ``frame_skip``."""
+    _name: ClassVar[str]
+
+    def __init__(
+        self,
+        num_envs: int,
+        max_episode_steps: int | None = None,
+        randomize: Mapping[str, Any] | None = None,
+        *,
+        num_threads: int = 1,
+        action_bounds: ActionBounds = "clip",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Load the model and create the simulations; `reset` starts their episodes.
+
+        Args:
+            num_envs: Number of environments, n.
+            max_episode_steps: Time limit in steps; None keeps the class's, -1 is no limit.
+            randomize: Distributions of fields of the model; see `fastrl.envs.mujoco.randomization`.
+            num_threads: Threads that step; one is right inside an env worker.
+            action_bounds: How actions are kept inside the actuators' ranges.
+            **kwargs: Fields of `Params`.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
+        """
+        if num_envs < 1 or num_threads < 1:
+            raise EnvError(
+                f"num_envs and num_threads must be at least 1, got {num_envs} and {num_threads}"
+            )
+        self.num_envs = num_envs
+        self.params = parse(self._name, self.Params, kwargs)
+        path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
+        self.physics = Physics(path, num_envs, self.fields(), num_threads)
+        self._nstep = int(getattr(self.params, "frame_skip", None) or self.frame_skip)
+        self._randomization = Randomization(self.physics, randomize) if randomize else None
+        self.dt = _dt(self.physics, self._nstep)
+        self.setup()
+
+        size = sum(part.shape[1] for part in self._checked(self.observation(self.physics.now)))
+        self.spec = EnvSpec(
+            self._name,
+            spaces.Box(-np.inf, np.inf, (size,), np.float64),
+            _action_space(self.physics),
+            _limit(max_episode_steps, self.time_limit),
+        )
+        self._actions = ActionConverter(self.spec.action_space, action_bounds)
+        self._limit = self.spec.max_episode_steps or _NEVER
+        self._clock = 0
+        self._deadlines = np.full(num_envs, _NEVER)
+        self._next_deadline = _NEVER
+        self._generators: list[np.random.Generator] = []
+        self._parameter_generators: list[np.random.Generator] = []
+        self._tracked: Any = None
+        self.terms: dict[str, Any] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Let subclasses without an id go by their names."""
+        super().__init_subclass__()
+        cls._name = cls.id or cls.__name__
+
+    # What a subclass defines.
+
+    def fields(self) -> Sequence[str]:
+        """Return the fields of ``mjData`` that are read beyond ``qpos``, ``qvel`` and ``ctrl``."""
+        return ()
+
+    def setup(self) -> None:  # noqa: B027
+        """Look up what the functions below need, once the model is loaded."""
+
+    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        """Draw where one environment's episode starts.
+
+        Args:
+            generator: The environment's own, as gymnasium seeds it.
+
+        Returns:
+            qpos: ``[nq]``.
+            qvel: ``[nv]``.
+        """
+        return self.physics.initial_qpos, np.zeros(self.physics.model.nv)
+
+    def tracked(self, now: Fields) -> Any:  # noqa: ANN401
+        """Return an array ``[n, …]`` whose value before the step the reward needs."""
+        return None
+
+    @abstractmethod
+    def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
+        """Return parts ``[n, k]`` of the observation, which are written side by side."""
+
+    @abstractmethod
+    def reward(self, step: Step) -> Terms:
+        """Return the terms that add up to the reward: ``[n]``, or one number for all."""
+
+    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
+        """Return which episodes reached a terminal state, ``[n]`` bool; None for none ever."""
+        return None
+
+    # What a sampler calls.
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        An environment's first observation is the one gymnasium's gives for the same seed.
+
+        Raises:
+            EnvError: There is not one seed per environment.
+        """
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        self._generators = [np_random(int(seed))[0] for seed in seeds]
+        # A stream of their own, so that the draws of `initial` are gymnasium's either way.
+        self._parameter_generators = [
+            np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=(1,)))
+            for seed in seeds
+        ]
+        self._start_all(observation, first=True)
+
+    def restart(self, observation: Rows) -> None:
+        """Start an episode in every environment, going on with their random streams.
+
+        Args:
+            observation: One array ``[n, size]``, written.
+
+        Raises:
+            EnvError: They were never seeded by `reset`.
+        """
+        self._check_seeded()
+        self._start_all(observation, first=False)
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: It was never reset, or MuJoCo gave up on an environment; names it by index.
+        """
+        self._check_seeded()
+        physics, now = self.physics, self.physics.now
+        action = self._actions.batch(views.action)
+        now.ctrl[:] = action
+        physics.step(self._nstep)
+        terminal = self.terminated(now)
+        after = self._track()
+        terms = self.reward(Step(now, action, self._tracked, after, terminal))
+        self._tracked = after
+        self.terms = dict(terms)
+        views.reward[:] = _sum(terms)
+        if terminal is None:
+            views.terminated.fill(False)
+        else:
+            views.terminated[:] = terminal
+        self._clock += 1
+        if self._clock >= self._next_deadline:
+            np.greater(self._deadlines <= self._clock, views.terminated, out=views.truncated)
+        else:
+            views.truncated.fill(False)
+        _write(self.observation(now), views.observation[0])
+        ended = views.terminated | views.truncated
+        if ended.any():
+            self._begin_next(ended, views)
+
+    def info(self) -> dict[str, NDArray[Any]]:
+        """Return the terms of the last step's rewards by name, each ``[n]``."""
+        return {name: np.broadcast_to(term, self.num_envs) for name, term in self.terms.items()}
+
+    def close(self) -> None:  # noqa: B027
+        """Do nothing: the simulations are freed with the object."""
+
+    @classmethod
+    def single(
+        cls,
+        *,
+        render_mode: str | None = None,
+        view: View | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> SingleMujocoEnv:
+        """Build one such environment behind gymnasium's interface, to evaluate and to record.
+
+        Args:
+            render_mode: ``rgb_array`` or None.
+            view: How pictures are taken.
+            **kwargs: Those of the class.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
+        """
+        return SingleMujocoEnv(cls(1, **kwargs), view or View(), render_mode)
+
+    def _start_all(self, observation: Rows, *, first: bool) -> None:
+        self._clock = 0
+        self._restart(np.arange(self.num_envs), first=first)
+        self._tracked = self._track()
+        _write(self.observation(self.physics.now), observation[0])
+
+    def _check_seeded(self) -> None:
+        if not self._generators:
+            raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
+
+    def _begin_next(self, ended: NDArray[np.bool_], views: StepViews) -> None:
+        """Store the last observations of episodes that ended, and start the next ones."""
+        observation, now = views.observation[0], self.physics.now
+        # They may be views of fields, which restarting overwrites.
+        self.terms = {name: np.array(term) for name, term in self.terms.items()}
+        views.final_observation[0][ended] = observation[ended]
+        self._restart(ended, first=False)
+        column = 0
+        for part in self.observation(now):
+            observation[ended, column : column + part.shape[1]] = part[ended]
+            column += part.shape[1]
+        if self._tracked is not None:
+            self._tracked[ended] = self.tracked(now)[ended]
+
+    def _restart(self, rows: Which, *, first: bool) -> None:
+        if self._randomization is not None:
+            self._randomization.draw(rows, self._parameter_generators, first=first)
+            self.dt = _dt(self.physics, self._nstep)
+        indices = np.flatnonzero(rows) if rows.dtype == bool else rows
+        drawn = [self.initial(self._generators[index]) for index in indices.tolist()]
+        qpos, qvel = (np.array(column) for column in zip(*drawn, strict=True))
+        self.physics.restart(rows, qpos, qvel)
+        self._deadlines[rows] = min(self._clock + self._limit, _NEVER)
+        self._next_deadline = int(self._deadlines.min())
+
+    def _track(self) -> Any:  # noqa: ANN401
+        tracked = self.tracked(self.physics.now)
+        # Fields are overwritten by the next step, and what is tracked may be a view of them.
+        return None if tracked is None else np.array(tracked)
+
+    def _checked(self, parts: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        for part in parts:
+            if part.ndim != 2 or len(part) != self.num_envs:
+                raise EnvError(
+                    f"'{self._name}' observes a part of shape {part.shape}; "
+                    f"expected ({self.num_envs}, k)"
+                )
+        return parts
+
+
+def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
+    column = 0
+    for part in parts:
+        end = column + part.shape[1]
+        rows[:, column:end] = part
+        column = end
+
+
+def _sum(terms: Terms) -> Any:  # noqa: ANN401
+    total: Any = None
+    for term in terms.values():
+        total = term if total is None else total + term
+    return total
+
+
+def _dt(physics: Physics, nstep: int) -> Any:  # noqa: ANN401
+    timestep = physics.parameter("timestep")
+    return timestep * nstep if timestep.ndim else float(timestep) * nstep
+
+
+def _limit(asked: int | None, default: int | None) -> int | None:
+    limit = default if asked is None else asked
+    if limit is not None and limit < 1 and limit != -1:
+        raise EnvError(f"max_episode_steps must be at least 1, or -1 for no limit, got {limit}")
+    return None if limit == -1 else limit
+
+
+def _model_path(xml_file: str | Path) -> Path:
+    try:
+        return Path(expand_model_path(str(xml_file)))
+    except OSError as error:
+        raise EnvError(f"xml_file: {error}") from None
+
+
+def _action_space(physics: Physics) -> spaces.Box:
+    model = physics.model
+    limited = model.actuator_ctrllimited[:, None].astype(bool)
+    bounds = np.where(limited, model.actuator_ctrlrange, (-np.inf, np.inf)).astype(np.float32)
+    return spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32)

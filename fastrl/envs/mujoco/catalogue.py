@@ -1,0 +1,141 @@
+"""Gymnasium's MuJoCo environments by id, and their registration under ``fastrl/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+
+from fastrl.envs.lookup import nearest
+from fastrl.envs.mujoco.arms import PusherV5, ReacherV4, ReacherV5
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv
+from fastrl.envs.mujoco.legged import (
+    AntV4,
+    AntV5,
+    HumanoidStandupV4,
+    HumanoidStandupV5,
+    HumanoidV4,
+    HumanoidV5,
+)
+from fastrl.envs.mujoco.pendulums import (
+    InvertedDoublePendulumV4,
+    InvertedDoublePendulumV5,
+    InvertedPendulumV4,
+    InvertedPendulumV5,
+)
+from fastrl.envs.mujoco.runners import (
+    HalfCheetahV4,
+    HalfCheetahV5,
+    HopperV4,
+    HopperV5,
+    SwimmerV4,
+    SwimmerV5,
+    Walker2dV4,
+    Walker2dV5,
+)
+from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.errors import EnvError
+
+NAMESPACE = "fastrl/"
+
+ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
+    env.id: env
+    for env in (
+        AntV4,
+        AntV5,
+        HalfCheetahV4,
+        HalfCheetahV5,
+        HopperV4,
+        HopperV5,
+        HumanoidV4,
+        HumanoidV5,
+        HumanoidStandupV4,
+        HumanoidStandupV5,
+        InvertedDoublePendulumV4,
+        InvertedDoublePendulumV5,
+        InvertedPendulumV4,
+        InvertedPendulumV5,
+        PusherV5,
+        ReacherV4,
+        ReacherV5,
+        SwimmerV4,
+        SwimmerV5,
+        Walker2dV4,
+        Walker2dV5,
+    )
+}
+
+# They say how gymnasium's own environment is drawn, which is the one that is ever looked at.
+_RENDERING = frozenset(
+    {
+        "camera_id",
+        "camera_name",
+        "default_camera_config",
+        "height",
+        "max_geom",
+        "render_mode",
+        "visual_options",
+        "width",
+    }
+)
+
+
+def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:  # noqa: ANN401
+    """Build n environments by id, ``HalfCheetah-v5`` or ``fastrl/HalfCheetah-v5``.
+
+    Args:
+        name: The id.
+        num_envs: Number of environments, n.
+        **kwargs: Gymnasium's keyword arguments for this id, and those of `MujocoBatchedEnv`. What
+            concerns rendering only is left to the environment that `gymnasium.make` builds.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    env = ENVIRONMENTS.get(name.removeprefix(NAMESPACE))
+    if env is None:
+        raise EnvError(
+            f"there is no batched '{name}'{nearest(name, ENVIRONMENTS)}"
+            + ("; it needs MuJoCo before 3.0, use 'Pusher-v5'" * ("Pusher-v4" in name))
+        )
+    return env(num_envs, **{key: kwargs[key] for key in kwargs if key not in _RENDERING})
+
+
+def make_vec(name: str, num_envs: int, **kwargs: Any) -> BatchedVectorEnv:  # noqa: ANN401
+    """Build n environments as a vector environment, exact to the last bit of float64.
+
+    Args:
+        name: The id.
+        num_envs: Number of environments, n.
+        **kwargs: Those of `build`, and ``copy`` and ``info`` of `BatchedVectorEnv`: ``info=True``
+            gives the terms of the reward.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    facade = {key: kwargs.pop(key) for key in ("copy", "info") if key in kwargs}
+    return BatchedVectorEnv(build(name, num_envs, **kwargs), exact=True, **facade)
+
+
+def register() -> None:
+    """Register every environment as ``fastrl/<id>`` with gymnasium; again does nothing.
+
+    `gymnasium.make_vec` then builds the batched environment, and `gymnasium.make` gymnasium's own
+    single one, to evaluate and to render: their dynamics are the same.
+    """
+    for name in ENVIRONMENTS:
+        if NAMESPACE + name in gymnasium.registry:
+            continue
+        original = gymnasium.spec(name)
+        gymnasium.register(
+            NAMESPACE + name,
+            entry_point=original.entry_point,
+            vector_entry_point=partial(make_vec, name),
+            reward_threshold=original.reward_threshold,
+            max_episode_steps=original.max_episode_steps,
+        )
+
+
+register()

@@ -1,0 +1,217 @@
+"""n simulations of one MuJoCo model, stepped by one call of compiled code.
+
+`mjbatch.Batch` keeps a state vector per simulation and one ``mjData`` per thread, so that what a
+step touches stays in cache however many simulations there are. The state is
+``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping an ``mjData`` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mjbatch
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.lookup import nearest
+from fastrl.envs.mujoco.libmujoco import (
+    CONTACT_FORCES_PLUGIN,
+    register_contact_forces,
+    timers_off,
+)
+from fastrl.errors import EnvError
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.bool_] | NDArray[np.intp]
+
+_STATE = ("qpos", "qvel", "ctrl")
+# What MuJoCo computes after the constraint solver, and only where it is asked to.
+_POST_CONSTRAINT = frozenset({"cacc", "cfrc_int", "cfrc_ext"})
+
+
+class Fields:
+    """Fields of ``mjData`` by MuJoCo's names, each ``[n, *shape]`` with one row per simulation.
+
+    ``qpos``, ``qvel`` and ``ctrl`` are always there; others where the environment reads them.
+    """
+
+    qpos: Floats
+    qvel: Floats
+    ctrl: Floats
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Make each array an attribute."""
+        self.__dict__.update(arrays)
+
+    def __getattr__(self, name: str) -> Floats:
+        """Explain what is missing.
+
+        Raises:
+            AttributeError: The environment does not read the field.
+        """
+        raise AttributeError(f"the field '{name}' is not read; return it from `fields` as well")
+
+
+class Physics:
+    """Simulations of one model.
+
+    Attributes:
+        model: The template, with its names and sizes; per-simulation values are in `parameter`.
+        now: Live fields of all simulations, written by `step` and `restart`.
+    """
+
+    def __init__(
+        self, path: Path, num_sims: int, fields: Sequence[str], num_threads: int = 1
+    ) -> None:
+        """Load a model and create ``num_sims`` simulations of it.
+
+        Args:
+            path: An MJCF file.
+            num_sims: Number of simulations, n.
+            fields: Fields of ``mjData`` that are read, beyond ``qpos``, ``qvel`` and ``ctrl``.
+            num_threads: Threads that share the simulations.
+
+        Raises:
+            EnvError: The model cannot be loaded, or has no such field.
+        """
+        wanted = _POST_CONSTRAINT.intersection(fields)
+        self.model = _load(path, contact_forces=bool(wanted))
+        self._batch = mjbatch.Batch(self.model, num_sims, num_threads)
+        self._state: Floats = self._batch.bind("state")
+        self._initial = self._state[0].copy()
+        self.now = Fields({name: self._bind(name) for name in (*_STATE, *fields)})
+        self._cleared = tuple(wanted) if wanted and not _forward_evaluates(self.model) else ()
+        self._expanded: dict[str, NDArray[Any]] = {}
+        everyone = np.arange(num_sims)
+        self.restart(everyone, self.initial_qpos, np.zeros(self.model.nv))
+
+    @property
+    def initial_qpos(self) -> Floats:
+        """``[nq]``: the model's reference configuration, a copy."""
+        return np.array(self.model.qpos0)
+
+    def step(self, nstep: int) -> None:
+        """Advance every simulation by ``nstep`` time steps under ``now.ctrl``.
+
+        Fields derived from the state are then as `mj_step` leaves them: those of the last
+        evaluation of the dynamics, before the state was advanced.
+
+        Raises:
+            EnvError: MuJoCo gave up on a simulation; names it by index.
+        """
+        try:
+            with timers_off():
+                self._batch.step(nstep=nstep)
+        except RuntimeError as error:
+            raise _failed("step", error) from error
+
+    def restart(self, rows: Rows, qpos: Floats, qvel: Floats) -> None:
+        """Reset some simulations, place them, and evaluate their fields there.
+
+        Args:
+            rows: ``[n]`` mask, or sorted indices, of k simulations.
+            qpos: ``[k, nq]``, or one row for all.
+            qvel: ``[k, nv]``, or one row for all.
+
+        Raises:
+            EnvError: MuJoCo gave up on a simulation; names it by index.
+        """
+        now = self.now
+        self._state[rows] = self._initial
+        now.qpos[rows] = qpos
+        now.qvel[rows] = qvel
+        try:
+            with timers_off():
+                self._batch.forward(rows)
+        except RuntimeError as error:
+            raise _failed("reset", error) from error
+        for name in self._cleared:
+            # Else they would be those of whatever simulation the thread stepped last.
+            getattr(now, name)[rows] = 0.0
+
+    def expand(self, name: str) -> NDArray[Any]:
+        """Return ``[n, *shape]`` per-simulation values of a field of the model, to be written.
+
+        Fields of ``mjOption`` (``gravity``, ``timestep``) count as the model's.
+
+        Raises:
+            EnvError: The model has no such field, or it cannot differ between simulations.
+        """
+        if name not in self._expanded:
+            try:
+                self._expanded[name] = self._batch.expand(name)
+            except ValueError as error:
+                known = {*dir(self.model), *dir(self.model.opt)}
+                hint = nearest(name, (each for each in known if not each.startswith("_")))
+                raise EnvError(f"the model's field '{name}': {error}{hint}") from None
+        return self._expanded[name]
+
+    def derive(self, rows: Rows) -> None:
+        """Recompute what MuJoCo derives from expanded fields, such as masses of subtrees."""
+        try:
+            self._batch.set_const(rows)
+        except RuntimeError as error:
+            raise _failed("mj_setConst", error) from error
+
+    def parameter(self, name: str) -> NDArray[Any]:
+        """Return a field of the model: ``[n, *shape]`` where it is expanded, else ``[*shape]``."""
+        if name in self._expanded:
+            return self._expanded[name]
+        owner = self.model.opt if hasattr(self.model.opt, name) else self.model
+        return np.asarray(getattr(owner, name))
+
+    def copy_to(self, index: int, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Write one simulation's parameters and state to a copy of the model and its data."""
+        for name, values in self._expanded.items():
+            if hasattr(model.opt, name):
+                setattr(model.opt, name, values[index])
+            else:
+                getattr(model, name)[:] = values[index]
+        if self._expanded:
+            mujoco.mj_setConst(model, data)
+        mujoco.mj_setState(model, data, self._state[index], mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(model, data)
+
+    def _bind(self, name: str) -> NDArray[Any]:
+        try:
+            bound: NDArray[Any] = self._batch.bind(name)
+        except ValueError as error:
+            known = (each for each in dir(mujoco.MjData) if not each.startswith("_"))
+            raise EnvError(f"mjData's field '{name}': {error}{nearest(name, known)}") from None
+        return bound
+
+
+def _load(path: Path, *, contact_forces: bool) -> mujoco.MjModel:
+    try:
+        if not contact_forces:
+            model = mujoco.MjModel.from_xml_path(str(path))
+        else:
+            register_contact_forces()
+            spec = mujoco.MjSpec.from_file(str(path))
+            spec.activate_plugin(CONTACT_FORCES_PLUGIN)
+            spec.add_plugin(name=CONTACT_FORCES_PLUGIN, plugin_name=CONTACT_FORCES_PLUGIN)
+            model = spec.compile()
+    except (ValueError, OSError) as error:
+        raise EnvError(f"cannot load '{path}': {' '.join(str(error).split())}") from error
+    if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
+        # This solver knows no islands, yet MuJoCo looks for them: 4 % of a humanoid's step.
+        # Newton's solves by island, and without them differs in the last bits, if rarely.
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    return model
+
+
+def _forward_evaluates(model: mujoco.MjModel) -> bool:
+    """Return whether `mj_forward` evaluates contact forces, as it does for some sensors."""
+    data = mujoco.MjData(model)
+    data.cfrc_ext[:] = np.nan
+    mujoco.mj_forward(model, data)
+    return not np.isnan(data.cfrc_ext).all()
+
+
+def _failed(where: str, error: RuntimeError) -> EnvError:
+    # mjbatch names the first one: "sim 3: …".
+    text = " ".join(str(error).split()).replace("sim ", "env ", 1)
+    return EnvError(f"MuJoCo failed in {where}: {text}")

@@ -1,0 +1,237 @@
+"""HalfCheetah, Hopper, Walker2d and Swimmer: planar robots that are paid for moving forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from fastrl.envs.mujoco import resets
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.physics import Fields, Floats
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerParameters:
+    """What gymnasium's planar robots have in common; defaults of HalfCheetah."""
+
+    forward_reward_weight: float = 1.0
+    ctrl_cost_weight: float = 0.1
+    reset_noise_scale: float = 0.1
+    exclude_current_positions_from_observation: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthyParameters(RunnerParameters):
+    """A robot that is paid for being healthy, and may end its episode when it is not."""
+
+    ctrl_cost_weight: float = 1e-3
+    reset_noise_scale: float = 5e-3
+    healthy_reward: float = 1.0
+    terminate_when_unhealthy: bool = True
+    healthy_z_range: Range = (0.8, 2.0)
+    healthy_angle_range: Range = (-1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopperParameters(HealthyParameters):
+    """A healthy hopper's state is bounded as well."""
+
+    healthy_state_range: Range = (-100.0, 100.0)
+    healthy_z_range: Range = (0.7, float("inf"))
+    healthy_angle_range: Range = (-0.2, 0.2)
+
+
+class _Runner(MujocoBatchedEnv):
+    """Paid for the first coordinate's velocity, at the cost of control."""
+
+    params: Any
+    time_limit = 1000
+    _skipped = 1
+    """Leading positions that may be left out of the observation."""
+
+    @override
+    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        return resets.uniform(generator, self.physics, self.params.reset_noise_scale)
+
+    @override
+    def tracked(self, now: Fields) -> NDArray[Any]:
+        return now.qpos[:, 0]
+
+    @override
+    def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
+        skipped = self._skipped * self.params.exclude_current_positions_from_observation
+        return now.qpos[:, skipped:], now.qvel
+
+    @override
+    def reward(self, step: Step) -> Terms:
+        velocity = (step.after - step.before) / self.dt
+        return {
+            "reward_forward": self.params.forward_reward_weight * velocity,
+            "reward_ctrl": -control_cost(self.params.ctrl_cost_weight, step.action),
+        }
+
+
+class HalfCheetahV5(_Runner):
+    """Gymnasium's HalfCheetah-v5."""
+
+    id = "HalfCheetah-v5"
+    xml_file = "half_cheetah.xml"
+    frame_skip = 5
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(RunnerParameters):
+        """Gymnasium's keyword arguments."""
+
+        xml_file: str = "half_cheetah.xml"
+        frame_skip: int = 5
+
+    @override
+    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        return resets.uniform_and_normal(generator, self.physics, self.params.reset_noise_scale)
+
+
+class HalfCheetahV4(HalfCheetahV5):
+    """Gymnasium's HalfCheetah-v4."""
+
+    id = "HalfCheetah-v4"
+
+    class Params(RunnerParameters):
+        """Gymnasium's keyword arguments."""
+
+
+class SwimmerV5(_Runner):
+    """Gymnasium's Swimmer-v5."""
+
+    id = "Swimmer-v5"
+    xml_file = "swimmer.xml"
+    frame_skip = 4
+    _skipped = 2
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(RunnerParameters):
+        """Gymnasium's keyword arguments."""
+
+        xml_file: str = "swimmer.xml"
+        frame_skip: int = 4
+        ctrl_cost_weight: float = 1e-4
+
+
+class SwimmerV4(SwimmerV5):
+    """Gymnasium's Swimmer-v4."""
+
+    id = "Swimmer-v4"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(RunnerParameters):
+        """Gymnasium's keyword arguments."""
+
+        ctrl_cost_weight: float = 1e-4
+
+
+class _Healthy(_Runner):
+    """A runner whose episode may end where it is unhealthy."""
+
+    frame_skip = 4
+    _healthy_is_paid_always = False
+    """Version 4 pays for health in the step that loses it, and to the unhealthy that may go on."""
+
+    @override
+    def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
+        skipped = int(self.params.exclude_current_positions_from_observation)
+        return now.qpos[:, skipped:], np.clip(now.qvel, -10, 10)
+
+    @override
+    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
+        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
+
+    @override
+    def reward(self, step: Step) -> Terms:
+        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
+        if self._healthy_is_paid_always and self.params.terminate_when_unhealthy:
+            healthy = np.ones_like(healthy)
+        return {**super().reward(step), "reward_survive": self.params.healthy_reward * healthy}
+
+    def healthy(self, now: Fields) -> NDArray[np.bool_]:
+        """Return who stands upright, ``[n]``."""
+        params = self.params
+        upright = inside(now.qpos[:, 1], params.healthy_z_range)
+        return upright & inside(now.qpos[:, 2], params.healthy_angle_range)
+
+
+class HopperV5(_Healthy):
+    """Gymnasium's Hopper-v5."""
+
+    id = "Hopper-v5"
+    xml_file = "hopper.xml"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(HopperParameters):
+        """Gymnasium's keyword arguments."""
+
+        xml_file: str = "hopper.xml"
+        frame_skip: int = 4
+
+    def healthy(self, now: Fields) -> NDArray[np.bool_]:
+        """Return who stands upright in a bounded state, ``[n]``."""
+        bounds = self.params.healthy_state_range
+        bounded = inside(now.qpos[:, 2:], bounds).all(1) & inside(now.qvel, bounds).all(1)
+        return super().healthy(now) & bounded
+
+
+class HopperV4(HopperV5):
+    """Gymnasium's Hopper-v4."""
+
+    id = "Hopper-v4"
+
+    class Params(HopperParameters):
+        """Gymnasium's keyword arguments."""
+
+    _healthy_is_paid_always = True
+
+
+class Walker2dV5(_Healthy):
+    """Gymnasium's Walker2d-v5."""
+
+    id = "Walker2d-v5"
+    xml_file = "walker2d_v5.xml"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Params(HealthyParameters):
+        """Gymnasium's keyword arguments."""
+
+        xml_file: str = "walker2d_v5.xml"
+        frame_skip: int = 4
+
+
+class Walker2dV4(Walker2dV5):
+    """Gymnasium's Walker2d-v4, with the friction that version 5 corrected."""
+
+    id = "Walker2d-v4"
+    xml_file = "walker2d.xml"
+
+    class Params(HealthyParameters):
+        """Gymnasium's keyword arguments."""
+
+    _healthy_is_paid_always = True
+
+
+def control_cost(weight: float, action: NDArray[Any]) -> NDArray[Any]:
+    """Return the weighted sum of squares of each row, ``[n]``, in the action's own dtype.
+
+    Gymnasium squares and adds float32 actions in float32, which shows in the eighth digit.
+    """
+    squares: NDArray[Any] = np.square(action).sum(1)
+    return weight * squares
+
+
+def inside(values: NDArray[Any], bounds: Range) -> NDArray[np.bool_]:
+    """Return where values lie strictly between two bounds."""
+    low, high = bounds
+    return (low < values) & (values < high)

@@ -1,0 +1,109 @@
+"""Observations of single environments, written into rows of the shared table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.envs.batched_env import Rows
+from fastrl.errors import EnvError
+from fastrl.spaces import flatten, leaves
+
+_MISFITS = (TypeError, ValueError, KeyError, IndexError)
+
+
+class ObservationWriter:
+    """Writes observations of one space into rows, and refuses those that do not fit."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        """Prepare for observations of ``space``.
+
+        Raises:
+            SpaceError: The space is unsupported.
+        """
+        self._space = space
+        self._leaves = tuple(leaves(space).items())
+        self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
+
+    def write_all(self, observations: Sequence[Any], rows: Rows) -> None:
+        """Write one observation per environment.
+
+        Args:
+            observations: n observations of the space.
+            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype.
+
+        Raises:
+            EnvError: An observation does not fit; names the environment's index.
+        """
+        try:
+            if not self._nested:
+                _write_column(observations, rows[0])
+                return
+            columns = zip(*(flatten(self._space, each) for each in observations), strict=True)
+            for column, array in zip(columns, rows, strict=True):
+                _write_column(column, array)
+        except _MISFITS:
+            # One at a time finds who is to blame; nobody is where an environment returns lists,
+            # or wider integers than its space says.
+            for index, observation in enumerate(observations):
+                self.write_one(index, observation, rows)
+
+    def write_one(self, index: int, observation: Any, rows: Rows) -> None:  # noqa: ANN401
+        """Write the observation of environment ``index`` into row ``index``.
+
+        Raises:
+            EnvError: The observation does not fit; names the index.
+        """
+        if not self._nested:
+            rows[0][index] = self._checked(index, observation, 0, rows[0])
+            return
+        try:
+            values = list(flatten(self._space, observation))
+        except _MISFITS as error:
+            raise EnvError(
+                f"env {index} returned an observation that is not of its space {self._space}: "
+                f"{_shorten(observation)}"
+            ) from error
+        for number, (value, array) in enumerate(zip(values, rows, strict=True)):
+            array[index] = self._checked(index, value, number, array)
+
+    def _checked(self, index: int, value: Any, number: int, array: NDArray[Any]) -> NDArray[Any]:  # noqa: ANN401
+        try:
+            found = np.asarray(value)
+            if found.shape == array.shape[1:] and _holds(array.dtype.kind, found.dtype.kind):
+                return found
+            problem = f"of shape {found.shape} and dtype {found.dtype}"
+        except ValueError:
+            problem = "that is ragged"
+        path, leaf = self._leaves[number]
+        where = f" at '{path}'" if path else ""
+        raise EnvError(
+            f"env {index} returned an observation{where} {problem}: {_shorten(value)}; "
+            f"its space is {leaf}"
+        )
+
+
+def _write_column(values: Sequence[Any], array: NDArray[Any]) -> None:
+    if array.ndim == 1:
+        np.copyto(array, np.asarray(values), casting="same_kind")
+        return
+    height = array.shape[1]
+    # One call for all rows costs half as much as a row at a time. It would let pass two wrong
+    # heights that even out, hence the set.
+    if set(map(len, values)) != {height} or not array.flags.c_contiguous:
+        raise ValueError
+    flat = array.ravel() if array.ndim == 2 else array.reshape(-1, *array.shape[2:])
+    np.concatenate(values, out=flat, casting="same_kind")
+
+
+def _holds(kind: str, found: str) -> bool:
+    return found in "biuf" and (found != "f" or kind == "f")
+
+
+def _shorten(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

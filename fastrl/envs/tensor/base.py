@@ -1,0 +1,201 @@
+"""Environments as pure functions of tensors: no hidden state, and randomness comes in as noise.
+
+Every quantity of a state is a tensor ``[*]`` with one number per environment. ``[*]`` is empty for
+a single environment and ``[n]`` for n of them; parameters broadcast against it, so they are shared
+or one per environment. All arithmetic is elementwise. Hence a step is the same function for one
+environment, for n, and under `torch.func.vmap` over any of its arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+
+class Timed(Protocol):
+    """A state: a NamedTuple of tensors ``[*]``, or of tuples of these."""
+
+    @property
+    def time(self) -> Tensor:
+        """``[*]`` int32: steps since the episode began."""
+        ...
+
+
+class Limited(Protocol):
+    """Parameters: a NamedTuple of tensors that broadcast against ``[*]``."""
+
+    @property
+    def max_episode_steps(self) -> Tensor:
+        """``[*]`` int32: steps after which an episode is truncated."""
+        ...
+
+
+S = TypeVar("S", bound=Timed)
+P = TypeVar("P", bound=Limited)
+Info = dict[str, Any]
+
+
+class TensorEnv(ABC, Generic[S, P]):
+    """An environment whose reset and step are pure functions.
+
+    Subclasses say how an episode begins (`initial`), goes on (`transition`) and looks (`observe`).
+    Auto-reset and the time limit are written here, once.
+
+    Attributes:
+        spec: What one environment observes and accepts.
+        state_type: The class of its states.
+        params_type: The class of its parameters.
+        defaults: Their values in gymnasium's environment, by field of ``params_type``.
+        noise_size: Random numbers that each call of `reset` and `step` consumes per environment.
+        supports_gradients: Whether the dynamics can be differentiated.
+        differentiable: Whether gradients flow through `reset` and `step`. They stop where an
+            episode ends, as the next one does not depend on the last.
+    """
+
+    spec: EnvSpec
+    state_type: type[S]
+    params_type: type[P]
+    defaults: ClassVar[Mapping[str, float]]
+    noise_size: int
+    supports_gradients: bool = False
+
+    def __init__(self, *, differentiable: bool = False) -> None:
+        """Choose whether gradients flow.
+
+        Raises:
+            EnvError: They were asked for, and the environment's actions are discrete.
+        """
+        if differentiable and not self.supports_gradients:
+            raise EnvError(
+                f"'{self.spec.id}' has discrete actions and cannot be differentiable; "
+                "'Pendulum-v1' and 'MountainCarContinuous-v0' can"
+            )
+        self.differentiable = differentiable
+
+    def default_params(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> P:
+        """Return the parameters of gymnasium's environment, as tensors ``[]``.
+
+        States, observations and rewards take on their ``dtype``; the time limit stays int32.
+        """
+        dtypes = {"max_episode_steps": torch.int32}
+        values = {
+            field: torch.tensor(value, dtype=dtypes.get(field, dtype), device=device)
+            for field, value in self.defaults.items()
+        }
+        return self.params_type(**values)
+
+    @abstractmethod
+    def initial(self, noise: Tensor, params: P) -> S:
+        """Return the first state of an episode.
+
+        Args:
+            noise: ``[*, noise_size]``, uniform in [0, 1).
+            params: The environment's parameters.
+        """
+
+    @abstractmethod
+    def transition(self, state: S, action: Tensor, params: P) -> tuple[S, Tensor, Tensor]:
+        """Return the next state, the reward ``[*]`` and whether it is terminal ``[*]`` bool."""
+
+    @abstractmethod
+    def observe(self, state: S) -> Any:  # noqa: ANN401
+        """Return the observation of a state: ``[*, *shape]``, or a dict of these by leaf."""
+
+    def info(self, state: S) -> Info:
+        """Return what else is to be known of a state, by name."""
+        return {}
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Return the noise ``[*shape, noise_size] float32`` that calls of this shape consume.
+
+        Args:
+            shape: ``[]`` or ``[n]`` for one call; ``[T, n]`` for T of them.
+            generator: Source of randomness; torch's default if None.
+            device: Where the noise is wanted; by default where the generator is. Noise that is
+                drawn on one device and moved to another gives the same steps on both.
+        """
+        source = generator.device if generator is not None else device
+        noise = torch.rand(*shape, self.noise_size, generator=generator, device=source)
+        return noise if device is None else noise.to(device)
+
+    def reset(self, noise: Tensor, params: P) -> tuple[Any, S]:
+        """Return the first observation of an episode, see `observe`, and its state.
+
+        Args:
+            noise: ``[*, noise_size]``, uniform in [0, 1); see `draw_noise`.
+            params: The environment's parameters.
+        """
+        with torch.set_grad_enabled(self._gradients_flow()):
+            state = self.initial(noise, params)
+            return self.observe(state), state
+
+    def step(
+        self, state: S, action: Tensor, noise: Tensor, params: P
+    ) -> tuple[Any, S, Tensor, Tensor, Tensor, Info]:
+        """Step once; where the episode ends, begin the next one in the same call.
+
+        Args:
+            state: The present state.
+            action: ``[*]`` int64 if discrete, else ``[*, *shape]`` floating point.
+            noise: ``[*, noise_size]``, uniform in [0, 1): what the next episode begins from.
+            params: The environment's parameters.
+
+        Returns:
+            observation: See `observe`: the first of the next episode where one ended.
+            state: The state that belongs to it.
+            reward: ``[*]``.
+            terminated: ``[*]`` bool: the step led to a terminal state.
+            truncated: ``[*]`` bool: the time limit cut the episode off; never set where
+                ``terminated`` is.
+            info: ``final_observation``: what the step led to, before any reset.
+        """
+        with torch.set_grad_enabled(self._gradients_flow()):
+            reached, reward, terminated = self.transition(state, action, params)
+            truncated = ~terminated & (reached.time >= params.max_episode_steps)
+            ended = terminated | truncated
+            final = self.observe(reached)
+            next_state = cast(S, _choose(ended, self.initial(noise, params), reached))
+            first = self.observe(next_state)
+            info = {"final_observation": final, **self.info(next_state)}
+            return first, next_state, reward, terminated, truncated, info
+
+    def _gradients_flow(self) -> bool:
+        return self.differentiable and torch.is_grad_enabled()
+
+
+def columns(*values: Tensor) -> Tensor:
+    """Return ``[*, k]`` of k tensors that broadcast to ``[*]``."""
+    return torch.stack(torch.broadcast_tensors(*values), dim=-1)
+
+
+def uniform(noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Map noise ``[*]`` in [0, 1) to [low, high), in the dtype of the bounds."""
+    return low + (high - low) * noise.to(low.dtype)
+
+
+def no_time(like: Tensor) -> Tensor:
+    """Return the time at which an episode begins, ``[*]`` int32 of the same shape."""
+    return torch.zeros_like(like, dtype=torch.int32)
+
+
+def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:  # noqa: ANN401
+    """Return ``chosen`` where ``mask`` is set, else ``other``, in every tensor of two states."""
+    if isinstance(chosen, Tensor):
+        return torch.where(mask, chosen, other)
+    pairs = zip(chosen, other, strict=True)
+    parts = tuple(_choose(mask, first, second) for first, second in pairs)
+    return type(chosen)(*parts) if hasattr(chosen, "_fields") else parts

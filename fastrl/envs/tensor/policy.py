@@ -1,0 +1,131 @@
+"""Policies as pure functions of their weights, for rollouts in which nothing leaves the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastrl.errors import SpaceError
+from fastrl.spec import EnvSpec
+
+Leaves = Mapping[str, Tensor]
+"""Observations or actions: one tensor ``[*, *leaf.shape]`` per leaf of the space, by path."""
+Weights = Mapping[str, Tensor] | None
+
+
+class TensorPolicy(Protocol):
+    """A policy whose randomness comes in as noise, and whose weights do as well."""
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the noise ``[*shape, …] float32`` that `act` consumes."""
+        ...
+
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
+        """Return actions by leaf, their log-probability ``[*]`` and the value ``[*]``."""
+        ...
+
+    def value(self, weights: Weights, observation: Leaves) -> Tensor:
+        """Return the value ``[*]``."""
+        ...
+
+
+class ModulePolicy:
+    """A ``torch.nn.Module`` with the methods ``draw_noise``, ``act`` and ``value``.
+
+    The module only lends its structure: what it computes with are the weights of each call.
+    """
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401
+        """Use ``model``, for instance a `fastrl.models.policy.PolicyModel`."""
+        self._model = model
+        self._call = _Call(model)
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """See `TensorPolicy.draw_noise`."""
+        return cast(Tensor, self._model.draw_noise(shape, generator, device))
+
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
+        """See `TensorPolicy.act`; without weights, the module's own are used."""
+        return cast("tuple[Any, Any, Any]", self._with(weights, "act", observation, noise))
+
+    def value(self, weights: Weights, observation: Leaves) -> Tensor:
+        """See `TensorPolicy.value`; without weights, the module's own are used."""
+        return cast(Tensor, self._with(weights, "value", observation))
+
+    def _with(self, weights: Weights, *arguments: Any) -> Any:  # noqa: ANN401
+        if weights is None:
+            return self._call(*arguments)
+        own = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(self._call, own, arguments)
+
+
+class RandomPolicy:
+    """Draws every action with equal probability; what it is worth is said to be 0."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        """Draw actions of ``spec.action_space``.
+
+        Raises:
+            SpaceError: It is neither ``Discrete`` nor a bounded ``Box``.
+        """
+        space = spec.action_space
+        if isinstance(space, spaces.Discrete):
+            self._choices = int(space.n)
+            self._shape: tuple[int, ...] = ()
+        elif isinstance(space, spaces.Box) and space.is_bounded():
+            self._choices, self._shape = 0, tuple(space.shape)
+            self._low, self._high = (torch.from_numpy(bound) for bound in (space.low, space.high))
+        else:
+            raise SpaceError(f"cannot draw from {space}; it must be Discrete or a bounded Box")
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """See `TensorPolicy.draw_noise`: uniform in [0, 1), ``[*shape, *action shape]``."""
+        return torch.rand(*shape, *self._shape, generator=generator, device=device)
+
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
+        """See `TensorPolicy.act`; weights and observation change nothing."""
+        if self._choices:
+            action = (noise * self._choices).long()
+            log_prob = torch.full_like(noise, -math.log(self._choices))
+        else:
+            low, high = self._low.to(noise.device), self._high.to(noise.device)
+            action = low + (high - low) * noise
+            log_prob = -(high - low).log().sum().expand(noise.shape[: -len(self._shape)])
+        return {"": action}, log_prob, torch.zeros_like(log_prob)
+
+    def value(self, weights: Weights, observation: Leaves) -> Tensor:
+        """Return 0, ``[n]``."""
+        leaf = next(iter(observation.values()))
+        return leaf.new_zeros(leaf.shape[:-1])
+
+
+class _Call(nn.Module):
+    """Calls methods of a module; `functional_call` knows ``forward`` alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401
+        return getattr(self.model, method)(*arguments)

@@ -1,0 +1,234 @@
+"""Domain randomisation: parameters drawn from distributions, per environment and per episode.
+
+A specification maps parameters to distributions, as in YAML::
+
+    length:   {uniform: [0.4, 0.6]}
+    masspole: {log_uniform: [0.05, 0.2]}
+    gravity:  {normal: [9.8, 0.1]}
+    tau:      {choice: [0.01, 0.02]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastrl.envs.lookup import nearest
+from fastrl.envs.tensor.base import Info, Limited, TensorEnv, Timed, columns
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+S = TypeVar("S", bound=Timed)
+P = TypeVar("P", bound=Limited)
+
+Quantile = Callable[[Tensor], Tensor]
+"""Maps noise ``[*]``, uniform in [0, 1), to values ``[*]`` of a distribution, dtype kept."""
+
+
+def quantiles(specification: Mapping[str, Any], known: Sequence[str]) -> dict[str, Quantile]:
+    """Return the distribution of each randomised parameter, in the order of ``known``.
+
+    Args:
+        specification: See this module's docstring.
+        known: Parameters that can be randomised.
+
+    Raises:
+        EnvError: A parameter or distribution is unknown, or its numbers do not fit.
+    """
+    for name in specification:
+        if name not in known:
+            raise EnvError(
+                f"env.randomize: unknown parameter '{name}'{nearest(name, known)}; "
+                f"there are {', '.join(known)}"
+            )
+    return {
+        name: _quantile(specification[name], f"env.randomize.{name}")
+        for name in known
+        if name in specification
+    }
+
+
+def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
+    """Return the parameters of an environment that can be randomised."""
+    return [name for name in env.defaults if name != "max_episode_steps"]
+
+
+def exposed(spec: EnvSpec, count: int) -> EnvSpec:
+    """Return the spec of an environment that also observes ``count`` randomised parameters.
+
+    Raises:
+        EnvError: There are none.
+    """
+    if count == 0:
+        raise EnvError("there are no parameters to expose where env.randomize is empty")
+    params = spaces.Box(-np.inf, np.inf, (count,))
+    both = spaces.Dict({"observation": spec.observation_space, "params": params})
+    return replace(spec, observation_space=both)
+
+
+class RandomizedState(NamedTuple):
+    """A state, and the parameters that hold until its episode ends.
+
+    Attributes:
+        inner: State of the environment that is randomised.
+        drawn: Its randomised parameters, ``[*]`` each.
+    """
+
+    inner: Any
+    drawn: tuple[Tensor, ...]
+
+    @property
+    def time(self) -> Tensor:
+        """``[*]`` int32: steps since the episode began."""
+        return cast(Tensor, self.inner.time)
+
+
+class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
+    """An environment that draws some parameters anew for every episode.
+
+    They are part of the state, and ``info["params"]`` of a step has those of the state that the
+    step returned: ``[*, R]``, in the order of `names`.
+
+    Attributes:
+        names: The randomised parameters.
+    """
+
+    def __init__(
+        self, env: TensorEnv[S, P], specification: Mapping[str, Any], *, expose: bool = False
+    ) -> None:
+        """Randomise ``env``.
+
+        Args:
+            env: The environment.
+            specification: See this module's docstring.
+            expose: Observe ``{"observation": …, "params": …}``, so that a policy sees them.
+
+        Raises:
+            EnvError: A parameter or distribution is unknown, or its numbers do not fit.
+        """
+        self.params_type = env.params_type
+        self.state_type = RandomizedState
+        self.supports_gradients = env.supports_gradients
+        self._env = env
+        self._quantiles = quantiles(specification, randomizable(env))
+        self.names = tuple(self._quantiles)
+        self.noise_size = env.noise_size + len(self.names)
+        self.spec = exposed(env.spec, len(self.names)) if expose else env.spec
+        self._exposes = expose
+        super().__init__(differentiable=env.differentiable)
+
+    def default_params(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> P:
+        """See `TensorEnv.default_params`."""
+        return self._env.default_params(dtype, device)
+
+    def initial(self, noise: Tensor, params: P) -> RandomizedState:
+        """See `TensorEnv.initial`; the last columns of noise are the parameters'."""
+        own = noise[..., self._env.noise_size :].unbind(-1)
+        drawn = tuple(
+            quantile(column.to(getattr(params, name).dtype))
+            for (name, quantile), column in zip(self._quantiles.items(), own, strict=True)
+        )
+        return RandomizedState(self._env.initial(noise, self._with(params, drawn)), drawn)
+
+    def transition(
+        self, state: RandomizedState, action: Tensor, params: P
+    ) -> tuple[RandomizedState, Tensor, Tensor]:
+        """See `TensorEnv.transition`; randomised parameters are those of the state."""
+        own = self._with(params, state.drawn)
+        reached, reward, terminated = self._env.transition(state.inner, action, own)
+        return RandomizedState(reached, state.drawn), reward, terminated
+
+    def observe(self, state: RandomizedState) -> Any:  # noqa: ANN401
+        """See `TensorEnv.observe`."""
+        observation = self._env.observe(state.inner)
+        return {"observation": observation, **self.info(state)} if self._exposes else observation
+
+    def info(self, state: RandomizedState) -> Info:
+        """Return ``params``, ``[*, R]``: the randomised parameters."""
+        return {"params": columns(*state.drawn)}
+
+    def _with(self, params: P, drawn: tuple[Tensor, ...]) -> P:
+        fields = dict(zip(self.names, drawn, strict=True))
+        return cast(P, params._replace(**fields))  # type: ignore[attr-defined]
+
+
+def _quantile(specification: object, where: str) -> Quantile:
+    if not isinstance(specification, Mapping) or len(specification) != 1:
+        raise EnvError(
+            f"{where}: expected one distribution such as {{uniform: [0.4, 0.6]}}, "
+            f"got {specification!r}"
+        )
+    ((kind, numbers),) = specification.items()
+    if kind not in _KINDS:
+        raise EnvError(
+            f"{where}: unknown distribution '{kind}'{nearest(str(kind), _KINDS)}; "
+            f"there are {', '.join(_KINDS)}"
+        )
+    where = f"{where}.{kind}"
+    if not isinstance(numbers, Sequence) or not all(_finite(each) for each in numbers):
+        raise EnvError(f"{where}: expected a list of numbers, got {numbers!r}")
+    try:
+        return _KINDS[kind](*map(float, numbers))
+    except (TypeError, ValueError) as error:
+        raise EnvError(f"{where}: expected {_EXPECTED[kind]}, got {numbers!r}") from error
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _uniform(low: float, high: float) -> Quantile:
+    _require(low <= high)
+    return lambda noise: low + (high - low) * noise
+
+
+def _log_uniform(low: float, high: float) -> Quantile:
+    _require(0 < low <= high)
+    start, width = math.log(low), math.log(high) - math.log(low)
+    return lambda noise: torch.exp(start + width * noise)
+
+
+def _normal(mean: float, deviation: float) -> Quantile:
+    _require(deviation >= 0)
+    # Noise of 0 would be minus infinity; it comes in multiples of 2^-24.
+    least = 2**-25
+    return lambda noise: mean + deviation * torch.special.ndtri(noise.clamp(min=least))
+
+
+def _choice(*values: float) -> Quantile:
+    _require(bool(values))
+    count = len(values)
+
+    def pick(noise: Tensor) -> Tensor:
+        index = (noise * count).long().clamp(max=count - 1)
+        return torch.tensor(values, dtype=noise.dtype, device=noise.device)[index]
+
+    return pick
+
+
+def _require(fits: bool) -> None:
+    if not fits:
+        raise ValueError
+
+
+_KINDS: dict[str, Callable[..., Quantile]] = {
+    "uniform": _uniform,
+    "log_uniform": _log_uniform,
+    "normal": _normal,
+    "choice": _choice,
+}
+_EXPECTED = {
+    "uniform": "[lowest, highest]",
+    "log_uniform": "[lowest, highest] above 0",
+    "normal": "[mean, standard deviation]",
+    "choice": "the values to choose from",
+}

@@ -1,0 +1,36 @@
+"""Every error that fastrl raises on purpose: one line that says what would be right."""
+
+
+class FastrlError(Exception):
+    """Base of all errors raised by fastrl; the command line prints it as one line."""
+
+
+class ConfigError(FastrlError):
+    """A configuration file, override or argument is wrong; the command line exits with 2."""
+
+
+class EnvError(FastrlError):
+    """An environment cannot be built, or broke its contract while it was stepped."""
+
+
+class SpaceError(EnvError):
+    """An observation or action space is of a kind that fastrl does not support."""
+
+
+class WorkerError(FastrlError):
+    """A worker process raised, died or overran its deadline.
+
+    Attributes:
+        worker: Name of the process, such as ``env-worker-3``.
+        remote_traceback: The worker's own traceback, empty if it died without one.
+    """
+
+    def __init__(self, worker: str, message: str, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        """Return the message, followed by the worker's own traceback where there is one."""
+        message = super().__str__()
+        return f"{message}\n\n{self.remote_traceback}" if self.remote_traceback else message

@@ -1,0 +1,124 @@
+"""Gradients of the objective: what a learner asks for, and how any model's are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastrl.learning.batch import Batch
+from fastrl.learning.kernels import objective_gradient
+from fastrl.learning.objective import METRICS, ObjectiveSettings, objective
+from fastrl.learning.parameters import FlatParameters
+from fastrl.models.policy import PolicyModel
+
+
+class GradientEngine(Protocol):
+    """Computes the objective of minibatches, and its gradient into a `FlatParameters`."""
+
+    def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
+        """Take the batch from which minibatches are drawn until the next call."""
+        ...
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Return what is reported about a minibatch, ``[6]``; see `objective.METRICS`.
+
+        Args:
+            index: ``[n] int64``: rows of the batch, on its device.
+        """
+        ...
+
+    def backward(self) -> None:
+        """Write the gradient of the last `forward`."""
+        ...
+
+
+class AutogradEngine:
+    """Works for any `PolicyModel` on any device.
+
+    Args:
+        model: Its parameters must be those of ``parameters``.
+        parameters: Where gradients go.
+        compiled: Run model and loss through ``torch.compile``.
+        bf16: Run the model under autocast.
+    """
+
+    def __init__(
+        self, model: PolicyModel, parameters: FlatParameters, compiled: bool, bf16: bool
+    ) -> None:
+        self._model, self._parameters, self._bf16 = model, parameters, bf16
+        self._device = parameters.value.device
+        self._compiled = compiled
+        self._by_kernel = self._device.type == "cpu" and not compiled
+        self._objective = torch.compile(self._evaluate_all) if compiled else self._evaluate_all
+        self._outputs: tuple[Tensor, ...] = ()
+        self._gradients: tuple[Tensor | None, ...] = ()
+
+    def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
+        """Take the batch from which minibatches are drawn until the next call."""
+        self._batch, self._settings = batch, settings
+        if self._compiled:
+            self._settings = settings.with_tensors(self._device)
+        if self._by_kernel:
+            self._columns, self._numbers = batch.columns.numpy(), settings.as_array()
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Return what is reported about a minibatch, ``[6]``."""
+        observation = {k: v.index_select(0, index) for k, v in self._batch.observation.items()}
+        action = {k: v.index_select(0, index) for k, v in self._batch.action.items()}
+        if self._by_kernel:
+            return self._with_kernel(observation, action, index)
+        columns = self._batch.columns.index_select(0, index)
+        loss, metrics = self._objective(observation, action, columns, self._settings)
+        self._outputs, self._gradients = (loss,), (None,)
+        return metrics
+
+    def backward(self) -> None:
+        """Write the gradient of the last `forward`."""
+        self._parameters.gradient.zero_()
+        pairs = zip(self._outputs, self._gradients, strict=True)
+        learnt = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+        torch.autograd.backward([output for output, _ in learnt], [slope for _, slope in learnt])
+        self._outputs = self._gradients = ()
+
+    def _with_kernel(
+        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor], index: Tensor
+    ) -> Tensor:
+        """Evaluate the model, and the loss with its derivatives by hand."""
+        log_prob, entropy, value = self._outputs = self._evaluate(observation, action)
+        log_prob_gradient, value_gradient = torch.empty_like(log_prob), torch.empty_like(value)
+        metrics = torch.empty(len(METRICS), dtype=torch.float64)
+        objective_gradient(
+            log_prob.detach().numpy(),
+            entropy.detach().numpy(),
+            value.detach().numpy(),
+            index.numpy(),
+            self._columns,
+            self._numbers,
+            log_prob_gradient.numpy(),
+            value_gradient.numpy(),
+            metrics.numpy(),
+        )
+        slope = -float(self._settings.entropy_coef) / len(index)
+        entropy_gradient = torch.full_like(log_prob, slope)
+        self._gradients = (log_prob_gradient, entropy_gradient, value_gradient)
+        return metrics
+
+    def _evaluate_all(
+        self,
+        observation: Mapping[str, Tensor],
+        action: Mapping[str, Tensor],
+        columns: Tensor,
+        settings: ObjectiveSettings,
+    ) -> tuple[Tensor, Tensor]:
+        return objective(*self._evaluate(observation, action), columns, settings)
+
+    def _evaluate(
+        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log_prob, entropy and value, ``[n] float32`` each."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            log_prob, entropy, value = self._model.evaluate(observation, action)
+        return log_prob.float(), entropy.float(), value.float()

@@ -1,0 +1,131 @@
+"""The actor-critic network that is built from an environment's spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from fastrl.config import ModelConfig
+from fastrl.models.distributions import ActionBounds, ActionDistribution
+from fastrl.models.networks import Body, is_image, orthogonal
+from fastrl.models.normalization import RunningNormalizer
+from fastrl.spaces import leaves
+from fastrl.spec import EnvSpec
+
+_ACTOR_GAIN = 0.01
+_CRITIC_GAIN = 1.0
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function over any supported spaces; a `PolicyModel`.
+
+    Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
+    leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
+
+    Attributes:
+        observation_specs: Shape and dtype of each observation leaf, by path.
+
+    Args:
+        env_spec: Gives the spaces.
+        config: Sizes, activation and initialisation; see `Body` for what they apply to. With
+            ``shared_body`` the value is a second head on the actor's body, otherwise it has a
+            body of its own.
+        action_bounds: See `ActionDistribution`.
+
+    Raises:
+        SpaceError: A space is not supported.
+    """
+
+    def __init__(
+        self, env_spec: EnvSpec, config: ModelConfig, action_bounds: ActionBounds = "clip"
+    ) -> None:
+        super().__init__()
+        space = env_spec.observation_space
+        self.observation_specs = env_spec.observation
+        self.normalizers = nn.ModuleList(
+            _normalizer(leaf, config.normalize_observations) for leaf in leaves(space).values()
+        )
+        self.distribution = ActionDistribution(env_spec, action_bounds, config.log_std_init)
+        self.actor_body = Body(space, config)
+        self.critic_body = None if config.shared_body else Body(space, config)
+        features = self.actor_body.num_features
+        self.actor_head = nn.Linear(features, self.distribution.num_parameters)
+        self.critic_head = nn.Linear(features, 1)
+        if config.orthogonal_init:
+            orthogonal(self.actor_head, _ACTOR_GAIN)
+            orthogonal(self.critic_head, _CRITIC_GAIN)
+
+    def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the distribution's parameters ``[*, P]`` and the value ``[*]``."""
+        leading, inputs = self._inputs(observation)
+        features = self.actor_body(inputs)
+        critic = features if self.critic_body is None else self.critic_body(inputs)
+        parameters = self.actor_head(features).reshape(*leading, -1)
+        return parameters, self.critic_head(critic).reshape(leading)
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
+        return self.distribution.draw_noise(shape, generator, device)
+
+    def act(
+        self, observation: Mapping[str, Tensor], noise: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the actions that noise selects, with log-probability and value, ``[*]`` each."""
+        parameters, value = self(observation)
+        action = self.distribution.sample(parameters, noise)
+        return action, self.distribution.log_prob(parameters, action), value
+
+    def evaluate(
+        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the log-probability of actions, the entropy and the value, ``[*]`` each."""
+        parameters, value = self(observation)
+        log_prob = self.distribution.log_prob(parameters, action)
+        return log_prob, self.distribution.entropy(parameters), value
+
+    def value(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Return the value ``[*]``, without computing the policy where bodies are separate."""
+        leading, inputs = self._inputs(observation)
+        body = self.actor_body if self.critic_body is None else self.critic_body
+        value: Tensor = self.critic_head(body(inputs))
+        return value.reshape(leading)
+
+    def mode(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the most probable actions."""
+        return self.distribution.mode(self(observation)[0])
+
+    def update_normalizers(self, observation: Mapping[str, Tensor]) -> None:
+        """Add observations to the running statistics; nothing else ever moves them."""
+        _, inputs = self._leaves(observation)
+        for normalizer, leaf in zip(self.normalizers, inputs, strict=True):
+            if isinstance(normalizer, RunningNormalizer):
+                normalizer.update(leaf)
+
+    def _inputs(self, observation: Mapping[str, Tensor]) -> tuple[torch.Size, list[Tensor]]:
+        """Return the leading axes, and normalised leaves ``[n, *shape]``."""
+        leading, inputs = self._leaves(observation)
+        return leading, [f(x) for f, x in zip(self.normalizers, inputs, strict=True)]
+
+    def _leaves(self, observation: Mapping[str, Tensor]) -> tuple[torch.Size, list[Tensor]]:
+        leading, found = torch.Size(), []
+        for path, spec in self.observation_specs.items():
+            leaf = observation[path]
+            leading = leaf.shape[: leaf.ndim - len(spec.shape)]
+            found.append(leaf.reshape(-1, *spec.shape))
+        return leading, found
+
+
+def _normalizer(leaf: spaces.Space[object], wanted: bool) -> nn.Module:
+    """Return a normaliser for numbers; images, bytes and indices are scaled already."""
+    if wanted and isinstance(leaf, spaces.Box) and not is_image(leaf) and leaf.dtype != np.uint8:
+        return RunningNormalizer(tuple(leaf.shape))
+    return nn.Identity()

@@ -1,0 +1,20 @@
+"""Inference engines: what runs the policy for the workers, and how fast.
+
+`MlpEngine` is imported only when it is built, since it needs numba.
+"""
+
+from __future__ import annotations
+
+from fastrl.models.inference.build import build_engine
+from fastrl.models.inference.eager import EagerEngine, StagedEngine
+from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
+from fastrl.models.inference.random_engine import RandomEngine
+
+__all__ = [
+    "EagerEngine",
+    "InferenceEngine",
+    "PolicyOutput",
+    "RandomEngine",
+    "StagedEngine",
+    "build_engine",
+]

@@ -1,0 +1,62 @@
+"""Chooses the inference engine for a policy and a device."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import torch
+
+from fastrl.errors import ConfigError
+from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.inference.eager import EagerEngine, StagedEngine
+from fastrl.models.inference.engine import InferenceEngine
+from fastrl.models.policy import PolicyModel
+
+_LOGGER = logging.getLogger(__name__)
+_NAMES = ("auto", "eager", "compiled")
+
+
+def build_engine(
+    model: PolicyModel, device: torch.device | str = "cpu", name: str = "auto"
+) -> InferenceEngine:
+    """Return an engine with a copy of the model's parameters.
+
+    Args:
+        model: The policy.
+        device: Where it runs.
+        name: ``eager`` runs PyTorch; ``compiled`` runs compiled code, or PyTorch with a warning
+            where the policy or the device is not supported; ``auto`` does so without a warning.
+            Either warns where a supported policy does not compile.
+
+    Raises:
+        ConfigError: The name is unknown, or there is no such device.
+    """
+    if name not in _NAMES:
+        raise ConfigError(f"unknown inference engine '{name}'; choose one of {', '.join(_NAMES)}")
+    device = torch.device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"no device '{device}': torch finds {found} CUDA devices; use 'cpu'")
+    compiled = None if name == "eager" else _compiled(model, device, demanded=name == "compiled")
+    if compiled is not None:
+        return compiled
+    return EagerEngine(model) if device.type == "cpu" else StagedEngine(model, device)
+
+
+def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:
+    try:
+        # Imported here, as numba takes a fifth of a second and may be missing.
+        from fastrl.models.inference import mlp_engine, mlp_program
+
+        if device.type == "cpu" and mlp_program.supports(model):
+            return mlp_engine.MlpEngine(cast(ActorCritic, model))
+    except Exception as error:  # a compiler fails in many ways, and is never needed
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _LOGGER.warning("inference runs eagerly, as compiled code is not available: %s", reason)
+        return None
+    if demanded:
+        _LOGGER.warning(
+            "inference runs eagerly: only MLP policies over float32 vectors on the CPU are compiled"
+        )
+    return None

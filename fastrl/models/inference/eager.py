@@ -1,0 +1,154 @@
+"""Runs any policy with PyTorch as it stands: on the CPU in place, elsewhere through staging."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
+from fastrl.models.policy import PolicyModel
+
+Leaves = Mapping[str, Tensor]
+
+
+class EagerEngine(InferenceEngine):
+    """Calls the policy's own methods on the CPU, without autograd.
+
+    Same inputs give the same bits, but the last bits of a row may depend on the batch's size,
+    with which matrix products choose how they add up.
+
+    Args:
+        model: Any policy; copied.
+    """
+
+    def __init__(self, model: PolicyModel) -> None:
+        self._device = torch.device("cpu")
+        self._model = copy.deepcopy(model)
+        self._model.to(self._device)
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+
+    def load(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; calls that are already bound use them from then on."""
+        self._model.load_state_dict(state_dict)
+
+    def draw_noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return noise ``[*shape, noise_size] float32``."""
+        return self._model.draw_noise(shape, generator)
+
+    def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
+        """Return a call that samples actions and writes them, their log_prob and the value."""
+        model = self._model
+
+        @torch.inference_mode()
+        def call() -> None:
+            action, log_prob, value = model.act(observation, noise)
+            for path, target in out.action.items():
+                target.copy_(action[path])
+            out.log_prob.copy_(log_prob)
+            out.value.copy_(value)
+
+        return call
+
+    def bind_values(self, observation: Leaves, out: Tensor) -> Callable[[], None]:
+        """Return a call that writes the value of ``observation`` into ``out``."""
+        model = self._model
+
+        @torch.inference_mode()
+        def call() -> None:
+            out.copy_(model.value(observation))
+
+        return call
+
+
+class StagedEngine(EagerEngine):
+    """An `EagerEngine` on another device: copies in and out overlap, and one wait ends each call.
+
+    All calls share one page-locked buffer per tensor, as the shared table itself is not
+    page-locked and a transfer from it could not be asynchronous. Calls must not run at once.
+
+    Args:
+        model: Any policy; copied.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: PolicyModel, device: torch.device) -> None:
+        super().__init__(model)
+        self._device = device
+        self._model.to(device)
+        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
+        """Return a call that samples actions and writes them, their log_prob and the value."""
+        inputs = {f"observation/{path}": leaf for path, leaf in observation.items()}
+        results = {f"action/{path}": leaf for path, leaf in out.action.items()}
+        results |= {"log_prob": out.log_prob, "value": out.value}
+        send, receive = self._sender(inputs | {"noise": noise}), self._receiver(results)
+        model = self._model
+
+        @torch.inference_mode()
+        def call() -> None:
+            on_device = send()
+            there = {path: on_device[f"observation/{path}"] for path in observation}
+            action, log_prob, value = model.act(there, on_device["noise"])
+            found = {f"action/{path}": action[path] for path in out.action}
+            receive(found | {"log_prob": log_prob, "value": value})
+
+        return call
+
+    def bind_values(self, observation: Leaves, out: Tensor) -> Callable[[], None]:
+        """Return a call that writes the value of ``observation`` into ``out``."""
+        inputs = {f"observation/{path}": leaf for path, leaf in observation.items()}
+        send, receive = self._sender(inputs), self._receiver({"value": out})
+        model = self._model
+
+        @torch.inference_mode()
+        def call() -> None:
+            on_device = send()
+            there = {path: on_device[f"observation/{path}"] for path in observation}
+            receive({"value": model.value(there)})
+
+        return call
+
+    def _sender(self, sources: Leaves) -> Callable[[], Leaves]:
+        """Return a call that starts copying to the device and returns the copies."""
+        staged = {name: self._stage(name, source) for name, source in sources.items()}
+
+        def send() -> Leaves:
+            for name, source in sources.items():
+                locked, there = staged[name]
+                locked.copy_(source)
+                there.copy_(locked, non_blocking=True)
+            return {name: there for name, (_, there) in staged.items()}
+
+        return send
+
+    def _receiver(self, targets: Leaves) -> Callable[[Leaves], None]:
+        """Return a call that copies results back and waits for them."""
+        locked = {name: self._stage(name, target)[0] for name, target in targets.items()}
+
+        def receive(results: Leaves) -> None:
+            for name, result in results.items():
+                locked[name].copy_(result, non_blocking=True)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
+            for name, target in targets.items():
+                target.copy_(locked[name])
+
+        return receive
+
+    def _stage(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (page-locked, on the device) buffers for the rows of ``like``."""
+        rows = len(like)
+        if name not in self._buffers or len(self._buffers[name][0]) < rows:
+            locked = torch.empty(
+                like.shape, dtype=like.dtype, pin_memory=self._device.type == "cuda"
+            )
+            self._buffers[name] = (locked, torch.empty_like(locked, device=self._device))
+        locked, there = self._buffers[name]
+        return locked[:rows], there[:rows]

@@ -1,0 +1,74 @@
+"""What runs a policy for the workers: tensors of the shared table in, tensors of it out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """Views of the shared table that an engine writes into.
+
+    Attributes:
+        action: Per leaf ``[n, *shape]`` in the dtypes of `fastrl.spaces.action_specs`.
+        log_prob: ``[n] float32``, in nats.
+        value: ``[n] float32``.
+    """
+
+    action: dict[str, Tensor]
+    log_prob: Tensor
+    value: Tensor
+
+
+class InferenceEngine(ABC):
+    """Computes a policy for batches of n rows that lie in CPU tensors, views of any strides.
+
+    An engine has its own copy of the parameters. `bind` prepares everything that depends on the
+    tensors alone, since workers compute the same views again in every rollout.
+    """
+
+    @abstractmethod
+    def load(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; calls that are already bound use them from then on."""
+
+    @abstractmethod
+    def draw_noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return noise ``[*shape, noise_size] float32`` on the CPU, as `bind` consumes it."""
+
+    @abstractmethod
+    def bind(
+        self, observation: Mapping[str, Tensor], noise: Tensor, out: PolicyOutput
+    ) -> Callable[[], None]:
+        """Return a call that samples actions and writes them, their log_prob and the value.
+
+        Args:
+            observation: Per leaf ``[n, *shape]``, read by each call.
+            noise: ``[n, noise_size] float32``, read by each call.
+            out: Written by each call.
+
+        Raises:
+            ValueError: A tensor's shape, dtype or device is not the one expected.
+        """
+
+    @abstractmethod
+    def bind_values(self, observation: Mapping[str, Tensor], out: Tensor) -> Callable[[], None]:
+        """Return a call that writes the value of ``observation`` into ``out [n] float32``.
+
+        Raises:
+            ValueError: A tensor's shape, dtype or device is not the one expected.
+        """
+
+    def act(self, observation: Mapping[str, Tensor], noise: Tensor, out: PolicyOutput) -> None:
+        """Bind and call once."""
+        self.bind(observation, noise, out)()
+
+    def values(self, observation: Mapping[str, Tensor], out: Tensor) -> None:
+        """Bind and call once."""
+        self.bind_values(observation, out)()

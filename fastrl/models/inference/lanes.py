@@ -1,0 +1,249 @@
+"""Several float32 numbers in one CPU register, for numba: memory access, arithmetic, functions.
+
+LLVM turns a loop over rows into vector instructions only when it can prove that nothing aliases,
+which it cannot here; naming the registers is what keeps them in registers. Memory is addressed
+by plain integers, so that a compiled function takes two numbers and has one signature.
+
+numba caches a compiled function under the date of its own file: whoever edits this file must
+touch `mlp_kernel` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
+"""Numbers per register; with fewer than this in hardware, LLVM splits it."""
+LANE_BYTES = 4 * LANES
+
+_FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
+
+
+class LanesType(types.Type):
+    """numba's type of ``LANES`` float32 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"Lanes{LANES}")
+
+
+lanes_type = LanesType()
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, numba_type: types.Type) -> None:  # noqa: ANN401
+        super().__init__(manager, numba_type, _FLOATS)  # type: ignore[no-untyped-call]
+
+
+Emit = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jitted(function: Function) -> Function:
+    """Compile a function into the jitted functions that call it."""
+    return cast(Function, njit(function))
+
+
+def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit) -> Any:  # noqa: ANN401
+    """Return a function for jitted code that ``emit(builder, *arguments)`` writes in LLVM IR."""
+    signature = result(*arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
+        emitted = emit(builder, *values)
+        return context.get_dummy_value() if result is types.none else emitted
+
+    # numba reads the number of arguments from the function's own signature.
+    if len(arguments) == 1:
+        return intrinsic(lambda typing_context, a: (signature, generate))
+    if len(arguments) == 2:
+        return intrinsic(lambda typing_context, a, b: (signature, generate))
+    if len(arguments) == 3:
+        return intrinsic(lambda typing_context, a, b, c: (signature, generate))
+    return intrinsic(lambda typing_context, a, b, c, d: (signature, generate))
+
+
+def _pointer(builder: Any, address: Any, pointee: ir.Type) -> Any:  # noqa: ANN401
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def _read(pointee: ir.Type, align: int) -> Emit:
+    def emit(builder: Any, address: Any) -> Any:  # noqa: ANN401
+        return builder.load(_pointer(builder, address, pointee), align=align)
+
+    return emit
+
+
+def _write(pointee: ir.Type, align: int) -> Emit:
+    def emit(builder: Any, address: Any, value: Any) -> None:  # noqa: ANN401
+        builder.store(value, _pointer(builder, address, pointee), align=align)
+
+    return emit
+
+
+def _constant(number: int, vector: ir.Type) -> ir.Constant:
+    return ir.Constant(vector, [number] * LANES)
+
+
+def _emit_splat(builder: Any, number: Any) -> Any:  # noqa: ANN401
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, number, _INT32(0))
+    return builder.shuffle_vector(first, undefined, _constant(0, _INTS))
+
+
+def _emit_call(name: str) -> Emit:
+    def emit(builder: Any, *values: Any) -> Any:  # noqa: ANN401
+        full_name = f"llvm.{name}.v{LANES}f32"
+        function = builder.module.globals.get(full_name)
+        if function is None:
+            function_type = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
+            function = ir.Function(builder.module, function_type, full_name)
+        return builder.call(function, values)
+
+    return emit
+
+
+def _emit_choose(builder: Any, a: Any, b: Any, if_less_equal: Any, otherwise: Any) -> Any:  # noqa: ANN401
+    return builder.select(builder.fcmp_ordered("<=", a, b), if_less_equal, otherwise)
+
+
+def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:  # noqa: ANN401
+    biased = builder.add(builder.fptosi(power, _INTS), _constant(127, _INTS))
+    return builder.fmul(a, builder.bitcast(builder.shl(biased, _constant(23, _INTS)), _FLOATS))
+
+
+_BITS_OF_THREE_QUARTERS = 0x3F400000
+
+
+def _emit_power(builder: Any, a: Any) -> Any:  # noqa: ANN401
+    above = builder.sub(builder.bitcast(a, _INTS), _constant(_BITS_OF_THREE_QUARTERS, _INTS))
+    return builder.ashr(above, _constant(23, _INTS))
+
+
+def _emit_exponent(builder: Any, a: Any) -> Any:  # noqa: ANN401
+    return builder.sitofp(_emit_power(builder, a), _FLOATS)
+
+
+def _emit_mantissa(builder: Any, a: Any) -> Any:  # noqa: ANN401
+    power = builder.shl(_emit_power(builder, a), _constant(23, _INTS))
+    return builder.bitcast(builder.sub(builder.bitcast(a, _INTS), power), _FLOATS)
+
+
+_int64, _lanes = types.int64, lanes_type
+
+pointer = _operation(
+    types.voidptr, (_int64,), lambda builder, address: _pointer(builder, address, ir.IntType(8))
+)
+read_float32 = _operation(types.float32, (_int64,), _read(_FLOAT, 4))
+write_int64 = _operation(types.none, (_int64, _int64), _write(_INT64, 8))
+write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4))
+write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
+
+load = _operation(_lanes, (_int64,), _read(_FLOATS, 4))
+store = _operation(types.none, (_int64, _lanes), _write(_FLOATS, 4))
+splat = _operation(_lanes, (types.float32,), _emit_splat)
+
+add = _operation(_lanes, (_lanes,) * 2, lambda builder, a, b: builder.fadd(a, b))
+sub = _operation(_lanes, (_lanes,) * 2, lambda builder, a, b: builder.fsub(a, b))
+mul = _operation(_lanes, (_lanes,) * 2, lambda builder, a, b: builder.fmul(a, b))
+div = _operation(_lanes, (_lanes,) * 2, lambda builder, a, b: builder.fdiv(a, b))
+fma = _operation(_lanes, (_lanes,) * 3, _emit_call("fma"))
+"""a · b + c, rounded once."""
+rint = _operation(_lanes, (_lanes,), _emit_call("nearbyint"))
+choose = _operation(_lanes, (_lanes,) * 4, _emit_choose)
+"""c where a <= b, otherwise d; d also where a or b is NaN."""
+
+_times_power_of_two = _operation(_lanes, (_lanes,) * 2, _emit_times_power_of_two)
+_exponent = _operation(_lanes, (_lanes,), _emit_exponent)
+_mantissa = _operation(_lanes, (_lanes,), _emit_mantissa)
+
+
+@jitted
+def fill(number: float) -> Any:  # noqa: ANN401
+    """Return a constant in every lane."""
+    return splat(types.float32(number))
+
+
+@jitted
+def clamp(a: Any, low: Any, high: Any) -> Any:  # noqa: ANN401
+    """Return ``a`` within bounds; NaN stays NaN."""
+    return choose(a, low, low, choose(high, a, high, a))
+
+
+@jitted
+def tanh(a: Any) -> Any:  # noqa: ANN401
+    """Return the hyperbolic tangent, within 4e-7.
+
+    A ratio of polynomials, fitted to a relative error of 7e-9 on [-8, 8]; beyond, tanh is 1 to
+    within 3e-7. What is left is float32 rounding.
+    """
+    x = clamp(a, fill(-8.0), fill(8.0))
+    z = mul(x, x)
+    p = fma(z, fill(1.523059900421231e-08), fill(2.189479346270673e-05))
+    p = fma(z, p, fill(0.003571606008335948))
+    p = fma(z, p, fill(0.13444504141807556))
+    p = fma(z, p, fill(1.0))
+    q = fma(z, fill(8.522520715814608e-07), fill(0.00034113050787709653))
+    q = fma(z, q, fill(0.026164473965764046))
+    q = fma(z, q, fill(0.4677783250808716))
+    q = fma(z, q, fill(1.0))
+    return div(mul(x, p), q)
+
+
+@jitted
+def exp(a: Any) -> Any:  # noqa: ANN401
+    """Return e to the power of ``a``, within 2e-7 of itself; 0 below -87, constant above 87.
+
+    exp(a) = 2^k · exp(r) with k whole and r within ±log(2) / 2, and exp(r) by its Taylor series.
+    """
+    x = clamp(a, fill(-87.0), fill(87.0))
+    k = rint(mul(x, fill(1.4426950408889634)))
+    # log(2) in two parts, the first short enough for k times it to be exact.
+    r = fma(k, fill(-0.693359375), x)
+    r = fma(k, fill(2.12194440e-4), r)
+    p = fma(r, fill(1 / 5040), fill(1 / 720))
+    p = fma(r, p, fill(1 / 120))
+    p = fma(r, p, fill(1 / 24))
+    p = fma(r, p, fill(1 / 6))
+    p = fma(r, p, fill(1 / 2))
+    p = fma(r, p, fill(1.0))
+    p = fma(r, p, fill(1.0))
+    return choose(a, fill(-87.0), fill(0.0), _times_power_of_two(p, k))
+
+
+@jitted
+def log(a: Any) -> Any:  # noqa: ANN401
+    """Return the natural logarithm of positive normal numbers, within 2e-7.
+
+    log(a) = k · log(2) + 2 · artanh(s) with s = (m - 1) / (m + 1) and a = 2^k · m, m in
+    [0.75, 1.5), by the series of artanh.
+    """
+    m = _mantissa(a)
+    s = div(sub(m, fill(1.0)), add(m, fill(1.0)))
+    z = mul(s, s)
+    p = fma(z, fill(2 / 9), fill(2 / 7))
+    p = fma(z, p, fill(2 / 5))
+    p = fma(z, p, fill(2 / 3))
+    p = fma(z, p, fill(2.0))
+    return fma(_exponent(a), fill(0.6931471805599453), mul(s, p))
+
+
+@jitted
+def sigmoid(a: Any) -> Any:  # noqa: ANN401
+    """Return 1 / (1 + exp(-a))."""
+    return div(fill(1.0), add(fill(1.0), exp(sub(fill(0.0), a))))
+
+
+@jitted
+def softplus(a: Any) -> Any:  # noqa: ANN401
+    """Return log(1 + exp(a)) without overflow."""
+    zero = fill(0.0)
+    magnitude = choose(a, zero, sub(zero, a), a)
+    positive = choose(a, zero, zero, a)
+    return add(positive, log(add(fill(1.0), exp(sub(zero, magnitude)))))

@@ -1,0 +1,310 @@
+"""One call that computes an MLP policy for a batch: forward pass, sampling, log_prob and value.
+
+Rows are taken `LANES` at a time, one per lane of a register. Everything between is stored feature
+by feature, ``buffer[feature, lane] float32``. No lane ever looks at another, and a last block with
+fewer rows runs the same instructions, so what a row gets does not depend on the rest of the batch.
+
+What to compute is described by the records below, which `mlp_engine` fills: mostly addresses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import int8, int64
+from numba.np.numpy_support import carray
+
+from fastrl.compiled import cached_njit
+from fastrl.models.inference.lanes import (
+    LANE_BYTES,
+    LANES,
+    add,
+    choose,
+    clamp,
+    exp,
+    fill,
+    fma,
+    jitted,
+    load,
+    log,
+    mul,
+    pointer,
+    read_float32,
+    sigmoid,
+    softplus,
+    splat,
+    store,
+    sub,
+    tanh,
+    write_float32,
+    write_int8,
+    write_int64,
+)
+
+Record = Any
+"""A record of one of the types below, in jitted code."""
+Lanes = Any
+"""One number for each of `LANES` rows, in jitted code."""
+
+
+def _record(*fields: str) -> np.dtype[Any]:
+    return np.dtype([(field, np.int64) for field in fields])
+
+
+PROGRAM = _record(
+    "inputs",  # buffer of the joined observation leaves
+    "num_inputs",
+    "statistics",  # float32 (mean, scale) of each input; 0 where inputs are not normalised
+    "num_leaves",
+    "layers",  # records LAYER
+    "num_layers",
+    "parts",  # records PART
+    "num_parts",
+    "noise",  # buffer of the noise
+    "scratch",  # buffer as long as the largest categorical, and one more for its index
+    "value",  # where a layer leaves the value
+)
+"""What an engine computes; the same for all its calls."""
+
+LAYER = _record("source", "target", "weights", "num_inputs", "num_tiles", "activation")
+"""One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs, TILE]``, the bias first."""
+
+PART = _record("kind", "parameters", "noise", "size", "constants")
+"""One action part: a categorical of ``size``, or ``size`` numbers of another ``kind``.
+
+``parameters`` and ``noise`` are buffers. ``constants`` are float32, unless it is a categorical: the
+constant of the log-density, then (standard deviation, its inverse) of each continuous element.
+"""
+
+CALL = _record("rows", "noise", "log_prob", "value", "leaves", "parts")
+"""The tensors of one call: `VIEW` records, of which leaves and parts have several."""
+
+VIEW = _record("address", "row", "column", "width")
+"""Rows of elements in a tensor; ``row`` and ``column`` are strides in bytes."""
+
+TILE = 8
+"""Outputs of a layer that are computed together: as many accumulators as hide an FMA's latency."""
+_TILE_BYTES = 4 * TILE
+
+IDENTITY, TANH, RELU, ELU, SILU = range(5)
+CATEGORICAL, BERNOULLI, GAUSSIAN, SQUASHED = range(4)
+
+_CLIP = 10.0
+"""As in `fastrl.models.normalization`."""
+_BELOW_ONE = 1 - 2**-24
+_LOG_2 = 0.6931471805599453
+
+
+@jitted
+def _gather(view: Record, first: int, count: int, buffer: int) -> None:
+    """Copy rows of float32 into a buffer, one row per lane."""
+    start, width, row_stride, column_stride = view.address, view.width, view.row, view.column
+    for row in range(count):
+        source, target = start + (first + row) * row_stride, buffer + row * 4
+        for column in range(width):
+            write_float32(
+                target + column * LANE_BYTES, read_float32(source + column * column_stride)
+            )
+
+
+@jitted
+def _scatter(view: Record, column: int, first: int, count: int, buffer: int) -> None:
+    """Copy one feature from a buffer to a column of float32."""
+    target, stride = view.address + first * view.row + column * view.column, view.row
+    for row in range(count):
+        write_float32(target + row * stride, read_float32(buffer + row * 4))
+
+
+@jitted
+def _scatter_int8(view: Record, column: int, first: int, count: int, buffer: int) -> None:
+    target, stride = view.address + first * view.row + column * view.column, view.row
+    for row in range(count):
+        write_int8(target + row * stride, int8(read_float32(buffer + row * 4)))
+
+
+@jitted
+def _scatter_int64(view: Record, first: int, count: int, buffer: int) -> None:
+    target, stride = view.address + first * view.row, view.row
+    for row in range(count):
+        write_int64(target + row * stride, int64(read_float32(buffer + row * 4)))
+
+
+@jitted
+def _normalize(inputs: int, num_inputs: int, statistics: int) -> None:
+    for i in range(num_inputs):
+        address = inputs + i * LANE_BYTES
+        mean = splat(read_float32(statistics + 8 * i))
+        scale = splat(read_float32(statistics + 8 * i + 4))
+        scaled = mul(sub(load(address), mean), scale)
+        store(address, clamp(scaled, fill(-_CLIP), fill(_CLIP)))
+
+
+@jitted
+def _dense(layer: Record) -> None:
+    """Multiply by the weights and add the bias, `TILE` outputs at a time."""
+    w, target = layer.weights, layer.target
+    for _ in range(layer.num_tiles):
+        a = splat(read_float32(w))
+        b = splat(read_float32(w + 4))
+        c = splat(read_float32(w + 8))
+        d = splat(read_float32(w + 12))
+        e = splat(read_float32(w + 16))
+        f = splat(read_float32(w + 20))
+        g = splat(read_float32(w + 24))
+        h = splat(read_float32(w + 28))
+        for i in range(layer.num_inputs):
+            w += _TILE_BYTES
+            x = load(layer.source + i * LANE_BYTES)
+            a = fma(x, splat(read_float32(w)), a)
+            b = fma(x, splat(read_float32(w + 4)), b)
+            c = fma(x, splat(read_float32(w + 8)), c)
+            d = fma(x, splat(read_float32(w + 12)), d)
+            e = fma(x, splat(read_float32(w + 16)), e)
+            f = fma(x, splat(read_float32(w + 20)), f)
+            g = fma(x, splat(read_float32(w + 24)), g)
+            h = fma(x, splat(read_float32(w + 28)), h)
+        w += _TILE_BYTES
+        store(target, a)
+        store(target + LANE_BYTES, b)
+        store(target + 2 * LANE_BYTES, c)
+        store(target + 3 * LANE_BYTES, d)
+        store(target + 4 * LANE_BYTES, e)
+        store(target + 5 * LANE_BYTES, f)
+        store(target + 6 * LANE_BYTES, g)
+        store(target + 7 * LANE_BYTES, h)
+        target += TILE * LANE_BYTES
+
+
+@jitted
+def _activate(layer: Record) -> None:
+    """Apply the activation in place; one loop each, so that none tests which it is."""
+    start, stop = layer.target, layer.target + layer.num_tiles * TILE * LANE_BYTES
+    if layer.activation == TANH:
+        for address in range(start, stop, LANE_BYTES):
+            store(address, tanh(load(address)))
+    elif layer.activation == RELU:
+        for address in range(start, stop, LANE_BYTES):
+            x = load(address)
+            store(address, choose(x, fill(0.0), fill(0.0), x))
+    elif layer.activation == ELU:
+        for address in range(start, stop, LANE_BYTES):
+            x = load(address)
+            store(address, choose(x, fill(0.0), sub(exp(x), fill(1.0)), x))
+    elif layer.activation == SILU:
+        for address in range(start, stop, LANE_BYTES):
+            x = load(address)
+            store(address, mul(x, sigmoid(x)))
+
+
+@jitted
+def _categorical(part: Record, cumulative: int) -> Lanes:
+    """Leave the sampled index after the cumulative weights; return its log-probability."""
+    size, parameters = part.size, part.parameters
+    largest = load(parameters)
+    for k in range(1, size):
+        logit = load(parameters + k * LANE_BYTES)
+        largest = choose(logit, largest, largest, logit)
+    total = fill(0.0)
+    for k in range(size):
+        total = add(total, exp(sub(load(parameters + k * LANE_BYTES), largest)))
+        store(cumulative + k * LANE_BYTES, total)
+    uniform = load(part.noise)
+    threshold = mul(choose(uniform, fill(_BELOW_ONE), uniform, fill(_BELOW_ONE)), total)
+    index, chosen = fill(0.0), load(parameters)
+    for k in range(size - 1):
+        below = load(cumulative + k * LANE_BYTES)
+        index = choose(below, threshold, fill(k + 1.0), index)
+        chosen = choose(below, threshold, load(parameters + (k + 1) * LANE_BYTES), chosen)
+    store(cumulative + size * LANE_BYTES, index)
+    return sub(sub(chosen, largest), log(total))
+
+
+@jitted
+def _bernoulli(logit: Lanes, noise: Lanes, action: int) -> Lanes:
+    """Store 0 or 1 at ``action``; return its log-probability."""
+    one = choose(sigmoid(logit), noise, fill(0.0), fill(1.0))
+    store(action, one)
+    return sub(mul(one, logit), softplus(logit))
+
+
+@jitted
+def _gaussian(mean: Lanes, noise: Lanes, constants: int, squashed: bool, action: int) -> Lanes:
+    """Store the sample at ``action``; return its log-density but for the constant."""
+    std = splat(read_float32(constants))
+    inverse = splat(read_float32(constants + 4))
+    u = fma(std, noise, mean)
+    store(action, u)
+    z = mul(sub(u, mean), inverse)
+    log_prob = mul(mul(z, z), fill(-0.5))
+    if squashed:
+        slope = sub(sub(fill(_LOG_2), u), softplus(mul(u, fill(-2.0))))
+        log_prob = fma(slope, fill(-2.0), log_prob)
+    return log_prob
+
+
+@jitted
+def _act_part(part: Record, view: Record, first: int, count: int, scratch: int) -> Lanes:
+    """Sample one part, write its actions, and return their log-probability."""
+    if part.kind == CATEGORICAL:
+        log_prob = _categorical(part, scratch)
+        _scatter_int64(view, first, count, scratch + part.size * LANE_BYTES)
+        return log_prob
+    log_prob = splat(read_float32(part.constants))
+    for i in range(part.size):
+        parameter = load(part.parameters + i * LANE_BYTES)
+        noise = load(part.noise + i * LANE_BYTES)
+        if part.kind == BERNOULLI:
+            log_prob = add(log_prob, _bernoulli(parameter, noise, scratch))
+            _scatter_int8(view, i, first, count, scratch)
+        else:
+            constants, squashed = part.constants + 4 + i * 8, part.kind == SQUASHED
+            term = _gaussian(parameter, noise, constants, squashed, scratch)
+            log_prob = add(log_prob, term)
+            _scatter(view, i, first, count, scratch)
+    return log_prob
+
+
+@jitted
+def _act(program: Record, call: Record, first: int, count: int) -> Lanes:
+    """Sample every part, write its actions, and return the log-probability of all."""
+    parts = carray(pointer(program.parts), program.num_parts, PART)
+    views = carray(pointer(call.parts), program.num_parts, VIEW)
+    log_prob = fill(0.0)
+    for i in range(program.num_parts):
+        term = _act_part(parts[i], views[i], first, count, program.scratch)
+        log_prob = add(log_prob, term)
+    return log_prob
+
+
+@cached_njit
+def run(program_address: int, call_address: int) -> None:
+    """Compute the policy, or where the program has no parts its value, for one batch.
+
+    Args:
+        program_address: Address of a `PROGRAM` record.
+        call_address: Address of a `CALL` record that fits the program.
+    """
+    program = carray(pointer(program_address), 1, PROGRAM)[0]
+    call = carray(pointer(call_address), 1, CALL)[0]
+    leaves = carray(pointer(call.leaves), program.num_leaves, VIEW)
+    layers = carray(pointer(program.layers), program.num_layers, LAYER)
+    noise_view = carray(pointer(call.noise), 1, VIEW)[0]
+    log_prob_view = carray(pointer(call.log_prob), 1, VIEW)[0]
+    value_view = carray(pointer(call.value), 1, VIEW)[0]
+    for first in range(0, call.rows, LANES):
+        count = min(LANES, call.rows - first)
+        buffer = program.inputs
+        for leaf in range(program.num_leaves):
+            _gather(leaves[leaf], first, count, buffer)
+            buffer += leaves[leaf].width * LANE_BYTES
+        if program.statistics != 0:
+            _normalize(program.inputs, program.num_inputs, program.statistics)
+        for layer in range(program.num_layers):
+            _dense(layers[layer])
+            _activate(layers[layer])
+        _scatter(value_view, 0, first, count, program.value)
+        if program.num_parts > 0:
+            _gather(noise_view, first, count, program.noise)
+            store(program.scratch, _act(program, call, first, count))
+            _scatter(log_prob_view, 0, first, count, program.scratch)

@@ -1,0 +1,116 @@
+"""What a policy must offer to be sampled with and learnt; your own class may offer it too."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
+from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.distributions import ActionBounds
+from fastrl.spec import EnvSpec
+
+Leaves = Mapping[str, Tensor]
+"""Observations or actions: one tensor ``[*, *leaf.shape]`` per leaf of the space, by path."""
+
+
+class PolicyModel(Protocol):
+    """A ``torch.nn.Module`` with these methods; any leading axes ``[*]``, ``[T, B]`` or ``[n]``.
+
+    Randomness comes in as noise, whose last axis is what `draw_noise` makes it. `ActorCritic`
+    is one; subclassing it and overriding ``forward`` is the shortest way to another.
+    """
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
+        ...
+
+    def act(self, observation: Leaves, noise: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return sampled actions, their log-probability ``[*]`` and the value ``[*]``."""
+        ...
+
+    def evaluate(self, observation: Leaves, action: Leaves) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probability, entropy and value, ``[*]`` each; differentiable."""
+        ...
+
+    def value(self, observation: Leaves) -> Tensor:
+        """Return the value ``[*]``."""
+        ...
+
+    def mode(self, observation: Leaves) -> dict[str, Tensor]:
+        """Return the most probable actions."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is published to the workers; of ``torch.nn.Module``."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Take published parameters; of ``torch.nn.Module``."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return what the optimiser changes; of ``torch.nn.Module``."""
+        ...
+
+    def to(self, device: torch.device) -> Any:  # noqa: ANN401
+        """Move to a device, in place; of ``torch.nn.Module``."""
+        ...
+
+
+_METHODS = ("draw_noise", "act", "evaluate", "value", "mode")
+
+
+def build_model(
+    env_spec: EnvSpec, config: ModelConfig, action_bounds: ActionBounds = "clip"
+) -> PolicyModel:
+    """Build the policy that a configuration asks for.
+
+    Args:
+        env_spec: What the policy observes and does.
+        config: The network; ``class_path`` names your own class, which is then called with
+            ``env_spec`` and ``config.kwargs``.
+        action_bounds: See `ActionDistribution`; your own class gets it only through its kwargs.
+
+    Raises:
+        ConfigError: Your own class cannot be imported, does not take its arguments, or lacks a
+            method.
+        SpaceError: The action space is not supported.
+    """
+    if config.class_path is None:
+        return ActorCritic(env_spec, config, action_bounds)
+    where = f"model.class_path '{config.class_path}'"
+    try:
+        own_class = _import(config.class_path)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where} cannot be imported: {error}") from error
+    try:
+        inspect.signature(own_class).bind(env_spec, **config.kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{where} does not take model.kwargs: {error}") from error
+    model = own_class(env_spec, **config.kwargs)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{where} must be a torch.nn.Module, got {type(model).__name__}")
+    missing = [name for name in _METHODS if not callable(getattr(model, name, None))]
+    if missing:
+        raise ConfigError(f"{where} lacks the methods {', '.join(missing)} of PolicyModel")
+    return cast(PolicyModel, model)
+
+
+def _import(class_path: str) -> Any:  # noqa: ANN401
+    module, _, name = class_path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found

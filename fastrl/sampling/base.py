@@ -1,0 +1,100 @@
+"""What the samplers of this room share: memory, weights, sealing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor
+
+from fastrl.errors import FastrlError
+from fastrl.shared.counters import CounterBoard
+from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
+from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.weights import WeightStore
+from fastrl.workers.context import WorkerContext
+from fastrl.workers.hand_over import HandOver
+from fastrl.workers.plan import SamplingPlan
+
+
+class BaseSampler:
+    """Allocates what a plan needs and turns full banks into rollouts.
+
+    Args:
+        plan: What to sample.
+        state_dict: First parameters; by default those of a freshly built model.
+        debug: Poison each bank before it is filled, and refuse one with unwritten elements.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        debug: bool = False,
+    ) -> None:
+        topology = plan.topology
+        self.env_spec, self.topology = plan.env_spec, topology
+        self.rollout_length = plan.rollout_length
+        self._debug = debug
+        self._next_rollout = 0
+        if plan.build_model is not None and state_dict is None:
+            state_dict = plan.build_model().state_dict()
+        table = Table(plan.env_spec, plan.rollout_length, topology.num_envs)
+        names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
+        names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
+        self.counters = CounterBoard(names)
+        self._context = WorkerContext(
+            plan=plan,
+            table=table,
+            weights=None if state_dict is None else WeightStore(state_dict),
+            counters=self.counters,
+            hand_over=HandOver(topology),
+        )
+        self._buffer = RolloutBuffer(table)
+        if state_dict is not None:
+            self.publish(state_dict)
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Give the policy new parameters from the next rollout on; return their version.
+
+        Raises:
+            FastrlError: The sampler draws random actions, or the parameters are another model's.
+        """
+        if self._context.weights is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        return self._context.weights.publish(state_dict)
+
+    def close(self) -> None:
+        """Free the shared memory; rollouts that are still held stay valid."""
+        self._context.close()
+
+    def __enter__(self) -> Self:
+        """Start sampling."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def start(self) -> None:
+        """Start sampling."""
+
+    def _before_filling(self, rollout: int) -> None:
+        if self._debug:
+            self._context.table.poison(rollout % NUM_BANKS)
+
+    def _sealed(self) -> Rollout:
+        """Return the rollout whose bank has just become complete."""
+        index = self._next_rollout
+        self._next_rollout += 1
+        if self._debug:
+            self._context.table.check_no_poison(index % NUM_BANKS)
+        return self._buffer.seal(index)

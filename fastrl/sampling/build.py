@@ -1,0 +1,97 @@
+"""From a configuration to a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastrl.config import Config
+from fastrl.cores import usable_cores
+from fastrl.envs.make import EnvFactory
+from fastrl.models.policy import build_model
+from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.supervisor import call_in_child
+
+_SPINS = 300
+"""About 40 µs: longer than a hand-over takes when nobody has to be woken."""
+
+
+def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
+    """Probe the environment and lay out the run.
+
+    The environment is built once in a short-lived process, so that nothing it imports or starts
+    stays in this one.
+
+    Args:
+        config: A whole, validated configuration.
+        random_actions: Draw actions at random instead of running a policy.
+
+    Raises:
+        EnvError: The environment cannot be built, or a space of it is not supported.
+        ConfigError: The topology does not fit this machine.
+    """
+    factory, topology = EnvFactory.from_config(config.env), config.topology
+    env_spec = call_in_child(factory.probe, config.sampler.start_timeout_s)
+    processes = topology.num_env_workers + topology.num_model_workers
+
+    def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return build_model(env_spec, config.model, config.env.action_bounds)
+
+    return SamplingPlan(
+        env_spec=env_spec,
+        topology=topology,
+        rollout_length=config.sampler.rollout_length,
+        seed=config.seed,
+        build_env=factory.batched,
+        build_model=None if random_actions else build_policy,
+        devices=config.sampler.devices,
+        engine=config.sampler.engine,
+        lock_step=config.sampler.lock_step,
+        torch_threads=config.sampler.torch_threads,
+        # The learner and the throughput process sleep nearly all the time while workers work.
+        spins=_SPINS if processes < usable_cores() else 0,
+    )
+
+
+def initial_weights(plan: SamplingPlan) -> dict[str, Tensor] | None:
+    """Return the first parameters of a run, which follow from its seed alone."""
+    if plan.build_model is None:
+        return None
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(plan.seed)
+        return dict(plan.build_model().state_dict())
+
+
+def make_sampler(
+    config: Config,
+    plan: SamplingPlan | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> ProcessSampler | SerialSampler:
+    """Build the sampler that a configuration describes; use it in a ``with`` block.
+
+    Args:
+        config: A whole, validated configuration.
+        plan: From `make_plan`; made here by default.
+        state_dict: First parameters; by default those that follow from the seed.
+
+    Raises:
+        EnvError: The environment cannot be built, or a space of it is not supported.
+        ConfigError: The topology does not fit this machine.
+        FastrlError: There is not enough memory for the shared table.
+    """
+    plan = plan or make_plan(config)
+    weights = initial_weights(plan) if state_dict is None else state_dict
+    if config.sampler.kind == "serial":
+        return SerialSampler(plan, weights, debug=config.sampler.debug)
+    slowest_s = max(config.env.step_timeout_s, config.env.reset_timeout_s)
+    return ProcessSampler(
+        plan,
+        weights,
+        asynchronous=config.sampler.mode == "async",
+        deadlines=Deadlines(config.sampler.start_timeout_s, slowest_s),
+        debug=config.sampler.debug,
+    )

@@ -1,0 +1,63 @@
+"""The `Sampler` protocol: whatever collects rollouts, in this process or in many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+from torch import Tensor
+
+from fastrl.shared.counters import CounterBoard
+from fastrl.shared.rollout_buffer import Rollout
+from fastrl.spec import EnvSpec, Topology
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Collects rollouts of T steps from B environments with the newest published policy.
+
+    Attributes:
+        env_spec: What the environments observe and accept.
+        topology: n, N, M and groups.
+        rollout_length: T.
+        counters: What every worker did, and where its time went.
+    """
+
+    env_spec: EnvSpec
+    topology: Topology
+    rollout_length: int
+    counters: CounterBoard
+
+    def start(self) -> None:
+        """Start sampling (in asynchronous mode at once, otherwise with the first `collect`)."""
+        ...
+
+    def collect(self) -> Rollout:
+        """Return the next rollout; frees the one before the last (async: the last).
+
+        Raises:
+            WorkerError: A worker raised, died or stopped making progress.
+        """
+        ...
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Give the policy new parameters from the next rollout on; return their version."""
+        ...
+
+    def close(self) -> None:
+        """End all workers and free what they held; safe to call twice."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Start sampling."""
+        ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        ...

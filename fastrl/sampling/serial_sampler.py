@@ -1,0 +1,93 @@
+"""All worker steps in one process: the oracle of the process sampler, and the debugger's friend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fastrl.sampling.base import BaseSampler
+from fastrl.shared.counters import Counter
+from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.table import NUM_BANKS
+from fastrl.workers.env_stepper import EnvStepper
+from fastrl.workers.hand_over import Stopwatch
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.policy_runner import PolicyRunner, Request
+
+
+class SerialSampler(BaseSampler):
+    """Steps the same groups with the same batches as a lock-step `ProcessSampler`.
+
+    Both give the same numbers, bit for bit, for the same plan.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        debug: bool = False,
+    ) -> None:
+        super().__init__(plan, state_dict, debug=debug)
+        self._steppers: list[EnvStepper] = []
+        self._policies: list[PolicyRunner] = []
+
+    def start(self) -> None:
+        """Build the environments and the policy."""
+        if self._steppers:
+            return
+        context, topology = self._context, self.topology
+        for worker in range(topology.num_env_workers):
+            self._steppers.append(EnvStepper(context.plan, context.table, worker))
+        self._policies = [
+            PolicyRunner(context.plan, context.table, context.weights, policy)
+            for policy in range(topology.num_policies)
+        ]
+        self._watches = [
+            Stopwatch(self.counters, f"env-worker-{worker}")
+            for worker in range(topology.num_env_workers)
+        ]
+
+    def collect(self) -> Rollout:
+        """Return the next rollout; its views hold until the second call from now."""
+        self.start()
+        rollout = self._next_rollout
+        self._before_filling(rollout)
+        for stepper in self._steppers:
+            stepper.begin(rollout)
+        for policy, runner in enumerate(self._policies):
+            runner.begin(rollout)
+            self._fill(policy, rollout % NUM_BANKS)
+        return self._sealed()
+
+    def _fill(self, policy: int, bank: int) -> None:
+        for t in range(self.rollout_length):
+            for group in range(self.topology.groups):
+                self._infer(policy, bank, t, group)
+                for worker in self.topology.env_workers_of(policy):
+                    self._step(worker, bank, t, group)
+        for group in range(self.topology.groups):
+            self._infer(policy, bank, self.rollout_length, group)
+
+    def _infer(self, policy: int, bank: int, t: int, group: int) -> None:
+        slots = self.topology.group_slots(policy, group)
+        watch = self._watches[self.topology.env_workers_of(policy)[0]]
+        watch.charge(Counter.HAND_OVER_NS)
+        self._policies[policy].serve([Request(bank, t, slots.start, slots.stop)])
+        watch.charge(Counter.INFERENCE_NS)
+
+    def _step(self, worker: int, bank: int, t: int, group: int) -> None:
+        watch = self._watches[worker]
+        watch.charge(Counter.HAND_OVER_NS)
+        ended = self._steppers[worker].step(bank, t, group)
+        watch.charge(Counter.STEPPING_NS)
+        watch.row[Counter.ENV_STEPS] += self.topology.envs_per_group
+        watch.row[Counter.EPISODES] += ended
+
+    def close(self) -> None:
+        """Close the environments."""
+        for stepper in self._steppers:
+            stepper.close()
+        self._steppers = []
+        super().close()

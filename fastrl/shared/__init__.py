@@ -1,0 +1,1 @@
+"""Memory that processes share: the table, weights, signals and counters."""

@@ -1,0 +1,121 @@
+"""Whole rollouts, handed to the learner as views of the shared table, and the episodes in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.shared.table import NUM_BANKS, Bank, Table
+from fastrl.spaces import unflatten
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The episodes that ended within one rollout, in order of their end.
+
+    Attributes:
+        returns: ``[E]`` float64: undiscounted sum of rewards.
+        lengths: ``[E]`` int64: in environment steps.
+        end_step: ``[E]`` int64: t of the last step.
+        slot: ``[E]`` int64: column of the rollout.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    end_step: NDArray[np.int64]
+    slot: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of episodes that ended."""
+        return len(self.returns)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of B environments: views of shared memory, without a copy.
+
+    In synchronous mode the views hold until the second `Sampler.collect` from now, in asynchronous
+    mode until the next one: clone what must live longer.
+
+    Attributes:
+        observation: Nested like the space; leaves ``[T+1, B, *shape]``.
+        action: Nested like the space; leaves ``[T, B, *shape]``, as the policy sampled them
+            (before clipping or squashing, discrete ones counted from 0).
+        reward: ``[T, B]`` float32.
+        terminated: ``[T, B]`` bool.
+        truncated: ``[T, B]`` bool; never set together with ``terminated``.
+        log_prob: ``[T, B]`` float32.
+        value: ``[T+1, B]`` float32.
+        final_value: ``[T, B]`` float32: V(final observation) where truncated, else 0.
+        policy_version: ``[T, B]`` int64: which weights chose the action.
+        episodes: The episodes that ended in this rollout.
+        index: 0 for the first rollout of a sampler.
+    """
+
+    observation: Any
+    action: Any
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    log_prob: Tensor
+    value: Tensor
+    final_value: Tensor
+    policy_version: Tensor
+    episodes: Episodes
+    index: int
+
+    @property
+    def num_steps(self) -> int:
+        """Environment steps in the rollout: T · B."""
+        return self.reward.numel()
+
+
+class RolloutBuffer:
+    """Turns sealed banks into rollouts and follows episodes across their edges."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._returns = np.zeros(table.num_slots)
+        self._lengths = np.zeros(table.num_slots, np.int64)
+
+    def seal(self, index: int) -> Rollout:
+        """Return rollout ``index``, whose bank is complete. Call once per rollout, in order."""
+        bank, spec = self._table.banks[index % NUM_BANKS], self._table.env_spec
+        return Rollout(
+            observation=unflatten(spec.observation_space, bank.observation),
+            action=unflatten(spec.action_space, bank.action),
+            reward=bank.reward,
+            terminated=bank.terminated,
+            truncated=bank.truncated,
+            log_prob=bank.log_prob,
+            value=bank.value,
+            final_value=bank.final_value,
+            policy_version=bank.policy_version,
+            episodes=self._episodes(bank),
+            index=index,
+        )
+
+    def _episodes(self, bank: Bank) -> Episodes:
+        """Sum rewards up to each end, carrying unfinished episodes over to the next rollout."""
+        rewards = bank.reward.numpy().cumsum(axis=0, dtype=np.float64)
+        rewards += self._returns
+        steps, slots = np.nonzero(bank.terminated.numpy() | bank.truncated.numpy())
+        order = np.lexsort((steps, slots))
+        ends, columns = steps[order], slots[order]
+        returns, lengths = rewards[ends, columns], ends + 1 + self._lengths[columns]
+
+        self._returns, self._lengths = rewards[-1], self._lengths + len(rewards)
+        is_last = np.append(columns[1:] != columns[:-1], True)[: len(columns)]
+        self._returns[columns[is_last]] -= returns[is_last]
+        self._lengths[columns[is_last]] -= lengths[is_last]
+
+        follows = ~np.append(True, is_last[:-1])[: len(columns)]
+        returns[follows], lengths[follows] = (
+            totals[follows] - totals[np.flatnonzero(follows) - 1] for totals in (returns, lengths)
+        )
+        by_time = np.lexsort((columns, ends))
+        return Episodes(returns[by_time], lengths[by_time], ends[by_time], columns[by_time])

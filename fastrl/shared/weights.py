@@ -1,0 +1,91 @@
+"""Versioned parameters that every policy runner reads and only the learner writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastrl.errors import FastrlError
+from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
+
+
+class WeightStore:
+    """A state dict in shared memory, in two copies: one being read, one being written.
+
+    A reader copies the newest version out and looks at the version again afterwards: it was torn
+    only if the learner published twice meanwhile, and is then read again.
+
+    Args:
+        state_dict: Fixes names, shapes and dtypes; its values are not yet published.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        self._specs = {
+            name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state_dict.items()
+        }
+        self._offsets, self._copy_bytes = {}, 0
+        for name, tensor in state_dict.items():
+            self._offsets[name] = self._copy_bytes
+            self._copy_bytes = align(self._copy_bytes + tensor.numel() * tensor.element_size())
+        self._block = SharedBlock(CACHE_LINE + 2 * self._copy_bytes)
+        self._attach()
+
+    @property
+    def version(self) -> int:
+        """Number of publications so far; 0 before the first."""
+        return int(self._version[0])
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Make new parameters visible to all readers; return their version.
+
+        Raises:
+            FastrlError: Names or shapes differ from those the store was made for.
+        """
+        if state_dict.keys() != self._specs.keys():
+            changed = sorted(state_dict.keys() ^ self._specs.keys())
+            raise FastrlError(f"published parameters differ from the model's: {changed}")
+        version = self.version + 1
+        for name, target in self._copies[version % 2].items():
+            if target.shape != state_dict[name].shape:
+                raise FastrlError(
+                    f"parameter '{name}' has shape {tuple(state_dict[name].shape)}, "
+                    f"expected {tuple(target.shape)}"
+                )
+            target.copy_(state_dict[name].detach())
+        self._version[0] = version
+        return version
+
+    def read(self, newer_than: int = 0) -> tuple[int, dict[str, Tensor]] | None:
+        """Return (version, copied state dict), or None where there is nothing newer."""
+        while (version := self.version) > newer_than:
+            copied = {name: tensor.clone() for name, tensor in self._copies[version % 2].items()}
+            if self.version - version < 2:
+                return version, copied
+        return None
+
+    def close(self) -> None:
+        """Drop the memory's descriptor."""
+        self._block.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Travel without the views."""
+        return {k: v for k, v in vars(self).items() if k not in ("_copies", "_version")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Attach in a worker."""
+        vars(self).update(state)
+        self._attach()
+
+    def _attach(self) -> None:
+        self._version = self._block.tensor(torch.int64, (1,))
+        self._copies = [
+            {
+                name: self._block.tensor(
+                    dtype, shape, CACHE_LINE + copy * self._copy_bytes + self._offsets[name]
+                )
+                for name, (dtype, shape) in self._specs.items()
+            }
+            for copy in range(2)
+        ]

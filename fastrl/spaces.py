@@ -1,0 +1,145 @@
+"""Gymnasium spaces as rows of the shared table: one tensor per leaf of a nested space.
+
+A leaf is named by its path: ``""`` for a space that is not nested, ``"camera"`` or ``"arm/0"``
+inside ``Dict`` and ``Tuple`` spaces. Leaves are ordered as gymnasium iterates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from fastrl.errors import SpaceError
+
+T = TypeVar("T")
+
+_LEAF_TYPES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
+
+# float64 is halved: learning happens in float32. torch has few operations on wide unsigned
+# integers, so they move to the next signed type that holds them.
+_STORED_DTYPE = {
+    "float64": torch.float32,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint16": torch.int32,
+    "uint32": torch.int64,
+    "uint64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of one leaf for a single environment (no T or B axis)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype with the same memory layout."""
+        return np.dtype(str(self.dtype).removeprefix("torch."))
+
+
+def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[Any]]:
+    """Return the leaves of ``space`` by path, in gymnasium's order.
+
+    Raises:
+        SpaceError: A leaf is of a kind that has no fixed-size tensor.
+    """
+    found: dict[str, spaces.Space[Any]] = {}
+    for name, child in _children(space):
+        found.update(leaves(child, f"{path}/{name}" if path else name))
+    if found:
+        return found
+    if not isinstance(space, _LEAF_TYPES):
+        where = f" at '{path}'" if path else ""
+        raise SpaceError(f"unsupported space {space}{where}; supported are {_SUPPORTED}")
+    return {path: space}
+
+
+def observation_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
+    """Return how each leaf of an observation space is stored.
+
+    Raises:
+        SpaceError: A leaf, or its dtype, cannot be stored as a tensor.
+    """
+    return {path: _observation_spec(leaf, path) for path, leaf in leaves(space).items()}
+
+
+def action_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
+    """Return how each leaf of an action space is stored, as the policy samples it.
+
+    Discrete actions are stored as int64 indices from 0 (``start`` is added when the environment
+    is stepped), ``MultiBinary`` as int8, ``Box`` as float32 before clipping or squashing, since
+    that is the number whose log-probability the policy reports.
+
+    Raises:
+        SpaceError: A leaf is not supported as an action.
+    """
+    return {path: _action_spec(leaf, path) for path, leaf in leaves(space).items()}
+
+
+def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield the leaf values of a nested observation or action, in the order of `leaves`."""
+    if isinstance(space, spaces.Dict):
+        for name, child in space.spaces.items():
+            yield from flatten(child, value[name])
+    elif isinstance(space, spaces.Tuple):
+        for child, part in zip(space.spaces, value, strict=True):
+            yield from flatten(child, part)
+    else:
+        yield value
+
+
+def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T], path: str = "") -> Any:  # noqa: ANN401
+    """Rebuild the nested structure of ``space`` (dicts and tuples) from leaves by path."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = {
+            name: unflatten(child, by_path, f"{path}/{name}" if path else name)
+            for name, child in _children(space)
+        }
+        return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+    return by_path[path]
+
+
+def _children(space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:
+    if isinstance(space, spaces.Dict):
+        yield from ((str(name), child) for name, child in space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        yield from ((str(index), child) for index, child in enumerate(space.spaces))
+
+
+def _observation_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
+    if isinstance(space, spaces.Discrete):
+        return TensorSpec((), torch.int64)
+    dtype = _STORED_DTYPE.get(np.dtype(space.dtype).name)
+    if dtype is None or space.shape is None:
+        raise SpaceError(f"unsupported dtype {space.dtype} of {space} at '{path}'")
+    return TensorSpec(tuple(space.shape), dtype)
+
+
+def _action_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
+    if isinstance(space, spaces.Discrete):
+        return TensorSpec((), torch.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return TensorSpec(tuple(space.shape), torch.int64)
+    if isinstance(space, spaces.MultiBinary):
+        return TensorSpec(tuple(space.shape), torch.int8)
+    if np.issubdtype(np.dtype(space.dtype), np.floating) and space.shape is not None:
+        return TensorSpec(tuple(space.shape), torch.float32)
+    raise SpaceError(
+        f"unsupported action space {space} at '{path}': a Box of actions must be floating point; "
+        "use MultiDiscrete for integers"
+    )

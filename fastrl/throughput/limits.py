@@ -1,0 +1,216 @@
+"""What the machine allows: bare environments on every core, and the policy at its best batch.
+
+The limit is ``cores / (t_step + t_policy)`` frames per second: ``t_step`` is the time per step of
+the bare environment with every core busy, resets included; ``t_policy`` the policy's time per
+frame at its best batch size on one core, 0 where a GPU does it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import cloudpickle
+import torch
+from gymnasium import Env
+
+from fastrl.envs.make import EnvFactory
+from fastrl.models.inference import PolicyOutput, build_engine
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.supervisor import Connection, Supervisor, pipe
+
+_BATCH_SIZES = tuple(2**exponent for exponent in range(3, 13))
+_MAX_POLICY_CALL_S = 0.25
+_CHUNK = 16
+"""Steps between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The physical limit of one moment; the machine's speed drifts, so it is measured often.
+
+    Attributes:
+        cores: Cores that step.
+        t_step_s: Seconds per step of the bare environment on one busy core.
+        t_policy_s: Seconds per frame of the policy on one core.
+    """
+
+    cores: int
+    t_step_s: float
+    t_policy_s: float
+
+    @property
+    def fps(self) -> float:
+        """Frames per second that no sampler on these cores can exceed."""
+        return self.cores / (self.t_step_s + self.t_policy_s)
+
+
+class LimitProbe:
+    """Processes that stand by to measure the limit, so that it can be interleaved with sampling.
+
+    Args:
+        plan: Says the policy; its environments are built by ``factory``.
+        factory: Builds single environments.
+        cores: Number of cores to keep busy.
+        timeout_s: Longest wait for an answer, beyond the time asked for.
+    """
+
+    def __init__(
+        self, plan: SamplingPlan, factory: EnvFactory, cores: int, timeout_s: float = 120.0
+    ) -> None:
+        self.cores = cores
+        self._timeout_s = timeout_s
+        self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
+        self._envs = [self._start(f"bare-env-{i}", _step_bare, factory) for i in range(cores)]
+        self._policy = None
+        if plan.build_model is not None and plan.device(0).type == "cpu":
+            self._policy = self._start("bare-policy", _time_policy, plan)
+
+    def measure(self, seconds: float) -> Limit:
+        """Measure for about ``seconds``, mostly the environment.
+
+        Raises:
+            WorkerError: A measuring process failed, or did not answer in time.
+        """
+        for connection in self._envs:
+            connection.send(seconds)
+        t_step_s = statistics.harmonic_mean([self._answer(c, seconds) for c in self._envs])
+        t_policy_s = 0.0
+        if self._policy is not None:
+            self._policy.send(seconds / 4)
+            t_policy_s = self._answer(self._policy, seconds)
+        return Limit(self.cores, t_step_s, t_policy_s)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._supervisor.stop()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the processes."""
+        self.close()
+
+    def _start(self, name: str, target: Callable[..., None], subject: Any) -> _Duplex:  # noqa: ANN401
+        (ask_out, ask_in), (tell_out, tell_in) = pipe(), pipe()
+        self._supervisor.start(name, target, cloudpickle.dumps(subject), ask_out, tell_in)
+        ask_out.close()
+        tell_in.close()
+        return _Duplex(ask_in, tell_out)
+
+    def _answer(self, connection: _Duplex, seconds: float) -> float:
+        deadline = time.monotonic() + seconds + self._timeout_s
+        while not connection.receive.poll(0.05):
+            self._supervisor.check()
+            if time.monotonic() > deadline:
+                raise TimeoutError("a bare environment did not answer in time")
+        return float(connection.receive.recv())
+
+
+@dataclass(frozen=True)
+class _Duplex:
+    ask: Connection
+    receive: Connection
+
+    def send(self, seconds: float) -> None:
+        self.ask.send(seconds)
+
+
+def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
+    """Step one unwrapped environment with random actions whenever asked."""
+    factory: EnvFactory = cloudpickle.loads(payload)
+    run = _bare_loop(factory.single(), factory.probe().max_episode_steps)
+    run(4 * _CHUNK)
+    while True:
+        seconds, done = asked.recv(), 0
+        start = now = time.perf_counter()
+        while now - start < seconds:
+            run(_CHUNK)
+            done += _CHUNK
+            now = time.perf_counter()
+        tell.send((now - start) / done)
+
+
+def _bare_loop(wrapped: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:
+    """Return a function that makes so many steps of an environment stripped of its wrappers."""
+    env = wrapped.unwrapped
+    wrapped.action_space.seed(0)
+    actions = itertools.cycle([wrapped.action_space.sample() for _ in range(1024)])
+    step, reset, unended = env.step, env.reset, 0
+    env.reset(seed=0)
+
+    def run(steps: int) -> None:
+        nonlocal unended
+        ended = False
+        for action in itertools.islice(actions, steps):
+            _, _, terminated, truncated, _ = step(action)
+            if terminated or truncated:
+                reset()
+                ended = True
+        unended = 0 if ended else unended + steps
+        if time_limit and unended >= time_limit:
+            reset()
+            unended = 0
+
+    return run
+
+
+def _time_policy(payload: bytes, asked: Connection, tell: Connection) -> None:
+    """Time the policy alone, at its best batch size, whenever asked."""
+    calls = _policy_calls(cloudpickle.loads(payload))
+    while True:
+        seconds, best = asked.recv(), float("inf")
+        for size, call in calls:
+            best = min(best, _best_time(call, seconds / len(calls)) / size)
+        tell.send(best)
+
+
+def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
+    """Return calls of the policy at growing batch sizes, as long as they stay short."""
+    assert plan.build_model is not None
+    engine = build_engine(plan.build_model(), torch.device("cpu"), plan.engine)
+    calls = []
+    for size in _BATCH_SIZES:
+        observation = {
+            leaf: torch.zeros((size, *spec.shape), dtype=spec.dtype)
+            for leaf, spec in plan.env_spec.observation.items()
+        }
+        out = PolicyOutput(
+            action={
+                leaf: torch.zeros((size, *spec.shape), dtype=spec.dtype)
+                for leaf, spec in plan.env_spec.action.items()
+            },
+            log_prob=torch.zeros(size),
+            value=torch.zeros(size),
+        )
+        noise = engine.draw_noise((size,), torch.Generator().manual_seed(0))
+        call = engine.bind(observation, noise, out)
+        call()
+        calls.append((size, call))
+        if _best_time(call, 0.0) > _MAX_POLICY_CALL_S:
+            break
+    return calls
+
+
+def _best_time(call: Callable[[], None], seconds: float) -> float:
+    """Return the shortest of the calls that fit into ``seconds``, and of three at least."""
+    best, until = float("inf"), time.perf_counter() + seconds
+    for repeat in itertools.count():
+        start = time.perf_counter()
+        if repeat >= 3 and start > until:
+            return best
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best

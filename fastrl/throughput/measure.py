@@ -1,0 +1,190 @@
+"""Measures how many environment steps per second a sampler makes, without a learner.
+
+What counts: environment steps, resets not counted though their time is, frame-skip not
+multiplied, over windows of wall time that start after warm-up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.shared.counters import Counter
+from fastrl.throughput.limits import Limit, LimitProbe
+from fastrl.workers.throughput_meter import REPORT_TIMEOUT_S, Reading, ThroughputMeter, steps_per_s
+
+SHARES = {
+    "stepping": Counter.STEPPING_NS,
+    "inference": Counter.INFERENCE_NS,
+    "waiting": Counter.WAITING_NS,
+    "hand-over": Counter.HAND_OVER_NS,
+}
+_IDLE_S = 0.2
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long to measure.
+
+    Attributes:
+        seconds: Length of one window.
+        repeats: Number of windows.
+        warm_up_s: Time sampled before the first window, after the first rollout.
+    """
+
+    seconds: float = 5.0
+    repeats: int = 5
+    warm_up_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one process in MiB: in use, and held by it alone."""
+
+    rss_mib: float
+    unique_mib: float
+
+
+@dataclass
+class Measurement:
+    """What was measured, window by window.
+
+    Attributes:
+        start_s: From starting the workers to their first transition.
+        frames: Environment steps within the windows.
+        fps: Frames per second of each window.
+        limits: The limit measured next to each window; empty if it was not asked for.
+        shares: Per worker, share of the windows' time by activity.
+        hand_over_us: Median hand-over latencies in microseconds, by who was woken.
+        memory: Per process.
+    """
+
+    start_s: float = 0.0
+    frames: int = 0
+    fps: list[float] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    hand_over_us: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+
+    @property
+    def fps_median(self) -> float:
+        """Median frames per second over the windows."""
+        return float(np.median(self.fps))
+
+    @property
+    def limit_fps(self) -> float | None:
+        """Median limit, None where it was not measured."""
+        return float(np.median([limit.fps for limit in self.limits])) if self.limits else None
+
+    @property
+    def efficiency(self) -> float | None:
+        """Median over the windows of FPS / limit, each pair measured side by side."""
+        if not self.limits:
+            return None
+        pairs = zip(self.fps, self.limits, strict=True)
+        return float(np.median([fps / limit.fps for fps, limit in pairs]))
+
+
+def measure(
+    sampler: ProcessSampler,
+    protocol: Protocol,
+    probe: LimitProbe | None = None,
+    watch: Callable[[ThroughputMeter], None] | None = None,
+) -> Measurement:
+    """Measure a sampler that has not been started yet; it is left running.
+
+    Args:
+        sampler: What to measure; consumed by `Sampler.collect` as fast as it fills.
+        protocol: How long to measure.
+        probe: Measures the limit before every window, while the sampler rests.
+        watch: Called once with the meter, to show readings live.
+
+    Raises:
+        WorkerError: A worker failed.
+    """
+    result, spent = Measurement(), np.zeros_like(sampler.counters.snapshot())
+    with ThroughputMeter(sampler.counters) as meter:
+        result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
+        if watch is not None:
+            watch(meter)
+        for _ in range(protocol.repeats):
+            if probe is not None:
+                _rest(sampler)
+                result.limits.append(probe.measure(protocol.seconds / 2))
+            first, last = _window(sampler, meter, protocol.seconds)
+            result.fps.append(steps_per_s(first, last))
+            result.frames += last.env_steps - first.env_steps
+            spent += last.counters - first.counters
+        result.memory = _memory(sampler.pids() | meter.pids())
+    result.shares = _shares(sampler.counters.worker_names, spent)
+    result.hand_over_us = _hand_over(sampler)
+    return result
+
+
+def _warm_up(sampler: ProcessSampler, meter: ThroughputMeter, seconds: float) -> float:
+    """Start the sampler, sample for a while; return the time to its first transition."""
+    start_ns = time.monotonic_ns()
+    sampler.start()
+    sampler.collect()
+    first_ns = next((r.at_ns for r in meter.readings if r.env_steps > 0), time.monotonic_ns())
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sampler.collect()
+    return max(0.0, (first_ns - start_ns) / 1e9)
+
+
+def _window(
+    sampler: ProcessSampler, meter: ThroughputMeter, seconds: float
+) -> tuple[Reading, Reading]:
+    """Sample for one window; return the readings at its ends."""
+    sampler.collect()
+    start_ns = time.monotonic_ns()
+    end_ns = start_ns + int(seconds * 1e9)
+    while time.monotonic_ns() < end_ns or meter.count_since(start_ns) < 2:
+        sampler.collect()
+        if time.monotonic_ns() > end_ns + int(REPORT_TIMEOUT_S * 1e9):
+            break
+    return meter.ends(start_ns)
+
+
+def _rest(sampler: ProcessSampler) -> None:
+    """Wait until the workers have filled what they may fill, so that every core is free."""
+    steps = -1
+    while steps != (steps := sampler.counters.env_steps()):
+        time.sleep(_IDLE_S)
+
+
+def _shares(names: tuple[str, ...], spent: np.ndarray) -> dict[str, dict[str, float]]:
+    shares = {}
+    for name, row in zip(names, spent, strict=True):
+        times = {label: float(row[counter]) for label, counter in SHARES.items()}
+        total = sum(times.values()) or 1.0
+        shares[name] = {label: value / total for label, value in times.items()}
+    return shares
+
+
+def _hand_over(sampler: ProcessSampler) -> dict[str, float]:
+    if not sampler.topology.num_model_workers:
+        return {}
+    return {
+        woken: float(np.median(latencies)) / 1e3
+        for woken in ("env-worker", "model-worker")
+        if len(latencies := sampler.counters.hand_over_latencies_ns(woken))
+    }
+
+
+def _memory(pids: dict[str, int]) -> dict[str, Memory]:
+    memory = {}
+    for name, pid in pids.items():
+        try:
+            info = psutil.Process(pid).memory_full_info()
+        except psutil.Error:
+            continue
+        memory[name] = Memory(info.rss / 2**20, info.uss / 2**20)
+    return memory

@@ -1,0 +1,75 @@
+"""A whole throughput test, from a configuration to a report."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from fastrl.config import Config
+from fastrl.cores import usable_cores
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import ConfigError
+from fastrl.sampling.build import initial_weights, make_plan
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.throughput.limits import LimitProbe
+from fastrl.throughput.live import LiveFps
+from fastrl.throughput.measure import Protocol, measure
+from fastrl.throughput.report import Report
+
+
+def run_throughput(
+    config: Config,
+    protocol: Protocol,
+    *,
+    with_limit: bool = False,
+    random_actions: bool = False,
+    console: Console | None = None,
+    command: str = "",
+) -> Report:
+    """Sample as fast as possible, without a learner, and report how fast that was.
+
+    Args:
+        config: What to sample, and how.
+        protocol: How long to measure.
+        with_limit: Measure the physical limit next to every window.
+        random_actions: Sample without a policy.
+        console: Where to show frames per second live; nowhere by default.
+        command: The command line that repeats this test.
+
+    Raises:
+        EnvError: The environment cannot be built.
+        WorkerError: A worker failed.
+        ConfigError: The configuration asks for a sampler without processes.
+    """
+    if config.sampler.kind != "process":
+        raise ConfigError("sampler.kind: throughput is measured with 'process', got 'serial'")
+    plan = make_plan(config, random_actions=random_actions)
+    asynchronous = config.sampler.mode == "async"
+    sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
+    with ExitStack() as stack:
+        probe = None
+        if with_limit:
+            factory = EnvFactory.from_config(config.env)
+            probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
+        stack.callback(sampler.close)
+        live = stack.enter_context(LiveFps(console)) if console else None
+        measurement = measure(sampler, protocol, probe, live.watch if live else None)
+    return Report(
+        env=config.env.id,
+        topology=plan.topology,
+        rollout_length=plan.rollout_length,
+        policy="random" if random_actions else _policy_name(config),
+        device=",".join(plan.devices) if plan.build_model else "cpu",
+        mode=config.sampler.mode,
+        measurement=measurement,
+        command=command,
+    )
+
+
+def _policy_name(config: Config) -> str:
+    model = config.model
+    if model.class_path:
+        return model.class_path
+    sizes = "×".join(str(size) for size in model.hidden_sizes)
+    return f"{sizes} {model.activation}, {config.sampler.engine} engine"

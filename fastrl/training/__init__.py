@@ -1,0 +1,35 @@
+"""Training: the loop, evaluation, checkpoints, metrics, and whole runs."""
+
+from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.evaluation import (
+    EpisodePlayer,
+    EvaluationProtocol,
+    EvaluationResult,
+    evaluate,
+)
+from fastrl.training.run import (
+    Evaluated,
+    TrainedRun,
+    evaluate_run,
+    record_run,
+    resume,
+    train,
+)
+from fastrl.training.trainer import Trainer
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointStore",
+    "EpisodePlayer",
+    "Evaluated",
+    "EvaluationProtocol",
+    "EvaluationResult",
+    "TrainedRun",
+    "Trainer",
+    "evaluate",
+    "evaluate_run",
+    "record_run",
+    "resume",
+    "train",
+]

@@ -1,0 +1,255 @@
+"""Checkpoints: whole or absent, checked when they are read, and never able to run code.
+
+A checkpoint is a directory ``step_<steps>`` with three files: ``model.safetensors``; ``state.pt``,
+everything else that training goes on from, which ``torch.load`` reads with ``weights_only=True``;
+and ``meta.json``, which says what it is and holds the checksums of the other two. It is written
+under another name, brought to the disk and then renamed, so under its own name it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fastrl.errors import FastrlError
+from fastrl.training.durable import sync_directory, write_and_sync, write_durably
+
+FORMAT = "fastrl checkpoint"
+FORMAT_VERSION = 1
+
+_MODEL, _STATE, _META, _BEST = "model.safetensors", "state.pt", "meta.json", "best.json"
+_PREFIX = "step_"
+
+
+class CheckpointError(FastrlError):
+    """A checkpoint is missing, damaged or not fastrl's."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved.
+
+    Attributes:
+        model: The model's state dict.
+        state: Nested dicts, lists, tensors, numbers and text: all else that training goes on from.
+        about: Plain JSON types: what a reader may want to know without loading the rest. Has at
+            least ``steps``.
+    """
+
+    model: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+    @property
+    def steps(self) -> int:
+        """Environment steps that were learnt from."""
+        return int(self.about["steps"])
+
+    @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return f"{_PREFIX}{self.steps:012d}"
+
+
+class CheckpointStore:
+    """The checkpoints of a run: the last k, and the one that evaluated best.
+
+    Args:
+        directory: Where they are; made with the first one.
+        keep_last: k.
+    """
+
+    def __init__(self, directory: Path, keep_last: int = 3) -> None:
+        self._directory, self._keep_last = directory, keep_last
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, remove those that need not be kept, and return its directory.
+
+        One of the same name is taken for the same checkpoint.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        final = self._directory / checkpoint.name
+        if final.exists():
+            return final
+        try:
+            self._write(checkpoint, final)
+            self._prune()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint '{final}' cannot be written: {error.strerror or error}"
+            ) from error
+        return final
+
+    def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
+        """Save a checkpoint and keep it in place of the best one so far.
+
+        Args:
+            checkpoint: The best one.
+            about: Plain JSON types: how it evaluated.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        final = self.save(checkpoint)
+        text = json.dumps({"checkpoint": checkpoint.name, **about}, indent=2) + "\n"
+        write_durably(self._directory / _BEST, text.encode())
+        self._prune()
+        return final
+
+    def names(self) -> list[str]:
+        """Return the names of all checkpoints, oldest first."""
+        return sorted(path.name for path in self._directory.glob(f"{_PREFIX}*") if path.is_dir())
+
+    def best(self) -> dict[str, Any] | None:
+        """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
+        try:
+            found = json.loads((self._directory / _BEST).read_bytes())
+        except (OSError, ValueError):
+            return None
+        usable = isinstance(found, dict) and found.get("checkpoint") in self.names()
+        return found if usable else None
+
+    def load(self, name: str) -> Checkpoint:
+        """Read a checkpoint.
+
+        Args:
+            name: As in `names`, or ``last`` or ``best``.
+
+        Raises:
+            CheckpointError: There is none of that name, or it is damaged, foreign or newer than
+                this version of fastrl; names an older one to go on from.
+        """
+        chosen = self.resolve(name)
+        try:
+            return _read(self._directory / chosen)
+        except CheckpointError as error:
+            older = [other for other in self.names() if other < chosen]
+            offer = f"; the one before it is {older[-1]}" if older else "; there is no older one"
+            raise CheckpointError(f"{error}{offer}") from error
+
+    def resolve(self, name: str) -> str:
+        """Return the name of a checkpoint that was given as in `load`.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        names, best = self.names(), self.best()
+        if not names:
+            raise CheckpointError(f"there is no checkpoint in '{self._directory}'")
+        if name == "last":
+            return names[-1]
+        if name == "best" and best is not None:
+            return str(best["checkpoint"])
+        if name not in names:
+            known = ", ".join(["last", *(["best"] if best else []), *names])
+            raise CheckpointError(
+                f"no checkpoint '{name}' in '{self._directory}'; there are {known}"
+            )
+        return name
+
+    def set_aside_after(self, name: str) -> None:
+        """Rename the checkpoints newer than this one, from which training goes on another way."""
+        for newer in self.names():
+            if newer > name:
+                aside = self._directory / f"discarded_{newer}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / newer).rename(aside)
+
+    def clean(self) -> None:
+        """Remove what an interrupted `save` has left. Only for the one process that saves."""
+        for path in self._directory.glob(f".{_PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _write(self, checkpoint: Checkpoint, final: Path) -> None:
+        partial = self._directory / f".{checkpoint.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        buffer = io.BytesIO()
+        torch.save(dict(checkpoint.state), buffer)
+        contents = {
+            _MODEL: safetensors.torch.save(
+                {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
+            ),
+            _STATE: buffer.getvalue(),
+        }
+        for name, content in contents.items():
+            write_and_sync(partial / name, content)
+        meta = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **checkpoint.about,
+            "sha256": {name: _checksum(content) for name, content in contents.items()},
+        }
+        write_and_sync(partial / _META, (json.dumps(meta, indent=2) + "\n").encode())
+        sync_directory(partial)
+        partial.rename(final)
+        sync_directory(self._directory)
+
+    def _prune(self) -> None:
+        names, best = self.names(), self.best()
+        kept = {*names[-self._keep_last :], best["checkpoint"] if best else ""}
+        for name in names:
+            if name not in kept:
+                # Renamed first, so that no half of it is ever taken for a checkpoint.
+                removed = (self._directory / name).rename(self._directory / f".{name}.removed")
+                shutil.rmtree(removed, ignore_errors=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    meta = _read_meta(path)
+    contents: dict[str, bytes] = {}
+    for name in (_MODEL, _STATE):
+        try:
+            contents[name] = (path / name).read_bytes()
+        except OSError as error:
+            raise _damaged(path, f"{name}: {error.strerror}") from None
+        if _checksum(contents[name]) != meta.get("sha256", {}).get(name):
+            raise _damaged(path, f"{name} has changed since it was written")
+    try:
+        model = safetensors.torch.load(contents[_MODEL])
+        state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(path, str(error).partition("\n")[0]) from None
+    about = {k: v for k, v in meta.items() if k not in ("format", "format_version", "sha256")}
+    return Checkpoint(model, state, about)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / _META).read_bytes())
+    except OSError as error:
+        raise _damaged(path, f"{_META}: {error.strerror}") from None
+    except ValueError:
+        raise _damaged(path, f"{_META} is not JSON") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' is not a checkpoint of fastrl")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"'{path}' has format version {meta.get('format_version')}; "
+            f"this version of fastrl reads version {FORMAT_VERSION}"
+        )
+    if not isinstance(meta.get("steps"), int) or not isinstance(meta.get("sha256"), dict):
+        raise _damaged(path, f"{_META} lacks what a checkpoint has")
+    return meta
+
+
+def _damaged(path: Path, how: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint '{path}' is damaged: {how}")
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

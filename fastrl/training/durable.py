@@ -1,0 +1,31 @@
+"""Files that are there whole or not at all, whatever happens to the process or the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, now or after a crash, finds the old content or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    write_and_sync(partial, content)
+    partial.replace(path)
+    sync_directory(path.parent)
+
+
+def write_and_sync(path: Path, content: bytes) -> None:
+    """Write a file and return when it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Return when the names in a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

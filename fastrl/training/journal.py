@@ -1,0 +1,91 @@
+"""What is written down and shown while a run goes on."""
+
+from __future__ import annotations
+
+from fastrl.config import Config
+from fastrl.sampling import Sampler
+from fastrl.shared.counters import Counter
+from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.metrics import MetricsLog
+from fastrl.training.progress import Progress
+from fastrl.training.window import Update, Window
+
+_ROWS_PER_RUN = 200
+
+
+class Journal:
+    """Turns updates and evaluations into rows of metrics, for the files and for the eye.
+
+    Attributes:
+        window: What happened since the last row.
+
+    Args:
+        config: Says how often there is a row.
+        log: Where rows are written.
+        progress: Where they are shown.
+        window: Opened now.
+    """
+
+    def __init__(self, config: Config, log: MetricsLog, progress: Progress, window: Window) -> None:
+        self._log, self._progress, self.window = log, progress, window
+        self._every_s = config.logging.every_s
+        every_steps = config.logging.every_steps
+        self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
+        self._idle: IdleTime | None = None
+
+    def watch(self, idle: IdleTime | None) -> None:
+        """Take over the sampler's own account of its time; see `Window.row`."""
+        self._idle = idle
+
+    def note_update(self, update: Update) -> None:
+        """Count an update in, and write a row if one is due."""
+        self.window.add(update)
+        self._progress.advance(update.steps)
+        if self.window.steps >= self._every_steps or self.window.open_s >= self._every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a row of what happened since the last one, if anything did."""
+        if self.window.steps:
+            row = self.window.row(self._idle.since_last() if self._idle else None)
+            self._log.write("training", row)
+            self._progress.show(row)
+
+    def note_evaluation(self, result: EvaluationResult, steps: int) -> None:
+        """Write down how the policy did as it was after ``steps``."""
+        row = {
+            "steps": steps,
+            "return_mean": result.return_mean,
+            "return_std": result.return_std,
+            "length_mean": result.length_mean,
+            "episodes": len(result.returns),
+        }
+        self._log.write("evaluation", row)
+        self._progress.show_evaluation(result, steps)
+
+    def say(self, activity: str) -> None:
+        """Show what is done besides training."""
+        self._progress.say(activity)
+
+
+class IdleTime:
+    """How long the workers of an asynchronous sampler did not sample.
+
+    Where model workers infer, waiting for actions and waiting for the learner are counted
+    together, and none of it is taken for idle.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._last_ns = self._waited_ns()
+
+    def since_last(self) -> float:
+        """Return the mean over the workers, in seconds, since the last call."""
+        if self._sampler.topology.num_model_workers:
+            return 0.0
+        waited_ns = self._waited_ns()
+        since_ns, self._last_ns = waited_ns - self._last_ns, waited_ns
+        return since_ns / 1e9
+
+    def _waited_ns(self) -> float:
+        return float(self._sampler.counters.snapshot()[:, Counter.WAITING_NS].mean())

@@ -1,0 +1,116 @@
+"""Learning curves of one or several runs as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.config import Config
+from fastrl.errors import ConfigError
+from fastrl.training.metrics import read_rows
+from fastrl.training.run_directory import find_run, read_config
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and returns, ``[rows]`` each."""
+
+_POINTS = 300
+_OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
+"""Keys in which runs of one curve may differ."""
+
+
+def plot_runs(runs: Sequence[str | Path], output: Path, kind: str = "training") -> None:
+    """Draw the return over steps, one curve per configuration.
+
+    Runs whose configurations differ in the seed, or in what does not change learning, become one
+    curve: the mean of their returns, and a band of one standard deviation to both sides.
+
+    Args:
+        runs: Directories of runs, or their names under ``runs/``.
+        output: The PNG.
+        kind: Which rows of metrics: ``training`` (mean over the last 100 episodes) or
+            ``evaluation``.
+
+    Raises:
+        ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
+    """
+    groups: dict[str, list[tuple[Config, Curve]]] = {}
+    for path in dict.fromkeys(find_run(run) for run in runs):
+        config = read_config(path)
+        groups.setdefault(_family(config), []).append((config, read_curve(path, kind)))
+
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    labels = _labels([members[0][0] for members in groups.values()])
+    for label, members in zip(labels, groups.values(), strict=True):
+        steps, mean, spread = mean_curve([curve for _, curve in members])
+        seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
+        (line,) = axes.plot(steps, mean, label=label + seeds)
+        if len(members) > 1:
+            axes.fill_between(
+                steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, lw=0
+            )
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return" if kind == "training" else f"return ({kind})")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(output, dpi=150)
+    except OSError as error:
+        raise ConfigError(f"'{output}' cannot be written: {error.strerror or error}") from None
+    finally:
+        plt.close(figure)
+
+
+def read_curve(path: Path, kind: str) -> Curve:
+    """Return the returns of a run.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    rows = [
+        (row["steps"], row["return_mean"])
+        for row in read_rows(path / "metrics.jsonl")
+        if row.get("kind") == kind and row.get("return_mean") is not None
+    ]
+    if not rows:
+        raise ConfigError(f"'{path}' has no {kind} returns yet")
+    steps, returns = np.array(rows, np.float64).T
+    return steps, returns
+
+
+def mean_curve(
+    curves: Sequence[Curve],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return steps, mean and standard deviation over curves, where all of them have values."""
+    if len(curves) == 1:
+        steps, returns = curves[0]
+        return steps, returns, np.zeros_like(returns)
+    first = max(steps[0] for steps, _ in curves)
+    last = min(steps[-1] for steps, _ in curves)
+    steps = np.linspace(first, max(first, last), _POINTS)
+    returns = np.stack([np.interp(steps, *curve) for curve in curves])
+    return steps, returns.mean(0), returns.std(0)
+
+
+def _family(config: Config) -> str:
+    """Return what runs of one curve have in common, as text."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OWN_KEYS)
+    return json.dumps(tree, sort_keys=True)
+
+
+def _labels(configs: Sequence[Config]) -> list[str]:
+    """Return a name for each configuration; numbered where the names are the same."""
+    names = [f"{config.env.id} {config.algorithm.name.upper()}" for config in configs]
+    return [
+        name if names.count(name) == 1 else f"{name} #{names[: index + 1].count(name)}"
+        for index, name in enumerate(names)
+    ]

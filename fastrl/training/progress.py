@@ -1,0 +1,154 @@
+"""How training goes: a live panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.metrics import Row
+
+_REFRESHES_PER_S = 4
+_LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
+_HEALTH = ("approx_kl", "clip_fraction", "explained_variance", "learning_rate")
+
+
+class Progress:
+    """Shows the latest metrics until it is left.
+
+    Args:
+        console: Where to; None for nowhere.
+        title: What is trained.
+        total_steps: Steps of the whole run.
+        every_s: Time between plain lines.
+    """
+
+    def __init__(
+        self, console: Console | None, title: str, total_steps: int, every_s: float
+    ) -> None:
+        self._console, self._title, self._total_steps = console, title, total_steps
+        self._every_s, self._said_s = every_s, time.perf_counter()
+        self._row: Row = {}
+        self._evaluation = ""
+        self._activity = "starting workers …"
+        self._steps = 0
+        self._live: Live | None = None
+        if console is not None and console.is_terminal:
+            self._live = Live(
+                console=console,
+                get_renderable=self._panel,
+                refresh_per_second=_REFRESHES_PER_S,
+                transient=True,
+            )
+
+    def advance(self, steps: int) -> None:
+        """Note how many steps were learnt from: cheap enough for every update."""
+        self._steps, self._activity = steps, ""
+
+    def show(self, row: Row) -> None:
+        """Take over a row of training metrics; print it if a line is due."""
+        self._row = row
+        now_s = time.perf_counter()
+        if now_s - self._said_s >= self._every_s:
+            self._said_s = now_s
+            self._print(self._line())
+
+    def show_evaluation(self, result: EvaluationResult, steps: int) -> None:
+        """Show an evaluation of the policy as it was after ``steps``."""
+        self._evaluation = (
+            f"{result.return_mean:,.1f} ± {result.return_std:,.1f} over {len(result.returns)} "
+            f"episodes at {steps:,} steps"
+        )
+        self._print(f"evaluation: return {self._evaluation}")
+
+    def say(self, activity: str) -> None:
+        """Show what is done besides training."""
+        self._activity = activity
+        self._print(activity)
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _print(self, line: str) -> None:
+        if self._live is None and self._console is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self) -> str:
+        row = self._row
+        parts = [
+            f"{self._steps:>11,} / {self._total_steps:,} steps",
+            f"{row['fps']:,.0f} steps/s",
+            f"return {_number(row, 'return_mean')}",
+            f"loss {_number(row, 'loss')}",
+            f"kl {_number(row, 'approx_kl')}",
+            f"{self._eta()} left",
+        ]
+        return "  ".join(parts)
+
+    def _panel(self) -> Panel:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column()
+        bar = ProgressBar(total=self._total_steps, completed=self._steps, width=30)
+        counted = Text(f"{self._steps:,} / {self._total_steps:,}   {self._eta()} left")
+        table.add_row("steps", Group(bar, counted))
+        if self._row:
+            for label, text in self._rows(self._row).items():
+                table.add_row(label, text)
+        if self._evaluation:
+            table.add_row("evaluation", self._evaluation)
+        if self._activity:
+            table.add_row("", self._activity)
+        return Panel(table, title=Text(self._title), title_align="left", expand=False)
+
+    def _rows(self, row: Row) -> Mapping[str, str]:
+        return {
+            "steps/s": f"{row['fps']:,.0f} end to end   {row['sampling_fps']:,.0f} sampling   "
+            f"{row['learning_fps']:,.0f} learning",
+            "time": f"{row['sampling_share']:.0%} waiting for rollouts   "
+            f"{row['learning_share']:.0%} learning   policy lag {row['policy_lag']:.2g}",
+            "return": f"{_number(row, 'return_mean')}   length {_number(row, 'length_mean')}   "
+            f"({row['episodes']:,} episodes)",
+            "losses": _numbers(row, _LOSSES),
+            "update": _numbers(row, _HEALTH),
+        }
+
+    def _eta(self) -> str:
+        fps = float(self._row.get("fps", 0.0))
+        if not fps:
+            return "-:--:--"
+        left_s = max(0, self._total_steps - self._steps) / fps
+        return str(timedelta(seconds=round(min(left_s, 1e8))))
+
+
+def _numbers(row: Row, names: tuple[str, ...]) -> str:
+    return "   ".join(f"{name} {_number(row, name)}" for name in names if name in row)
+
+
+def _number(row: Row, name: str) -> str:
+    value = row.get(name, math.nan)
+    return "-" if math.isnan(value) else f"{value:,.4g}"

@@ -1,0 +1,171 @@
+"""Videos of a policy: MP4 where an encoder is installed, GIF everywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionConverter
+from fastrl.envs.make import EnvFactory
+from fastrl.envs.rows import ObservationWriter
+from fastrl.errors import ConfigError, EnvError
+from fastrl.models.policy import PolicyModel
+from fastrl.spec import EnvSpec
+from fastrl.training.evaluation import EvaluationProtocol
+
+Frame = NDArray[np.uint8]
+
+_SUFFIXES = (".mp4", ".gif")
+_SMALLEST_SIDE = 240
+"""Frames with smaller sides are enlarged by a whole factor: most players blur them otherwise."""
+_INSTALL = "pip install 'fastrl[video]'"
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Plays episodes in an environment that is drawn, and writes what it looks like.
+
+    Attributes:
+        factory: Builds the environment.
+        env_spec: What it observes and accepts.
+        protocol: Which episodes, and how the policy acts.
+        max_steps: Length of a video at most, in environment steps.
+    """
+
+    factory: EnvFactory
+    env_spec: EnvSpec
+    protocol: EvaluationProtocol
+    max_steps: int = 10_000
+
+    def __call__(self, model: PolicyModel, path: Path) -> list[float]:
+        """Write a video of all episodes, one after the other; return their returns.
+
+        Args:
+            model: The policy, on the CPU.
+            path: Ends in .mp4 or .gif; its directory is made.
+
+        Raises:
+            ConfigError: The format is unknown, its encoder is missing, or the file cannot be
+                written.
+            EnvError: The environment cannot be drawn, raised or broke its contract.
+        """
+        _prepare_drawing()
+        returns: list[float] = []
+        with closing(self.factory.single(render_mode="rgb_array")) as env:
+            fps = float(env.metadata.get("render_fps") or 30)
+            frames = self._frames(env, model, returns)
+            # The first frame shows whether it can be drawn, before a file is begun.
+            first = next(frames)
+            with closing(_writer(path, fps)) as writer:
+                writer.append_data(first)
+                for frame in frames:
+                    writer.append_data(frame)
+        return returns
+
+    def _frames(
+        self, env: gymnasium.Env[Any, Any], model: PolicyModel, returns: list[float]
+    ) -> Iterator[Frame]:
+        act = _Policy(self, model)
+        steps = 0
+        for seed in self.protocol.episode_seeds():
+            observation, _ = env.reset(seed=seed)
+            yield _drawn(env, self.factory.name)
+            total, over = 0.0, False
+            while not over and steps < self.max_steps:
+                observation, reward, terminated, truncated, _ = env.step(act(observation))
+                total, steps = total + float(reward), steps + 1
+                over = bool(terminated or truncated)
+                yield _drawn(env, self.factory.name)
+            returns.append(total)
+            if steps >= self.max_steps:
+                return
+
+
+class _Policy:
+    """From one environment's observation to its action."""
+
+    def __init__(self, recorder: Recorder, model: PolicyModel) -> None:
+        spec = recorder.env_spec
+        self._model, self._deterministic = model, recorder.protocol.deterministic
+        self._generator = torch.Generator().manual_seed(recorder.protocol.seed)
+        self._writer = ObservationWriter(spec.observation_space)
+        self._rows = tuple(
+            np.zeros((1, *s.shape), s.numpy_dtype) for s in spec.observation.values()
+        )
+        self._observed = dict(zip(spec.observation, map(torch.from_numpy, self._rows), strict=True))
+        self._leaves = tuple(spec.action)
+        bounds = recorder.factory.action_bounds
+        self._split = ActionConverter(spec.action_space, bounds).split
+
+    @torch.inference_mode()
+    def __call__(self, observation: Any) -> Any:  # noqa: ANN401
+        self._writer.write_one(0, observation, self._rows)
+        if self._deterministic:
+            chosen = self._model.mode(self._observed)
+        else:
+            noise = self._model.draw_noise((1,), self._generator)
+            chosen = self._model.act(self._observed, noise)[0]
+        return self._split(tuple(chosen[leaf].numpy() for leaf in self._leaves))[0]
+
+
+def check_video_path(path: Path) -> None:
+    """Refuse a file that cannot become a video, before anything is played.
+
+    Raises:
+        ConfigError: The format is unknown, or its encoder is missing.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"'{path}' must end in {' or '.join(_SUFFIXES)}")
+    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ConfigError(
+            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}; GIF needs nothing"
+        )
+
+
+def _writer(path: Path, fps: float) -> Any:  # noqa: ANN401
+    check_video_path(path)
+    import imageio.v2 as imageio
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() == ".gif":
+            return imageio.get_writer(path, format="GIF", duration=1000 / fps, loop=0)
+        return imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
+
+
+def _drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
+    try:
+        frame = np.asarray(env.render())
+    except Exception as error:  # a renderer fails in many ways, most of them of the machine
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise EnvError(f"'{name}' cannot be drawn here: {text[:200]} ({_hint(error)})") from error
+    if frame.ndim != 3 or frame.shape[2] != 3:
+        raise EnvError(f"'{name}' cannot be drawn: render() gave no RGB image")
+    factor = -(-_SMALLEST_SIDE // min(frame.shape[:2]))
+    return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        return _INSTALL
+    return "MuJoCo draws with OpenGL: on Debian, apt install libegl1, and MUJOCO_GL=egl"
+
+
+def _prepare_drawing() -> None:
+    """Let MuJoCo draw without a screen where there is none."""
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -1,0 +1,224 @@
+"""Whole runs, as the command line and scripts use them: train, resume, evaluate, record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastrl.config import Config
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import ConfigError
+from fastrl.models.policy import PolicyModel, build_model
+from fastrl.spec import EnvSpec
+from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.recording import Recorder, check_video_path
+from fastrl.training.run_directory import RunDirectory, find_run, new_run_path, read_config
+from fastrl.training.saver import load_model
+from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run after a session of training.
+
+    Attributes:
+        path: Its directory.
+        config: Its configuration, as it was used.
+        outcome: How the session ended.
+    """
+
+    path: Path
+    config: Config
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A checkpoint, and how it did.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        steps: Environment steps that it has learnt from.
+        result: Its evaluation.
+    """
+
+    checkpoint: str
+    steps: int
+    result: EvaluationResult
+
+
+def train(config: Config, *, name: str | None = None, console: Console | None = None) -> TrainedRun:
+    """Train in a new directory until the configured end, or until Ctrl-C or SIGTERM.
+
+    Args:
+        config: The run.
+        name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
+        console: Where to show progress; nowhere by default.
+
+    Raises:
+        ConfigError: The directory is in use, or something that the configuration names is not
+            there.
+        EnvError: The environment cannot be built, or broke its contract.
+        WorkerError: A process failed; what was learnt until then is saved.
+        FastrlError: Learning diverged.
+    """
+    path = new_run_path(config, name)
+    config = _resolved(config, path)
+    session = Session(config, console=console)
+    with closing(RunDirectory.create(path, config)) as run:
+        return TrainedRun(path, config, session.run(run))
+
+
+def resume(
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    checkpoint: str = "last",
+    console: Console | None = None,
+) -> TrainedRun:
+    """Go on with a run from one of its checkpoints.
+
+    Environments start new episodes, with other seeds than at the beginning. Everything else goes
+    on as if the run had not been stopped.
+
+    Args:
+        run: Its directory, or its name under ``runs/``.
+        overrides: Changes to its configuration, ``section.key=value`` each.
+        checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
+        console: Where to show progress; nowhere by default.
+
+    Raises:
+        ConfigError: There is no such run, it is being trained in, or it is at its end.
+        CheckpointError: The checkpoint is damaged or foreign.
+        FastrlError: As for `train`.
+    """
+    path = find_run(run)
+    with closing(RunDirectory.open(path)) as directory:
+        config = _resolved(read_config(path, tuple(overrides)), path)
+        store = CheckpointStore(directory.checkpoints)
+        store.clean()
+        start = _start(store, checkpoint)
+        if start is not None and start.steps >= config.total_steps:
+            raise ConfigError(
+                f"'{path}' has trained its {config.total_steps} steps; to go on: "
+                f"fastrl resume {path} total_steps={2 * config.total_steps}"
+            )
+        session = Session(config, start, console)
+        directory.write_config(config)
+        directory.remove_summary()
+        if start is not None:
+            store.set_aside_after(start.name)
+        return TrainedRun(path, config, session.run(directory))
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    episodes: int | None = None,
+    deterministic: bool | None = None,
+    seed: int | None = None,
+    checkpoint: str | None = None,
+) -> Evaluated:
+    """Play episodes with a policy of a run, in this process.
+
+    Args:
+        run: Its directory, or its name under ``runs/``.
+        episodes: How many; by default ``evaluation.final_episodes``.
+        deterministic: Whether to take the most probable actions; by default as configured.
+        seed: Of the episodes; by default the same for every evaluation after training, and not
+            that of the evaluations that have chosen the best checkpoint.
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
+            there is one, else the last.
+
+    Raises:
+        ConfigError: There is no such run.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be built, or broke its contract.
+    """
+    config, found = _open(run, checkpoint)
+    factory, env_spec, model = _policy(config, found)
+    protocol = _protocol(config, episodes, deterministic, seed)
+    result = evaluate(model, env_spec, factory.batched, protocol)
+    return Evaluated(found.name, found.steps, result)
+
+
+def record_run(
+    run: str | Path,
+    video: Path | None = None,
+    *,
+    episodes: int = 1,
+    deterministic: bool | None = None,
+    seed: int | None = None,
+    checkpoint: str | None = None,
+) -> tuple[Path, list[float]]:
+    """Write a video of a policy of a run; return where it is, and the returns of its episodes.
+
+    Args:
+        run: Its directory, or its name under ``runs/``.
+        video: File, ending in .mp4 or .gif; by default an MP4 under the run's ``videos/``.
+        episodes: How many, one after the other.
+        deterministic: As for `evaluate_run`.
+        seed: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+
+    Raises:
+        ConfigError: There is no such run, or the file cannot be written here.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be drawn.
+    """
+    config, found = _open(run, checkpoint)
+    path = video or find_run(run) / "videos" / f"{found.name}.mp4"
+    check_video_path(path)
+    factory, env_spec, model = _policy(config, found)
+    recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
+    return path, recorder(model, path)
+
+
+def _resolved(config: Config, path: Path) -> Config:
+    """Return the configuration with everything that depends on the machine written out."""
+    workers = config.topology.num_env_workers
+    sampler = config.sampler.model_copy(update={"num_env_workers": workers})
+    return config.model_copy(update={"sampler": sampler, "run_dir": str(path)})
+
+
+def _start(store: CheckpointStore, checkpoint: str) -> Checkpoint | None:
+    """Return where to go on; None where a run was ended before its first checkpoint."""
+    if checkpoint == "last" and not store.names():
+        return None
+    try:
+        return store.load(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; choose with --checkpoint") from error
+
+
+def _open(run: str | Path, checkpoint: str | None) -> tuple[Config, Checkpoint]:
+    path = find_run(run)
+    store = CheckpointStore(path / "checkpoints")
+    if checkpoint is None:
+        checkpoint = "last" if store.best() is None else "best"
+    return read_config(path), store.load(checkpoint)
+
+
+def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
+    factory = evaluation_factory(config)
+    env_spec = factory.probe()
+    model: Any = build_model(env_spec, config.model, config.env.action_bounds)
+    load_model(model, checkpoint.model, checkpoint.name)
+    return factory, env_spec, model
+
+
+def _protocol(
+    config: Config, episodes: int | None, deterministic: bool | None, seed: int | None
+) -> EvaluationProtocol:
+    usual = final_protocol(config)
+    return EvaluationProtocol(
+        episodes=usual.episodes if episodes is None else episodes,
+        seed=usual.seed if seed is None else seed,
+        deterministic=usual.deterministic if deterministic is None else deterministic,
+    )

@@ -1,0 +1,209 @@
+"""The directory of a run: what is where in it, and that one process at a time trains in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastrl.config import Config, config_to_yaml, load_config
+from fastrl.errors import ConfigError
+from fastrl.machine import machine, versions
+from fastrl.training.durable import write_durably
+
+RUNS = Path("runs")
+"""Where runs are that were not given a directory."""
+
+# What a run that was killed while its directory was made has left.
+_BEFORE_CONFIG = {
+    ".lock",
+    "checkpoints",
+    "versions.json",
+    ".versions.json.partial",
+    ".config.yaml.partial",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class RunDirectory:
+    """A run's directory, locked for this process until `close`.
+
+    ``config.yaml`` holds every key as it is used, ``versions.json`` the packages and the machine,
+    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``checkpoints/`` and ``videos/`` what their
+    names say, and ``summary.json`` the outcome once training has ended.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> RunDirectory:
+        """Make the directory of a new run and write its configuration and versions.
+
+        Raises:
+            ConfigError: It holds a run or other files already, is in use, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path, _locked(path))
+            run._refuse_used()
+            (path / "checkpoints").mkdir(exist_ok=True)
+            run._write_json("versions.json", {"versions": versions(), "machine": machine()})
+            # The last one: it is what makes the directory a run.
+            run.write_config(config)
+        except OSError as error:
+            raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Lock the directory of a run, to go on with it.
+
+        Raises:
+            ConfigError: It is no run, or is in use.
+        """
+        return cls(path, _locked(path))
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def videos(self) -> Path:
+        """Where videos are."""
+        return self.path / "videos"
+
+    @property
+    def metrics(self) -> Path:
+        """Rows of metrics, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard looks."""
+        return self.path / "tensorboard"
+
+    def write_config(self, config: Config) -> None:
+        """Replace the configuration."""
+        write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the outcome."""
+        self._write_json("summary.json", summary)
+
+    def remove_summary(self) -> None:
+        """Forget the outcome, since training goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Unlock; safe to call twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _refuse_used(self) -> None:
+        found = {each.name for each in self.path.iterdir()}
+        if found <= _BEFORE_CONFIG:
+            return
+        self.close()
+        if "config.yaml" in found:
+            raise ConfigError(
+                f"'{self.path}' holds a run already; go on with fastrl resume {self.path}, "
+                "or choose another run_dir"
+            )
+        raise ConfigError(f"'{self.path}' holds other files; choose another run_dir")
+
+    def _write_json(self, name: str, tree: Mapping[str, Any]) -> None:
+        write_durably(self.path / name, (json.dumps(tree, indent=2) + "\n").encode())
+
+
+def find_run(name: str | Path) -> Path:
+    """Return the directory of a run that was given by its path, or by its name under ``runs/``.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    path = Path(name)
+    candidates = [path] if path.is_absolute() else [path, RUNS / path]
+    for candidate in candidates:
+        with suppress(OSError, ValueError):  # no path at all, such as one with a NUL
+            if (candidate / "config.yaml").is_file():
+                return candidate
+    recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    hint = f"; the latest is {recent[-1].parent}" if recent else ""
+    raise ConfigError(f"'{name}' is not the directory of a run{hint}")
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Return the configuration of the run in ``path``, with changes laid over it.
+
+    Raises:
+        ConfigError: It is not valid.
+    """
+    return load_config(path / "config.yaml", overrides)
+
+
+def new_run_path(config: Config, name: str | None) -> Path:
+    """Return where a new run goes: ``run_dir``, or a directory under ``runs/`` that does not exist.
+
+    Args:
+        config: Names the environment, the algorithm and the seed.
+        name: Of the directory under ``runs/``; by default made from the configuration and the time.
+
+    Raises:
+        ConfigError: The name is no plain file name, or there is a ``run_dir`` as well.
+    """
+    if name is not None:
+        if config.run_dir is not None:
+            raise ConfigError(f"--name '{name}' and run_dir '{config.run_dir}': give one of them")
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"--name '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
+                "the first a letter or a digit"
+            )
+        return RUNS / name
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    env = _UNSAFE.sub("-", config.env.id).strip("-.")[:60] or "run"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = f"{env}-{config.algorithm.name}-s{config.seed}-{stamp}"
+    path, number = RUNS / base, 1
+    while path.exists():
+        number += 1
+        path = RUNS / f"{base}-{number}"
+    return path
+
+
+def _locked(path: Path) -> int:
+    """Return the descriptor of a lock that ends with this process, however it ends."""
+    file = path / ".lock"
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(descriptor, 20).decode(errors="replace").strip()
+        os.close(descriptor)
+        by = f" by process {owner}" if owner.isdecimal() else ""
+        raise ConfigError(f"'{path}' is being trained in{by}; wait for it or stop it") from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor

@@ -1,0 +1,135 @@
+"""From a run to its checkpoints and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrl.config import Config
+from fastrl.errors import FastrlError
+from fastrl.learning import Learner
+from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.random_state import random_state, restore_random_state
+from fastrl.training.window import Window
+from fastrl.workers.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a run has counted before this session; the learner counts its steps itself.
+
+    Attributes:
+        wall_s: Time of training.
+        episodes: Episodes that ended.
+    """
+
+    wall_s: float = 0.0
+    episodes: int = 0
+
+
+class Saver:
+    """Takes checkpoints of a run, when asked and when they are due.
+
+    Args:
+        config: The run.
+        plan: Gives the seeds of the environments.
+        learner: What is saved.
+        window: Counts time and episodes.
+        store: Where checkpoints are kept.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: SamplingPlan,
+        learner: Learner,
+        window: Window,
+        store: CheckpointStore,
+    ) -> None:
+        self._config, self._learner, self._window = config, learner, window
+        self._store = store
+        self._env_seeds = _env_seeds(plan)
+        self._saved_steps, self._saved_s = learner.steps, time.monotonic()
+
+    def snapshot(self) -> Checkpoint:
+        """Return all that the run goes on from, copied, as it is between two updates."""
+        learner = self._learner.state_dict()
+        model = learner.pop("model")
+        return Checkpoint(
+            model=model,
+            state={"learner": learner, "random": random_state(), "env_seeds": self._env_seeds},
+            about={
+                "env": self._config.env.id,
+                "algorithm": self._config.algorithm.name,
+                "seed": self._config.seed,
+                "steps": self._learner.steps,
+                "updates": self._learner.updates,
+                "episodes": self._window.episodes,
+                "wall_s": self._window.wall_s,
+            },
+        )
+
+    def save(self) -> None:
+        """Save the run as it is.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        self._store.save(self.snapshot())
+        self._saved_steps, self._saved_s = self._learner.steps, time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Save if the configured steps or time have passed since the last one."""
+        settings = self._config.checkpoint
+        steps = self._learner.steps - self._saved_steps
+        by_steps = settings.every_steps is not None and steps >= settings.every_steps
+        elapsed_s = time.monotonic() - self._saved_s
+        by_time = settings.every_s is not None and elapsed_s >= settings.every_s
+        if by_steps or by_time:
+            self.save()
+
+
+def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted:
+    """Bring the learner and this process's random states to where a checkpoint was taken.
+
+    Raises:
+        CheckpointError: It is of another environment, algorithm or model.
+    """
+    about = checkpoint.about
+    if about.get("env") != config.env.id:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} is of the environment '{about.get('env')}', "
+            f"this run is of '{config.env.id}'"
+        )
+    try:
+        learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
+        restore_random_state(checkpoint.state["random"])
+        return Counted(float(about["wall_s"]), int(about["episodes"]))
+    except FastrlError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.name} lacks {error}") from error
+
+
+def load_model(model: Any, state_dict: Mapping[str, Tensor], name: str) -> None:  # noqa: ANN401
+    """Load parameters into a model.
+
+    Raises:
+        CheckpointError: They are another model's.
+    """
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, KeyError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoint {name} is of another model: {text}") from error
+
+
+def _env_seeds(plan: SamplingPlan) -> Tensor:
+    """Return the seeds of all environments, ``[B] int64``, by their index in the run."""
+    groups = plan.topology.all_groups()
+    return torch.tensor([seed for group in groups for seed in plan.env_seeds(*group)])

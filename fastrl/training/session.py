@@ -1,0 +1,257 @@
+"""One sitting of a run: all that happens between starting the workers and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastrl.config import Config
+from fastrl.cores import usable_cores
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import EnvError, WorkerError
+from fastrl.learning import build_learner
+from fastrl.models.networks import is_image
+from fastrl.sampling import Sampler, make_plan, make_sampler
+from fastrl.spaces import leaves
+from fastrl.spec import EnvSpec
+from fastrl.training.candidates import Candidates
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.evaluator import EvaluationPlan, Evaluator
+from fastrl.training.interrupts import Interrupts, StopSignal
+from fastrl.training.journal import IdleTime, Journal
+from fastrl.training.metrics import MetricsLog, check_packages
+from fastrl.training.progress import Progress
+from fastrl.training.recording import Recorder, check_video_path
+from fastrl.training.run_directory import RunDirectory
+from fastrl.training.saver import Counted, Saver, load_model, restore
+from fastrl.training.trainer import Trainer
+from fastrl.training.window import Update, Window
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session ended.
+
+    Attributes:
+        steps: Environment steps that the run has learnt from, in all its sessions.
+        wall_s: Time in which it did, from starting the workers to the last update.
+        evaluation: Of the policy that the run ended with; None where there was none.
+        interrupted: The signal that ended it early, or None.
+    """
+
+    steps: int
+    wall_s: float
+    evaluation: EvaluationResult | None = None
+    interrupted: signal.Signals | None = None
+
+    def summary(self, config: Config) -> dict[str, Any]:
+        """Return what ``summary.json`` holds."""
+        result = self.evaluation
+        return {
+            "env": config.env.id,
+            "algorithm": config.algorithm.name,
+            "seed": config.seed,
+            "steps": self.steps,
+            "wall_s": self.wall_s,
+            "steps_per_s": self.steps / self.wall_s,
+            "eval_return_mean": None if result is None else result.return_mean,
+            "eval_return_std": None if result is None else result.return_std,
+            "eval_episodes": 0 if result is None else len(result.returns),
+        }
+
+
+class Session:
+    """Trains from a checkpoint, or from the beginning, to the end or to an interrupt.
+
+    Args:
+        config: The run, with nothing left to be resolved.
+        start: Where to go on; None for the beginning.
+        console: Where to show progress; nowhere by default.
+
+    Raises:
+        FastrlError: The environment or the model cannot be built, a package is missing, or the
+            checkpoint is that of another run.
+    """
+
+    def __init__(
+        self, config: Config, start: Checkpoint | None = None, console: Console | None = None
+    ) -> None:
+        self._config, self._console = config, console
+        check_packages(config.logging)
+        if config.evaluation.enabled and config.evaluation.video:
+            check_video_path(Path("video.mp4"))
+        plan = make_plan(config)
+        self._learner = build_learner(config, plan.env_spec)
+        self._counted = Counted() if start is None else restore(start, config, self._learner)
+        self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
+
+    def run(self, directory: RunDirectory) -> Outcome:
+        """Train, evaluate what came of it, and save both.
+
+        Args:
+            directory: Where everything goes.
+
+        Raises:
+            WorkerError: A process failed; what was learnt until then is saved.
+            FastrlError: Learning diverged; the checkpoints before it are kept.
+        """
+        config = self._config
+        store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
+        with ExitStack() as stack:
+            interrupts = stack.enter_context(Interrupts())
+            log = MetricsLog(directory, config, self._learner.steps)
+            stack.callback(log.close)
+            progress = stack.enter_context(self._build_progress(directory))
+            window = Window(self._counted.wall_s, self._counted.episodes)
+            journal = Journal(config, log, progress, window)
+            saver = Saver(config, self._plan, self._learner, window, store)
+            saver.save()
+            sampler = make_sampler(config, self._plan, self._learner.weights())
+            stack.enter_context(sampler)
+            if config.sampler.mode == "async":
+                journal.watch(IdleTime(sampler))
+            candidates = None
+            if config.evaluation.enabled:
+                evaluator = self._build_evaluator(directory)
+                stack.callback(evaluator.close)
+                candidates = Candidates(
+                    config, evaluator, store, saver.snapshot, journal.note_evaluation
+                )
+            stack.enter_context(_torch_threads(_learner_threads(config, self._plan.env_spec)))
+            finished = self._train(sampler, _Duties(journal, saver, candidates), interrupts)
+            steps, wall_s = self._learner.steps, window.wall_s
+            saver.save()
+            sampler.close()
+            if not finished:
+                return Outcome(steps, wall_s, interrupted=interrupts.requested)
+            result = None
+            if candidates is not None:
+                result = self._judge(candidates, saver, journal, interrupts)
+            outcome = Outcome(steps, wall_s, result, interrupts.requested)
+            directory.write_summary(outcome.summary(config))
+            return outcome
+
+    def _train(self, sampler: Sampler, duties: _Duties, interrupts: Interrupts) -> bool:
+        """Return whether training came to its end."""
+        trainer = Trainer(sampler, self._learner, self._config.total_steps, interrupts)
+        try:
+            return trainer.run(duties.after_update)
+        except StopSignal:
+            return False
+        except (WorkerError, EnvError):
+            duties.saver.save()
+            # A signal to the whole process group takes the workers down as well.
+            if interrupts.requested is None:
+                raise
+            return False
+        finally:
+            duties.journal.flush()
+
+    def _judge(
+        self, candidates: Candidates, saver: Saver, journal: Journal, interrupts: Interrupts
+    ) -> EvaluationResult | None:
+        """Evaluate the policy that passed, else the last one; None if that was interrupted."""
+        episodes = self._config.evaluation.final_episodes
+        try:
+            with interrupts.breakable():
+                candidates.finish()
+                final, result = candidates.passed or (saver.snapshot(), None)
+                if result is not None and len(result.returns) >= episodes:
+                    return result
+                journal.say(f"evaluating the policy over {episodes} episodes …")
+                result = self._evaluate(final)
+        except StopSignal:
+            return None
+        journal.note_evaluation(result, final.steps)
+        candidates.keep_first(final, result)
+        return result
+
+    def _evaluate(self, checkpoint: Checkpoint) -> EvaluationResult:
+        assert self._plan.build_model is not None
+        model = self._plan.build_model()
+        load_model(model, checkpoint.model, checkpoint.name)
+        factory, protocol = evaluation_factory(self._config), final_protocol(self._config)
+        return evaluate(model, self._plan.env_spec, factory.batched, protocol)
+
+    def _build_progress(self, run: RunDirectory) -> Progress:
+        config = self._config
+        algorithm = config.algorithm.name.upper()
+        title = f"{config.env.id}   {algorithm}   seed {config.seed}   {run.path}"
+        return Progress(self._console, title, config.total_steps, config.logging.every_s)
+
+    def _build_evaluator(self, run: RunDirectory) -> Evaluator:
+        config, settings, plan = self._config, self._config.evaluation, self._plan
+        assert plan.build_model is not None
+        factory, record = evaluation_factory(config), None
+        if settings.video:
+            one = EvaluationProtocol(1, settings.seed, settings.deterministic)
+            record = Recorder(factory, plan.env_spec, one)
+        evaluation = EvaluationPlan(
+            env_spec=plan.env_spec,
+            build_env=factory.batched,
+            build_model=plan.build_model,
+            protocol=EvaluationProtocol(settings.episodes, settings.seed, settings.deterministic),
+            record=record,
+            videos=run.videos,
+        )
+        return Evaluator(evaluation, self._learner.weights())
+
+
+@dataclass(frozen=True)
+class _Duties:
+    """What is to be done after each update."""
+
+    journal: Journal
+    saver: Saver
+    candidates: Candidates | None
+
+    def after_update(self, update: Update) -> bool:
+        """Do it; return whether training is to stop."""
+        self.journal.note_update(update)
+        self.saver.save_if_due()
+        return self.candidates is not None and self.candidates.after_update(update.steps)
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _learner_threads(config: Config, env_spec: EnvSpec) -> int:
+    """Return how many torch threads learn.
+
+    They wait for each other many times in each update, so a second one pays for itself only in
+    large networks, and costs a hundredfold where another process has its core (64×64 MLP with
+    minibatches of 256 on a busy machine of 2 cores: 20 ms with one thread, up to 8 s with two).
+    """
+    threads = config.algorithm.torch_threads
+    if threads != "auto":
+        return threads
+    images = any(is_image(leaf) for leaf in leaves(env_spec.observation_space).values())
+    return usable_cores() if images else 1
+
+
+def evaluation_factory(config: Config) -> EnvFactory:
+    """Return what builds the environments in which policies are evaluated."""
+    factory = EnvFactory.from_config(config.env)
+    return dataclasses.replace(factory, kwargs={**factory.kwargs, **config.evaluation.env_kwargs})
+
+
+def final_protocol(config: Config) -> EvaluationProtocol:
+    """Return what is played after training: other episodes than those that chose the best."""
+    settings = config.evaluation
+    return EvaluationProtocol(settings.final_episodes, settings.seed + 1, settings.deterministic)

@@ -1,0 +1,1 @@
+"""The processes: env workers, model workers, the throughput meter, and their supervisor."""

@@ -1,0 +1,138 @@
+"""Who wakes whom: the signals between learner, env workers and model workers.
+
+A group of environments asks for actions by counting its request and ringing its model worker; the
+model worker answers each request with one post. Request q of a group is step ``q % (T + 1)`` of
+rollout ``q // (T + 1)``; step T asks for the value of the last observation only.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from fastrl.errors import FastrlError
+from fastrl.shared.counters import Counter, CounterBoard
+from fastrl.shared.memory import CACHE_LINE, SharedBlock
+from fastrl.shared.signals import Signal, SignalArray
+from fastrl.shared.table import NUM_BANKS
+from fastrl.spec import Topology
+
+SLICE_S = 0.25
+"""Longest uninterrupted wait; between slices a worker looks whether the run was stopped."""
+
+_LINE_INTS = CACHE_LINE // 8
+
+
+class StopRequestedError(FastrlError):
+    """The supervisor ended the run while a worker was waiting."""
+
+
+class HandOver:
+    """All signals of a run, and the request counters that go with them.
+
+    Attributes:
+        requested: ``[N · G]`` int64 view: requests that a group has made; written by env workers.
+        requested_ns: ``[N · G]`` int64 view: monotonic time of the latest request.
+        answered_ns: ``[N · G]`` int64 view: monotonic time of the latest answer.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        num_groups = topology.num_env_workers * topology.groups
+        self._first_action = topology.num_env_workers
+        self._first_doorbell = self._first_action + num_groups
+        self._first_sealed = self._first_doorbell + topology.num_policies
+        self._signals = SignalArray(self._first_sealed + NUM_BANKS)
+        self._lines = SharedBlock((2 * num_groups + 1) * CACHE_LINE)
+        self._attach()
+
+    def permit(self, env_worker: int) -> Signal:
+        """Posted by the learner: the env worker may fill the next bank."""
+        return self._signals[env_worker]
+
+    def actions(self, env_worker: int, group: int) -> Signal:
+        """Posted by the model worker: the group's actions are there."""
+        return self._signals[self._first_action + env_worker * self.topology.groups + group]
+
+    def doorbell(self, model_worker: int) -> Signal:
+        """Posted by env workers: one of the model worker's groups has a request."""
+        return self._signals[self._first_doorbell + model_worker]
+
+    def sealed(self, bank: int) -> Signal:
+        """Posted once for each part of a bank (see `parts`) that is complete."""
+        return self._signals[self._first_sealed + bank]
+
+    @property
+    def parts(self) -> int:
+        """Posts to `sealed` that make a whole rollout."""
+        topology = self.topology
+        return topology.num_env_workers * (topology.groups if topology.num_model_workers else 1)
+
+    def stop(self) -> None:
+        """Ask every worker to end at its next wait, and wake those that wait."""
+        self._stop[0] = 1
+        for index in range(len(self._signals)):
+            self._signals[index].post()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to end."""
+        return bool(self._stop[0])
+
+    def wait(self, signal: Signal, spins: int = 0) -> None:
+        """Wait for a signal as long as the run goes on.
+
+        Raises:
+            StopRequestedError: The run was asked to end.
+        """
+        while not signal.wait(SLICE_S, spins):
+            if self._stop[0]:
+                raise StopRequestedError("the run was asked to end")
+        if self._stop[0]:
+            raise StopRequestedError("the run was asked to end")
+
+    def close(self) -> None:
+        """Drop the memory's descriptors."""
+        self._signals.close()
+        self._lines.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Travel without the views."""
+        views = ("requested", "requested_ns", "answered_ns", "_stop")
+        return {name: value for name, value in vars(self).items() if name not in views}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Attach in a worker."""
+        vars(self).update(state)
+        self._attach()
+
+    def _attach(self) -> None:
+        num_groups = self.topology.num_env_workers * self.topology.groups
+        lines = self._lines.array(np.int64, (2 * num_groups + 1, _LINE_INTS))
+        self.requested, self.requested_ns = lines[:num_groups, 0], lines[:num_groups, 1]
+        self.answered_ns = lines[num_groups : 2 * num_groups, 0]
+        self._stop = lines[2 * num_groups]
+
+
+class Stopwatch:
+    """Charges a worker's time to its counters; every nanosecond goes to exactly one of them."""
+
+    def __init__(self, board: CounterBoard, worker: str) -> None:
+        # Adding to an element of a memoryview costs half of what it costs in an array.
+        self.row = board.row(worker).data
+        self._latencies = board.latency_ring(worker)
+        self._last_ns = time.monotonic_ns()
+
+    def charge(self, counter: Counter) -> int:
+        """Add the time since the last charge to ``counter``; return the time now."""
+        now = time.monotonic_ns()
+        self.row[counter] += now - self._last_ns
+        self._last_ns = now
+        return now
+
+    def record_latency(self, notified_ns: int, woken_ns: int) -> None:
+        """Keep one hand-over latency: from a peer's notify to this worker's wake-up."""
+        count = int(self.row[Counter.LATENCIES])
+        self._latencies[count % len(self._latencies)] = woken_ns - notified_ns
+        self.row[Counter.LATENCIES] = count + 1

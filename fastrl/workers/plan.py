@@ -1,0 +1,74 @@
+"""What every worker needs to know, fixed before the first process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastrl.envs.batched_env import BatchedEnv
+from fastrl.models.policy import PolicyModel
+from fastrl.spec import EnvSpec, Topology
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Immutable description of a sampling run; travels to workers by cloudpickle.
+
+    Attributes:
+        env_spec: The probed environment.
+        topology: n, N, M and groups.
+        rollout_length: T.
+        seed: The run's seed; see `env_seeds` and `policy_generator`.
+        build_env: Builds a `BatchedEnv` of the given number of environments.
+        build_model: Builds the policy, or None where actions are drawn at random instead.
+        devices: Inference device of each policy runner, used in turn.
+        engine: Inference engine, see `fastrl.models.build_engine`.
+        lock_step: A model worker waits for all its env workers before each inference, so that
+            batches, and with them every number, are the same in every run.
+        torch_threads: Intra-op threads of each worker.
+        spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
+        first_rollout: Rollouts of this run that were sampled before, 0 unless it was resumed.
+    """
+
+    env_spec: EnvSpec
+    topology: Topology
+    rollout_length: int
+    seed: int
+    build_env: Callable[[int], BatchedEnv]
+    build_model: Callable[[], PolicyModel] | None
+    devices: tuple[str, ...] = ("cpu",)
+    engine: str = "auto"
+    lock_step: bool = False
+    torch_threads: int = 1
+    spins: int = 0
+    first_rollout: int = 0
+
+    def env_seeds(self, env_worker: int, group: int) -> list[int]:
+        """Return one seed per environment of a group: distinct, and independent of groups.
+
+        A resumed run has other ones than at its start, so that it does not see the same episodes
+        again.
+        """
+        keys = [
+            (0, self.first_rollout, index) for index in self.topology.env_index(env_worker, group)
+        ]
+        return [
+            int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
+            for key in keys
+        ]
+
+    def policy_generator(self, policy: int, rollout: int) -> torch.Generator:
+        """Return the random stream from which a policy runner draws the actions of a rollout.
+
+        It depends on how many rollouts the run has had, whether or not it was resumed in between.
+        """
+        key = (1, policy, self.first_rollout + rollout)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def device(self, policy: int) -> torch.device:
+        """Return the device on which a policy runner infers."""
+        return torch.device(self.devices[policy % len(self.devices)])

@@ -1,0 +1,154 @@
+"""Runs the policy on slots of the table.
+
+Used by model workers, by env workers where M is 0, and by `SerialSampler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl.models.inference import (
+    InferenceEngine,
+    PolicyOutput,
+    RandomEngine,
+    build_engine,
+)
+from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.weights import WeightStore
+from fastrl.workers.plan import SamplingPlan
+
+
+class Request(NamedTuple):
+    """Slots ``start`` to ``stop`` that wait for the policy at step ``t`` of a bank.
+
+    At ``t == T`` only the value is wanted.
+    """
+
+    bank: int
+    t: int
+    start: int
+    stop: int
+
+
+class PolicyRunner:
+    """One copy of the policy, serving the slots of its env workers.
+
+    Writes ``action``, ``log_prob``, ``value``, ``final_value`` and ``policy_version`` of those
+    slots and nothing else. Randomness is drawn once per rollout for all of them, so that an
+    action does not depend on which requests happened to be served together.
+    """
+
+    def __init__(
+        self, plan: SamplingPlan, table: Table, weights: WeightStore | None, policy: int
+    ) -> None:
+        self._plan, self._table, self._weights, self._policy = plan, table, weights, policy
+        self._length = table.rollout_length
+        self._slots = plan.topology.policy_slots(policy)
+        self._engine = self._build_engine(plan, policy)
+        self._noise = [self._draw_noise(0) for _ in range(NUM_BANKS)]
+        self._version = 0
+        self._calls: dict[Request, Callable[[], None]] = {}
+
+    def begin(self, rollout: int) -> None:
+        """Load the newest weights and draw the noise of a rollout, before its first request."""
+        if self._weights is not None:
+            newest = self._weights.read(newer_than=self._version)
+            if newest is not None:
+                self._version, state_dict = newest
+                self._engine.load(state_dict)
+        bank = rollout % NUM_BANKS
+        self._noise[bank].copy_(self._draw_noise(rollout))
+        self._table.banks[bank].final_value[:, self._slots] = 0.0
+
+    def serve(self, requests: Sequence[Request]) -> None:
+        """Answer requests; adjacent ones of the same step share one forward pass."""
+        for request in _merge(requests):
+            call = self._calls.get(request)
+            if call is None:
+                call = self._calls[request] = self._bind(request)
+            call()
+
+    def _bind(self, request: Request) -> Callable[[], None]:
+        """Return a call that serves this request in every later rollout.
+
+        Views are made here, once: slicing costs more than a small network.
+        """
+        bank, t, slots = self._table.banks[request.bank], request.t, _slots(request)
+        observation = {leaf: tensor[t, slots] for leaf, tensor in bank.observation.items()}
+        if t == self._length:
+            infer = self._engine.bind_values(observation, bank.value[t, slots])
+        else:
+            infer = self._bind_act(request, observation)
+        if t == 0:
+            return infer
+        truncated = bank.truncated[t - 1, slots].numpy()
+
+        def call() -> None:
+            if np.count_nonzero(truncated):
+                self._value_truncated(request)
+            infer()
+
+        return call
+
+    def _bind_act(self, request: Request, observation: dict[str, Tensor]) -> Callable[[], None]:
+        bank, t, slots = self._table.banks[request.bank], request.t, _slots(request)
+        first = self._slots.start
+        act = self._engine.bind(
+            observation,
+            self._noise[request.bank][t, slots.start - first : slots.stop - first],
+            PolicyOutput(
+                action={leaf: tensor[t, slots] for leaf, tensor in bank.action.items()},
+                log_prob=bank.log_prob[t, slots],
+                value=bank.value[t, slots],
+            ),
+        )
+        version = bank.policy_version[t, slots].numpy()
+
+        def call() -> None:
+            act()
+            version.fill(self._version)
+
+        return call
+
+    def _value_truncated(self, request: Request) -> None:
+        """Value the final observations of episodes that were cut off in the step before."""
+        bank, slots = self._table.banks[request.bank], _slots(request)
+        index = bank.truncated[request.t - 1, slots].nonzero().squeeze(1) + slots.start
+        values = torch.empty(len(index))
+        final = {leaf: tensor[index] for leaf, tensor in bank.final_observation.items()}
+        self._engine.bind_values(final, values)()
+        bank.final_value[request.t - 1, index] = values
+
+    def _draw_noise(self, rollout: int) -> Tensor:
+        """Return noise ``[T, slots, noise_size]`` for one rollout."""
+        shape = (self._length, self._slots.stop - self._slots.start)
+        generator = self._plan.policy_generator(self._policy, rollout)
+        return self._engine.draw_noise(shape, generator)
+
+    def _build_engine(self, plan: SamplingPlan, policy: int) -> InferenceEngine:
+        if plan.build_model is None:
+            return RandomEngine(plan.env_spec)
+        return build_engine(plan.build_model(), plan.device(policy), plan.engine)
+
+
+def _slots(request: Request) -> slice:
+    return slice(request.start, request.stop)
+
+
+def _merge(requests: Sequence[Request]) -> Sequence[Request]:
+    """Join requests of the same step whose slots are adjacent."""
+    if len(requests) == 1:
+        return requests
+    merged: list[Request] = []
+    for request in sorted(requests):
+        last = merged[-1] if merged else None
+        if last and (last.bank, last.t, last.stop) == (request.bank, request.t, request.start):
+            merged[-1] = last._replace(stop=request.stop)
+        else:
+            merged.append(request)
+    return merged

@@ -1,0 +1,207 @@
+"""Compare fastrl's compiled Crafter with the original and, where it is installed, with Craftax.
+
+Every round measures each contestant once, in turn, with random actions, pixels and resets included;
+only ratios within a round count, as the speed of a machine drifts. Run it on one core with
+``taskset -c 1 python scripts/bench_crafter.py``. The original runs as its authors ship it, with its
+noise compiled where numba is installed; ``--clock cpu`` leaves out what other processes take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import crafter
+import numpy as np
+
+from fastrl.envs.batched_env import BatchedEnv, StepViews
+from fastrl.envs.crafter import CrafterEnv
+from fastrl.envs.crafter_native import build
+
+_ACTIONS = 512
+"""Batches of random actions that are drawn beforehand and used in turn."""
+
+_START = """
+import time
+start = time.perf_counter()
+from fastrl.envs.crafter_native import build
+build(8)
+print(time.perf_counter() - start)
+"""
+
+Steps = Callable[[], int]
+Clock = Callable[[], float]
+
+
+def main() -> None:
+    """Measure, and print a table of ratios."""
+    options = _options()
+    clock: Clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    contestants = _contestants(options.num_envs, craftax_envs=options.craftax)
+    rates: dict[str, list[float]] = {label: [] for label in contestants}
+    for _ in range(options.rounds):
+        for label, steps in contestants.items():
+            rates[label].append(_rate(steps, options.seconds, clock))
+    results = {
+        "steps_per_s": rates,
+        "reset_ms": _reset_ms(options.num_envs[0], clock),
+        "start_s": _start_s(),
+    }
+    _print(results)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", "--num-envs", nargs="+", type=int, default=[8, 32, 128])
+    parser.add_argument("--craftax", type=int, default=0, help="its envs; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _contestants(sizes: list[int], craftax_envs: int) -> dict[str, Steps]:
+    contestants = {"original": _original(), "fastrl.envs.crafter": _wrapped()}
+    if craftax_envs:
+        if importlib.util.find_spec("craftax") is None:
+            raise SystemExit("--craftax needs the packages jax and craftax")
+        contestants[f"craftax n={craftax_envs}"] = _craftax(craftax_envs)
+    for size in sizes:
+        contestants[f"compiled n={size}"] = _batched(build(size))
+    contestants[f"compiled, symbolic n={sizes[0]}"] = _batched(build(sizes[0], symbolic=True))
+    return contestants
+
+
+def _original() -> Steps:
+    env, rng = crafter.Env(seed=0), np.random.default_rng(0)
+    env.reset()
+
+    def step() -> int:
+        if env.step(int(rng.integers(17)))[2]:
+            env.reset()
+        return 1
+
+    return step
+
+
+def _wrapped() -> Steps:
+    env, rng = CrafterEnv(), np.random.default_rng(0)
+    env.reset(seed=0)
+
+    def step() -> int:
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(17)))
+        if terminated or truncated:
+            env.reset()
+        return 1
+
+    return step
+
+
+def _batched(env: BatchedEnv) -> Steps:
+    num_envs = env.num_envs
+    views = _views(env)
+    actions = np.random.default_rng(0).integers(17, size=(_ACTIONS, num_envs))
+    env.reset(range(num_envs), views.observation)
+    turn = 0
+
+    def step() -> int:
+        nonlocal turn
+        views.action[0][:] = actions[turn % _ACTIONS]
+        turn += 1
+        env.step(views)
+        return num_envs
+
+    return step
+
+
+def _views(env: BatchedEnv) -> StepViews:
+    def rows() -> tuple[np.ndarray, ...]:
+        leaves = env.spec.observation.values()
+        return tuple(np.zeros((env.num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
+
+    return StepViews(
+        action=(np.zeros(env.num_envs, np.int64),),
+        observation=rows(),
+        reward=np.zeros(env.num_envs, np.float32),
+        terminated=np.zeros(env.num_envs, np.bool_),
+        truncated=np.zeros(env.num_envs, np.bool_),
+        final_observation=rows(),
+    )
+
+
+def _craftax(num_envs: int) -> Steps:
+    import jax
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    env = make_craftax_env_from_name("Craftax-Classic-Pixels-v1", auto_reset=True)
+    params = env.default_params
+    reset = jax.jit(jax.vmap(env.reset, (0, None)))
+    advance = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+    key = jax.random.PRNGKey(0)
+    _, state = reset(jax.random.split(key, num_envs), params)
+
+    def step() -> int:
+        nonlocal key, state
+        key, draw, move = jax.random.split(key, 3)
+        actions = jax.random.randint(draw, (num_envs,), 0, 17)
+        observation, state, *_ = advance(jax.random.split(move, num_envs), state, actions, params)
+        jax.block_until_ready(observation)
+        return num_envs
+
+    return step
+
+
+def _rate(steps: Steps, seconds: float, clock: Clock) -> float:
+    steps()
+    start, deadline, done = clock(), time.perf_counter() + seconds, 0
+    while time.perf_counter() < deadline:
+        done += steps()
+    return done / (clock() - start)
+
+
+def _reset_ms(num_envs: int, clock: Clock, repeats: int = 20) -> float:
+    """Return the milliseconds that one environment's reset takes, first picture included."""
+    env = build(num_envs)
+    rows = _views(env).observation
+    times = []
+    for repeat in range(repeats):
+        start = clock()
+        env.reset(range(repeat * num_envs, (repeat + 1) * num_envs), rows)
+        times.append((clock() - start) / num_envs * 1e3)
+    return statistics.median(times)
+
+
+def _start_s(repeats: int = 3) -> float:
+    """Return the seconds from a fresh process to environments, compiled code on the disk."""
+    times = [
+        float(
+            subprocess.run([sys.executable, "-c", _START], check=True, capture_output=True).stdout
+        )
+        for _ in range(repeats)
+    ]
+    return min(times)
+
+
+def _print(results: dict) -> None:
+    rates = results["steps_per_s"]
+    original = statistics.median(rates["original"])
+    print(f"{'':28} {'steps/s':>9} {'min':>9} {'max':>9}   × original")
+    for label, values in rates.items():
+        median = statistics.median(values)
+        spread = f"{min(values):9.0f} {max(values):9.0f}"
+        print(f"{label:28} {median:9.0f} {spread}   {median / original:.1f}")
+    print(f"reset {results['reset_ms']:.2f} ms; start of a process {results['start_s']:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Compares how fast fastrl and other libraries sample one environment with one policy.
+
+    python scripts/compare.py --env CartPole-v1
+    python scripts/compare.py configs/crafter_ppo.yaml --limit --best 8,2,0,1
+
+Each method first gets a quick scan of its settings, then all of them, at their best settings, are
+measured in turn, in several rounds and in a new order each. The result is a JSON file, a Markdown
+table beside it and a plot. Peers that are not installed are left out: pip install fastrl[compare].
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from comparison.report import Comparison
+from comparison.rounds import LABELS, Options, compare, one_line, say
+from comparison.task import Task
+
+from fastrl.cli import split_arguments
+from fastrl.config import load_config
+from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.spec import Topology
+
+_EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 1, 2, 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, write the files, print the table; return the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    args = _parser().parse_args(given)
+    if args.list:
+        for name, label in LABELS.items():
+            print(f"{name:18} {label}")
+        return 0
+    command = shlex.join(["python", "scripts/compare.py", *given])
+    try:
+        comparison = compare(_task(args), _options(args), command)
+        _write(comparison, args)
+    except WorkerError as error:
+        say(f"compare: error: {error}")
+        return _EXIT_FAILED
+    except FastrlError as error:
+        say(f"compare: error: {one_line(error)}")
+        return _EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    described, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=described,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("arguments", nargs="*", metavar="CONFIG KEY=VALUE", help="a YAML file, keys to change")
+    add("--env", metavar="ID", help="the environment")
+    add("--methods", nargs="+", choices=LABELS, default=LABELS, metavar="NAME", help="see --list")
+    add("--list", action="store_true", help="list the methods and exit")
+    add("--num-envs", nargs="+", type=_count, default=(), help="sizes to try for every peer")
+    best = parser.add_mutually_exclusive_group()
+    best.add_argument(
+        "--best", type=_topology, metavar="n,N,M,groups", help="fastrl's best, already known"
+    )
+    best.add_argument(
+        "--grid", nargs="+", type=_topology, default=(), metavar="n,N,M,groups",
+        help="search fastrl's best among these; by default among a few for this machine",
+    )  # fmt: skip
+    add("--seconds", type=_duration, default=3.0, help="length of a window (3)")
+    add("--repeats", type=_count, default=5, help="number of rounds (5)")
+    add("--scan-seconds", type=_duration, default=1.0, help="length of a window of the scan (1)")
+    add("--seed", type=int, help="seed of environments, policy and order")
+    add("--limit", action="store_true", help="measure the physical limit in every round")
+    add("--json", type=Path, metavar="FILE", help="results/compare_<env>.json")
+    add("--plot", type=Path, metavar="FILE", help="imgs/compare_<env>.png")
+    add("--no-plot", action="store_true", help="write no plot")
+    return parser
+
+
+def _task(args: argparse.Namespace) -> Task:
+    path, overrides = split_arguments(args.arguments)
+    if args.env is not None:
+        overrides.append(f"env.id={args.env}")
+    if args.seed is not None:
+        overrides.append(f"seed={args.seed}")
+    config = load_config(path, overrides)
+    if config.sampler.kind != "process":
+        raise ConfigError("sampler.kind: a comparison needs 'process', got 'serial'")
+    return Task.from_config(config)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    return Options(
+        methods=tuple(dict.fromkeys(args.methods)),
+        sizes=tuple(args.num_envs),
+        grid=[args.best] if args.best else args.grid,
+        seconds=args.seconds,
+        repeats=args.repeats,
+        scan_s=args.scan_seconds,
+        with_limit=args.limit,
+    )
+
+
+def _write(comparison: Comparison, args: argparse.Namespace) -> None:
+    stem = "compare_" + re.sub(r"[^\w.-]+", "_", comparison.config.env.id)
+    json_path = args.json or Path("results") / f"{stem}.json"
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(comparison.to_json(), encoding="utf-8")
+    markdown = comparison.to_markdown()
+    json_path.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    print(markdown)
+    say(f"wrote {json_path} and {json_path.with_suffix('.md')}")
+    if not args.no_plot:
+        image = args.plot or Path("imgs") / f"{stem}.png"
+        comparison.plot(image)
+        say(f"wrote {image}")
+
+
+def _topology(text: str) -> Topology:
+    try:
+        envs, workers, models, groups = (int(part) for part in text.split(","))
+        return Topology(envs, workers, models, groups)
+    except (ValueError, ConfigError) as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not n,N,M,groups: {error}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    return seconds
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(_EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""What a method is, and the loop that all peers have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from comparison.task import Policy, Task
+from fastrl.envs.actions import ActionConverter
+
+
+class Method(Protocol):
+    """One way of sampling, with its settings; not running until it is started."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line and in the JSON file."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and plots."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its speed depends on; plain JSON types."""
+        ...
+
+    def start(self) -> None:
+        """Build and reset everything; a method that was closed may be started again."""
+        ...
+
+    def run(self, seconds: float) -> int:
+        """Sample for at least ``seconds``; return the environment steps made in this call."""
+        ...
+
+    def rest(self) -> None:
+        """Return once no core is busy with this method."""
+        ...
+
+    def close(self) -> None:
+        """End every process and thread of it; safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a peer's speed depends on.
+
+    Attributes:
+        num_envs: Environments stepped together.
+        batch_size: Environments answered together, where that is not all of them.
+        torch_threads: Threads of the policy.
+    """
+
+    num_envs: int = 1
+    batch_size: int | None = None
+    torch_threads: int = 1
+
+
+class Peer(ABC):
+    """Base of everything that fastrl is compared with: one loop of policy and step, here.
+
+    Args:
+        task: What is sampled.
+        chosen: The settings.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    requires: ClassVar[str] = "gymnasium"
+    """Module without which it cannot be measured."""
+
+    _env: Any = None
+    _observation: Any = None
+
+    def __init__(self, task: Task, chosen: Settings) -> None:
+        self.task, self.chosen = task, chosen
+        self.settings = {key: v for key, v in asdict(chosen).items() if v is not None}
+        self._children: set[Any] = set()
+
+    @classmethod
+    def to_try(cls, task: Task, sizes: tuple[int, ...]) -> list[Settings]:
+        """Return the settings among which its best are searched.
+
+        Args:
+            task: What is sampled.
+            sizes: Numbers of environments that the user asked for; empty for its own.
+        """
+        return [Settings(size) for size in sizes or cls.sizes(task)]
+
+    @classmethod
+    def sizes(cls, task: Task) -> tuple[int, ...]:
+        """Return the numbers of environments to try."""
+        return (4, 8, 16) if task.is_slow else (4, 16, 64, 128, 256)
+
+    def start(self) -> None:
+        """Build the environments and the policy, and reset."""
+        before = set(multiprocessing.active_children())
+        try:
+            self._policy = Policy(self.task)
+            converter = ActionConverter(
+                self.task.plan.env_spec.action_space, self.task.config.env.action_bounds
+            )
+            self._to_batch, self._to_list = converter.batch, converter.split
+            self._open()
+        finally:
+            self._children = set(multiprocessing.active_children()) - before
+
+    def run(self, seconds: float) -> int:
+        """Step for ``seconds``, once at least; see `Method.run`."""
+        torch.set_num_threads(self.chosen.torch_threads)
+        step, end = self._step, time.perf_counter() + seconds
+        frames = step()
+        while time.perf_counter() < end:
+            frames += step()
+        return frames
+
+    def rest(self) -> None:  # noqa: B027
+        """Return at once: what may still be under way ends within a step."""
+
+    def close(self) -> None:
+        """End the worker processes, if there are any, and close the environments."""
+        children, self._children = self._children, set()
+        # They hold nothing worth saving, and one that hangs would make the peer's close hang.
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+        with contextlib.suppress(Exception):  # some complain that their workers are gone
+            self._shut()
+        self._env = None
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Build and reset the environments."""
+
+    @abstractmethod
+    def _step(self) -> int:
+        """Infer, step every environment; return how many steps that were."""
+
+    def _shut(self) -> None:
+        """Close the environments; worker processes are gone already."""
+        self._env.close()

@@ -1,0 +1,250 @@
+"""What a comparison found: as JSON, as a Markdown table and as a plot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fastrl.config import Config
+from fastrl.machine import machine, versions
+from fastrl.throughput.limits import Limit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FASTRL = ("fastrl-default", "fastrl-best")
+VECTOR_ENVS = ("gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc")
+"""Vector environments that run any Python environment, as fastrl does."""
+
+COMPILED = ("gymnasium-native", "envpool-sync", "envpool-async")
+"""Peers with an environment of their own, to which the limit of the Python one does not apply."""
+
+_PEER_PACKAGES = ("stable-baselines3", "envpool")
+_ACCENT, _PLAIN, _INK = "#0b7285", "#adb5bd", "#343a40"
+_SHORT = {"envs_per_worker": "n", "num_env_workers": "N", "num_model_workers": "M"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method at its best settings.
+
+    Attributes:
+        method: Its name.
+        label: Its name in tables and plots.
+        settings: What was set.
+        fps: Frames per second of each round.
+    """
+
+    method: str
+    label: str
+    settings: Mapping[str, Any]
+    fps: Sequence[float]
+
+    def to_dict(self, env: str) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return {
+            "method": self.method,
+            "label": self.label,
+            "env": env,
+            "settings": dict(self.settings),
+            "fps_median": median(self.fps),
+            "fps_min": min(self.fps),
+            "fps_max": max(self.fps),
+            "fps": list(self.fps),
+        }
+
+    @property
+    def settings_text(self) -> str:
+        """The settings in a few words; a single thread goes without saying."""
+        shown = {k: v for k, v in self.settings.items() if (k, v) != ("torch_threads", 1)}
+        return ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in shown.items())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods, measured in turn in every round.
+
+    Attributes:
+        config: What was sampled, and fastrl's default sampler.
+        policy: The network in a few words.
+        results: One per method.
+        limits: The physical limit of each round; empty where it was not measured.
+        scan: The quick windows among which the best settings were found.
+        skipped: Why a method is missing, by name.
+        protocol: Length and number of the windows.
+        command: The command line that repeats it.
+    """
+
+    config: Config
+    policy: str
+    results: Sequence[Result]
+    limits: Sequence[Limit] = ()
+    scan: Sequence[Mapping[str, Any]] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def best_vector_env(self) -> str | None:
+        """The fastest of the vector environments that run any Python environment."""
+        among = [result for result in self.results if result.method in VECTOR_ENVS]
+        return max(among, key=lambda result: median(result.fps)).method if among else None
+
+    def ratios(self) -> dict[str, dict[str, float]]:
+        """Return how many times each peer's throughput fastrl reaches; of the limit, its share.
+
+        A ratio is the median over the rounds of the ratio within a round: the machine's speed
+        drifts, and two windows of one round share most of the drift.
+        """
+        rounds = {result.method: result.fps for result in self.results}
+        others = {name: fps for name, fps in rounds.items() if name not in FASTRL}
+        if self.best_vector_env:
+            others["best-vector-env"] = rounds[self.best_vector_env]
+        if self.limits:
+            others["limit"] = [limit.fps for limit in self.limits]
+        return {
+            name: {other: median(_over(rounds[name], fps)) for other, fps in others.items()}
+            for name in FASTRL
+            if name in rounds
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON types."""
+        env = self.config.env.id
+        limits = [asdict(limit) | {"fps": limit.fps} for limit in self.limits]
+        return {
+            "env": env,
+            "policy": self.policy,
+            "results": [result.to_dict(env) for result in self.results],
+            "ratios": self.ratios(),
+            "best_vector_env": self.best_vector_env,
+            "limit_fps": median([limit.fps for limit in self.limits]) if self.limits else None,
+            "limits": limits,
+            "scan": [dict(each) for each in self.scan],
+            "skipped": dict(self.skipped),
+            "protocol": dict(self.protocol),
+            "config": self.config.model_dump(
+                mode="json", include={"seed", "env", "sampler", "model"}
+            ),
+            "machine": machine(),
+            "versions": versions() | _peer_versions(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": self.command,
+        }
+
+    def to_json(self) -> str:
+        """Return the text of the JSON file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """Return a heading and a table, the slowest method first."""
+        single = next((r.fps for r in self.results if r.method == "single-env"), None)
+        columns = ["method", "settings", "frames/s, median", "min … max"]
+        columns += ["× single env"] if single else []
+        columns += ["of the limit"] if self.limits else []
+        rows = [columns, ["---", "---", *["---:"] * (len(columns) - 2)]]
+        for result in self._ranked():
+            row = [result.label, result.settings_text, f"{median(result.fps):,.0f}"]
+            row.append(f"{min(result.fps):,.0f} … {max(result.fps):,.0f}")
+            if single:
+                row.append(f"{median(_over(result.fps, single)):.1f}")
+            if self.limits:
+                share = median(_over(result.fps, [limit.fps for limit in self.limits]))
+                row.append("–" if result.method in COMPILED else f"{share:.0%}")
+            rows.append(row)
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([f"### {self.config.env.id}", "", *lines, "", self._footer(), ""])
+
+    def plot(self, path: Path) -> None:
+        """Write a bar per method on a logarithmic axis, whiskers from minimum to maximum.
+
+        matplotlib is imported here, since worker processes of the peers import this module too.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        from matplotlib.figure import Figure
+
+        ranked = self._ranked()
+        figure = Figure(figsize=(9, 1.6 + 0.52 * len(ranked)), layout="constrained")
+        axes = figure.add_subplot()
+        self._draw(axes, ranked)
+        figure.supxlabel(self._footer(), fontsize=8, color=_INK, x=0.01, ha="left")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+    def _draw(self, axes: Axes, ranked: Sequence[Result]) -> None:
+        from matplotlib.ticker import LogFormatter
+
+        medians = [median(result.fps) for result in ranked]
+        spread = [
+            [m - min(result.fps) for m, result in zip(medians, ranked, strict=True)],
+            [max(result.fps) - m for m, result in zip(medians, ranked, strict=True)],
+        ]
+        labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
+        colors = [_ACCENT if result.method in FASTRL else _PLAIN for result in ranked]
+        rows = list(range(len(ranked)))
+        axes.barh(rows, medians, xerr=spread, color=colors, ecolor=_INK, capsize=3, height=0.66)
+        axes.set_yticks(rows, labels, fontsize=8)
+        for row, middle, result in zip(rows, medians, ranked, strict=True):
+            axes.annotate(
+                f"{middle:,.0f}",
+                (max(result.fps), row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if result.method in FASTRL else "normal",
+            )
+        limit = median([each.fps for each in self.limits]) if self.limits else None
+        if limit is not None:
+            text = f"limit of the Python env: {limit:,.0f}"
+            axes.axvline(limit, color=_INK, linestyle="--", linewidth=1, zorder=0)
+            axes.annotate(
+                text,
+                (limit, 1),
+                xycoords=("data", "axes fraction"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        # Room for the figures at the right; a bar's left end has no meaning on a logarithmic axis.
+        axes.set_xlim(min(medians) / 2, max([*medians, limit or 0]) * 3)
+        axes.set_xlabel("environment steps per second, policy in the loop")
+        axes.set_title(f"{self.config.env.id}: sampling throughput", loc="left", pad=16)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+
+    def _ranked(self) -> list[Result]:
+        return sorted(self.results, key=lambda result: median(result.fps))
+
+    def _footer(self) -> str:
+        found = machine()
+        rounds = max((len(result.fps) for result in self.results), default=0)
+        return (
+            f"{found['cpu']}, {found['cores']} cores; policy: {self.policy}; "
+            f"medians of {rounds} interleaved rounds; {datetime.now(UTC).date().isoformat()}"
+        )
+
+
+def _over(fps: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(fps, other, strict=True)]
+
+
+def _peer_versions() -> dict[str, str]:
+    found = {}
+    for package in _PEER_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,209 @@
+"""Finds each method's best settings, then measures all methods in turn."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from comparison.fastrl_sampling import FastrlSampling
+from comparison.method import Method, Peer
+from comparison.peers import PEERS
+from comparison.report import FASTRL, Comparison, Result
+from comparison.task import Task
+from fastrl.errors import EnvError, FastrlError
+from fastrl.spec import Topology
+from fastrl.throughput.limits import Limit, LimitProbe
+
+LABELS = {name: peer.label for name, peer in PEERS.items()} | dict(
+    zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)
+)
+"""What every method is called in tables, by name."""
+
+_SETTLE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes:
+        methods: Names of what is measured.
+        sizes: Numbers of environments that each peer is tried with; empty for their own.
+        grid: Topologies among which fastrl's best is searched; empty for a small grid.
+        seconds: Length of a window.
+        repeats: Number of rounds.
+        scan_s: Length of a window of the scan, and of the warm-up before each round.
+        with_limit: Measure the physical limit in every round.
+    """
+
+    methods: Sequence[str] = tuple(LABELS)
+    sizes: tuple[int, ...] = ()
+    grid: Sequence[Topology] = ()
+    seconds: float = 3.0
+    repeats: int = 5
+    scan_s: float = 1.0
+    with_limit: bool = False
+
+
+def compare(task: Task, options: Options, command: str = "") -> Comparison:
+    """Find each method's best settings, then measure all methods in turn, round by round.
+
+    Args:
+        task: What is sampled.
+        options: How to compare.
+        command: The command line that repeats it.
+
+    Raises:
+        EnvError: None of the methods can be measured.
+        WorkerError: A worker of fastrl failed.
+    """
+    chosen: list[Method] = []
+    scan: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for name in options.methods:
+        try:
+            chosen.append(best_settings(name, task, options, scan))
+        except Exception as error:
+            if name in FASTRL:
+                raise
+            skipped[name] = one_line(error)
+            say(f"{name:18} left out: {skipped[name]}")
+    if not chosen:
+        raise EnvError(f"no method can sample '{task.config.env.id}' here")
+    fps, limits = measure_rounds(chosen, task, options)
+    results = [Result(m.name, m.label, m.settings, fps[m.name]) for m in chosen]
+    protocol = {"seconds": options.seconds, "repeats": options.repeats, "scan_s": options.scan_s}
+    return Comparison(task.config, task.policy, results, limits, scan, skipped, protocol, command)
+
+
+def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, Any]]) -> Method:
+    """Return a method at the settings that were fastest in a quick window.
+
+    Args:
+        name: The method.
+        task: What is sampled.
+        options: How to compare.
+        scan: What was measured is appended to it.
+
+    Raises:
+        ModuleNotFoundError: The method's package is not installed.
+    """
+
+    def quick(method: Method) -> float:
+        with closing(method):
+            method.start()
+            method.run(options.scan_s / 2)
+            fps = frames_per_second(method, options.scan_s)
+        scan.append({"method": name, "settings": dict(method.settings), "fps": fps})
+        say(f"{name:18} {fps:>12,.0f}   {Result(name, '', method.settings, ()).settings_text}")
+        return fps
+
+    found = candidates(name, task, options)
+    if len(found) == 1 and name in FASTRL:
+        return found[0]
+    speeds = {method: quick(method) for method in found}
+    best = max(speeds, key=speeds.__getitem__)
+    if isinstance(best, Peer) and task.cores > 1:
+        threaded = type(best)(task, replace(best.chosen, torch_threads=task.cores))
+        speeds[threaded] = quick(threaded)
+        best = max(best, threaded, key=speeds.__getitem__)
+    return best
+
+
+def candidates(name: str, task: Task, options: Options) -> list[Method]:
+    """Return a method at every setting that the scan tries, none of them started.
+
+    Raises:
+        ModuleNotFoundError: The method's package is not installed.
+    """
+    if name in FASTRL:
+        topologies = [task.config.topology]
+        if name == "fastrl-best":
+            topologies = list(options.grid) or default_grid(task)
+        return [FastrlSampling(name, LABELS[name], task, topology) for topology in topologies]
+    peer = PEERS[name]
+    if importlib.util.find_spec(peer.requires) is None:
+        raise ModuleNotFoundError(f"{peer.requires} is not installed; see the extra 'compare'")
+    return [peer(task, settings) for settings in peer.to_try(task, options.sizes)]
+
+
+def default_grid(task: Task) -> list[Topology]:
+    """Return the topologies that are tried where the user names none: one env worker per core."""
+    cores = task.cores
+    alone = (4, 8, 16) if task.is_slow else (8, 16, 32, 64, 128)
+    served = (8,) if task.is_slow else (32, 128)
+    grid = [Topology(size, cores, 0, 1) for size in alone]
+    return grid + [Topology(size, cores, 1, 2) for size in served]
+
+
+def measure_rounds(
+    methods: Sequence[Method], task: Task, options: Options
+) -> tuple[dict[str, list[float]], list[Limit]]:
+    """Measure every method once per round, in a random order.
+
+    All of them stay alive from the first round to the last; those whose turn it is not are
+    blocked and cost no time.
+
+    Returns:
+        Frames per second by method, one per round, and the limits, one per round or none.
+    """
+    fps: dict[str, list[float]] = {method.name: [] for method in methods}
+    limits: list[Limit] = []
+    with ExitStack() as stack:
+        turns: list[Callable[[], None]] = []
+        for method in methods:
+            stack.callback(method.close)
+            method.start()
+            method.run(options.scan_s)
+            method.rest()
+            turns.append(_turn(method, options.seconds, fps[method.name]))
+        if options.with_limit:
+            probe = stack.enter_context(LimitProbe(task.plan, task.factory, task.cores))
+            turns.append(lambda: limits.append(probe.measure(options.seconds)))
+        shuffled = random.Random(task.config.seed)
+        for index in range(options.repeats):
+            for turn in shuffled.sample(turns, len(turns)):
+                time.sleep(_SETTLE_S)
+                turn()
+            _say_round(index, fps, limits)
+    return fps, limits
+
+
+def frames_per_second(method: Method, seconds: float) -> float:
+    """Return the throughput of a running method over one window."""
+    start = time.perf_counter()
+    frames = method.run(seconds)
+    return frames / (time.perf_counter() - start)
+
+
+def _turn(method: Method, seconds: float, fps: list[float]) -> Callable[[], None]:
+    def take() -> None:
+        fps.append(frames_per_second(method, seconds))
+        method.rest()
+
+    return take
+
+
+def _say_round(index: int, fps: dict[str, list[float]], limits: list[Limit]) -> None:
+    found = [f"{name} {speeds[-1]:,.0f}" for name, speeds in fps.items()]
+    found += [f"limit {limits[-1].fps:,.0f}"] if limits else []
+    say(f"round {index + 1}: " + ", ".join(found))
+
+
+def say(text: str) -> None:
+    """Report progress; standard output is the table's."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error as one line, with its type where that may help."""
+    text = " ".join(str(error).split())
+    return (
+        text if isinstance(error, FastrlError | ImportError) else f"{type(error).__name__}: {text}"
+    )

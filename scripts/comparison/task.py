@@ -1,0 +1,115 @@
+"""What every method samples, and the policy with which the peers do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastrl.config import Config
+from fastrl.cores import usable_cores
+from fastrl.envs.batched_env import Rows
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import EnvError
+from fastrl.models.networks import is_image
+from fastrl.sampling.build import initial_weights, make_plan
+from fastrl.spaces import flatten, leaves
+from fastrl.workers.plan import SamplingPlan
+
+_SLOW_STEP_S = 2e-4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is sampled, the same for every method.
+
+    Attributes:
+        config: The configuration; its sampler is fastrl's default.
+        plan: The plan that follows from it.
+        factory: Builds single environments.
+        cores: Cores that may be used.
+    """
+
+    config: Config
+    plan: SamplingPlan
+    factory: EnvFactory
+    cores: int
+
+    @classmethod
+    def from_config(cls, config: Config) -> Task:
+        """Probe the environment that a configuration describes.
+
+        Raises:
+            EnvError: It cannot be built.
+        """
+        factory = EnvFactory.from_config(config.env)
+        return cls(config, make_plan(config), factory, usable_cores())
+
+    @property
+    def policy(self) -> str:
+        """The network in a few words."""
+        model, space = self.config.model, self.plan.env_spec.observation_space
+        if model.class_path:
+            return model.class_path
+        sizes = "×".join(str(size) for size in model.hidden_sizes)
+        mlp = f"MLP {sizes} {model.activation}"
+        images = [is_image(leaf) for leaf in leaves(space).values()]
+        return "conv net" if all(images) else f"conv net and {mlp}" if any(images) else mlp
+
+    @cached_property
+    def is_slow(self) -> bool:
+        """Whether a step is so expensive that many environments per process gain nothing."""
+        try:
+            env = self.factory.single()
+        except EnvError:  # there are only batched ones
+            return False
+        env.reset(seed=self.config.seed)
+        steps, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < 0.1:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            steps += 1
+            if terminated or truncated:
+                break
+        env.close()
+        return elapsed / max(steps, 1) > _SLOW_STEP_S
+
+
+class Policy:
+    """The network of the task, asked for actions as a training loop would ask."""
+
+    def __init__(self, task: Task) -> None:
+        plan = task.plan
+        if plan.build_model is None:
+            raise ValueError("a comparison needs a policy")
+        self._device, self._space = plan.device(0), plan.env_spec.observation_space
+        self._dtypes = {path: leaf.numpy_dtype for path, leaf in plan.env_spec.observation.items()}
+        self._model = plan.build_model()
+        self._model.load_state_dict(initial_weights(plan) or {})
+        self._model.to(self._device)
+        self._generator = torch.Generator(self._device).manual_seed(plan.seed)
+
+    def act(self, observation: Any, *, single: bool = False) -> Rows:  # noqa: ANN401
+        """Return sampled actions per leaf ``[n, *shape]`` for n observations, or for a single one.
+
+        The log-probability and the value are computed as well.
+        """
+        inputs = self._tensors(observation)
+        with torch.inference_mode():
+            if single:
+                inputs = {path: leaf[None] for path, leaf in inputs.items()}
+            size = len(next(iter(inputs.values())))
+            noise = self._model.draw_noise((size,), self._generator, self._device)
+            action, _log_prob, _value = self._model.act(inputs, noise)
+        return tuple(leaf.cpu().numpy() for leaf in action.values())
+
+    def _tensors(self, observation: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        """Return the leaves of observations in the dtypes of the shared table."""
+        values = flatten(self._space, observation)
+        return {
+            path: torch.from_numpy(np.asarray(value, dtype)).to(self._device)
+            for (path, dtype), value in zip(self._dtypes.items(), values, strict=True)
+        }

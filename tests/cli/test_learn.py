@@ -1,0 +1,121 @@
+"""The commands that train, and that show what was learnt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastrl import cli
+from fastrl.config import EvaluationConfig, save_config
+from fastrl.training.checkpoint import CheckpointStore
+from tests.training.clockwork import small_run
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory with a configuration, as a user has it."""
+    evaluation = EvaluationConfig(every_steps=10**6, final_episodes=4)
+    config = small_run(None, evaluation=evaluation).model_copy(update={"run_dir": None})
+    save_config(config, tmp_path / "config.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_evaluate_resume_record_and_plot(run, workplace):
+    code, out, _ = run("train", "config.yaml", "seed=5", "--name", "mine")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("tests.training.clockwork:Clockwork, PPO, seed 5: 512 steps in ")
+    assert lines[1].startswith("evaluation (deterministic actions): return ")
+    assert lines[1].endswith(" over 4 episodes, 4 steps each")
+    assert lines[2] == "run: runs/mine"
+    summary = json.loads((workplace / "runs/mine/summary.json").read_text())
+    assert f"return {summary['eval_return_mean']:,.1f} ±" in lines[1]
+
+    code, out, err = run("eval", "mine", "--episodes", 7)
+    assert (code, err) == (0, "")
+    assert out.startswith("step_000000000512, after 512 steps: return ")
+    assert " over 7 episodes" in out
+
+    code, out, _ = run("resume", "runs/mine", "total_steps=640", "--checkpoint", "last")
+    assert code == 0
+    assert "seed 5: 640 steps in" in out
+
+    code, out, _ = run("record", "mine", "--video", "out.gif", "--episodes", 2, "--sampled")
+    assert code == 0
+    assert out.startswith("out.gif: return ")
+    assert (workplace / "out.gif").stat().st_size > 0
+
+    code, out, _ = run("plot", "mine", "-o", "curve.png")
+    assert (code, out) == (0, "curve.png\n")
+    assert (workplace / "curve.png").stat().st_size > 0
+
+
+def test_score_that_is_not_reached_is_code_1(run, workplace):
+    code, out, err = run("train", "config.yaml", "evaluation.stop_at=100")
+    assert code == 1
+    assert "evaluation (deterministic actions)" in out
+    assert err.splitlines()[-1] == "the return did not reach evaluation.stop_at=100"
+
+
+@pytest.fixture
+def trained(run, workplace):
+    run("train", "config.yaml", "--name", "mine", "evaluation.enabled=false")
+    return workplace / "runs" / "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["train"], "env: missing"),
+        (["train", "missing.yaml"], "missing.yaml: no such file"),
+        (["train", "config.yaml", "algorithm.lr=1"], "did you mean algorithm.learning_rate?"),
+        (["train", "config.yaml", "env.id=NoSuchEnv-v0"], "unknown environment 'NoSuchEnv-v0'"),
+        (["train", "config.yaml", "--name", "../up"], "--name '../up': must be 1 to 100 letters"),
+        (["train", "config.yaml", "--name", "mine"], "holds a run already; go on with fastrl"),
+        (["train", "config.yaml", "run_dir=."], "choose another run_dir"),
+        (["resume", "mine"], "has trained its 512 steps; to go on: fastrl resume runs/mine"),
+        (["resume", "other"], "'other' is not the directory of a run; the latest is runs/mine"),
+        (["resume", "mine", "--checkpoint", "step_9"], "no checkpoint 'step_9'"),
+        (["resume", "mine", "total_steps=x"], "total_steps: must be an integer"),
+        (["eval", "other"], "is not the directory of a run"),
+        (["eval", "mine", "--episodes", "0"], "Invalid value for '--episodes'"),
+        (["eval", "mine", "--checkpoint", "best"], "no checkpoint 'best'"),
+        (["record", "mine", "--video", "out.avi"], "must end in .mp4 or .gif"),
+        (["plot", "other"], "is not the directory of a run"),
+        (["plot", "mine", "--evaluation"], "has no evaluation returns yet"),
+        (["plot", "mine", "-o", "x.pdf"], "must end in .png"),
+        (["plot"], "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run, trained, arguments, problem):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("fastrl: error: ")
+    assert problem in err
+    assert len(err.splitlines()) == 1
+
+
+def test_damaged_checkpoint_is_one_line_that_says_how_to_go_on(run, trained):
+    names = CheckpointStore(trained / "checkpoints").names()
+    (trained / "checkpoints" / names[-1] / "state.pt").write_bytes(b"")
+    code, _, err = run("resume", "mine", "total_steps=1024")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert (
+        f"is damaged: state.pt has changed since it was written; the one before it is {names[-2]}"
+        in err
+    )
+    assert "choose with --checkpoint" in err
+    assert run("resume", "mine", "--checkpoint", names[-2])[0] == 0

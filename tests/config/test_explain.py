@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+
+from fastrl.config import load_config
+from fastrl.errors import ConfigError
+
+ENV = "env.id=CartPole-v1"
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [ENV, *overrides])
+    return str(caught.value).removeprefix("override: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("sampler.num_env_worker", "sampler.num_env_workers"),
+        ("sampler.rollout_lenght", "sampler.rollout_length"),
+        ("num_env_workers", "sampler.num_env_workers"),
+        ("sampler.learning_rate", "algorithm.learning_rate"),
+        ("model.gamma", "algorithm.gamma"),
+        ("samplr.groups", "sampler"),
+        ("sampler.total_steps", "total_steps"),
+        ("algorithm.n_steps", "sampler.rollout_length"),
+        ("lr", "algorithm.learning_rate"),
+        ("algorithm.batch_size", "algorithm.minibatch_size"),
+        ("sampler.seed", "seed or evaluation.seed"),
+    ],
+)
+def test_unknown_key_names_the_nearest_known_one(wrong, right):
+    assert (
+        refusal(f"{wrong}=1") == f"{wrong.split('.groups')[0]}: unknown key; did you mean {right}?"
+    )
+
+
+def test_unknown_key_like_no_other_lists_the_known_ones():
+    told = refusal("logging.zzzz=1")
+    assert told.startswith("logging.zzzz: unknown key; known are tensorboard, wandb, every_s")
+
+
+def test_key_of_another_algorithm_says_whose_it_is():
+    assert refusal("algorithm.name=a2c", "algorithm.clip_range=0.1") == (
+        "algorithm.clip_range: unknown key; it belongs to algorithm.name: ppo"
+    )
+
+
+def test_unknown_key_is_told_before_what_may_follow_from_it():
+    assert refusal("evaluation.enabled=3", "sampler.foo=1").startswith("sampler.foo: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.mode=fast", 'sampler.mode: must be "sync" or "async"; got "fast"'),
+        ("sampler.debug=1", "sampler.debug: must be true or false; got 1"),
+        (
+            "algorithm.gamma=2",
+            "algorithm.gamma: must be a number of at least 0 and at most 1; got 2",
+        ),
+        ("algorithm.name=dqn", 'algorithm.name: must be "ppo" or "a2c"; got "dqn"'),
+        (
+            "sampler.num_env_workers=0",
+            "sampler.num_env_workers: must be an integer of at least 1 and at most 2147483647 "
+            'or "auto"; got 0',
+        ),
+        (
+            "logging.every_s=.nan",
+            "logging.every_s: must be a number above 0 and at most 1000000000; got NaN",
+        ),
+        ("env.kwargs=[1]", "env.kwargs: must be a mapping; got [1]"),
+        (
+            "model.class_path=a.b",
+            'model.class_path: must be text such as "package.module:name" or null; got "a.b"',
+        ),
+        ("env.id=", "env.id: must be text of 1 to 500 characters; got null"),
+        (
+            "checkpoint=often",
+            "checkpoint: must be a mapping with keys among every_steps, every_s, keep_last, "
+            'keep_best; got "often"',
+        ),
+        ("algorithm=ppo", None),
+    ],
+)
+def test_wrong_value_names_key_value_and_what_is_allowed(override, message):
+    got = refusal(override)
+    if message is None:
+        assert got.startswith("algorithm: must be a mapping with keys among name, ")
+    else:
+        assert got == message
+
+
+def test_conflict_of_two_keys_is_told_of_the_one_to_change():
+    assert refusal("sampler.envs_per_worker=10", "sampler.groups=4") == (
+        "sampler.envs_per_worker: must be divisible by sampler.groups (4), got 10"
+    )
+    assert refusal("sampler.num_env_workers=2", "sampler.num_model_workers=3") == (
+        "sampler.num_model_workers: must be at most sampler.num_env_workers (2), got 3"
+    )
+
+
+def test_missing_environment_is_named():
+    with pytest.raises(ConfigError, match=r"^configuration: env: missing; give at least env\.id$"):
+        load_config(None)
+    with pytest.raises(ConfigError, match=r"^configuration: env\.id: missing; must be text"):
+        load_config(None, ["env.kwargs.x=1"])
+
+
+def test_long_value_is_cut():
+    assert len(refusal(f"sampler.mode={'x' * 5000}")) < 150

@@ -1,0 +1,54 @@
+"""The guide's list of keys is the one that the models have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from fastrl.config import A2CConfig, Config, PPOConfig
+from fastrl.config.algorithms import LearnerConfig
+from fastrl.config.fields import Section
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "configuration.md"
+
+
+def rows_of(section: type[Section], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        default = field.default
+        if isinstance(default, Section) or (default is PydanticUndefined and not prefix):
+            continue
+        text = "required" if default is PydanticUndefined else f"`{json.dumps(default)}`"
+        yield f"| `{prefix}{name}` | {text} | {field.description} |"
+
+
+def table(*rows: str) -> str:
+    return "\n".join(("| key | default | |", "|---|---|---|", *rows))
+
+
+def reference() -> str:
+    parts = [table(*rows_of(Config, ""))]
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            parts += [f"### {name}", kind.__doc__ or "", table(*rows_of(kind, f"{name}."))]
+        elif name == "algorithm":
+            for algorithm in (PPOConfig, A2CConfig):
+                parts += [
+                    f"### algorithm, with name: {algorithm.model_fields['name'].default}",
+                    algorithm.__doc__ or "",
+                    table(*rows_of(algorithm, "algorithm.")),
+                ]
+    return "\n\n".join(parts) + "\n"
+
+
+def test_guide_lists_every_key_with_default_and_description():
+    guide = GUIDE.read_text()
+    assert guide.endswith(reference()), "replace the end of the guide by what reference() returns"
+
+
+def test_reference_names_the_keys_that_both_algorithms_have():
+    for name in LearnerConfig.model_fields:
+        assert reference().count(f"| `algorithm.{name}` |") == 2

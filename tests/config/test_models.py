@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pydantic
+import pytest
+
+from fastrl.config import A2CConfig, Config, EnvConfig, PPOConfig, SamplerConfig
+from fastrl.config.fields import Section
+from fastrl.errors import ConfigError
+
+
+def test_config_is_immutable(tiny_config):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        tiny_config.sampler.groups = 2
+
+
+def test_sections_have_a_default_except_env():
+    assert Config(env=EnvConfig(id="CartPole-v1")).algorithm == PPOConfig()
+    with pytest.raises(pydantic.ValidationError, match="env"):
+        Config()
+
+
+def test_algorithm_is_chosen_by_name():
+    config = Config.model_validate({"env": {"id": "X"}, "algorithm": {"name": "a2c"}})
+    assert config.algorithm == A2CConfig()
+
+
+def test_a2c_has_the_defaults_of_its_reference_implementation():
+    algorithm = A2CConfig()
+    assert (algorithm.learning_rate, algorithm.gae_lambda) == (7e-4, 1.0)
+    assert (algorithm.optimizer, algorithm.normalize_advantage) == ("rmsprop", False)
+
+
+def test_whole_float_is_an_integer_and_boolean_is_none():
+    assert SamplerConfig(envs_per_worker=1e2).envs_per_worker == 100
+    for wrong in (1.5, True, "4", float("inf"), float("nan")):
+        with pytest.raises(pydantic.ValidationError):
+            SamplerConfig(envs_per_worker=wrong)
+
+
+def test_infinite_and_not_a_number_are_no_settings():
+    for wrong in (float("inf"), float("nan")):
+        with pytest.raises(pydantic.ValidationError):
+            PPOConfig(value_coef=wrong)
+
+
+def test_topology_is_taken_from_sampler(tiny_config):
+    topology = tiny_config.topology
+    assert (topology.envs_per_worker, topology.num_env_workers) == (2, 2)
+    assert (topology.num_model_workers, topology.groups) == (0, 1)
+
+
+def test_auto_env_workers_are_one_per_usable_core(monkeypatch):
+    monkeypatch.setattr("fastrl.config.models.usable_cores", lambda: 7)
+    assert SamplerConfig(num_env_workers="auto").topology().num_env_workers == 7
+
+
+def test_more_model_workers_than_cores_are_refused_when_env_workers_are_auto(monkeypatch):
+    monkeypatch.setattr("fastrl.config.models.usable_cores", lambda: 2)
+    sampler = SamplerConfig(num_env_workers="auto", num_model_workers=3)
+    with pytest.raises(ConfigError, match=r"^sampler\.num_model_workers: .*at most.*\(2\), got 3$"):
+        sampler.topology()
+
+
+def test_devices_are_a_tuple_however_written():
+    assert SamplerConfig(device="cuda:0").devices == ("cuda:0",)
+    assert SamplerConfig(device=["cuda:0", "cuda:1"]).devices == ("cuda:0", "cuda:1")
+
+
+def _sections(section: type[Section]):
+    yield section
+    for child in section.__subclasses__():
+        yield from _sections(child)
+
+
+@pytest.mark.parametrize("section", list(_sections(Section)), ids=lambda section: section.__name__)
+def test_every_key_is_described(section):
+    missing = [name for name, field in section.model_fields.items() if not field.description]
+    assert not missing
+
+
+def test_reading_a_configuration_imports_no_torch():
+    code = (
+        "import sys; from fastrl.config import load_config; import fastrl.cli;"
+        "load_config('configs/cartpole_ppo.yaml');"
+        "sys.exit(sorted({'torch', 'gymnasium', 'numpy'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,23 @@
+"""Fixtures and settings that every room's tests share."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from fastrl.config import Config, EnvConfig, PPOConfig, SamplerConfig
+
+# The cores of CI are shared, so how long an example takes says nothing about the code.
+settings.register_profile("fastrl", deadline=None, print_blob=True)
+settings.load_profile("fastrl")
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """The smallest run that still has several workers, environments and minibatches."""
+    return Config(
+        total_steps=64,
+        env=EnvConfig(id="CartPole-v1"),
+        sampler=SamplerConfig(envs_per_worker=2, num_env_workers=2, rollout_length=8),
+        algorithm=PPOConfig(epochs=2, minibatch_size=16),
+    )

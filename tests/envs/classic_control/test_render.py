@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastrl.envs.classic_control.catalogue  # noqa: F401
+from fastrl.envs.classic_control.render import Renderer, save_animation
+from fastrl.envs.tensor import make_tensor
+from fastrl.errors import EnvError
+from tests.envs.classic_control.gymnasium_twin import NAMES
+
+needs_pygame = pytest.mark.skipif(find_spec("pygame") is None, reason="needs the extra 'video'")
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    # pygame itself imports deprecated modules.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@needs_pygame
+@pytest.mark.parametrize("name", NAMES)
+def test_picture_is_the_one_that_gymnasium_draws(name):
+    theirs = gymnasium.make(name, render_mode="rgb_array")
+    theirs.reset(seed=0)
+    quantities = torch.from_numpy(np.asarray(theirs.unwrapped.state, np.float64))
+    env, _ = make_tensor(name)
+    state = env.state_type(*quantities, torch.tensor(0))
+    batched = env.state_type(*(torch.stack([q - 0.3, q]) for q in state))
+    renderer = Renderer(name)
+    np.testing.assert_array_equal(renderer.render(state), theirs.render())
+    np.testing.assert_array_equal(renderer.render(batched, 1), theirs.render())
+    assert (renderer.render(batched, 0) != theirs.render()).any()
+    renderer.close()
+
+
+@needs_pygame
+def test_parameters_show():
+    env, params = make_tensor("CartPole-v1")
+    _, state = env.reset(torch.full((4,), 0.5), params)
+    renderer = Renderer("CartPole-v1")
+    long = params._replace(length=torch.tensor([0.5, 1.0]))
+    usual, longer = (renderer.render(state, None, params), renderer.render(state, 1, long))
+    assert (usual != longer).any()
+
+
+@needs_pygame
+def test_environments_render_themselves():
+    many = gymnasium.make_vec("fastrl/Pendulum-v1", num_envs=2, render_mode="rgb_array")
+    many.reset(seed=0)
+    frames = many.render()
+    assert [frame.shape for frame in frames] == [(500, 500, 3)] * 2
+    assert (frames[0] != frames[1]).any()
+    many.close()
+
+    single = gymnasium.make("fastrl/Pendulum-v1", render_mode="rgb_array")
+    single.reset(seed=0)
+    np.testing.assert_array_equal(single.render(), frames[0])
+    single.step(np.array([2.0], np.float32))
+    assert (single.render() != frames[0]).any()
+    single.close()
+    assert gymnasium.make_vec("fastrl/Pendulum-v1", num_envs=1).render() is None
+
+
+def pictures():
+    return [np.full((48, 64, 3), shade, np.uint8) for shade in (0, 128, 255)]
+
+
+def test_animation_holds_every_picture(tmp_path):
+    save_animation(pictures(), tmp_path / "a.gif", fps=10)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.size) == (3, (64, 48))
+
+
+@pytest.mark.skipif(find_spec("imageio_ffmpeg") is None, reason="needs the extra 'video'")
+def test_animation_is_a_video_where_asked_for(tmp_path):
+    save_animation(pictures(), tmp_path / "a.mp4", fps=10)
+    assert b"ftyp" in (tmp_path / "a.mp4").read_bytes()[:16]
+
+
+def test_what_cannot_be_drawn_says_so(tmp_path):
+    with pytest.raises(EnvError, match="must end in"):
+        save_animation(pictures(), tmp_path / "a.avi", fps=10)
+    with pytest.raises(EnvError, match="cannot draw 'CartPol'; did you mean 'CartPole-v1'"):
+        Renderer("CartPol")

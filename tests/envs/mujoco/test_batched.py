@@ -1,0 +1,240 @@
+"""A robot of our own behind `BatchedEnv`: episodes, limits, dtypes and mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from fastrl.envs import BatchedEnv, EnvFactory
+from fastrl.envs.mujoco import build
+from fastrl.errors import EnvError
+
+
+def test_robot_is_a_batched_env_with_the_models_actions(jumper_class):
+    env = jumper_class(3)
+
+    assert isinstance(env, BatchedEnv)
+    assert env.spec.id == "Jumper"
+    assert env.spec.observation_space.shape == (4,)
+    assert env.spec.max_episode_steps == 40
+    assert env.spec.action_space.low.tolist() == [-1.0]
+    assert env.dt == pytest.approx(0.02)
+
+
+def test_falling_trunk_gains_the_speed_of_gravity(jumper_class, drive):
+    driver = drive(jumper_class(1))
+    driver.reset()
+
+    seen = driver.step()
+
+    # Two time steps of 0.01 s.
+    assert seen[0, 2] == pytest.approx(-9.81 * 0.02, abs=2e-3)
+
+
+def test_reward_is_the_sum_of_its_terms(jumper_class, drive):
+    driver = drive(jumper_class(2))
+    driver.reset()
+
+    driver.step(0.5)
+
+    terms = driver.env.info()
+    assert terms["effort"] == pytest.approx([-0.0025, -0.0025])
+    assert driver.reward == pytest.approx(terms["height"] - 0.0025)
+    assert terms["height"].tolist() == driver.observation[:, 0].tolist()
+
+
+def test_episode_is_truncated_at_the_limit_and_the_next_begins_in_the_same_step(
+    jumper_class, drive
+):
+    driver = drive(jumper_class(2, max_episode_steps=5))
+    driver.reset()
+    for _ in range(4):
+        last = driver.step()
+        assert not driver.truncated.any()
+
+    seen = driver.step()
+
+    assert driver.truncated.all()
+    assert not driver.terminated.any()
+    assert np.abs(seen[:, :2]).max() <= 0.02
+    assert (driver.final[:, 0] < last[:, 0]).all()
+    driver.step()
+    assert not driver.truncated.any()
+
+
+def test_only_the_episode_that_ended_begins_anew(jumper_class, drive):
+    class OneStartsLow(jumper_class):
+        drawn = 0
+
+        def initial(self, generator):
+            self.drawn += 1
+            qpos, qvel = super().initial(generator)
+            return (qpos - [0.5, 0.0] if self.drawn == 2 else qpos), qvel
+
+    driver = drive(OneStartsLow(3))
+    driver.reset()
+    while not driver.step().size or not driver.terminated.any():
+        pass
+
+    assert driver.terminated.tolist() == [False, True, False]
+    assert np.isnan(driver.final[[0, 2]]).all()
+    assert driver.final[1, 0] < -0.6
+    assert np.abs(driver.observation[1, :2]).max() <= 0.02
+    assert (driver.observation[[0, 2], 2] < -0.1).all()
+    # What is told of the step is what was before the new episode.
+    assert driver.env.info()["height"][1] == driver.final[1, 0]
+
+
+def test_termination_wins_over_the_time_limit(jumper_class, drive):
+    class Fallen(jumper_class):
+        def terminated(self, now):
+            return now.qpos[:, 0] < 1.0
+
+    driver = drive(Fallen(2, max_episode_steps=1))
+    driver.reset()
+
+    driver.step()
+
+    assert driver.terminated.all()
+    assert not driver.truncated.any()
+
+
+def test_limit_of_minus_one_is_none(jumper_class):
+    assert jumper_class(1, -1).spec.max_episode_steps is None
+
+
+def test_float32_rows_hold_the_rounded_float64_ones(drive):
+    exact = drive(build("Ant-v5", 2)).run(20)
+    rounded = drive(build("Ant-v5", 2), np.float32).run(20)
+
+    assert rounded.dtype == np.float32
+    assert np.array_equal(rounded, exact.astype(np.float32))
+
+
+def test_seeds_decide_every_episode(jumper_class, drive):
+    first, again = (drive(jumper_class(3, max_episode_steps=4)).run(30, seed=3) for _ in range(2))
+    other = drive(jumper_class(3, max_episode_steps=4)).run(30, seed=4)
+
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "Humanoid-v5"])
+def test_an_environment_does_not_depend_on_its_neighbours(name, drive):
+    alone = drive(build(name, 1)).run(60)
+    driver = drive(build(name, 3))
+    driver.reset()
+    generator = np.random.default_rng(0)
+    space = driver.env.spec.action_space
+    actions = generator.uniform(space.low, space.high, (60, 1, *space.shape))
+    others = np.zeros((2, *space.shape))
+
+    among = [driver.step(np.concatenate((action, others)))[0] for action in actions]
+
+    assert np.array_equal(alone[:, 0], among)
+
+
+def test_threads_change_nothing(drive):
+    alone = drive(build("Ant-v5", 8)).run(40)
+    shared = drive(build("Ant-v5", 8, num_threads=2)).run(40)
+
+    assert np.array_equal(alone, shared)
+
+
+def test_actions_are_clipped_to_the_actuators_ranges(jumper_class, drive):
+    within, beyond = drive(jumper_class(1)), drive(jumper_class(1))
+    within.reset()
+    beyond.reset()
+
+    assert np.array_equal(within.step(1.0), beyond.step(7.0))
+
+
+def test_actuators_without_limits_have_unbounded_actions(jumper_class, tmp_path):
+    text = (tmp_path / "jumper.xml").read_text().replace(' ctrllimited="true"', "")
+    path = tmp_path / "free.xml"
+    path.write_text(text.replace(' ctrlrange="-1 1"', ""))
+
+    class Free(jumper_class):
+        xml_file = str(path)
+
+    assert Free(1).spec.action_space.high.tolist() == [np.inf]
+
+
+def test_factory_builds_a_users_class_with_its_arguments(jumper_class):
+    @dataclass(frozen=True)
+    class Settings:
+        gain: float = 1.0
+        xml_file: str = jumper_class.xml_file
+
+    class Tuned(jumper_class):
+        Params = Settings
+
+    env = EnvFactory(Tuned, {"gain": 2.0}, max_episode_steps=7).batched(4)
+
+    assert env.num_envs == 4
+    assert env.params.gain == 2.0
+    assert env.spec.max_episode_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"healthy_rewrd": 1.0}, "'Hopper-v5' takes no 'healthy_rewrd'; did you mean 'healthy_re"),
+        ({"healthy_z_range": 0.7}, "healthy_z_range should be like (0.7, inf), got 0.7"),
+        ({"terminate_when_unhealthy": 1}, "should be like True, got 1"),
+        ({"reset_noise_scale": "small"}, "should be like 0.005, got 'small'"),
+        ({"xml_file": "./nowhere.xml"}, "nowhere.xml"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be at least 1"),
+        ({"num_threads": 0}, "must be at least 1, got 2 and 0"),
+    ],
+)
+def test_mistakes_say_what_would_be_right(kwargs, message):
+    with pytest.raises(EnvError) as caught:
+        build("Hopper-v5", 2, **kwargs)
+
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_body_of_the_ant_names_the_nearest():
+    with pytest.raises(EnvError, match="no body 'torsoo'; did you mean 'torso'"):
+        build("Ant-v5", 1, main_body="torsoo")
+
+
+def test_field_that_mujoco_lacks_names_the_nearest(jumper_class):
+    class Curious(jumper_class):
+        def fields(self):
+            return ("xposs",)
+
+    with pytest.raises(EnvError, match="did you mean 'xpos'"):
+        Curious(1)
+
+
+def test_field_that_was_not_asked_for_is_explained(jumper_class):
+    class Curious(jumper_class):
+        def observation(self, now):
+            return (now.xpos[:, 0],)
+
+    with pytest.raises(AttributeError, match="'xpos' is not read; return it from `fields`"):
+        Curious(1)
+
+
+def test_flat_part_of_an_observation_is_refused(jumper_class):
+    class Flat(jumper_class):
+        def observation(self, now):
+            return (now.qpos[:, 0],)
+
+    with pytest.raises(EnvError, match=r"observes a part of shape \(2,\); expected \(2, k\)"):
+        Flat(2)
+
+
+def test_step_before_the_first_reset_is_refused(jumper_class, drive):
+    with pytest.raises(EnvError, match="before its first reset"):
+        drive(jumper_class(1)).step()
+
+
+def test_wrong_number_of_seeds_is_refused(jumper_class):
+    with pytest.raises(EnvError, match="expected 2 seeds, got 3"):
+        jumper_class(2).reset([1, 2, 3], (np.zeros((2, 4)),))

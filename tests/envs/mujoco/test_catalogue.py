@@ -1,0 +1,99 @@
+"""Ids, and gymnasium's own interfaces to the batched environments."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from fastrl.envs import EnvFactory
+from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, build
+from fastrl.errors import EnvError
+
+
+def test_every_version_that_gymnasium_can_build_is_there():
+    robots = {name for name in gymnasium.registry if name.endswith(("-v4", "-v5"))}
+    robots = {name for name in robots if "mujoco" in str(gymnasium.spec(name).entry_point)}
+    robots = {name for name in robots if not name.startswith("fastrl/")}
+
+    assert robots - set(ENVIRONMENTS) == {"Pusher-v4"}
+    assert len(ENVIRONMENTS) == 21
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5", "Reacher-v4"])
+def test_make_vec_streams_what_gymnasiums_vector_env_does(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = gymnasium.make_vec(f"fastrl/{name}", num_envs=3, max_episode_steps=30)
+        theirs = SyncVectorEnv(
+            [lambda: gymnasium.make(name, max_episode_steps=30)] * 3,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+    assert ours.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert ours.single_observation_space == theirs.single_observation_space
+    assert ours.single_action_space == theirs.single_action_space
+    ours.action_space.seed(0)
+    assert np.array_equal(ours.reset(seed=7)[0], theirs.reset(seed=7)[0])
+    ends = 0
+    for _ in range(70):
+        action = ours.action_space.sample()
+        mine, his = ours.step(action), theirs.step(action)
+        assert np.array_equal(mine[0], his[0])
+        assert mine[1] == pytest.approx(his[1], abs=1e-9)
+        assert np.array_equal(mine[2], his[2])
+        assert np.array_equal(mine[3] | mine[2], his[3] | his[2])
+        assert ("final_obs" in mine[4]) == ("final_obs" in his[4])
+        for index in np.flatnonzero(mine[2] | mine[3]):
+            ends += 1
+            assert np.array_equal(mine[4]["final_obs"][index], his[4]["final_obs"][index])
+    assert ends
+    ours.close()
+    theirs.close()
+
+
+def test_make_vec_takes_gymnasiums_arguments_and_gives_terms_on_request():
+    envs = gymnasium.make_vec(
+        "fastrl/HalfCheetah-v5", num_envs=2, ctrl_cost_weight=2.0, info=True, width=64
+    )
+    envs.reset(seed=0)
+
+    *_, infos = envs.step(np.ones((2, 6), np.float32))
+
+    assert infos["reward_ctrl"].tolist() == [-12.0, -12.0]
+
+
+def test_single_environment_of_an_id_is_gymnasiums_own():
+    single = gymnasium.make("fastrl/HalfCheetah-v5").unwrapped
+
+    assert type(single) is type(gymnasium.make("HalfCheetah-v5").unwrapped)
+
+
+def test_factory_builds_classes_by_their_import_path():
+    factory = EnvFactory("fastrl.envs.mujoco:HalfCheetahV5", {"ctrl_cost_weight": 0.0})
+
+    env = factory.batched(5)
+
+    assert isinstance(env, HalfCheetahV5)
+    assert env.num_envs == 5
+    assert factory.probe().max_episode_steps == 1000
+
+
+def test_what_concerns_rendering_only_is_left_to_gymnasium():
+    assert build("fastrl/Reacher-v5", 1, render_mode="rgb_array", camera_id=1).num_envs == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("HalfCheeta-v5", "did you mean 'HalfCheetah-v5'?"),
+        ("Pusher-v4", "it needs MuJoCo before 3.0, use 'Pusher-v5'"),
+    ],
+)
+def test_unknown_id_says_what_would_be_right(name, message):
+    with pytest.raises(EnvError) as caught:
+        build(name, 1)
+
+    assert message in str(caught.value)

@@ -1,0 +1,156 @@
+"""Each batched environment beside gymnasium's own: the same to 1e-9, in every step."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fastrl.envs import StepViews
+from fastrl.envs.mujoco import ENVIRONMENTS, build
+
+TOLERANCE = 1e-9
+GIVES_NO_TERMS = {
+    "Hopper-v4",
+    "InvertedDoublePendulum-v4",
+    "InvertedPendulum-v4",
+    "Walker2d-v4",
+}
+
+VARIANTS = [
+    ("HalfCheetah-v5", {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.3}),
+    ("HalfCheetah-v5", {"exclude_current_positions_from_observation": False, "frame_skip": 2}),
+    ("HalfCheetah-v4", {"reset_noise_scale": 0.5}),
+    ("Swimmer-v5", {"exclude_current_positions_from_observation": False}),
+    ("Hopper-v5", {"terminate_when_unhealthy": False, "healthy_reward": 3.0}),
+    ("Hopper-v4", {"terminate_when_unhealthy": False}),
+    ("Hopper-v5", {"healthy_state_range": (-0.5, 0.5), "healthy_angle_range": (-1.0, 1.0)}),
+    ("Walker2d-v5", {"terminate_when_unhealthy": False, "reset_noise_scale": 0.1}),
+    ("Walker2d-v4", {"healthy_z_range": (1.1, 1.3)}),
+    ("Ant-v5", {"include_cfrc_ext_in_observation": False, "main_body": "torso"}),
+    ("Ant-v5", {"contact_force_range": (-5.0, 5.0), "contact_cost_weight": 0.1, "main_body": 3}),
+    ("Ant-v5", {"terminate_when_unhealthy": False, "reset_noise_scale": 0.4}),
+    ("Ant-v4", {"use_contact_forces": True, "terminate_when_unhealthy": False}),
+    ("Ant-v4", {"exclude_current_positions_from_observation": False}),
+    ("Humanoid-v5", {"include_cinert_in_observation": False, "contact_cost_weight": 1e-3}),
+    ("Humanoid-v5", {"include_cvel_in_observation": False, "terminate_when_unhealthy": False}),
+    ("Humanoid-v5", {"include_qfrc_actuator_in_observation": False}),
+    ("Humanoid-v5", {"include_cfrc_ext_in_observation": False}),
+    ("Humanoid-v4", {"terminate_when_unhealthy": False}),
+    ("HumanoidStandup-v5", {"impact_cost_weight": 0.1, "impact_cost_range": (-1.0, 2.0)}),
+    ("HumanoidStandup-v5", {"exclude_current_positions_from_observation": False}),
+    ("Reacher-v5", {"reward_dist_weight": 2.0, "reward_control_weight": 0.5}),
+    ("Pusher-v5", {"reward_near_weight": 2.0, "reward_control_weight": 0.5}),
+    ("InvertedPendulum-v5", {"reset_noise_scale": 0.15}),
+    ("InvertedDoublePendulum-v5", {"healthy_reward": 3.0, "reset_noise_scale": 0.3}),
+]
+
+
+@dataclass
+class Difference:
+    """The largest differences that a run found, and how many episodes ended in it."""
+
+    observation: float = 0.0
+    reward: float = 0.0
+    terms: float = 0.0
+    compared: int = 0
+    ended: int = 0
+
+
+def originals(name, num_envs, kwargs):
+    """Return gymnasium's environments, with their time limit and nothing else around them."""
+    with warnings.catch_warnings():
+        # Version 4 is said to be out of date.
+        warnings.simplefilter("ignore")
+        return [gymnasium.make(name, disable_env_checker=True, **kwargs) for _ in range(num_envs)]
+
+
+def compare(name, num_envs, steps, kwargs=None, seed=0):
+    """Step both sides with the same seeds and actions, through all ends and resets."""
+    kwargs = kwargs or {}
+    env, singles = build(name, num_envs, **kwargs), originals(name, num_envs, kwargs)
+    size = env.spec.observation_space.shape[0]
+    observation, final = np.zeros((num_envs, size)), np.zeros((num_envs, size))
+    reward = np.zeros(num_envs)
+    terminated, truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+    found = Difference()
+
+    env.reset(range(seed, seed + num_envs), (observation,))
+    firsts = [single.reset(seed=seed + index)[0] for index, single in enumerate(singles)]
+    assert np.array_equal(observation, firsts)
+    space = env.spec.action_space
+    generator = np.random.default_rng(seed)
+    for _ in range(steps):
+        action = generator.uniform(space.low, space.high, (num_envs, *space.shape))
+        action = action.astype(np.float32)
+        env.step(StepViews((action,), (observation,), reward, terminated, truncated, (final,)))
+        terms = env.info()
+        for index, single in enumerate(singles):
+            seen, earned, is_terminal, is_cut, info = single.step(action[index])
+            found.reward = max(found.reward, abs(earned - reward[index]))
+            assert terminated[index] == is_terminal
+            assert truncated[index] == (is_cut and not is_terminal)
+            if "use_contact_forces" in kwargs:
+                # Version 4 of the ant gives the cost of contacts by the name of another.
+                info["reward_contact"] = info.pop("reward_ctrl")
+            for term in terms.keys() & info.keys():
+                found.compared += 1
+                found.terms = max(found.terms, abs(info[term] - terms[term][index]))
+            if is_terminal or is_cut:
+                found.ended += 1
+                found.observation = max(found.observation, np.abs(seen - final[index]).max())
+                seen, _ = single.reset()
+            found.observation = max(found.observation, np.abs(seen - observation[index]).max())
+    assert env.spec.action_space == singles[0].action_space
+    assert env.spec.observation_space == singles[0].observation_space
+    return found
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_steps_ends_and_resets_are_gymnasiums(name):
+    found = compare(name, num_envs=3, steps=110)
+
+    assert found.observation <= TOLERANCE
+    assert found.reward <= TOLERANCE
+    assert found.terms <= TOLERANCE
+    assert (found.compared == 0) == (name in GIVES_NO_TERMS)
+    if "Cheetah" not in name and "Swimmer" not in name and "Standup" not in name:
+        assert found.ended
+
+
+@pytest.mark.parametrize(("name", "kwargs"), VARIANTS)
+def test_keyword_arguments_mean_what_they_mean_in_gymnasium(name, kwargs):
+    found = compare(name, num_envs=2, steps=60, kwargs=kwargs, seed=5)
+
+    assert found.observation <= TOLERANCE
+    assert found.reward <= TOLERANCE
+    assert found.terms <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_thousand_steps_from_a_hundred_random_states_are_gymnasiums(name):
+    found = compare(name, num_envs=100, steps=1000, seed=1000)
+
+    assert found.observation <= TOLERANCE
+    assert found.reward <= TOLERANCE
+    assert found.terms <= TOLERANCE
+    assert found.ended
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name", ["Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Hopper-v4", "Humanoid-v4"]
+)
+def test_robots_that_lie_on_the_ground_stay_gymnasiums(name):
+    kwargs = {"terminate_when_unhealthy": False, "reset_noise_scale": 0.3}
+
+    found = compare(name, num_envs=25, steps=1000, kwargs=kwargs, seed=2000)
+
+    assert found.observation <= TOLERANCE
+    assert found.reward <= TOLERANCE

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrl.envs import EnvFactory, GymLoop
+from fastrl.errors import EnvError, SpaceError
+from fastrl.spec import EnvSpec
+from tests import counting_env
+from tests.counting_env import CountingEnv, Place, decode, length_of, reward_of
+from tests.envs.stepping import assert_same, random_actions, rows, run, run_singly, views
+
+KINDS = ("vector", "image", "dict", "tuple", "discrete")
+
+
+def counting(num_envs=3, **kwargs):
+    return EnvFactory("tests.counting_env:make", kwargs).batched(num_envs)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("CartPole-v1", None), ("CartPole-v1", 11), ("HalfCheetah-v5", 17), ("Pendulum-v1", 25)],
+)
+def test_stream_is_that_of_gymnasium(name, limit):
+    seeds, steps = (5, 6, 2**31 + 7), 60
+    with EnvLoop(EnvFactory(name, max_episode_steps=limit), len(seeds)) as loop:
+        actions = random_actions(loop.spec, len(seeds), steps)
+        found = run(loop, seeds, actions)
+    expected = run_singly(
+        lambda: gymnasium.make(name, max_episode_steps=limit),
+        loop.spec,
+        seeds,
+        [list(inside(loop.spec.action_space, leaf)) for (leaf,) in actions],
+    )
+    assert_same(found, expected)
+    assert found.episodes >= 6
+
+
+def inside(space, actions):
+    """Return what a careful user would give the environment."""
+    return np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
+
+
+class EnvLoop:
+    def __init__(self, factory, num_envs):
+        self.env = factory.batched(num_envs)
+
+    def __enter__(self):
+        return self.env
+
+    def __exit__(self, *_):
+        self.env.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ending", ["terminate", "truncate", "alternate"])
+def test_every_number_lands_in_its_row(kind, ending):
+    num_envs, steps, length = 4, 40, 4
+    loop = counting(num_envs, observation=kind, ending=ending, length=length, uneven=True)
+    seeds = [100, 7, 3, 2**20 + 5]
+    stream = run(loop, seeds, random_actions(loop.spec, num_envs, steps))
+    for i, seed in enumerate(seeds):
+        tag, episode, step = seed % 2**20, 0, 0
+        for t in range(steps):
+            over = step + 1 == length_of(tag, episode, length, uneven=True)
+            terminates = ending == "terminate" or (ending == "alternate" and episode % 2 == 0)
+            assert stream.rewards[t][i] == reward_of(episode, step + 1)
+            assert stream.terminated[t][i] == (over and terminates)
+            assert stream.truncated[t][i] == (over and not terminates)
+            if over:
+                assert _told(kind, stream.finals[t][i])[:3] == _known(kind, tag, episode, step + 1)
+            episode, step = (episode + 1, 0) if over else (episode, step + 1)
+            now = tuple(array[i] for array in stream.observations[t + 1])
+            assert _told(kind, now)[:3] == _known(kind, tag, episode, step)
+
+
+def _told(kind, leaves):
+    return decode(kind, leaves)
+
+
+def _known(kind, tag, episode, step):
+    return (-1, -1, step) if kind == "discrete" else (tag, episode, step)
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    limit=st.integers(1, 9),
+    steps=st.integers(1, 30),
+)
+def test_time_limit_truncates_each_env_on_its_own_clock(lengths, limit, steps):
+    envs = [CountingEnv(length=length) for length in lengths]
+    spec = EnvSpec("counting", envs[0].observation_space, envs[0].action_space)
+    loop = GymLoop(envs, spec, time_limit=limit)
+    stream = run(loop, range(len(envs)), random_actions(spec, len(envs), steps))
+    for i, length in enumerate(lengths):
+        end = min(length, limit)
+        for t in range(steps):
+            over = (t + 1) % end == 0
+            # Termination wins where both fall on one step.
+            assert stream.terminated[t][i] == (over and length <= limit)
+            assert stream.truncated[t][i] == (over and length > limit)
+            assert decode("vector", (stream.observations[t + 1][0][i],)).step == (t + 1) % end
+
+
+def test_second_reset_starts_anew():
+    loop = counting(2, length=6)
+    actions = random_actions(loop.spec, 2, 15)
+    assert_same(run(loop, [3, 4], actions), run(loop, [3, 4], actions))
+
+
+@pytest.mark.parametrize("action", ["discrete", "box", "multi", "binary", "dict"])
+def test_actions_arrive_at_their_env(action):
+    loop = counting(3, action=action, ending="never")
+    actions = random_actions(loop.spec, 3, 5)
+    envs = [CountingEnv(action=action) for _ in range(3)]
+    stream = run(loop, range(3), actions)
+    for t, leaves in enumerate(actions):
+        for i in range(3):
+            parts = [np.asarray(leaf[i]) for leaf in leaves]
+            sampled = {
+                "discrete": lambda p: p[0],
+                "box": lambda p: np.clip(p[0], envs[0].action_space.low, envs[0].action_space.high),
+                "multi": lambda p: p[0] + np.array([1, 10]),
+                "binary": lambda p: p[0],
+                "dict": lambda p: {"key": p[0] + 2, "move": np.clip(p[1], [-1, 0], [1, 2])},
+            }[action](parts)
+            told = decode("vector", (stream.observations[t + 1][0][i],)).last_action
+            assert told == counting_env.action_mark(sampled)
+
+
+class Keeper(gymnasium.Env):
+    """Keeps the actions it was given, as environments do that penalise jerk."""
+
+    observation_space = spaces.Box(-9, 9, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.kept = []
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.kept.append(action)
+        return action, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("bounds", ["clip", "squash"])
+def test_kept_actions_stay_what_they_were(bounds):
+    env = Keeper()
+    spec = EnvSpec("keeper", env.observation_space, env.action_space)
+    loop = GymLoop([env], spec, action_bounds=bounds)
+    loop.reset([0], rows(spec.observation, 1))
+    table = np.zeros((1, 2), np.float32)
+    for number in (0.25, 0.5, 0.75):
+        table[:] = number
+        loop.step(views(spec, 1, (table,)))
+    kept = [float(action[0]) for action in env.kept]
+    assert kept == sorted(set(kept))
+    assert not any(np.shares_memory(action, table) for action in env.kept)
+
+
+class Scripted(gymnasium.Env):
+    """Returns what it is told to."""
+
+    def __init__(self, results, space=None, first=None):
+        self.observation_space = space or spaces.Box(-9, 9, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.results = iter(results)
+        self.first = (
+            np.zeros(self.observation_space.shape, self.observation_space.dtype)
+            if first is None
+            else first
+        )
+        self.closed = 0
+
+    def reset(self, *, seed=None, options=None):
+        return self.first, {}
+
+    def step(self, action):
+        result = next(self.results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self):
+        self.closed += 1
+
+
+GOOD = (np.ones(2, np.float32), 1.0, False, False, {})
+
+
+def step_scripted(*results, space=None):
+    """Step one environment per result; all are good but those given."""
+    envs = [Scripted([result], space) for result in results]
+    spec = EnvSpec("scripted", envs[0].observation_space, envs[0].action_space)
+    loop = GymLoop(envs, spec)
+    loop.reset(range(len(envs)), rows(spec.observation, len(envs)))
+    seen = views(spec, len(envs), (np.ones(len(envs), np.int64),))
+    loop.step(seen)
+    return seen
+
+
+def observing(observation):
+    return (observation, *GOOD[1:])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            RuntimeError("the pole\nfell off"),
+            r"raised in step\(1\): RuntimeError: the pole fell off",
+        ),
+        (observing(None), "of shape .* and dtype object: None"),
+        (observing(np.ones(3, np.float32)), r"of shape \(3,\)"),
+        (observing(np.ones((2, 1), np.float32)), r"of shape \(2, 1\)"),
+        (observing([1.0, [2.0]]), "ragged"),
+        (observing(np.array(["a", "b"])), "dtype <U1"),
+        ((np.ones(2), None, False, False, {}), "the reward None"),
+        ((np.ones(2), np.nan, False, False, {}), "the reward nan"),
+        ((np.ones(2), "much", False, False, {}), "the reward 'much'"),
+        ((np.ones(2), 1.0, False, {}), "raised in step.*expected 5, got 4"),
+    ],
+)
+def test_broken_env_is_named_by_its_index(bad, message):
+    with pytest.raises(EnvError, match=message) as caught:
+        step_scripted(GOOD, GOOD, bad, GOOD)
+    assert "env 2 " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_wrong_shapes_that_even_out_are_seen():
+    with pytest.raises(EnvError, match=r"env 1 .*shape \(3,\)"):
+        step_scripted(GOOD, observing(np.ones(3)), observing(np.ones(1)), GOOD)
+
+
+def test_floats_are_not_written_into_integers():
+    space = spaces.Box(0, 255, (2,), np.uint8)
+    with pytest.raises(EnvError, match=r"env 1 .*dtype float64"):
+        step_scripted(observing(np.array([1, 2], np.uint8)), observing(np.ones(2)), space=space)
+
+
+def test_original_exception_is_the_cause():
+    fault = ZeroDivisionError("by zero")
+    with pytest.raises(EnvError) as caught:
+        step_scripted(GOOD, fault)
+    assert caught.value.__cause__ is fault
+    assert fault.__traceback__ is not None
+
+
+def test_fault_in_reset_is_named():
+    loop = counting(2, length=2, fault="raise", fault_in="reset", fault_at=1, fault_tag=9)
+    with pytest.raises(EnvError, match=r"env 1 of '.*' raised in reset\(seed=None\): RuntimeError"):
+        run(loop, [8, 9], random_actions(loop.spec, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("observation", "space"),
+    [
+        ([3, 4], spaces.Box(-9, 9, (2,), np.float32)),
+        (np.array([3, 4], np.int64), spaces.Box(0, 255, (2,), np.uint8)),
+        (np.array([3, 4], np.float16), spaces.Box(-9, 9, (2,), np.float64)),
+        (np.array([3, 4]), spaces.MultiDiscrete([9, 9])),
+    ],
+)
+def test_lists_and_wider_numbers_are_accepted(observation, space):
+    seen = step_scripted(observing(observation), observing(observation), space=space)
+    assert seen.observation[0].tolist() == [[3, 4], [3, 4]]
+
+
+def test_rewards_in_arrays_of_one_are_accepted():
+    seen = step_scripted(GOOD, (np.ones(2), np.array([2.5]), False, False, {}))
+    assert seen.reward.tolist() == [1.0, 2.5]
+
+
+def test_array_that_the_env_reuses_is_copied_before_the_reset():
+    class Reusing(CountingEnv):
+        def _observe(self):
+            self.array = getattr(self, "array", np.zeros(4, np.float32))
+            self.array[:] = super()._observe()
+            return self.array
+
+    env = Reusing(length=3)
+    spec = EnvSpec("reusing", env.observation_space, env.action_space)
+    stream = run(GymLoop([env], spec), [6], random_actions(spec, 1, 3))
+    assert decode("vector", stream.finals[2][0])[:3] == (6, 0, 3)
+    assert decode("vector", (stream.observations[3][0][0],)) == Place(6, 1, 0, -1)
+
+
+def test_rows_that_are_not_contiguous_are_written():
+    loop = counting(2)
+    wide = np.zeros((2, 2, 4), np.float32)
+    loop.reset([1, 2], (wide[:, 0],))
+    seen = views(loop.spec, 2, (np.zeros(2, np.int64),))
+    object.__setattr__(seen, "observation", (wide[:, 0],))
+    loop.step(seen)
+    assert [decode("vector", (row,)).tag for row in wide[:, 0]] == [1, 2]
+    assert not wide[:, 1].any()
+
+
+def test_close_closes_every_env_once():
+    envs = [Scripted([]), Scripted([])]
+    loop = GymLoop(envs, EnvSpec("scripted", envs[0].observation_space, envs[0].action_space))
+    loop.close()
+    loop.close()
+    assert [env.closed for env in envs] == [1, 1]
+
+
+def test_unsupported_space_is_named_at_once():
+    env = Scripted([], spaces.Box(-1, 1, (2,), np.float32))
+    with pytest.raises(SpaceError, match="Text"):
+        GymLoop([env], EnvSpec("text", spaces.Text(5), env.action_space))

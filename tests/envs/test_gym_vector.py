@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from fastrl.envs import EnvFactory, GymVector
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+from tests.counting_env import CountingEnv
+from tests.envs.stepping import Stream, assert_same, random_actions, run
+
+SEEDS = (3, 2**20 + 1, 7)
+MODES = list(AutoresetMode)
+
+
+def spec_of(env, name="vector"):
+    return EnvSpec(name, env.single_observation_space, env.single_action_space)
+
+
+def counting(mode, kind="vector", cls=SyncVectorEnv, **kwargs):
+    def make():
+        return CountingEnv(observation=kind, uneven=True, ending="alternate", length=4)
+
+    env = cls([make] * len(SEEDS), autoreset_mode=mode, **kwargs)
+    return GymVector(env, spec_of(env))
+
+
+def loop_stream(kind, actions):
+    options = {"observation": kind, "uneven": True, "ending": "alternate", "length": 4}
+    return run(EnvFactory(CountingEnv, options).batched(len(SEEDS)), SEEDS, actions)
+
+
+@pytest.mark.parametrize("kind", ["vector", "image", "dict", "tuple", "discrete"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_autoreset_mode_gives_the_stream_of_the_loop(mode, kind):
+    env = counting(mode, kind)
+    actions = random_actions(env.spec, len(SEEDS), 50)
+    found = run(env, SEEDS, actions)
+    assert_same(found, loop_stream(kind, actions))
+    assert found.episodes > 20
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_envs_in_processes_give_the_stream_of_the_loop(mode):
+    env = counting(mode, "dict", AsyncVectorEnv, context="forkserver")
+    actions = random_actions(env.spec, len(SEEDS), 20)
+    try:
+        assert_same(run(env, SEEDS, actions), loop_stream("dict", actions))
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_random_streams_of_gymnasium_envs_go_on_as_in_the_loop(name, mode):
+    loop = EnvFactory(name, max_episode_steps=30).batched(2)
+    actions = random_actions(loop.spec, 2, 80)
+    make = [lambda: gymnasium.make(name, max_episode_steps=30)] * 2
+    env = GymVector(SyncVectorEnv(make, autoreset_mode=mode), loop.spec)
+    found = run(env, (1, 2), actions)
+    assert_same(found, run(loop, (1, 2), actions))
+    assert found.episodes >= 4
+
+
+def test_vectorised_cartpole_moves_like_the_single_one():
+    """Its sub-environments share one random stream, so they are compared from state to state."""
+    num_envs, steps = 5, 60
+    env = EnvFactory("vector:CartPole-v1", max_episode_steps=15).batched(num_envs)
+    actions = random_actions(env.spec, num_envs, steps)
+    stream = run(env, range(num_envs), actions)
+    single = gymnasium.make("CartPole-v1").unwrapped
+    age = [0] * num_envs
+    for t in range(steps):
+        for i in range(num_envs):
+            age[i] += 1
+            start = stream.observations[t][0][i]
+            single.reset()
+            single.state = start.astype(np.float64)
+            expected, reward, terminated, *_ = single.step(actions[t][0][i])
+            ended = stream.terminated[t][i] or stream.truncated[t][i]
+            reached = stream.finals[t][i][0] if ended else stream.observations[t + 1][0][i]
+            np.testing.assert_allclose(reached, expected, rtol=1e-4, atol=1e-5)
+            assert stream.rewards[t][i] == reward
+            assert stream.terminated[t][i] == terminated
+            assert stream.truncated[t][i] == (age[i] == 15 and not terminated)
+            if ended:
+                assert np.abs(stream.observations[t + 1][0][i]).max() <= 0.05
+                age[i] = 0
+    assert stream.episodes > 15
+
+
+class Vector(gymnasium.vector.VectorEnv):
+    """A counting vector environment that can be told to misbehave."""
+
+    def __init__(self, mode=AutoresetMode.NEXT_STEP, fault=None):
+        self.metadata = {"autoreset_mode": mode}
+        self.num_envs, self.fault = 2, fault
+        env = CountingEnv()
+        self.single_observation_space = env.observation_space
+        self.single_action_space = env.action_space
+        self.closed_times = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros((2, 4), np.float32), {}
+
+    def step(self, actions):
+        if self.fault is not None:
+            raise self.fault
+        self.count += 1
+        observation = np.full((2, 4), self.count, np.float32)
+        ended = np.array([self.count == 3, False])
+        return observation, np.ones(2), ended, np.zeros(2, bool), {}
+
+    def close_extras(self, **kwargs):
+        self.closed_times += 1
+
+
+def steps(env, number=5):
+    return run(env, (0, 1), random_actions(env.spec, 2, number))
+
+
+def test_env_that_ignores_the_reset_mask_is_refused():
+    env = Vector()
+    with pytest.raises(EnvError, match="NextStep and ignores options"):
+        steps(GymVector(env, spec_of(env)))
+
+
+def test_same_step_without_final_observations_is_refused():
+    env = Vector(AutoresetMode.SAME_STEP)
+    with pytest.raises(EnvError, match="gave no infos\\['final_obs'\\]"):
+        steps(GymVector(env, spec_of(env)))
+
+
+@pytest.mark.parametrize("mode", [None, "Sometimes"])
+def test_unknown_autoreset_mode_is_refused_at_once(mode):
+    env = Vector(mode)
+    with pytest.raises(EnvError, match="must be one of 'NextStep', 'SameStep', 'Disabled'"):
+        GymVector(env, spec_of(env, "strange"))
+
+
+def test_mode_may_be_a_string():
+    env = Vector("NextStep")
+    assert steps(GymVector(env, spec_of(env)), 2).episodes == 0
+
+
+def test_exception_becomes_one_line_with_its_cause():
+    fault = RuntimeError("lost\nthe ball")
+    env = Vector(fault=fault)
+    with pytest.raises(
+        EnvError, match="'pong' raised in step: RuntimeError: lost the ball"
+    ) as caught:
+        steps(GymVector(env, spec_of(env, "pong")))
+    assert caught.value.__cause__ is fault
+
+
+def test_wrong_batch_of_observations_is_refused():
+    env = Vector()
+    spec = EnvSpec("wide", gymnasium.spaces.Box(-1, 1, (5,)), env.single_action_space)
+    with pytest.raises(EnvError, match=r"shape \(2, 4\); expected \(2, 5\)"):
+        steps(GymVector(env, spec))
+
+
+def test_close_closes_once():
+    env = Vector()
+    vector = GymVector(env, spec_of(env))
+    vector.close()
+    vector.close()
+    assert env.closed_times == 1
+    with pytest.raises(EnvError, match="closed"):
+        steps(vector)
+
+
+def without_reset_steps(env, seeds, actions) -> list[list[tuple]]:
+    """The oracle for NEXT_STEP: per sub-environment, its transitions, the reset steps left out."""
+    observation, _ = env.reset(**seeds)
+    observation = observation.copy()
+    taken = [0] * env.num_envs
+    transitions = [[] for _ in range(env.num_envs)]
+    resetting = np.zeros(env.num_envs, bool)
+    while min(taken) < len(actions):
+        chosen = [actions[min(k, len(actions) - 1)][0][i] for i, k in enumerate(taken)]
+        following, reward, terminated, truncated, _ = env.step(np.stack(chosen))
+        for i in np.flatnonzero(~resetting):
+            facts = (observation[i], chosen[i], float(reward[i]), bool(terminated[i]), following[i])
+            transitions[i].append(tuple(np.array(fact) for fact in facts))
+            taken[i] += 1
+        resetting, observation = terminated | truncated, following.copy()
+    return [facts[: len(actions)] for facts in transitions]
+
+
+def assert_same_transitions(stream: Stream, actions, expected) -> None:
+    for i, transitions in enumerate(expected):
+        for t, facts in enumerate(transitions):
+            ended = i in stream.finals[t]
+            reached = stream.finals[t][i][0] if ended else stream.observations[t + 1][0][i]
+            found = (
+                stream.observations[t][0][i],
+                actions[t][0][i],
+                stream.rewards[t][i],
+                stream.terminated[t][i],
+                reached,
+            )
+            for ours, theirs in zip(found, facts, strict=True):
+                np.testing.assert_array_equal(ours, theirs.astype(ours.dtype), err_msg=f"{i} {t}")
+
+
+# EnvPool gives float64 bounds to float32 spaces.
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
+@pytest.mark.compare
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v4"])
+def test_envpool_gives_its_own_stream_without_the_reset_steps(name):
+    envpool = pytest.importorskip("envpool")
+    seeds = [11, 12, 13, 14]
+    env = EnvFactory(f"envpool:{name}", {"max_episode_steps": 30}).batched(4)
+    actions = random_actions(env.spec, 4, 100)
+    box = isinstance(env.spec.action_space, gymnasium.spaces.Box)
+    low, high = (env.spec.action_space.low, env.spec.action_space.high) if box else (0, 1)
+    inside = [(np.clip(leaf, low, high),) for (leaf,) in actions]
+    pool = envpool.make_gymnasium(name, num_envs=4, seed=seeds, max_episode_steps=30)
+    found = run(env, seeds, inside)
+    assert_same_transitions(found, inside, without_reset_steps(pool, {}, inside))
+    assert found.episodes >= 12
+    assert_same(run(env, seeds, inside), found)
+
+
+@pytest.mark.compare
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_atari_vector_env_gives_its_own_stream_without_the_reset_steps(mode):
+    pytest.importorskip("ale_py")
+    options = {"episodic_life": True, "noop_max": 0, "img_height": 20, "img_width": 20}
+    factory = EnvFactory("vector:ALE/Breakout-v5", {**options, "autoreset_mode": mode})
+    env = factory.batched(3)
+    actions = random_actions(env.spec, 3, 150)
+    raw = EnvFactory("vector:ALE/Breakout-v5", options).batched(3)._env
+    found = run(env, (3, 4, 5), actions)
+    expected = without_reset_steps(raw, {"seed": np.array([3, 4, 5])}, actions)
+    assert_same_transitions(found, actions, expected)
+    assert found.episodes >= 5

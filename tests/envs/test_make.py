@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import importlib.util
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from fastrl.config import EnvConfig
+from fastrl.envs import BatchedEnv, EnvFactory, GymLoop, GymVector
+from fastrl.errors import EnvError, SpaceError
+from fastrl.spec import EnvSpec
+from tests.counting_env import CountingEnv, decode
+from tests.envs.stepping import random_actions, run
+
+
+class Doubled(gymnasium.ObservationWrapper):
+    """A user's wrapper: shows, by a doubled step count, that it is there."""
+
+    def observation(self, observation):
+        return observation * np.array([1, 1, 2, 1], np.float32)
+
+
+class EveryOther(gymnasium.Wrapper):
+    """Repeats each action, so that an outer step is two inner ones."""
+
+    def step(self, action):
+        first = self.env.step(action)
+        return first if first[2] or first[3] else self.env.step(action)
+
+
+def make_vector(num_envs, **kwargs):
+    return SyncVectorEnv(
+        [lambda: CountingEnv(**kwargs)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+
+
+def make_fixed_vector():
+    return make_vector(3)
+
+
+class Native:
+    """A user's own batched environment."""
+
+    def __init__(self, num_envs, randomize=None, max_episode_steps=40):
+        env = CountingEnv()
+        self.num_envs, self.randomize = num_envs, randomize
+        self.spec = EnvSpec("native", env.observation_space, env.action_space, max_episode_steps)
+
+    def reset(self, seeds, observation):
+        observation[0][:] = 0
+
+    def step(self, views):
+        raise NotImplementedError
+
+    def close(self):
+        pass
+
+
+def make_seeded(num_envs, seeds=None):
+    """Like EnvPool: seeded when built, and never after."""
+
+    class Seeded(SyncVectorEnv):
+        def reset(self, *, seed=None, options=None):
+            assert seed is None
+            return super().reset(seed=seeds, options=options)
+
+    return Seeded([CountingEnv] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def make_nothing():
+    return 3
+
+
+HERE = "tests.envs.test_make"
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("CartPole-v1", 500), ("HalfCheetah-v5", 1000), ("gymnasium:Pendulum-v1", 200)],
+)
+def test_registered_ids_are_probed(name, limit):
+    spec = EnvFactory(name).probe()
+    with gymnasium.make(name) as env:
+        assert spec == EnvSpec(name, env.observation_space, env.action_space, limit)
+
+
+def test_config_describes_the_factory():
+    config = EnvConfig(
+        id="CartPole-v1",
+        kwargs={"sutton_barto_reward": True},
+        wrappers=["gymnasium.wrappers:FlattenObservation"],
+        max_episode_steps=9,
+        action_bounds="squash",
+    )
+    assert EnvFactory.from_config(config) == EnvFactory(
+        "CartPole-v1",
+        {"sutton_barto_reward": True},
+        ("gymnasium.wrappers:FlattenObservation",),
+        9,
+        "squash",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["tests.counting_env:make", "tests.counting_env:CountingEnv", CountingEnv]
+)
+def test_factories_get_their_keyword_arguments(name):
+    factory = cloudpickle.loads(cloudpickle.dumps(EnvFactory(name, {"length": 2})))
+    loop = factory.batched(2)
+    assert isinstance(loop, GymLoop)
+    stream = run(loop, (1, 2), random_actions(loop.spec, 2, 4))
+    assert [row.all() for row in stream.terminated] == [False, True, False, True]
+
+
+def test_lambda_travels_and_has_a_name():
+    factory = cloudpickle.loads(cloudpickle.dumps(EnvFactory(lambda: CountingEnv(length=3))))
+    assert "lambda" in factory.probe().id
+
+
+def test_workers_step_the_bare_env():
+    loop = EnvFactory("CartPole-v1").batched(2)
+    assert all(env is env.unwrapped for env in loop._envs)
+
+
+def test_single_env_keeps_its_time_limit_and_nothing_else():
+    env = EnvFactory("CartPole-v1", max_episode_steps=7).single(render_mode="rgb_array")
+    assert isinstance(env, TimeLimit)
+    assert env.env is env.unwrapped
+    assert env.render_mode == "rgb_array"
+    assert env.spec.max_episode_steps == 7
+
+
+def test_wrappers_that_a_factory_adds_for_nothing_are_taken_off():
+    env = EnvFactory(lambda: gymnasium.make("CartPole-v1")).batched(1)._envs[0]
+    assert not isinstance(env, TimeLimit | OrderEnforcing | PassiveEnvChecker)
+    assert EnvFactory(lambda: gymnasium.make("CartPole-v1")).probe().max_episode_steps == 500
+
+
+def test_users_wrappers_stay_in_order():
+    wrappers = (f"{HERE}:Doubled", "gymnasium.wrappers:RecordEpisodeStatistics")
+    loop = EnvFactory("tests.counting_env:make", wrappers=wrappers).batched(1)
+    outer = loop._envs[0]
+    assert isinstance(outer, gymnasium.wrappers.RecordEpisodeStatistics)
+    stream = run(loop, (1,), random_actions(loop.spec, 1, 3))
+    assert decode("vector", (stream.observations[3][0][0],)).step == 6
+
+
+def test_time_limit_beneath_a_wrapper_counts_the_steps_beneath_it():
+    factory = EnvFactory("Pendulum-v1", wrappers=(f"{HERE}:EveryOther",), max_episode_steps=6)
+    loop = factory.batched(1)
+    assert loop.spec.max_episode_steps == 6
+    stream = run(loop, (1,), random_actions(loop.spec, 1, 6))
+    assert [bool(row[0]) for row in stream.truncated] == [False, False, True] * 2
+
+
+def test_time_limit_of_the_config_replaces_that_of_a_factory():
+    factory = EnvFactory(lambda: gymnasium.make("Pendulum-v1"), max_episode_steps=300)
+    loop = factory.batched(1)
+    assert loop.spec.max_episode_steps == 300
+    stream = run(loop, (1,), random_actions(loop.spec, 1, 301))
+    assert [t + 1 for t, row in enumerate(stream.truncated) if row[0]] == [300]
+
+
+def test_factory_of_vector_env_is_told_how_many():
+    env = EnvFactory(f"{HERE}:make_vector", {"length": 2}).batched(3)
+    assert isinstance(env, GymVector)
+    assert env.num_envs == 3
+    assert env.spec.observation_space.shape == (4,)
+
+
+def test_vector_env_of_the_wrong_size_is_refused():
+    with pytest.raises(EnvError, match="holds 3 environments where 2 were asked for"):
+        EnvFactory(f"{HERE}:make_fixed_vector").batched(2)
+
+
+def test_vector_env_has_no_single_one():
+    with pytest.raises(EnvError, match="is a vector environment"):
+        EnvFactory(f"{HERE}:make_vector").single()
+
+
+def test_env_that_is_seeded_when_built_is_built_anew():
+    env = EnvFactory(f"{HERE}:make_seeded").batched(2)
+    stream = run(env, (8, 9), random_actions(env.spec, 2, 1))
+    assert [decode("vector", (row,)).tag for row in stream.observations[0][0]] == [8, 9]
+
+
+def test_native_env_is_used_as_it_is():
+    factory = EnvFactory(Native, randomize={"gravity": [9, 10]}, max_episode_steps=5)
+    env = factory.batched(4)
+    assert isinstance(env, Native)
+    assert isinstance(env, BatchedEnv)
+    assert env.num_envs == 4
+    assert env.randomize == {"gravity": [9, 10]}
+    assert factory.probe().max_episode_steps == 5
+
+
+def test_what_is_not_configured_keeps_the_factorys_default():
+    assert EnvFactory(Native).probe().max_episode_steps == 40
+
+
+def test_vector_entry_point_of_gymnasium():
+    factory = EnvFactory("vector:CartPole-v1", max_episode_steps=9)
+    assert factory.probe().max_episode_steps == 9
+    assert factory.batched(4).num_envs == 4
+
+
+@pytest.mark.parametrize("name", ["crafter.Env", "crafter:Env", "Crafter", "Crafter-v1"])
+def test_crafter_has_several_names(name):
+    spec = EnvFactory(name, {"area": (16, 16)}).probe()
+    assert spec.observation_space == spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    assert spec.action_space == spaces.Discrete(17)
+    assert spec.max_episode_steps == 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CartPole", "unknown environment 'CartPole'; did you mean 'CartPole-v1'"),
+        ("HalfCheeta-v5", "did you mean 'HalfCheetah-v5'"),
+        ("gymnasium:CartPole-v9", "neither has nor registers .* did you mean 'CartPole-v1'"),
+        ("tests.counting_env:mak", "did you mean 'make'"),
+        ("no_such_module:make", "env.id: .* 'no_such_module' cannot be imported"),
+        ("vector:Pendulum-v1", "has no vector environment of its own"),
+        ("vector:CartPole-v7", "did you mean 'CartPole-v1'"),
+        (f"{HERE}:make_nothing", "gave a int; expected a gymnasium or gym environment"),
+    ],
+)
+def test_wrong_id_is_refused_in_one_line(name, message):
+    with pytest.raises(EnvError, match=message) as caught:
+        EnvFactory(name).probe()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "extra"),
+    [
+        ("ale_py", "ALE/Breakout-v5", "atari"),
+        ("ale_py", "vector:ALE/Breakout-v5", "atari"),
+        ("ale_py", "ale_py:ALE/Breakout-v5", "atari"),
+        ("gym", "gym:CartPole-v1", "gym"),
+        ("envpool", "envpool:CartPole-v1", "compare"),
+    ],
+)
+def test_missing_package_names_its_extra(package, name, extra):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(EnvError, match=rf"needs the package '{package}': .*fastrl\[{extra}\]"):
+        EnvFactory(name).probe()
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (EnvFactory("CartPole-v1", {"colour": 3}), "cannot be built with {'colour': 3}: TypeError"),
+        (
+            EnvFactory("CartPole-v1", wrappers=("gymnasium.wrappers",)),
+            "write 'package.module:name'",
+        ),
+        (
+            EnvFactory("CartPole-v1", wrappers=("gymnasium.wrappers:FlattenObservations",)),
+            "env.wrappers: .* did you mean 'FlattenObservation'",
+        ),
+        (EnvFactory("CartPole-v1", wrappers=("nowhere:f",)), "env.wrappers: .*'nowhere'"),
+        (EnvFactory("CartPole-v1", randomize={"length": 1}), "env.randomize: 'CartPole-v1'"),
+        (EnvFactory(CountingEnv, randomize={"length": 1}), "env.randomize: .* takes no argument"),
+        (EnvFactory(make_vector, max_episode_steps=3), "env.max_episode_steps: .* vector"),
+        (EnvFactory(CountingEnv, {"fault": "raise", "fault_in": "init"}), "RuntimeError: fault"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(factory, message):
+    with pytest.raises(EnvError, match=message) as caught:
+        factory.batched(1)
+    assert "\n" not in str(caught.value)
+
+
+def test_unsupported_spaces_are_refused_when_probed():
+    class Wordy(CountingEnv):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = spaces.Dict(note=spaces.Text(4))
+
+    with pytest.raises(SpaceError, match=r"Text.* at 'note'"):
+        EnvFactory(Wordy).probe()
+
+
+def test_squash_is_checked_when_probed():
+    class Wide(CountingEnv):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.Box(-np.inf, np.inf, (2,))
+
+    with pytest.raises(SpaceError, match="finite bounds"):
+        EnvFactory(Wide, action_bounds="squash").probe()
+
+
+@pytest.mark.compare
+def test_atari_ids_need_no_import():
+    pytest.importorskip("ale_py")
+    for name in ("ALE/Breakout-v5", "BreakoutNoFrameskip-v4"):
+        assert EnvFactory(name).probe().action_space == spaces.Discrete(4)

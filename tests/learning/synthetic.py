@@ -1,0 +1,100 @@
+"""Rollouts without a sampler: random ones, and those of one-step tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from fastrl.config import Config, EnvConfig, ModelConfig
+from fastrl.models import PolicyModel
+from fastrl.shared.rollout_buffer import Episodes, Rollout
+from fastrl.spaces import unflatten
+from fastrl.spec import EnvSpec
+
+DISCRETE = EnvSpec("discrete", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(3))
+CONTINUOUS = EnvSpec(
+    "continuous", spaces.Box(-5, 5, (5,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
+)
+NESTED = EnvSpec(
+    "nested",
+    spaces.Dict({"index": spaces.Discrete(4), "pair": spaces.Tuple((spaces.Box(-1, 1, (2, 2)),))}),
+    spaces.Dict({"turn": spaces.Box(-1, 1, ()), "buttons": spaces.MultiDiscrete([2, 3])}),
+)
+NO_EPISODES = Episodes(np.zeros(0), *(np.zeros(0, np.int64) for _ in range(3)))
+
+
+def config_of(algorithm: Any, **model: Any) -> Config:
+    return Config(env=EnvConfig(id="none"), algorithm=algorithm, model=ModelConfig(**model))
+
+
+def random_rollout(
+    spec: EnvSpec, model: PolicyModel, steps: int = 16, slots: int = 3, seed: int = 0
+) -> Rollout:
+    """Random observations and rewards, and what the model really does there.
+
+    About a tenth of the steps terminate, and another tenth is truncated.
+    """
+    random = torch.Generator().manual_seed(seed)
+    observation = {
+        path: torch.randint(0, 4, (steps + 1, slots), generator=random)
+        if leaf.dtype == torch.int64
+        else torch.randn(steps + 1, slots, *leaf.shape, generator=random)
+        for path, leaf in spec.observation.items()
+    }
+    end = torch.rand(steps, slots, generator=random)
+    truncated = (end > 0.1) & (end < 0.2)
+    final_value = torch.randn(steps, slots, generator=random) * truncated
+    noise = model.draw_noise((steps + 1, slots), random)
+    with torch.no_grad():
+        action, log_prob, value = model.act(observation, noise)
+    return Rollout(
+        observation=unflatten(spec.observation_space, observation),
+        action=unflatten(spec.action_space, {k: v[:-1] for k, v in action.items()}),
+        reward=torch.randn(steps, slots, generator=random),
+        terminated=end <= 0.1,
+        truncated=truncated,
+        log_prob=log_prob[:-1].contiguous(),
+        value=value,
+        final_value=final_value,
+        policy_version=torch.zeros(steps, slots, dtype=torch.int64),
+        episodes=NO_EPISODES,
+        index=0,
+    )
+
+
+def one_step_rollout(
+    spec: EnvSpec,
+    model: PolicyModel,
+    reward_of: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+) -> Rollout:
+    """A task whose every episode is one step, with observations of random sign.
+
+    Args:
+        spec: Of a single observation leaf and a single action leaf.
+        model: Acts.
+        reward_of: Maps the sign of the observation ``[T, B]`` and the action to the reward.
+        seed: Of observations and actions.
+    """
+    rollout = random_rollout(spec, model, 16, 8, seed)
+    sign = rollout.observation[..., 0].sign()
+    observation = sign[..., None].expand_as(rollout.observation).contiguous()
+    noise = model.draw_noise(sign.shape, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        action, log_prob, value = model.act({"": observation}, noise)
+    return replace(
+        rollout,
+        observation=observation,
+        action=action[""][:-1],
+        reward=reward_of(sign[:-1], action[""][:-1]),
+        terminated=torch.ones_like(rollout.terminated),
+        truncated=torch.zeros_like(rollout.truncated),
+        log_prob=log_prob[:-1].contiguous(),
+        value=value,
+    )

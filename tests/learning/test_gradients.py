@@ -1,0 +1,215 @@
+"""Both gradient engines, and the compiled kernels in them, against plain autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from fastrl.config import ModelConfig
+from fastrl.learning.batch import Batch
+from fastrl.learning.gradients import AutogradEngine
+from fastrl.learning.mlp_gradients import MLPEngine, supports
+from fastrl.learning.objective import ObjectiveSettings, objective
+from fastrl.learning.parameters import FlatParameters
+from fastrl.models import ActorCritic
+from fastrl.spec import EnvSpec
+from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED
+
+PPO = ObjectiveSettings(0.2, None, 0.01, 0.5, normalize_advantage=True)
+PPO_CLIPPED_VALUE = ObjectiveSettings(0.1, 0.3, 0.0, 1.0, normalize_advantage=False)
+A2C = ObjectiveSettings(None, None, 0.02, 0.25, normalize_advantage=False)
+ALL_SETTINGS = pytest.mark.parametrize(
+    "settings", [PPO, PPO_CLIPPED_VALUE, A2C], ids=["ppo", "ppo clipped value", "a2c"]
+)
+
+TWO_LEAVES = EnvSpec(
+    "two leaves",
+    spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Box(-1, 1, (2, 2))}),
+    spaces.Box(-1, 1, (2, 3)),
+)
+TWO_CHOICES = EnvSpec("two choices", spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]))
+IMAGE = EnvSpec("image", spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2))
+MODELS = {
+    "discrete": (DISCRETE, {}),
+    "continuous": (CONTINUOUS, {}),
+    "shared body": (CONTINUOUS, {"shared_body": True}),
+    "relu": (DISCRETE, {"activation": "relu", "hidden_sizes": (8, 16, 4)}),
+    "no hidden layer": (DISCRETE, {"hidden_sizes": (), "shared_body": True}),
+    "two leaves": (TWO_LEAVES, {"normalize_observations": True}),
+}
+ROWS = 50
+
+
+def model_of(spec: EnvSpec, seed: int = 0, **config) -> ActorCritic:
+    torch.manual_seed(seed)
+    model = ActorCritic(spec, ModelConfig(**{"shared_body": False, **config}))
+    for parameter in model.parameters():
+        # Heads start near 0, where many mistakes would not show.
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0) -> Batch:
+    """Random transitions whose probability ratios and values are on all sides of the bounds."""
+    random = torch.Generator().manual_seed(seed)
+    observation = {
+        path: torch.randint(0, 4, (ROWS,), generator=random)
+        if leaf.dtype == torch.int64
+        else torch.randn(ROWS, *leaf.shape, generator=random)
+        for path, leaf in spec.observation.items()
+    }
+    model.update_normalizers({k: 3 * v for k, v in observation.items()})
+    with torch.no_grad():
+        action, log_prob, value = model.act(observation, model.draw_noise((ROWS,), random))
+    noise = torch.randn(4, ROWS, generator=random)
+    columns = [log_prob + 0.3 * noise[0], noise[1], noise[2], value + 0.3 * noise[3]]
+    return Batch(observation, action, torch.stack(columns, dim=1))
+
+
+def by_autograd(
+    model: ActorCritic, batch: Batch, index: torch.Tensor, settings: ObjectiveSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return metrics and gradient without any engine."""
+    log_prob, entropy, value = model.evaluate(
+        {k: v[index] for k, v in batch.observation.items()},
+        {k: v[index] for k, v in batch.action.items()},
+    )
+    loss, metrics = objective(log_prob, entropy, value, batch.columns[index], settings)
+    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    return metrics, torch.cat([g.flatten() for g in gradients])
+
+
+def check(engine, flat: FlatParameters, model: ActorCritic, batch: Batch, settings) -> None:
+    engine.load(batch, settings)
+    for rows in (32, 18, 32, 1):
+        index = torch.randperm(ROWS)[:rows]
+        expected_metrics, expected = by_autograd(model, batch, index, settings)
+        flat.gradient.fill_(7.0)
+        metrics = engine.forward(index)
+        engine.backward()
+        torch.testing.assert_close(metrics.float(), expected_metrics, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(flat.gradient, expected, rtol=1e-4, atol=3e-6)
+
+
+@ALL_SETTINGS
+@pytest.mark.parametrize("name", MODELS)
+def test_mlp_engine_equals_autograd(name, settings):
+    spec, config = MODELS[name]
+    model = model_of(spec, **config)
+    batch = batch_of(spec, model)
+    assert supports(model)
+    flat = FlatParameters(model.parameters())
+    check(MLPEngine(model), flat, model, batch, settings)
+
+
+@ALL_SETTINGS
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS, NESTED], ids=lambda spec: spec.id)
+def test_autograd_engine_equals_autograd(spec, settings):
+    model = model_of(spec)
+    batch = batch_of(spec, model)
+    flat = FlatParameters(model.parameters())
+    check(AutogradEngine(model, flat, compiled=False, bf16=False), flat, model, batch, settings)
+
+
+def test_mlp_engine_sees_parameters_that_are_loaded_later():
+    model, other = model_of(DISCRETE), model_of(DISCRETE, seed=1)
+    batch = batch_of(DISCRETE, model)
+    flat = FlatParameters(model.parameters())
+    engine = MLPEngine(model)
+    model.load_state_dict(other.state_dict())
+    check(engine, flat, model, batch, PPO)
+
+
+def test_ratio_of_an_unchanged_policy_is_1():
+    model = model_of(CONTINUOUS)
+    batch = batch_of(CONTINUOUS, model)
+    with torch.no_grad():
+        batch.columns[:, 0] = model.evaluate(batch.observation, batch.action)[0]
+    FlatParameters(model.parameters())
+    engine = MLPEngine(model)
+    engine.load(batch, PPO)
+    *_, kl, clipped = engine.forward(torch.arange(ROWS)).tolist()
+    assert kl == pytest.approx(0.0, abs=1e-9)
+    assert clipped == 0.0
+
+
+class Subclass(ActorCritic):
+    """May compute anything."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Subclass(DISCRETE, ModelConfig()),
+        ActorCritic(NESTED, ModelConfig()),
+        ActorCritic(DISCRETE, ModelConfig(activation="gelu")),
+        ActorCritic(CONTINUOUS, ModelConfig(), action_bounds="squash"),
+        ActorCritic(DISCRETE, ModelConfig()).double(),
+        ActorCritic(TWO_CHOICES, ModelConfig()),
+        ActorCritic(IMAGE, ModelConfig()),
+    ],
+    ids=["subclass", "nested", "gelu", "squash", "float64", "two choices", "image"],
+)
+def test_mlp_engine_leaves_other_models_to_autograd(model):
+    assert not supports(model)
+
+
+def test_frozen_parameters_are_left_to_autograd_and_stay():
+    model = model_of(DISCRETE)
+    model.actor_head.weight.requires_grad_(False)
+    assert not supports(model)
+    flat = FlatParameters(model.parameters())
+    engine = AutogradEngine(model, flat, compiled=False, bf16=False)
+    engine.load(batch_of(DISCRETE, model), PPO)
+    engine.forward(torch.arange(8))
+    engine.backward()
+    assert flat.gradient.abs().sum() > 0
+    assert model.actor_head.weight.grad is None
+
+
+def test_bf16_gradient_points_the_same_way():
+    model = model_of(DISCRETE)
+    batch = batch_of(DISCRETE, model)
+    index = torch.arange(ROWS)
+    _, exact = by_autograd(model, batch, index, A2C)
+    flat = FlatParameters(model.parameters())
+    engine = AutogradEngine(model, flat, compiled=False, bf16=True)
+    engine.load(batch, A2C)
+    engine.forward(index)
+    engine.backward()
+    assert torch.cosine_similarity(flat.gradient, exact, dim=0) > 0.999
+    assert not torch.equal(flat.gradient, exact)
+
+
+# torch's compiler imports a module of torch that torch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.slow
+def test_compiled_engine_equals_autograd():
+    model = model_of(CONTINUOUS)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    engine = AutogradEngine(model, flat, compiled=True, bf16=False)
+    for settings in (PPO, PPO_CLIPPED_VALUE):
+        check(engine, flat, model, batch, settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS, NESTED], ids=lambda spec: spec.id)
+def test_gpu_gives_the_gradient_that_the_cpu_gives(spec):
+    model = model_of(spec)
+    batch = batch_of(spec, model)
+    metrics, expected = by_autograd(model, batch, torch.arange(ROWS), PPO)
+    flat = FlatParameters(model.cuda().parameters())
+    engine = AutogradEngine(model, flat, compiled=False, bf16=False)
+    there = Batch(
+        {k: v.cuda() for k, v in batch.observation.items()},
+        {k: v.cuda() for k, v in batch.action.items()},
+        batch.columns.cuda(),
+    )
+    engine.load(there, PPO)
+    found = engine.forward(torch.arange(ROWS, device="cuda"))
+    engine.backward()
+    torch.testing.assert_close(found.cpu(), metrics, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flat.gradient.cpu(), expected, rtol=1e-3, atol=1e-4)

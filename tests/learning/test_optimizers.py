@@ -1,0 +1,65 @@
+"""Optimisers against torch's own, and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastrl.errors import FastrlError
+from fastrl.learning.optimizers import OPTIMIZERS, Adam, RMSprop
+from fastrl.learning.parameters import FlatParameters
+
+
+def flat_of(*values: float) -> FlatParameters:
+    return FlatParameters([nn.Parameter(torch.tensor(values))])
+
+
+def test_adam_equals_that_of_torch_with_changing_step_sizes():
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(50, generator=random)
+    flat = FlatParameters([nn.Parameter(start.clone())])
+    mine = Adam(flat, eps=1e-5)
+    parameter = nn.Parameter(start.clone())
+    theirs = torch.optim.Adam([parameter], eps=1e-5)
+    for step in range(20):
+        parameter.grad = torch.randn(50, generator=random)
+        flat.gradient.copy_(parameter.grad)
+        theirs.param_groups[0]["lr"] = learning_rate = 0.1 / (step + 1)
+        mine.step(learning_rate)
+        theirs.step()
+    torch.testing.assert_close(flat.value, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_rmsprop_has_epsilon_inside_the_root_and_starts_at_1():
+    flat = flat_of(0.0)
+    optimizer = RMSprop(flat, eps=0.24)
+    flat.gradient.fill_(2.0**0.5 * 5)
+    optimizer.step(0.1)
+    # The running square is 0.99 · 1 + 0.01 · 50 = 1.49; with epsilon its root is 1.3153.
+    assert flat.value.item() == pytest.approx(-0.1 * 7.0710678 / 1.3152946)
+    flat.gradient.zero_()
+    optimizer.step(0.1)
+    assert flat.value.item() == pytest.approx(-0.1 * 7.0710678 / 1.3152946)
+    assert optimizer.state_dict()["square"].item() == pytest.approx(1.49 * 0.99)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizer_goes_on_from_its_state(kind):
+    flat, other = flat_of(1.0, 2.0), flat_of(1.0, 2.0)
+    optimizers = [OPTIMIZERS[kind](f, eps=1e-5) for f in (flat, other)]
+    flat.gradient.copy_(torch.tensor([0.3, -0.1]))
+    optimizers[0].step(0.01)
+    state = optimizers[0].state_dict()
+    other.value.copy_(flat.value)
+    optimizers[0].step(0.01)
+    optimizers[1].load_state_dict(state)
+    other.gradient.copy_(flat.gradient)
+    optimizers[1].step(0.01)
+    assert flat.value.tolist() == other.value.tolist()
+
+
+@pytest.mark.parametrize("other", [RMSprop(flat_of(1.0), 1e-5), Adam(flat_of(1.0, 2.0), 1e-5)])
+def test_state_of_another_optimizer_is_refused(other):
+    with pytest.raises(FastrlError, match="the optimiser's state does not fit"):
+        Adam(flat_of(1.0), 1e-5).load_state_dict(other.state_dict())

@@ -1,0 +1,77 @@
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
+from fastrl.models import ActorCritic, EagerEngine, build_engine
+from fastrl.spec import EnvSpec
+
+mlp_engine = pytest.importorskip("fastrl.models.inference.mlp_engine")
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+
+
+def model_for(observation_space=VECTOR, model_class=ActorCritic, **config):
+    spec = EnvSpec("test", observation_space, spaces.Discrete(2))
+    return model_class(spec, ModelConfig(hidden_sizes=(8,), conv_features=8, **config))
+
+
+class Mine(ActorCritic):
+    """May compute anything."""
+
+
+UNSUPPORTED = {
+    "image": lambda: model_for(IMAGE),
+    "index": lambda: model_for(spaces.Discrete(4)),
+    "bytes": lambda: model_for(spaces.Box(0, 255, (4,), np.uint8)),
+    "gelu": lambda: model_for(activation="gelu"),
+    "own class": lambda: model_for(model_class=Mine),
+    "bfloat16": lambda: model_for().bfloat16(),
+}
+
+
+def test_auto_compiles_what_it_can(caplog):
+    assert type(build_engine(model_for())) is mlp_engine.MlpEngine
+    assert type(build_engine(model_for(), name="compiled")) is mlp_engine.MlpEngine
+    assert type(build_engine(model_for(), name="eager")) is EagerEngine
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_compiled_runs_eagerly(name, caplog):
+    model = UNSUPPORTED[name]()
+    assert type(build_engine(model)) is EagerEngine
+    assert not caplog.records
+    assert type(build_engine(model, name="compiled")) is EagerEngine
+    assert len(caplog.records) == 1
+    assert "eager" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["auto", "compiled"])
+def test_a_missing_compiler_costs_one_warning_line(name, caplog, monkeypatch):
+    for module in list(sys.modules):
+        if module.startswith(("numba", "fastrl.models.inference.mlp", "fastrl.models.inference.l")):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("fastrl.models.inference.mlp_engine")
+    monkeypatch.delattr("fastrl.models.inference.mlp_program")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with caplog.at_level(logging.WARNING):
+        engine = build_engine(model_for(), name=name)
+    assert type(engine) is EagerEngine
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "message"),
+    [("cpu", "fast", "auto, eager, compiled"), ("cuda:99", "auto", "no device 'cuda:99'")],
+)
+def test_unknown_engines_and_devices_are_refused(device, name, message):
+    with pytest.raises(ConfigError, match=message):
+        build_engine(model_for(), torch.device(device), name)

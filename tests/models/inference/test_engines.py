@@ -1,0 +1,301 @@
+"""Every engine against the model it runs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrl.config import ModelConfig
+from fastrl.models import (
+    ActorCritic,
+    EagerEngine,
+    PolicyOutput,
+    StagedEngine,
+    build_engine,
+)
+from fastrl.spec import EnvSpec
+
+MlpEngine = pytest.importorskip("fastrl.models.inference.mlp_engine").MlpEngine
+
+VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
+SEVERAL = spaces.Dict(
+    {
+        "a": VECTOR,
+        "b": spaces.Box(-1, 1, (), np.float32),
+        "c": spaces.Box(-1, 1, (2, 3), np.float32),
+    }
+)
+BOX = spaces.Box(-1.0, 1.0, (2, 3), np.float32)
+ACTIONS = {
+    "Discrete": spaces.Discrete(4, start=3),
+    "single Discrete": spaces.Discrete(1),
+    "MultiDiscrete": spaces.MultiDiscrete([[2, 7], [3, 4]]),
+    "MultiBinary": spaces.MultiBinary((3, 2)),
+    "Box": BOX,
+    "nested": spaces.Dict(
+        {
+            "turn": spaces.Discrete(3),
+            "arm": spaces.Tuple((BOX, spaces.MultiBinary(3), BOX)),
+            "keys": spaces.MultiDiscrete([2, 5]),
+        }
+    ),
+}
+ENGINES = {
+    "eager": EagerEngine,
+    "compiled": MlpEngine,
+    "staged": lambda model: StagedEngine(model, torch.device("cpu")),
+}
+
+
+def model_for(action_space, observation_space=VECTOR, action_bounds="clip", seed=0, **config):
+    """Return a policy whose outputs are far from uniform, as after some training."""
+    torch.manual_seed(seed)
+    spec = EnvSpec("test", observation_space, action_space)
+    model = ActorCritic(spec, ModelConfig(**config), action_bounds)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+class Batch:
+    """Inputs of n rows, and poisoned outputs."""
+
+    def __init__(self, model, rows, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        self.observation = {
+            path: torch.randn((rows, *spec.shape), generator=generator)
+            for path, spec in model.observation_specs.items()
+        }
+        self.noise = model.draw_noise((rows,), generator)
+        parts = model.distribution.parts.items()
+        self.out = PolicyOutput(
+            {path: torch.full((rows, *part.shape), 77, dtype=part.dtype) for path, part in parts},
+            torch.full((rows,), math.nan),
+            torch.full((rows,), math.nan),
+        )
+
+    def run(self, engine):
+        engine.bind(self.observation, self.noise, self.out)()
+        return self
+
+
+def assert_agrees(model, batch):
+    """Compare outputs with the model's own, but for noise on the edge between two actions."""
+    with torch.no_grad():
+        action, log_prob, value = model.act(batch.observation, batch.noise)
+    torch.testing.assert_close(batch.out.value, value, atol=1e-5, rtol=1e-5)
+    same = torch.ones(len(value), dtype=torch.bool)
+    for path, part in model.distribution.parts.items():
+        found, expected = batch.out.action[path], action[path]
+        assert found.dtype == expected.dtype == part.dtype
+        if part.normal_noise:
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        else:
+            same &= (found == expected).flatten(1).all(1) if found.ndim > 1 else found == expected
+    assert same.float().mean() > 0.99 or (~same).sum() <= 1
+    torch.testing.assert_close(batch.out.log_prob[same], log_prob[same], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 64, 100])
+@pytest.mark.parametrize("action_bounds", ["clip", "squash"])
+@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_gives_what_the_model_gives(engine, name, action_bounds, rows):
+    model = model_for(ACTIONS[name], action_bounds=action_bounds)
+    assert_agrees(model, Batch(model, rows).run(ENGINES[engine](model)))
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(1, 70), max_size=4),
+    st.sampled_from(["tanh", "relu", "elu", "silu"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([VECTOR, SEVERAL]),
+    st.sampled_from(sorted(ACTIONS)),
+    st.integers(1, 40),
+)
+def test_any_mlp_is_compiled_right(sizes, activation, shared, normalize, observation, name, rows):
+    model = model_for(
+        ACTIONS[name],
+        observation,
+        hidden_sizes=tuple(sizes),
+        activation=activation,
+        shared_body=shared,
+        normalize_observations=normalize,
+    )
+    model.update_normalizers(
+        {path: leaf * 3 + 1 for path, leaf in Batch(model, 50, seed=2).observation.items()}
+    )
+    batch = Batch(model, rows).run(MlpEngine(model))
+    assert_agrees(model, batch)
+    values = torch.full((rows,), math.nan)
+    MlpEngine(model).bind_values(batch.observation, values)()
+    assert torch.equal(values, batch.out.value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_values_alone_are_the_models(engine):
+    model = model_for(ACTIONS["Discrete"], shared_body=False)
+    batch, values = Batch(model, 21), torch.empty(21)
+    ENGINES[engine](model).values(batch.observation, values)
+    with torch.no_grad():
+        torch.testing.assert_close(values, model.value(batch.observation), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bound_calls_use_loaded_weights_and_rewritten_inputs(engine):
+    config = {"normalize_observations": True}
+    first = model_for(ACTIONS["nested"], seed=0, **config)
+    second = model_for(ACTIONS["nested"], seed=5, **config)
+    second.update_normalizers({"": torch.randn(50, 5) * 4})
+    running, batch = ENGINES[engine](first), Batch(first, 30)
+    call = running.bind(batch.observation, batch.noise, batch.out)
+    call()
+    running.load(second.state_dict())
+    changed = Batch(second, 30, seed=8)
+    # Some of it beyond ten standard deviations, where normalisation clips.
+    batch.observation[""].copy_(changed.observation[""]).mul_(30)
+    batch.noise.copy_(changed.noise)
+    call()
+    assert_agrees(second, batch)
+    running.values(batch.observation, batch.out.value.fill_(math.nan))
+    assert_agrees(second, batch)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_has_its_own_copy_of_the_weights(engine):
+    model = model_for(ACTIONS["Discrete"])
+    running, before = ENGINES[engine](model), Batch(model, 9)
+    before.run(running)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    after = Batch(model, 9).run(running)
+    assert torch.equal(after.out.value, before.out.value)
+    running.load(model_for(ACTIONS["Discrete"], seed=3).state_dict())
+    assert all((parameter == 0).all() for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def spread(tensor, axis_length=3):
+    """Return the same numbers with strides as in a larger table, whose other cells are 55."""
+    wide = torch.full((len(tensor), axis_length, *tensor.shape[1:]), 55, dtype=tensor.dtype)
+    wide[:, 1] = tensor
+    return wide, wide[:, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["nested", "MultiDiscrete"])
+def test_rows_need_not_be_contiguous(engine, name):
+    model = model_for(ACTIONS[name])
+    dense, batch = Batch(model, 19), Batch(model, 19)
+    tables = []
+    batch.observation = {path: spread(leaf)[1] for path, leaf in batch.observation.items()}
+    batch.noise = spread(batch.noise)[1]
+    out = {}
+    for path, leaf in batch.out.action.items():
+        table, out[path] = spread(leaf)
+        tables.append(table)
+    log_prob_table, log_prob = spread(batch.out.log_prob)
+    value_table, value = spread(batch.out.value)
+    batch.out = PolicyOutput(out, log_prob, value)
+    running = ENGINES[engine](model)
+    batch.run(running)
+    dense.run(running)
+    torch.testing.assert_close(batch.out.log_prob, dense.out.log_prob)
+    for path, leaf in batch.out.action.items():
+        torch.testing.assert_close(leaf, dense.out.action[path])
+    for table in (*tables, log_prob_table, value_table):
+        assert (table[:, [0, 2]] == 55).all()
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 60), st.integers(0, 59), st.integers(1, 60))
+def test_a_compiled_row_does_not_depend_on_its_batch(rows, start, length):
+    model = model_for(ACTIONS["nested"])
+    whole = Batch(model, 60)
+    part = slice(start, min(start + length, 60))
+    engine = MlpEngine(model)
+    whole.run(engine)
+    alone = Batch(model, 60)
+    outs = PolicyOutput(
+        {path: leaf[part] for path, leaf in alone.out.action.items()},
+        alone.out.log_prob[part],
+        alone.out.value[part],
+    )
+    engine.act({"": alone.observation[""][part]}, alone.noise[part], outs)
+    assert torch.equal(outs.value, whole.out.value[part])
+    assert torch.equal(outs.log_prob, whole.out.log_prob[part])
+    for path, leaf in outs.action.items():
+        assert torch.equal(leaf, whole.out.action[path][part])
+
+
+def test_impossible_categories_are_never_sampled_by_compiled_code():
+    model = model_for(spaces.Discrete(3), hidden_sizes=())
+    with torch.no_grad():
+        model.actor_head.weight.zero_()
+        model.actor_head.bias.copy_(torch.tensor([-1e9, 0.0, -1e9]))
+    batch = Batch(model, 4)
+    batch.noise.copy_(torch.tensor([[0.0], [1e-45], [1 - 2**-24], [1.0]]))
+    batch.run(MlpEngine(model))
+    assert batch.out.action[""].tolist() == [1, 1, 1, 1]
+    assert batch.out.log_prob.tolist() == [0.0] * 4
+
+
+def test_samples_of_compiled_code_follow_the_probabilities():
+    model = model_for(spaces.Discrete(3), hidden_sizes=())
+    with torch.no_grad():
+        model.actor_head.weight.zero_()
+        model.actor_head.bias.copy_(torch.tensor([0.2, 0.3, 0.5]).log())
+    batch = Batch(model, 100_000).run(build_engine(model))
+    found = torch.bincount(batch.out.action[""], minlength=3)
+    expected = torch.tensor([20_000.0, 30_000.0, 50_000.0])
+    # The 99.9 % quantile of chi-square for 2 degrees of freedom.
+    assert ((found - expected) ** 2 / expected).sum() < 13.82
+
+
+def test_a_diverged_policy_shows():
+    model = model_for(ACTIONS["Discrete"])
+    with torch.no_grad():
+        model.actor_body.mlp[0].weight.fill_(math.nan)
+    batch = Batch(model, 5).run(MlpEngine(model))
+    assert batch.out.value.isnan().all()
+    assert batch.out.log_prob.isnan().all()
+    assert ((batch.out.action[""] >= 0) & (batch.out.action[""] < 4)).all()
+
+
+def test_staging_serves_batches_that_grow_and_shrink():
+    model = model_for(ACTIONS["nested"])
+    engine = StagedEngine(model, torch.device("cpu"))
+    batches = [Batch(model, rows, seed=rows) for rows in (5, 40, 12)]
+    calls = [engine.bind(b.observation, b.noise, b.out) for b in batches]
+    for call in calls:
+        call()
+    for batch in batches:
+        assert_agrees(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda b: b.observation.update({"": torch.zeros(6, 5)}),
+            r"observation '' must be \[7, 5\]",
+        ),
+        (lambda b: b.observation.update({"": torch.zeros(7, 5).double()}), "float64"),
+        (lambda b: b.out.action.update({"": torch.zeros(7)}), "action '' must be"),
+        (lambda b: b.observation.update({"": torch.zeros(7, 0).expand(7, 0)}), "must be"),
+    ],
+)
+def test_compiled_code_refuses_tensors_that_do_not_fit(change, message):
+    model = model_for(ACTIONS["Discrete"])
+    batch = Batch(model, 7)
+    change(batch)
+    with pytest.raises(ValueError, match=message):
+        batch.run(MlpEngine(model))

@@ -1,0 +1,78 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
+from fastrl.models import ActorCritic, build_model
+from fastrl.spec import EnvSpec
+
+SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2))
+
+
+class Doubled(ActorCritic):
+    """A user's model: the usual one, whose value is multiplied."""
+
+    def __init__(self, env_spec, factor=2.0):
+        super().__init__(env_spec, ModelConfig(hidden_sizes=(8,)))
+        self.factor = factor
+
+    def forward(self, observation):
+        parameters, value = super().forward(observation)
+        return parameters, value * self.factor
+
+
+class Halfway(torch.nn.Module):
+    def __init__(self, env_spec):
+        super().__init__()
+
+    def act(self, observation, noise):
+        raise NotImplementedError
+
+    def value(self, observation):
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def my_models(monkeypatch):
+    """A module of the user's, importable as 'my_models'."""
+    module = types.ModuleType("my_models")
+    module.Doubled, module.Halfway, module.NotAModule = Doubled, Halfway, lambda env_spec: 7
+    monkeypatch.setitem(sys.modules, "my_models", module)
+
+
+def test_without_a_class_path_the_model_is_an_actor_critic():
+    model = build_model(SPEC, ModelConfig(hidden_sizes=(8, 8, 8)))
+    assert type(model) is ActorCritic
+    assert len(model.actor_body.mlp) == 6
+
+
+def test_a_class_of_the_users_own_is_built_with_its_kwargs():
+    config = ModelConfig(class_path="my_models:Doubled", kwargs={"factor": 3.0})
+    model = build_model(SPEC, config)
+    assert isinstance(model, Doubled)
+    parameters, value = model({"": torch.randn(4, 3)})
+    assert parameters.shape == (4, 2)
+    assert value.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("class_path", "kwargs", "message"),
+    [
+        ("no_such_module:Net", {}, "No module named 'no_such_module'"),
+        ("my_models:Net", {}, "no attribute 'Net'"),
+        ("my_models:Doubled", {"fcator": 1}, "fcator"),
+        ("my_models:NotAModule", {}, "must be a torch.nn.Module, got int"),
+        ("my_models:Halfway", {}, "lacks the methods draw_noise, evaluate, mode"),
+    ],
+)
+def test_a_wrong_class_is_refused_in_one_line(class_path, kwargs, message):
+    config = ModelConfig(class_path=class_path, kwargs=kwargs)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_model(SPEC, config)
+    assert class_path in str(caught.value)
+    assert "\n" not in str(caught.value)

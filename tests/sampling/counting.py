@@ -1,0 +1,204 @@
+"""Environments and a policy whose every number says where it belongs.
+
+An observation is (seed of the environment, episode, step within the episode, last action), all
+int64, so any transition that lands in the wrong slot, step or bank contradicts its neighbours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from fastrl.spec import EnvSpec, Topology
+from fastrl.workers.plan import SamplingPlan
+
+NUMBERS = spaces.Box(0, 2**32, (4,), np.int64)
+NESTED = spaces.Dict(
+    {
+        "numbers": NUMBERS,
+        "rest": spaces.Tuple((spaces.Discrete(1000), spaces.Box(0, 255, (2, 2), np.uint8))),
+    }
+)
+ACTIONS = spaces.Discrete(5)
+
+
+def episode_length(seed, episode):
+    """Uneven: 1 to 13 steps."""
+    return 1 + (seed * 7 + episode * 5) % 13
+
+
+def is_truncated(seed, episode):
+    """Whether the episode ends by its time limit."""
+    return (seed + episode) % 3 == 0
+
+
+def reward_of(seed, episode, step, action):
+    """Exact in float32, different for neighbouring slots, steps, episodes and actions."""
+    return (seed % 97) + 100 * (episode % 50) + 10_000 * step + 0.125 * action
+
+
+class CountingEnvs:
+    """A `BatchedEnv` that counts."""
+
+    def __init__(self, num_envs, nested=False, fault=None, fault_at=10):
+        self.spec = EnvSpec("counting", NESTED if nested else NUMBERS, ACTIONS)
+        self.num_envs, self._nested = num_envs, nested
+        self._fault, self._steps_until_fault = fault, fault_at
+
+    def reset(self, seeds, observation):
+        self._state = np.zeros((self.num_envs, 4), np.int64)
+        self._state[:, 0] = seeds
+        self._write(observation, slice(None))
+
+    def step(self, views):
+        if self._fault is not None:
+            self._steps_until_fault -= 1
+            if self._steps_until_fault == 0:
+                self._fault()
+        state, actions = self._state, views.action[0]
+        for index, (seed, episode, step, _) in enumerate(state.tolist()):
+            action = int(actions[index])
+            views.reward[index] = reward_of(seed, episode, step, action)
+            state[index] = (seed, episode, step + 1, action)
+            over = step + 1 == episode_length(seed, episode)
+            cut = over and is_truncated(seed, episode)
+            views.terminated[index], views.truncated[index] = over and not cut, cut
+            if over:
+                self._write(views.final_observation, index)
+                state[index] = (seed, episode + 1, 0, 0)
+        self._write(views.observation, slice(None))
+
+    def _write(self, rows, index):
+        rows[0][index] = self._state[index]
+        if self._nested:
+            rows[1][index] = self._state[index][..., 2]
+            rows[2][index] = (self._state[index][..., 0] % 256)[..., None, None]
+
+    def close(self):
+        """Nothing to free."""
+
+
+class CountingPolicy(nn.Module):
+    """Values are a function of the observation, log-probabilities name the weights."""
+
+    def __init__(self, nested=False):
+        super().__init__()
+        self.name_of_weights = nn.Parameter(torch.zeros(()))
+        self._leaf = "numbers" if nested else ""
+
+    def draw_noise(self, shape, generator=None, device="cpu"):
+        return torch.rand((*shape, 1), generator=generator)
+
+    def act(self, observation, noise):
+        numbers = observation[self._leaf]
+        action = (noise[..., 0] * ACTIONS.n).long()
+        log_prob = self.name_of_weights.expand(numbers.shape[:-1])
+        return {"": action}, log_prob, self.value(observation)
+
+    def value(self, observation):
+        numbers = observation[self._leaf]
+        return value_of(numbers[..., 0], numbers[..., 1], numbers[..., 2])
+
+    def evaluate(self, observation, action):
+        raise AssertionError("workers never evaluate")
+
+    def mode(self, observation):
+        raise AssertionError("workers never take the mode")
+
+
+def value_of(seed, episode, step):
+    """Exact in float32."""
+    return (seed % 97 + 100 * (episode % 50) + 10_000 * step) * 1.0
+
+
+def make_plan(topology: Topology, rollout_length: int, nested=False, **changes) -> SamplingPlan:
+    """A plan that counts."""
+    plan = SamplingPlan(
+        env_spec=EnvSpec("counting", NESTED if nested else NUMBERS, ACTIONS),
+        topology=topology,
+        rollout_length=rollout_length,
+        seed=3,
+        build_env=lambda num_envs: CountingEnvs(num_envs, nested),
+        build_model=lambda: CountingPolicy(nested),
+    )
+    return dataclasses.replace(plan, **changes)
+
+
+def weights(name):
+    """Published parameters that every log-probability will name."""
+    return {"name_of_weights": torch.tensor(float(name))}
+
+
+class Ledger:
+    """Follows every slot from rollout to rollout and refuses whatever does not follow."""
+
+    def __init__(self, plan: SamplingPlan):
+        topology = plan.topology
+        self._expected = np.zeros((topology.num_envs, 3), np.int64)
+        for worker, group in topology.all_groups():
+            self._expected[topology.slots(worker, group), 0] = plan.env_seeds(worker, group)
+        self.returns, self.lengths = [0.0] * topology.num_envs, [0] * topology.num_envs
+
+    def check(self, rollout, nested=False):
+        """Check every number of a rollout that follows the last one checked."""
+        observation = rollout.observation["numbers"] if nested else rollout.observation
+        if nested:
+            count, image = rollout.observation["rest"]
+            assert torch.equal(count, observation[..., 2])
+            assert torch.equal(image, (observation[..., :1, None] % 256).expand_as(image))
+        steps = len(rollout.reward)
+        found, episodes = observation.numpy(), []
+        for t in range(steps + 1):
+            seed, episode, step = self._expected.T
+            assert (found[t, :, :3] == self._expected).all(), (t, found[t], self._expected)
+            assert (rollout.value[t].numpy() == value_of(seed, episode, step)).all()
+            if t < steps:
+                episodes += self._advance(rollout, t)
+        rows = rollout.episodes
+        assert [*zip(rows.returns, rows.lengths, rows.end_step, rows.slot, strict=True)] == episodes
+
+    def _advance(self, rollout, t):
+        ended = []
+        for slot, (seed, episode, step) in enumerate(self._expected.tolist()):
+            reward = reward_of(seed, episode, step, int(rollout.action[t, slot]))
+            assert rollout.reward[t, slot] == reward
+            self.returns[slot] += reward
+            self.lengths[slot] += 1
+            over = step + 1 == episode_length(seed, episode)
+            cut = over and is_truncated(seed, episode)
+            assert bool(rollout.truncated[t, slot]) == cut
+            assert bool(rollout.terminated[t, slot]) == (over and not cut)
+            bootstrap = value_of(seed, episode, step + 1) if cut else 0.0
+            assert rollout.final_value[t, slot] == bootstrap
+            self._expected[slot] = (seed, episode + over, 0 if over else step + 1)
+            if over:
+                ended.append((self.returns[slot], self.lengths[slot], t, slot))
+                self.returns[slot], self.lengths[slot] = 0.0, 0
+        return ended
+
+
+def raise_error():
+    """What a broken environment does."""
+    raise RuntimeError("the simulator exploded")
+
+
+def kill():
+    """What the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def abort():
+    """What native code does."""
+    os.abort()
+
+
+def hang():
+    """What a lost connection does."""
+    time.sleep(600)

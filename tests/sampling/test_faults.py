@@ -1,0 +1,140 @@
+"""Whatever ends a worker ends the run, in bounded time, with the cause, and leaves nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fastrl.errors import EnvError, FastrlError, WorkerError
+from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.spec import Topology
+from tests.sampling.counting import CountingEnvs, abort, hang, kill, make_plan, raise_error
+
+TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 1, 2)]
+
+
+def collect_for_ever(sampler):
+    while True:
+        sampler.collect()
+
+
+def collect_until_error(sampler, within_s=5.0):
+    """Return the error that ends a run."""
+    sampler.collect()
+    start = time.monotonic()
+    pids = list(sampler.pids().values())
+    with pytest.raises(FastrlError) as caught:
+        collect_for_ever(sampler)
+    assert time.monotonic() - start < within_s
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    return caught.value
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (raise_error, "RuntimeError: the simulator exploded"),
+        (kill, "killed by SIGKILL"),
+        (abort, "killed by SIGABRT"),
+    ],
+)
+def test_failing_env_worker_ends_the_run_within_5s(topology, fault, told):
+    plan = make_plan(topology, 5, build_env=lambda n: CountingEnvs(n, fault=fault, fault_at=40))
+    error = collect_until_error(ProcessSampler(plan))
+    assert isinstance(error, WorkerError)
+    assert error.worker.startswith("env-worker-")
+    assert told in str(error)
+    assert ("in raise_error" in error.remote_traceback) == (fault is raise_error)
+
+
+@pytest.mark.parametrize("victim", ["env-worker-1", "model-worker-0"])
+def test_worker_killed_from_outside_ends_the_run_within_5s(victim):
+    sampler = ProcessSampler(make_plan(Topology(4, 2, 1, 2), 5))
+    with sampler:
+        sampler.collect()
+        start = time.monotonic()
+        os.kill(sampler.pids()[victim], signal.SIGKILL)
+        with pytest.raises(WorkerError, match=f"{victim} was killed by SIGKILL"):
+            collect_for_ever(sampler)
+    assert time.monotonic() - start < 5
+
+
+def test_hanging_environment_is_given_up_at_the_deadline():
+    plan = make_plan(
+        Topology(4, 2), 5, build_env=lambda n: CountingEnvs(n, fault=hang, fault_at=40)
+    )
+    sampler = ProcessSampler(plan, deadlines=Deadlines(stall_timeout_s=1.0))
+    error = collect_until_error(sampler, within_s=10)
+    assert "no env step within 1 s" in str(error)
+    assert "env.step_timeout_s" in str(error)
+
+
+def test_environment_that_cannot_be_built_ends_the_run_with_the_cause():
+    def build(num_envs):
+        raise EnvError("no licence for this simulator")
+
+    sampler = ProcessSampler(make_plan(Topology(4, 2), 5, build_env=build))
+    with pytest.raises(WorkerError, match="no licence for this simulator"):
+        sampler.collect()
+
+
+def test_nothing_grows_over_many_samplers():
+    def once():
+        with ProcessSampler(make_plan(Topology(4, 2, 1, 2), 5)) as sampler:
+            sampler.collect()
+
+    process = psutil.Process()
+    once()
+    descriptors, threads = process.num_fds(), process.num_threads()
+    for _ in range(5):
+        once()
+    assert (process.num_fds(), process.num_threads()) == (descriptors, threads)
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys
+    sys.path.insert(0, {root!r})
+    from fastrl.sampling.process_sampler import ProcessSampler
+    from fastrl.spec import Topology
+    from tests.sampling.counting import make_plan
+
+    with ProcessSampler(make_plan(Topology(4, 2, 1, 2), 50), asynchronous=True) as sampler:
+        sampler.collect()
+        print(*sampler.pids().values(), flush=True)
+        while True:
+            sampler.collect()
+    """
+)
+
+
+def shared_memory_names():
+    directory = Path("/dev/shm")
+    return {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_is_ended_by_a_signal(tmp_path, number):
+    before = shared_memory_names()
+    script = tmp_path / "sample.py"
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2])))
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 3
+    start = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    while any(psutil.pid_exists(pid) for pid in pids):
+        assert time.monotonic() - start < 5
+        time.sleep(0.02)
+    assert process.returncode != 0
+    assert shared_memory_names() <= before

@@ -1,0 +1,209 @@
+"""Every transition lands where it should, whoever steps and whoever infers."""
+
+import dataclasses
+import itertools
+import time
+
+import pytest
+import torch
+
+from fastrl.errors import FastrlError
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.shared.counters import Counter
+from fastrl.spec import Topology
+from tests.sampling.counting import Ledger, make_plan, weights
+
+# n, N, M, groups: every combination of groups, N and M that a Topology accepts.
+TOPOLOGIES = [
+    Topology(4, num_env_workers, num_model_workers, groups)
+    for num_env_workers, num_model_workers, groups in itertools.product((1, 2, 3), range(3), (1, 2))
+    if num_model_workers <= num_env_workers
+]
+ROLLOUTS = 5
+
+
+def collect_and_check(sampler, plan, nested=False):
+    ledger = Ledger(plan)
+    for _ in range(ROLLOUTS):
+        ledger.check(sampler.collect(), nested)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_every_transition_lands_in_its_slot(topology, asynchronous):
+    plan = make_plan(topology, rollout_length=7)
+    with ProcessSampler(plan, asynchronous=asynchronous, debug=True) as sampler:
+        collect_and_check(sampler, plan)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_serial_sampler_puts_every_transition_in_its_slot(topology):
+    plan = make_plan(topology, rollout_length=7)
+    with SerialSampler(plan, debug=True) as sampler:
+        collect_and_check(sampler, plan)
+
+
+@pytest.mark.parametrize("num_model_workers", [0, 1])
+@pytest.mark.parametrize("rollout_length", [1, 2, 30])
+def test_ends_at_the_edges_of_rollouts(rollout_length, num_model_workers):
+    plan = make_plan(Topology(6, 2, num_model_workers, 2), rollout_length)
+    with ProcessSampler(plan, asynchronous=True, debug=True) as sampler:
+        collect_and_check(sampler, plan)
+
+
+@pytest.mark.parametrize("num_model_workers", [0, 1])
+def test_every_leaf_of_nested_observations_lands_in_its_slot(num_model_workers):
+    plan = make_plan(Topology(4, 2, num_model_workers, 2), 9, nested=True)
+    with ProcessSampler(plan, debug=True) as sampler:
+        collect_and_check(sampler, plan, nested=True)
+
+
+def numbers(rollout):
+    return [
+        tensor.clone()
+        for name, tensor in vars(rollout).items()
+        if isinstance(tensor, torch.Tensor) and name != "policy_version"
+    ]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_lock_step_processes_equal_the_serial_sampler_bit_for_bit(topology):
+    plan = make_plan(topology, rollout_length=7, lock_step=True)
+    with SerialSampler(plan) as serial, ProcessSampler(plan) as parallel:
+        for _ in range(ROLLOUTS):
+            one, other = numbers(serial.collect()), numbers(parallel.collect())
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_action_noise_differs_between_slots_steps_and_rollouts():
+    plan = make_plan(Topology(4, 2, 1, 2), 50)
+    with SerialSampler(plan) as sampler:
+        first, second = (sampler.collect().action.clone() for _ in range(2))
+    columns = [tuple(c.tolist()) for actions in (first, second) for c in actions.T]
+    assert len(set(columns)) == 2 * plan.topology.num_envs
+
+
+def test_same_seed_same_numbers_and_another_seed_others():
+    def actions(seed):
+        plan = make_plan(Topology(4, 2), 30, seed=seed)
+        with ProcessSampler(plan) as sampler:
+            rollout = sampler.collect()
+            return rollout.action.clone(), rollout.observation[0, :, 0].clone()
+
+    first, again, other = actions(0), actions(0), actions(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_env_seeds_are_distinct_and_independent_of_the_topology():
+    def seeds(topology):
+        plan = make_plan(topology, 1)
+        return [s for group in topology.all_groups() for s in plan.env_seeds(*group)]
+
+    expected = seeds(Topology(24, 1))
+    assert len(set(expected)) == 24
+    for topology in (Topology(4, 6, 2, 1), Topology(8, 3, 1, 2), Topology(12, 2, 0, 4)):
+        assert seeds(topology) == expected
+
+
+@pytest.mark.parametrize("num_model_workers", [0, 1])
+def test_synchronous_rollouts_use_the_newest_weights_throughout(num_model_workers):
+    plan = make_plan(Topology(4, 2, num_model_workers, 2), 5)
+    with ProcessSampler(plan, weights(1), debug=True) as sampler:
+        for version in range(1, 5):
+            rollout = sampler.collect()
+            assert (rollout.policy_version == version).all()
+            assert (rollout.log_prob == version).all()
+            assert sampler.publish(weights(version + 1)) == version + 1
+
+
+@pytest.mark.parametrize("num_model_workers", [0, 1])
+def test_asynchronous_lag_is_bounded_and_told_truly(num_model_workers):
+    plan = make_plan(Topology(4, 2, num_model_workers, 2), 5)
+    with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
+        for newest in range(1, 12):
+            rollout = sampler.collect()
+            assert torch.equal(rollout.log_prob, rollout.policy_version.float())
+            assert (rollout.policy_version >= newest - 2).all()
+            assert (rollout.policy_version <= newest).all()
+            sampler.publish(weights(newest + 1))
+
+
+def test_asynchronous_sampling_goes_on_while_the_learner_works():
+    plan = make_plan(Topology(4, 2), 20)
+    with ProcessSampler(plan, asynchronous=True) as sampler:
+        rollout = sampler.collect()
+        held = rollout.reward.clone()
+        deadline = time.monotonic() + 10
+        while sampler.counters.env_steps() < 2 * rollout.num_steps:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert sampler.counters.env_steps() == 2 * rollout.num_steps
+        assert torch.equal(rollout.reward, held)
+
+
+@pytest.mark.parametrize("topology", [Topology(6, 2, 0, 2), Topology(6, 2, 1, 2)], ids=str)
+def test_counters_agree_with_the_transitions_written(topology):
+    plan = make_plan(topology, 11)
+    with ProcessSampler(plan) as sampler:
+        episodes = sum(len(sampler.collect().episodes) for _ in range(ROLLOUTS))
+        found = sampler.counters.snapshot().sum(axis=0)
+    assert found[Counter.ENV_STEPS] == ROLLOUTS * 11 * 12
+    assert found[Counter.EPISODES] == episodes
+    if topology.num_model_workers:
+        assert found[Counter.INFERRED_FRAMES] == ROLLOUTS * (11 + 1) * 12
+
+
+def test_rollouts_are_views_of_two_banks():
+    plan = make_plan(Topology(4, 2), 5)
+    with ProcessSampler(plan) as sampler:
+        places = [sampler.collect().reward.data_ptr() for _ in range(4)]
+    assert places[0] == places[2] != places[1] == places[3]
+
+
+def test_each_sampler_fulfils_the_protocol():
+    plan = make_plan(Topology(4, 2), 5)
+    for kind in (SerialSampler, ProcessSampler):
+        with kind(plan) as sampler:
+            assert isinstance(sampler, Sampler)
+
+
+def test_one_writer_per_field():
+    """While one kind of worker works, the fields of the other do not move."""
+    plan = make_plan(Topology(4, 1, 0, 2), 40)
+    with SerialSampler(plan, weights(1)) as sampler:
+        sampler.collect()
+        bank = sampler._context.table.banks[1]
+        env_fields = ("observation", "final_observation", "reward", "terminated", "truncated")
+        moved = set()
+        for owner, name in (("env", "_step"), ("model", "_infer")):
+            original = getattr(sampler, name)
+
+            def spy(*args, original=original, owner=owner):
+                before = {k: snapshot(v) for k, v in vars(bank).items()}
+                original(*args)
+                for k, v in vars(bank).items():
+                    if not torch.equal(before[k], snapshot(v)):
+                        moved.add(k)
+                        assert (k in env_fields) == (owner == "env"), (owner, k)
+
+            setattr(sampler, name, spy)
+        sampler.collect()
+    assert moved == {f.name for f in dataclasses.fields(bank)}
+
+
+def snapshot(value):
+    tensors = value.values() if isinstance(value, dict) else [value]
+    return torch.cat([t.flatten().double() for t in tensors])
+
+
+def test_closed_sampler_says_so():
+    sampler = ProcessSampler(make_plan(Topology(4, 1), 5))
+    sampler.collect()
+    sampler.close()
+    sampler.close()
+    with pytest.raises(FastrlError, match="closed"):
+        sampler.collect()

@@ -1,0 +1,32 @@
+"""The wait/notify primitive."""
+
+import threading
+import time
+
+from fastrl.shared.signals import SignalArray
+
+
+def test_every_post_lets_exactly_one_wait_through():
+    signal = SignalArray(1)[0]
+    assert not signal.try_wait()
+    for _ in range(3):
+        signal.post()
+    assert [signal.wait(0.01) for _ in range(4)] == [True, True, True, False]
+
+
+def test_signals_are_independent():
+    signals = SignalArray(3)
+    signals[1].post()
+    assert [signals[index].try_wait() for index in range(3)] == [False, True, False]
+
+
+def test_wait_blocks_until_posted_and_no_longer():
+    signal = SignalArray(1)[0]
+    poster = threading.Timer(0.1, signal.post)
+    start = time.monotonic()
+    poster.start()
+    assert signal.wait(5.0)
+    assert 0.05 < time.monotonic() - start < 2.0
+    start = time.monotonic()
+    assert not signal.wait(0.1, spins=100)
+    assert time.monotonic() - start > 0.05

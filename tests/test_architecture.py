@@ -1,0 +1,161 @@
+"""The house rules that a machine can check: which room may import which, and how long files are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastrl"
+MODULES = sorted(PACKAGE.glob("**/*.py"))
+
+# From the ground up: a module imports its own room and the floors below.
+FLOORS = (
+    ("errors", "cores", "compiled"),
+    ("machine",),
+    ("spaces",),
+    ("spec",),
+    ("config",),
+    ("envs", "models", "shared", "learning.returns", "learning.losses"),
+    ("workers", "learning"),
+    ("sampling",),
+    ("training", "throughput", "vector"),
+    ("", "cli", "__main__"),
+)
+STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
+MAX_LINES = 400
+
+
+def name_of(path: Path) -> str:
+    """Return a module's name inside fastrl, empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> int:
+    """Return the floor that a module is on; its own entry counts before its room's."""
+    rooms = [(room, floor) for floor, rooms in enumerate(FLOORS) for room in rooms]
+    for name in (module, module.partition(".")[0]):
+        for room, floor in rooms:
+            if room == name:
+                return floor
+    raise LookupError(f"fastrl.{module} is in no room of the architecture")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the full names of all that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = ["fastrl", *name_of(path).split(".")][: -node.level or None]
+            start = ".".join(package) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def own_imports_of(path: Path) -> Iterator[str]:
+    """Yield the modules of fastrl that a module imports, by their name inside fastrl."""
+    known = {name_of(module) for module in MODULES}
+    for imported in imports_of(path):
+        package, _, name = imported.partition(".")
+        if package == "fastrl":
+            # Of 'fastrl.spec.Topology' the module is 'spec'.
+            while name not in known:
+                name = name.rpartition(".")[0]
+            yield name
+
+
+def problem_with(importer: str, imported: str) -> str:
+    """Return what is wrong with one module of fastrl importing another; empty if nothing is."""
+    rooms = (importer.partition(".")[0], imported.partition(".")[0])
+    if frozenset(rooms) in STRANGERS:
+        return "these two rooms never import each other"
+    same_room = rooms[0] == rooms[1] and floor_of(imported) <= floor_of(importer)
+    if not same_room and floor_of(imported) >= floor_of(importer) != len(FLOORS) - 1:
+        return "imports point down only"
+    return ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "fastrl")
+def test_imports_point_down(path):
+    importer = name_of(path)
+    problems = {
+        f"fastrl.{importer} imports fastrl.{imported}: {problem}"
+        for imported in own_imports_of(path)
+        if (problem := problem_with(importer, imported))
+    }
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("cli", "training.trainer", True),
+        ("", "sampling.sampler", True),
+        ("sampling.sampler", "workers.supervisor", True),
+        ("learning.ppo", "learning.returns", True),
+        ("envs.make", "envs.gym_loop", True),
+        ("learning.returns", "learning.ppo", False),
+        ("workers.env_worker", "sampling.sampler", False),
+        ("envs.make", "models.networks", False),
+        ("learning.ppo", "workers.supervisor", False),
+        ("workers.supervisor", "learning.losses", False),
+        ("sampling.sampler", "learning.returns", False),
+        ("spec", "config.models", False),
+        ("training.trainer", "cli", False),
+        ("throughput.measure", "training.trainer", False),
+    ],
+)
+def test_rule_itself(importer, imported, allowed):
+    assert (problem_with(importer, imported) == "") is allowed
+
+
+def test_imports_inside_functions_and_relative_ones_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    (tmp_path / "room").mkdir()
+    path = tmp_path / "room" / "module.py"
+    path.write_text("def f():\n    import a.b\n    from . import c\n    from ..d import e\n")
+    assert list(imports_of(path)) == ["a.b", "fastrl.room.c", "fastrl.d.e"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "fastrl")
+def test_module_is_short_and_says_what_it_is(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_LINES
+    assert ast.get_docstring(ast.parse(text)), "the module has no docstring"
+
+
+def test_there_is_no_room_for_everything_else():
+    vague = {"utils", "util", "misc", "helpers", "helper", "common"}
+    assert not vague & {part for path in MODULES for part in name_of(path).split(".")}
+
+
+def importers_of(package: str) -> set[str]:
+    # A connection's type is no process; whoever holds one was given it.
+    harmless = {"multiprocessing.connection.Connection"}
+    return {
+        name_of(path)
+        for path in MODULES
+        for name in imports_of(path)
+        if f"{name}.".startswith(f"{package}.") and name not in harmless
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "owners"),
+    [
+        ("ray", {"sampling.ray_sampler"}),
+        ("multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
+        ("torch.multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
+        ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show"}),
+        ("yaml", {"config.text"}),
+        ("stable_baselines3", set()),
+        ("envpool", {"envs.make"}),
+    ],
+)
+def test_package_is_imported_by_its_owner_only(package, owners):
+    assert importers_of(package) <= owners

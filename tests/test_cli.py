@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastrl import cli
+from fastrl.config import load_config
+from fastrl.errors import ConfigError, EnvError, WorkerError
+
+CONFIG = "configs/cartpole_ppo.yaml"
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run_raising(monkeypatch, run):
+    """Run a command that raises the given error."""
+
+    def run_raising(error: BaseException) -> tuple[int, str, str]:
+        app = typer.Typer()
+
+        @app.command()
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+        return run()
+
+    return run_raising
+
+
+def test_no_command_prints_help(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "config" in out
+    assert "envs" in out
+
+
+def test_version_is_printed(run):
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("fastrl ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["config", "--nonsense"], "No such option: --nonsense"),
+        (["config", "a.yaml", "b.yaml"], "'b.yaml' is a second configuration file after 'a.yaml'"),
+        (["config", "missing.yaml"], "missing.yaml: no such file"),
+        (["config", CONFIG, "sampler.groups=0"], "sampler.groups: must be an integer"),
+        (["config"], "env: missing"),
+        (["envs", "no-such-environment"], "'no-such-environment'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run, arguments, problem):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("fastrl: error: ")
+    assert problem in err
+    assert len(err.splitlines()) == 1
+
+
+def test_config_prints_what_will_be_used(run, tmp_path):
+    code, out, err = run("config", CONFIG, "seed=7", "algorithm.gamma=0.5")
+    assert (code, err) == (0, "")
+    (tmp_path / "printed.yaml").write_text(out)
+    printed = load_config(tmp_path / "printed.yaml")
+    assert printed == load_config(CONFIG, ["seed=7", "algorithm.gamma=0.5"])
+
+
+def test_config_needs_no_file(run):
+    code, out, _ = run("config", "env.id=Pendulum-v1")
+    assert code == 0
+    assert "id: Pendulum-v1" in out
+
+
+def test_file_with_an_equals_sign_is_a_file(run, tmp_path):
+    path = tmp_path / "lr=1" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text("env: {id: Pendulum-v1}\n")
+    assert run("config", str(path))[0] == 0
+
+
+def test_long_values_are_not_wrapped(run):
+    code, out, _ = run("config", f"env.id={'x' * 400}")
+    assert code == 0
+    assert f"id: {'x' * 400}\n" in out
+
+
+def test_schema_is_json(run):
+    code, out, err = run("config", "--schema")
+    assert (code, err) == (0, "")
+    assert "sampler" in json.loads(out)["properties"]
+
+
+def test_error_of_a_run_is_one_line_and_code_2(run_raising):
+    code, _, err = run_raising(EnvError("it broke\n  in two lines"))
+    assert (code, err) == (2, "fastrl: error: it broke in two lines\n")
+    assert run_raising(ConfigError("no"))[0] == 2
+
+
+def test_worker_error_shows_the_remote_traceback_and_code_1(run_raising):
+    code, _, err = run_raising(WorkerError("env-worker-3", "env-worker-3 died", "Traceback: boom"))
+    assert code == 1
+    assert err.startswith("fastrl: error: env-worker-3 died\n")
+    assert "Traceback: boom" in err
+
+
+def test_interrupt_is_code_130(run_raising):
+    assert run_raising(KeyboardInterrupt())[0] == 130
+
+
+def test_defect_of_fastrl_keeps_its_traceback(run_raising):
+    with pytest.raises(ZeroDivisionError):
+        run_raising(ZeroDivisionError())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(
+    arguments=st.lists(
+        st.text(max_size=12)
+        | st.sampled_from(["--schema", "--help", "-h", CONFIG, "seed=1", "env.id=A", "--", "="]),
+        max_size=4,
+    )
+)
+def test_any_arguments_are_success_or_one_line(run, arguments):
+    code, out, err = run("config", *arguments)
+    assert (code == 0 and out) or (code == 2 and len(err.splitlines()) == 1)
+
+
+def test_command_line_answers_before_torch_is_loaded():
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fastrl", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Half a second on an idle machine; the rest is for CI's neighbours.
+    assert time.perf_counter() - began < 3
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "fastrl.cli" in imported
+    assert not imported & {"torch", "gymnasium", "numpy"}

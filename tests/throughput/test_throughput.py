@@ -1,0 +1,130 @@
+"""The throughput test counts what was sampled, and says everything that its JSON promises."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastrl import Protocol, make_plan, run_throughput
+from fastrl.config import load_config
+from fastrl.envs import EnvFactory
+from fastrl.throughput import LimitProbe
+from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
+from tests.sampling.counting import make_plan as make_counting_plan
+
+OVERRIDES = ["env.id=CartPole-v1", "sampler.num_env_workers=2", "sampler.envs_per_worker=4"]
+
+
+@pytest.fixture(scope="module")
+def report():
+    config = load_config(None, [*OVERRIDES, "sampler.num_model_workers=1", "sampler.groups=2"])
+    return run_throughput(config, Protocol(0.4, 2, 0.1), with_limit=True, command="fastrl x")
+
+
+def test_json_has_every_promised_key_and_plain_types(report):
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["env"] == "CartPole-v1"
+    assert found["topology"] == {
+        "envs_per_worker": 4,
+        "num_env_workers": 2,
+        "num_model_workers": 1,
+        "groups": 2,
+    }
+    assert found["policy"].startswith("64×64 tanh")
+    assert found["fps_min"] <= found["fps_median"] <= found["fps_max"]
+    assert {"machine", "versions", "command", "date", "mode"} <= found.keys()
+    assert found["versions"]["torch"]
+
+
+def test_efficiency_is_measured_against_the_limit_of_the_same_window(report):
+    found = report.to_dict()
+    ratios = sorted(f / x["fps"] for f, x in zip(found["fps"], found["limits"], strict=True))
+    assert found["efficiency"] == pytest.approx(sum(ratios) / 2)
+    assert 0 < found["efficiency"] < 1.2
+    assert all(0 < x["t_policy_s"] < x["t_step_s"] < 1e-3 for x in found["limits"])
+
+
+def test_every_process_is_accounted_for(report):
+    found = report.to_dict()
+    workers = {"env-worker-0", "env-worker-1", "model-worker-0"}
+    assert workers | {"throughput-meter"} == found["memory_mib"].keys()
+    assert workers == found["time_shares"].keys()
+    for shares in found["time_shares"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+    assert found["time_shares"]["model-worker-0"]["stepping"] == 0
+    assert found["time_shares"]["env-worker-0"]["stepping"] > 0
+    assert set(found["hand_over_us"]) == {"env-worker", "model-worker"}
+
+
+def test_meter_agrees_with_the_counters():
+    from fastrl.sampling import ProcessSampler
+    from fastrl.spec import Topology
+
+    with ProcessSampler(make_counting_plan(Topology(4, 2), 10)) as sampler:
+        with ThroughputMeter(sampler.counters, interval_s=0.01) as meter:
+            for _ in range(20):
+                rollout = sampler.collect()
+            meter.wait_since(time.monotonic_ns(), count=2)
+            first, last = meter.ends(0)
+        assert last.env_steps == 20 * rollout.num_steps
+        span_s = (last.at_ns - first.at_ns) / 1e9
+        assert steps_per_s(first, last) * span_s == pytest.approx(last.env_steps - first.env_steps)
+
+
+def test_random_actions_need_no_policy():
+    config = load_config(None, ["env.id=Pendulum-v1", *OVERRIDES[1:]])
+    report = run_throughput(config, Protocol(0.2, 1, 0.0), random_actions=True)
+    assert report.policy == "random"
+    assert report.measurement.fps_median > 0
+
+
+def test_limit_without_a_policy_is_the_bare_environment():
+    config = load_config(None, OVERRIDES)
+    plan = make_plan(config, random_actions=True)
+    with LimitProbe(plan, EnvFactory.from_config(config.env), cores=1) as probe:
+        limit = probe.measure(0.2)
+    assert limit.t_policy_s == 0
+    assert limit.fps == pytest.approx(1 / limit.t_step_s)
+
+
+def run_cli(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fastrl", "throughput", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_command_prints_a_table_and_writes_the_json(tmp_path):
+    target = tmp_path / "result.json"
+    done = run_cli(
+        *("--env", "CartPole-v1", "-n", "4", "-N", "2", "--seconds", "0.3", "--repeats", "2"),
+        *("--json", str(target)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "frames per second" in done.stdout
+    found = json.loads(target.read_text())
+    assert found["topology"]["envs_per_worker"] == 4
+    assert found["command"].startswith("fastrl throughput --env CartPole-v1 -n 4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--env", "CartPol-v1"], "did you mean 'CartPole-v1'"),
+        (["--env", "CartPole-v1", "-n", "0"], "sampler.envs_per_worker"),
+        (["--env", "CartPole-v1", "--device", "gpu"], "sampler.device"),
+        (["--env", "CartPole-v1", "--mode", "fast"], "sampler.mode"),
+        (["--env", "CartPole-v1", "--json", "/no/such/place/x.json"], "/no/such/place"),
+        (["sampler.num_workers=3", "--env", "CartPole-v1"], "num_env_workers"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, told):
+    done = run_cli(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert told in done.stderr

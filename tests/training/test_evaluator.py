@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+
+from fastrl.config import ModelConfig
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import WorkerError
+from fastrl.models import build_model
+from fastrl.training.evaluation import EvaluationProtocol, evaluate
+from fastrl.training.evaluator import EvaluationPlan, Evaluator
+
+FACTORY = EnvFactory("Pendulum-v1", max_episode_steps=10)
+
+
+@pytest.fixture(scope="module")
+def env_spec():
+    return FACTORY.probe()
+
+
+@pytest.fixture(scope="module")
+def model(env_spec):
+    return build_model(env_spec, ModelConfig(hidden_sizes=(8,)))
+
+
+@pytest.fixture
+def evaluator(env_spec, model):
+    plan = EvaluationPlan(
+        env_spec=env_spec,
+        build_env=FACTORY.batched,
+        build_model=lambda: build_model(env_spec, ModelConfig(hidden_sizes=(8,))),
+        protocol=EvaluationProtocol(4, 0),
+    )
+    evaluator = Evaluator(plan, model.state_dict())
+    yield evaluator
+    evaluator.close()
+
+
+def result_of(evaluator):
+    deadline = time.monotonic() + 60
+    while (result := evaluator.poll(timeout_s=0.1)) is None:
+        assert time.monotonic() < deadline
+    return result
+
+
+def test_process_finds_what_this_process_finds(evaluator, env_spec, model):
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1)
+        evaluator.request(model.state_dict(), 0)
+        assert evaluator.busy
+        found = result_of(evaluator)
+        assert not evaluator.busy
+        expected = evaluate(model, env_spec, FACTORY.batched, EvaluationProtocol(4, 0))
+        assert found.lengths == expected.lengths
+        assert found.returns == pytest.approx(expected.returns, rel=1e-5)
+
+
+def test_process_gives_way_to_training(evaluator, model):
+    evaluator.request(model.state_dict(), 0)
+    result_of(evaluator)
+    (pid,) = evaluator.pids().values()
+    assert psutil.Process(pid).nice() == 19
+
+
+def test_nothing_asked_nothing_answered(evaluator):
+    assert evaluator.poll() is None
+
+
+def test_killed_process_is_reported(evaluator, model):
+    evaluator.request(model.state_dict(), 0)
+    (pid,) = evaluator.pids().values()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="evaluator"):
+        result_of(evaluator)
+
+
+def test_close_ends_the_process_at_once(evaluator, model):
+    evaluator.request(model.state_dict(), 0)
+    (pid,) = evaluator.pids().values()
+    evaluator.close()
+    evaluator.close()
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fastrl.errors import ConfigError
+from fastrl.training import plotting
+from fastrl.training.plotting import mean_curve, plot_runs
+from fastrl.training.run_directory import RunDirectory
+from tests.training.clockwork import small_run
+
+
+@pytest.fixture
+def finished(tmp_path):
+    def finished(name, seed=0, kind="training", **changes):
+        path = tmp_path / name
+        RunDirectory.create(path, small_run(path, seed=seed, **changes)).close()
+        rows = [{"kind": kind, "steps": n, "return_mean": float(n + seed)} for n in (10, 20, 30)]
+        rows.insert(0, {"kind": kind, "steps": 5, "return_mean": None})
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return finished
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the curves that were drawn."""
+    seen = []
+
+    def spy(curves):
+        seen.append(curves)
+        return mean_curve(curves)
+
+    monkeypatch.setattr(plotting, "mean_curve", spy)
+    return seen
+
+
+def test_picture_is_a_png(finished, tmp_path):
+    plot_runs([finished("a"), finished("b", seed=1)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_seeds_become_one_curve_and_other_configurations_another(finished, drawn, tmp_path):
+    runs = [finished("a"), finished("b", seed=1), finished("c", total_steps=1024)]
+    plot_runs([*runs, runs[0]], tmp_path / "x.png")
+    assert [len(curves) for curves in drawn] == [2, 1]
+    steps, returns = drawn[0][1]
+    assert steps.tolist() == [10, 20, 30]
+    assert returns.tolist() == [11, 21, 31]
+
+
+def test_spread_is_over_curves_where_all_have_values():
+    first = (np.array([0.0, 10.0]), np.array([0.0, 10.0]))
+    second = (np.array([5.0, 20.0]), np.array([7.0, 22.0]))
+    steps, mean, spread = mean_curve([first, second])
+    assert (steps[0], steps[-1]) == (5.0, 10.0)
+    assert mean == pytest.approx(steps + 1)
+    assert spread == pytest.approx(np.ones_like(steps))
+
+
+def test_evaluations_can_be_drawn_instead(finished, drawn, tmp_path):
+    run = finished("a", kind="evaluation")
+    plot_runs([run], tmp_path / "x.png", "evaluation")
+    assert drawn[0][0][1].tolist() == [10, 20, 30]
+    with pytest.raises(ConfigError, match="has no training returns yet"):
+        plot_runs([run], tmp_path / "x.png")
+
+
+def test_file_that_cannot_be_written_is_one_line(finished, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        plot_runs([finished("a")], tmp_path / "missing" / "x.png")

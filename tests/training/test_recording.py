@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import importlib.util
+
+import imageio.v2 as imageio
+import pytest
+import torch
+
+from fastrl.config import ModelConfig
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import ConfigError, EnvError
+from fastrl.models import build_model
+from fastrl.training import recording
+from fastrl.training.evaluation import EvaluationProtocol, evaluate
+from fastrl.training.recording import Recorder
+from tests.training.clockwork import EPISODE
+
+CLOCKWORK = EnvFactory("tests.training.clockwork:Clockwork")
+
+
+def recorder(factory=CLOCKWORK, **settings):
+    protocol = EvaluationProtocol(**({"episodes": 2, "seed": 0} | settings))
+    return Recorder(factory, factory.probe(), protocol)
+
+
+def model(factory=CLOCKWORK):
+    torch.manual_seed(0)
+    return build_model(factory.probe(), ModelConfig(hidden_sizes=(8,)))
+
+
+@pytest.fixture
+def frames(monkeypatch):
+    """Return the frames that were written; GIFs leave out those that do not change."""
+    seen = []
+    real = recording._writer
+
+    def spy(path, fps):
+        writer = real(path, fps)
+        append = writer.append_data
+        monkeypatch.setattr(writer, "append_data", lambda f: (seen.append(f), append(f)))
+        return writer
+
+    monkeypatch.setattr(recording, "_writer", spy)
+    return seen
+
+
+def test_video_shows_every_step_of_every_episode(tmp_path, frames):
+    path = tmp_path / "videos" / "x.gif"
+    recorder()(model(), path)
+    brightness = [int(frame[0, 0, 0]) for frame in frames]
+    assert brightness == [60 * step for step in range(EPISODE + 1)] * 2
+    assert imageio.mimread(path)[0].shape[:2] == (240, 320)
+
+
+def test_returns_are_those_of_the_evaluation(tmp_path):
+    policy, settings = model(), EvaluationProtocol(3, 0)
+    expected = evaluate(policy, CLOCKWORK.probe(), CLOCKWORK.batched, settings)
+    assert tuple(recorder(episodes=3)(policy, tmp_path / "x.gif")) == expected.returns
+
+
+def test_length_of_a_video_is_bounded(tmp_path, frames):
+    endless = Recorder(CLOCKWORK, CLOCKWORK.probe(), EvaluationProtocol(100, 0), max_steps=6)
+    endless(model(), tmp_path / "x.gif")
+    assert len(frames) == 6 + 2
+
+
+def test_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"must end in \.mp4 or \.gif"):
+        recorder()(model(), tmp_path / "x.avi")
+
+
+def test_missing_encoder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"imageio-ffmpeg.*fastrl\[video\]"):
+        recorder()(model(), tmp_path / "x.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("imageio_ffmpeg") is None, reason="needs the extra 'video'"
+)
+def test_mp4_can_be_read_back(tmp_path):
+    path = tmp_path / "x.mp4"
+    recorder()(model(), path)
+    with imageio.get_reader(path) as reader:
+        assert reader.get_meta_data()["size"] == (320, 240)
+        assert reader.count_frames() == 2 * (EPISODE + 1)
+
+
+def test_environment_that_cannot_be_drawn_is_one_line(tmp_path):
+    factory = EnvFactory("tests.training.clockwork:Uneven")
+    with pytest.raises(EnvError, match="cannot be built"):
+        recorder(factory)(model(factory), tmp_path / "x.gif")
+
+
+def test_renderer_that_fails_is_one_line(tmp_path, monkeypatch):
+    def broken(self):
+        raise RuntimeError("no display\nat all")
+
+    monkeypatch.setattr("tests.training.clockwork.Clockwork.render", broken)
+    with pytest.raises(EnvError, match="cannot be drawn here: no display at all"):
+        recorder()(model(), tmp_path / "x.gif")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,218 @@
+"""Whole runs in their directories."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from fastrl.config import Config, EnvConfig, EvaluationConfig, LoggingConfig, SamplerConfig
+from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
+from fastrl.training import evaluate_run, record_run, resume, train
+from fastrl.training.checkpoint import CheckpointError, CheckpointStore
+from fastrl.training.metrics import read_rows
+from tests.training.clockwork import small_run
+
+PROCESSES = SamplerConfig(envs_per_worker=4, num_env_workers=2, rollout_length=8)
+
+
+def rows(path, kind):
+    return [row for row in read_rows(path / "metrics.jsonl") if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with everything switched on."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    evaluation = EvaluationConfig(every_steps=128, episodes=3, final_episodes=5)
+    logging = LoggingConfig(every_steps=64)
+    done = train(small_run(path, sampler=PROCESSES, evaluation=evaluation, logging=logging))
+    return done
+
+
+def test_summary_has_what_it_promises(finished):
+    summary = json.loads((finished.path / "summary.json").read_text())
+    outcome = finished.outcome
+    assert list(summary) == [
+        "env",
+        "algorithm",
+        "seed",
+        "steps",
+        "wall_s",
+        "steps_per_s",
+        "eval_return_mean",
+        "eval_return_std",
+        "eval_episodes",
+    ]
+    assert summary["env"] == "tests.training.clockwork:Clockwork"
+    assert (summary["algorithm"], summary["seed"], summary["steps"]) == ("ppo", 3, 512)
+    assert summary["steps_per_s"] == pytest.approx(512 / summary["wall_s"])
+    assert summary["eval_episodes"] == 5
+    assert summary["eval_return_mean"] == outcome.evaluation.return_mean
+
+
+def test_rows_of_training_say_how_it_goes(finished):
+    found = rows(finished.path, "training")
+    assert [row["steps"] for row in found] == list(range(64, 513, 64))
+    for row in found:
+        assert 0 <= row["sampling_share"] + row["learning_share"] <= 1
+        assert row["fps"] > 0
+        assert row["policy_lag"] == 0
+        assert 0 <= row["clip_fraction"] <= 1
+        assert row["approx_kl"] >= 0
+        assert row["explained_variance"] <= 1
+    assert found[-1]["episodes"] == 128
+    assert found[-1]["length_mean"] == 4
+
+
+def test_evaluations_are_written_down_and_the_best_is_kept(finished):
+    found = rows(finished.path, "evaluation")
+    assert found[-1]["steps"] == 512
+    assert found[-1]["episodes"] == 5
+    during = {row["steps"]: row["return_mean"] for row in found[:-1]}
+    assert during
+    assert all(row["episodes"] == 3 for row in found[:-1])
+    best = CheckpointStore(finished.path / "checkpoints").best()
+    assert best["return_mean"] == max(during.values()) == during[best["steps"]]
+
+
+def test_configuration_is_saved_resolved(finished):
+    config = finished.config
+    assert config.sampler.num_env_workers == 2
+    assert config.run_dir == str(finished.path)
+
+
+def test_run_is_evaluated_again_with_the_same_result(finished):
+    found = evaluate_run(finished.path, checkpoint="last")
+    assert (found.checkpoint, found.steps) == ("step_000000000512", 512)
+    assert found.result == finished.outcome.evaluation
+    assert len(evaluate_run(finished.path, episodes=7).result.returns) == 7
+
+
+def test_best_checkpoint_is_evaluated_unless_another_is_named(finished):
+    best = CheckpointStore(finished.path / "checkpoints").best()
+    assert evaluate_run(finished.path, episodes=1).checkpoint == best["checkpoint"]
+    named = evaluate_run(finished.path, episodes=1, checkpoint="step_000000000064")
+    assert named.steps == 64
+    with pytest.raises(CheckpointError, match="no checkpoint 'step_7'"):
+        evaluate_run(finished.path, checkpoint="step_7")
+
+
+def test_sampled_actions_differ_from_the_likeliest(finished):
+    first = CheckpointStore(finished.path / "checkpoints").names()[0]
+    sampled = [
+        evaluate_run(
+            finished.path, episodes=40, deterministic=False, seed=seed, checkpoint=first
+        ).result
+        for seed in (0, 0, 1)
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert len(set(sampled[0].returns)) > 1
+
+
+def test_video_goes_into_the_run(finished):
+    path, returns = record_run(finished.path, finished.path / "videos" / "x.gif", episodes=2)
+    assert path.stat().st_size > 0
+    assert len(returns) == 2
+
+
+def test_training_stops_at_the_score_and_keeps_that_policy(tmp_path):
+    evaluation = EvaluationConfig(every_steps=64, episodes=4, final_episodes=4, stop_at=0.0)
+    config = small_run(tmp_path / "run", total_steps=10**7, evaluation=evaluation)
+    done = train(config)
+    assert done.outcome.steps < 10**7
+    assert done.outcome.interrupted is None
+    best = CheckpointStore(done.path / "checkpoints").best()
+    assert best["return_mean"] == done.outcome.evaluation.return_mean >= 0.0
+    assert best["steps"] <= done.outcome.steps
+
+
+def test_passing_policy_is_judged_by_the_final_number_of_episodes(tmp_path):
+    evaluation = EvaluationConfig(every_steps=64, episodes=1, final_episodes=6, stop_at=0.0)
+    done = train(small_run(tmp_path / "run", total_steps=10**7, evaluation=evaluation))
+    assert len(done.outcome.evaluation.returns) == 6
+    best = CheckpointStore(done.path / "checkpoints").best()["checkpoint"]
+    assert done.outcome.evaluation == evaluate_run(done.path, checkpoint=best).result
+
+
+def test_asynchronous_training_tells_its_lag(tmp_path):
+    sampler = PROCESSES.model_copy(update={"mode": "async"})
+    done = train(small_run(tmp_path / "run", sampler=sampler, total_steps=1024))
+    lags = [row["policy_lag"] for row in rows(done.path, "training")]
+    assert done.outcome.steps == 1024
+    assert all(0 <= lag <= 1 for lag in lags)
+    assert any(lag == 1 for lag in lags)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("process", WorkerError), ("serial", EnvError)])
+def test_what_was_learnt_is_saved_when_an_environment_breaks(tmp_path, kind, error):
+    path = tmp_path / "run"
+    sampler = PROCESSES.model_copy(update={"kind": kind})
+    env = EnvConfig(id="tests.training.clockwork:Breaking")
+    config = small_run(path, sampler=sampler, env=env)
+    with pytest.raises(error, match="the simulator exploded"):
+        train(
+            config.model_copy(
+                update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": None})}
+            )
+        )
+    # Three rollouts of 8 steps come before the 30th.
+    store = CheckpointStore(path / "checkpoints")
+    assert store.names() == ["step_000000000000", "step_000000000192"]
+    assert store.load("last").about["updates"] == 3
+    assert [row["steps"] for row in rows(path, "training")] == [64, 128, 192]
+    assert not (path / "summary.json").exists()
+    with pytest.raises(error):
+        resume(path)
+    assert store.load("last").steps == 384
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    path = tmp_path / "run"
+    env = EnvConfig(id="tests.training.clockwork:Overflowing")
+    config = small_run(path, env=env)
+    algorithm = config.algorithm.model_copy(
+        update={"normalize_rewards": False, "reward_scale": 1000.0}
+    )
+    with pytest.raises(FastrlError, match="learning diverged"):
+        train(config.model_copy(update={"algorithm": algorithm}))
+    store = CheckpointStore(path / "checkpoints")
+    assert store.names()[-1] == "step_000000000192"
+    for tensor in store.load("last").model.values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_mistakes_leave_nothing_behind(tmp_path):
+    for env_id, error in (("NoSuchEnv-v0", EnvError), ("no.module:make", EnvError)):
+        with pytest.raises(error):
+            train(small_run(tmp_path / "run", env=EnvConfig(id=env_id)))
+    config = small_run(tmp_path / "run")
+    algorithm = config.algorithm.model_copy(update={"device": "cuda:77"})
+    with pytest.raises(ConfigError, match="CUDA"):
+        train(config.model_copy(update={"algorithm": algorithm}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_without_evaluation_has_none_in_its_summary(tmp_path):
+    done = train(small_run(tmp_path / "run"))
+    summary = json.loads((done.path / "summary.json").read_text())
+    assert summary["eval_return_mean"] is None
+    assert summary["eval_episodes"] == 0
+    assert done.outcome.evaluation is None
+
+
+def test_cartpole_is_learnt_within_seconds(tmp_path):
+    """The short one of the learning tests: from 20 steps to the top in some 40,000 steps."""
+    from fastrl.config import load_config
+
+    changes = ["evaluation.stop_at=475", "evaluation.episodes=20", "evaluation.final_episodes=20"]
+    config = load_config("configs/cartpole_ppo.yaml", [*changes, f"run_dir={tmp_path / 'run'}"])
+    done = train(config)
+    assert done.outcome.evaluation.return_mean >= 475
+    assert done.outcome.steps <= 110_000
+    curve = [row["return_mean"] for row in rows(done.path, "training")]
+    assert curve[0] < 60
+    assert not any(math.isnan(value) for value in curve if value is not None)
+    assert isinstance(done.config, Config)
