@@ -1,0 +1,162 @@
+"""Measure how fast classic control can be stepped, by fastrl and by others.
+
+    python scripts/bench_tensor_envs.py
+    python scripts/bench_tensor_envs.py --envs CartPole-v1 --seconds 0.3 --max-envs 65536
+
+Workloads: one environment, for single steps and for 200 in a call; a policy with one layer of 64
+units, at 1 and at 2,000 environments; random actions, at 2^6 to 2^20 environments. Drawing actions
+counts, compiling does not and is reported apart. Those who take part take turns, in
+several rounds. Writes a JSON file, a Markdown file beside it, and a plot.
+
+gymnax and EnvPool take part where they are installed: pip install gymnax envpool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensor_bench import players, report
+from tensor_bench.gymnax_player import gymnax
+from tensor_bench.players import Run, Setting
+
+from fastrl.cores import usable_cores
+from fastrl.envs.tensor import TENSOR_ENVS
+from fastrl.machine import machine, versions
+
+Builder = Callable[[Setting], Run | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the files, print the tables; return the exit code."""
+    args = _parser().parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    found = []
+    for workload, setting in _cells(args):
+        for row in _measure(setting, _builders(args), args):
+            found.append({"env": setting.env, "workload": workload, **row})
+            print(report.line(found[-1]), file=sys.stderr, flush=True)
+    result = {
+        "results": found,
+        "threads": args.threads,
+        "seconds": args.seconds,
+        "repeats": args.repeats,
+        "machine": machine(),
+        "versions": {**versions(), **report.peer_versions()},
+    }
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    text = report.markdown(result)
+    args.json.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    args.plot.parent.mkdir(parents=True, exist_ok=True)
+    report.plot(result, args.plot)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    described, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=described,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--envs", nargs="+", choices=TENSOR_ENVS, default=list(TENSOR_ENVS), metavar="ID")
+    add("--workloads", nargs="+", choices=report.WORKLOADS, default=list(report.WORKLOADS))
+    add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
+    add("--min-envs", type=int, default=2**6, help="of the scaling (64)")
+    add("--max-envs", type=int, default=2**20, help="of the scaling (1048576)")
+    add("--factor", type=int, default=2, help="between two sizes of the scaling (2)")
+    add("--seconds", type=float, default=0.5, help="length of a window (0.5)")
+    add("--repeats", type=int, default=5, help="number of rounds (5)")
+    add("--threads", type=int, default=usable_cores(), help="threads of every method (all cores)")
+    add("--compile", action="store_true", help="torch.compile the tensor programs on the CPU too")
+    add("--json", type=Path, default=Path("results/tensor_envs.json"))
+    add("--plot", type=Path, default=Path("imgs/tensor_envs.png"))
+    return parser
+
+
+def _builders(args: argparse.Namespace) -> dict[str, Builder]:
+    builders: dict[str, Builder] = {
+        "gymnasium": players.gymnasium_single,
+        "gymnasium vector": players.gymnasium_vector,
+        "EnvPool": players.envpool,
+        "gymnax": gymnax,
+        "fastrl loops": players.loops,
+        "fastrl program": partial(players.program, device="cpu", steps_per_graph=0),
+    }
+    if args.compile:
+        builders["fastrl compiled program"] = partial(
+            players.program, device="cpu", steps_per_graph=1
+        )
+    if torch.cuda.is_available():
+        builders["fastrl GPU"] = partial(players.program, device="cuda", steps_per_graph=32)
+    return {name: each for name, each in builders.items() if name in (args.methods or builders)}
+
+
+def _cells(args: argparse.Namespace) -> list[tuple[str, Setting]]:
+    """Return what is measured, by workload."""
+    sizes, size = [], args.min_envs
+    while size <= args.max_envs:
+        sizes.append(size)
+        size *= args.factor
+    cells = []
+    for env in args.envs:
+        of_env = {
+            "step": [Setting(env, 1, steps_per_call=1)],
+            "episode": [Setting(env, 1, steps_per_call=200)],
+            "policy_1": [Setting(env, 1, policy=True, steps_per_call=200)],
+            "policy_2000": [Setting(env, 2000, policy=True, threads=args.threads)],
+            "random": [Setting(env, size, threads=args.threads) for size in sizes],
+        }
+        for workload in args.workloads:
+            cells += [(workload, setting) for setting in of_env[workload]]
+    return cells
+
+
+def _measure(
+    setting: Setting, builders: dict[str, Builder], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return one row per method that takes part."""
+    runs: dict[str, Run] = {}
+    first_s: dict[str, float] = {}
+    for name, build in builders.items():
+        began = time.perf_counter()
+        run = build(setting)
+        if run is not None:
+            run(1)
+            runs[name], first_s[name] = run, time.perf_counter() - began
+    steps = {name: _calibrated(run, args.seconds, setting.length) for name, run in runs.items()}
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(args.repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            began = time.perf_counter()
+            runs[name](steps[name])
+            elapsed = time.perf_counter() - began
+            rates[name].append(steps[name] * setting.num_envs / elapsed)
+    return [report.row(name, setting.num_envs, rates[name], first_s[name]) for name in runs]
+
+
+def _calibrated(run: Run, seconds: float, unit: int) -> int:
+    """Return how many steps take about so long, a multiple of ``unit``."""
+    steps = unit
+    while True:
+        began = time.perf_counter()
+        run(steps)
+        elapsed = time.perf_counter() - began
+        if elapsed >= seconds / 4:
+            return max(unit, round(steps * seconds / elapsed / unit) * unit)
+        steps *= 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

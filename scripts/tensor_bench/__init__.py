@@ -1,0 +1,1 @@
+"""Who takes part in `bench_tensor_envs.py`, and how it reports."""
