@@ -1,4 +1,4 @@
-# make train   measure how fast fastrl samples CartPole on this machine (installs first)
+# make train   train PPO on CartPole until it is solved, and show the result (installs first)
 # make test    format check, lint, types, tests (installs first)
 # make clean   remove what these made
 
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-TRAIN := throughput configs/cartpole_ppo.yaml --seconds 3 --repeats 3 --limit
+TRAIN := train configs/cartpole_ppo.yaml evaluation.stop_at=475
 
 .PHONY: help install train test clean
 

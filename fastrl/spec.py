@@ -22,12 +22,15 @@ class EnvSpec:
         observation_space: Space of one environment's observation.
         action_space: Space of one environment's action.
         max_episode_steps: Time limit in steps, None where there is none.
+        episode_info: Names of the figures that it tells of an episode that has ended, such as
+            ``is_success``; ``a/b`` names entry b of the dictionary a in its info.
     """
 
     id: str
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     max_episode_steps: int | None = None
+    episode_info: tuple[str, ...] = ()
 
     @cached_property
     def observation(self) -> dict[str, TensorSpec]:

@@ -28,6 +28,7 @@ Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Seconds = Annotated[Float, Field(gt=0, le=1e9)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Bool = Annotated[bool, Strict()]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ImportPath = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"),

@@ -24,6 +24,7 @@ from fastrl.config.fields import (
     Seed,
     Size,
     Steps,
+    Text,
     sequence,
 )
 from fastrl.cores import usable_cores
@@ -51,6 +52,11 @@ class EnvConfig(Section):
     wrappers: Annotated[tuple[ImportPath, ...], BeforeValidator(sequence)] = Field(
         default=(),
         description="Wrappers 'package.module:callable', applied in order; imported as named.",
+    )
+    episode_info: Annotated[tuple[Text, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="Figures in the info of an episode's last step that go into the metrics, such "
+        "as is_success; a/b is entry b of the dictionary a.",
     )
     max_episode_steps: Size | None = Field(
         default=None,

@@ -28,6 +28,9 @@ class StepViews:
         truncated: ``[n]`` bool: the episode was cut off, by a time limit for instance.
         final_observation: Per observation leaf ``[n, *shape]``: the last observation of an
             episode that ended in this step; rows of other environments are left alone.
+        episode_info: ``[n, len(spec.episode_info)]`` float32: the figures of an episode that
+            ended in this step; rows of other environments are left alone. None where the
+            specification names no figures, or nobody asks for them.
     """
 
     action: Rows
@@ -36,6 +39,7 @@ class StepViews:
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     final_observation: Rows
+    episode_info: NDArray[np.float32] | None = None
 
 
 @runtime_checkable

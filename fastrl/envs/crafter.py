@@ -33,7 +33,11 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     ``reset(seed=s)`` starts the worlds that ``crafter.Env(seed=s)`` goes through, from the first.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "episode_info": tuple(f"achievements/{name}" for name in constants.achievements),
+    }
 
     def __init__(
         self,

@@ -86,12 +86,15 @@ class GymLoop:
         observations: list[Any] = []
         rewards: list[Any] = []
         ended: list[tuple[int, bool]] = []
+        infos: list[Any] | None = None if views.episode_info is None else []
         add_observation, add_reward = observations.append, rewards.append
         try:
             for step, action in zip(self._steps, actions, strict=True):
-                observation, reward, terminated, truncated, _ = step(action)
+                observation, reward, terminated, truncated, info = step(action)
                 add_observation(observation)
                 add_reward(reward)
+                if infos is not None:
+                    infos.append(info)
                 if terminated or truncated:
                     ended.append((len(rewards) - 1, bool(terminated)))
         except Exception as error:
@@ -102,6 +105,9 @@ class GymLoop:
         self._clock += 1
         if self._clock >= self._next_deadline:
             self._add_timed_out(ended)
+        if infos is not None and views.episode_info is not None:
+            for index, _ in ended:
+                self._note_figures(index, infos[index], views.episode_info[index])
         if ended:
             self._restart(ended, observations, views)
         self._writer.write_all(observations, views.observation)
@@ -112,6 +118,20 @@ class GymLoop:
         envs, self._envs, self._steps = self._envs, [], []
         for env in envs:
             env.close()
+
+    def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
+        """Write the figures that the specification names; NaN where this episode has none."""
+        for column, name in enumerate(self.spec.episode_info):
+            found: Any = info
+            for part in name.split("/"):
+                found = found.get(part, np.nan) if isinstance(found, dict) else np.nan
+            try:
+                row[column] = found
+            except (TypeError, ValueError):
+                raise EnvError(
+                    f"env {index} of '{self.spec.id}': info '{name}' is {found!r}; "
+                    "expected a number"
+                ) from None
 
     def _add_timed_out(self, ended: list[tuple[int, bool]]) -> None:
         already = {index for index, _ in ended}

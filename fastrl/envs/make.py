@@ -68,6 +68,8 @@ class EnvFactory:
         max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
         action_bounds: How actions are kept inside a bounded ``Box``.
         randomize: For factories that take an argument of this name; refused by other ids.
+        episode_info: Names of figures in the info of an episode's last step, beside those that
+            the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
     """
 
     id: str | Callable[..., Any]
@@ -76,6 +78,7 @@ class EnvFactory:
     max_episode_steps: int | None = None
     action_bounds: ActionBounds = "clip"
     randomize: Mapping[str, Any] = field(default_factory=dict)
+    episode_info: Sequence[str] = ()
 
     @classmethod
     def from_config(cls, config: EnvConfig) -> EnvFactory:
@@ -147,7 +150,15 @@ class EnvFactory:
             spec = EnvSpec(self.name, *spaces, _vector_time_limit(env))
         elif _is_single(env):
             limit = getattr(env.spec, "max_episode_steps", None) or _peel(env)[1]
-            spec = EnvSpec(self.name, env.observation_space, env.action_space, limit)
+            told = env.metadata.get("episode_info", ()) if env.metadata else ()
+            names = tuple(dict.fromkeys([*told, *self.episode_info]))
+            spec = EnvSpec(self.name, env.observation_space, env.action_space, limit, names)
+        for name in self.episode_info:
+            if name not in spec.episode_info:
+                raise EnvError(
+                    f"env.episode_info: '{self.name}' does not tell '{name}'"
+                    f"{nearest(name, spec.episode_info)}"
+                )
         observation_specs(spec.observation_space)
         ActionConverter(spec.action_space, self.action_bounds)
         return cast("EnvSpec", spec)

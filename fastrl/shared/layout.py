@@ -72,6 +72,9 @@ def table_fields(env_spec: EnvSpec) -> Iterator[Field]:
     yield Field("reward", Axes.TIME, scalar, env)
     yield Field("terminated", Axes.TIME, flag, env)
     yield Field("truncated", Axes.TIME, flag, env)
+    if env_spec.episode_info:
+        figures = TensorSpec((len(env_spec.episode_info),), torch.float32)
+        yield Field("episode_info", Axes.TIME, figures, env)
     for leaf, spec in env_spec.action.items():
         yield Field("action", Axes.TIME, spec, model, leaf, nested=True)
     yield Field("log_prob", Axes.TIME, scalar, model)

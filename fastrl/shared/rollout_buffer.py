@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ class Episodes:
         lengths: ``[E]`` int64: in environment steps.
         end_step: ``[E]`` int64: t of the last step.
         slot: ``[E]`` int64: column of the rollout.
+        info: By name ``[E]`` float32: the figures that `EnvSpec.episode_info` names.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
     end_step: NDArray[np.int64]
     slot: NDArray[np.int64]
+    info: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of episodes that ended."""
@@ -118,4 +121,15 @@ class RolloutBuffer:
             totals[follows] - totals[np.flatnonzero(follows) - 1] for totals in (returns, lengths)
         )
         by_time = np.lexsort((columns, ends))
-        return Episodes(returns[by_time], lengths[by_time], ends[by_time], columns[by_time])
+        ends, columns = ends[by_time], columns[by_time]
+        info = self._episode_info(bank, ends, columns)
+        return Episodes(returns[by_time], lengths[by_time], ends, columns, info)
+
+    def _episode_info(
+        self, bank: Bank, ends: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float32]]:
+        if bank.episode_info is None:
+            return {}
+        figures = bank.episode_info.numpy()[ends, columns]
+        names = self._table.env_spec.episode_info
+        return {name: figures[:, index] for index, name in enumerate(names)}

@@ -33,6 +33,8 @@ class Bank:
         value: ``[T+1, B]`` float32.
         final_value: ``[T, B]`` float32: V(final observation) where truncated, else 0.
         policy_version: ``[T, B]`` int64.
+        episode_info: ``[T, B, K]`` float32, written where an episode ended; None where the
+            environment names no figures.
     """
 
     observation: dict[str, Tensor]
@@ -45,6 +47,7 @@ class Bank:
     value: Tensor
     final_value: Tensor
     policy_version: Tensor
+    episode_info: Tensor | None = None
 
 
 class Table:
@@ -92,7 +95,7 @@ class Table:
             FastrlError: Names the field and its first unwritten position.
         """
         for name, tensor in self._named(bank):
-            if name.startswith("final_observation") or tensor.dtype not in _CHECKED:
+            if name.startswith(_SOMETIMES) or tensor.dtype not in _CHECKED:
                 continue
             unwritten = tensor.isnan() if tensor.is_floating_point() else tensor == _POISON_INT
             if unwritten.any():
@@ -133,6 +136,8 @@ class Table:
             yield label, value[entry.leaf] if entry.nested else value
 
 
+_SOMETIMES = ("final_observation", "episode_info")
+"""Fields that are written only where an episode ended."""
 _POISON_INT = -(2**62)
 _CHECKED = (torch.float16, torch.float32, torch.int64)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fastrl.config import Config
 from fastrl.errors import FastrlError
 from fastrl.learning import Learner
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.episode_info import Totals
 from fastrl.training.random_state import random_state, restore_random_state
 from fastrl.training.window import Window
 from fastrl.workers.plan import SamplingPlan
@@ -26,10 +27,12 @@ class Counted:
     Attributes:
         wall_s: Time of training.
         episodes: Episodes that ended.
+        info: What they told of themselves.
     """
 
     wall_s: float = 0.0
     episodes: int = 0
+    info: Totals = field(default_factory=dict)
 
 
 class Saver:
@@ -71,6 +74,7 @@ class Saver:
                 "updates": self._learner.updates,
                 "episodes": self._window.episodes,
                 "wall_s": self._window.wall_s,
+                "episode_info": self._window.info.totals,
             },
         )
 
@@ -109,10 +113,11 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
         restore_random_state(checkpoint.state["random"])
-        return Counted(float(about["wall_s"]), int(about["episodes"]))
+        info = {name: tuple(map(int, row)) for name, row in about["episode_info"].items()}
+        return Counted(float(about["wall_s"]), int(about["episodes"]), info)
     except FastrlError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {checkpoint.name} lacks {error}") from error
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.episode_info import EpisodeInfo
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
 from fastrl.training.interrupts import Interrupts, StopSignal
@@ -45,6 +46,7 @@ class Outcome:
         steps: Environment steps that the run has learnt from, in all its sessions.
         wall_s: Time in which it did, from starting the workers to the last update.
         evaluation: Of the policy that the run ended with; None where there was none.
+        info: What the environments told of the episodes of training.
         interrupted: The signal that ended it early, or None.
     """
 
@@ -52,6 +54,7 @@ class Outcome:
     wall_s: float
     evaluation: EvaluationResult | None = None
     interrupted: signal.Signals | None = None
+    info: EpisodeInfo = field(default_factory=EpisodeInfo)
 
     def summary(self, config: Config) -> dict[str, Any]:
         """Return what ``summary.json`` holds."""
@@ -66,7 +69,13 @@ class Outcome:
             "eval_return_mean": None if result is None else result.return_mean,
             "eval_return_std": None if result is None else result.return_std,
             "eval_episodes": 0 if result is None else len(result.returns),
+            **self._info(),
         }
+
+    def _info(self) -> dict[str, Any]:
+        score, shares = self.info.achievement_score(), self.info.shares()
+        found: dict[str, Any] = {} if score is None else {"achievement_score": score}
+        return {**found, "episode_info_positive": shares} if shares else found
 
 
 class Session:
@@ -111,7 +120,7 @@ class Session:
             log = MetricsLog(directory, config, self._learner.steps)
             stack.callback(log.close)
             progress = stack.enter_context(self._build_progress(directory))
-            window = Window(self._counted.wall_s, self._counted.episodes)
+            window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
             journal = Journal(config, log, progress, window)
             saver = Saver(config, self._plan, self._learner, window, store)
             saver.save()
@@ -136,7 +145,7 @@ class Session:
             result = None
             if candidates is not None:
                 result = self._judge(candidates, saver, journal, interrupts)
-            outcome = Outcome(steps, wall_s, result, interrupts.requested)
+            outcome = Outcome(steps, wall_s, result, interrupts.requested, window.info)
             directory.write_summary(outcome.summary(config))
             return outcome
 

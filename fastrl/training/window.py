@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastrl.shared.rollout_buffer import Episodes
+from fastrl.training.episode_info import EpisodeInfo, Totals
 
 _EPISODES = 100
 """Episodes over which returns and lengths are averaged."""
@@ -46,14 +47,16 @@ class Window:
     Attributes:
         steps: Environment steps in the window.
         episodes: Episodes that have ended in the whole run.
+        info: What they told of themselves.
 
     Args:
         wall_s: Time of the run before now.
         episodes: Episodes before now.
+        info: What they told of themselves.
     """
 
-    def __init__(self, wall_s: float = 0.0, episodes: int = 0) -> None:
-        self.episodes = episodes
+    def __init__(self, wall_s: float = 0.0, episodes: int = 0, info: Totals | None = None) -> None:
+        self.episodes, self.info = episodes, EpisodeInfo(info)
         self._earlier_s = wall_s
         self._returns: deque[float] = deque(maxlen=_EPISODES)
         self._lengths: deque[int] = deque(maxlen=_EPISODES)
@@ -82,6 +85,7 @@ class Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
         if len(update.episodes):
             self.episodes += len(update.episodes)
+            self.info.add(update.episodes)
             self._returns.extend(update.episodes.returns.tolist())
             self._lengths.extend(update.episodes.lengths.tolist())
 
@@ -115,6 +119,7 @@ class Window:
             "policy_lag": self._lag / self._updates,
         }
         row.update({name: total / self._updates for name, total in self._sums.items()})
+        row.update(self.info.row())
         self._opened_s += open_s
         self._clear()
         return row

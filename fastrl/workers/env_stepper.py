@@ -64,6 +64,7 @@ class EnvStepper:
             tensor.numpy() for tensor in (bank.reward, bank.terminated, bank.truncated)
         )
         final = _rows(bank.final_observation, None, slots)
+        info = None if bank.episode_info is None else bank.episode_info.numpy()
         return [
             StepViews(
                 action=_rows(bank.action, t, slots, writable=False),
@@ -72,6 +73,7 @@ class EnvStepper:
                 terminated=terminated[t, slots],
                 truncated=truncated[t, slots],
                 final_observation=final,
+                episode_info=None if info is None else info[t, slots],
             )
             for t in range(self._table.rollout_length)
         ]

@@ -1,5 +1,6 @@
 """Whatever ends a worker ends the run, in bounded time, with the cause, and leaves nothing."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -92,10 +93,14 @@ def test_nothing_grows_over_many_samplers():
 
     process = psutil.Process()
     once()
+    # What earlier tests left behind may go away meanwhile.
+    gc.collect()
     descriptors, threads = process.num_fds(), process.num_threads()
     for _ in range(5):
         once()
-    assert (process.num_fds(), process.num_threads()) == (descriptors, threads)
+    gc.collect()
+    assert process.num_fds() <= descriptors
+    assert process.num_threads() <= threads
 
 
 SCRIPT = textwrap.dedent(

@@ -18,6 +18,7 @@ SPEC = EnvSpec(
     "test",
     spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Box(0, 255, (4, 4, 3), np.uint8)}),
     spaces.MultiDiscrete([2, 3]),
+    episode_info=("is_success", "distance"),
 )
 WRITTEN = [
     "observation",
