@@ -147,8 +147,10 @@ def _try(rule: _Rule) -> None:
     try:
         rule.apply(0, np.random.default_rng(0))
     except (ValueError, IndexError, TypeError) as error:
-        shape = rule.base.shape if rule.elements is None else rule.base[rule.elements].shape
-        raise EnvError(f"{rule.where}: does not fit values of shape {shape}: {error}") from error
+        wanted = "" if rule.elements is None else f" of elements {rule.elements.tolist()}"
+        raise EnvError(
+            f"{rule.where}: does not fit values of shape {rule.base.shape}{wanted}: {error}"
+        ) from error
     finally:
         rule.values[0] = kept
 

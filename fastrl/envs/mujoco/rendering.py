@@ -1,9 +1,21 @@
-"""Pictures of simulations by MuJoCo's renderer (EGL, OSMesa or a window's, by ``MUJOCO_GL``)."""
+"""Pictures of simulations by MuJoCo's renderer, on EGL, OSMesa or a window's OpenGL.
+
+``MUJOCO_GL`` says which; where it is not set, what works without a screen is tried in turn. The
+context of OpenGL is freed by `Photographer.close`, else with the photographer or at the end of the
+process, whichever comes first: before the libraries that freeing it needs are gone.
+"""
 
 from __future__ import annotations
 
+import atexit
 import copy
+import importlib
+import os
+import sys
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -11,6 +23,9 @@ from numpy.typing import NDArray
 
 from fastrl.envs.mujoco.physics import Physics
 from fastrl.errors import EnvError
+
+_BACKENDS = ("glfw", "egl", "osmesa")
+_MAX_GEOMETRIES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +51,7 @@ class Photographer:
         """Create the renderer.
 
         Raises:
-            EnvError: There is no such camera, or no OpenGL that works without a display.
+            EnvError: There is no such camera, or no OpenGL that works here.
         """
         self._physics = physics
         self._model = copy.copy(physics.model)
@@ -45,25 +60,119 @@ class Photographer:
         size.offwidth = max(size.offwidth, view.width)
         size.offheight = max(size.offheight, view.height)
         self._data = mujoco.MjData(self._model)
-        camera = view.camera
-        self._camera = camera if camera is not None else (0 if self._model.ncam else -1)
-        try:
-            self._renderer = mujoco.Renderer(self._model, view.height, view.width)
-            self._renderer.update_scene(self._data, self._camera)
-        except Exception as error:
-            # OpenGL bindings raise whatever they like, AttributeError of None among it.
-            raise EnvError(
-                f"cannot render: {type(error).__name__}: {error}; without a display set "
-                "MUJOCO_GL=egl or MUJOCO_GL=osmesa before MuJoCo is imported"
-            ) from error
+        self._camera = _camera(self._model, view.camera)
+        self._scene = mujoco.MjvScene(self._model, _MAX_GEOMETRIES)
+        self._options = mujoco.MjvOption()
+        self._rectangle = mujoco.MjrRect(0, 0, view.width, view.height)
+        self._context, self._gl = _open(self._model, view)
+        self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
+        # Last in, first out: EGL's end is registered by its first context, that of finalizers by
+        # whoever happened to make one first.
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """Return ``[height, width, 3] uint8``: simulation ``index`` as it is now."""
         self._physics.copy_to(index, self._model, self._data)
-        self._renderer.update_scene(self._data, self._camera)
-        picture: NDArray[np.uint8] = self._renderer.render()
-        return picture
+        self._gl.make_current()
+        mujoco.mjv_updateScene(
+            self._model,
+            self._data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        rectangle = self._rectangle
+        picture = np.empty((rectangle.height, rectangle.width, 3), np.uint8)
+        mujoco.mjr_render(rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(picture, None, rectangle, self._context)
+        # OpenGL's first row is the lowest.
+        return np.ascontiguousarray(picture[::-1])
 
     def close(self) -> None:
         """Free the renderer; safe to call twice."""
-        self._renderer.close()
+        self._finalizer()
+        atexit.unregister(self._finalizer)
+
+
+def _camera(model: mujoco.MjModel, wanted: int | str | None) -> mujoco.MjvCamera:
+    """Return a camera of the model, or a free one.
+
+    Raises:
+        EnvError: The model has no such camera.
+    """
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if isinstance(wanted, str):
+        if wanted not in names:
+            raise EnvError(f"the model has no camera '{wanted}'; it has {names}")
+        wanted = names.index(wanted)
+    elif wanted is None:
+        wanted = 0 if names else -1
+    elif not -1 <= wanted < len(names):
+        raise EnvError(f"the model has no camera {wanted}; it has {names}, and -1 is a free one")
+    camera = mujoco.MjvCamera()
+    if wanted < 0:
+        mujoco.mjv_defaultFreeCamera(model, camera)
+    else:
+        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = wanted
+    return camera
+
+
+def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:
+    """Return a renderer and the OpenGL context that it draws in.
+
+    Raises:
+        EnvError: None works.
+    """
+    failures = []
+    for name in _candidates():
+        gl = None
+        try:
+            gl = importlib.import_module(f"mujoco.{name}").GLContext(view.width, view.height)
+            gl.make_current()
+            context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+        except Exception as error:
+            # OpenGL bindings raise whatever they like, AttributeError of None among it.
+            _free(None, gl)
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+        else:
+            return context, gl
+    raise EnvError(
+        f"cannot render: {'; '.join(failures)}; install OpenGL (on Debian libegl1) and set "
+        "MUJOCO_GL=egl or MUJOCO_GL=osmesa before MuJoCo is imported"
+    )
+
+
+def _candidates() -> tuple[str, ...]:
+    """Return the backends to try.
+
+    Raises:
+        EnvError: ``MUJOCO_GL`` names none of them, or one that needs a screen and there is none.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    screen = not sys.platform.startswith("linux") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    if asked and asked not in _BACKENDS:
+        raise EnvError(f"cannot render: MUJOCO_GL is '{asked}'; it may be {', '.join(_BACKENDS)}")
+    if asked == "glfw" and not screen:
+        # Asked for a window without a screen, GLFW leaves half a context that cannot be freed.
+        raise EnvError("cannot render: MUJOCO_GL is 'glfw', and there is no screen; use egl")
+    if asked:
+        return (asked,)
+    return _BACKENDS if screen else _BACKENDS[1:]
+
+
+def _free(context: mujoco.MjrContext | None, gl: Any) -> None:  # noqa: ANN401
+    """Free what is left of a renderer; OpenGL may be gone already, or another thread's."""
+    with suppress(Exception):
+        if context is not None:
+            gl.make_current()
+            context.free()
+    with suppress(Exception):
+        if gl is not None:
+            gl.free()

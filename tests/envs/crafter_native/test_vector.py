@@ -53,8 +53,10 @@ def test_seed_starts_over():
 
 def test_without_a_seed_worlds_differ():
     env = gymnasium.make_vec(ID, num_envs=2, **SMALL)
-    observation, _ = env.reset()
-    assert not np.array_equal(observation[0], observation[1])
+    env.reset()
+    # Around the player two worlds may look alike: there is often nothing but grass.
+    first, second = env.unwrapped.batched.semantic()
+    assert not np.array_equal(first, second)
 
 
 def test_symbolic_observations_are_dicts():

@@ -53,8 +53,12 @@ def test_fresh_simulation_has_no_contact_forces_of_another():
     start = physics.initial_qpos
     start[2] = 0.4
     physics.restart(np.arange(2), start, np.zeros(physics.model.nv))
-    physics.step(20)
-    assert np.abs(physics.now.cfrc_ext).max() > 0
+    # It bounces: when it touches the ground depends on MuJoCo's version.
+    for _ in range(100):
+        physics.step(1)
+        if np.abs(physics.now.cfrc_ext).max() > 0:
+            break
+    assert np.abs(physics.now.cfrc_ext[0]).max() > 0
 
     physics.restart(np.array([True, False]), start, np.zeros(physics.model.nv))
 

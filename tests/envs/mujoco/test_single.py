@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from fastrl.envs.mujoco import HalfCheetahV5, HopperV5, View
 from fastrl.errors import EnvError
@@ -28,8 +34,10 @@ def test_episodes_are_gymnasiums_whenever_they_are_begun():
         assert np.array_equal(ours.reset()[0], theirs.reset()[0])
 
 
+# Gymnasium's robots have no bounds either.
+@pytest.mark.filterwarnings("ignore:.*A Box observation space .* is -?infinity")
 def test_environment_passes_gymnasiums_own_check():
-    gymnasium.utils.env_checker.check_env(HopperV5.single(), skip_render_check=True)
+    check_env(HopperV5.single(), skip_render_check=True)
 
 
 def test_unknown_render_mode_is_refused():
@@ -84,3 +92,72 @@ def test_pictures_show_the_drawn_parameters(photographed):
     big = {"geom_size": {"scale": 3.0, "of": "trunk"}}
 
     assert not np.array_equal(plain, photographed(camera="front", randomize=big).render())
+
+
+LEFT_OPEN = """
+from fastrl.envs.mujoco import HalfCheetahV5
+env = HalfCheetahV5.single(render_mode="rgb_array")
+env.reset(seed=0)
+env.render()
+"""
+
+
+def test_renderer_that_is_left_open_ends_quietly_with_the_process(photographed):
+    photographed().close()
+
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=100, check=True
+    )
+
+    assert done.stderr == ""
+
+
+def test_renderer_that_is_dropped_is_freed(photographed, recwarn):
+    env = photographed()
+    picture = env.render()
+    del env
+    gc.collect()
+
+    assert not recwarn.list
+    assert np.array_equal(photographed().render(), picture)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("vulkan", "MUJOCO_GL is 'vulkan'; it may be glfw, egl, osmesa"), ("glfw", "no screen")],
+)
+def test_backend_that_cannot_work_is_named(jumper_class, monkeypatch, backend, message):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    env = jumper_class.single(render_mode="rgb_array")
+    env.reset(seed=0)
+
+    with pytest.raises(EnvError, match=message):
+        env.render()
+
+
+def test_renderer_that_fails_leaves_nothing_behind(photographed, monkeypatch, recwarn):
+    """What it leaves would complain when it is collected, in whatever runs then."""
+    photographed().close()
+
+    def fail(*args):
+        raise mujoco.FatalError("no buffer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(mujoco, "MjrContext", fail)
+        with pytest.raises((EnvError, pytest.skip.Exception), match="no buffer"):
+            photographed()
+    gc.collect()
+
+    assert not recwarn.list
+    photographed().close()
+
+
+def test_camera_that_the_model_lacks_is_named(jumper_class):
+    env = jumper_class.single(render_mode="rgb_array", view=View(camera="top"))
+    env.reset(seed=0)
+
+    with pytest.raises(EnvError, match=r"no camera 'top'; it has \['side', 'front'\]"):
+        env.render()
