@@ -87,6 +87,10 @@ class BaseSampler:
     def start(self) -> None:
         """Start sampling."""
 
+    @staticmethod
+    def _closed_error() -> FastrlError:
+        return FastrlError("this sampler is closed; make a new one to go on sampling")
+
     def _before_filling(self, rollout: int) -> None:
         if self._debug:
             self._context.table.poison(rollout % NUM_BANKS)

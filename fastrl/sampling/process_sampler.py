@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fastrl.errors import FastrlError, WorkerError
+from fastrl.errors import WorkerError
 from fastrl.sampling.base import BaseSampler
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
@@ -65,17 +65,30 @@ class ProcessSampler(BaseSampler):
         self._supervisor: Supervisor | None = None
 
     def start(self) -> None:
-        """Start the workers and return without waiting for them."""
+        """Start the workers and return without waiting for them.
+
+        Raises:
+            FastrlError: The sampler was closed, or the system lacks what the workers need.
+        """
+        if self._context.hand_over.stopped:
+            raise self._closed_error()
         if self._supervisor is not None:
             return
+        try:
+            self._start_workers()
+        except BaseException:
+            self.close()
+            raise
+        if self._asynchronous:
+            self._permit()
+
+    def _start_workers(self) -> None:
         plan, topology = self._context.plan, self.topology
         self._supervisor = Supervisor(self._context.hand_over.stop, plan.torch_threads)
         for index in range(topology.num_env_workers):
             self._supervisor.start(f"env-worker-{index}", run_env_worker, self._context, index)
         for index in range(topology.num_model_workers):
             self._supervisor.start(f"model-worker-{index}", run_model_worker, self._context, index)
-        if self._asynchronous:
-            self._permit()
 
     def collect(self) -> Rollout:
         """Return the next rollout as soon as every worker has filled its part of it.
@@ -84,8 +97,6 @@ class ProcessSampler(BaseSampler):
             WorkerError: A worker raised, died or made no progress within the deadline.
             FastrlError: The sampler was closed.
         """
-        if self._context.hand_over.stopped:
-            raise FastrlError("this sampler is closed; make a new one to go on sampling")
         self.start()
         self._permit()
         try:
@@ -101,6 +112,7 @@ class ProcessSampler(BaseSampler):
 
     def close(self) -> None:
         """End all workers; they get two seconds before they are killed."""
+        self._context.hand_over.stop()
         if self._supervisor is not None:
             self._supervisor.stop()
         super().close()
@@ -120,14 +132,17 @@ class ProcessSampler(BaseSampler):
         limit_s = self._deadlines.stall_timeout_s
         if self._next_rollout == 0:
             limit_s = max(limit_s, self._deadlines.start_timeout_s)
-        since = time.monotonic()
+        silent_s, looked_s = 0.0, time.monotonic()
         for _ in range(self._context.hand_over.parts):
             while not signal.wait(_SLICE_S):
                 self._supervisor.check()
-                steps = self.counters.env_steps()
+                steps, now_s = self.counters.env_steps(), time.monotonic()
+                # A process that was stopped, by Ctrl-Z for one, did not see its workers either.
+                silent_s += min(now_s - looked_s, 2 * _SLICE_S)
+                looked_s = now_s
                 if steps != progress:
-                    progress, since = steps, time.monotonic()
-                elif time.monotonic() - since > limit_s:
+                    progress, silent_s = steps, 0.0
+                elif silent_s > limit_s:
                     raise self._stalled(limit_s)
 
     def _stalled(self, limit_s: float) -> WorkerError:

@@ -32,9 +32,16 @@ class SerialSampler(BaseSampler):
         super().__init__(plan, state_dict, debug=debug)
         self._steppers: list[EnvStepper] = []
         self._policies: list[PolicyRunner] = []
+        self._closed = False
 
     def start(self) -> None:
-        """Build the environments and the policy."""
+        """Build the environments and the policy.
+
+        Raises:
+            FastrlError: The sampler was closed.
+        """
+        if self._closed:
+            raise self._closed_error()
         if self._steppers:
             return
         context, topology = self._context, self.topology
@@ -86,7 +93,8 @@ class SerialSampler(BaseSampler):
         watch.row[Counter.EPISODES] += ended
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments; safe to call twice."""
+        self._closed = True
         for stepper in self._steppers:
             stepper.close()
         self._steppers = []

@@ -34,13 +34,18 @@ class SharedBlock:
             SIGBUS in a worker.
 
     Raises:
-        FastrlError: There is not enough memory.
+        FastrlError: There is not enough memory, or there are no descriptors left.
     """
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = max(num_bytes, 1)
-        self._fd = _create(self.num_bytes)
-        self._map = mmap.mmap(self._fd, self.num_bytes)
+        self._fd = -1
+        try:
+            self._fd = _create(self.num_bytes)
+            self._map = mmap.mmap(self._fd, self.num_bytes)
+        except OSError as error:
+            self.close()
+            raise _refused(self.num_bytes, error) from error
 
     def array(self, dtype: DTypeLike, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
         """Return a writable view of part of the block."""
@@ -71,7 +76,7 @@ def _create(num_bytes: int) -> int:
     # Looked at first: reserving more than there is wakes the kernel's out-of-memory killer
     # instead of failing.
     if num_bytes > psutil.virtual_memory().available:
-        raise _too_large(num_bytes)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("fastrl", os.MFD_CLOEXEC)
     else:
@@ -81,19 +86,21 @@ def _create(num_bytes: int) -> int:
         os.ftruncate(fd, num_bytes)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, num_bytes)
-    except OSError as error:
+    except OSError:
         os.close(fd)
-        if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-            raise
-        raise _too_large(num_bytes) from error
+        raise
     return fd
 
 
-def _too_large(num_bytes: int) -> FastrlError:
-    return FastrlError(
-        f"not enough memory for {num_bytes / 2**20:.0f} MiB of shared tensors; lower "
-        "sampler.rollout_length, sampler.envs_per_worker or sampler.num_env_workers"
-    )
+def _refused(num_bytes: int, error: OSError) -> FastrlError:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return FastrlError("no file descriptors are left; raise the limit with ulimit -n")
+    if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+        return FastrlError(
+            f"not enough memory for {num_bytes / 2**20:.0f} MiB of shared tensors; lower "
+            "sampler.rollout_length, sampler.envs_per_worker or sampler.num_env_workers"
+        )
+    return FastrlError(f"shared memory cannot be made: {error.strerror or error}")
 
 
 def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:  # noqa: ANN401

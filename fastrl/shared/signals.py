@@ -117,11 +117,9 @@ class _LinuxSignal:
         for _ in range(spins + 1):
             if trywait(address) == 0:
                 return True
-        # sem_timedwait counts on the realtime clock; a jump of that clock can only cut one slice
-        # of waiting short or stretch it, and every caller waits in slices.
-        deadline = time.clock_gettime(time.CLOCK_REALTIME) + timeout_s
+        deadline = time.clock_gettime(_CLOCK) + timeout_s
         until = _Timespec(int(deadline), int(deadline % 1 * 1e9))
-        while _blocking_libc.sem_timedwait(address, ctypes.byref(until)) != 0:
+        while _timed_wait(address, ctypes.byref(until)) != 0:
             if ctypes.get_errno() != errno.EINTR:
                 return False
         return True
@@ -152,3 +150,13 @@ if _UNNAMED:
     _libc.sem_post.argtypes = (ctypes.c_void_p,)
     _libc.sem_trywait.argtypes = (ctypes.c_void_p,)
     _blocking_libc.sem_timedwait.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    if hasattr(_blocking_libc, "sem_clockwait"):
+        # On the realtime clock a wait would last as much longer as somebody sets it back.
+        _blocking_libc.sem_clockwait.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+        _CLOCK = time.CLOCK_MONOTONIC
+
+        def _timed_wait(address: Any, until: Any) -> int:  # noqa: ANN401
+            return int(_blocking_libc.sem_clockwait(address, _CLOCK, until))
+
+    else:  # glibc before 2.30, and musl
+        _CLOCK, _timed_wait = time.CLOCK_REALTIME, _blocking_libc.sem_timedwait

@@ -14,8 +14,8 @@ from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
 class WeightStore:
     """A state dict in shared memory, in two copies: one being read, one being written.
 
-    A reader copies the newest version out and looks at the version again afterwards: it was torn
-    only if the learner published twice meanwhile, and is then read again.
+    A reader copies the newest version out and then looks whether the learner has begun to write
+    over it, which it does with the second publication from there; if so, it reads again.
 
     Args:
         state_dict: Fixes names, shapes and dtypes; its values are not yet published.
@@ -47,6 +47,7 @@ class WeightStore:
             changed = sorted(state_dict.keys() ^ self._specs.keys())
             raise FastrlError(f"published parameters differ from the model's: {changed}")
         version = self.version + 1
+        self._begun[0] = version
         for name, target in self._copies[version % 2].items():
             if target.shape != state_dict[name].shape:
                 raise FastrlError(
@@ -61,7 +62,7 @@ class WeightStore:
         """Return (version, copied state dict), or None where there is nothing newer."""
         while (version := self.version) > newer_than:
             copied = {name: tensor.clone() for name, tensor in self._copies[version % 2].items()}
-            if self.version - version < 2:
+            if int(self._begun[0]) - version < 2:
                 return version, copied
         return None
 
@@ -71,7 +72,7 @@ class WeightStore:
 
     def __getstate__(self) -> dict[str, object]:
         """Travel without the views."""
-        return {k: v for k, v in vars(self).items() if k not in ("_copies", "_version")}
+        return {k: v for k, v in vars(self).items() if k not in ("_copies", "_version", "_begun")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Attach in a worker."""
@@ -80,6 +81,7 @@ class WeightStore:
 
     def _attach(self) -> None:
         self._version = self._block.tensor(torch.int64, (1,))
+        self._begun = self._block.tensor(torch.int64, (1,), offset=8)
         self._copies = [
             {
                 name: self._block.tensor(

@@ -69,10 +69,16 @@ class Evaluator:
         Args:
             state_dict: Parameters of the policy.
             steps: Environment steps that they have learnt from; names the video.
+
+        Raises:
+            WorkerError: The process raised or died.
         """
         assert not self.busy
         self._store.publish(state_dict)
-        self._ask.send(steps)
+        try:
+            self._ask.send(steps)
+        except OSError:
+            raise self._ended() from None
         self.busy = True
 
     def poll(self, timeout_s: float = 0.0) -> EvaluationResult | None:
@@ -88,11 +94,15 @@ class Evaluator:
             return None
         try:
             result: EvaluationResult = self._answers.recv()
-        except EOFError:
-            self._supervisor.check()
-            raise WorkerError("evaluator", "the evaluator ended unexpectedly") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
         self.busy = False
         return result
+
+    def _ended(self) -> WorkerError:
+        """Return why there is nobody to talk to."""
+        failures = self._supervisor.failures()
+        return failures[0] if failures else WorkerError("evaluator", "the evaluator is gone")
 
     def pids(self) -> dict[str, int]:
         """Return the process id by name."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
+from collections.abc import Iterator
 
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
@@ -16,7 +18,7 @@ from fastrl.workers.policy_runner import PolicyRunner, Request
 def run_env_worker(context: WorkerContext, env_worker: int) -> None:
     """Fill bank after bank until the run is stopped. Entry point of the process."""
     stepper = EnvStepper(context.plan, context.table, env_worker)
-    try:
+    with _closing(stepper):
         loop = _Loop(context, env_worker, stepper)
         policy = None
         if context.plan.topology.num_model_workers == 0:
@@ -33,8 +35,17 @@ def run_env_worker(context: WorkerContext, env_worker: int) -> None:
             else:
                 loop.fill_alone(rollout, policy)
             rollout += 1
-    finally:
-        stepper.close()
+
+
+@contextlib.contextmanager
+def _closing(stepper: EnvStepper) -> Iterator[None]:
+    """Close the environments at the end; what ended the work goes before what closing raises."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            stepper.close()
+        raise
 
 
 class _Loop:

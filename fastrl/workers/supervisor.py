@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
+import errno
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
-from fastrl.workers.hand_over import StopRequestedError
+from fastrl.workers.entry import worker_main
 
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
@@ -32,16 +31,19 @@ Connection = connection.Connection
 
 _PRELOAD = ("fastrl.workers.preload",)
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**30
-_HEAP_BYTES = 2**25  # the largest threshold that glibc accepts
+_KILLED_S = 10.0
+"""How long the kernel may take to end a process that was killed."""
+_STARTING = threading.Lock()
+_START_ATTEMPTS, _RETRY_S = 20, 0.05
+_DESCRIPTORS = 16
+"""More than starting a process takes for a moment."""
 
 
 @dataclass
 class _Child:
     process: BaseProcess
     report: Connection
+    last_words: tuple[str, str] | None = None
 
 
 class Supervisor:
@@ -69,16 +71,18 @@ class Supervisor:
         atexit.register(self._finalizer)
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
-        """Start a worker that runs ``target(*args)`` and is called ``name`` in every message."""
+        """Start a worker that runs ``target(*args)`` and is called ``name`` in every message.
+
+        Raises:
+            FastrlError: The system has no descriptors, processes or memory left for it.
+        """
         receive, send = pipe()
-        process = _context().Process(
-            target=_worker_main,
-            args=(name, target, args, send, self._lifeline_read, self._torch_threads),
-            name=f"fastrl-{name}",
-        )
-        with _light_start():
-            process.start()
-        send.close()
+        with contextlib.closing(send):
+            args_of_main = (name, target, args, send, self._lifeline_read, self._torch_threads)
+            try:
+                process = _started(name, args_of_main)
+            except OSError as error:
+                raise FastrlError(f"{name} cannot be started: {_reason(error)}") from error
         self._children[name] = _Child(process, receive)
 
     def pids(self) -> dict[str, int]:
@@ -91,13 +95,38 @@ class Supervisor:
         Raises:
             WorkerError: One raised, was killed, or ended by itself.
         """
-        sentinels = [child.process.sentinel for child in self._children.values()]
-        if not connection.wait(sentinels, timeout=0):
-            return
-        dead = [(n, c) for n, c in self._children.items() if not c.process.is_alive()]
+        for name in self._failed():
+            raise _error_of(name, self._children[name])
+
+    def failures(self) -> list[WorkerError]:
+        """Forget every worker that raised, was killed or ended by itself; return why it did.
+
+        Another one may be started under its name. What is returned first is likelier the cause.
+        """
+        return [self._bury(name) for name in self._failed()]
+
+    def kill(self, name: str) -> None:
+        """End a worker at once and forget it."""
+        _kill(self._children[name].process)
+        self._bury(name)
+
+    def _failed(self) -> list[str]:
+        """Return who has ended, or is about to."""
+        # The report ends with the worker, but for one whose own children have inherited it; and a
+        # worker that has reported may still be waiting for its threads.
+        watched: dict[Any, str] = {}
+        for name, child in self._children.items():
+            watched |= {child.report: name, child.process.sentinel: name}
+        ready = {watched[each] for each in connection.wait(watched, timeout=0)}
         # One failure often brings down others: those that still have something to say come first.
-        for name, child in sorted(dead, key=lambda item: not item[1].report.poll()):
-            raise _error_of(name, child)
+        return sorted(ready, key=lambda name: not _last_words(self._children[name]))
+
+    def _bury(self, name: str) -> WorkerError:
+        child = self._children[name]
+        error = _error_of(name, child)
+        _collect(child)
+        del self._children[name]
+        return error
 
     def stop(self) -> None:
         """End every worker, within the grace time and a moment; safe to call twice."""
@@ -120,15 +149,26 @@ def call_in_child(function: Callable[[], Any], timeout_s: float) -> Any:  # noqa
         send.close()
         deadline = time.monotonic() + timeout_s
         while not receive.poll(0.05):
-            supervisor.check()
             if time.monotonic() > deadline:
                 raise WorkerError("probe", f"the environment was not built within {timeout_s:g} s")
-        outcome = cloudpickle.loads(receive.recv_bytes())
+        outcome = cloudpickle.loads(_result(receive, supervisor))
     finally:
         supervisor.stop()
+        receive.close()
     if isinstance(outcome, FastrlError):
         raise outcome
     return outcome
+
+
+def _result(receive: Connection, supervisor: Supervisor) -> bytes:
+    try:
+        return receive.recv_bytes()
+    except (EOFError, OSError):
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:
+            supervisor.check()
+            time.sleep(0.01)
+        raise WorkerError("probe", "the process that builds the environment ended") from None
 
 
 def _send_result(payload: bytes, send: Connection) -> None:
@@ -140,8 +180,15 @@ def _send_result(payload: bytes, send: Connection) -> None:
 
 
 def pipe() -> tuple[Connection, Connection]:
-    """Return the two ends, (receive, send), of a pipe that can be passed to a worker."""
-    receive, send = _context().Pipe(duplex=False)
+    """Return the two ends, (receive, send), of a pipe that can be passed to a worker.
+
+    Raises:
+        FastrlError: This process has no descriptors left.
+    """
+    try:
+        receive, send = _context().Pipe(duplex=False)
+    except OSError as error:
+        raise FastrlError(f"no pipe to a worker can be made: {_reason(error)}") from error
     return receive, send
 
 
@@ -154,6 +201,37 @@ def _context() -> Any:  # noqa: ANN401
     return context
 
 
+def _started(name: str, args: tuple[Any, ...]) -> BaseProcess:
+    _check_descriptors()
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        process: BaseProcess = _context().Process(
+            target=worker_main, args=args, name=f"fastrl-{name}"
+        )
+        try:
+            with _light_start():
+                process.start()
+        except (ConnectionError, EOFError) as error:
+            # The fork server was killed; the next attempt starts another one, once the end of this
+            # one is seen.
+            if not attempts_left:
+                raise ConnectionError(errno.ECONNREFUSED, "the fork server is gone") from error
+            time.sleep(_RETRY_S)
+        else:
+            return process
+    raise AssertionError
+
+
+def _check_descriptors() -> None:
+    """Raise `OSError` where too few are left: failing later takes the fork server down as well."""
+    taken: list[int] = []
+    try:
+        for _ in range(_DESCRIPTORS // 2):
+            taken += os.pipe()
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _light_start() -> Iterator[None]:
     """Start processes without running the user's script again, and with one thread each.
@@ -162,82 +240,54 @@ def _light_start() -> Iterator[None]:
     the script defines travels by value; so scripts need no ``if __name__ == "__main__"``, and N
     workers do not repeat their imports.
     """
-    main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in _ONE_THREAD}
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+    with _STARTING:
+        main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in _ONE_THREAD}
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
 
 
-def _worker_main(
-    name: str,
-    target: Callable[..., None],
-    args: tuple[Any, ...],
-    report: Connection,
-    lifeline: Connection,
-    torch_threads: int,
-) -> None:
-    """Run a worker; report what it raises."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the supervisor decides
-    _die_with_parent(lifeline)
-    _keep_freed_memory()
-    torch.set_num_threads(torch_threads)
-    try:
-        target(*args)
-    except StopRequestedError:
-        pass
-    except BaseException as error:
-        report.send((f"{type(error).__name__}: {error}", traceback.format_exc()))
-        sys.exit(1)
+def _reason(error: OSError) -> str:
+    """Return what the system said; a lack of descriptors has a remedy of its own."""
+    lacks = error.errno in (errno.EMFILE, errno.ENFILE)
+    return f"{error.strerror or error}{'; raise the limit with ulimit -n' if lacks else ''}"
 
 
-def _die_with_parent(lifeline: Connection) -> None:
-    """End this process when the one that started it is gone, even by SIGKILL."""
-
-    def watch() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            lifeline.recv_bytes()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
-    if sys.platform.startswith("linux"):
-        # The fork server ends with the process that started it. This also ends a worker whose
-        # native code never lets the thread above run.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from returning memory that the next step asks for again.
-
-    A network's activations are freed and allocated at every step; fetched from the kernel each
-    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64.
-    """
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-            mallopt(_M_MMAP_THRESHOLD, _HEAP_BYTES)
+def _last_words(child: _Child) -> tuple[str, str] | None:
+    """Return (summary, traceback) of a worker that raised."""
+    if child.last_words is None:
+        # Unpickling fails in as many ways as there are ends of a process in mid-sentence.
+        with contextlib.suppress(Exception):
+            if child.report.poll():
+                child.last_words = child.report.recv()
+    return child.last_words
 
 
 def _error_of(name: str, child: _Child) -> WorkerError:
+    words = _last_words(child)
     child.process.join(GRACE_S)
+    if words is not None:
+        summary, remote = words
+        return WorkerError(name, f"{name} failed: {summary}", remote)
     code = child.process.exitcode
-    if child.report.poll():
-        with contextlib.suppress(EOFError):
-            summary, remote = child.report.recv()
-            return WorkerError(name, f"{name} failed: {summary}", remote)
     if code is not None and code < 0:
-        return WorkerError(name, f"{name} was killed by {signal.Signals(-code).name}")
+        return WorkerError(name, f"{name} was killed by {_signal_name(-code)}")
     return WorkerError(name, f"{name} ended unexpectedly with exit code {code}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time ones have no names
+        return f"signal {number}"
 
 
 def _end(
@@ -252,10 +302,24 @@ def _end(
     for child in children.values():
         child.process.join(max(0.0, deadline - time.monotonic()))
     for child in children.values():
-        if child.process.is_alive():
-            child.process.kill()
-        child.process.join()
-        child.report.close()
-        child.process.close()
+        _kill(child.process)
+    for child in children.values():
+        _collect(child)
     children.clear()
     lifeline.close()
+
+
+def _kill(process: BaseProcess) -> None:
+    # Looked at first: the number of one that has ended may be another's by now.
+    if process.is_alive():
+        process.kill()
+
+
+def _collect(child: _Child) -> None:
+    """Free what is held of a worker, which has ended or is made to."""
+    _kill(child.process)
+    child.process.join(_KILLED_S)
+    child.report.close()
+    # A process that hangs in the kernel cannot be collected; it has the signal already.
+    with contextlib.suppress(ValueError):
+        child.process.close()

@@ -136,7 +136,7 @@ def test_asynchronous_sampling_goes_on_while_the_learner_works():
     with ProcessSampler(plan, asynchronous=True) as sampler:
         rollout = sampler.collect()
         held = rollout.reward.clone()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while sampler.counters.env_steps() < 2 * rollout.num_steps:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -202,10 +202,14 @@ def snapshot(value):
     return torch.cat([t.flatten().double() for t in tensors])
 
 
-def test_closed_sampler_says_so():
-    sampler = ProcessSampler(make_plan(Topology(4, 1), 5))
-    sampler.collect()
-    sampler.close()
-    sampler.close()
-    with pytest.raises(FastrlError, match="closed"):
+@pytest.mark.parametrize("kind", [SerialSampler, ProcessSampler])
+@pytest.mark.parametrize("started", [True, False])
+def test_closed_sampler_says_so(kind, started):
+    sampler = kind(make_plan(Topology(4, 1), 5))
+    if started:
         sampler.collect()
+    sampler.close()
+    sampler.close()
+    for use in (sampler.collect, sampler.start):
+        with pytest.raises(FastrlError, match="this sampler is closed"):
+            use()

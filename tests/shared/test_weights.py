@@ -1,5 +1,7 @@
 """Published weights arrive whole, and only when they are newer."""
 
+import threading
+
 import pytest
 import torch
 
@@ -35,3 +37,37 @@ def test_weights_of_another_model_are_refused():
         store.publish({**STATE, "extra": torch.zeros(1)})
     with pytest.raises(FastrlError, match=r"'layer.weight' has shape \(3, 3\), expected \(2, 3\)"):
         store.publish({**STATE, "layer.weight": torch.zeros(3, 3)})
+
+
+def test_reader_never_sees_weights_that_are_being_overwritten(monkeypatch):
+    """The learner publishes twice while a reader copies, and is not done with the second time."""
+    store = WeightStore(STATE)
+    store.publish(STATE)
+    halfway, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict):
+        def __getitem__(self, name):
+            if name == "count":
+                halfway.set()
+                assert go_on.wait(60)
+            return super().__getitem__(name)
+
+    newest = Slow({**STATE, "layer.weight": torch.full((2, 3), 3.0), "count": torch.tensor(3)})
+    publisher = threading.Thread(target=store.publish, args=(newest,))
+    clone, cloned = torch.Tensor.clone, []
+
+    def interrupted_clone(tensor):
+        cloned.append(tensor)
+        if len(cloned) == 1:
+            store.publish({**STATE, "layer.weight": torch.full((2, 3), 2.0)})
+            publisher.start()
+            assert halfway.wait(60)
+        return clone(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "clone", interrupted_clone)
+    version, read = store.read()
+    go_on.set()
+    publisher.join()
+    assert version == 2
+    assert (read["layer.weight"] == 2.0).all()
+    assert read["count"] == 7

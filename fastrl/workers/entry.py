@@ -1,0 +1,115 @@
+"""What every worker process does around its work: settings, reports, and ending with its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastrl.workers.hand_over import StopRequestedError
+
+if TYPE_CHECKING:
+    from fastrl.workers.supervisor import Connection
+
+_PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
+_HEAP_BYTES = 2**25  # the largest threshold that glibc accepts
+_SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
+"""Longest report: a pipe holds 64 KiB, and nobody may be reading it yet."""
+
+
+def worker_main(
+    name: str,
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+    report: Connection,
+    lifeline: Connection,
+    torch_threads: int,
+) -> None:
+    """Run a worker; report what it raises.
+
+    Args:
+        name: What it is called in messages.
+        target: What it does.
+        args: Arguments of ``target``.
+        report: Takes one (summary, traceback) if it fails.
+        lifeline: Ends with the process that started this one.
+        torch_threads: Intra-op threads of torch.
+    """
+    import torch
+
+    _leave_signals_to_the_supervisor()
+    _die_with_parent(lifeline)
+    _keep_freed_memory()
+    torch.set_num_threads(torch_threads)
+    try:
+        target(*args)
+    except StopRequestedError:
+        pass
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # nobody may be there any more to read it
+            report.send((_summary(error), _clipped(traceback.format_exc(), _TRACEBACK_CHARS)))
+        sys.exit(1)
+
+
+def _summary(error: BaseException) -> str:
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # somebody else's __str__
+        text = f"{type(error).__name__} (its message cannot be printed)"
+    return _clipped(text, _SUMMARY_CHARS)
+
+
+def _clipped(text: str, limit: int) -> str:
+    """Return the text, its middle left out where it is too long."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]} […] {text[-limit // 2 :]}"
+
+
+def _leave_signals_to_the_supervisor() -> None:
+    """Go on when a whole process group is told to end: the supervisor decides what ends, and when.
+
+    Ctrl-C, a closed terminal and many schedulers signal all processes at once, and a worker that
+    ended before its run was saved would look like a failure. What an environment starts with exec
+    gets the default for SIGTERM back, so that it can be terminated.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _die_with_parent(lifeline: Connection) -> None:
+    """End this process when the one that started it is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    if sys.platform.startswith("linux"):
+        # The fork server ends with the process that started it. This also ends a worker whose
+        # native code never lets the thread above run.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _keep_freed_memory() -> None:
+    """Stop glibc from returning memory that the next step asks for again.
+
+    A network's activations are freed and allocated at every step; fetched from the kernel each
+    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64.
+    """
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+            mallopt(_M_MMAP_THRESHOLD, _HEAP_BYTES)
