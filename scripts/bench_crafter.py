@@ -23,7 +23,7 @@ import numpy as np
 
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.crafter import CrafterEnv
-from fastrl.envs.crafter_native import build
+from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
 
 _ACTIONS = 512
 """Batches of random actions that are drawn beforehand and used in turn."""
@@ -31,8 +31,8 @@ _ACTIONS = 512
 _START = """
 import time
 start = time.perf_counter()
-from fastrl.envs.crafter_native import build
-build(8)
+from fastrl.envs.crafter_native import CrafterBatch
+CrafterBatch(8)
 print(time.perf_counter() - start)
 """
 
@@ -77,8 +77,10 @@ def _contestants(sizes: list[int], craftax_envs: int) -> dict[str, Steps]:
             raise SystemExit("--craftax needs the packages jax and craftax")
         contestants[f"craftax n={craftax_envs}"] = _craftax(craftax_envs)
     for size in sizes:
-        contestants[f"compiled n={size}"] = _batched(build(size))
-    contestants[f"compiled, symbolic n={sizes[0]}"] = _batched(build(sizes[0], symbolic=True))
+        contestants[f"compiled n={size}"] = _batched(CrafterBatch(size))
+    contestants[f"compiled, symbolic n={sizes[0]}"] = _batched(
+        CrafterBatch(sizes[0], CrafterOptions(symbolic=True))
+    )
     return contestants
 
 
@@ -171,7 +173,7 @@ def _rate(steps: Steps, seconds: float, clock: Clock) -> float:
 
 def _reset_ms(num_envs: int, clock: Clock, repeats: int = 20) -> float:
     """Return the milliseconds that one environment's reset takes, first picture included."""
-    env = build(num_envs)
+    env = CrafterBatch(num_envs)
     rows = _views(env).observation
     times = []
     for repeat in range(repeats):

@@ -8,6 +8,7 @@ An id is one of
   with ``num_envs`` and ``seeds`` where it names them, and with ``max_episode_steps`` and
   ``randomize`` where it names them and they are configured. It returns a gymnasium or old gym
   environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`;
+- ``fastrl/Id``, one of fastrl's own, which are stepped n at a time; see `fastrl.envs.native`;
 - ``gym:Id``, registered with old gym;
 - ``vector:Id``, the vector environment that gymnasium has registered under the id;
 - ``envpool:Id``, EnvPool's environment of that name.
@@ -25,6 +26,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.gym_loop import GymLoop
@@ -55,6 +57,7 @@ if "Crafter-v1" not in gymnasium.registry:
         max_episode_steps=10_000,
         kwargs={"length": None},
     )
+native.register()
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class EnvFactory:
         wrappers: Wrappers ``package.module:callable``, applied in this order, the last outermost.
         max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
         action_bounds: How actions are kept inside a bounded ``Box``.
-        randomize: For factories that take an argument of this name; refused by other ids.
+        randomize: For fastrl's own environments that have parameters, and for factories that take
+            an argument of this name; refused by other ids.
         episode_info: Names of figures in the info of an episode's last step, beside those that
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
     """
@@ -92,6 +96,11 @@ class EnvFactory:
             return self.id
         return f"{self.id.__module__}:{getattr(self.id, '__qualname__', type(self.id).__name__)}"
 
+    @property
+    def is_native(self) -> bool:
+        """Whether it is one of fastrl's own environments, which are stepped n at a time."""
+        return isinstance(self.id, str) and native.is_native(self.id)
+
     def single(self, **kwargs: Any) -> Env:  # noqa: ANN401
         """Build one gymnasium environment, with its time limit, to evaluate or to record.
 
@@ -101,7 +110,7 @@ class EnvFactory:
         Raises:
             EnvError: It cannot be built, or is a vector environment.
         """
-        env = dataclasses.replace(self, kwargs={**self.kwargs, **kwargs})._build(1)
+        env = dataclasses.replace(self, kwargs={**self.kwargs, **kwargs})._build(1, single=True)
         if _is_single(env):
             return env
         env.close()
@@ -163,10 +172,15 @@ class EnvFactory:
         ActionConverter(spec.action_space, self.action_bounds)
         return cast("EnvSpec", spec)
 
-    def _build(self, num_envs: int, seeds: Sequence[int] | None = None) -> Any:  # noqa: ANN401
+    def _build(
+        self, num_envs: int, seeds: Sequence[int] | None = None, *, single: bool = False
+    ) -> Any:  # noqa: ANN401
         """Build a gymnasium, vector or batched environment, with the user's wrappers."""
         try:
-            env = self._create(num_envs, seeds)
+            if self.is_native:
+                env = self._create_native(num_envs, single)
+            else:
+                env = self._create(num_envs, seeds)
             for path in self.wrappers:
                 env = attribute(path, "env.wrappers")(env)
         except FastrlError:
@@ -196,6 +210,19 @@ class EnvFactory:
             return _KINDS[kind](self, rest, num_envs, seeds)
         spec = dataclasses.replace(registered_spec(name), order_enforce=False)
         return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
+
+    def _create_native(self, num_envs: int, single: bool) -> Any:  # noqa: ANN401
+        kwargs = {**self.kwargs, "randomize": self.randomize} if self.randomize else self.kwargs
+        name = str(self.id)
+        if single:
+            return gymnasium.make(name, self.max_episode_steps, disable_env_checker=True, **kwargs)
+        if self.wrappers:
+            raise EnvError(
+                f"env.wrappers: '{name}' is stepped in batches and takes no wrappers of single "
+                f"environments; sample '{name.removeprefix(native.NAMESPACE)}'"
+            )
+        limit = {} if (steps := self.max_episode_steps) is None else {"max_episode_steps": steps}
+        return native.build(name, num_envs, action_bounds=self.action_bounds, **kwargs, **limit)
 
     @property
     def _function(self) -> Callable[..., Any] | None:

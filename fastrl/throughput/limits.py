@@ -2,7 +2,8 @@
 
 The limit is ``cores / (t_step + t_policy)`` frames per second: ``t_step`` is the time per step of
 the bare environment with every core busy, resets included; ``t_policy`` the policy's time per
-frame at its best batch size on one core, 0 where a GPU does it.
+frame at its best batch size on one core, 0 where a GPU does it. One of fastrl's own environments is
+bare as a batch, of as many as a worker steps at once.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 import cloudpickle
+import numpy as np
 import torch
 from gymnasium import Env
+from gymnasium.vector.utils import batch_space
 
+from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.envs.make import EnvFactory
 from fastrl.models.inference import PolicyOutput, build_engine
+from fastrl.spaces import flatten
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import Connection, Supervisor, pipe
 
@@ -55,7 +60,7 @@ class LimitProbe:
 
     Args:
         plan: Says the policy; its environments are built by ``factory``.
-        factory: Builds single environments.
+        factory: Builds the environments.
         cores: Number of cores to keep busy.
         timeout_s: Longest wait for an answer, beyond the time asked for.
     """
@@ -66,7 +71,8 @@ class LimitProbe:
         self.cores = cores
         self._timeout_s = timeout_s
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
-        self._envs = [self._start(f"bare-env-{i}", _step_bare, factory) for i in range(cores)]
+        bare = (factory, plan.topology.envs_per_group)
+        self._envs = [self._start(f"bare-env-{i}", _step_bare, bare) for i in range(cores)]
         self._policy = None
         if plan.build_model is not None and plan.device(0).type == "cpu":
             self._policy = self._start("bare-policy", _time_policy, plan)
@@ -129,18 +135,49 @@ class _Duplex:
 
 
 def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Step one unwrapped environment with random actions whenever asked."""
-    factory: EnvFactory = cloudpickle.loads(payload)
-    run = _bare_loop(factory.single(), factory.probe().max_episode_steps)
+    """Step one unwrapped environment, or one native batch, with random actions whenever asked."""
+    factory, num_envs = cloudpickle.loads(payload)
+    if factory.is_native:
+        run, size = _bare_batch(factory.batched(num_envs)), num_envs
+    else:
+        run, size = _bare_loop(factory.single(), factory.probe().max_episode_steps), 1
     run(4 * _CHUNK)
     while True:
         seconds, done = asked.recv(), 0
         start = now = time.perf_counter()
         while now - start < seconds:
             run(_CHUNK)
-            done += _CHUNK
+            done += _CHUNK * size
             now = time.perf_counter()
         tell.send((now - start) / done)
+
+
+def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
+    """Return a function that steps a whole batch so many times, as an env worker does."""
+    space = batch_space(env.spec.action_space, env.num_envs)
+    space.seed(0)
+    views = StepViews(
+        action=(),
+        observation=_rows(env),
+        reward=np.zeros(env.num_envs, np.float32),
+        terminated=np.zeros(env.num_envs, np.bool_),
+        truncated=np.zeros(env.num_envs, np.bool_),
+        final_observation=_rows(env),
+    )
+    taken = [tuple(map(np.asarray, flatten(space, space.sample()))) for _ in range(64)]
+    batches = itertools.cycle([replace(views, action=action) for action in taken])
+    env.reset(range(env.num_envs), views.observation)
+
+    def run(steps: int) -> None:
+        for batch in itertools.islice(batches, steps):
+            env.step(batch)
+
+    return run
+
+
+def _rows(env: BatchedEnv) -> Rows:
+    leaves = env.spec.observation.values()
+    return tuple(np.zeros((env.num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
 
 
 def _bare_loop(wrapped: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:

@@ -89,6 +89,18 @@ def test_limit_without_a_policy_is_the_bare_environment():
     assert limit.fps == pytest.approx(1 / limit.t_step_s)
 
 
+def test_limit_of_a_native_environment_is_its_batch():
+    overrides = ["sampler.envs_per_worker=32", "sampler.num_env_workers=1"]
+    times = []
+    for name in ("fastrl/HalfCheetah-v5", "HalfCheetah-v5"):
+        config = load_config(None, [f"env.id={name}", *overrides])
+        plan = make_plan(config, random_actions=True)
+        with LimitProbe(plan, EnvFactory.from_config(config.env), cores=1) as probe:
+            times.append(probe.measure(0.2).t_step_s)
+    # Counted per step of one environment, not of the batch.
+    assert times[0] < 8 * times[1]
+
+
 def run_cli(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "fastrl", "throughput", *arguments],

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import rules
 from fastrl.envs.crafter_native.daylight import Daylight
 from fastrl.envs.crafter_native.kernels import (
@@ -30,6 +31,8 @@ from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
 ID = "fastrl/Crafter-v1"
+EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
+"""How often each achievement was reached, by the names that the single environment uses."""
 _NO_LIMIT = 2**31 - 1
 _MAX_SEED = 2**31 - 1
 
@@ -182,7 +185,10 @@ class CrafterBatch:
         views.terminated[:] = outcome.terminated
         views.truncated[:] = outcome.truncated
         if ended:
-            self._count(np.flatnonzero(outcome.terminated | outcome.truncated))
+            over = np.flatnonzero(outcome.terminated | outcome.truncated)
+            if views.episode_info is not None:
+                views.episode_info[over] = outcome.achievements[over]
+            self._count(over)
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return what the last step and the worlds now know, one row per environment.
@@ -283,4 +289,4 @@ def _spec(options: CrafterOptions, layout: Geometry) -> EnvSpec:
     else:
         observation = spaces.Box(0, 255, (options.size[1], options.size[0], 3), np.uint8)
     actions = spaces.Discrete(rules.NUM_ACTIONS)
-    return EnvSpec(ID, observation, actions, max_episode_steps=options.length or None)
+    return EnvSpec(ID, observation, actions, options.length or None, EPISODE_INFO)

@@ -1,14 +1,11 @@
-"""Crafter by id and by factory: as `BatchedEnv`, and as a vector environment of gymnasium."""
+"""Compiled Crafter as a vector environment of gymnasium."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
-
-from fastrl.envs.crafter_native.batch import ID, CrafterBatch
-from fastrl.envs.crafter_native.options import CrafterOptions
+from fastrl.envs.crafter_native.batch import CrafterBatch
 from fastrl.envs.vector_facade import BatchedVectorEnv
 
 
@@ -64,56 +61,3 @@ class CrafterVector(BatchedVectorEnv):
         )
         self._seeded = True
         return observation
-
-
-def build(
-    num_envs: int = 1,
-    max_episode_steps: int | None = None,
-    **options: Any,  # noqa: ANN401
-) -> CrafterBatch:
-    """Build n Crafter worlds.
-
-    Args:
-        num_envs: Number of environments, n.
-        max_episode_steps: Takes the place of the option ``length`` where it is given.
-        **options: Those of `CrafterOptions`.
-
-    Raises:
-        EnvError: There is no such option, or its value is not possible.
-    """
-    if max_episode_steps is not None:
-        options["length"] = max_episode_steps
-    return CrafterBatch(num_envs, CrafterOptions.of(**options))
-
-
-def make_vec(
-    num_envs: int = 1,
-    max_episode_steps: int | None = None,
-    **options: Any,  # noqa: ANN401
-) -> CrafterVector:
-    """Build n Crafter worlds as a vector environment.
-
-    Args:
-        num_envs: Number of environments, n.
-        max_episode_steps: Takes the place of the option ``length`` where it is given.
-        **options: Those of `CrafterOptions`, and ``seed``, ``copy`` and ``info`` of
-            `CrafterVector`.
-
-    Raises:
-        EnvError: There is no such option, or its value is not possible.
-    """
-    facade = {key: options.pop(key) for key in ("seed", "copy", "info") if key in options}
-    return CrafterVector(build(num_envs, max_episode_steps, **options), **facade)
-
-
-def register() -> None:
-    """Register ``fastrl/Crafter-v1`` with gymnasium; again does nothing."""
-    if ID not in gymnasium.registry:
-        gymnasium.register(
-            ID,
-            entry_point="fastrl.envs.crafter:CrafterEnv",
-            vector_entry_point="fastrl.envs.crafter_native.vector:make_vec",
-        )
-
-
-register()

@@ -1,11 +1,11 @@
 """Gymnasium's MuJoCo robots, and any of your own, stepped n at a time by compiled code.
 
-Importing this package registers ``fastrl/HalfCheetah-v5`` and the others with gymnasium. Each class
-is a factory that `fastrl.envs.make.EnvFactory` understands: ``fastrl.envs.mujoco:HalfCheetahV5``.
+They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.make.EnvFactory` and for gymnasium.
+A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.
 """
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
-from fastrl.envs.mujoco.catalogue import ENVIRONMENTS, build, make_vec, register
+from fastrl.envs.mujoco.catalogue import ENVIRONMENTS, build, make_vec
 from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Physics
 from fastrl.envs.mujoco.rendering import View
@@ -23,7 +23,6 @@ __all__ = [
     "View",
     "build",
     "make_vec",
-    "register",
 ]
 
 

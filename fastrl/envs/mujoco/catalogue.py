@@ -1,12 +1,12 @@
-"""Gymnasium's MuJoCo environments by id, and their registration under ``fastrl/``."""
+"""Gymnasium's MuJoCo environments by id; `fastrl.envs.native` registers them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
+from gymnasium.envs.registration import load_env_creator
 
 from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco.arms import PusherV5, ReacherV4, ReacherV5
@@ -25,6 +25,7 @@ from fastrl.envs.mujoco.pendulums import (
     InvertedPendulumV4,
     InvertedPendulumV5,
 )
+from fastrl.envs.mujoco.rendering import View
 from fastrl.envs.mujoco.runners import (
     HalfCheetahV4,
     HalfCheetahV5,
@@ -35,10 +36,10 @@ from fastrl.envs.mujoco.runners import (
     Walker2dV4,
     Walker2dV5,
 )
+from fastrl.envs.mujoco.single import SingleMujocoEnv
+from fastrl.envs.native import NAMESPACE
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
-
-NAMESPACE = "fastrl/"
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
     env.id: env
@@ -119,23 +120,29 @@ def make_vec(name: str, num_envs: int, **kwargs: Any) -> BatchedVectorEnv:  # no
     return BatchedVectorEnv(build(name, num_envs, **kwargs), exact=True, **facade)
 
 
-def register() -> None:
-    """Register every environment as ``fastrl/<id>`` with gymnasium; again does nothing.
+def make_single(
+    name: str,
+    *,
+    render_mode: str | None = None,
+    randomize: Mapping[str, Any] | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> gymnasium.Env[Any, Any]:
+    """Build one environment without a time limit, to evaluate and to record.
 
-    `gymnasium.make_vec` then builds the batched environment, and `gymnasium.make` gymnasium's own
-    single one, to evaluate and to render: their dynamics are the same.
+    It is gymnasium's own, which the batch equals, unless parameters of the model are drawn.
+
+    Args:
+        name: The id.
+        render_mode: One of gymnasium's; ``rgb_array`` or None where parameters are drawn.
+        randomize: Distributions of fields of the model.
+        **kwargs: Gymnasium's for this id.
+
+    Raises:
+        EnvError: An argument is unknown or does not fit.
     """
-    for name in ENVIRONMENTS:
-        if NAMESPACE + name in gymnasium.registry:
-            continue
-        original = gymnasium.spec(name)
-        gymnasium.register(
-            NAMESPACE + name,
-            entry_point=original.entry_point,
-            vector_entry_point=partial(make_vec, name),
-            reward_threshold=original.reward_threshold,
-            max_episode_steps=original.max_episode_steps,
-        )
-
-
-register()
+    if not randomize:
+        create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
+        return cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **kwargs))
+    view = View(**{key: kwargs.pop(key) for key in ("width", "height") if key in kwargs})
+    batch = build(name, 1, randomize=randomize, max_episode_steps=-1, **kwargs)
+    return SingleMujocoEnv(batch, view, render_mode)

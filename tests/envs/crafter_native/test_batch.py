@@ -199,4 +199,4 @@ def test_it_is_built_by_the_factory_of_all_environments():
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(EnvError, match=message):
-        build(1, **options)
+        build(**options)

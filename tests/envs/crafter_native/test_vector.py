@@ -71,8 +71,16 @@ def test_make_builds_the_single_original():
     assert isinstance(env.unwrapped, CrafterEnv)
 
 
-@pytest.mark.parametrize("limit", [3])
-def test_time_limit_can_be_given_as_gymnasium_does(limit):
-    env = gymnasium.make_vec(ID, num_envs=1, max_episode_steps=limit, **SMALL)
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_episode_steps": 3},
+        {"length": 3},
+        {"max_episode_steps": 5, "length": 3},
+        {"max_episode_steps": 3, "length": None},
+    ],
+)
+def test_time_limit_can_be_given_as_the_original_s_and_as_gymnasium_s(limit):
+    env = gymnasium.make_vec(ID, num_envs=1, **limit, **SMALL)
     env.reset(seed=0)
     assert [bool(env.step([0])[3][0]) for _ in range(4)] == [False, False, True, False]

@@ -1,0 +1,180 @@
+"""fastrl's own environments by id: in configurations, samplers and gymnasium's registry."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fastrl import load_config, make_sampler
+from fastrl.envs import EnvFactory
+from fastrl.envs.catalogue import list_environments
+from fastrl.envs.classic_control.catalogue import ClassicControlBatch
+from fastrl.envs.crafter import CrafterEnv
+from fastrl.envs.crafter_native import CrafterBatch
+from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, SingleMujocoEnv
+from fastrl.envs.native import FAMILIES, NAMESPACE
+from fastrl.envs.tensor import TENSOR_ENVS
+from fastrl.errors import EnvError
+from tests.envs.stepping import assert_same, random_actions, run
+
+NAMES = [NAMESPACE + name for family in FAMILIES for name in family.names]
+
+
+def test_families_name_all_that_they_have():
+    assert sorted(NAMES) == sorted(
+        NAMESPACE + name for name in (*ENVIRONMENTS, *TENSOR_ENVS, "Crafter-v1")
+    )
+
+
+def test_catalogue_lists_them_with_their_time_limits():
+    found = {each.id: each for each in list_environments(NAMESPACE)}
+    assert sorted(found) == sorted(NAMES)
+    assert not any(each.problem for each in found.values())
+    for name, listing in found.items():
+        original = gymnasium.spec(name.removeprefix(NAMESPACE))
+        assert listing.max_episode_steps == original.max_episode_steps
+
+
+def test_ids_are_known_to_gymnasium_once_fastrl_is_imported():
+    code = (
+        "import sys, gymnasium, fastrl.envs\n"
+        "assert not {'mujoco', 'numba'} & set(sys.modules), 'imported before it is needed'\n"
+        "env = gymnasium.make_vec('fastrl/Hopper-v5', num_envs=2)\n"
+        "print(env.reset(seed=0)[0].shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "(2, 11)\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("fastrl/HalfCheetah-v5", HalfCheetahV5),
+        ("fastrl/Crafter-v1", CrafterBatch),
+        ("fastrl/CartPole-v1", ClassicControlBatch),
+    ],
+)
+def test_factory_builds_the_batch(name, kind):
+    factory = EnvFactory(name, max_episode_steps=7)
+    env = factory.batched(3)
+    assert isinstance(env, kind)
+    assert env.num_envs == 3
+    assert env.spec == factory.probe()
+    assert env.spec.max_episode_steps == 7
+    stream = run(env, [1, 2, 3], random_actions(env.spec, 3, 7))
+    assert stream.truncated[-1].any()
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v4"])
+def test_batch_is_the_gymnasium_loop_of_the_same_seeds(name):
+    ours, loop = (EnvFactory(each).batched(2) for each in (NAMESPACE + name, name))
+    taken = random_actions(loop.spec, 2, 60)
+    mine, its = run(ours, [3, 4], taken), run(loop, [3, 4], taken)
+    np.testing.assert_array_equal(mine.terminated, its.terminated)
+    np.testing.assert_allclose(mine.rewards, its.rewards, rtol=1e-6, atol=1e-6)
+    for here, there in zip(mine.observations, its.observations, strict=True):
+        np.testing.assert_array_equal(here[0], there[0])
+
+
+def test_compiled_crafter_is_the_python_crafter_of_the_same_seeds():
+    kwargs = {"area": (16, 16), "length": 20}
+    ours, loop = (EnvFactory(each, kwargs).batched(2) for each in ("fastrl/Crafter-v1", "Crafter"))
+    assert ours.spec.episode_info == loop.spec.episode_info
+    taken = random_actions(loop.spec, 2, 50)
+    assert_same(run(ours, [3, 4], taken), run(loop, [3, 4], taken))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env.id=fastrl/HalfCheetah-v5", "env.max_episode_steps=9"],
+        ["env.id=fastrl/Walker2d-v5", "env.randomize={body_mass: {scale: {uniform: [0.5, 2]}}}"],
+        ["env.id=fastrl/Crafter-v1", "env.kwargs={area: [16, 16], length: 9, symbolic: true}"],
+    ],
+    ids=lambda each: each[0] + each[1][:16],
+)
+def test_every_topology_samples_the_same(overrides):
+    common = ["sampler.num_env_workers=1", "sampler.envs_per_worker=8", "sampler.rollout_length=8"]
+    common += ["env.episode_info=[]", *overrides]
+    topologies = (
+        ["sampler.kind=serial"],
+        ["sampler.num_model_workers=0"],
+        ["sampler.num_model_workers=1", "sampler.groups=2"],
+    )
+    told, seen = [], []
+    for topology in topologies:
+        with make_sampler(load_config(None, [*common, *topology])) as sampler:
+            rollouts = [sampler.collect() for _ in range(3)]
+            seen.append(np.array([rollout.reward.numpy().copy() for rollout in rollouts]))
+            told.append(sum(len(rollout.episodes) for rollout in rollouts))
+    for rewards in seen:
+        np.testing.assert_array_equal(rewards, seen[0])
+    assert "randomize" in overrides[1] or min(told) >= 16
+
+
+def test_achievements_arrive_with_the_episodes():
+    overrides = ["env.id=fastrl/Crafter-v1", "sampler.kind=serial", "sampler.rollout_length=64"]
+    overrides += ["env.kwargs={area: [16, 16], length: 60, symbolic: true}"]
+    config = load_config(None, [*overrides, "sampler.num_env_workers=1"])
+    with make_sampler(config) as sampler:
+        episodes = [sampler.collect().episodes for _ in range(2)]
+    assert sum(map(len, episodes)) > 0
+    for each in episodes:
+        assert len(each.info) == 22
+        # Each first unlocking is worth 1, health lost and won 0.1.
+        unlocked = sum((counts > 0).astype(int) for counts in each.info.values())
+        assert (np.abs(each.returns - unlocked) < 1.01).all()
+        assert all((counts >= 0).all() for counts in each.info.values())
+
+
+def test_single_environment_is_the_original():
+    cheetah = EnvFactory("fastrl/HalfCheetah-v5").single()
+    assert type(cheetah.unwrapped) is type(gymnasium.make("HalfCheetah-v5").unwrapped)
+    assert isinstance(EnvFactory("fastrl/Crafter-v1").single().unwrapped, CrafterEnv)
+
+
+def test_single_environment_draws_parameters_as_the_batch_does():
+    factory = EnvFactory(
+        "fastrl/Hopper-v5",
+        {"healthy_reward": 2.0},
+        randomize={"body_mass": {"scale": {"uniform": [0.5, 2]}}},
+        max_episode_steps=3,
+    )
+    single, batch = factory.single(), factory.batched(1)
+    assert isinstance(single.unwrapped, SingleMujocoEnv)
+    taken = random_actions(batch.spec, 1, 3)
+    stream = run(batch, [5], taken)
+    single.reset(seed=5)
+    for t, action in enumerate(taken):
+        observation, reward, *ends, _ = single.step(action[0][0])
+        assert reward == pytest.approx(stream.rewards[t][0], rel=1e-6)
+    assert ends == [False, True]
+    np.testing.assert_allclose(stream.finals[-1][0][0], observation, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (EnvFactory("fastrl/HalfCheeta-v5"), "did you mean 'fastrl/HalfCheetah-v5'"),
+        (EnvFactory("fastrl/Hopper-v5", {"healthy_rewards": 1.0}), "did you mean 'healthy_reward'"),
+        (EnvFactory("fastrl/Crafter-v1", {"lenght": 1}), "did you mean 'length'"),
+        (EnvFactory("fastrl/Crafter-v1", randomize={"x": {"set": 1}}), "no parameters that can be"),
+        (
+            EnvFactory("fastrl/Hopper-v5", randomize={"mass": {"set": 1}}),
+            "the model's field 'mass'",
+        ),
+        (EnvFactory("fastrl/Hopper-v5", wrappers=["tests:x"]), "takes no wrappers of single"),
+        (EnvFactory("fastrl/Crafter-v1", max_episode_steps=-3), "or -1 for no limit, got -3"),
+    ],
+)
+def test_mistakes_say_what_would_be_right(factory, message):
+    with pytest.raises(EnvError) as caught:
+        factory.batched(2)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
