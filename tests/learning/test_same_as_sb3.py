@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3 as sb3
 import torch
 
 from fastrl.config import A2CConfig, PPOConfig
@@ -15,12 +16,8 @@ from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, config_of, random_rollout
 
-pytestmark = [
-    pytest.mark.compare,
-    # A minibatch that is smaller than the others is what one test is about.
-    pytest.mark.filterwarnings("ignore:You have specified a mini-batch size"),
-]
-sb3 = pytest.importorskip("stable_baselines3")
+# A minibatch that is smaller than the others is what one test is about.
+pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 
 STEPS, SLOTS = 24, 4
 GAMMA, LAMBDA = 0.97, 0.9
