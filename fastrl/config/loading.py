@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastrl.config.explain import dotted, explain, sections
-from fastrl.config.models import Config
+from fastrl.config.models import Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml, printable
 from fastrl.errors import ConfigError
 
@@ -56,6 +56,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     layers += [_parse_override(text) for text in overrides]
     tree: dict[str, Any] = {}
     for layer in layers:
+        # Before they are merged, so that a name changes only the keys that it stands for.
+        if "sampler" in layer.tree:
+            layer.tree["sampler"] = named_sampler(layer.tree["sampler"])
         tree = _merged(tree, layer.tree)
     try:
         return Config.model_validate(tree)

@@ -6,9 +6,17 @@ imports torch, so the command line can answer before torch is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fastrl.config.algorithms import AlgorithmConfig, PPOConfig
@@ -75,9 +83,10 @@ class EnvConfig(Section):
 class SamplerConfig(Section):
     """How many processes sample, and what each of them does."""
 
-    kind: Literal["process", "serial"] = Field(
+    kind: Literal["process", "serial", "device"] = Field(
         default="process",
-        description="Worker processes, or the same steps in one process to debug.",
+        description="Worker processes; serial: their steps in one process, to debug; device: a "
+        "tensor environment, the policy and the learner on one device.",
     )
     envs_per_worker: Size = Field(
         default=16, description="n: environments stepped by each env worker."
@@ -124,6 +133,19 @@ class SamplerConfig(Section):
         return (self.device,) if isinstance(self.device, str) else self.device
 
     @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.kind != "device":
+            return self
+        fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
+        fixed |= {"mode": ("sync",), "device": self.devices[:1]}
+        for key, allowed in fixed.items():
+            value = getattr(self, key)
+            if value not in (*allowed, allowed):
+                choices = " or ".join(map(str, allowed))
+                raise _conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
+        return self
+
+    @model_validator(mode="after")
     def _check_layout(self) -> Self:
         if self.envs_per_worker % self.groups:
             raise _conflict(
@@ -148,7 +170,9 @@ class SamplerConfig(Section):
         from fastrl.errors import ConfigError
         from fastrl.spec import Topology
 
-        workers = usable_cores() if self.num_env_workers == "auto" else self.num_env_workers
+        workers = self.num_env_workers
+        if workers == "auto":
+            workers = 1 if self.kind == "device" else usable_cores()
         if self.num_model_workers > workers:
             problem = self._too_many_model_workers(workers)
             raise ConfigError(f"sampler.num_model_workers: {problem}")
@@ -158,6 +182,21 @@ class SamplerConfig(Section):
             num_model_workers=self.num_model_workers,
             groups=self.groups,
         )
+
+
+# What a name in the place of the section `sampler` stands for.
+_NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
+    "process": {"kind": "process"},
+    "serial": {"kind": "serial"},
+    "device": {"kind": "device"},
+}
+
+
+def named_sampler(value: Any) -> Any:  # noqa: ANN401
+    """Return the keys that ``sampler: device`` stands for; a mapping of keys as it is."""
+    if not isinstance(value, str):
+        return value
+    return dict(_NAMED_SAMPLERS.get(value, {"kind": value}))
 
 
 class ModelConfig(Section):
@@ -277,6 +316,21 @@ class Config(Section):
         """Let a section without a name be PPO's, as no section at all is."""
         unnamed = isinstance(value, dict) and "name" not in value
         return {"name": "ppo", **value} if unnamed else value
+
+    @field_validator("sampler", mode="before", json_schema_input_type=SamplerConfig | str)
+    @classmethod
+    def _name_sampler(cls, value: Any) -> Any:  # noqa: ANN401
+        return named_sampler(value)
+
+    @field_validator("algorithm")
+    @classmethod
+    def _check_one_device(cls, value: AlgorithmConfig, info: ValidationInfo) -> AlgorithmConfig:
+        sampler = info.data.get("sampler")
+        if sampler is not None and sampler.kind == "device" and value.device != sampler.devices[0]:
+            sampled = f"sampler.device ({sampler.devices[0]})"
+            problem = f"must be {sampled} with sampler.kind: device, got {value.device}"
+            raise _conflict("device", problem)
+        return value
 
     @property
     def topology(self) -> Topology:

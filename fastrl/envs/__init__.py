@@ -9,6 +9,7 @@ from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.tensor.make import make_tensor
 
 __all__ = [
     "ActionBounds",
@@ -20,4 +21,5 @@ __all__ = [
     "LegacyGymEnv",
     "Rows",
     "StepViews",
+    "make_tensor",
 ]

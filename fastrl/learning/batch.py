@@ -34,9 +34,10 @@ class Batch:
 class Transfer:
     """Brings the tensors of a rollout to a device in one copy.
 
-    On the CPU nothing is copied. Otherwise they are packed into page-locked memory, whose copy to
-    the device does not wait for what the device is doing; the rollout's own memory is free
-    afterwards. What is returned is overwritten by the next call.
+    On the CPU nothing is copied, nor is what the device has sampled itself. Otherwise they are
+    packed into page-locked memory, whose copy to the device does not wait for what the device is
+    doing; the rollout's own memory is free afterwards. What is returned is overwritten by the next
+    call.
 
     Args:
         device: Where to.
@@ -51,7 +52,8 @@ class Transfer:
     def __call__(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Return equal tensors on the device."""
         tensors = list(tensors)
-        if not self._staged:
+        if not self._staged or all(tensor.device.type != "cpu" for tensor in tensors):
+            # A rollout that was sampled on the device is there already.
             return tensors
         starts = [0]
         for tensor in tensors:

@@ -55,7 +55,7 @@ class Learner(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's state dict to publish, on the CPU: views until the next update."""
+        """Return the model's state dict to publish, where it is: views until the next update."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,13 +135,13 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
 
     def weights(self) -> dict[str, Tensor]:
         """Return what to publish; see `Learner`."""
-        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that further updates depend on; see `Learner`."""
         return {
             "algorithm": self._algorithm.name,
-            "model": {name: tensor.clone() for name, tensor in self.weights().items()},
+            "model": {name: tensor.cpu().clone() for name, tensor in self.weights().items()},
             "optimizer": self._optimizer.state_dict(),
             "reward_scaler": self._reward_scaler.state_dict(),
             "generator": self._generator.get_state(),

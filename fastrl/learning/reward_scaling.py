@@ -41,6 +41,8 @@ class RewardScaler:
         """
         if self._so_far.shape != reward.shape[1:]:
             self._so_far = torch.zeros(reward.shape[1:])
+        self._so_far = self._so_far.to(reward.device)
+        self._statistics.to(reward.device)
         sums, self._so_far = discounted_sums_so_far(reward, ended, self._so_far, self._gamma)
         self._statistics.update(sums)
         return (reward * self._statistics.scale()).clamp_(-_CLIP, _CLIP)

@@ -1,12 +1,14 @@
 """Samplers: whatever collects rollouts, in this process or in many."""
 
 from fastrl.sampling.build import initial_weights, make_plan, make_sampler
+from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
 
 __all__ = [
     "Deadlines",
+    "DeviceSampler",
     "ProcessSampler",
     "Sampler",
     "SerialSampler",

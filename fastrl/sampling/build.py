@@ -10,7 +10,9 @@ from torch import Tensor
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.tensor.configured import compiled_factory, configured
 from fastrl.models.policy import build_model
+from fastrl.sampling.device_sampler import DeviceSampler, existing
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.workers.plan import SamplingPlan
@@ -34,8 +36,14 @@ def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
         EnvError: The environment cannot be built, or a space of it is not supported.
         ConfigError: The topology does not fit this machine.
     """
-    factory, topology = EnvFactory.from_config(config.env), config.topology
-    env_spec = call_in_child(factory.probe, config.sampler.start_timeout_s)
+    topology = config.topology
+    if config.sampler.kind == "device":
+        # It steps in this process anyway.
+        factory = compiled_factory(config.env)
+        env_spec = factory.probe()
+    else:
+        factory = EnvFactory.from_config(config.env)
+        env_spec = call_in_child(factory.probe, config.sampler.start_timeout_s)
     processes = topology.num_env_workers + topology.num_model_workers
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -70,7 +78,7 @@ def make_sampler(
     config: Config,
     plan: SamplingPlan | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
-) -> ProcessSampler | SerialSampler:
+) -> ProcessSampler | SerialSampler | DeviceSampler:
     """Build the sampler that a configuration describes; use it in a ``with`` block.
 
     Args:
@@ -85,7 +93,13 @@ def make_sampler(
     """
     plan = plan or make_plan(config)
     weights = initial_weights(plan) if state_dict is None else state_dict
-    if config.sampler.kind == "serial":
+    device = plan.device(0)
+    if config.sampler.kind == "device" and device.type != "cpu":
+        env, params = configured(config.env, existing(device))
+        squash = config.env.action_bounds == "squash"
+        return DeviceSampler(plan, env, params, weights, squash=squash)
+    if config.sampler.kind != "process":
+        # A CPU is one device as well, and a plan for it steps compiled loops.
         return SerialSampler(plan, weights, debug=config.sampler.debug)
     slowest_s = max(config.env.step_timeout_s, config.env.reset_timeout_s)
     return ProcessSampler(

@@ -43,7 +43,8 @@ def run_throughput(
         ConfigError: The configuration asks for a sampler without processes.
     """
     if config.sampler.kind != "process":
-        raise ConfigError("sampler.kind: throughput is measured with 'process', got 'serial'")
+        kind = config.sampler.kind
+        raise ConfigError(f"sampler.kind: throughput is measured with 'process', got '{kind}'")
     plan = make_plan(config, random_actions=random_actions)
     asynchronous = config.sampler.mode == "async"
     sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)

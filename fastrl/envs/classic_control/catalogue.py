@@ -1,20 +1,16 @@
-"""Classic control by id, and its registration with gymnasium under ``fastrl/``."""
+"""Classic control by id: as a batch, as a vector environment and as a single one."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
-import gymnasium
 from gymnasium.vector import AutoresetMode
 
 from fastrl.envs.classic_control.batch import ClassicControlBatch, Options
 from fastrl.envs.classic_control.single import ClassicControlEnv
 from fastrl.envs.classic_control.vector import ClassicControlVectorEnv
-from fastrl.envs.tensor.make import TENSOR_ENVS
-
-NAMESPACE = "fastrl/"
+from fastrl.envs.native import NAMESPACE
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"params"}
 
@@ -77,24 +73,6 @@ def make_single(
     )
 
 
-def register() -> None:
-    """Register every environment as ``fastrl/<id>`` with gymnasium; again does nothing."""
-    for name in TENSOR_ENVS:
-        if NAMESPACE + name in gymnasium.registry:
-            continue
-        original = gymnasium.spec(name)
-        gymnasium.register(
-            NAMESPACE + name,
-            entry_point=partial(make_single, name),
-            vector_entry_point=partial(make_vec, name),
-            reward_threshold=original.reward_threshold,
-            max_episode_steps=original.max_episode_steps,
-        )
-
-
 def _options(kwargs: dict[str, Any]) -> Options:
     options = {key: kwargs[key] for key in kwargs if key in _OPTIONS}
     return Options(params={key: kwargs[key] for key in kwargs if key not in _OPTIONS}, **options)
-
-
-register()

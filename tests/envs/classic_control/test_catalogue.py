@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import fastrl.envs.classic_control.catalogue as catalogue
+from fastrl.envs import native
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.gym_vector import GymVector
 from fastrl.errors import EnvError
@@ -131,8 +135,29 @@ def test_parameters_and_randomisation_are_arguments():
 
 def test_registering_again_changes_nothing():
     before = dict(gymnasium.registry)
-    catalogue.register()
+    native.register()
     assert gymnasium.registry == before
+
+
+def test_ids_are_registered_by_importing_fastrls_environments_alone():
+    script = """
+import sys
+import gymnasium
+import fastrl.envs
+assert "numba" not in sys.modules, "registering compiled something"
+env = gymnasium.make_vec("fastrl/CartPole-v1", num_envs=3)
+assert env.reset(seed=0)[0].shape == (3, 4)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=100)
+
+
+def test_id_may_name_the_module_that_registers_it():
+    script = """
+import gymnasium
+env = gymnasium.make_vec("fastrl.envs:fastrl/Pendulum-v1", num_envs=2)
+assert env.reset(seed=0)[0].shape == (2, 3)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=100)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Tensor environments as the section ``env`` of a configuration describes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastrl.envs.lookup import nearest
+from fastrl.envs.make import EnvFactory
+from fastrl.envs.native import NAMESPACE
+from fastrl.envs.tensor.base import TensorEnv
+from fastrl.envs.tensor.make import TENSOR_ENVS, make_tensor
+from fastrl.envs.tensor.randomize import Randomized, randomizable
+from fastrl.errors import EnvError
+
+if TYPE_CHECKING:
+    from fastrl.config import EnvConfig
+
+
+def compiled_factory(config: EnvConfig) -> EnvFactory:
+    """Return what builds the environments as compiled loops, for the CPU.
+
+    Raises:
+        EnvError: There is no tensor environment of this id.
+    """
+    return dataclasses.replace(EnvFactory.from_config(config), id=NAMESPACE + _name(config))
+
+
+def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, Any], Any]:
+    """Return the environment as pure functions, and its parameters.
+
+    Args:
+        config: Its ``kwargs`` are parameters by name, a number each, and ``expose_params``; see
+            `fastrl.envs.tensor.randomize`.
+        device: Where the parameters are to be.
+
+    Raises:
+        EnvError: There is no tensor environment of this id, or an argument does not fit.
+    """
+    name = _name(config)
+    if config.wrappers:
+        raise EnvError(f"env.wrappers: '{name}' is a tensor environment, which wrappers do not fit")
+    env, params = make_tensor(name, device=device)
+    given = dict(config.kwargs)
+    expose = given.pop("expose_params", False)
+    known = randomizable(env)
+    for key, value in given.items():
+        if key not in known:
+            raise EnvError(f"env.kwargs: '{name}' has no parameter '{key}'{nearest(key, known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise EnvError(f"env.kwargs.{key}: expected a number, got {value!r}")
+        params = params._replace(**{key: torch.full_like(getattr(params, key), value)})
+    if config.max_episode_steps is not None:
+        env.spec = dataclasses.replace(env.spec, max_episode_steps=config.max_episode_steps)
+        limit = torch.full_like(params.max_episode_steps, config.max_episode_steps)
+        params = params._replace(max_episode_steps=limit)
+    if config.randomize or expose:
+        env = Randomized(env, config.randomize, expose=bool(expose))
+    return env, params
+
+
+def _name(config: EnvConfig) -> str:
+    name = config.id.removeprefix(NAMESPACE)
+    if name not in TENSOR_ENVS:
+        raise EnvError(
+            f"env.id: '{config.id}' is no tensor environment{nearest(name, TENSOR_ENVS)}; "
+            f"sampler.kind: device is for {', '.join(TENSOR_ENVS)}"
+        )
+    return name

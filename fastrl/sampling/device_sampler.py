@@ -1,0 +1,205 @@
+"""Environments, policy and rollout on one device, in this process: nothing crosses to another.
+
+A rollout is one function of weights, states and noise (`fastrl.envs.tensor.rollout`), which on a
+GPU is replayed as CUDA graphs. Only figures of the episodes that ended leave the device, once per
+rollout. On a CPU the compiled loops are many times as fast as tensor programs, so `make_sampler`
+samples from those there, in one process as well.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fastrl.envs.tensor.base import TensorEnv
+from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
+from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.shared.counters import Counter, CounterBoard
+from fastrl.shared.rollout_buffer import Episodes, Rollout
+from fastrl.spaces import unflatten
+from fastrl.workers.hand_over import Stopwatch
+from fastrl.workers.plan import SamplingPlan
+
+_WORKER = "env-worker-0"
+_STEPS_PER_GRAPH = 32
+"""On a GPU: compiling takes time in proportion, and so does starting what was not compiled."""
+
+
+class DeviceSampler:
+    """Samples a tensor environment on one device; see `Sampler` for the contract.
+
+    Rollouts are fresh tensors on that device: they stay valid for as long as they are held.
+
+    Args:
+        plan: What to sample, by one env worker; its only device is where everything is.
+        env: The environment.
+        params: Its parameters, on that device.
+        state_dict: First parameters of the policy; by default those of a freshly built model.
+        squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
+
+    Raises:
+        ConfigError: The device does not exist, or the plan has several workers.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        env: TensorEnv[Any, Any],
+        params: Any,  # noqa: ANN401
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        squash: bool = False,
+    ) -> None:
+        if plan.topology.num_env_workers != 1:
+            workers = plan.topology.num_env_workers
+            raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
+        self.env_spec, self.topology = plan.env_spec, plan.topology
+        self.rollout_length = plan.rollout_length
+        self.counters = CounterBoard([_WORKER])
+        self._plan, self._device = plan, existing(plan.device(0))
+        self._model = _built(plan, self._device)
+        policy: TensorPolicy = (
+            RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
+        )
+        graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
+        self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
+        self._version, self._next_rollout, self._closed = 0, 0, False
+        self._here: Start | None = None
+        if self._model is not None:
+            self.publish(self._model.state_dict() if state_dict is None else state_dict)
+
+    def start(self) -> None:
+        """Begin an episode in every environment.
+
+        Raises:
+            FastrlError: The sampler was closed.
+        """
+        if self._closed:
+            raise FastrlError("this sampler is closed; make a new one to go on sampling")
+        if self._here is None:
+            self._watch = Stopwatch(self.counters, _WORKER)
+            seed = self._plan.env_seeds(0, 0)[0]
+            self._here = self._rollouts.start(self.topology.num_envs, self._generator(seed))
+
+    def collect(self) -> Rollout:
+        """Return the next rollout.
+
+        Raises:
+            FastrlError: The sampler was closed.
+        """
+        self.start()
+        assert self._here is not None
+        self._watch.charge(Counter.HAND_OVER_NS)
+        index, num_envs = self._next_rollout, self.topology.num_envs
+        generator = self._generator(self._plan.policy_generator(0, index).initial_seed())
+        noise = self._rollouts.draw_noise(self.rollout_length, num_envs, generator)
+        # Its own parameters, as the graphs know where they are.
+        found, self._here = self._rollouts.run(None, self._here, noise)
+        self._next_rollout += 1
+        rollout = self._as_rollout(found, index)
+        self._count(rollout)
+        return rollout
+
+    @torch.no_grad()
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Copy new parameters, from this device or another; return their version.
+
+        Raises:
+            FastrlError: The sampler draws random actions, or the parameters are another model's.
+        """
+        if self._model is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        own = self._model.state_dict()
+        if state_dict.keys() != own.keys():
+            changed = sorted(state_dict.keys() ^ own.keys())
+            raise FastrlError(f"published parameters differ from the model's: {changed}")
+        for name, tensor in own.items():
+            if tensor.shape != state_dict[name].shape:
+                raise FastrlError(
+                    f"parameter '{name}' has shape {tuple(state_dict[name].shape)}, "
+                    f"expected {tuple(tensor.shape)}"
+                )
+            tensor.copy_(state_dict[name])
+        self._version += 1
+        return self._version
+
+    def close(self) -> None:
+        """End sampling; rollouts that are still held stay valid. Safe to call twice."""
+        self._closed, self._here = True, None
+        self.counters.close()
+
+    def __enter__(self) -> Self:
+        """Start sampling."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(seed)
+
+    def _as_rollout(self, found: TensorRollout, index: int) -> Rollout:
+        spec = self.env_spec
+        return Rollout(
+            observation=unflatten(spec.observation_space, found.observation),
+            action=unflatten(spec.action_space, found.action),
+            reward=found.reward,
+            terminated=found.terminated,
+            truncated=found.truncated,
+            log_prob=found.log_prob,
+            value=found.value,
+            final_value=found.final_value,
+            policy_version=torch.full_like(found.terminated, self._version, dtype=torch.int64),
+            episodes=_episodes(found),
+            index=index,
+        )
+
+    def _count(self, rollout: Rollout) -> None:
+        row = self._watch.row
+        row[Counter.ENV_STEPS] += rollout.num_steps
+        row[Counter.EPISODES] += len(rollout.episodes)
+        row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
+
+
+def existing(device: torch.device) -> torch.device:
+    """Return a device that torch finds.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(f"no device '{device}': torch finds {count} CUDA devices; use 'cpu'")
+    return device
+
+
+def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:
+    if plan.build_model is None:
+        return None
+    # A copy, as somebody may build the model that is learnt only once.
+    model: Any = copy.deepcopy(plan.build_model())
+    return model.to(device).requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _episodes(found: TensorRollout) -> Episodes:
+    """Return the episodes that ended, on the host, in order of their end."""
+    step, slot = (found.terminated | found.truncated).nonzero(as_tuple=True)
+    return Episodes(
+        returns=found.episode_return[step, slot].double().cpu().numpy(),
+        lengths=found.episode_length[step, slot].long().cpu().numpy(),
+        end_step=step.cpu().numpy(),
+        slot=slot.cpu().numpy(),
+    )
