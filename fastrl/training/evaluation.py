@@ -15,6 +15,7 @@ from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
+from fastrl.training.torch_threads import policy_threads, torch_threads
 
 _WIDTH = 16
 """Episodes played at once: a step of the policy costs little more for them than for one."""
@@ -186,7 +187,8 @@ def evaluate(
     """
     player = EpisodePlayer(env_spec, build_env, protocol.episodes)
     try:
-        return player.play(model, protocol)
+        with torch_threads(policy_threads(env_spec)):
+            return player.play(model, protocol)
     finally:
         player.close()
 

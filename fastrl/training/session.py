@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from fastrl.config import Config
-from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import EnvError, WorkerError
 from fastrl.learning import build_learner
-from fastrl.models.networks import is_image
 from fastrl.sampling import Sampler, make_plan, make_sampler
-from fastrl.spaces import leaves
-from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.episode_info import EpisodeInfo
@@ -34,6 +28,7 @@ from fastrl.training.progress import Progress
 from fastrl.training.recording import Recorder, check_video_path
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.saver import Counted, Saver, load_model, restore
+from fastrl.training.torch_threads import learner_threads, torch_threads
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
 
@@ -135,7 +130,7 @@ class Session:
                 candidates = Candidates(
                     config, evaluator, store, saver.snapshot, journal.note_evaluation
                 )
-            stack.enter_context(_torch_threads(_learner_threads(config, self._plan.env_spec)))
+            stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
             finished = self._train(sampler, _Duties(journal, saver, candidates), interrupts)
             steps, wall_s = self._learner.steps, window.wall_s
             saver.save()
@@ -228,30 +223,6 @@ class _Duties:
         self.journal.note_update(update)
         self.saver.save_if_due()
         return self.candidates is not None and self.candidates.after_update(update.steps)
-
-
-@contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _learner_threads(config: Config, env_spec: EnvSpec) -> int:
-    """Return how many torch threads learn.
-
-    They wait for each other many times in each update, so a second one pays for itself only in
-    large networks, and costs a hundredfold where another process has its core (64×64 MLP with
-    minibatches of 256 on a busy machine of 2 cores: 20 ms with one thread, up to 8 s with two).
-    """
-    threads = config.algorithm.torch_threads
-    if threads != "auto":
-        return threads
-    images = any(is_image(leaf) for leaf in leaves(env_spec.observation_space).values())
-    return usable_cores() if images else 1
 
 
 def evaluation_factory(config: Config) -> EnvFactory:
