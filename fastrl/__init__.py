@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fastrl.throughput import Protocol as Protocol
     from fastrl.throughput import Report as Report
     from fastrl.throughput import run_throughput as run_throughput
+    from fastrl.vector import FastVectorEnv as FastVectorEnv
+    from fastrl.vector import make_vec as make_vec
     from fastrl.workers.plan import SamplingPlan as SamplingPlan
 
 _MODULE_OF = {
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "EnvFactory": "fastrl.envs",
     "EnvSpec": "fastrl.spec",
     "Episodes": "fastrl.shared.rollout_buffer",
+    "FastVectorEnv": "fastrl.vector",
     "FastrlError": "fastrl.errors",
     "PolicyModel": "fastrl.models",
     "ProcessSampler": "fastrl.sampling",
@@ -63,6 +66,7 @@ _MODULE_OF = {
     "load_config": "fastrl.config",
     "make_plan": "fastrl.sampling",
     "make_sampler": "fastrl.sampling",
+    "make_vec": "fastrl.vector",
     "run_throughput": "fastrl.throughput",
     "save_config": "fastrl.config",
 }

@@ -19,13 +19,18 @@ _MISFITS = (TypeError, ValueError, KeyError, IndexError)
 class ObservationWriter:
     """Writes observations of one space into rows, and refuses those that do not fit."""
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], first: int = 0) -> None:
         """Prepare for observations of ``space``.
+
+        Args:
+            space: Of one environment.
+            first: What row 0 is called in messages.
 
         Raises:
             SpaceError: The space is unsupported.
         """
         self._space = space
+        self._first = first
         self._leaves = tuple(leaves(space).items())
         self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
 
@@ -65,8 +70,8 @@ class ObservationWriter:
             values = list(flatten(self._space, observation))
         except _MISFITS as error:
             raise EnvError(
-                f"env {index} returned an observation that is not of its space {self._space}: "
-                f"{_shorten(observation)}"
+                f"env {self._first + index} returned an observation that is not of its space "
+                f"{self._space}: {_shorten(observation)}"
             ) from error
         for number, (value, array) in enumerate(zip(values, rows, strict=True)):
             array[index] = self._checked(index, value, number, array)
@@ -82,8 +87,8 @@ class ObservationWriter:
         path, leaf = self._leaves[number]
         where = f" at '{path}'" if path else ""
         raise EnvError(
-            f"env {index} returned an observation{where} {problem}: {_shorten(value)}; "
-            f"its space is {leaf}"
+            f"env {self._first + index} returned an observation{where} {problem}: "
+            f"{_shorten(value)}; its space is {leaf}"
         )
 
 

@@ -1,0 +1,281 @@
+"""The environments of one worker: stepped one after the other, writing into their rows.
+
+The same code runs in a worker process, in a thread and in the caller itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from fastrl.envs.rows import ObservationWriter
+from fastrl.errors import EnvError
+from fastrl.vector.action_rows import splitter
+from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
+from fastrl.vector.infos import Columns, gather
+from fastrl.vector.instance import NEVER, Instance
+from fastrl.vector.spec import Env, InstanceSpec, VectorPlan
+
+Step = Callable[[Any], tuple[Any, Any, Any, Any, dict[str, Any]]]
+
+
+class EnvGroup:
+    """Some environments of a plan.
+
+    Args:
+        plan: What to build.
+        spec: What every environment must agree with.
+        exchange: Where actions are read and results written.
+        envs: Indices of the environments.
+        first: The first of them, if it has been built.
+        at: Its element 0 always says which environment is being stepped, reset or called, for
+            whoever has to explain an error or a silence.
+
+    Raises:
+        EnvError: An environment cannot be built, or has other spaces than the first.
+    """
+
+    def __init__(
+        self,
+        plan: VectorPlan,
+        spec: InstanceSpec,
+        exchange: Exchange,
+        envs: range,
+        at: MutableSequence[int],
+        first: Env | None = None,
+    ) -> None:
+        self.envs = envs
+        self._plan, self._spec, self._at = plan, spec, at
+        self._exchange = exchange
+        self._mode = plan.autoreset
+        self._instances: list[Instance] = []
+        for index in envs:
+            at[0] = index
+            env = first or plan.instance(index).build()
+            first = None
+            self._instances.append(Instance(env))
+            _check_spaces(env, spec, plan.different_spaces, index)
+        self._steps: list[Step] = [each.step for each in self._instances]
+        self._elapsed = np.zeros(len(envs), np.int64)
+        self._limits = np.array([each.limit for each in self._instances], np.int64)
+        self._ended: set[int] = set()
+        rows = slice(envs.start, envs.stop)
+        self._banks = [bank.part(rows) for bank in exchange.banks]
+        self.action_objects: Sequence[Any] | None = None
+        self.observation_objects: list[Any] = [None] * len(envs)
+        self._writer: ObservationWriter | None = None
+        if spec.fits_rows:
+            self._writer = ObservationWriter(spec.observation_space, envs.start)
+            self._action_rows = tuple(leaf[rows] for leaf in exchange.action)
+            self._split = splitter(spec.action_space, self._action_rows)
+
+    def step(self, bank: int) -> Columns:
+        """Step every environment once; return their infos."""
+        steps = self._steps
+        if self._ended:
+            steps = self._steps_after_ends()
+        at, start = self._at, self.envs.start
+        observations: list[Any] = []
+        rewards: list[Any] = []
+        infos: dict[int, dict[str, Any]] = {}
+        ended: dict[int, tuple[bool, bool]] = {}
+        self._elapsed += 1
+        for index, (step, action) in enumerate(zip(steps, self._actions(), strict=True)):
+            at[0] = start + index
+            observation, reward, terminated, truncated, info = step(action)
+            observations.append(observation)
+            rewards.append(reward)
+            if info:
+                infos[start + index] = info
+            if terminated or truncated:
+                ended[index] = (bool(terminated), bool(truncated))
+        views = self._banks[bank]
+        views.terminated.fill(False)
+        views.truncated.fill(False)
+        for index in np.flatnonzero(self._elapsed >= self._limits).tolist():
+            ended[index] = (ended.get(index, (False, False))[0], True)
+        for index, flags in ended.items():
+            views.terminated[index], views.truncated[index] = flags
+            self._end(index, observations, infos)
+        self._write(observations, views)
+        _write_rewards(rewards, views.reward, start)
+        return gather(infos) if infos else {}
+
+    def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
+        """Step one environment, or reset it where its ``reset_seed`` says so; return its info."""
+        index = env_index - self.envs.start
+        self._at[0] = env_index
+        views, seeds = self._banks[bank], self._exchange.reset_seed
+        observations: list[Any] = [None] * len(self.envs)
+        infos: dict[int, dict[str, Any]] = {}
+        flags, reward = (False, False), 0.0
+        seed = int(seeds[env_index])
+        if seed != NO_RESET:
+            seeds[env_index] = NO_RESET
+            observations[index], infos[env_index] = self._reset(
+                index, None if seed == UNSEEDED else seed, None
+            )
+        else:
+            step = self._steps[index]
+            if index in self._ended:
+                step = self._steps_after_ends((index,))[index]
+            self._elapsed[index] += 1
+            observations[index], reward, terminated, truncated, infos[env_index] = step(
+                self._action(index)
+            )
+            late = bool(self._elapsed[index] >= self._limits[index])
+            flags = bool(terminated), bool(truncated) or late
+            if any(flags):
+                self._end(index, observations, infos)
+        views.terminated[index], views.truncated[index] = flags
+        self._write_one(index, observations[index], views)
+        _write_rewards([reward], views.reward[index : index + 1], env_index)
+        return infos[env_index]
+
+    def reset(
+        self,
+        bank: int,
+        options: Mapping[str, Any] | None,
+        seeds: Sequence[int | None],
+        mask: Sequence[bool],
+    ) -> Columns:
+        """Start an episode in those environments that ``mask`` names; return their infos."""
+        views = self._banks[bank]
+        infos: dict[int, dict[str, Any]] = {}
+        for index, (seed, wanted) in enumerate(zip(seeds, mask, strict=True)):
+            if not wanted:
+                continue
+            env_index = self._at[0] = self.envs.start + index
+            observation, infos[env_index] = self._reset(index, seed, options)
+            views.terminated[index] = views.truncated[index] = False
+            self._write_one(index, observation, views)
+        return gather({index: info for index, info in infos.items() if info})
+
+    def call(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], mask: Sequence[bool]
+    ) -> list[Any]:
+        """Call a method, or read an attribute, of those environments that ``mask`` names."""
+        return [each.call(name, *args, **kwargs) for each in self._told(mask)]
+
+    def set_attr(self, name: str, values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
+        """Set an attribute of those environments that ``mask`` names."""
+        chosen = [value for value, wanted in zip(values, mask, strict=True) if wanted]
+        for each, value in zip(self._told(mask), chosen, strict=True):
+            each.set(name, value)
+        self._limits = np.array([each.limit for each in self._instances], np.int64)
+        return []
+
+    def apply(
+        self, function: Callable[[Any, Any], Any], arguments: Sequence[Any], mask: Sequence[bool]
+    ) -> list[Any]:
+        """Return ``function(env, argument)`` for those environments that ``mask`` names."""
+        chosen = [value for value, wanted in zip(arguments, mask, strict=True) if wanted]
+        pairs = zip(self._told(mask), chosen, strict=True)
+        return [function(each.env, argument) for each, argument in pairs]
+
+    def different_spaces(self) -> list[Any]:
+        """Return the observation space of every environment, empty where all are the same."""
+        found = [each.env.observation_space for each in self._instances]
+        return [] if all(space == self._spec.observation_space for space in found) else found
+
+    def close(self) -> None:
+        """Close all environments; safe to call twice."""
+        instances, self._instances = self._instances, []
+        for each in instances:
+            each.env.close()
+
+    def _actions(self) -> Sequence[Any]:
+        if self._writer is not None:
+            return self._split()
+        assert self.action_objects is not None
+        return self.action_objects[self.envs.start : self.envs.stop]
+
+    def _action(self, index: int) -> Any:  # noqa: ANN401
+        return self._actions()[index]
+
+    def _reset(
+        self, index: int, seed: int | None, options: Mapping[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._elapsed[index] = 0
+        self._ended.discard(index)
+        return self._instances[index].reset(seed, options)
+
+    def _end(self, index: int, observations: list[Any], infos: dict[int, dict[str, Any]]) -> None:
+        """Start the next episode now, or remember to."""
+        if self._mode is not AutoresetMode.SAME_STEP:
+            self._ended.add(index)
+            return
+        env_index = self._at[0] = self.envs.start + index
+        # A copy: the environment may write its next observation into the same array.
+        final = copy.deepcopy(observations[index])
+        observations[index], info = self._reset(index, None, None)
+        infos[env_index] = {"final_obs": final, "final_info": infos.get(env_index, {}), **info}
+
+    def _steps_after_ends(self, indices: Sequence[int] | None = None) -> list[Step]:
+        """Return the steps of all environments, where those whose episode is over reset."""
+        steps = list(self._steps)
+        for index in sorted(self._ended) if indices is None else indices:
+            if self._mode is AutoresetMode.DISABLED:
+                self._at[0] = self.envs.start + index
+                raise EnvError("its episode is over: reset it with options={'reset_mask': …} first")
+            steps[index] = self._resetting(index)
+        return steps
+
+    def _resetting(self, index: int) -> Step:
+        def reset(_: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:  # noqa: ANN401
+            observation, info = self._reset(index, None, None)
+            return observation, 0.0, False, False, info
+
+        return reset
+
+    def _told(self, mask: Sequence[bool]) -> Iterator[Instance]:
+        """Yield the chosen environments, each up to date when it is its turn."""
+        for index, (each, wanted) in enumerate(zip(self._instances, mask, strict=True)):
+            if wanted:
+                if each.limit != NEVER:
+                    each.tell(int(self._elapsed[index]))
+                self._at[0] = self.envs.start + index
+                yield each
+
+    def _write(self, observations: list[Any], views: Bank) -> None:
+        if self._writer is None:
+            self.observation_objects = observations
+        else:
+            self._writer.write_all(observations, views.observation)
+
+    def _write_one(self, index: int, observation: Any, views: Bank) -> None:  # noqa: ANN401
+        if self._writer is None:
+            self.observation_objects[index] = observation
+        else:
+            self._writer.write_one(index, observation, views.observation)
+
+
+def _write_rewards(rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
+    try:
+        row[:] = rewards
+    except (TypeError, ValueError):
+        for index, reward in enumerate(rewards):
+            try:
+                row[index] = np.asarray(reward, np.float64).item()
+            except (TypeError, ValueError):
+                raise EnvError(
+                    f"env {first + index} returned the reward {reward!r}; expected a number"
+                ) from None
+
+
+def _check_spaces(env: Env, spec: InstanceSpec, different: bool, index: int) -> None:
+    for kind in ("observation_space", "action_space"):
+        wanted, found = getattr(spec, kind), getattr(env, kind)
+        same = found == wanted
+        if different and not same:
+            same = getattr(found, "shape", None) == wanted.shape and found.dtype == wanted.dtype
+        if not same:
+            raise EnvError(
+                f"env {index} of '{spec.name}' has the {kind} {found}, env 0 has {wanted}; all "
+                "instances must have the same"
+            )

@@ -1,0 +1,52 @@
+"""What can go wrong in a vector environment, each in one line that says where and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastrl.errors import ConfigError, EnvError, WorkerError
+
+
+class ArgumentError(ConfigError, ValueError):
+    """An argument is refused before any environment has done anything."""
+
+
+class EnvFailure(WorkerError, EnvError):  # noqa: N818 - it is told, not made, by an error
+    """An environment raised, died with its worker, or broke its contract.
+
+    Attributes:
+        env_index: Which environment, None where that is unknown.
+        action: What it was given, None outside of a step.
+        seed: Its last seed, None if it was never seeded.
+        worker: Who stepped it: ``env-worker-1``, ``thread-3`` or ``serial``.
+        remote_traceback: The worker's own traceback, empty if it died without one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: str,
+        env_index: int | None = None,
+        action: Any = None,  # noqa: ANN401
+        seed: int | None = None,
+        remote_traceback: str = "",
+    ) -> None:
+        super().__init__(worker, message, remote_traceback)
+        self.env_index, self.action, self.seed = env_index, action, seed
+
+
+class EnvTimeoutError(EnvFailure, TimeoutError):
+    """An environment did not finish within the deadline."""
+
+
+def brief(value: object, width: int = 80) -> str:
+    """Return a value on one line, cut to ``width`` characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def summary(error: BaseException) -> str:
+    """Return an exception's type and text on one line."""
+    text = brief(error, 300)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

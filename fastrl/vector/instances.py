@@ -1,0 +1,80 @@
+"""Parameters of every instance: given one by one, by a function of the index, or drawn.
+
+A value ``{uniform: [low, high]}``, ``{log_uniform: [low, high]}``, ``{normal: [mean, std]}`` or
+``{choice: [a, b, …]}`` among the parameters is a distribution, from which every instance draws its
+own number once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastrl.vector.failures import ArgumentError, brief
+
+EnvKwargs = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]
+
+_DRAWS: Mapping[str, Callable[[np.random.Generator, list[Any]], Any]] = {
+    "uniform": lambda rng, given: float(rng.uniform(*given)),
+    "log_uniform": lambda rng, given: float(np.exp(rng.uniform(*np.log(given)))),
+    "normal": lambda rng, given: float(rng.normal(*given)),
+    "choice": lambda rng, given: given[int(rng.integers(len(given)))],
+}
+
+
+def kwargs_of_instances(
+    env_kwargs: EnvKwargs | None, num_envs: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return the parameters of every instance.
+
+    Args:
+        env_kwargs: The same for all, perhaps with distributions; one mapping per instance; or a
+            function of the index.
+        num_envs: Number of instances.
+        seed: Of the draws; instance i draws the same whatever the number of instances.
+
+    Returns:
+        A single mapping where all instances are the same, else one for each.
+
+    Raises:
+        ArgumentError: There is not one mapping per instance, or a distribution does not fit.
+    """
+    if env_kwargs is None:
+        return [{}]
+    if isinstance(env_kwargs, Mapping):
+        if not any(_is_distribution(value) for value in env_kwargs.values()):
+            return [dict(env_kwargs)]
+        given: list[Any] = [env_kwargs] * num_envs
+    elif callable(env_kwargs):
+        given = [env_kwargs(index) for index in range(num_envs)]
+    else:
+        given = list(env_kwargs)
+    if len(given) != num_envs:
+        raise ArgumentError(f"env_kwargs: got {len(given)} mappings for {num_envs} environments")
+    return [_drawn(each, index, seed) for index, each in enumerate(given)]
+
+
+def _drawn(kwargs: Any, index: int, seed: int) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(kwargs, Mapping):
+        raise ArgumentError(f"env_kwargs of env {index} is no mapping: {brief(kwargs)}")
+    rng = np.random.default_rng((seed, index))
+    return {
+        name: _draw(name, value, rng) if _is_distribution(value) else value
+        for name, value in kwargs.items()
+    }
+
+
+def _draw(name: str, value: Mapping[str, Any], rng: np.random.Generator) -> Any:  # noqa: ANN401
+    ((kind, given),) = value.items()
+    try:
+        return _DRAWS[kind](rng, list(given))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"env_kwargs.{name}: {kind} does not take {brief(given)}; write two numbers"
+        ) from error
+
+
+def _is_distribution(value: object) -> bool:
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in _DRAWS

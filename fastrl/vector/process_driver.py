@@ -1,0 +1,228 @@
+"""Environments in worker processes: signals, rows in shared memory, infos through a pipe."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import cloudpickle
+
+from fastrl.errors import WorkerError
+from fastrl.vector.driver import Ready, Request, spaces_of_all
+from fastrl.vector.exchange import Exchange
+from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.infos import Columns
+from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
+from fastrl.workers.supervisor import Connection, Supervisor, call_in_child, pipe
+
+_SLICE_S = 0.1
+"""How often a waiting caller looks after the workers."""
+
+
+class ProcessDriver:
+    """Steps the environments of a plan in processes; see `Driver`."""
+
+    def __init__(self, plan: VectorPlan) -> None:
+        self._plan = plan
+        self.spec = call_in_child(partial(_probe, plan), plan.start_timeout_s)
+        self.exchange = Exchange(self.spec, plan.num_envs, shared=True)
+        self._control = Control(plan.num_workers, plan.num_envs)
+        context = VectorContext(plan, self.spec, self.exchange, self._control)
+        self._supervisor = Supervisor(self._control.stop, plan.torch_threads)
+        self._names = [f"env-worker-{index}" for index in range(plan.num_workers)]
+        self._orders: list[Connection] = []
+        self._answers: list[Connection] = []
+        self._objects: list[Any] = [None] * plan.num_envs
+        self._waiting: deque[tuple[int, int, bool]] = deque()
+        self._seen = [0] * plan.num_workers
+        self._owed = 0  # answers that were seen before their posts were taken
+        try:
+            for index, name in enumerate(self._names):
+                self._start(name, context, index)
+            self.begin_request(Request("different_spaces", fatal=True))
+            found = self.end_request(plan.start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        self.different_spaces = spaces_of_all(plan, self.spec, found)
+
+    def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
+        """Let every worker step its environments."""
+        self._settle()
+        for worker in range(self._plan.num_workers):
+            self._control.order(worker, STEP, bank)
+            if action_objects is not None:
+                self._orders[worker].send_bytes(cloudpickle.dumps(action_objects))
+
+    def end_step(self, timeout_s: float) -> list[Columns]:
+        """Wait for all workers.
+
+        Raises:
+            EnvFailure: An environment raised, died or overran the deadline.
+        """
+        return self._collect(timeout_s)
+
+    def begin_request(self, request: Request) -> None:
+        """Send every worker its part of a request."""
+        self._settle()
+        for worker in range(self._plan.num_workers):
+            payload = cloudpickle.dumps(request.part(self._plan.envs_of(worker)))
+            self._control.order(worker, REQUEST)
+            try:
+                self._orders[worker].send_bytes(payload)
+            except OSError:
+                self._look_after()
+                raise
+
+    def end_request(self, timeout_s: float) -> list[Any]:
+        """Wait for all answers.
+
+        Raises:
+            EnvFailure: An environment died, overran the deadline, or raised where that is fatal.
+        """
+        return self._collect(timeout_s)
+
+    def send(self, envs: Sequence[int]) -> None:
+        """Let some environments step, each as soon as its worker is free."""
+        by_worker: dict[int, list[int]] = {}
+        for index in envs:
+            by_worker.setdefault(self._plan.worker_of(index), []).append(index)
+        for worker, part in by_worker.items():
+            self._control.send(worker, part)
+
+    def receive(self, count: int, timeout_s: float) -> Ready:
+        """Return the first environments that are ready.
+
+        Raises:
+            EnvFailure: An environment raised, died or overran the deadline.
+        """
+        deadline = time.monotonic() + timeout_s
+        while len(self._waiting) < count:
+            self._wait(deadline, timeout_s)
+            self._owed -= 1
+            self._look_for_ready()
+        ready = Ready()
+        for _ in range(count):
+            worker, index, mail = self._waiting.popleft()
+            ready.add(index, self._read(worker, deadline, timeout_s) if mail else {})
+        return ready
+
+    def observation_objects(self) -> list[Any]:
+        """Return the latest observations."""
+        return self._objects
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of every worker by name."""
+        return self._supervisor.pids()
+
+    def close(self) -> None:
+        """End all workers; they get two seconds before they are killed."""
+        self._supervisor.stop()
+        for each in (*self._orders, *self._answers):
+            each.close()
+        self._control.close()
+        self.exchange.close()
+
+    def _start(self, name: str, context: VectorContext, index: int) -> None:
+        take_orders, orders = pipe()
+        answers, give_answers = pipe()
+        self._orders.append(orders)
+        self._answers.append(answers)
+        self._supervisor.start(name, run_vector_worker, context, index, take_orders, give_answers)
+        take_orders.close()
+        give_answers.close()
+
+    def _collect(self, timeout_s: float) -> list[Any]:
+        workers, deadline = range(self._plan.num_workers), time.monotonic() + timeout_s
+        for _ in workers:
+            self._wait(deadline, timeout_s)
+        answers: list[Any] = []
+        for worker in workers:
+            if not self._control.has_mail(worker):
+                answers.append({})
+                continue
+            answer, objects = self._read(worker, deadline, timeout_s)
+            answers.append(answer)
+            if objects is not None:
+                envs = self._plan.envs_of(worker)
+                self._objects[envs.start : envs.stop] = objects
+        return answers
+
+    def _wait(self, deadline: float, timeout_s: float) -> None:
+        while not self._control.answered.wait(_SLICE_S, self._plan.spins):
+            self._look_after()
+            if time.monotonic() > deadline:
+                raise self._silent(timeout_s)
+
+    def _look_for_ready(self) -> None:
+        """Queue what workers have finished since the last look."""
+        for worker, seen in enumerate(self._seen):
+            count = self._control.ready_count(worker)
+            self._owed += count - seen
+            for number in range(seen, count):
+                self._waiting.append((worker, *self._control.ready(worker, number)))
+            self._seen[worker] = count
+
+    def _settle(self) -> None:
+        """Take the posts of all environments that were received, so that none is left over."""
+        for _ in range(self._owed):
+            self._wait(time.monotonic() + self._plan.timeout_s, self._plan.timeout_s)
+        self._owed = 0
+
+    def _read(self, worker: int, deadline: float, timeout_s: float) -> Any:  # noqa: ANN401
+        pipe_end = self._answers[worker]
+        while not pipe_end.poll(_SLICE_S):
+            self._look_after()
+            if time.monotonic() > deadline:
+                raise self._silent(timeout_s)
+        try:
+            return pickle.loads(pipe_end.recv_bytes())
+        except EOFError:
+            self._look_after()
+            raise
+
+    def _look_after(self) -> None:
+        """Return if every worker is well.
+
+        Raises:
+            EnvFailure: One raised or died.
+        """
+        try:
+            self._supervisor.check()
+        except WorkerError as error:
+            index = self._busy_with(error.worker)
+            what = error.args[0].removeprefix(f"{error.worker} ").replace("failed:", "raised")
+            if error.remote_traceback == "":
+                what = f"was lost with its worker, which {what}"
+            raise EnvFailure(
+                what,
+                worker=error.worker,
+                env_index=index,
+                remote_traceback=error.remote_traceback,
+            ) from None
+
+    def _silent(self, timeout_s: float) -> EnvTimeoutError:
+        """Name an environment of a worker that has not answered."""
+        control, workers = self._control, range(self._plan.num_workers)
+        late = [worker for worker in workers if not control.is_done(worker)] or [0]
+        name = self._names[late[0]]
+        return EnvTimeoutError(
+            f"did not answer within {timeout_s:g} s", worker=name, env_index=self._busy_with(name)
+        )
+
+    def _busy_with(self, name: str) -> int:
+        return int(self._control.at(self._names.index(name))[0])
+
+
+def _probe(plan: VectorPlan) -> InstanceSpec:
+    """Build the first environment in a child, and return what it says of itself."""
+    env = plan.instance(0).build()
+    try:
+        return InstanceSpec.of(env, plan.name)
+    finally:
+        env.close()

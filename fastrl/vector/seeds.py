@@ -1,0 +1,55 @@
+"""What a reset is given, checked before any environment is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.vector.failures import ArgumentError, brief
+
+
+class MaskTypeError(ArgumentError, TypeError):
+    """A mask is no array of bool."""
+
+
+def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """Return one seed per environment.
+
+    Args:
+        seed: One for each, or the first of consecutive ones, or None for none.
+        num_envs: Number of environments.
+
+    Raises:
+        ArgumentError: There is not one per environment.
+    """
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + index for index in range(num_envs)]
+    seeds = [None if each is None else int(each) for each in seed]
+    if len(seeds) != num_envs:
+        raise ArgumentError(f"seed: got {len(seeds)} seeds for {num_envs} environments")
+    return seeds
+
+
+def checked_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
+    """Take ``reset_mask`` out of the options of a reset; all environments where there is none.
+
+    Raises:
+        ArgumentError: It is no array ``[num_envs]`` of bool, or names no environment.
+    """
+    if options is None or "reset_mask" not in options:
+        return np.ones(num_envs, np.bool_)
+    mask = options.pop("reset_mask")
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise MaskTypeError(f"options['reset_mask'] must be an array of bool, got {brief(mask)}")
+    if mask.shape != (num_envs,):
+        raise ArgumentError(
+            f"options['reset_mask'] must have the shape ({num_envs},), got {mask.shape}"
+        )
+    if not mask.any():
+        raise ArgumentError("options['reset_mask'] names no environment")
+    return mask

@@ -1,0 +1,129 @@
+"""What a vector environment is made of: pure data that every backend and every worker is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from fastrl.envs.lookup import attribute
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import SpaceError
+from fastrl.spaces import leaves
+
+Env = gymnasium.Env[Any, Any]
+Wrapper = str | Callable[[Env], Env]
+
+
+@dataclass(frozen=True)
+class InstanceFactory:
+    """Builds one instance; each may have parameters of its own.
+
+    Attributes:
+        factory: What to build.
+        wrappers: Import paths or callables, applied in this order, the last outermost.
+    """
+
+    factory: EnvFactory
+    wrappers: Sequence[Wrapper] = ()
+
+    def build(self) -> Env:
+        """Build the environment.
+
+        Raises:
+            EnvError: It cannot be built; says what would be right.
+        """
+        env = self.factory.single()
+        for wrapper in self.wrappers:
+            wrap = attribute(wrapper, "wrappers") if isinstance(wrapper, str) else wrapper
+            env = wrap(env)
+        return env
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What the first instance says of itself; the others must agree.
+
+    Attributes:
+        name: Its id.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        metadata: Render modes and what else the environment tells.
+        render_mode: How it is drawn, None where nothing is.
+        spec: Gymnasium's own specification, where it has one.
+    """
+
+    name: str
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    render_mode: str | None = None
+    spec: Any = None
+
+    @classmethod
+    def of(cls, env: Env, name: str) -> InstanceSpec:
+        """Return what ``env`` says of itself."""
+        return cls(
+            name=name,
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            metadata=dict(env.metadata or {}),
+            render_mode=env.render_mode,
+            spec=env.spec,
+        )
+
+    @property
+    def fits_rows(self) -> bool:
+        """Whether observations and actions are arrays of fixed size; others travel as objects."""
+        try:
+            leaves(self.observation_space)
+            leaves(self.action_space)
+        except SpaceError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """Everything that is fixed before the first environment is built.
+
+    Attributes:
+        name: The id, for messages.
+        instances: One factory per environment, or a single one for all.
+        num_envs: Number of environments, B.
+        num_workers: How many step them: processes or threads; 1 where they are stepped in turn.
+        autoreset: When the next episode begins where one ended.
+        different_spaces: Whether instances may differ in the bounds of their observations.
+        spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
+        timeout_s: How long any one call may take.
+        start_timeout_s: How long building all environments may take.
+        torch_threads: Intra-op threads of torch in every worker process.
+    """
+
+    name: str
+    instances: Sequence[InstanceFactory]
+    num_envs: int
+    num_workers: int
+    autoreset: AutoresetMode
+    different_spaces: bool = False
+    spins: int = 0
+    timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
+    torch_threads: int = 1
+
+    def instance(self, index: int) -> InstanceFactory:
+        """Return what builds environment ``index``."""
+        return self.instances[index % len(self.instances)]
+
+    def envs_of(self, worker: int) -> range:
+        """Return the environments that a worker steps: contiguous, sizes within one."""
+        bounds = [i * self.num_envs // self.num_workers for i in (worker, worker + 1)]
+        return range(*bounds)
+
+    def worker_of(self, env_index: int) -> int:
+        """Return who steps an environment."""
+        return ((env_index + 1) * self.num_workers - 1) // self.num_envs

@@ -1,0 +1,216 @@
+"""Environments in threads of this process: calls that wait overlap on a single core."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from fastrl.vector.driver import Ready, Refusal, Request, spaces_of_all
+from fastrl.vector.env_group import EnvGroup
+from fastrl.vector.exchange import Exchange
+from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
+from fastrl.vector.infos import Columns
+from fastrl.vector.spec import InstanceSpec, VectorPlan
+
+Task = Callable[[EnvGroup], Any]
+Work = Callable[["_Worker"], None]
+CLOSE_S = 2.0
+"""How long environments may take to close before their threads are left to themselves."""
+
+
+class ThreadDriver:
+    """Steps the environments of a plan in threads; see `Driver`.
+
+    Every environment is built, stepped and closed by one and the same thread. Threads cannot be
+    killed: one that hangs is left behind, and ends with the process.
+    """
+
+    def __init__(self, plan: VectorPlan) -> None:
+        self._plan = plan
+        first = plan.instance(0).build()
+        self.spec = InstanceSpec.of(first, plan.name)
+        first.close()
+        self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
+        self._round = _Round(plan.num_workers)
+        self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self._workers = [_Worker(i, plan, self._group_of) for i in range(plan.num_workers)]
+        try:
+            self._hand_out([EnvGroup.different_spaces] * plan.num_workers)
+            found = self._answers(plan.start_timeout_s)
+        except EnvFailure:
+            self.close()
+            raise
+        self.different_spaces = spaces_of_all(plan, self.spec, found)
+
+    def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
+        """Let every thread step its environments."""
+
+        def step(group: EnvGroup) -> Columns:
+            group.action_objects = action_objects
+            return group.step(bank)
+
+        self._hand_out([step] * len(self._workers))
+
+    def end_step(self, timeout_s: float) -> list[Columns]:
+        """Wait for all threads.
+
+        Raises:
+            EnvFailure: An environment raised or overran the deadline.
+        """
+        return self._answers(timeout_s)
+
+    def begin_request(self, request: Request) -> None:
+        """Let every thread serve its part of a request."""
+        parts = [request.part(worker.envs) for worker in self._workers]
+        self._hand_out([part.serve for part in parts], fatal=request.fatal)
+
+    def end_request(self, timeout_s: float) -> list[Any]:
+        """Wait for all threads.
+
+        Raises:
+            EnvFailure: An environment overran the deadline, or raised where that is fatal.
+        """
+        return self._answers(timeout_s)
+
+    def send(self, envs: Sequence[int]) -> None:
+        """Let some environments step."""
+        for index in envs:
+            self._workers[self._plan.worker_of(index)].inbox.put(partial(self._step_one, index))
+
+    def receive(self, count: int, timeout_s: float) -> Ready:
+        """Return the first environments that are ready.
+
+        Raises:
+            EnvFailure: An environment raised or overran the deadline.
+        """
+        ready, deadline = Ready(), time.monotonic() + timeout_s
+        for _ in range(count):
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                index, info = self._ready.get(timeout=left)
+            except queue.Empty:
+                raise self._silent(timeout_s) from None
+            if isinstance(info, EnvFailure):
+                raise info
+            ready.add(index, info)
+        return ready
+
+    def observation_objects(self) -> list[Any]:
+        """Return the latest observations."""
+        return [each for worker in self._workers for each in worker.group.observation_objects]
+
+    def pids(self) -> dict[str, int]:
+        """Return nothing: there are no processes."""
+        return {}
+
+    def close(self) -> None:
+        """Ask every thread to close its environments; those that hang are left behind."""
+        for worker in self._workers:
+            worker.inbox.put(None)
+        deadline = time.monotonic() + CLOSE_S
+        for worker in self._workers:
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _group_of(self, worker: _Worker) -> EnvGroup:
+        return EnvGroup(self._plan, self.spec, self.exchange, worker.envs, worker.at)
+
+    def _hand_out(self, tasks: Sequence[Task], *, fatal: bool = True) -> None:
+        self._round.begin()
+        for worker, task in zip(self._workers, tasks, strict=True):
+            worker.inbox.put(partial(self._take_part, task, fatal))
+
+    def _take_part(self, task: Task, fatal: bool, worker: _Worker) -> None:
+        try:
+            answer = task(worker.group)
+        except Exception as error:
+            failure = worker.failure(error)
+            refusal = Refusal(worker.at[0], error, failure.remote_traceback)
+            answer = failure if fatal else refusal
+        self._round.report(worker.index, answer)
+
+    def _step_one(self, index: int, worker: _Worker) -> None:
+        try:
+            self._ready.put((index, worker.group.step_one(index, 0)))
+        except Exception as error:
+            self._ready.put((index, worker.failure(error)))
+
+    def _answers(self, timeout_s: float) -> list[Any]:
+        if not self._round.done.wait(timeout_s):
+            raise self._silent(timeout_s)
+        answers = self._round.answers
+        for answer in answers:
+            if isinstance(answer, EnvFailure):
+                raise answer
+        return answers
+
+    def _silent(self, timeout_s: float) -> EnvTimeoutError:
+        worker = next((each for each in self._workers if each.busy), self._workers[0])
+        return EnvTimeoutError(
+            f"did not answer within {timeout_s:g} s", worker=worker.name, env_index=worker.at[0]
+        )
+
+
+class _Round:
+    """Answers of all threads to one request; the last one wakes the caller."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.answers: list[Any] = [None] * num_workers
+        self.done = threading.Event()
+        self._lock, self._left = threading.Lock(), 0
+
+    def begin(self) -> None:
+        self.done.clear()
+        self.answers = [None] * len(self.answers)
+        self._left = len(self.answers)
+
+    def report(self, worker: int, answer: Any) -> None:  # noqa: ANN401
+        self.answers[worker] = answer
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self.done.set()
+
+
+class _Worker:
+    """One thread and its environments."""
+
+    def __init__(self, index: int, plan: VectorPlan, build: Callable[[_Worker], EnvGroup]) -> None:
+        self.index, self.name = index, f"thread-{index}"
+        self.envs = plan.envs_of(index)
+        self.inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self.at = [self.envs.start]
+        self.busy = False
+        self._build = build
+        self._group: EnvGroup | None = None
+        self.thread = threading.Thread(target=self._run, name=f"fastrl-{self.name}", daemon=True)
+        self.thread.start()
+
+    @property
+    def group(self) -> EnvGroup:
+        """The environments, built when they are first asked for, in this thread."""
+        if self._group is None:
+            self._group = self._build(self)
+        return self._group
+
+    def failure(self, error: Exception) -> EnvFailure:
+        """Return what to say of an error that was just caught."""
+        return EnvFailure(
+            f"raised {summary(error)}",
+            worker=self.name,
+            env_index=self.at[0],
+            remote_traceback=traceback.format_exc(),
+        )
+
+    def _run(self) -> None:
+        while (work := self.inbox.get()) is not None:
+            self.busy = True
+            work(self)
+            self.busy = False
+        if self._group is not None:
+            self._group.close()

@@ -1,0 +1,298 @@
+"""Gymnasium's vector environment over any backend: what `fastrl.make_vec` returns."""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.vector.utils import (
+    batch_differing_spaces,
+    batch_space,
+    concatenate,
+    create_empty_array,
+)
+from numpy.typing import ArrayLike, NDArray
+
+from fastrl.spaces import leaves, unflatten
+from fastrl.vector.action_rows import ActionObjects, ActionRows
+from fastrl.vector.driver import Driver, Request
+from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
+from fastrl.vector.failures import ArgumentError
+from fastrl.vector.infos import Infos, combine, gather
+from fastrl.vector.seeds import checked_mask, checked_seeds
+from fastrl.vector.session import Pending, Session
+from fastrl.vector.spec import VectorPlan
+
+Output = Literal["numpy", "torch"]
+StepResult = tuple[Any, Any, Any, Any, Infos]
+
+
+class FastVectorEnv(Session):
+    """Steps environments behind gymnasium's interface; see `fastrl.make_vec`.
+
+    Attributes:
+        plan: Who steps which environments.
+        backend: ``serial``, ``threads``, ``processes`` or ``native``.
+        env_kwargs: The parameters of every instance, empty where all are the same.
+    """
+
+    def __init__(
+        self,
+        plan: VectorPlan,
+        driver: Driver,
+        backend: str,
+        *,
+        copy: bool = True,
+        output: Output = "numpy",
+    ) -> None:
+        super().__init__(plan, driver)
+        self.backend = backend
+        self.env_kwargs = [dict(plan.instance(i).factory.kwargs) for i in range(plan.num_envs)]
+        self._copy, self._output = copy, output
+        spec = driver.spec
+        self.spec, self.render_mode = spec.spec, spec.render_mode
+        self.metadata = dict(spec.metadata) | {"autoreset_mode": plan.autoreset}
+        self.single_action_space = spec.action_space
+        self.action_space = batch_space(spec.action_space, self.num_envs)
+        self.single_observation_space = spec.observation_space
+        self.observation_space = batch_space(spec.observation_space, self.num_envs)
+        if driver.different_spaces:
+            self.observation_space = batch_differing_spaces(driver.different_spaces)
+        self._paths = tuple(leaves(spec.observation_space)) if spec.fits_rows else ()
+        self._actions: ActionRows | ActionObjects
+        if spec.fits_rows:
+            self._actions = ActionRows(spec, driver.exchange.action)
+        else:
+            self._actions = ActionObjects(spec, self.num_envs)
+        self._bank = 0
+        self._was_reset = False
+        self._in_flight = np.zeros(self.num_envs, np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Infos]:
+        """Start an episode in every environment, or in some.
+
+        Args:
+            seed: One for each environment, or the first of consecutive ones; None lets each go
+                on with its own random stream.
+            options: Handed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
+                out: it names the environments to reset.
+
+        Raises:
+            ArgumentError: Seeds or mask do not fit.
+            EnvFailure: An environment raised, died or overran the deadline.
+        """
+        self.reset_async(seed, options)
+        return self.reset_wait()
+
+    def reset_async(
+        self,
+        seed: int | Sequence[int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin a `reset`, to be finished by `reset_wait`."""
+        self._begin("reset_async", Pending.RESET)
+        try:
+            seeds = checked_seeds(seed, self.num_envs)
+            if seed is None and self._next_seeds is not None:
+                seeds, self._next_seeds = self._next_seeds, None
+            options = dict(options) if options is not None else None
+            mask = checked_mask(options, self.num_envs)
+        except Exception:
+            self._pending = Pending.NOTHING
+            raise
+        for index in np.flatnonzero(mask).tolist():
+            if seeds[index] is not None:
+                self._seeds[index] = seeds[index]
+        if mask.all():
+            self._flip()
+        with self._explaining("reset"):
+            self._driver.begin_request(
+                Request("reset", (self._bank, options), (seeds, mask.tolist()), fatal=True)
+            )
+
+    def reset_wait(self, timeout: float | None = None) -> tuple[Any, Infos]:
+        """Finish a `reset`.
+
+        Args:
+            timeout: Seconds; by default the deadline that `make_vec` was given.
+        """
+        self._expect("reset_wait", Pending.RESET)
+        with self._explaining("reset"):
+            parts = self._driver.end_request(self._deadline(timeout))
+        self._pending = Pending.NOTHING
+        self._was_reset = True
+        return self._observation(self._driver.exchange.banks[self._bank]), combine(
+            parts, self.num_envs
+        )
+
+    def step(self, actions: Any) -> StepResult:  # noqa: ANN401
+        """Step every environment once.
+
+        Args:
+            actions: A sample of ``action_space``: arrays, lists, or tensors of torch.
+
+        Returns:
+            Observations, rewards float64, terminated, truncated and infos.
+
+        Raises:
+            ArgumentError: The actions do not fit; no environment was stepped.
+            EnvFailure: An environment raised, died or overran the deadline.
+        """
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:  # noqa: ANN401
+        """Begin a `step`, to be finished by `step_wait`."""
+        self._begin("step_async", Pending.STEP)
+        try:
+            if not self._was_reset:
+                raise ArgumentError("reset the environments before the first step")
+            self._actions.write(actions)
+        except Exception:
+            self._pending = Pending.NOTHING
+            raise
+        self._flip()
+        with self._explaining("step"):
+            self._driver.begin_step(self._bank, getattr(self._actions, "actions", None))
+
+    def step_wait(self, timeout: float | None = None) -> StepResult:
+        """Finish a `step`.
+
+        Args:
+            timeout: Seconds; by default the deadline that `make_vec` was given.
+        """
+        self._expect("step_wait", Pending.STEP)
+        with self._explaining("step"):
+            parts = self._driver.end_step(self._deadline(timeout))
+        self._pending = Pending.NOTHING
+        bank = self._driver.exchange.banks[self._bank]
+        infos = combine(parts, self.num_envs) if any(parts) else {}
+        return (
+            self._observation(bank),
+            *(self._given(each.copy()) for each in (bank.reward, bank.terminated, bank.truncated)),
+            infos,
+        )
+
+    def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
+        """Begin a reset of every environment, whose observations `recv` returns as they come.
+
+        Args:
+            seed: As in `reset`.
+        """
+        seeds = checked_seeds(seed, self.num_envs)
+        self._begin("async_reset", Pending.SEND)
+        self._seeds = [
+            new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
+        ]
+        rows = self._driver.exchange.reset_seed
+        rows[:] = [UNSEEDED if each is None else each for each in seeds]
+        self._was_reset = True
+        self._dispatch(np.arange(self.num_envs))
+
+    def send(self, actions: Any, env_ids: ArrayLike | None = None) -> None:  # noqa: ANN401
+        """Let some environments step, each as soon as its worker is free; returns at once.
+
+        Args:
+            actions: One for each of ``env_ids``, batched like ``action_space``.
+            env_ids: ``[k]`` different environments that are not under way; all by default.
+
+        Raises:
+            ArgumentError: Actions or indices do not fit; no environment was stepped.
+        """
+        indices = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
+        if self._pending is not Pending.SEND:
+            self._begin("send", Pending.SEND)
+        try:
+            self._check_sendable(indices)
+            self._actions.write_some(actions, indices)
+        except Exception:
+            self._settle_pending()
+            raise
+        self._dispatch(indices)
+
+    def recv(self, batch_size: int | None = None, timeout: float | None = None) -> StepResult:
+        """Return what the first environments that are ready have to say.
+
+        Args:
+            batch_size: How many to wait for; by default all that are under way.
+            timeout: Seconds; by default the deadline that `make_vec` was given.
+
+        Returns:
+            As `step` does, with ``batch_size`` rows in the order in which environments were
+            ready; ``infos["env_id"]`` says which they are. Everything is a copy.
+
+        Raises:
+            ArgumentError: Fewer environments are under way.
+            EnvFailure: An environment raised, died or overran the deadline.
+        """
+        self._expect("recv", Pending.SEND)
+        under_way = int(self._in_flight.sum())
+        count = under_way if batch_size is None else batch_size
+        if not 1 <= count <= under_way:
+            raise ArgumentError(f"batch_size: {under_way} environments are under way, got {count}")
+        with self._explaining("step"):
+            ready = self._driver.receive(count, self._deadline(timeout))
+        ids = np.array(ready.envs, np.int64)
+        self._in_flight[ids] = False
+        self._settle_pending()
+        bank = self._driver.exchange.banks[0]
+        infos = combine([gather(ready.infos)], count)
+        infos["env_id"] = ids
+        rows = [self._given(row[ids]) for row in bank.observation]
+        return (
+            unflatten(self.single_observation_space, dict(zip(self._paths, rows, strict=True))),
+            *(self._given(each[ids]) for each in (bank.reward, bank.terminated, bank.truncated)),
+            infos,
+        )
+
+    def _check_sendable(self, indices: NDArray[np.intp]) -> None:
+        if not self._was_reset:
+            raise ArgumentError("reset the environments before the first step")
+        if not self._paths:
+            raise ArgumentError("send: observations or actions are no arrays of fixed size")
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
+            raise ArgumentError(f"env_ids must be a list of whole numbers, got {indices}")
+        if indices.min() < 0 or indices.max() >= self.num_envs:
+            raise ArgumentError(f"env_ids must be below {self.num_envs}, got {indices}")
+        if len(np.unique(indices)) < len(indices) or self._in_flight[indices].any():
+            raise ArgumentError(f"env_ids: some are under way already, got {indices}")
+
+    def _dispatch(self, indices: NDArray[np.intp]) -> None:
+        self._in_flight[indices] = True
+        self._bank = 0
+        with self._explaining("step"):
+            self._driver.send(indices.tolist())
+
+    def _settle_pending(self) -> None:
+        if not self._in_flight.any():
+            self._pending = Pending.NOTHING
+
+    def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
+        return self._actions.of(env_index)
+
+    def _observation(self, bank: Bank) -> Any:  # noqa: ANN401
+        space = self.single_observation_space
+        if not self._paths:
+            items = self._driver.observation_objects()
+            empty: Any = create_empty_array(space, n=self.num_envs, fn=np.zeros)
+            return copying.deepcopy(concatenate(space, items, empty))
+        rows = [row.copy() for row in bank.observation] if self._copy else bank.observation
+        if len(rows) == 1 and self._paths == ("",):
+            return self._given(rows[0])
+        given = (self._given(row) for row in rows)
+        return unflatten(space, dict(zip(self._paths, given, strict=True)))
+
+    def _given(self, array: NDArray[Any]) -> Any:  # noqa: ANN401
+        return torch.from_numpy(array) if self._output == "torch" else array
+
+    def _flip(self) -> None:
+        """Write into the other bank, so that what was returned last stays as it is."""
+        self._bank = (self._bank + 1) % NUM_BANKS

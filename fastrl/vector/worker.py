@@ -1,0 +1,276 @@
+"""A worker process of a vector environment: steps its environments whenever it is asked to."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from fastrl.shared.memory import CACHE_LINE, SharedBlock
+from fastrl.shared.signals import Signal, SignalArray
+from fastrl.vector.driver import Refusal, Request
+from fastrl.vector.env_group import EnvGroup
+from fastrl.vector.exchange import Exchange
+from fastrl.vector.failures import summary
+from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.workers.hand_over import SLICE_S, StopRequestedError
+from fastrl.workers.supervisor import Connection
+
+STEP, REQUEST, SEND, STOP = 1, 2, 3, 4
+"""What a worker is asked for."""
+
+_INTS = CACHE_LINE // 8
+_ORDER, _BANK, _SENT, _ORDERED = 0, 1, 2, 3
+_AT, _MAIL, _DONE, _ANSWERED = 0, 1, 2, 3
+
+
+class Control:
+    """Who asks whom for what: two cache lines per worker, and a signal in either direction.
+
+    The caller writes the first line, the worker the second. The rings hold environments that were
+    sent to a worker, and those that are ready, with a flag where their info lies in the pipe.
+
+    Args:
+        num_workers: Number of worker processes.
+        num_envs: Number of environments: as many may wait in a ring.
+    """
+
+    def __init__(self, num_workers: int, num_envs: int) -> None:
+        self.num_workers, self.num_envs = num_workers, num_envs
+        self._signals = SignalArray(num_workers + 1)
+        self._block = SharedBlock(8 * num_workers * (2 * _INTS + 3 * num_envs))
+        self._attach()
+
+    @property
+    def answered(self) -> Signal:
+        """Posted by workers: once for every order, once for every environment that is ready."""
+        return self._signals[self.num_workers]
+
+    def order(self, worker: int, order: int, bank: int = 0) -> None:
+        """Ask a worker for something."""
+        line = self._orders[worker]
+        line[_ORDER], line[_BANK] = order, bank
+        line[_ORDERED] += order in (STEP, REQUEST)
+        self._signals[worker].post()
+
+    def send(self, worker: int, envs: Sequence[int]) -> None:
+        """Ask a worker to step some environments, after those it was sent before."""
+        line, ring = self._orders[worker], self._sent[worker]
+        for index in envs:
+            ring[line[_SENT] % self.num_envs] = index
+            line[_SENT] += 1
+        self.order(worker, SEND)
+
+    def stop(self) -> None:
+        """Ask every worker to end."""
+        for worker in range(self.num_workers):
+            self.order(worker, STOP)
+
+    def at(self, worker: int) -> Any:  # noqa: ANN401
+        """Return the memory whose element 0 says which environment a worker is busy with."""
+        return self._answers[worker]
+
+    def has_mail(self, worker: int) -> bool:
+        """Whether the answer to the last order lies in the worker's pipe."""
+        return bool(self._answers[worker][_MAIL])
+
+    def is_done(self, worker: int) -> bool:
+        """Whether a worker has answered all that it was asked."""
+        orders, answers = self._orders[worker], self._answers[worker]
+        return (orders[_ORDERED], orders[_SENT]) == (answers[_ANSWERED], answers[_DONE])
+
+    def ready_count(self, worker: int) -> int:
+        """Return how many times an environment of a worker was ready."""
+        return int(self._answers[worker][_DONE])
+
+    def ready(self, worker: int, number: int) -> tuple[int, bool]:
+        """Return which environment was ready, and whether its info lies in the pipe."""
+        row = self._ready[worker, number % self.num_envs]
+        return int(row[0]), bool(row[1])
+
+    def wait(self, worker: int, spins: int) -> tuple[int, int]:
+        """Return a worker's next order and its bank.
+
+        Raises:
+            StopRequestedError: It is to end.
+        """
+        signal, line = self._signals[worker], self._orders[worker]
+        while not signal.wait(SLICE_S, spins):
+            if line[_ORDER] == STOP:
+                break
+        if line[_ORDER] == STOP:
+            raise StopRequestedError("the vector environment was closed")
+        return line[_ORDER], line[_BANK]
+
+    def next_sent(self, worker: int, taken: int) -> int | None:
+        """Return the environment that was sent after ``taken`` others; None if none was."""
+        if taken == self._orders[worker][_SENT]:
+            return None
+        return int(self._sent[worker, taken % self.num_envs])
+
+    def answer(self, worker: int, mail: bool) -> None:
+        """Say that an order is done."""
+        line = self._answers[worker]
+        line[_MAIL] = mail
+        line[_ANSWERED] += 1
+        self.answered.post()
+
+    def answer_one(self, worker: int, env_index: int, mail: bool) -> None:
+        """Say that an environment is ready."""
+        line = self._answers[worker]
+        self._ready[worker, line[_DONE] % self.num_envs] = env_index, mail
+        line[_DONE] += 1
+        self.answered.post()
+
+    def close(self) -> None:
+        """Drop the memory's descriptors."""
+        self._signals.close()
+        self._block.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without the views."""
+        views = ("_orders", "_answers", "_sent", "_ready")
+        return {name: value for name, value in vars(self).items() if name not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attach in a worker."""
+        vars(self).update(state)
+        self._attach()
+
+    def _attach(self) -> None:
+        workers, envs = self.num_workers, self.num_envs
+        lines = self._block.array(np.int64, (workers, 2, _INTS))
+        start = lines.nbytes
+        # Elements of a memoryview cost half of what they cost in an array.
+        self._orders = [lines[worker, 0].data for worker in range(workers)]
+        self._answers = [lines[worker, 1].data for worker in range(workers)]
+        self._sent = self._block.array(np.int64, (workers, envs), start)
+        self._ready = self._block.array(np.int64, (workers, envs, 2), start + self._sent.nbytes)
+
+
+@dataclass
+class VectorContext:
+    """What a worker is given.
+
+    Attributes:
+        plan: What to build; travels by value, since it may hold functions of the user's script.
+        spec: What every environment must agree with.
+        exchange: Where actions are read and results written.
+        control: Who asks whom for what.
+    """
+
+    plan: VectorPlan
+    spec: InstanceSpec
+    exchange: Exchange
+    control: Control
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle plan and spec by value."""
+        return vars(self) | {"by_value": cloudpickle.dumps((self.plan, self.spec))} | _BY_VALUE
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attach in a worker."""
+        plan, spec = cloudpickle.loads(state.pop("by_value"))
+        vars(self).update(state | {"plan": plan, "spec": spec})
+
+
+_BY_VALUE: dict[str, Any] = {"plan": None, "spec": None}
+
+
+def run_vector_worker(
+    context: VectorContext, worker: int, orders: Connection, answers: Connection
+) -> None:
+    """Serve until the vector environment is closed. Entry point of the process."""
+    control, plan = context.control, context.plan
+    group = EnvGroup(plan, context.spec, context.exchange, plan.envs_of(worker), control.at(worker))
+    # The environments live as long as the process: without this every full collection walks
+    # through all of them.
+    gc.collect()
+    gc.freeze()
+    try:
+        _Server(context, worker, group, orders, answers).serve()
+    finally:
+        group.close()
+
+
+class _Server:
+    """Serves orders with a group of environments."""
+
+    def __init__(
+        self,
+        context: VectorContext,
+        worker: int,
+        group: EnvGroup,
+        orders: Connection,
+        answers: Connection,
+    ) -> None:
+        self._control, self._spins = context.control, context.plan.spins
+        self._objects = not context.spec.fits_rows
+        self._worker, self._group = worker, group
+        self._orders, self._answers = orders, answers
+        self._taken = 0
+
+    def serve(self) -> None:
+        control, worker, group = self._control, self._worker, self._group
+        while True:
+            order, bank = control.wait(worker, self._spins)
+            if order == STEP:
+                if self._objects:
+                    group.action_objects = cloudpickle.loads(self._orders.recv_bytes())
+                infos = group.step(bank)
+                if infos or self._objects:
+                    self._mail((infos, group.observation_objects if self._objects else None))
+                else:
+                    control.answer(worker, mail=False)
+            elif order == REQUEST:
+                self._serve_request(cloudpickle.loads(self._orders.recv_bytes()))
+            else:
+                self._step_sent()
+
+    def _serve_request(self, request: Request) -> None:
+        group = self._group
+        try:
+            answer = request.serve(group)
+        except Exception as error:
+            if request.fatal:
+                raise
+            answer = _refusal(self._control.at(self._worker)[0], error)
+        self._mail((answer, group.observation_objects if self._objects else None))
+
+    def _step_sent(self) -> None:
+        control, worker = self._control, self._worker
+        while (index := control.next_sent(worker, self._taken)) is not None:
+            info = self._group.step_one(index, 0)
+            self._taken += 1
+            control.answer_one(worker, index, mail=bool(info))
+            if info:
+                self._answers.send_bytes(_dumps(info))
+
+    def _mail(self, answer: Any) -> None:  # noqa: ANN401
+        payload = _dumps(answer)
+        # Before the pipe, which may be too small for it: the caller has to begin to read.
+        self._control.answer(self._worker, mail=True)
+        self._answers.send_bytes(payload)
+
+
+def _dumps(value: Any) -> bytes:  # noqa: ANN401
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # what the script itself defines travels by value
+        return bytes(cloudpickle.dumps(value))
+
+
+def _refusal(env_index: int, error: Exception) -> Refusal:
+    """Return an answer that can be sent, whatever was raised."""
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(summary(error))
+    return Refusal(int(env_index), error, trace)

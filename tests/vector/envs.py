@@ -1,0 +1,99 @@
+"""Small environments for the tests of vector environments."""
+
+from __future__ import annotations
+
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class TellingEnv(gymnasium.Env):
+    """Draws everything from its own stream and says many things in its infos."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
+    action_space = spaces.Box(-1, 1, (2,), np.float64)
+    observation_space = spaces.Dict(
+        {
+            "place": spaces.Box(-9, 9, (2, 3), np.float64),
+            "mode": spaces.Discrete(5),
+            "pair": spaces.Tuple((spaces.MultiBinary(2), spaces.MultiDiscrete([3, 4]))),
+        }
+    )
+
+    def __init__(self, *, bound=9.0, render_mode=None):
+        self.render_mode, self.bound, self.seen = render_mode, bound, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.options = 0, options
+        return self._observe(), {"fresh": True, "options": str(options)}
+
+    def step(self, action):
+        self.count += 1
+        self.seen.append(action)
+        draw = self.np_random.random()
+        info = {"count": self.count, "nested": {"half": draw / 2, "text": "a"}}
+        if draw < 0.5:
+            info |= {"array": np.full(3, self.count, np.float32), "some": np.int32(4)}
+        reward = float(np.asarray(action).sum()) + draw
+        return self._observe(), reward, bool(draw < 0.1), bool(draw > 0.85), info
+
+    def render(self):
+        return np.full((4, 5, 3), self.count, np.uint8)
+
+    def add(self, first, *, second=0):
+        return first + second + self.count
+
+    def fail(self):
+        raise LookupError("nothing there")
+
+    def _observe(self):
+        rng = self.np_random
+        pair = rng.integers(0, 2, 2).astype(np.int8), rng.integers(0, 3, 2)
+        return {"place": rng.normal(size=(2, 3)), "mode": int(rng.integers(5)), "pair": pair}
+
+
+class WordyEnv(gymnasium.Env):
+    """Observes a text, which is no array of fixed size, and ends after three steps."""
+
+    observation_space = spaces.Text(8)
+    action_space = spaces.Text(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.said = ""
+        return "start", {}
+
+    def step(self, action):
+        self.said += action
+        return self.said[-8:], float(len(self.said)), len(self.said) > 9, False, {}
+
+
+class WaitingEnv(gymnasium.Env):
+    """Every step waits for as many seconds as the action says."""
+
+    observation_space = spaces.Box(0, 1e9, (1,), np.float64)
+    action_space = spaces.Box(0, 100, (1,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        time.sleep(float(action[0]))
+        self.count += 1
+        return np.full(1, float(self.count)), 1.0, False, False, {"waited": float(action[0])}
+
+
+class OtherSpaceEnv(WaitingEnv):
+    """Has a wider observation space where it is told to."""
+
+    def __init__(self, *, bound=1.0, size=1):
+        self.observation_space = spaces.Box(0, bound, (size,), np.float64)
+        self.size = size
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(self.size), {}
