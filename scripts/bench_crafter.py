@@ -1,25 +1,24 @@
 """Compare fastrl's compiled Crafter with the original and, where it is installed, with Craftax.
 
-Every round measures each contestant once, in turn, with random actions, pixels and resets included;
-only ratios within a round count, as the speed of a machine drifts. Run it on one core with
-``taskset -c 1 python scripts/bench_crafter.py``. The original runs as its authors ship it, with its
-noise compiled where numba is installed; ``--clock cpu`` leaves out what other processes take.
+Random actions, pixels and resets included. On one core ``taskset -c 1 python
+scripts/bench_crafter.py``. The original runs as its authors ship it, with its noise compiled where
+numba is installed; ``--clock cpu`` leaves out what other processes take. ``--craftax 128`` lets
+Craftax-Classic with pixels take part.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import crafter
 import numpy as np
+from native_bench import CLOCKS, Steps, best, measure, ratio, save, table
 
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.crafter import CrafterEnv
@@ -36,27 +35,29 @@ CrafterBatch(8)
 print(time.perf_counter() - start)
 """
 
-Steps = Callable[[], int]
-Clock = Callable[[], float]
-
 
 def main() -> None:
-    """Measure, and print a table of ratios."""
+    """Measure, print a table, and add it to the report."""
     options = _options()
-    clock: Clock = {"wall": time.perf_counter, "cpu": time.process_time}[options.clock]
+    clock = CLOCKS[options.clock]
     contestants = _contestants(options.num_envs, craftax_envs=options.craftax)
-    rates: dict[str, list[float]] = {label: [] for label in contestants}
-    for _ in range(options.rounds):
-        for label, steps in contestants.items():
-            rates[label].append(_rate(steps, options.seconds, clock))
-    results = {
-        "steps_per_s": rates,
-        "reset_ms": _reset_ms(options.num_envs[0], clock),
-        "start_s": _start_s(),
-    }
-    _print(results)
+    rates = measure(contestants, options.rounds, options.seconds, clock)
+    reset_ms, start_s = _reset_ms(options.num_envs[0], clock), _start_s()
+    others = {"original": "original"}
+    if options.craftax:
+        others["Craftax"] = best(rates, "craftax")
+    lines = table(rates, others)
+    lines += ["", f"A reset takes {reset_ms:.2f} ms; the start of a process {start_s:.2f} s."]
+    print("\n".join(lines))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+        ours = best(rates, "compiled n")
+        found = {
+            "steps_per_s": rates,
+            "ratios": {head: ratio(rates, ours, other) for head, other in others.items()},
+            "reset_ms": reset_ms,
+            "start_s": start_s,
+        }
+        save(options.json, options.name, found, lines)
 
 
 def _options() -> argparse.Namespace:
@@ -65,8 +66,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--craftax", type=int, default=0, help="its envs; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--name", default="one core", help="of the part of the report")
     return parser.parse_args()
 
 
@@ -163,15 +165,7 @@ def _craftax(num_envs: int) -> Steps:
     return step
 
 
-def _rate(steps: Steps, seconds: float, clock: Clock) -> float:
-    steps()
-    start, deadline, done = clock(), time.perf_counter() + seconds, 0
-    while time.perf_counter() < deadline:
-        done += steps()
-    return done / (clock() - start)
-
-
-def _reset_ms(num_envs: int, clock: Clock, repeats: int = 20) -> float:
+def _reset_ms(num_envs: int, clock: Callable[[], float], repeats: int = 20) -> float:
     """Return the milliseconds that one environment's reset takes, first picture included."""
     env = CrafterBatch(num_envs)
     rows = _views(env).observation
@@ -192,17 +186,6 @@ def _start_s(repeats: int = 3) -> float:
         for _ in range(repeats)
     ]
     return min(times)
-
-
-def _print(results: dict) -> None:
-    rates = results["steps_per_s"]
-    original = statistics.median(rates["original"])
-    print(f"{'':28} {'steps/s':>9} {'min':>9} {'max':>9}   × original")
-    for label, values in rates.items():
-        median = statistics.median(values)
-        spread = f"{min(values):9.0f} {max(values):9.0f}"
-        print(f"{label:28} {median:9.0f} {spread}   {median / original:.1f}")
-    print(f"reset {results['reset_ms']:.2f} ms; start of a process {results['start_s']:.2f} s")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ An id is one of
 - a factory ``package.module:function``, or a callable. It is called with the keyword arguments,
   with ``num_envs`` and ``seeds`` where it names them, and with ``max_episode_steps`` and
   ``randomize`` where it names them and they are configured. It returns a gymnasium or old gym
-  environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`;
+  environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. Of one with an attribute ``single``
+  that is called where a single environment is wanted, to look at;
 - ``fastrl/Id``, one of fastrl's own, which are stepped n at a time; see `fastrl.envs.native`;
 - ``gym:Id``, registered with old gym;
 - ``vector:Id``, the vector environment that gymnasium has registered under the id;
@@ -179,6 +180,8 @@ class EnvFactory:
         try:
             if self.is_native:
                 env = self._create_native(num_envs, single)
+            elif single and callable(build := getattr(self._function, "single", None)):
+                env = build(**self._native_kwargs)
             else:
                 env = self._create(num_envs, seeds)
             for path in self.wrappers:
@@ -212,17 +215,21 @@ class EnvFactory:
         return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
 
     def _create_native(self, num_envs: int, single: bool) -> Any:  # noqa: ANN401
-        kwargs = {**self.kwargs, "randomize": self.randomize} if self.randomize else self.kwargs
         name = str(self.id)
         if single:
-            return gymnasium.make(name, self.max_episode_steps, disable_env_checker=True, **kwargs)
+            return gymnasium.make(name, disable_env_checker=True, **self._native_kwargs)
         if self.wrappers:
             raise EnvError(
                 f"env.wrappers: '{name}' is stepped in batches and takes no wrappers of single "
                 f"environments; sample '{name.removeprefix(native.NAMESPACE)}'"
             )
-        limit = {} if (steps := self.max_episode_steps) is None else {"max_episode_steps": steps}
-        return native.build(name, num_envs, action_bounds=self.action_bounds, **kwargs, **limit)
+        bounds = self.action_bounds
+        return native.build(name, num_envs, action_bounds=bounds, **self._native_kwargs)
+
+    @property
+    def _native_kwargs(self) -> dict[str, Any]:
+        drawn = {"randomize": self.randomize} if self.randomize else {}
+        return {**self._kwargs_with_limit, **drawn}
 
     @property
     def _function(self) -> Callable[..., Any] | None:

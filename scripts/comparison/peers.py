@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from comparison.method import Peer, Settings
 from comparison.task import Task
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.native import NAMESPACE
 from fastrl.errors import EnvError
 from fastrl.spaces import action_specs, observation_specs
 
@@ -124,7 +125,7 @@ class GymnasiumNative(GymnasiumVector):
     def _build(self) -> Any:  # noqa: ANN401
         env = self.task.config.env
         spec = gymnasium.registry.get(env.id)
-        if spec is None or spec.vector_entry_point is None:
+        if spec is None or spec.vector_entry_point is None or self.task.factory.is_native:
             raise EnvError(f"gymnasium has no batched environment '{env.id}'")
         if env.wrappers or env.max_episode_steps:
             raise EnvError("a batched environment takes no wrappers and no other time limit")
@@ -190,7 +191,8 @@ class EnvPoolSync(Peer):
 
     def _open(self) -> None:
         envpool = importlib.import_module(self.requires)
-        name, env = self.task.factory.name, self.task.config.env
+        # Of the same name as gymnasium's, which fastrl's own carry behind theirs.
+        name, env = self.task.factory.name.removeprefix(NAMESPACE), self.task.config.env
         if name not in envpool.list_all_envs():
             raise EnvError(f"EnvPool has no environment '{name}'")
         if env.wrappers:

@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fastrl.config import Config
+from fastrl.envs.native import NAMESPACE
 from fastrl.machine import machine, versions
 from fastrl.throughput.limits import Limit
 
@@ -204,7 +205,8 @@ class Comparison:
             )
         limit = median([each.fps for each in self.limits]) if self.limits else None
         if limit is not None:
-            text = f"limit of the Python env: {limit:,.0f}"
+            kind = "native" if self.config.env.id.startswith(NAMESPACE) else "Python"
+            text = f"limit of the {kind} env: {limit:,.0f}"
             axes.axvline(limit, color=_INK, linestyle="--", linewidth=1, zorder=0)
             axes.annotate(
                 text,

@@ -20,9 +20,11 @@ from fastrl.errors import EnvError, FastrlError
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit, LimitProbe
 
-LABELS = {name: peer.label for name, peer in PEERS.items()} | dict(
-    zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)
-)
+_PYTHON = "fastrl-python"
+LABELS = {name: peer.label for name, peer in PEERS.items()} | {
+    _PYTHON: "fastrl, Python env",
+    **dict(zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)),
+}
 """What every method is called in tables, by name."""
 
 _SETTLE_S = 0.1
@@ -122,9 +124,11 @@ def candidates(name: str, task: Task, options: Options) -> list[Method]:
     Raises:
         ModuleNotFoundError: The method's package is not installed.
     """
-    if name in FASTRL:
+    if name in (_PYTHON, *FASTRL):
         topologies = [task.config.topology]
-        if name == "fastrl-best":
+        if name == _PYTHON:
+            task = task.of_the_original()
+        if name in (_PYTHON, "fastrl-best"):
             topologies = list(options.grid) or default_grid(task)
         return [FastrlSampling(name, LABELS[name], task, topology) for topology in topologies]
     peer = PEERS[name]

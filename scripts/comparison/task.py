@@ -14,6 +14,7 @@ from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.native import NAMESPACE
 from fastrl.errors import EnvError
 from fastrl.models.networks import is_image
 from fastrl.sampling.build import initial_weights, make_plan
@@ -48,6 +49,18 @@ class Task:
         """
         factory = EnvFactory.from_config(config.env)
         return cls(config, make_plan(config), factory, usable_cores())
+
+    def of_the_original(self) -> Task:
+        """Return the same task with the Python environment that a native one equals.
+
+        Raises:
+            EnvError: The environment is not one of fastrl's own.
+        """
+        env = self.config.env
+        if not self.factory.is_native:
+            raise EnvError(f"'{env.id}' is not one of fastrl's own environments")
+        original = env.model_copy(update={"id": env.id.removeprefix(NAMESPACE)})
+        return Task.from_config(self.config.model_copy(update={"env": original}))
 
     @property
     def policy(self) -> str:

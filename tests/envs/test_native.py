@@ -121,7 +121,8 @@ def test_every_topology_samples_the_same(overrides):
 def test_achievements_arrive_with_the_episodes():
     overrides = ["env.id=fastrl/Crafter-v1", "sampler.kind=serial", "sampler.rollout_length=64"]
     overrides += ["env.kwargs={area: [16, 16], length: 60, symbolic: true}"]
-    config = load_config(None, [*overrides, "sampler.num_env_workers=1"])
+    overrides += ["sampler.num_env_workers=1", "sampler.envs_per_worker=4"]
+    config = load_config(None, overrides)
     with make_sampler(config) as sampler:
         episodes = [sampler.collect().episodes for _ in range(2)]
     assert sum(map(len, episodes)) > 0

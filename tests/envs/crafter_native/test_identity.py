@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.envs.crafter_native.players import EVERYTHING, POLICIES
 from tests.envs.crafter_native.reference import ACHIEVEMENTS, Comparison, random_policy
 from tests.envs.crafter_native.settler import Settler, farmer, fighter, sleeper
-
-EVERYTHING = {
-    **dict.fromkeys(("health", "wood", "stone", "coal", "iron", "sapling"), 9),
-    **dict.fromkeys(("food", "drink"), 5),
-}
 
 
 def test_random_play_is_identical():
@@ -64,17 +60,6 @@ def test_options_are_those_of_the_original(options):
     comparison = Comparison([11, 12], random_policy, gifts=EVERYTHING, **options).run(130)
     comparison.same_worlds()
     assert comparison.time_outs >= (2 * (130 // options["length"]) if "length" in options else 0)
-
-
-POLICIES = {
-    "random": (random_policy, {}),
-    "settler": (Settler(), {"health": 9}),
-    "mortal settler": (Settler(mistakes=0.1), {}),
-    "fighter": (fighter, {}),
-    "sleeper": (sleeper, {}),
-    "farmer": (farmer, EVERYTHING),
-    "builder": (random_policy, EVERYTHING),
-}
 
 
 @pytest.mark.slow
