@@ -5,6 +5,7 @@ torch and gymnasium take seconds to import, so each command imports what it need
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 where it succeeded, 1 where a worker failed, 2 for bad input, which gets one line on
         standard error, and 130 after Ctrl-C.
     """
+    # Threads of torch that wait for each other while other processes have their cores must sleep:
+    # spinning, an update of a conv net on a busy machine takes minutes. Read once, by OpenMP.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except WorkerError as error:
