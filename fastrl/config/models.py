@@ -267,6 +267,16 @@ class CheckpointConfig(Section):
     )
 
 
+class FaultsConfig(Section):
+    """What is done when something fails that need not end the run."""
+
+    max_restarts: Count = Field(
+        default=5,
+        description="How often each worker process is replaced within an hour; one failure more "
+        "saves and ends the run.",
+    )
+
+
 class LoggingConfig(Section):
     """Where metrics go besides the run's own JSONL file."""
 
@@ -308,6 +318,7 @@ class Config(Section):
     algorithm: AlgorithmConfig = Field(default=PPOConfig(), description="The learning algorithm.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    faults: FaultsConfig = Field(default=FaultsConfig(), description="Failures.")
     logging: LoggingConfig = Field(default=LoggingConfig(), description="Metrics.")
 
     @field_validator("algorithm", mode="before")

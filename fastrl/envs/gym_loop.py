@@ -63,6 +63,11 @@ class GymLoop:
         self._clock = 0
         self._deadlines = [self._limit] * self.num_envs
         self._next_deadline = self._limit
+        self._resetting = np.zeros(1, np.int64)
+
+    def tell_resets(self, resetting: NDArray[np.int64]) -> None:
+        """Set ``resetting[0]`` to 1 during every reset from now on, and to 0 after it."""
+        self._resetting = resetting
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every environment; see `BatchedEnv.reset`.
@@ -152,12 +157,14 @@ class GymLoop:
             self._deadlines[index] = self._clock + self._limit
 
     def _reset_env(self, index: int, seed: int | None) -> Any:  # noqa: ANN401
+        self._resetting[0] = 1
         try:
             observation, _ = self._envs[index].reset(seed=seed)
         except Exception as error:
             raise EnvError(
                 f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {_brief(error)}"
             ) from error
+        self._resetting[0] = 0
         return observation
 
     def _blame_step(self, index: int, actions: list[Any], error: Exception) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from fastrl.sampling.build import initial_weights, make_plan, make_sampler
 from fastrl.sampling.device_sampler import DeviceSampler
+from fastrl.sampling.faults import Fault, FaultPolicy, Suspect
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
@@ -9,9 +10,12 @@ from fastrl.sampling.serial_sampler import SerialSampler
 __all__ = [
     "Deadlines",
     "DeviceSampler",
+    "Fault",
+    "FaultPolicy",
     "ProcessSampler",
     "Sampler",
     "SerialSampler",
+    "Suspect",
     "initial_weights",
     "make_plan",
     "make_sampler",

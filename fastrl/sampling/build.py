@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler, existing
+from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.workers.plan import SamplingPlan
@@ -78,6 +79,7 @@ def make_sampler(
     config: Config,
     plan: SamplingPlan | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    on_fault: Callable[[Fault], None] | None = None,
 ) -> ProcessSampler | SerialSampler | DeviceSampler:
     """Build the sampler that a configuration describes; use it in a ``with`` block.
 
@@ -85,6 +87,7 @@ def make_sampler(
         config: A whole, validated configuration.
         plan: From `make_plan`; made here by default.
         state_dict: First parameters; by default those that follow from the seed.
+        on_fault: Told of every worker process that failed and is replaced.
 
     Raises:
         EnvError: The environment cannot be built, or a space of it is not supported.
@@ -102,10 +105,17 @@ def make_sampler(
         # A CPU is one device as well, and a plan for it steps compiled loops.
         return SerialSampler(plan, weights, debug=config.sampler.debug)
     slowest_s = max(config.env.step_timeout_s, config.env.reset_timeout_s)
+    deadlines = Deadlines(
+        start_timeout_s=config.sampler.start_timeout_s,
+        stall_timeout_s=slowest_s,
+        step_timeout_s=config.env.step_timeout_s,
+        reset_timeout_s=config.env.reset_timeout_s,
+    )
     return ProcessSampler(
         plan,
         weights,
         asynchronous=config.sampler.mode == "async",
-        deadlines=Deadlines(config.sampler.start_timeout_s, slowest_s),
+        deadlines=deadlines,
+        faults=FaultPolicy(config.faults.max_restarts, on_fault),
         debug=config.sampler.debug,
     )

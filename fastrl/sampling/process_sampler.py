@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
-from fastrl.errors import WorkerError
 from fastrl.sampling.base import BaseSampler
-from fastrl.shared.counters import Counter
+from fastrl.sampling.crew import Crew
+from fastrl.sampling.faults import FaultPolicy
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.shared.table import NUM_BANKS
-from fastrl.workers.env_worker import run_env_worker
-from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.plan import SamplingPlan
-from fastrl.workers.supervisor import Supervisor
+from fastrl.workers.watch import Deadlines as Deadlines
 
 _SLICE_S = 0.1
-"""How often a waiting learner looks after the workers."""
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """How long workers may go without progress before the run is ended.
-
-    Attributes:
-        start_timeout_s: From `ProcessSampler.start` to the first step of the slowest worker.
-        stall_timeout_s: Between any two steps of a worker that is not waiting for the learner.
-    """
-
-    start_timeout_s: float = 120.0
-    stall_timeout_s: float = 120.0
+"""How often a waiting learner looks after workers that have nothing to show."""
+_LOOK_S = 0.5
+"""How often it does so while others have."""
 
 
 class ProcessSampler(BaseSampler):
@@ -45,7 +30,8 @@ class ProcessSampler(BaseSampler):
         asynchronous: Fill one bank while the learner works on the other, with parameters that
             may be one update old (`Rollout.policy_version` tells). Otherwise every rollout is
             sampled, whole, with the newest parameters.
-        deadlines: When to give up on workers.
+        deadlines: When a worker has failed that does nothing.
+        faults: How often workers that fail are replaced; by default never.
         debug: Poison banks; see `BaseSampler`.
     """
 
@@ -56,13 +42,14 @@ class ProcessSampler(BaseSampler):
         *,
         asynchronous: bool = False,
         deadlines: Deadlines | None = None,
+        faults: FaultPolicy | None = None,
         debug: bool = False,
     ) -> None:
         super().__init__(plan, state_dict, debug=debug)
         self._asynchronous = asynchronous
-        self._deadlines = deadlines or Deadlines()
-        self._permitted = 0
-        self._supervisor: Supervisor | None = None
+        self._deadlines, self._faults = deadlines or Deadlines(), faults or FaultPolicy()
+        self._permitted, self._looked_s = 0, 0.0
+        self._crew: Crew | None = None
 
     def start(self) -> None:
         """Start the workers and return without waiting for them.
@@ -72,35 +59,29 @@ class ProcessSampler(BaseSampler):
         """
         if self._context.hand_over.stopped:
             raise self._closed_error()
-        if self._supervisor is not None:
+        if self._crew is not None:
             return
+        self._crew = Crew(self._context, self._buffer, self._deadlines, self._faults)
         try:
-            self._start_workers()
+            self._crew.start()
         except BaseException:
             self.close()
             raise
         if self._asynchronous:
             self._permit()
 
-    def _start_workers(self) -> None:
-        plan, topology = self._context.plan, self.topology
-        self._supervisor = Supervisor(self._context.hand_over.stop, plan.torch_threads)
-        for index in range(topology.num_env_workers):
-            self._supervisor.start(f"env-worker-{index}", run_env_worker, self._context, index)
-        for index in range(topology.num_model_workers):
-            self._supervisor.start(f"model-worker-{index}", run_model_worker, self._context, index)
-
     def collect(self) -> Rollout:
         """Return the next rollout as soon as every worker has filled its part of it.
 
         Raises:
-            WorkerError: A worker raised, died or made no progress within the deadline.
+            WorkerError: A worker raised, died or made no progress within the deadline, more often
+                than it may.
             FastrlError: The sampler was closed.
         """
         self.start()
         self._permit()
         try:
-            self._wait_until_sealed(self._next_rollout % NUM_BANKS)
+            self._wait_until_sealed(self._next_rollout)
             return self._sealed()
         except BaseException:
             self.close()
@@ -108,13 +89,13 @@ class ProcessSampler(BaseSampler):
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
-        return self._supervisor.pids() if self._supervisor else {}
+        return self._crew.pids() if self._crew else {}
 
     def close(self) -> None:
         """End all workers; they get two seconds before they are killed."""
         self._context.hand_over.stop()
-        if self._supervisor is not None:
-            self._supervisor.stop()
+        if self._crew is not None:
+            self._crew.stop()
         super().close()
 
     def _permit(self) -> None:
@@ -122,35 +103,22 @@ class ProcessSampler(BaseSampler):
         until = self._next_rollout + (NUM_BANKS if self._asynchronous else 1)
         for rollout in range(self._permitted, until):
             self._before_filling(rollout)
+            self._context.hand_over.permitted[0] = rollout + 1
             for worker in range(self.topology.num_env_workers):
                 self._context.hand_over.permit(worker).post()
         self._permitted = until
 
-    def _wait_until_sealed(self, bank: int) -> None:
-        assert self._supervisor is not None
-        signal, progress = self._context.hand_over.sealed(bank), -1
-        limit_s = self._deadlines.stall_timeout_s
-        if self._next_rollout == 0:
-            limit_s = max(limit_s, self._deadlines.start_timeout_s)
-        silent_s, looked_s = 0.0, time.monotonic()
-        for _ in range(self._context.hand_over.parts):
-            while not signal.wait(_SLICE_S):
-                self._supervisor.check()
-                steps, now_s = self.counters.env_steps(), time.monotonic()
-                # A process that was stopped, by Ctrl-Z for one, did not see its workers either.
-                silent_s += min(now_s - looked_s, 2 * _SLICE_S)
-                looked_s = now_s
-                if steps != progress:
-                    progress, silent_s = steps, 0.0
-                elif silent_s > limit_s:
-                    raise self._stalled(limit_s)
-
-    def _stalled(self, limit_s: float) -> WorkerError:
-        """Name the workers that have been busy for the longest with one step."""
-        heartbeats = self.counters.snapshot()[:, Counter.HEARTBEAT_NS]
-        name = self.counters.worker_names[int(np.argmin(heartbeats))]
-        return WorkerError(
-            name,
-            f"no env step within {limit_s:g} s; the longest silent worker is {name} "
-            "(raise env.step_timeout_s and env.reset_timeout_s if the environment is this slow)",
-        )
+    def _wait_until_sealed(self, rollout: int) -> None:
+        """Wait for all parts; one whose worker died before it could post is seen a slice later."""
+        assert self._crew is not None
+        hand_over, parts = self._context.hand_over, 0
+        signal = hand_over.sealed(rollout % NUM_BANKS)
+        while True:
+            posted = signal.wait(_SLICE_S)
+            parts += posted
+            may_be_sealed = parts >= hand_over.parts or not posted
+            if may_be_sealed and hand_over.is_sealed(rollout, self.rollout_length):
+                return
+            if not posted or time.monotonic() > self._looked_s + _LOOK_S:
+                self._crew.look()
+                self._looked_s = time.monotonic()

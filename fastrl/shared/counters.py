@@ -27,6 +27,8 @@ class Counter(IntEnum):
     INFERRED_FRAMES = 7
     INFERENCE_CALLS = 8
     LATENCIES = 9
+    RESETTING = 10
+    """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell."""
 
 
 class CounterBoard:

@@ -84,10 +84,43 @@ class RolloutBuffer:
         self._table = table
         self._returns = np.zeros(table.num_slots)
         self._lengths = np.zeros(table.num_slots, np.int64)
+        self._ended = np.zeros(table.num_slots, np.int64)
+        self._sealed = 0
+        self._cuts: dict[int, list[slice]] = {}
+
+    def restart(self, slots: slice, rollout: int, done: int) -> None:
+        """Note that other environments go on in these slots after ``done`` steps of a rollout.
+
+        In the middle of a rollout they truncate what was there before them. Episodes that are lost
+        between two rollouts are not among `Rollout.episodes`, as no transition ends them.
+        """
+        if done in (0, self._table.rollout_length):
+            self._cuts.setdefault(rollout + (done > 0), []).append(slots)
+            passed = self._unsealed(slots, rollout, done)
+        else:
+            passed = self._unsealed(slots, rollout, done - 1) + 1
+        self._ended[slots] = -passed
+
+    def episodes_since_restart(self, slots: slice, rollout: int, done: int) -> NDArray[np.int64]:
+        """Return how many episodes each environment has ended by then, ``[slots]``."""
+        ended: NDArray[np.int64] = self._ended[slots] + self._unsealed(slots, rollout, done)
+        return ended
+
+    def _unsealed(self, slots: slice, rollout: int, done: int) -> NDArray[np.int64]:
+        """Return how many episodes have ended since the last rollout that was sealed."""
+        ended = np.zeros(slots.stop - slots.start, np.int64)
+        for index in range(self._sealed, rollout + 1):
+            bank = self._table.banks[index % NUM_BANKS]
+            flags = bank.terminated.numpy()[:, slots] | bank.truncated.numpy()[:, slots]
+            ended += flags[: done if index == rollout else None].sum(axis=0)
+        return ended
 
     def seal(self, index: int) -> Rollout:
         """Return rollout ``index``, whose bank is complete. Call once per rollout, in order."""
         bank, spec = self._table.banks[index % NUM_BANKS], self._table.env_spec
+        for lost in self._cuts.pop(index, ()):
+            self._returns[lost], self._lengths[lost] = 0.0, 0
+        self._sealed = index + 1
         return Rollout(
             observation=unflatten(spec.observation_space, bank.observation),
             action=unflatten(spec.action_space, bank.action),
@@ -107,6 +140,7 @@ class RolloutBuffer:
         rewards = bank.reward.numpy().cumsum(axis=0, dtype=np.float64)
         rewards += self._returns
         steps, slots = np.nonzero(bank.terminated.numpy() | bank.truncated.numpy())
+        self._ended += np.bincount(slots, minlength=len(self._ended))
         order = np.lexsort((steps, slots))
         ends, columns = steps[order], slots[order]
         returns, lengths = rewards[ends, columns], ends + 1 + self._lengths[columns]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
 
@@ -19,32 +19,74 @@ class EnvStepper:
 
     Writes ``observation``, ``final_observation``, ``reward``, ``terminated`` and ``truncated`` of
     its own slots and nothing else.
+
+    Args:
+        plan: What to sample.
+        table: Where to.
+        env_worker: Index of the worker.
+        replaced: How many workers this one is the successor of; gives other seeds.
+        resetting: ``[1]`` int64: told whether environments are being reset, as
+            `Counter.RESETTING` says.
     """
 
-    def __init__(self, plan: SamplingPlan, table: Table, env_worker: int) -> None:
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        table: Table,
+        env_worker: int,
+        replaced: int = 0,
+        resetting: NDArray[np.int64] | None = None,
+    ) -> None:
         topology = plan.topology
         self._plan, self._table, self._env_worker = plan, table, env_worker
+        self._replaced = replaced
         self._slots = [topology.slots(env_worker, group) for group in range(topology.groups)]
         self._envs = [plan.build_env(topology.envs_per_group) for _ in range(topology.groups)]
         self._views = [
             [self._bank_views(bank, slots) for slots in self._slots] for bank in range(NUM_BANKS)
         ]
+        self._unstarted = set(range(topology.groups))
+        self._resetting = np.zeros(1, np.int64) if resetting is None else resetting
+        self._stepping = _tell_resets(self._envs, self._resetting)
 
     def begin(self, rollout: int) -> None:
         """Write the first observations of a rollout: those that ended the one before.
 
-        Before the first rollout every environment starts an episode.
+        Environments that have not started yet start an episode.
         """
-        bank = self._table.banks[rollout % NUM_BANKS]
-        if rollout == 0:
-            for group, env in enumerate(self._envs):
-                seeds = self._plan.env_seeds(self._env_worker, group)
-                env.reset(seeds, _rows(bank.observation, 0, self._slots[group]))
-            return
+        observation = self._table.banks[rollout % NUM_BANKS].observation
         previous = self._table.banks[(rollout - 1) % NUM_BANKS].observation
-        for slots in self._slots:
-            for leaf, tensor in bank.observation.items():
+        for group, slots in enumerate(self._slots):
+            if group in self._unstarted:
+                self._reset(group, _rows(observation, 0, slots))
+                continue
+            for leaf, tensor in observation.items():
                 tensor[0, slots] = previous[leaf][-1, slots]
+
+    def take_over(self, bank: int, t: int, group: int) -> int:
+        """Start episodes at ``t``, in the middle of a rollout; return how many this cuts off.
+
+        The episodes that a predecessor has left are truncated in step ``t - 1``, and what it
+        observed last is their final observation. May be repeated if it is interrupted.
+        """
+        slots, fields = self._slots[group], self._table.banks[bank]
+        observation = _rows(fields.observation, t, slots)
+        cut = 0
+        if t > 0:
+            terminated, truncated = (
+                field.numpy()[t - 1, slots] for field in (fields.terminated, fields.truncated)
+            )
+            left = ~(terminated | truncated)
+            # In this order: only an episode that is not marked yet has its observation at t.
+            final = _rows(fields.final_observation, None, slots)
+            for last, observed in zip(final, observation, strict=True):
+                last[left] = observed[left]
+            if fields.episode_info is not None:
+                fields.episode_info.numpy()[t - 1, slots][left] = np.nan
+            truncated[left] = True
+            cut = int(np.count_nonzero(left))
+        self._reset(group, observation)
+        return cut
 
     def step(self, bank: int, t: int, group: int) -> int:
         """Step one group with the actions at ``t``; return how many episodes ended."""
@@ -56,6 +98,14 @@ class EnvStepper:
         """Close all environments."""
         for env in self._envs:
             env.close()
+
+    def _reset(self, group: int, observation: Rows) -> None:
+        """Start an episode in every environment of a group, for the first time."""
+        self._resetting[0] = 1
+        seeds = self._plan.env_seeds(self._env_worker, group, self._replaced)
+        self._envs[group].reset(seeds, observation)
+        self._resetting[0] = self._stepping
+        self._unstarted.discard(group)
 
     def _bank_views(self, index: int, slots: slice) -> list[StepViews]:
         """Return the views of every step of a bank, made once: slicing costs 0.2 µs each time."""
@@ -77,6 +127,15 @@ class EnvStepper:
             )
             for t in range(self._table.rollout_length)
         ]
+
+
+def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:
+    """Have environments tell when they reset; return what stands for not resetting."""
+    tells = [getattr(env, "tell_resets", None) for env in envs]
+    for tell in tells:
+        if tell is not None:
+            tell(resetting)
+    return 0 if all(tells) else 2
 
 
 def _rows(

@@ -5,36 +5,43 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.hand_over import Stopwatch
+from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
+from fastrl.workers.position import Position, position_of
 
 
-def run_env_worker(context: WorkerContext, env_worker: int) -> None:
-    """Fill bank after bank until the run is stopped. Entry point of the process."""
-    stepper = EnvStepper(context.plan, context.table, env_worker)
+def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -> None:
+    """Fill bank after bank until the run is stopped. Entry point of the process.
+
+    Args:
+        context: What the workers share.
+        env_worker: Index of this one.
+        replaced: How many workers this one is the successor of: it takes over where the last one
+            ended.
+    """
+    watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
+    resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
+    stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting)
     with _closing(stepper):
-        loop = _Loop(context, env_worker, stepper)
-        policy = None
-        if context.plan.topology.num_model_workers == 0:
-            policy = PolicyRunner(context.plan, context.table, context.weights, env_worker)
+        kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone
+        loop = kind(context, env_worker, stepper, watch)
         # The environments live as long as the process: without this every full collection walks
         # through all of them.
         gc.collect()
         gc.freeze()
-        rollout = 0
+        at = loop.take_over() if replaced else Position(0, 0, 0)
         while True:
-            loop.begin(rollout)
-            if policy is None:
-                loop.fill_with_model_worker(rollout)
-            else:
-                loop.fill_alone(rollout, policy)
-            rollout += 1
+            if at.at_start:
+                loop.begin(at.rollout)
+            loop.fill(at)
+            at = Position(at.rollout + 1, 0, 0)
 
 
 @contextlib.contextmanager
@@ -48,77 +55,168 @@ def _closing(stepper: EnvStepper) -> Iterator[None]:
         raise
 
 
-class _Loop:
-    """The two ways to fill a bank: with a model worker, or alone."""
+class _Loop(ABC):
+    """What an env worker does whether or not there are model workers."""
 
-    def __init__(self, context: WorkerContext, env_worker: int, stepper: EnvStepper) -> None:
+    def __init__(
+        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+    ) -> None:
         self._context, self._env_worker, self._stepper = context, env_worker, stepper
+        self._hand_over, self._watch, self._row = context.hand_over, watch, watch.row
         self._topology = context.plan.topology
+        self._groups = range(self._topology.groups)
+        self._rows = [context.hand_over.row(env_worker, group) for group in self._groups]
         self._length = context.plan.rollout_length
-        self._watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
-        slots = [self._topology.slots(env_worker, g) for g in range(self._topology.groups)]
+
+    def begin(self, rollout: int) -> None:
+        """Wait until the bank is free, and take over where the last rollout ended."""
+        hand_over, watch = self._hand_over, self._watch
+        watch.charge(Counter.HAND_OVER_NS)
+        permit = hand_over.permit(self._env_worker)
+        while hand_over.permitted[0] <= rollout:
+            hand_over.pause(permit, self._context.plan.spins)
+        watch.charge(Counter.WAITING_NS)
+        self._stepper.begin(rollout)
+        watch.charge(Counter.STEPPING_NS)
+
+    @abstractmethod
+    def fill(self, at: Position) -> None:
+        """Fill the rest of a bank."""
+
+    @abstractmethod
+    def take_over(self) -> Position:
+        """Prepare to go on where a predecessor ended; return where that is.
+
+        Episodes that it left in the middle of a rollout are truncated. At the edge of a rollout
+        there is nothing to truncate: the rollout before ends with the value of their last
+        observation anyway, and the next one starts with new episodes.
+        """
+
+    def _position(self) -> Position:
+        return position_of(int(self._row[Counter.ENV_STEPS]), self._topology, self._length)
+
+    def _step(self, bank: int, t: int, group: int) -> None:
+        ended = self._stepper.step(bank, t, group)
+        row = self._row
+        row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
+        # The step is complete from here on, see `position_of`.
+        row[Counter.ENV_STEPS] += self._topology.envs_per_group
+        row[Counter.EPISODES] += ended
+
+
+class _Alone(_Loop):
+    """Runs the policy itself, on its own environments (M = 0)."""
+
+    def __init__(
+        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+    ) -> None:
+        super().__init__(context, env_worker, stepper, watch)
+        self._policy = PolicyRunner(context.plan, context.table, context.weights, env_worker)
+        slots = [self._topology.slots(env_worker, group) for group in self._groups]
         self._requests = [
             [[Request(bank, t, s.start, s.stop) for s in slots] for t in range(self._length + 1)]
             for bank in range(NUM_BANKS)
         ]
 
-    def begin(self, rollout: int) -> None:
-        """Wait until the bank is free, and take over where the last rollout ended."""
-        hand_over, watch = self._context.hand_over, self._watch
-        watch.charge(Counter.HAND_OVER_NS)
-        hand_over.wait(hand_over.permit(self._env_worker), self._context.plan.spins)
-        watch.charge(Counter.WAITING_NS)
-        self._stepper.begin(rollout)
-        watch.charge(Counter.STEPPING_NS)
-
-    def fill_alone(self, rollout: int, policy: PolicyRunner) -> None:
-        """Fill a bank, running the policy in between; nothing is handed over (M = 0)."""
-        bank, watch = rollout % NUM_BANKS, self._watch
-        policy.begin(rollout)
-        for t in range(self._length):
-            for group, request in enumerate(self._requests[bank][t]):
-                policy.serve((request,))
+    def fill(self, at: Position) -> None:
+        bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
+        if at.at_start:
+            policy.begin(at.rollout)
+        first = at.group
+        for t in range(at.t, self._length):
+            for group in range(first, len(self._groups)):
+                policy.serve((self._requests[bank][t][group],))
                 watch.charge(Counter.INFERENCE_NS)
                 self._step(bank, t, group)
-        policy.serve(self._requests[bank][self._length])
-        watch.charge(Counter.INFERENCE_NS)
-        self._context.hand_over.sealed(bank).post()
+            first = 0
+        self._seal(at.rollout)
 
-    def fill_with_model_worker(self, rollout: int) -> None:
-        """Fill a bank: step one group while the others wait for their actions (M > 0)."""
-        bank, hand_over, spins = (
-            rollout % NUM_BANKS,
-            self._context.hand_over,
-            self._context.plan.spins,
-        )
-        signals = [
-            hand_over.actions(self._env_worker, group) for group in range(self._topology.groups)
-        ]
-        for group in range(self._topology.groups):
-            self._ask(group)
-        for t in range(self._length):
-            for group, actions in enumerate(signals):
+    def take_over(self) -> Position:
+        at = self._position()
+        if at.at_start:
+            before = at.rollout - 1
+            if count_of(self._hand_over.answered[self._rows[0]]) < at.rollout * (self._length + 1):
+                self._policy.resume(before)
+                self._seal(before)
+            return at
+        self._policy.resume(at.rollout)
+        for group in self._groups:
+            if at.steps_of(group) < self._length:
+                self._row[Counter.EPISODES] += self._stepper.take_over(
+                    at.rollout % NUM_BANKS, at.steps_of(group), group
+                )
+        return at
+
+    def _seal(self, rollout: int) -> None:
+        """Value the last observations, and tell the learner that this part is complete."""
+        bank = rollout % NUM_BANKS
+        self._policy.serve(self._requests[bank][self._length])
+        self._watch.charge(Counter.INFERENCE_NS)
+        for row in self._rows:
+            self._hand_over.answered[row] = (rollout + 1) * (self._length + 1)
+        self._hand_over.sealed(bank).post()
+
+
+class _WithModelWorker(_Loop):
+    """Steps one group while the others wait for their actions (M > 0)."""
+
+    def __init__(
+        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+    ) -> None:
+        super().__init__(context, env_worker, stepper, watch)
+        self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
+        self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
+        self._asked = [context.hand_over.requested[row] for row in self._rows]
+
+    def fill(self, at: Position) -> None:
+        bank, answered = at.rollout % NUM_BANKS, self._hand_over.answered
+        if at.at_start:
+            for group in self._groups:
+                self._ask_for(group, at.rollout * (self._length + 1) + 1)
+        first = at.group
+        for t in range(at.t, self._length):
+            for group in range(first, len(self._groups)):
                 self._watch.charge(Counter.HAND_OVER_NS)
-                if not actions.try_wait():
-                    hand_over.wait(actions, spins)
-                    woken_ns = self._watch.charge(Counter.WAITING_NS)
-                    answered_ns = int(hand_over.answered_ns[self._row(group)])
-                    self._watch.record_latency(answered_ns, woken_ns)
+                row = self._rows[group]
+                if not (self._signals[group].try_wait() and answered[row] == self._asked[group]):
+                    self._wait(group, row)
                 self._step(bank, t, group)
-                self._ask(group)
+                self._ask(group, 1)
+            first = 0
 
-    def _step(self, bank: int, t: int, group: int) -> None:
-        ended = self._stepper.step(bank, t, group)
-        row = self._watch.row
-        row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
-        row[Counter.ENV_STEPS] += self._topology.envs_per_group
-        row[Counter.EPISODES] += ended
+    def take_over(self) -> Position:
+        at, requested = self._position(), self._hand_over.requested
+        base = at.rollout * (self._length + 1)
+        for group, row in enumerate(self._rows):
+            # The model worker may still be at what the predecessor has asked for.
+            self._wait(group, row)
+            steps, count = at.steps_of(group), count_of(requested[row])
+            if at.at_start or steps == self._length:
+                # At the edge of a rollout: what ends the one before may not have been asked for.
+                if count == (base - 1 if at.at_start else base + steps):
+                    self._ask(group, 1)
+                continue
+            cut = self._stepper.take_over(at.rollout % NUM_BANKS, steps, group)
+            self._row[Counter.EPISODES] += cut
+            self._ask_for(group, base + steps + 1)
+        return at
 
-    def _ask(self, group: int) -> None:
-        hand_over, row = self._context.hand_over, self._row(group)
+    def _ask_for(self, group: int, count: int) -> None:
+        """Ask for what is the group's request number ``count``, counted from 1."""
+        asked_before = count_of(self._asked[group]) == count
+        self._ask(group, REPEAT if asked_before else 1)
+
+    def _ask(self, group: int, more: int) -> None:
+        hand_over, row = self._hand_over, self._rows[group]
         hand_over.requested_ns[row] = time.monotonic_ns()
-        hand_over.requested[row] += 1
-        hand_over.doorbell(self._topology.policy_of(self._env_worker)).post()
+        self._asked[group] += more
+        hand_over.requested[row] = self._asked[group]
+        self._doorbell.post()
 
-    def _row(self, group: int) -> int:
-        return self._env_worker * self._topology.groups + group
+    def _wait(self, group: int, row: int) -> None:
+        """Wait until the model worker has answered the group."""
+        hand_over, answered = self._hand_over, self._hand_over.answered
+        while answered[row] != self._asked[group]:
+            hand_over.pause(self._signals[group], self._context.plan.spins)
+        woken_ns = self._watch.charge(Counter.WAITING_NS)
+        self._watch.record_latency(hand_over.answered_ns[row], woken_ns)

@@ -1,8 +1,13 @@
 """Who wakes whom: the signals between learner, env workers and model workers.
 
 A group of environments asks for actions by counting its request and ringing its model worker; the
-model worker answers each request with one post. Request q of a group is step ``q % (T + 1)`` of
-rollout ``q // (T + 1)``; step T asks for the value of the last observation only.
+model worker answers each request by noting that it has and posting once. Request q of a group,
+counted from 0, is step ``q % (T + 1)`` of rollout ``q // (T + 1)``; step T asks for the value of
+the last observation only.
+
+The counts in shared memory are the truth and signals only wake: whoever waits looks at the counts
+after every post and, as a peer may have died between count and post, every `SLICE_S`. So any
+process may end at any moment, and its successor finds out from the counts where it was.
 """
 
 from __future__ import annotations
@@ -21,6 +26,9 @@ from fastrl.spec import Topology
 SLICE_S = 0.25
 """Longest uninterrupted wait; between slices a worker looks whether the run was stopped."""
 
+REPEAT = 1 << 40
+"""Added to a group's requests to ask once more for what it has asked for last."""
+
 _LINE_INTS = CACHE_LINE // 8
 
 
@@ -28,13 +36,21 @@ class StopRequestedError(FastrlError):
     """The supervisor ended the run while a worker was waiting."""
 
 
+def count_of(requests: int) -> int:
+    """Return how many different requests were made, without repeats."""
+    return requests & (REPEAT - 1)
+
+
 class HandOver:
-    """All signals of a run, and the request counters that go with them.
+    """All signals of a run, and the counts that go with them; rows are groups.
 
     Attributes:
-        requested: ``[N · G]`` int64 view: requests that a group has made; written by env workers.
-        requested_ns: ``[N · G]`` int64 view: monotonic time of the latest request.
-        answered_ns: ``[N · G]`` int64 view: monotonic time of the latest answer.
+        requested: ``[N · G]`` int64: requests that a group has made; written by env workers.
+        requested_ns: ``[N · G]`` int64: monotonic time of the latest request.
+        answered: ``[N · G]`` int64: value of ``requested`` that was answered last; written by
+            model workers, and without them, once per rollout, by env workers.
+        answered_ns: ``[N · G]`` int64: monotonic time of the latest answer.
+        permitted: ``[1]`` int64: rollouts that env workers may fill; written by the learner.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -44,11 +60,15 @@ class HandOver:
         self._first_doorbell = self._first_action + num_groups
         self._first_sealed = self._first_doorbell + topology.num_policies
         self._signals = SignalArray(self._first_sealed + NUM_BANKS)
-        self._lines = SharedBlock((2 * num_groups + 1) * CACHE_LINE)
+        self._lines = SharedBlock((2 * num_groups + 2) * CACHE_LINE)
         self._attach()
 
+    def row(self, env_worker: int, group: int) -> int:
+        """Return the row of a group in the counts."""
+        return env_worker * self.topology.groups + group
+
     def permit(self, env_worker: int) -> Signal:
-        """Posted by the learner: the env worker may fill the next bank."""
+        """Posted by the learner: the env worker may fill another bank (see ``permitted``)."""
         return self._signals[env_worker]
 
     def actions(self, env_worker: int, group: int) -> Signal:
@@ -80,15 +100,18 @@ class HandOver:
         """Whether the run was asked to end."""
         return bool(self._stop[0])
 
-    def wait(self, signal: Signal, spins: int = 0) -> None:
-        """Wait for a signal as long as the run goes on.
+    def is_sealed(self, rollout: int, rollout_length: int) -> bool:
+        """Return whether every part of a rollout is complete."""
+        counts = np.bitwise_and(self._answered, REPEAT - 1)
+        return bool(counts.min() >= (rollout + 1) * (rollout_length + 1))
+
+    def pause(self, signal: Signal, spins: int = 0) -> None:
+        """Wait for a signal, at most for `SLICE_S`.
 
         Raises:
             StopRequestedError: The run was asked to end.
         """
-        while not signal.wait(SLICE_S, spins):
-            if self._stop[0]:
-                raise StopRequestedError("the run was asked to end")
+        signal.wait(SLICE_S, spins)
         if self._stop[0]:
             raise StopRequestedError("the run was asked to end")
 
@@ -99,8 +122,7 @@ class HandOver:
 
     def __getstate__(self) -> dict[str, object]:
         """Travel without the views."""
-        views = ("requested", "requested_ns", "answered_ns", "_stop")
-        return {name: value for name, value in vars(self).items() if name not in views}
+        return {k: v for k, v in vars(self).items() if k in _TRAVELS}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Attach in a worker."""
@@ -109,10 +131,23 @@ class HandOver:
 
     def _attach(self) -> None:
         num_groups = self.topology.num_env_workers * self.topology.groups
-        lines = self._lines.array(np.int64, (2 * num_groups + 1, _LINE_INTS))
-        self.requested, self.requested_ns = lines[:num_groups, 0], lines[:num_groups, 1]
-        self.answered_ns = lines[num_groups : 2 * num_groups, 0]
-        self._stop = lines[2 * num_groups]
+        lines = self._lines.array(np.int64, (2 * num_groups + 2, _LINE_INTS))
+        self._answered = lines[num_groups : 2 * num_groups, 0]
+        # Elements of a memoryview are read and written in half the time of an array's.
+        self.requested, self.requested_ns = lines[:num_groups, 0].data, lines[:num_groups, 1].data
+        self.answered = self._answered.data
+        self.answered_ns = lines[num_groups : 2 * num_groups, 1].data
+        self.permitted, self._stop = lines[-2, :1].data, lines[-1, :1].data
+
+
+_TRAVELS = (
+    "topology",
+    "_first_action",
+    "_first_doorbell",
+    "_first_sealed",
+    "_signals",
+    "_lines",
+)
 
 
 class Stopwatch:

@@ -7,19 +7,26 @@ import time
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import Stopwatch
+from fastrl.workers.hand_over import Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
 
 
 def run_model_worker(context: WorkerContext, model_worker: int) -> None:
-    """Answer requests until the run is stopped. Entry point of the process."""
+    """Answer requests until the run is stopped. Entry point of the process.
+
+    What was not answered yet when a predecessor ended is answered by this one, with the actions
+    that it would have chosen, but for newer weights.
+    """
     policy = PolicyRunner(context.plan, context.table, context.weights, model_worker)
-    inbox, rollout = _Inbox(context, model_worker), -1
+    inbox = _Inbox(context, model_worker)
+    for rollout in inbox.begun():
+        policy.resume(rollout)
+    begun = inbox.rollout
     while True:
         ready = inbox.take()
-        if inbox.rollout > rollout:
-            rollout = inbox.rollout
-            policy.begin(rollout)
+        if inbox.rollout > begun:
+            begun = inbox.rollout
+            policy.begin(begun)
         policy.serve([request for _, request in ready])
         inbox.answer(ready)
 
@@ -36,13 +43,18 @@ class _Inbox:
         topology = context.plan.topology
         workers = topology.env_workers_of(model_worker)
         self._groups = [(worker, group) for worker in workers for group in range(topology.groups)]
-        self._rows = [worker * topology.groups + group for worker, group in self._groups]
+        self._rows = [context.hand_over.row(worker, group) for worker, group in self._groups]
         self._slots = [topology.slots(worker, group) for worker, group in self._groups]
-        self._served = [0] * len(self._groups)
+        self._served = [context.hand_over.answered[row] for row in self._rows]
         self._doorbell = context.hand_over.doorbell(model_worker)
         self._watch = Stopwatch(context.counters, f"model-worker-{model_worker}")
-        self._next_group = 0
-        self.rollout = -1
+        self._period = context.plan.rollout_length + 1
+        self.rollout = max(self.begun(), default=-1)
+
+    def begun(self) -> set[int]:
+        """Return the rollouts in which requests were answered last."""
+        counts = map(count_of, self._served)
+        return {(count - 1) // self._period for count in counts if count}
 
     def take(self) -> list[tuple[int, Request]]:
         """Return (position, request) of every group to serve now; blocks until there is one."""
@@ -50,7 +62,7 @@ class _Inbox:
         if not ready:
             self._watch.charge(Counter.HAND_OVER_NS)
             while not ready:
-                self._hand_over.wait(self._doorbell, self._plan.spins)
+                self._hand_over.pause(self._doorbell, self._plan.spins)
                 while self._doorbell.try_wait():
                     pass
                 ready = self._ready()
@@ -61,17 +73,18 @@ class _Inbox:
 
     def answer(self, ready: list[tuple[int, Request]]) -> None:
         """Tell each group that its actions are there, or the learner that it is complete."""
-        row = self._watch.row
+        hand_over, row = self._hand_over, self._watch.row
         row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.INFERENCE_NS)
         row[Counter.INFERENCE_CALLS] += 1
         for position, request in ready:
-            self._served[position] += 1
             row[Counter.INFERRED_FRAMES] += request.stop - request.start
+            group = self._rows[position]
+            hand_over.answered_ns[group] = time.monotonic_ns()
+            self._served[position] = hand_over.answered[group] = self._next(position)
             if request.t == self._plan.rollout_length:
-                self._hand_over.sealed(request.bank).post()
+                hand_over.sealed(request.bank).post()
             else:
-                self._hand_over.answered_ns[self._rows[position]] = time.monotonic_ns()
-                self._hand_over.actions(*self._groups[position]).post()
+                hand_over.actions(*self._groups[position]).post()
 
     def _ready(self) -> list[int]:
         requested = self._hand_over.requested
@@ -83,20 +96,35 @@ class _Inbox:
         return self._complete(ready) if self._plan.lock_step else ready
 
     def _complete(self, ready: list[int]) -> list[int]:
-        """Keep only the group whose turn it is, and only when all env workers brought it."""
-        turn = [p for p, (_, group) in enumerate(self._groups) if group == self._next_group]
-        if not set(turn) <= set(ready):
-            return []
-        self._next_group = (self._next_group + 1) % self._plan.topology.groups
-        return turn
+        """Keep only the group whose turn it is, and only when all env workers brought it.
+
+        A turn that was answered in part when a worker was replaced is completed first.
+        """
+        counts = [count_of(served) for served in self._served]
+        behind = min(counts)
+        late = [position for position, count in enumerate(counts) if count == behind]
+        group = min(self._groups[position][1] for position in late)
+        turn = [position for position in late if self._groups[position][1] == group]
+        if set(turn) <= set(ready):
+            return turn
+        # A replaced env worker asks again for what the others have already.
+        return [p for p in ready if count_of(self._next(p)) == counts[p]]
+
+    def _next(self, position: int) -> int:
+        """Return the group's request that is to be answered next.
+
+        It may have two: for the value that ends a rollout, and for the first step of the next.
+        """
+        served, requested = self._served[position], self._hand_over.requested[self._rows[position]]
+        return served + 1 if count_of(requested) > count_of(served) else requested
 
     def _record_latencies(self, ready: list[int], woken_ns: int) -> None:
         for position in ready:
-            notified_ns = int(self._hand_over.requested_ns[self._rows[position]])
+            notified_ns = self._hand_over.requested_ns[self._rows[position]]
             self._watch.record_latency(notified_ns, woken_ns)
 
     def _request(self, position: int) -> Request:
-        rollout, t = divmod(self._served[position], self._plan.rollout_length + 1)
+        rollout, t = divmod(count_of(self._next(position)) - 1, self._period)
         self.rollout = max(self.rollout, rollout)
         slots = self._slots[position]
         return Request(rollout % NUM_BANKS, t, slots.start, slots.stop)

@@ -46,14 +46,21 @@ class SamplingPlan:
     spins: int = 0
     first_rollout: int = 0
 
-    def env_seeds(self, env_worker: int, group: int) -> list[int]:
+    def env_seeds(self, env_worker: int, group: int, replaced: int = 0) -> list[int]:
         """Return one seed per environment of a group: distinct, and independent of groups.
 
-        A resumed run has other ones than at its start, so that it does not see the same episodes
-        again.
+        A resumed run has other ones than at its start, and a worker others than those it replaces,
+        so that they do not see the same episodes again.
+
+        Args:
+            env_worker: Index of the worker.
+            group: Group of its environments.
+            replaced: How many workers this one is the successor of.
         """
+        again = (replaced,) if replaced else ()
         keys = [
-            (0, self.first_rollout, index) for index in self.topology.env_index(env_worker, group)
+            (0, self.first_rollout, index, *again)
+            for index in self.topology.env_index(env_worker, group)
         ]
         return [
             int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])

@@ -56,14 +56,17 @@ class PolicyRunner:
 
     def begin(self, rollout: int) -> None:
         """Load the newest weights and draw the noise of a rollout, before its first request."""
+        self.resume(rollout)
+        self._table.banks[rollout % NUM_BANKS].final_value[:, self._slots] = 0.0
+
+    def resume(self, rollout: int) -> None:
+        """Go on with a rollout that a predecessor has begun: same noise, newest weights."""
         if self._weights is not None:
             newest = self._weights.read(newer_than=self._version)
             if newest is not None:
                 self._version, state_dict = newest
                 self._engine.load(state_dict)
-        bank = rollout % NUM_BANKS
-        self._noise[bank].copy_(self._draw_noise(rollout))
-        self._table.banks[bank].final_value[:, self._slots] = 0.0
+        self._noise[rollout % NUM_BANKS].copy_(self._draw_noise(rollout))
 
     def serve(self, requests: Sequence[Request]) -> None:
         """Answer requests; adjacent ones of the same step share one forward pass."""
@@ -116,13 +119,20 @@ class PolicyRunner:
         return call
 
     def _value_truncated(self, request: Request) -> None:
-        """Value the final observations of episodes that were cut off in the step before."""
-        bank, slots = self._table.banks[request.bank], _slots(request)
-        index = bank.truncated[request.t - 1, slots].nonzero().squeeze(1) + slots.start
+        """Value the final observations of episodes that were cut off in the step before.
+
+        Those that have a value keep it: this step is served again after a worker was replaced, and
+        by then their final observations may be those of later episodes.
+        """
+        bank, slots, before = self._table.banks[request.bank], _slots(request), request.t - 1
+        wanted = bank.truncated[before, slots] & (bank.final_value[before, slots] == 0)
+        index = wanted.nonzero().squeeze(1) + slots.start
+        if not len(index):
+            return
         values = torch.empty(len(index))
         final = {leaf: tensor[index] for leaf, tensor in bank.final_observation.items()}
         self._engine.bind_values(final, values)()
-        bank.final_value[request.t - 1, index] = values
+        bank.final_value[before, index] = values
 
     def _draw_noise(self, rollout: int) -> Tensor:
         """Return noise ``[T, slots, noise_size]`` for one rollout."""

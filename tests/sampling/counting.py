@@ -137,17 +137,34 @@ def weights(name):
 
 
 class Ledger:
-    """Follows every slot from rollout to rollout and refuses whatever does not follow."""
+    """Follows every slot from rollout to rollout and refuses whatever does not follow.
+
+    Attributes:
+        cuts: Number of slots whose environment was replaced in the middle of a rollout.
+        lost: The same between two rollouts.
+    """
 
     def __init__(self, plan: SamplingPlan):
-        topology = plan.topology
+        self._plan, topology = plan, plan.topology
         self._expected = np.zeros((topology.num_envs, 3), np.int64)
+        self._replaced = np.zeros(topology.num_envs, np.int64)
+        self._owner = {}
         for worker, group in topology.all_groups():
-            self._expected[topology.slots(worker, group), 0] = plan.env_seeds(worker, group)
+            slots = topology.slots(worker, group)
+            self._expected[slots, 0] = plan.env_seeds(worker, group)
+            for index, slot in enumerate(range(slots.start, slots.stop)):
+                self._owner[slot] = (worker, group, index)
         self.returns, self.lengths = [0.0] * topology.num_envs, [0] * topology.num_envs
+        self.cuts = self.lost = 0
 
-    def check(self, rollout, nested=False):
-        """Check every number of a rollout that follows the last one checked."""
+    def check(self, rollout, nested=False, faults=False):
+        """Check every number of a rollout that follows the last one checked.
+
+        Args:
+            rollout: To check.
+            nested: Whether observations are.
+            faults: Whether env workers may have been replaced meanwhile.
+        """
         observation = rollout.observation["numbers"] if nested else rollout.observation
         if nested:
             count, image = rollout.observation["rest"]
@@ -155,30 +172,64 @@ class Ledger:
             assert torch.equal(image, (observation[..., :1, None] % 256).expand_as(image))
         steps = len(rollout.reward)
         found, episodes = observation.numpy(), []
+        if faults:
+            self._accept_lost(found[0])
         for t in range(steps + 1):
             seed, episode, step = self._expected.T
             assert (found[t, :, :3] == self._expected).all(), (t, found[t], self._expected)
             assert (rollout.value[t].numpy() == value_of(seed, episode, step)).all()
             if t < steps:
-                episodes += self._advance(rollout, t)
+                episodes += self._advance(rollout, t, faults)
         rows = rollout.episodes
         assert [*zip(rows.returns, rows.lengths, rows.end_step, rows.slot, strict=True)] == episodes
 
-    def _advance(self, rollout, t):
+    def _accept_lost(self, found):
+        for slot, (seed, episode, step) in enumerate(found[:, :3].tolist()):
+            if seed != self._expected[slot, 0]:
+                assert (episode, step) == (0, 0)
+                self._replace(slot, seed)
+                self.returns[slot], self.lengths[slot] = 0.0, 0
+                self.lost += 1
+
+    def _replace(self, slot, seed=None):
+        """Expect the first episode of the successor, which is the next one unless told otherwise.
+
+        Those that fail before they have made a step are never seen.
+        """
+        worker, group, index = self._owner[slot]
+        for replaced in range(self._replaced[slot] + 1, self._replaced[slot] + 20):
+            found = self._plan.env_seeds(worker, group, int(replaced))[index]
+            if found == seed or seed is None:
+                self._replaced[slot] = replaced
+                self._expected[slot] = (found, 0, 0)
+                return
+        raise AssertionError(f"seed {seed} is none of slot {slot}")
+
+    def _advance(self, rollout, t, faults):
         ended = []
         for slot, (seed, episode, step) in enumerate(self._expected.tolist()):
-            reward = reward_of(seed, episode, step, int(rollout.action[t, slot]))
+            action = int(rollout.action[t, slot])
+            reward = reward_of(seed, episode, step, action)
             assert rollout.reward[t, slot] == reward
             self.returns[slot] += reward
             self.lengths[slot] += 1
             over = step + 1 == episode_length(seed, episode)
             cut = over and is_truncated(seed, episode)
-            assert bool(rollout.truncated[t, slot]) == cut
+            left = faults and not over and bool(rollout.truncated[t, slot])
+            assert bool(rollout.truncated[t, slot]) == (cut or left)
             assert bool(rollout.terminated[t, slot]) == (over and not cut)
-            bootstrap = value_of(seed, episode, step + 1) if cut else 0.0
+            bootstrap = value_of(seed, episode, step + 1) if cut or left else 0.0
             assert rollout.final_value[t, slot] == bootstrap
-            self._expected[slot] = (seed, episode + over, 0 if over else step + 1)
-            if over:
+            observation = rollout.observation
+            numbers = observation["numbers"] if isinstance(observation, dict) else observation
+            after = numbers[t + 1, slot].tolist()
+            if left or (faults and over and after[0] != seed):
+                self._replace(slot, after[0])
+                self.cuts += 1
+            else:
+                self._expected[slot] = (seed, episode + over, 0 if over else step + 1)
+                assert after[3] == (0 if over else action)
+            if over or left:
                 ended.append((self.returns[slot], self.lengths[slot], t, slot))
                 self.returns[slot], self.lengths[slot] = 0.0, 0
         return ended

@@ -1,0 +1,169 @@
+"""The worker processes of a `ProcessSampler`: started, watched, and replaced when they fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import defaultdict, deque
+from typing import Any
+
+from fastrl.errors import WorkerError
+from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, cause_of, named_env
+from fastrl.shared.counters import Counter
+from fastrl.shared.rollout_buffer import RolloutBuffer
+from fastrl.shared.table import NUM_BANKS
+from fastrl.workers.context import WorkerContext
+from fastrl.workers.env_worker import run_env_worker
+from fastrl.workers.model_worker import run_model_worker
+from fastrl.workers.position import Position, position_of
+from fastrl.workers.supervisor import Supervisor
+from fastrl.workers.watch import Deadlines, Watch
+
+_HOUR_S = 3600.0
+_STILLBORN = 3
+"""Successors in a row that may fail before their first step."""
+_LOGGER = logging.getLogger(__name__)
+
+
+class Crew:
+    """N env workers and M model workers.
+
+    A worker that fails is replaced by one that goes on where it ended. What it has done is in
+    shared memory, and nobody waits for anything else (see `fastrl.workers.hand_over`).
+
+    Args:
+        context: What the workers share.
+        buffer: Is told of episodes that end between two rollouts.
+        deadlines: When a worker has failed that does nothing.
+        policy: How often each may fail.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        buffer: RolloutBuffer,
+        deadlines: Deadlines,
+        policy: FaultPolicy,
+    ) -> None:
+        self._context, self._buffer, self._policy = context, buffer, policy
+        self._topology = context.plan.topology
+        self._supervisor = Supervisor(context.hand_over.stop, context.plan.torch_threads)
+        self._watch = Watch(context, deadlines)
+        self._replaced: dict[str, int] = dict.fromkeys(context.counters.worker_names, 0)
+        self._stillborn: dict[str, int] = defaultdict(int)
+        self._failed_s: dict[str, deque[float]] = defaultdict(deque)
+
+    def start(self) -> None:
+        """Start all workers.
+
+        Raises:
+            FastrlError: The system lacks what they need.
+        """
+        for name in self._replaced:
+            self._start(name)
+
+    def look(self) -> None:
+        """Replace those that have failed or are overdue.
+
+        Raises:
+            WorkerError: One has failed too often.
+        """
+        failures = self._supervisor.failures()
+        for name, told in self._watch.overdue():
+            if name in self._supervisor.pids():
+                self._supervisor.kill(name)
+                failures.append(WorkerError(name, told))
+        for error in failures:
+            self._replace(error)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of every worker by name."""
+        return self._supervisor.pids()
+
+    def stop(self) -> None:
+        """End all workers."""
+        self._supervisor.stop()
+
+    def _start(self, name: str) -> None:
+        kind, _, index = name.rpartition("-")
+        if kind == "env-worker":
+            replaced = self._replaced[name]
+            self._supervisor.start(name, run_env_worker, self._context, int(index), replaced)
+        else:
+            self._supervisor.start(name, run_model_worker, self._context, int(index))
+
+    def _replace(self, error: WorkerError) -> None:
+        name = error.worker
+        restarts = self._count(error)
+        kind, _, index = name.rpartition("-")
+        fault = Fault(name, cause_of(error), error.remote_traceback, restarts)
+        if kind == "env-worker":
+            fault = self._take_leave(int(index), error, fault)
+        _LOGGER.warning("%s", fault)
+        if self._policy.on_fault is not None:
+            self._policy.on_fault(fault)
+        self._replaced[name] += 1
+        self._watch.restart(name)
+        self._start(name)
+
+    def _count(self, error: WorkerError) -> int:
+        """Count a failure in; return how many there were within an hour.
+
+        Raises:
+            WorkerError: That are too many.
+        """
+        name, limit = error.worker, self._policy.max_restarts
+        started = self._watch.has_started(name)
+        self._stillborn[name] = 0 if started else self._stillborn[name] + 1
+        # What fails before it has ever worked is a mistake, and no accident.
+        if limit == 0 or (not started and not self._replaced[name]):
+            raise error
+        failed_s, now_s = self._failed_s[name], time.monotonic()
+        failed_s.append(now_s)
+        while failed_s[0] < now_s - _HOUR_S:
+            failed_s.popleft()
+        reason = ""
+        if len(failed_s) > limit:
+            reason = f"{len(failed_s)} failures of {name} within an hour, and faults.max_restarts "
+            reason += f"is {limit}"
+        elif self._stillborn[name] >= _STILLBORN:
+            reason = f"{name} failed {_STILLBORN} times in a row before its first step"
+        if reason:
+            told = f"{cause_of(error)}; {reason}"
+            raise WorkerError(name, told, error.remote_traceback) from error
+        return len(failed_s)
+
+    def _take_leave(self, worker: int, error: WorkerError, fault: Fault) -> Fault:
+        """Settle what an env worker has left; return the fault with all that is known of it."""
+        context = self._context
+        steps = int(context.counters.row(error.worker)[Counter.ENV_STEPS])
+        at = position_of(steps, self._topology, context.plan.rollout_length)
+        suspects = self._suspects(worker, at, named_env(error))
+        for group in range(self._topology.groups):
+            slots = self._topology.slots(worker, group)
+            self._buffer.restart(slots, at.rollout, at.steps_of(group))
+        rollout = context.plan.first_rollout + at.rollout
+        return dataclasses.replace(fault, rollout=rollout, step=at.t, suspects=suspects)
+
+    def _suspects(self, worker: int, at: Position, named: int | None) -> tuple[Suspect, ...]:
+        plan, group = self._context.plan, at.group
+        slots = self._topology.slots(worker, group)
+        seeds = plan.env_seeds(worker, group, self._replaced[f"env-worker-{worker}"])
+        episodes = self._buffer.episodes_since_restart(slots, at.rollout, at.t).tolist()
+        actions = self._actions(at, slots)
+        found = [
+            Suspect(env, seed, episode, action)
+            for env, seed, episode, action in zip(
+                self._topology.env_index(worker, group), seeds, episodes, actions, strict=True
+            )
+        ]
+        return tuple(found) if named is None else tuple(found[named : named + 1])
+
+    def _actions(self, at: Position, slots: slice) -> list[Any]:
+        """Return the latest action of every slot in plain types."""
+        leaves = self._context.table.banks[at.rollout % NUM_BANKS].action
+        rows = {path: leaf[at.t, slots].tolist() for path, leaf in leaves.items()}
+        if list(rows) == [""]:
+            return rows[""]
+        return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]

@@ -1,0 +1,92 @@
+"""What went wrong in a worker, and what is done about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastrl.errors import WorkerError
+
+_NAMED_ENV = re.compile(r"^[\w-]+ failed: \w*Error: env (\d+) of ")
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An environment that was being stepped when its worker failed.
+
+    Attributes:
+        env: Its index in the run.
+        seed: What it was seeded with.
+        episode: Number of the episode since then, counted from 0.
+        action: The latest action chosen for it, as the policy sampled it.
+    """
+
+    env: int
+    seed: int
+    episode: int
+    action: Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A worker that failed and was replaced.
+
+    Attributes:
+        worker: Its name.
+        cause: In one line.
+        remote_traceback: The worker's own, empty if it ended without one.
+        restarts: How often it was replaced within the last hour.
+        rollout: The rollout that it was filling.
+        step: The step of it.
+        suspects: The environments that were stepped: the one that raised, or all of its group.
+    """
+
+    worker: str
+    cause: str
+    remote_traceback: str
+    restarts: int
+    rollout: int | None = None
+    step: int | None = None
+    suspects: tuple[Suspect, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line."""
+        listed = [
+            f"env {each.env} (seed {each.seed}, episode {each.episode}, action {each.action})"
+            for each in self.suspects[:_LISTED]
+        ]
+        more = len(self.suspects) - len(listed)
+        who = f"; it was stepping {', '.join(listed)}" if listed else ""
+        return f"{self.cause}{who}{f' and {more} more' if more else ''}; it is replaced"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FaultPolicy:
+    """How failures of workers are met.
+
+    Attributes:
+        max_restarts: How often each worker is replaced within an hour; one failure more ends
+            the run with its cause.
+        on_fault: Told of every worker that is replaced.
+    """
+
+    max_restarts: int = 0
+    on_fault: Callable[[Fault], None] | None = None
+
+
+def cause_of(error: WorkerError) -> str:
+    """Return the message alone, on one line."""
+    return " ".join(str(error.args[0]).split())
+
+
+def named_env(error: WorkerError) -> int | None:
+    """Return which environment of its group an `EnvError` names; None for any other failure."""
+    found = _NAMED_ENV.match(str(error.args[0]))
+    return int(found[1]) if found else None
