@@ -23,6 +23,7 @@ FLOORS = (
     ("workers", "learning"),
     ("sampling",),
     ("training", "throughput", "vector"),
+    ("tuning",),
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}

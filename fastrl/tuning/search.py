@@ -1,0 +1,394 @@
+"""Finds the fastest candidate by few, short and noisy measurements on a machine that drifts.
+
+Every candidate is measured next to the best so far (the incumbent), window by window in turn, and
+only the ratio of the two counts: what slows the whole machine down cancels. A candidate that looks
+slower is dropped after a short window or two; one that looks faster is measured for longer. Which
+candidate comes next is a guess of `fastrl.tuning.surrogate`. The search ends when no neighbour of
+the incumbent is faster by more than the noise, nor a few guesses from elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.race import Noise, Race, Verdict
+from fastrl.tuning.space import Space
+from fastrl.tuning.surrogate import Surrogate
+from fastrl.tuning.trials import Journal, Measure, MemoryJournal, Replay, Trial, TrialError
+
+_UNLIKELY_STD = 2.5
+"""Candidates that are guessed this many standard deviations below the best are left out."""
+_WORTH_A_DOUBT = 0.004
+"""Expected improvement in log speed below which nobody looks elsewhere."""
+_A_STEP = 0.02
+"""Gain in log speed after which it is worth looking elsewhere again."""
+_PATIENCE = 30
+"""Candidates without such a gain after which the rest is taken for equally good."""
+_POOL = 500
+"""Candidates, drawn at random where there are more, among which is looked elsewhere."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search.
+
+    Attributes:
+        budget_s: Wall time for all trials, of an earlier search that is gone on with as well.
+        window_s: Length of the windows of a first look.
+        final_rounds: Windows of the best and of the default, in turn, at the end.
+        num_seeds: Usual good choices to begin with.
+        num_doubts: Candidates that must fail in a row before only neighbours are tried.
+        seed: Of the candidates that are drawn at random.
+    """
+
+    budget_s: float = 120.0
+    window_s: float = 0.4
+    final_rounds: int = 3
+    num_seeds: int = 6
+    num_doubts: int = 12
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a search has found.
+
+    Attributes:
+        best: The fastest candidate; the default where none is faster.
+        default: What was asked for.
+        best_fps: Windows of the best, next to ``default_fps``.
+        default_fps: Windows of the default; empty where it failed.
+        trials: All trials, oldest first.
+        path: The incumbents, each faster than the one before.
+        spent_s: Wall time of the trials.
+        ended: Why the search ended.
+    """
+
+    best: Candidate
+    default: Candidate
+    best_fps: tuple[float, ...]
+    default_fps: tuple[float, ...]
+    trials: tuple[Trial, ...]
+    path: tuple[Candidate, ...]
+    spent_s: float
+    ended: str
+
+    @property
+    def fps_median(self) -> float:
+        """Frames per second of the best."""
+        return float(np.median(self.best_fps))
+
+    @property
+    def default_fps_median(self) -> float | None:
+        """Frames per second of the default, None where it failed."""
+        return float(np.median(self.default_fps)) if self.default_fps else None
+
+
+class _BudgetSpentError(Exception):
+    """No time is left for another trial."""
+
+
+@dataclass
+class _Known:
+    """What is known of the candidates, in log speed relative to the first incumbent."""
+
+    score: dict[Candidate, float] = field(default_factory=dict)
+    variance: dict[Candidate, float] = field(default_factory=dict)
+    failed: dict[Candidate, Trial] = field(default_factory=dict)
+    fps: dict[Candidate, list[float]] = field(default_factory=dict)
+
+
+class Search:
+    """One search; `run` may be interrupted, and `finding` then tells the best so far.
+
+    Args:
+        space: Where to search.
+        default: Where to begin, and what to compare with.
+        measure: Samples as a candidate says.
+        settings: How to search.
+        journal: Keeps the trials; what it has recorded is not measured again.
+        clock: Seconds of a monotonic clock.
+        watch: Called after every trial.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        default: Candidate,
+        measure: Measure,
+        settings: Settings | None = None,
+        *,
+        journal: Journal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        watch: Callable[[Trial], None] | None = None,
+    ) -> None:
+        self._space, self._default, self._measure = space, default, measure
+        self._settings = settings or Settings()
+        self._journal = journal or MemoryJournal()
+        self._clock, self._watch = clock, watch
+        self._replay = Replay(self._journal.recorded())
+        self._rng = np.random.default_rng(self._settings.seed)
+        self._noise = Noise()
+        self._known = _Known()
+        self._pool: list[Candidate] | None = None
+        self._trials: list[Trial] = []
+        self._path: list[Candidate] = []
+        self._final: tuple[list[float], list[float]] = ([], [])
+        self._spent_s = 0.0
+        self._ended = "interrupted"
+        self._failures = 0
+
+    @property
+    def incumbent(self) -> Candidate | None:
+        """The best so far, None before the first trial has succeeded."""
+        return self._path[-1] if self._path else None
+
+    @property
+    def spent_s(self) -> float:
+        """Wall time of all trials so far."""
+        return self._spent_s
+
+    def run(self) -> Finding:
+        """Search to the end.
+
+        Raises:
+            TrialError: No candidate could be measured.
+        """
+        self._ended = "interrupted"
+        try:
+            self._begin()
+            if self.incumbent is None:
+                raise TrialError(f"nothing could be measured: {self._trials[-1].error}")
+            for seed in self._space.seeds(self._default)[: self._settings.num_seeds]:
+                self._challenge(seed)
+            while self._step():
+                pass
+            self._ended = "no neighbour is faster"
+        except _BudgetSpentError:
+            self._ended = "the time is up"
+        if self.incumbent is None:
+            raise TrialError("nothing could be measured: there was no time for a trial")
+        self._compare_with_default()
+        return self.finding()
+
+    def finding(self) -> Finding:
+        """Return the best so far.
+
+        Raises:
+            TrialError: No trial has succeeded yet.
+        """
+        best = self.incumbent
+        if best is None:
+            raise TrialError("nothing has been measured yet")
+        best_fps, default_fps = self._final
+        if not best_fps:
+            best_fps = self._known.fps[best]
+            default_fps = self._known.fps.get(self._default, [])
+        return Finding(
+            best=best,
+            default=self._default,
+            best_fps=tuple(best_fps),
+            default_fps=tuple(default_fps),
+            trials=tuple(self._trials),
+            path=tuple(self._path),
+            spent_s=self._spent_s,
+            ended=self._ended,
+        )
+
+    def _begin(self) -> None:
+        """Measure the default, or where that fails the first seed that does not."""
+        for candidate in (self._default, *self._space.seeds(self._default)):
+            trial = self._visit(candidate, None, self._settings.window_s)
+            if trial.fps is not None:
+                self._known.score[candidate] = 0.0
+                self._known.variance[candidate] = 0.0
+                self._path.append(candidate)
+                return
+
+    def _step(self) -> bool:
+        """Challenge the incumbent with the most promising candidate; False if none is left."""
+        incumbent = self._path[-1]
+        near = [c for c in self._space.neighbours(incumbent) if self._is_open(c)]
+        far = [c for c in self._candidates() if self._is_open(c)]
+        left = list(dict.fromkeys([*near, *far]))
+        if not left:
+            return False
+        best = self._known.score[incumbent]
+        guess = self._surrogate().guess(left)
+        gains = guess.improvement(best)
+        # A neighbour is passed over only where what lies around it says that it is slower.
+        doubtful = guess.mean + _UNLIKELY_STD * guess.std > best
+        useful = gains > _WORTH_A_DOUBT
+        if self._failures >= self._settings.num_doubts:
+            useful[len(near) :] = False
+        useful[: len(near)] |= doubtful[: len(near)]
+        if not useful.any() or self._failures >= _PATIENCE:
+            return False
+        gains[~useful] = -1.0
+        chosen = left[int(np.argmax(gains))]
+        self._challenge(chosen)
+        gained = self._known.score.get(chosen, -math.inf) - best
+        self._failures = 0 if gained > _A_STEP else self._failures + 1
+        return True
+
+    def _challenge(self, candidate: Candidate) -> bool:
+        """Race a candidate against the incumbent; return whether it has taken its place."""
+        incumbent = self._path[-1]
+        if not self._is_open(candidate):
+            return False
+        race = Race(self._noise, self._settings.window_s)
+        while race.verdict is Verdict.OPEN:
+            trial = self._visit(candidate, incumbent, race.next_window_s)
+            if trial.fps is None or not trial.reference_fps:
+                return False
+            race.add(math.log(trial.fps / trial.reference_fps), trial.seconds)
+            # What was found holds even if the time is up before the race is decided.
+            self._known.score[candidate] = self._known.score[incumbent] + race.lead
+            self._known.variance[candidate] = race.variance
+        if race.verdict is Verdict.WON:
+            self._path.append(candidate)
+            return True
+        return False
+
+    def _compare_with_default(self) -> None:
+        """Measure best and default in turn; the default wins a draw that it does not lose."""
+        best = self._path[-1]
+        best_fps, default_fps = self._final
+        reference = None if best == self._default else self._default
+        if self._default in self._known.failed:
+            reference = None
+        lead = 0.0
+        for _ in range(self._settings.final_rounds):
+            trial = self._visit(best, reference, 2 * self._settings.window_s, final=True)
+            if trial.fps is None:
+                break
+            best_fps.append(trial.fps)
+            default_fps.append(trial.reference_fps or trial.fps)
+            lead += math.log(trial.fps / (trial.reference_fps or trial.fps))
+        if reference is None:
+            default_fps[:] = best_fps if best == self._default else []
+        elif not best_fps or lead < 0:
+            best_fps[:] = default_fps or self._known.fps[self._default]
+            default_fps[:] = best_fps
+            self._path.append(self._default)
+
+    def _visit(
+        self,
+        candidate: Candidate,
+        reference: Candidate | None,
+        seconds: float,
+        *,
+        final: bool = False,
+    ) -> Trial:
+        """Return a recorded trial, or make one; failures are part of it.
+
+        Raises:
+            _BudgetSpentError: It would take longer than what is left, unless it is final.
+        """
+        trial = self._replay.take((candidate, reference, seconds))
+        if trial is None:
+            if not final and self._spent_s + self._expected_cost_s(seconds) > self._available_s():
+                raise _BudgetSpentError
+            trial = self._make_trial(candidate, reference, seconds)
+            self._journal.add(trial)
+        self._spent_s += trial.cost_s
+        self._trials.append(trial)
+        if trial.fps is None:
+            self._known.failed[candidate] = trial
+        else:
+            self._known.fps.setdefault(candidate, []).append(trial.fps)
+            if reference is not None and trial.reference_fps is not None:
+                self._known.fps.setdefault(reference, []).append(trial.reference_fps)
+        if self._watch is not None:
+            self._watch(trial)
+        return trial
+
+    def _make_trial(
+        self, candidate: Candidate, reference: Candidate | None, seconds: float
+    ) -> Trial:
+        start = self._clock()
+        # Every other time the reference comes first, so that a steady drift cancels too.
+        reference_first = len(self._trials) % 2 == 0
+        other = None
+        try:
+            if reference is not None and reference_first:
+                other = self._measure(reference, seconds)
+            own = self._measure(candidate, seconds)
+            if reference is not None and not reference_first:
+                other = self._measure(reference, seconds)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return Trial(
+                candidate,
+                reference,
+                seconds,
+                fps=None,
+                cost_s=self._clock() - start,
+                error=reason,
+                exhausted=_is_exhausted(error),
+            )
+        return Trial(
+            candidate,
+            reference,
+            seconds,
+            fps=own.fps,
+            reference_fps=None if other is None else other.fps,
+            cost_s=self._clock() - start,
+            notes=own.notes,
+        )
+
+    def _expected_cost_s(self, seconds: float) -> float:
+        """Return what a trial costs as a rule: two windows, and what came on top of late."""
+        extra = [t.cost_s - 2 * t.seconds for t in self._trials[-8:]]
+        return 2 * seconds + max(0.0, float(np.median(extra)) if extra else 0.0)
+
+    def _available_s(self) -> float:
+        """Return the budget without what the comparison at the end will take."""
+        rounds = self._settings.final_rounds
+        final_s = rounds * self._expected_cost_s(2 * self._settings.window_s) if self._path else 0
+        return self._settings.budget_s - min(final_s, self._settings.budget_s / 4)
+
+    def _is_open(self, candidate: Candidate) -> bool:
+        """Say whether a candidate was not measured yet and is not bound to fail."""
+        known = self._known
+        if candidate in known.score or candidate in known.failed:
+            return False
+        return not any(_is_harder(candidate, failed) for failed in self._exhausted())
+
+    def _exhausted(self) -> Iterator[Candidate]:
+        return (c for c, trial in self._known.failed.items() if trial.exhausted)
+
+    def _surrogate(self) -> Surrogate:
+        known = self._known
+        scores, variances = dict(known.score), dict(known.variance)
+        worst = min(scores.values()) - math.log(2)
+        for candidate in known.failed:
+            scores[candidate], variances[candidate] = worst, 1.0
+        return Surrogate(scores, variances)
+
+    def _candidates(self) -> Sequence[Candidate]:
+        if self._pool is None:
+            found = list(self._space.all())
+            if len(found) > _POOL:
+                chosen = self._rng.choice(len(found), _POOL, replace=False)
+                found = [found[i] for i in sorted(chosen)]
+            self._pool = found
+        return self._pool
+
+
+def _is_exhausted(error: Exception) -> bool:
+    return getattr(error, "exhausted", False) or isinstance(error, MemoryError | TimeoutError)
+
+
+def _is_harder(candidate: Candidate, failed: Candidate) -> bool:
+    """Say whether a candidate asks for all that another one asks for, or more."""
+    return (
+        candidate.but(envs_per_worker=1) == failed.but(envs_per_worker=1)
+        and candidate.envs_per_worker >= failed.envs_per_worker
+    )

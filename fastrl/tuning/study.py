@@ -1,0 +1,106 @@
+"""Keeps trials in an Optuna study, a SQLite file that Optuna's own tools can show.
+
+One Optuna trial is one visit: its parameters are the candidate's numbers, its value the frames
+per second, its user attributes the rest. A search that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from fastrl.errors import ConfigError
+from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.trials import Trial
+
+_LARGEST = 2**31 - 1
+_ATTRIBUTES = ("seconds", "reference_fps", "cost_s", "error", "exhausted", "notes")
+
+
+class StudyJournal:
+    """A journal in a SQLite file.
+
+    Args:
+        path: The file; made if it is not there.
+        name: Of the study in it: what must be equal for trials to be worth keeping.
+
+    Raises:
+        ConfigError: The file cannot be opened, or is no Optuna storage.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        # Optuna tells of every trial on standard error, and warns of what is experimental.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.path = path
+        try:
+            self._storage = RDBStorage(f"sqlite:///{path}")
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+        except (SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{path} cannot be used as a study: {reason}") from error
+
+    def recorded(self) -> list[Trial]:
+        """Return all trials so far; those that other programs have added are left out."""
+        frozen = self._study.get_trials(deepcopy=False)
+        return [_thawed(trial) for trial in frozen if "seconds" in trial.user_attrs]
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial; it is on disk when this returns."""
+        self._study.add_trial(_frozen(trial))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the file."""
+        self.close()
+
+
+def _frozen(trial: Trial) -> FrozenTrial:
+    reference = trial.reference
+    attributes = {name: getattr(trial, name) for name in _ATTRIBUTES}
+    attributes["notes"] = dict(trial.notes)
+    attributes["reference"] = None if reference is None else reference.to_dict()
+    found = trial.candidate.to_dict()
+    # Optuna wants to know all values of a text beforehand, so texts are attributes.
+    parameters = {name: value for name, value in found.items() if isinstance(value, int)}
+    attributes["texts"] = {name: value for name, value in found.items() if name not in parameters}
+    return create_trial(
+        state=TrialState.FAIL if trial.fps is None else TrialState.COMPLETE,
+        value=trial.fps,
+        params=parameters,
+        distributions={name: IntDistribution(0, _LARGEST) for name in parameters},
+        user_attrs=attributes,
+    )
+
+
+def _thawed(frozen: FrozenTrial) -> Trial:
+    attributes = frozen.user_attrs
+    reference = attributes["reference"]
+    return Trial(
+        candidate=Candidate.from_dict({**frozen.params, **attributes["texts"]}),
+        reference=None if reference is None else Candidate.from_dict(reference),
+        fps=frozen.value,
+        **{name: attributes[name] for name in _ATTRIBUTES},
+    )

@@ -1,0 +1,125 @@
+"""What the tuner has measured, and where it is kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastrl.errors import FastrlError
+from fastrl.tuning.candidate import Candidate
+
+
+class TrialError(FastrlError):
+    """A candidate cannot be measured: it crashed, or needs more memory or time than there is.
+
+    Attributes:
+        exhausted: Whether more environments can only make it worse: memory or time ran out.
+    """
+
+    def __init__(self, message: str, *, exhausted: bool = False) -> None:
+        super().__init__(message)
+        self.exhausted = exhausted
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window of sampling.
+
+    Attributes:
+        fps: Frames per second.
+        notes: What else was seen, as plain JSON types.
+    """
+
+    fps: float
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Measure(Protocol):
+    """Samples as a candidate says, for about so many seconds."""
+
+    def __call__(self, candidate: Candidate, seconds: float) -> Sample:
+        """Return how fast it was.
+
+        Raises:
+            Exception: Whatever goes wrong counts against the candidate.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One visit to a candidate: a window of it, and beside it one of the best so far.
+
+    Attributes:
+        candidate: What was visited.
+        reference: What it was compared with; None where it was measured alone.
+        seconds: Length of the windows.
+        fps: Of the candidate; None where it failed.
+        reference_fps: Of the reference.
+        cost_s: Wall time that the trial took, starting processes included.
+        error: Why it failed; empty where it did not.
+        exhausted: See `TrialError`.
+        notes: What else was seen of the candidate.
+    """
+
+    candidate: Candidate
+    reference: Candidate | None
+    seconds: float
+    fps: float | None
+    reference_fps: float | None = None
+    cost_s: float = 0.0
+    error: str = ""
+    exhausted: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[Candidate, Candidate | None, float]:
+        """What was asked, without what came of it."""
+        return self.candidate, self.reference, self.seconds
+
+
+class Journal(Protocol):
+    """Keeps trials, so that a search that was stopped goes on without measuring twice."""
+
+    def recorded(self) -> list[Trial]:
+        """Return the trials of earlier searches, oldest first."""
+        ...
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial."""
+        ...
+
+
+class MemoryJournal:
+    """A journal that ends with the process."""
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        self.trials = list(trials)
+
+    def recorded(self) -> list[Trial]:
+        """Return all trials so far."""
+        return list(self.trials)
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial."""
+        self.trials.append(trial)
+
+
+class Replay:
+    """Hands out recorded trials to a search that asks the same questions again.
+
+    Args:
+        trials: Oldest first; of equal questions the oldest answer comes first.
+    """
+
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        self._left: dict[Any, deque[Trial]] = defaultdict(deque)
+        for trial in trials:
+            self._left[trial.key].append(trial)
+
+    def take(self, key: tuple[Candidate, Candidate | None, float]) -> Trial | None:
+        """Return the next recorded answer to a question, None where there is none left."""
+        answers = self._left.get(key)
+        return answers.popleft() if answers else None

@@ -1,0 +1,1 @@
+"""What `scripts/bench_tuner.py` is made of."""

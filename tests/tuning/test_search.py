@@ -1,0 +1,215 @@
+"""The search on machines that exist on paper only: noisy, drifting, failing, misleading ones."""
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tuner_bench import surfaces
+from tuner_bench.rivals import RIVALS
+from tuner_bench.surfaces import Surface, Trials
+
+from fastrl.tuning import (
+    Candidate,
+    MemoryJournal,
+    Sample,
+    Search,
+    Settings,
+    Space,
+    TrialError,
+)
+
+SEEDS = st.integers(0, 10_000)
+few = settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
+
+
+def search_on(surface, budget_s=60.0, seed=0, journal=None, measure=None, **options):
+    trials = measure or Trials(surface, seed)
+    settings = Settings(budget_s=budget_s, seed=seed, **options)
+    clock = trials.clock if hasattr(trials, "clock") else lambda: 0.0
+    return Search(surface.space, surface.default, trials, settings, journal=journal, clock=clock)
+
+
+@few
+@given(SEEDS, SEEDS)
+def test_the_choice_is_allowed_and_hardly_ever_slower_than_the_default(machine, seed):
+    surface = surfaces.machine(machine)
+    finding = search_on(surface, seed=seed).run()
+    assert surface.space.contains(finding.best)
+    # Up to what three windows of a second cannot tell from noise.
+    assert surface.speed(finding.best) >= 0.93 * surface.speed(surface.default)
+
+
+@few
+@given(SEEDS, st.floats(5, 100))
+def test_the_budget_is_kept_up_to_the_last_trial(machine, budget_s):
+    surface = surfaces.machine(machine)
+    trials = Trials(surface, machine)
+    finding = search_on(surface, budget_s, measure=trials).run()
+    longest_s = max(trial.cost_s for trial in finding.trials)
+    assert finding.spent_s == pytest.approx(trials.now_s)
+    assert finding.spent_s <= budget_s + 4 * longest_s
+
+
+@few
+@given(SEEDS, SEEDS)
+def test_equal_seeds_give_equal_searches(machine, seed):
+    surface = surfaces.machine(machine)
+    first, second = (search_on(surface, seed=seed).run() for _ in range(2))
+    assert first == second
+
+
+@few
+@given(SEEDS, st.integers(1, 30))
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(machine, stop_after):
+    surface = surfaces.machine(machine)
+    journal = MemoryJournal()
+    uninterrupted = Trials(surface, 1)
+    expected = search_on(surface, journal=journal, measure=uninterrupted).run()
+    calls = 0
+
+    class Stopping(Trials):
+        def __call__(self, candidate, seconds):
+            nonlocal calls
+            calls += 1
+            if calls > stop_after:
+                raise KeyboardInterrupt
+            return super().__call__(candidate, seconds)
+
+    part, trials = MemoryJournal(), Stopping(surface, 1)
+    search = search_on(surface, journal=part, measure=trials)
+    if stop_after < sum(uninterrupted.measured.values()):
+        with pytest.raises(KeyboardInterrupt):
+            search.run()
+    # What the first sitting has measured is replayed; the machine's noise goes on from there.
+    recorded = len(part.trials)
+    assert part.trials == journal.trials[:recorded]
+    rest = Trials(surface, 1, now_s=trials.now_s)
+    resumed = search_on(surface, journal=part, measure=rest).run()
+    assert list(resumed.trials[:recorded]) == journal.trials[:recorded]
+    assert sum(rest.measured.values()) <= 2 * (len(resumed.trials) - recorded)
+    assert resumed.default == expected.default
+
+
+def test_a_search_that_has_ended_measures_nothing_when_it_is_asked_again():
+    surface = surfaces.machine(3)
+    journal = MemoryJournal()
+    expected = search_on(surface, journal=journal).run()
+
+    def refuse(candidate, seconds):
+        raise AssertionError("measured again")
+
+    again = search_on(surface, journal=journal, measure=refuse).run()
+    assert again == expected
+    assert journal.trials == list(expected.trials)
+
+
+def test_more_time_goes_on_where_less_had_ended():
+    surface = surfaces.machine(8)
+    journal = MemoryJournal()
+    short = search_on(surface, 15.0, journal=journal).run()
+    assert short.ended == "the time is up"
+    before = len(journal.trials)
+    longer = search_on(surface, 60.0, journal=journal, measure=Trials(surface, 2)).run()
+    assert len(longer.trials) > before - 3
+    assert longer.spent_s <= 62
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError(), TimeoutError("late")])
+def test_failures_are_recorded_and_skipped(error):
+    def speed(c):
+        return 0.0 if c.envs_per_worker >= 64 else 100.0 * c.envs_per_worker
+
+    surface = Surface("fails", Space(2), Candidate(16, 2), speed)
+    seen = []
+
+    class Failing(Trials):
+        def __call__(self, candidate, seconds):
+            seen.append(candidate)
+            if speed(candidate) == 0:
+                self.now_s += 1
+                raise error
+            return super().__call__(candidate, seconds)
+
+    finding = search_on(surface, measure=Failing(surface)).run()
+    assert finding.best.envs_per_worker == 32
+    failed = [trial for trial in finding.trials if trial.fps is None]
+    assert failed
+    assert all(trial.error for trial in failed)
+    assert len({trial.candidate for trial in failed}) == len(failed)
+    if not isinstance(error, RuntimeError):
+        # What has run out of memory with n is not tried with 2 n.
+        kinds = {}
+        for trial in failed:
+            kind = trial.candidate.but(envs_per_worker=1)
+            assert trial.candidate.envs_per_worker < kinds.get(kind, math.inf)
+            kinds[kind] = trial.candidate.envs_per_worker
+
+
+def test_a_default_that_fails_is_replaced():
+    surface = Surface(
+        "fails", Space(2), Candidate(512, 2), lambda c: 0.0 if c.envs_per_worker > 64 else 100.0
+    )
+    finding = search_on(surface).run()
+    assert surface.speed(finding.best) > 0
+    assert finding.default_fps_median is None
+
+
+def test_where_nothing_can_be_measured_the_reason_is_told():
+    surface = Surface("fails", Space(2), Candidate(16, 2), lambda c: 0.0)
+    with pytest.raises(TrialError, match=r"nothing could be measured: out of memory"):
+        search_on(surface).run()
+    with pytest.raises(TrialError, match="nothing has been measured"):
+        search_on(surface).finding()
+
+
+def test_an_interrupted_search_tells_the_best_so_far():
+    surface = surfaces.machine(4)
+
+    class Interrupted(Trials):
+        def __call__(self, candidate, seconds):
+            if self.now_s > 20:
+                raise KeyboardInterrupt
+            return super().__call__(candidate, seconds)
+
+    search = search_on(surface, measure=Interrupted(surface))
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    finding = search.finding()
+    assert finding.ended == "interrupted"
+    assert finding.fps_median > 0
+    assert surface.speed(finding.best) >= 0.9 * surface.speed(surface.default)
+
+
+def test_where_all_are_equal_the_search_ends_by_itself():
+    finding = search_on(surfaces.plateau(), 1000).run()
+    assert finding.ended == "no neighbour is faster"
+    assert finding.spent_s < 500
+
+
+def test_the_edge_of_a_cliff_is_found():
+    surface = surfaces.cliff()
+    assert surface.regret(search_on(surface).run().best) < 0.02
+
+
+def test_a_moving_machine_does_not_mislead():
+    """Windows are compared with adjacent ones only, so a machine that halves changes nothing."""
+    surface = surfaces.machine(1)
+
+    class Moving(Trials):
+        def __call__(self, candidate, seconds):
+            sample = super().__call__(candidate, seconds)
+            return Sample(sample.fps * (0.5 if 15 < self.now_s < 40 else 1.0))
+
+    assert surface.regret(search_on(surface, measure=Moving(surface, 3)).run().best) < 0.08
+
+
+def test_at_equal_time_it_beats_tpe_and_random_search():
+    regrets = {name: [] for name in RIVALS}
+    for seed in range(7):
+        surface = surfaces.machine(seed)
+        for name, tune in RIVALS.items():
+            regrets[name].append(surface.regret(tune(surface, 40.0, seed)))
+    median = {name: sorted(found)[len(found) // 2] for name, found in regrets.items()}
+    assert median["fastrl"] <= min(median["tpe"], median["random"])
+    assert median["fastrl"] < 0.05

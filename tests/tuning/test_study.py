@@ -1,0 +1,62 @@
+"""Trials survive in a SQLite file, and Optuna itself can read them."""
+
+import optuna
+import pytest
+from tuner_bench import surfaces
+from tuner_bench.surfaces import Trials
+
+from fastrl.errors import ConfigError
+from fastrl.tuning import Candidate, Search, Settings, Trial
+from fastrl.tuning.study import StudyJournal
+
+BEST = Candidate(64, 2, 1, 2, "cuda:0", "compiled", "bfloat16", 2)
+TRIALS = [
+    Trial(Candidate(16, 2), None, 0.4, 1234.5678901234567, cost_s=0.1, notes={"start_s": 0.25}),
+    Trial(BEST, Candidate(16, 2), 0.8, 1 / 3, 2 / 3, 1.5, notes={"shares": {"a": [1, 2]}}),
+    Trial(BEST, Candidate(16, 2), 0.4, None, None, 2.5, "out of memory", exhausted=True),
+]
+
+
+def test_trials_come_back_as_they_were(tmp_path):
+    with StudyJournal(tmp_path / "study.db", "CartPole-v1") as journal:
+        for trial in TRIALS:
+            journal.add(trial)
+        assert journal.recorded() == TRIALS
+    with StudyJournal(tmp_path / "study.db", "CartPole-v1") as journal:
+        assert journal.recorded() == TRIALS
+    with StudyJournal(tmp_path / "study.db", "Pendulum-v1") as journal:
+        assert journal.recorded() == []
+
+
+def test_optuna_shows_failures_and_the_best_value(tmp_path):
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        for trial in TRIALS:
+            journal.add(trial)
+    study = optuna.load_study(study_name="x", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert study.best_params["envs_per_worker"] == 16
+
+
+def test_a_search_goes_on_from_the_file(tmp_path):
+    surface = surfaces.machine(5)
+
+    def search(measure, journal):
+        clock = measure.clock
+        options = Settings(budget_s=20)
+        return Search(
+            surface.space, surface.default, measure, options, journal=journal, clock=clock
+        ).run()
+
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        first = search(Trials(surface), journal)
+    again = Trials(surface)
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        assert search(again, journal) == first
+    assert again.measured == {}
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path):
+    path = tmp_path / "study.db"
+    path.write_text("not a database\n" * 100)
+    with pytest.raises(ConfigError, match=r"study\.db cannot be used as a study"):
+        StudyJournal(path, "x")
