@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -90,7 +92,8 @@ class RandomPolicy:
             self._shape: tuple[int, ...] = ()
         elif isinstance(space, spaces.Box) and space.is_bounded():
             self._choices, self._shape = 0, tuple(space.shape)
-            self._low, self._high = (torch.from_numpy(bound) for bound in (space.low, space.high))
+            self._low, self._width = _plain(space.low), _plain(space.high - space.low)
+            self._log_prob = -float(np.log(space.high - space.low).sum())
         else:
             raise SpaceError(f"cannot draw from {space}; it must be Discrete or a bounded Box")
 
@@ -109,15 +112,22 @@ class RandomPolicy:
             action = (noise * self._choices).long()
             log_prob = torch.full_like(noise, -math.log(self._choices))
         else:
-            low, high = self._low.to(noise.device), self._high.to(noise.device)
-            action = low + (high - low) * noise
-            log_prob = -(high - low).log().sum().expand(noise.shape[: -len(self._shape)])
+            low, width = self._low, self._width
+            if isinstance(low, Tensor) or isinstance(width, Tensor):
+                low, width = (torch.as_tensor(each, device=noise.device) for each in (low, width))
+            action = low + width * noise
+            log_prob = noise.new_full(noise.shape[: noise.ndim - len(self._shape)], self._log_prob)
         return {"": action}, log_prob, torch.zeros_like(log_prob)
 
     def value(self, weights: Weights, observation: Leaves) -> Tensor:
         """Return 0, ``[n]``."""
         leaf = next(iter(observation.values()))
         return leaf.new_zeros(leaf.shape[:-1])
+
+
+def _plain(bound: NDArray[np.floating[Any]]) -> Tensor | float:
+    """Return a bound as a number where it is the same throughout: nothing to copy to a device."""
+    return float(bound.flat[0]) if np.ptp(bound) == 0 else torch.from_numpy(bound)
 
 
 class _Call(nn.Module):

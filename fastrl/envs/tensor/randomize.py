@@ -209,8 +209,11 @@ def _choice(*values: float) -> Quantile:
     count = len(values)
 
     def pick(noise: Tensor) -> Tensor:
-        index = (noise * count).long().clamp(max=count - 1)
-        return torch.tensor(values, dtype=noise.dtype, device=noise.device)[index]
+        # One comparison each, as a table would have to be copied to the device.
+        place, picked = noise * count, torch.full_like(noise, values[0])
+        for index, value in enumerate(values[1:], start=1):
+            picked = torch.where(place >= index, value, picked)
+        return picked
 
     return pick
 

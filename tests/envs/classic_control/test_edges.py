@@ -54,6 +54,8 @@ ACTIONS = {
     "MountainCarContinuous-v0": number(-3, 3, -1, 0, 1),
     "Pendulum-v1": number(-4, 4, -2, 0, 2),
 }
+# Of what is added up to a result, which may be far smaller itself: the fastest velocity.
+SCALES = {"Acrobot-v1": 9 * PI}
 NUM_ENVS = 16
 TWINS = {name: GymnasiumTwin(name, NUM_ENVS) for name in NAMES}
 BATCHES = {name: ClassicControlBatch(name, NUM_ENVS) for name in NAMES}
@@ -91,13 +93,13 @@ def assert_equal_to_rounding(ours, name, states, actions):
     )
     spread = np.max([np.abs(other - expected) for other in others], axis=0)
     error = np.abs(np.column_stack(ours) - expected)
-    wrong = (error > 1e-6 * (1 + np.abs(expected)) + 4 * spread).any(axis=1)
+    wrong = (error > 1e-6 * (SCALES.get(name, 1) + np.abs(expected)) + 4 * spread).any(axis=1)
     assert not wrong.any(), (states[wrong], actions[wrong], error[wrong])
 
 
 @pytest.mark.parametrize("step", [tensor_step, batch_step])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40)
+@settings(max_examples=40, derandomize=True)
 @given(data=st.data())
 def test_step_from_any_state_equals_gymnasium(name, step, data):
     strategy = st.lists(st.tuples(STATES[name], ACTIONS[name]), min_size=NUM_ENVS)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrl.envs.tensor import TENSOR_ENVS, make_tensor
+from fastrl.envs.tensor import TENSOR_ENVS, Randomized, RandomPolicy, make_tensor
+from fastrl.envs.tensor.randomize import randomizable
 from fastrl.errors import EnvError
 
 NAMES = sorted(TENSOR_ENVS)
@@ -133,6 +135,37 @@ def test_step_is_one_graph(name):
     # The backend that needs no C++ compiler; the graph is what is tested.
     step = torch.compile(env.step, fullgraph=True, backend="aot_eager")
     assert_equal(step(state, actions, noise, params), env.step(state, actions, noise, params))
+
+
+class Operations(TorchDispatchMode):
+    """Notes every operation, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@ALL
+@pytest.mark.parametrize("randomized", [False, True])
+def test_no_operation_of_a_step_waits_for_the_device(name, randomized):
+    env, params = make_tensor(name)
+    if randomized:
+        field = randomizable(env)[0]
+        env = Randomized(env, {field: {"choice": [0.9, 1, 1.1]}}, expose=True)
+    policy = RandomPolicy(env.spec)
+    _, state = env.reset(env.draw_noise((4,)), params)
+    noise = env.draw_noise((4,)), policy.draw_noise((4,))
+    with Operations() as operations:
+        action, _, _ = policy.act(None, {}, noise[1])
+        env.step(state, action[""], noise[0], params)
+    # What a CUDA graph cannot record: shapes or branches that depend on values, and copies.
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "copy_", "lift_fresh"}
+    assert "where" in operations.names
+    assert not operations.names & waiting
 
 
 def test_parameters_change_the_dynamics_of_their_environment_only():
