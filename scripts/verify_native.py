@@ -27,6 +27,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -212,5 +213,6 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     main()
