@@ -154,7 +154,7 @@ def importers_of(package: str) -> set[str]:
         ("torch.multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
         ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show"}),
         ("yaml", {"config.text"}),
-        ("stable_baselines3", set()),
+        ("stable_baselines3", {"vector.sb3"}),
         ("envpool", {"envs.make"}),
     ],
 )

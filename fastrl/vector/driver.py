@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
+from fastrl.vector.groups import Group
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import InstanceSpec, VectorPlan
 
@@ -33,7 +33,7 @@ class Request:
         rows = slice(envs.start, envs.stop)
         return replace(self, per_env=tuple(each[rows] for each in self.per_env))
 
-    def serve(self, group: EnvGroup) -> Any:  # noqa: ANN401
+    def serve(self, group: Group) -> Any:  # noqa: ANN401
         """Let a group do it."""
         return getattr(group, self.method)(*self.common, *self.per_env)
 

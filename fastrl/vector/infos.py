@@ -59,6 +59,20 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     return infos
 
 
+def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Return gymnasium's vector form as one dict per environment."""
+    told: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in infos.items():
+        mask = infos.get(f"_{key}")
+        if mask is None:
+            continue
+        if isinstance(values, dict):
+            values = separate(values, num_envs)
+        for index in np.flatnonzero(mask).tolist():
+            told[index][key] = values[index]
+    return told
+
+
 def _packed(key: str, indices: list[int], values: list[Any]) -> Any:  # noqa: ANN401
     first = values[0]
     kind = type(first)

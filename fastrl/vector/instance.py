@@ -67,7 +67,7 @@ class Instance:
     def tell(self, elapsed: int) -> None:
         """Tell the time limit how many steps the episode has had, for those who ask it."""
         for each in self._limits:
-            each._elapsed_steps = elapsed
+            each._elapsed_steps = elapsed  # type: ignore[assignment]
 
 
 def is_lifecycle(name: str) -> bool:

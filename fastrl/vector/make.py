@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import AutoresetMode
 
 from fastrl.cores import usable_cores
 from fastrl.envs.lookup import nearest
-from fastrl.envs.make import EnvFactory
+from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
+from fastrl.vector.concurrent import ConcurrentEnvs
 from fastrl.vector.driver import Driver
 from fastrl.vector.failures import ArgumentError, EnvFailure
-from fastrl.vector.instances import EnvKwargs, kwargs_of_instances
+from fastrl.vector.instances import EnvKwargs
+from fastrl.vector.native_build import (
+    NativeBuild,
+    is_native,
+    knows_threads,
+    native_name,
+    pays_to_share,
+)
 from fastrl.vector.process_driver import ProcessDriver
+from fastrl.vector.recipe import Id, Recipe
 from fastrl.vector.serial_driver import SerialDriver
-from fastrl.vector.spec import InstanceFactory, VectorPlan, Wrapper
+from fastrl.vector.spec import VectorPlan, Wrapper
 from fastrl.vector.thread_driver import ThreadDriver
 from fastrl.vector.vector_env import FastVectorEnv, Output
 
 Backend = Literal["auto", "serial", "threads", "processes", "native"]
 Autoreset = Literal["same_step", "next_step", "disabled"]
-Id = str | Callable[..., Any] | GymnasiumSpec
 
 _MODES: Mapping[str, AutoresetMode] = {
     "same_step": AutoresetMode.SAME_STEP,
@@ -34,6 +40,7 @@ _MODES: Mapping[str, AutoresetMode] = {
 }
 _DRIVERS: Mapping[str, Callable[[VectorPlan], Driver]] = {
     "serial": SerialDriver,
+    "native": SerialDriver,
     "threads": ThreadDriver,
     "processes": ProcessDriver,
 }
@@ -50,6 +57,7 @@ def make_vec(
     env_kwargs_seed: int = 0,
     wrappers: Sequence[Wrapper] = (),
     max_episode_steps: int | None = None,
+    atari_preprocessing: bool = True,
     copy: bool = True,
     output: Output = "numpy",
     timeout_s: float = 120.0,
@@ -74,6 +82,8 @@ def make_vec(
         env_kwargs_seed: Seed with which parameters are drawn.
         wrappers: Callables or import paths, applied to every environment in this order.
         max_episode_steps: Time limit in steps; None keeps the id's own.
+        atari_preprocessing: Whether ``ALE/…`` ids come with the standard preprocessing, whose
+            options are then among the keyword arguments; see `fastrl.vector.atari`.
         copy: Return copies of observations; otherwise views that hold until the second step or
             reset from now.
         output: ``numpy`` arrays or ``torch`` tensors.
@@ -86,50 +96,75 @@ def make_vec(
         EnvError: An environment cannot be built.
         EnvFailure: An environment died or hung while it was built.
     """
-    ids = list(env) if isinstance(env, Sequence) and not isinstance(env, str) else [env]
-    num_envs = _checked_count(num_envs if num_envs is not None else len(ids), ids)
-    own = kwargs_of_instances(env_kwargs, num_envs, env_kwargs_seed)
-    if len(ids) > 1 and len(own) == 1:
-        own = own * num_envs
-    instances = [
-        InstanceFactory(
-            EnvFactory(
-                _plain(ids[index % len(ids)]),
-                {**_kwargs_of(ids[index % len(ids)]), **kwargs, **each},
-                max_episode_steps=max_episode_steps,
-            ),
-            tuple(wrappers),
-        )
-        for index, each in enumerate(own)
-    ]
+    _checked(backend, Backend, "backend")
+    _checked(output, Output, "output")
+    recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     plan = VectorPlan(
-        name=_name(instances[0].factory),
-        instances=instances,
-        num_envs=num_envs,
+        name=recipe.name,
+        instances=recipe.instances(wrappers, max_episode_steps, atari_preprocessing),
+        num_envs=recipe.num_envs,
         num_workers=1,
         autoreset=_checked_mode(autoreset),
-        different_spaces=len(own) > 1 and env_kwargs is not None,
+        different_spaces=len(recipe.own) > 1,
         timeout_s=timeout_s,
         start_timeout_s=start_timeout_s,
+        env_kwargs=recipe.kwargs_of_all,
     )
-    return build(plan, backend, num_workers, copy=copy, output=_checked(output, Output, "output"))
+    chosen: str = backend
+    if chosen == "auto":
+        alone = not wrappers and atari_preprocessing and is_native(recipe.ids[0])
+        chosen = "native" if alone else choose_backend(plan)
+    if chosen == "native":
+        if wrappers:
+            raise ArgumentError("native environments take no wrappers; take another backend")
+        plan = _with_native_workers(_native(plan, recipe, max_episode_steps), num_workers)
+    else:
+        plan = replace(plan, num_workers=_workers(chosen, num_workers, plan.num_envs))
+    return _start(plan, chosen, copy=copy, output=output)
 
 
-def build(
-    plan: VectorPlan,
-    backend: str,
-    num_workers: int | None,
+def make_concurrent(
+    env: Id | Sequence[Callable[..., Any]],
+    num_envs: int | None = None,
     *,
-    copy: bool = True,
-    output: Output = "numpy",
-) -> FastVectorEnv:
-    """Start the environments of a plan; see `make_vec`."""
-    _checked(backend, Backend, "backend")
-    if backend == "auto":
-        backend = choose_backend(plan)
-    plan = dataclasses.replace(plan, num_workers=_workers(backend, num_workers, plan.num_envs))
+    autoreset: Autoreset | AutoresetMode | str = "same_step",
+    env_kwargs: EnvKwargs | None = None,
+    env_kwargs_seed: int = 0,
+    wrappers: Sequence[Wrapper] = (),
+    max_episode_steps: int | None = None,
+    timeout_s: float = 120.0,
+    **kwargs: Any,  # noqa: ANN401
+) -> ConcurrentEnvs:
+    """Build ``num_envs`` environments whose methods are to be awaited, here in this process.
+
+    Environments with coroutines come from a factory: gymnasium's own wrappers do not await.
+
+    Args:
+        env: As for `make_vec`.
+        num_envs: As for `make_vec`.
+        autoreset: As for `make_vec`.
+        env_kwargs: As for `make_vec`.
+        env_kwargs_seed: As for `make_vec`.
+        wrappers: As for `make_vec`.
+        max_episode_steps: As for `make_vec`.
+        timeout_s: How long a step, reset or call may take.
+        **kwargs: Parameters of all instances, such as ``render_mode``.
+
+    Raises:
+        ArgumentError: An argument is wrong.
+        EnvError: An environment cannot be built.
+    """
+    recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
+    instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
+    envs = [instances[i % len(instances)].build() for i in range(recipe.num_envs)]
+    mode = _checked_mode(autoreset)
+    return ConcurrentEnvs(envs, autoreset=mode, timeout_s=timeout_s, name=recipe.name)
+
+
+def _start(plan: VectorPlan, backend: str, *, copy: bool, output: Output) -> FastVectorEnv:
+    several = backend == "native" and plan.num_workers > 1
     try:
-        driver = _DRIVERS[backend](plan)
+        driver = _DRIVERS["processes" if several else backend](plan)
     except EnvFailure as failure:
         raise type(failure)(
             f"env {failure.env_index} of '{plan.name}' ({failure.worker}) {failure.args[0]}, "
@@ -141,22 +176,36 @@ def build(
     return FastVectorEnv(plan, driver, backend, copy=copy, output=output)
 
 
+def _native(plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None) -> VectorPlan:
+    name, common = native_name(recipe.ids[0]), recipe.common
+    if is_atari(name):
+        if max_episode_steps is not None:
+            raise ArgumentError("max_episode_steps: ALE's batch takes max_num_frames_per_episode")
+        common = native_kwargs(common)
+    elif max_episode_steps is not None:
+        common = {**common, "max_episode_steps": max_episode_steps}
+    own = recipe.own if len(recipe.own) > 1 else []
+    return replace(plan, name=name, native=NativeBuild(name, common, own, plan.autoreset))
+
+
+def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:
+    """Share the work among threads where the batch knows them, else among processes."""
+    assert plan.native is not None
+    shares = min(_workers("processes", wanted, plan.num_envs), plan.num_envs)
+    if wanted is None and not pays_to_share(plan.native.name, plan.num_envs):
+        shares = 1
+    if knows_threads(plan.native.name):
+        return replace(plan, native=replace(plan.native, num_threads=shares))
+    return replace(plan, num_workers=shares)
+
+
 def _workers(backend: str, wanted: int | None, num_envs: int) -> int:
     if wanted is not None and wanted < 1:
         raise ArgumentError(f"num_workers must be at least 1, got {wanted}")
-    if backend in ("serial", "native"):
+    if backend == "serial":
         return 1
     default = num_envs if backend == "threads" else usable_cores()
     return min(wanted or default, num_envs)
-
-
-def _checked_count(num_envs: int, ids: list[Any]) -> int:
-    if num_envs < 1 or len(ids) not in (1, num_envs):
-        raise ArgumentError(
-            f"num_envs must be at least 1 and match the list of factories, got {num_envs} for "
-            f"{len(ids)}"
-        )
-    return num_envs
 
 
 def _checked(value: Any, literal: Any, name: str) -> Any:  # noqa: ANN401
@@ -177,19 +226,3 @@ def _checked_mode(autoreset: AutoresetMode | str) -> AutoresetMode:
         f"autoreset must be one of {', '.join(_MODES)}, got '{autoreset}'"
         + nearest(str(autoreset), _MODES)
     )
-
-
-def _name(factory: EnvFactory) -> str:
-    """Return what messages call an environment: of a partial, what it calls."""
-    made = factory.id
-    while isinstance(made, partial):
-        made = made.func
-    return dataclasses.replace(factory, id=made).name
-
-
-def _plain(env: Any) -> Any:  # noqa: ANN401
-    return env.id if isinstance(env, GymnasiumSpec) else env
-
-
-def _kwargs_of(env: Any) -> dict[str, Any]:  # noqa: ANN401
-    return dict(env.kwargs) if isinstance(env, GymnasiumSpec) else {}

@@ -15,8 +15,9 @@ from fastrl.errors import WorkerError
 from fastrl.vector.driver import Ready, Request, spaces_of_all
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
-from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.spec import VectorPlan
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
 from fastrl.workers.supervisor import Connection, Supervisor, call_in_child, pipe
 
@@ -29,7 +30,7 @@ class ProcessDriver:
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
-        self.spec = call_in_child(partial(_probe, plan), plan.start_timeout_s)
+        self.spec = call_in_child(partial(probe, plan), plan.start_timeout_s)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=True)
         self._control = Control(plan.num_workers, plan.num_envs)
         context = VectorContext(plan, self.spec, self.exchange, self._control)
@@ -217,12 +218,3 @@ class ProcessDriver:
 
     def _busy_with(self, name: str) -> int:
         return int(self._control.at(self._names.index(name))[0])
-
-
-def _probe(plan: VectorPlan) -> InstanceSpec:
-    """Build the first environment in a child, and return what it says of itself."""
-    env = plan.instance(0).build()
-    try:
-        return InstanceSpec.of(env, plan.name)
-    finally:
-        env.close()

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrl.vector.driver import Ready, Refusal, Request
-from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, summary
+from fastrl.vector.groups import build_first, build_group, spec_of
 from fastrl.vector.infos import Columns
-from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.spec import VectorPlan
 
 
 class SerialDriver:
@@ -24,12 +24,12 @@ class SerialDriver:
         self._plan, self._at = plan, [0]
         self._pending: Any = None
         self._queue: deque[int] = deque()
-        first = plan.instance(0).build()
-        self.spec = InstanceSpec.of(first, plan.name)
+        first = build_first(plan)
+        self.spec = spec_of(first, plan.name)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
         everyone = range(plan.num_envs)
         try:
-            self._group = EnvGroup(plan, self.spec, self.exchange, everyone, self._at, first)
+            self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, first)
         except Exception as error:
             raise self._failure(error) from error
         self.different_spaces = self._group.different_spaces()

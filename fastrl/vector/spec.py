@@ -14,6 +14,7 @@ from fastrl.envs.lookup import attribute
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import SpaceError
 from fastrl.spaces import leaves
+from fastrl.vector.native_build import NativeBuild
 
 Env = gymnasium.Env[Any, Any]
 Wrapper = str | Callable[[Env], Env]
@@ -102,6 +103,8 @@ class VectorPlan:
         timeout_s: How long any one call may take.
         start_timeout_s: How long building all environments may take.
         torch_threads: Intra-op threads of torch in every worker process.
+        env_kwargs: The parameters of every instance that were its own.
+        native: Builds environments that are stepped all at once; None where they are single.
     """
 
     name: str
@@ -114,6 +117,8 @@ class VectorPlan:
     timeout_s: float = 120.0
     start_timeout_s: float = 300.0
     torch_threads: int = 1
+    native: NativeBuild | None = None
+    env_kwargs: Sequence[Mapping[str, Any]] = ()
 
     def instance(self, index: int) -> InstanceFactory:
         """Return what builds environment ``index``."""

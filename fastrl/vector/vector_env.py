@@ -36,7 +36,8 @@ class FastVectorEnv(Session):
     Attributes:
         plan: Who steps which environments.
         backend: ``serial``, ``threads``, ``processes`` or ``native``.
-        env_kwargs: The parameters of every instance, empty where all are the same.
+        output: ``numpy`` or ``torch``.
+        env_kwargs: The parameters of every instance, those drawn included.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class FastVectorEnv(Session):
     ) -> None:
         super().__init__(plan, driver)
         self.backend = backend
-        self.env_kwargs = [dict(plan.instance(i).factory.kwargs) for i in range(plan.num_envs)]
-        self._copy, self._output = copy, output
+        self.env_kwargs = [dict(each) for each in plan.env_kwargs]
+        self._copy, self.output = copy, output
         spec = driver.spec
         self.spec, self.render_mode = spec.spec, spec.render_mode
         self.metadata = dict(spec.metadata) | {"autoreset_mode": plan.autoreset}
@@ -291,7 +292,7 @@ class FastVectorEnv(Session):
         return unflatten(space, dict(zip(self._paths, given, strict=True)))
 
     def _given(self, array: NDArray[Any]) -> Any:  # noqa: ANN401
-        return torch.from_numpy(array) if self._output == "torch" else array
+        return torch.from_numpy(array) if self.output == "torch" else array
 
     def _flip(self) -> None:
         """Write into the other bank, so that what was returned last stays as it is."""

@@ -15,9 +15,9 @@ import numpy as np
 from fastrl.shared.memory import CACHE_LINE, SharedBlock
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import Refusal, Request
-from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import summary
+from fastrl.vector.groups import Group, build_group
 from fastrl.vector.spec import InstanceSpec, VectorPlan
 from fastrl.workers.hand_over import SLICE_S, StopRequestedError
 from fastrl.workers.supervisor import Connection
@@ -188,7 +188,8 @@ def run_vector_worker(
 ) -> None:
     """Serve until the vector environment is closed. Entry point of the process."""
     control, plan = context.control, context.plan
-    group = EnvGroup(plan, context.spec, context.exchange, plan.envs_of(worker), control.at(worker))
+    envs, at = plan.envs_of(worker), control.at(worker)
+    group = build_group(plan, context.spec, context.exchange, envs, at)
     # The environments live as long as the process: without this every full collection walks
     # through all of them.
     gc.collect()
@@ -206,7 +207,7 @@ class _Server:
         self,
         context: VectorContext,
         worker: int,
-        group: EnvGroup,
+        group: Group,
         orders: Connection,
         answers: Connection,
     ) -> None:

@@ -1,0 +1,56 @@
+"""From a plan to the environments of a worker, whether they are single or batched by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence
+from typing import Any
+
+from fastrl.vector.env_group import EnvGroup
+from fastrl.vector.exchange import Exchange
+from fastrl.vector.native_group import NativeGroup
+from fastrl.vector.spec import InstanceSpec, VectorPlan
+
+Group = EnvGroup | NativeGroup
+
+
+def build_first(plan: VectorPlan) -> Any:  # noqa: ANN401
+    """Build the first environment, or the first batch of them."""
+    if plan.native is not None:
+        return plan.native.build(plan.envs_of(0))
+    return plan.instance(0).build()
+
+
+def spec_of(first: Any, name: str) -> InstanceSpec:  # noqa: ANN401
+    """Return what the first environment, or batch, says of itself."""
+    if not hasattr(first, "single_observation_space"):
+        return InstanceSpec.of(first, name)
+    return InstanceSpec(
+        name=name,
+        observation_space=first.single_observation_space,
+        action_space=first.single_action_space,
+        metadata=dict(first.metadata or {}),
+        render_mode=first.render_mode,
+    )
+
+
+def probe(plan: VectorPlan) -> InstanceSpec:
+    """Build the first environment, or batch; return what it says of itself, and close it."""
+    first = build_first(plan)
+    try:
+        return spec_of(first, plan.name)
+    finally:
+        first.close()
+
+
+def build_group(
+    plan: VectorPlan,
+    spec: InstanceSpec,
+    exchange: Exchange,
+    envs: range,
+    at: MutableSequence[int],
+    first: Any = None,  # noqa: ANN401
+) -> Group:
+    """Build the environments of a worker; see `EnvGroup`."""
+    if plan.native is None:
+        return EnvGroup(plan, spec, exchange, envs, at, first)
+    return NativeGroup(first or plan.native.build(envs), exchange, envs, at)

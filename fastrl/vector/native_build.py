@@ -1,0 +1,141 @@
+"""How environments are built that step all at once by their own code: fastrl's, and ALE's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from fastrl.envs import native
+from fastrl.envs.lookup import nearest, registered_spec
+from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.errors import EnvError, FastrlError
+from fastrl.vector.failures import ArgumentError, brief, summary
+
+Vector = VectorEnv[Any, Any, Any]
+_CLASSIC_SHARED = 4096
+
+
+@dataclass(frozen=True)
+class NativeBuild:
+    """How a batch of environments is built.
+
+    Attributes:
+        name: Its id, ``fastrl/…`` or ``ALE/…``.
+        kwargs: Parameters of all environments.
+        own: Parameters of each environment, empty where there are none.
+        autoreset: When the next episode begins where one ended.
+        num_threads: Threads that step, where the implementation knows them.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any]
+    own: Sequence[Mapping[str, Any]]
+    autoreset: AutoresetMode
+    num_threads: int = 1
+
+    def build(self, envs: range) -> Vector:
+        """Build some environments.
+
+        Raises:
+            ArgumentError: They do not know the autoreset mode, or cannot differ in a parameter.
+            EnvError: An argument is unknown or does not fit.
+        """
+        spec = registered_spec(self.name)
+        entry_point: Any = spec.vector_entry_point
+        create = entry_point if callable(entry_point) else load_env_creator(entry_point)
+        kwargs = {**spec.kwargs, **self.kwargs}
+        if self.name.startswith("ALE/"):
+            kwargs |= {"autoreset_mode": self.autoreset, "num_threads": self.num_threads}
+        elif _is_classic(self.name):
+            kwargs["autoreset_mode"] = self.autoreset
+        if _knows_threads(self.name):
+            kwargs["num_threads"] = self.num_threads
+        own = [self.own[index] for index in envs] if self.own else []
+        fields: dict[str, list[Any]] = {}
+        for key in own[0] if own else ():
+            fields[key] = [each[key] for each in own]
+        if not _is_mujoco(self.name):
+            kwargs |= {key: np.array(values) for key, values in fields.items()}
+        try:
+            vector = cast("Vector", create(num_envs=len(envs), **kwargs))
+        except FastrlError:
+            raise
+        except Exception as error:
+            raise EnvError(
+                f"'{self.name}' cannot be built with {kwargs}: {summary(error)}"
+            ) from error
+        found = vector.metadata.get("autoreset_mode")
+        if found is not self.autoreset:
+            vector.close()
+            raise ArgumentError(
+                f"'{self.name}' knows only the autoreset mode {getattr(found, 'name', found)}, "
+                f"not {self.autoreset.name}; take another backend for that"
+            )
+        if fields and _is_mujoco(self.name):
+            _set_model_fields(vector, fields)
+        return vector
+
+
+def is_native(name: object) -> bool:
+    """Return whether an id names environments that are batched by themselves."""
+    return native.is_native(name) or (isinstance(name, str) and name.startswith("ALE/"))
+
+
+def native_name(name: object) -> str:
+    """Return the id of the batched environment that behaves like ``name``.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    known = [each for each in gymnasium.registry if each.startswith(native.NAMESPACE)]
+    for candidate in (name, f"{native.NAMESPACE}{name}"):
+        if is_native(candidate):
+            return str(candidate)
+    raise ArgumentError(
+        f"there is no native '{brief(name)}'{nearest(str(name), known)}; take another backend"
+    )
+
+
+def knows_threads(name: str) -> bool:
+    """Return whether a batch shares its work among threads by itself."""
+    return name.startswith("ALE/") or _knows_threads(name)
+
+
+def pays_to_share(name: str, num_envs: int) -> bool:
+    """Return whether a batch is worth more than one thread or process.
+
+    A step of classic control takes so little that threads cost more than they save up to some
+    thousand environments.
+    """
+    return num_envs >= _CLASSIC_SHARED or not _is_classic(name)
+
+
+def _knows_threads(name: str) -> bool:
+    return native.is_native(name) and "Crafter" not in name
+
+
+def _is_classic(name: str) -> bool:
+    short = name.removeprefix(native.NAMESPACE)
+    return native.is_native(name) and short in native.FAMILIES[0].names
+
+
+def _is_mujoco(name: str) -> bool:
+    return native.is_native(name) and not _is_classic(name) and "Crafter" not in name
+
+
+def _set_model_fields(vector: Vector, fields: Mapping[str, list[Any]]) -> None:
+    """Give every simulation its own values of fields of the model."""
+    if not isinstance(vector, BatchedVectorEnv):
+        raise ArgumentError("env_kwargs: these environments cannot differ")
+    physics = vector.batched.physics  # type: ignore[attr-defined]
+    for name, values in fields.items():
+        rows = physics.expand(name)
+        for index, value in enumerate(values):
+            rows[index] = value
+    physics.derive(np.ones(vector.num_envs, np.bool_))

@@ -1,0 +1,100 @@
+"""What the user asked for, sorted out: which environment, how many, and with what parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+
+from fastrl.envs.make import EnvFactory
+from fastrl.vector.atari import atari_factory, is_atari
+from fastrl.vector.failures import ArgumentError
+from fastrl.vector.instances import EnvKwargs, kwargs_of_instances
+from fastrl.vector.spec import InstanceFactory, Wrapper
+
+Id = str | Callable[..., Any] | GymnasiumSpec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build.
+
+    Attributes:
+        ids: One id or factory for all environments, or one for each.
+        num_envs: How many environments.
+        given: Parameters that go with each of ``ids``.
+        own: Parameters of every instance; a single mapping where all are the same.
+    """
+
+    ids: Sequence[Any]
+    num_envs: int
+    given: Sequence[dict[str, Any]]
+    own: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        env: Id | Sequence[Callable[..., Any]],
+        num_envs: int | None,
+        kwargs: Mapping[str, Any],
+        env_kwargs: EnvKwargs | None,
+        seed: int,
+    ) -> Recipe:
+        """Sort out the arguments of `fastrl.make_vec`.
+
+        Raises:
+            ArgumentError: Numbers do not match.
+        """
+        several = isinstance(env, Sequence) and not isinstance(env, str)
+        ids: list[Any] = list(env) if several else [env]  # type: ignore[arg-type]
+        num_envs = len(ids) if num_envs is None else num_envs
+        if num_envs < 1 or len(ids) not in (1, num_envs):
+            raise ArgumentError(
+                f"num_envs must be at least 1 and match the list of factories, got {num_envs} "
+                f"for {len(ids)}"
+            )
+        return cls(
+            ids=[each.id if isinstance(each, GymnasiumSpec) else each for each in ids],
+            num_envs=num_envs,
+            given=[
+                {**(each.kwargs if isinstance(each, GymnasiumSpec) else {}), **kwargs}
+                for each in ids
+            ],
+            own=kwargs_of_instances(env_kwargs, num_envs, seed),
+        )
+
+    @property
+    def name(self) -> str:
+        """What messages call the environment: of a partial, what it calls."""
+        env = self.ids[0]
+        while isinstance(env, partial):
+            env = env.func
+        return EnvFactory(env).name
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The parameters that all instances share."""
+        return dict(self.given[0]) if len(self.own) > 1 else {**self.given[0], **self.own[0]}
+
+    @property
+    def kwargs_of_all(self) -> list[dict[str, Any]]:
+        """The parameters of every instance that were its own."""
+        return [dict(self.own[index % len(self.own)]) for index in range(self.num_envs)]
+
+    def instances(
+        self, wrappers: Sequence[Wrapper], max_episode_steps: int | None, atari_preprocessing: bool
+    ) -> list[InstanceFactory]:
+        """Return a factory for each environment, or a single one where all are the same."""
+        count = 1 if len(self.own) == len(self.ids) == 1 else self.num_envs
+        found = []
+        for index in range(count):
+            env = self.ids[index % len(self.ids)]
+            kwargs = {**self.given[index % len(self.ids)], **self.own[index % len(self.own)]}
+            if is_atari(env) and atari_preprocessing:
+                env, kwargs = atari_factory(env, kwargs), {}
+            factory = EnvFactory(env, kwargs, max_episode_steps=max_episode_steps)
+            found.append(InstanceFactory(factory, tuple(wrappers)))
+        return found

@@ -1,0 +1,159 @@
+"""Environments for `await`: coroutines and plain ones overlap, and fail in words."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import ClosedEnvironmentError
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import fastrl
+from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError, make_concurrent
+from tests.counting_env import CountingEnv
+from tests.vector.envs import TellingEnv, WaitingEnv
+from tests.vector.test_same_as_gymnasium import assert_same
+
+
+class CoroutineEnv(TellingEnv):
+    """The same, as coroutines; counts how many are in a step at the same time."""
+
+    inside, most = 0, 0
+
+    async def reset(self, *, seed=None, options=None):
+        await asyncio.sleep(0)
+        return super().reset(seed=seed, options=options)
+
+    async def step(self, action):
+        CoroutineEnv.inside += 1
+        CoroutineEnv.most = max(CoroutineEnv.most, CoroutineEnv.inside)
+        await asyncio.sleep(0.001)
+        CoroutineEnv.inside -= 1
+        return super().step(action)
+
+    async def render(self):
+        await asyncio.sleep(0)
+        return super().render()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+@pytest.mark.parametrize("env", [TellingEnv, CoroutineEnv])
+def test_every_step_is_that_of_sync_vector_env(env, mode):
+    async def compare():
+        theirs = SyncVectorEnv([TellingEnv] * 4, autoreset_mode=mode)
+        theirs.action_space.seed(0)
+        async with make_concurrent(env, 4, autoreset=mode) as ours:
+            assert ours.action_space == theirs.action_space
+            assert_same(await ours.reset(seed=3), theirs.reset(seed=3))
+            for _ in range(30):
+                actions = theirs.action_space.sample()
+                assert_same(await ours.step(actions), theirs.step(actions))
+
+    asyncio.run(compare())
+
+
+def test_all_environments_are_in_their_step_at_the_same_time():
+    async def run():
+        CoroutineEnv.most = 0
+        async with make_concurrent(CoroutineEnv, 50) as envs:
+            await envs.reset(seed=0)
+            await envs.step(envs.action_space.sample())
+        assert CoroutineEnv.most == 50
+
+    asyncio.run(run())
+
+
+def test_plain_environments_that_wait_overlap_too():
+    async def run():
+        async with make_concurrent(WaitingEnv, 40) as envs:
+            await envs.reset()
+            start = time.monotonic()
+            await envs.step(np.full((40, 1), 0.5))
+            assert time.monotonic() - start < 0.5 * 40 / 2
+
+    asyncio.run(run())
+
+
+def test_caller_goes_on_while_environments_wait():
+    async def run():
+        async with make_concurrent(WaitingEnv, 2) as envs:
+            await envs.reset()
+            step = asyncio.ensure_future(envs.step(np.full((2, 1), 0.3)))
+            turns = 0
+            while not step.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            assert turns > 3
+
+    asyncio.run(run())
+
+
+def test_pictures_functions_seeds_and_attributes_of_all():
+    async def add(env, number):
+        await asyncio.sleep(0)
+        return env.bound + number
+
+    async def run():
+        async with make_concurrent(CoroutineEnv, 3, render_mode="rgb_array") as envs:
+            envs.seed([1, 2, 3])
+            await envs.reset()
+            assert [env.np_random_seed for env in envs.envs] == [1, 2, 3]
+            assert [frame.shape for frame in await envs.render()] == [(4, 5, 3)] * 3
+            assert await envs.parallel(add, [1, 2, 3]) == (10, 11, 12)
+            assert await envs.parallel(lambda env, number: number, 7) == (7, 7, 7)
+            assert await envs.call("add", 1, second=2) == (3, 3, 3)
+            assert envs.bound == (9.0, 9.0, 9.0)
+            assert not hasattr(envs, "wings")
+            assert envs.action_space.sample().shape == (3, 2)
+            with pytest.raises(ArgumentError, match="got 2 for 3"):
+                await envs.parallel(add, [1, 2])
+            with pytest.raises(ArgumentError, match="actions"):
+                await envs.step(np.zeros((2, 2)))
+        with pytest.raises(ClosedEnvironmentError):
+            await envs.reset()
+
+    asyncio.run(run())
+
+
+def test_failure_and_silence_are_named():
+    async def fail():
+        factory = partial(CountingEnv, fault="raise", fault_tag=11)
+        async with make_concurrent(factory, 3) as envs:
+            await envs.reset(seed=10)
+            with pytest.raises(
+                EnvFailure, match=r"env 1 .*last seed 11.*fault in step 0"
+            ) as caught:
+                await envs.step(np.array([1, 2, 3]))
+            assert (caught.value.env_index, caught.value.action, caught.value.seed) == (1, 2, 11)
+
+    async def hang():
+        async with make_concurrent(WaitingEnv, 3, timeout_s=0.3) as envs:
+            await envs.reset()
+            with pytest.raises(EnvTimeoutError, match=r"env 2 .*within 0\.3 s"):
+                await envs.step(np.array([[0.0], [0.0], [60.0]]))
+
+    asyncio.run(fail())
+    asyncio.run(hang())
+
+
+def test_threads_backend_overlaps_environments_that_wait():
+    envs = fastrl.make_vec(WaitingEnv, 40, backend="threads")
+    envs.reset()
+    start = time.monotonic()
+    envs.step(np.full((40, 1), 0.5))
+    assert time.monotonic() - start < 0.5 * 40 / 2
+    envs.close()
+
+
+def test_gymnasiums_ids_are_built_too():
+    async def run():
+        async with make_concurrent("CartPole-v1", 3) as envs:
+            first, _ = await envs.reset(seed=0)
+        expected = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 3).reset(seed=0)[0]
+        assert np.array_equal(first, expected)
+
+    asyncio.run(run())

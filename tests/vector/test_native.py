@@ -1,0 +1,178 @@
+"""Environments that are batched by themselves, and parameters of every instance."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+import fastrl
+from fastrl.errors import EnvError
+from fastrl.vector import ArgumentError
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_native_environments_do_what_gymnasiums_do(workers):
+    name = "HalfCheetah-v5"
+    ours = fastrl.make_vec(f"fastrl/{name}", 3, num_workers=workers)
+    theirs = fastrl.make_vec(name, 3, backend="serial")
+    assert ours.backend == "native"
+    assert ours.action_space == theirs.action_space
+    theirs.action_space.seed(0)
+    ours.reset(seed=1), theirs.reset(seed=1)
+    for _ in range(40):
+        actions = theirs.action_space.sample()
+        mine, his = ours.step(actions), theirs.step(actions)
+        for left, right in zip(mine[:4], his[:4], strict=True):
+            assert np.allclose(left, right, atol=1e-6)
+    assert ours.close() is None
+
+
+@pytest.mark.parametrize("mode", ["same_step", "next_step"])
+def test_end_of_an_episode_is_told_in_the_mode_that_was_asked_for(mode):
+    envs = fastrl.make_vec("fastrl/CartPole-v1", 2, autoreset=mode)
+    envs.reset(seed=0)
+    for _ in range(30):
+        seen, reward, terminated, _, infos = envs.step(np.zeros(2, np.int64))
+        if terminated.any():
+            break
+    (index,) = np.flatnonzero(terminated)[:1]
+    assert ("final_obs" in infos) is (mode == "same_step")
+    final = infos["final_obs"][index] if mode == "same_step" else seen[index]
+    assert abs(final[2]) > 0.2
+    seen, reward, *_ = envs.step(np.zeros(2, np.int64))
+    assert reward[index] == (1.0 if mode == "same_step" else 0.0)
+    assert abs(seen[index][2]) < 0.1
+
+
+def test_partial_reset_of_native_environments():
+    envs = fastrl.make_vec("fastrl/CartPole-v1", 3, autoreset="next_step")
+    envs.reset(seed=0)
+    before = envs.step(np.zeros(3, np.int64))[0]
+    after, _ = envs.reset(options={"reset_mask": np.array([True, False, False])})
+    assert np.array_equal(before[1:], after[1:])
+    assert not np.array_equal(before[0], after[0])
+
+
+def test_what_native_environments_cannot_do_is_said():
+    with pytest.raises(ArgumentError, match="knows only the autoreset mode SAME_STEP"):
+        fastrl.make_vec("HalfCheetah-v5", 2, backend="native", autoreset="next_step")
+    with pytest.raises(ArgumentError, match="there is no native 'FrozenLake-v1'"):
+        fastrl.make_vec("FrozenLake-v1", 2, backend="native")
+    with pytest.raises(ArgumentError, match="take no wrappers"):
+        fastrl.make_vec("CartPole-v1", 2, backend="native", wrappers=[lambda env: env])
+    with pytest.raises(EnvError, match="wings"):
+        fastrl.make_vec("fastrl/CartPole-v1", 2, wings=2)
+    envs = fastrl.make_vec("fastrl/CartPole-v1", 2)
+    envs.reset(seed=0)
+    with pytest.raises(ArgumentError, match="env_kwargs only"):
+        envs.set_attr("gravity", 1.0)
+    assert not hasattr(envs, "wings")
+
+
+def first_steps(envs):
+    envs.reset(seed=[5] * envs.num_envs)
+    for _ in range(5):
+        seen = envs.step(np.zeros(envs.action_space.shape, envs.action_space.dtype))[0]
+    envs.close()
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["serial", "processes", "native"])
+def test_every_instance_has_its_own_parameters(backend):
+    name = "fastrl/CartPole-v1" if backend == "native" else "tests.vector.test_native:heavy_cart"
+    given = [{"gravity": 1.0}, {"gravity": 9.8}, {"gravity": 30.0}]
+    envs = fastrl.make_vec(name, 3, backend=backend, env_kwargs=given)
+    assert envs.env_kwargs == given
+    seen = first_steps(envs)
+    assert len({row.tobytes() for row in seen}) == 3
+    plain_name = name if backend == "native" else "CartPole-v1"
+    plain = first_steps(fastrl.make_vec(plain_name, 1, backend=envs.backend))
+    assert np.allclose(seen[1], plain[0], atol=1e-6)
+
+
+def heavy_cart(gravity):
+    env = gymnasium.make("CartPole-v1")
+    env.unwrapped.gravity = gravity
+    return env
+
+
+def test_parameters_by_a_function_of_the_index():
+    envs = fastrl.make_vec(
+        heavy_cart, 3, backend="serial", env_kwargs=lambda index: {"gravity": float(index)}
+    )
+    assert [each["gravity"] for each in envs.env_kwargs] == [0.0, 1.0, 2.0]
+    assert [env.gravity for env in envs.get_attr("unwrapped")] == [0.0, 1.0, 2.0]
+
+
+def test_parameters_are_drawn_once_and_the_same_for_a_seed():
+    def drawn(num_envs, seed):
+        envs = fastrl.make_vec(
+            heavy_cart,
+            num_envs,
+            backend="serial",
+            env_kwargs={"gravity": {"uniform": [5.0, 15.0]}},
+            env_kwargs_seed=seed,
+        )
+        assert [env.gravity for env in envs.get_attr("unwrapped")] == [
+            each["gravity"] for each in envs.env_kwargs
+        ]
+        return [each["gravity"] for each in envs.env_kwargs]
+
+    four = drawn(4, 0)
+    assert all(5 <= each <= 15 for each in four)
+    assert len(set(four)) == 4
+    assert drawn(2, 0) == four[:2]
+    assert drawn(2, 1) != four[:2]
+    with pytest.raises(ArgumentError, match=r"env_kwargs\.gravity: uniform"):
+        fastrl.make_vec(heavy_cart, 2, env_kwargs={"gravity": {"uniform": [1, 2, 3]}})
+
+
+def test_simulators_of_native_mujoco_differ_in_fields_of_the_model():
+    given = [{"gravity": [0, 0, -9.81]}, {"gravity": [0, 0, -1.0]}]
+    envs = fastrl.make_vec("fastrl/HalfCheetah-v5", 2, env_kwargs=given)
+    seen = first_steps(envs)
+    plain = first_steps(fastrl.make_vec("fastrl/HalfCheetah-v5", 1))
+    assert np.array_equal(seen[0], plain[0])
+    assert not np.allclose(seen[0], seen[1])
+    with pytest.raises(EnvError, match="the model's field 'wings'"):
+        fastrl.make_vec("fastrl/HalfCheetah-v5", 2, env_kwargs=[{"wings": 1}, {"wings": 2}])
+
+
+class TestAtari:
+    """Breakout, if ALE and OpenCV are installed."""
+
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("ale_py")
+        pytest.importorskip("cv2")
+
+    @pytest.mark.parametrize("backend", ["auto", "serial", "processes"])
+    @pytest.mark.parametrize("mode", ["same_step", "next_step"])
+    def test_standard_preprocessing(self, backend, mode):
+        envs = fastrl.make_vec(
+            "ALE/Breakout-v5", 2, backend=backend, autoreset=mode, episodic_life=True
+        )
+        assert envs.single_observation_space == gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        first, infos = envs.reset(seed=3)
+        assert first.shape == (2, 4, 84, 84)
+        assert first.any()
+        assert infos["lives"].tolist() == [5, 5]
+        ended, waiting = 0, np.zeros(2, bool)
+        for _ in range(90):
+            seen, reward, terminated, _, infos = envs.step(np.array([2, 3]))
+            assert set(np.unique(reward)) <= {0.0, 1.0}
+            if mode == "same_step":
+                assert ("final_obs" in infos) == terminated.any()
+            else:
+                assert not (reward[waiting] != 0).any()
+                assert not terminated[waiting].any()
+                waiting = terminated
+            ended += terminated.sum()
+        assert ended >= 2
+        assert seen.shape == (2, 4, 84, 84)
+        envs.close()
+
+    def test_raw_screens_where_no_preprocessing_is_wanted(self):
+        envs = fastrl.make_vec("ALE/Breakout-v5", 2, backend="serial", atari_preprocessing=False)
+        assert envs.reset(seed=0)[0].shape == (2, 210, 160, 3)
