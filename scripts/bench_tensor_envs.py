@@ -1,12 +1,14 @@
 """Measure how fast classic control can be stepped, by fastrl and by others.
 
     python scripts/bench_tensor_envs.py
-    python scripts/bench_tensor_envs.py --envs CartPole-v1 --seconds 0.3 --max-envs 65536
+    python scripts/bench_tensor_envs.py --envs CartPole-v1 --workloads random --sizes 2048 65536
 
 Workloads: one environment, for single steps and for 200 in a call; a policy with one layer of 64
-units, at 1 and at 2,000 environments; random actions, at 2^6 to 2^20 environments. Drawing actions
-counts, compiling does not and is reported apart. Those who take part take turns, in
-several rounds. Writes a JSON file, a Markdown file beside it, and a plot.
+units, at 1 and at 2,000 environments; random actions, at 2^6 to 2^20 environments; and on CartPole
+a policy of 64×64 units through env workers, against gymnasium's own vector environment driven by
+the same policy in one process. Drawing actions counts; compiling does not, and is reported apart.
+Those who take part take turns, in several rounds. Writes a JSON file, a Markdown file beside it,
+and a plot. With --add, what the JSON file has of other environments and workloads is kept.
 
 gymnax and EnvPool take part where they are installed: pip install gymnax envpool.
 """
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensor_bench import players, report
+from tensor_bench import players, policy_players, report
 from tensor_bench.gymnax_player import gymnax
 from tensor_bench.players import Run, Setting
 
@@ -31,6 +33,8 @@ from fastrl.cores import usable_cores
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.machine import machine, versions
 
+_SIZES = [2**power for power in (6, 8, 10, 11, 12, 14, 16, 18, 20)]
+_POLICY_ENVS = (1024, 4096, 16384, 65536)
 Builder = Callable[[Setting], Run | None]
 
 
@@ -38,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the files, print the tables; return the exit code."""
     args = _parser().parse_args(arguments)
     torch.set_num_threads(args.threads)
-    found = []
+    found = _kept(args)
     for workload, setting in _cells(args):
-        for row in _measure(setting, _builders(args), args):
+        for row in _measure(setting, _builders(args, workload), args):
             found.append({"env": setting.env, "workload": workload, **row})
             print(report.line(found[-1]), file=sys.stderr, flush=True)
     result = {
@@ -72,28 +76,42 @@ def _parser() -> argparse.ArgumentParser:
     add("--envs", nargs="+", choices=TENSOR_ENVS, default=list(TENSOR_ENVS), metavar="ID")
     add("--workloads", nargs="+", choices=report.WORKLOADS, default=list(report.WORKLOADS))
     add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
-    add("--min-envs", type=int, default=2**6, help="of the scaling (64)")
-    add("--max-envs", type=int, default=2**20, help="of the scaling (1048576)")
-    add("--factor", type=int, default=2, help="between two sizes of the scaling (2)")
+    add("--sizes", nargs="+", type=int, default=_SIZES, metavar="N", help="of the scaling")
     add("--seconds", type=float, default=0.5, help="length of a window (0.5)")
     add("--repeats", type=int, default=5, help="number of rounds (5)")
     add("--threads", type=int, default=usable_cores(), help="threads of every method (all cores)")
     add("--compile", action="store_true", help="torch.compile the tensor programs on the CPU too")
+    add("--add", action="store_true", help="to what the JSON file has")
     add("--json", type=Path, default=Path("results/tensor_envs.json"))
     add("--plot", type=Path, default=Path("imgs/tensor_envs.png"))
     return parser
 
 
-def _builders(args: argparse.Namespace) -> dict[str, Builder]:
+def _kept(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of an earlier call that this one does not measure anew."""
+    if not (args.add and args.json.exists()):
+        return []
+    rows = json.loads(args.json.read_text(encoding="utf-8"))["results"]
+    anew = {(setting.env, workload) for workload, setting in _cells(args)}
+    return [row for row in rows if (row["env"], row["workload"]) not in anew]
+
+
+def _builders(args: argparse.Namespace, workload: str) -> dict[str, Builder]:
     builders: dict[str, Builder] = {
         "gymnasium": players.gymnasium_single,
         "gymnasium vector": players.gymnasium_vector,
         "EnvPool": players.envpool,
         "gymnax": gymnax,
+        "gymnasium vector + torch": policy_players.vector_with_torch,
+        "gymnasium vector + compiled policy": policy_players.vector_with_engine,
+        "fastrl env workers": policy_players.env_workers,
         "fastrl loops": players.loops,
         "fastrl program": partial(players.program, device="cpu", steps_per_graph=0),
     }
-    if args.compile:
+    if workload == "policy":
+        # Some hundred times as slow as the rest.
+        del builders["fastrl program"]
+    elif args.compile:
         builders["fastrl compiled program"] = partial(
             players.program, device="cpu", steps_per_graph=1
         )
@@ -104,19 +122,18 @@ def _builders(args: argparse.Namespace) -> dict[str, Builder]:
 
 def _cells(args: argparse.Namespace) -> list[tuple[str, Setting]]:
     """Return what is measured, by workload."""
-    sizes, size = [], args.min_envs
-    while size <= args.max_envs:
-        sizes.append(size)
-        size *= args.factor
     cells = []
     for env in args.envs:
         of_env = {
             "step": [Setting(env, 1, steps_per_call=1)],
             "episode": [Setting(env, 1, steps_per_call=200)],
-            "policy_1": [Setting(env, 1, policy=True, steps_per_call=200)],
-            "policy_2000": [Setting(env, 2000, policy=True, threads=args.threads)],
-            "random": [Setting(env, size, threads=args.threads) for size in sizes],
+            "policy_1": [Setting(env, 1, (64,), steps_per_call=200)],
+            "policy_2000": [Setting(env, 2000, (64,), threads=args.threads)],
+            "random": [Setting(env, size, threads=args.threads) for size in args.sizes],
+            "policy": [],
         }
+        if env == "CartPole-v1":
+            of_env["policy"] = [Setting(env, size, (64, 64), args.threads) for size in _POLICY_ENVS]
         for workload in args.workloads:
             cells += [(workload, setting) for setting in of_env[workload]]
     return cells
@@ -143,6 +160,9 @@ def _measure(
             runs[name](steps[name])
             elapsed = time.perf_counter() - began
             rates[name].append(steps[name] * setting.num_envs / elapsed)
+    for run in runs.values():
+        if isinstance(run, policy_players.EnvWorkers):
+            run.close()
     return [report.row(name, setting.num_envs, rates[name], first_s[name]) for name in runs]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 from tensor_bench.players import Run, Setting
@@ -18,7 +19,7 @@ def available() -> bool:
 
 
 def gymnax(setting: Setting) -> Run | None:
-    """Step gymnax with random actions, or with a policy of one layer of 64 units."""
+    """Step gymnax with random actions, or with a policy of tanh layers."""
     if not available():
         return None
     import gymnax as package
@@ -30,20 +31,26 @@ def gymnax(setting: Setting) -> Run | None:
     discrete = hasattr(space, "n")
     outputs = space.n if discrete else space.shape[0]
     size = env.reset(jax.random.key(0), params)[0].shape[0]
-    keys = jax.random.split(jax.random.key(1), 3)
+    keys = jax.random.split(jax.random.key(1), 3 + len(setting.hidden_sizes))
+    widths = [size, *setting.hidden_sizes]
     weights = {
-        "hidden": jax.random.normal(keys[0], (size, 64)) / math.sqrt(size),
-        "actor": jax.random.normal(keys[1], (64, outputs)) * 0.01,
-        "critic": jax.random.normal(keys[2], (64, 1)) / 8,
+        "hidden": [
+            jax.random.normal(key, shape) / math.sqrt(shape[0])
+            for key, shape in zip(keys[3:], pairwise(widths), strict=True)
+        ],
+        "actor": jax.random.normal(keys[1], (widths[-1], outputs)) * 0.01,
+        "critic": jax.random.normal(keys[2], (widths[-1], 1)) / 8,
     }
 
     def act(weights: Any, observation: Any, key: Any) -> tuple[Any, Any, Any]:
-        if not setting.policy:
+        if not setting.hidden_sizes:
             if discrete:
                 return jax.random.randint(key, (n,), 0, outputs), 0.0, 0.0
             low, high = space.low, space.high
             return jax.random.uniform(key, (n, outputs), minval=low, maxval=high), 0.0, 0.0
-        features = jnp.tanh(observation @ weights["hidden"])
+        features = observation
+        for layer in weights["hidden"]:
+            features = jnp.tanh(features @ layer)
         head, value = features @ weights["actor"], features @ weights["critic"]
         if discrete:
             action = jax.random.categorical(key, head)

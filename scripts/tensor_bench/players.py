@@ -26,6 +26,10 @@ Run = Callable[[int], None]
 """Steps every environment so many times, and returns when that is done."""
 
 
+_MOST_ON_CPU = 2**17
+"""Environments of a tensor program, of which a step of more takes seconds on a CPU."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is stepped.
@@ -33,14 +37,14 @@ class Setting:
     Attributes:
         env: Id of the environment.
         num_envs: n.
-        policy: Whether a policy with one layer of 64 units acts; else actions are random.
+        hidden_sizes: Of the policy that acts; without any, actions are random.
         threads: Threads that may step.
         steps_per_call: Steps that methods with whole rollouts take in a call; 0 lets them choose.
     """
 
     env: str
     num_envs: int
-    policy: bool = False
+    hidden_sizes: tuple[int, ...] = ()
     threads: int = 1
     steps_per_call: int = 0
 
@@ -49,11 +53,15 @@ class Setting:
         """Length of a rollout: one that fits into memory, and the same for all calls."""
         return self.steps_per_call or max(1, min(32, 2**23 // self.num_envs))
 
+    def spec(self) -> EnvSpec:
+        """Return what one environment observes and accepts."""
+        return make_tensor(self.env)[0].spec
 
-def model_of(spec: EnvSpec) -> ActorCritic:
+
+def model_of(spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> ActorCritic:
     """Return the policy that acts."""
     torch.manual_seed(0)
-    return ActorCritic(spec, ModelConfig(hidden_sizes=(64,)))
+    return ActorCritic(spec, ModelConfig(hidden_sizes=hidden_sizes))
 
 
 def gymnasium_single(setting: Setting) -> Run | None:
@@ -61,8 +69,8 @@ def gymnasium_single(setting: Setting) -> Run | None:
     if setting.num_envs != 1:
         return None
     env = gymnasium.make(setting.env, disable_env_checker=True)
-    spec = make_tensor(setting.env)[0].spec
-    act = _single_actor(spec, setting.policy)
+    spec = setting.spec()
+    act = _single_actor(spec, setting.hidden_sizes)
     box = isinstance(spec.action_space, spaces.Box)
     observation = env.reset(seed=0)[0]
 
@@ -80,7 +88,7 @@ def gymnasium_single(setting: Setting) -> Run | None:
 
 def gymnasium_vector(setting: Setting) -> Run | None:
     """Step gymnasium's own vectorised environment, which there is of CartPole."""
-    if gymnasium.spec(setting.env).vector_entry_point is None or setting.policy:
+    if gymnasium.spec(setting.env).vector_entry_point is None or setting.hidden_sizes:
         return None
     env = gymnasium.make_vec(
         setting.env, num_envs=setting.num_envs, vectorization_mode="vector_entry_point"
@@ -90,7 +98,7 @@ def gymnasium_vector(setting: Setting) -> Run | None:
 
 def envpool(setting: Setting) -> Run | None:
     """Step EnvPool, with its best documented number of threads: one per core."""
-    if find_spec("envpool") is None or setting.policy:
+    if find_spec("envpool") is None or setting.hidden_sizes:
         return None
     import envpool as package
 
@@ -103,16 +111,20 @@ def envpool(setting: Setting) -> Run | None:
 def loops(setting: Setting) -> Run | None:
     """Step fastrl's compiled loops, as env workers do."""
     env = ClassicControlBatch(setting.env, setting.num_envs, Options(num_threads=setting.threads))
-    return _loops_with_policy(env) if setting.policy else _loops_at_random(env)
+    if setting.hidden_sizes:
+        return _loops_with_policy(env, setting.hidden_sizes)
+    return _loops_at_random(env)
 
 
 def program(setting: Setting, device: str, steps_per_graph: int) -> Run | None:
     """Make rollouts of fastrl's tensor program."""
+    if device == "cpu" and setting.num_envs > _MOST_ON_CPU:
+        return None
     env, params = make_tensor(setting.env, device=device)
     policy: Any = RandomPolicy(env.spec)
     weights = None
-    if setting.policy:
-        model = model_of(env.spec).to(device)
+    if setting.hidden_sizes:
+        model = model_of(env.spec, setting.hidden_sizes).to(device)
         policy, weights = ModulePolicy(model), dict(model.state_dict())
     rollouts = Rollouts(env, policy, params, steps_per_graph=steps_per_graph)
     generator = torch.Generator(device).manual_seed(0)
@@ -140,11 +152,11 @@ def random_actions(spec: EnvSpec, n: int) -> Callable[[], Any]:
     return lambda: low + width * rng.random((n, *space.shape), np.float32)
 
 
-def _single_actor(spec: EnvSpec, with_policy: bool) -> Callable[[Any], Any]:
-    if not with_policy:
+def _single_actor(spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> Callable[[Any], Any]:
+    if not hidden_sizes:
         spec.action_space.seed(0)
         return lambda observation: spec.action_space.sample()
-    model = model_of(spec)
+    model = model_of(spec, hidden_sizes)
     generator = torch.Generator().manual_seed(0)
 
     @torch.inference_mode()
@@ -182,9 +194,9 @@ def _loops_at_random(env: ClassicControlBatch) -> Run:
     return run
 
 
-def _loops_with_policy(env: ClassicControlBatch) -> Run:
+def _loops_with_policy(env: ClassicControlBatch, hidden_sizes: tuple[int, ...]) -> Run:
     n, spec = env.num_envs, env.spec
-    engine = build_engine(model_of(spec))
+    engine = build_engine(model_of(spec, hidden_sizes))
     action = torch.zeros(n, *spec.action[""].shape, dtype=spec.action[""].dtype)
     views = _views(env, action.numpy())
     env.reset(range(n), views.observation)

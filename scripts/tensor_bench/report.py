@@ -13,8 +13,11 @@ WORKLOADS = {
     "episode": "one environment, random actions, 200 steps per call",
     "policy_1": "one environment, 64-unit policy",
     "policy_2000": "2,000 environments, 64-unit policy",
-    "random": "many environments, random actions",
+    "random": "random actions",
+    "policy": "policy of 64×64 units, sampling as in training",
 }
+SCALING = ("random", "policy")
+"""Workloads over many numbers of environments."""
 _PEERS = ("gymnax", "jax", "envpool")
 
 
@@ -57,8 +60,9 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [_about(result)]
     for workload, title in WORKLOADS.items():
         rows = [each for each in found if each["workload"] == workload]
-        if rows and workload == "random":
-            parts += [_scaling(env, rows) for env in dict.fromkeys(each["env"] for each in rows)]
+        if rows and workload in SCALING:
+            envs = dict.fromkeys(each["env"] for each in rows)
+            parts += [_scaling(env, title, rows) for env in envs]
         elif rows:
             parts.append(_by_env(title, rows))
     parts.append(_first_steps(found))
@@ -116,7 +120,7 @@ def _by_env(title: str, rows: list[dict[str, Any]]) -> str:
     return f"**Seconds per million steps: {title}**\n\n" + _table(["env", *methods], lines)
 
 
-def _scaling(env: str, rows: list[dict[str, Any]]) -> str:
+def _scaling(env: str, workload: str, rows: list[dict[str, Any]]) -> str:
     """Return millions of steps per second, a row per size and a column per method."""
     rows = [each for each in rows if each["env"] == env]
     methods = list(dict.fromkeys(each["method"] for each in rows))
@@ -126,7 +130,7 @@ def _scaling(env: str, rows: list[dict[str, Any]]) -> str:
         cells = [by_key.get((size, method)) for method in methods]
         rates = [f"{c['steps_per_s_median'] / 1e6:.3g}" if c else "" for c in cells]
         lines.append([f"{size:,}", *rates])
-    title = f"**{env}: million steps per second, random actions**"
+    title = f"**{env}: million steps per second, {workload}**"
     return f"{title}\n\n" + _table(["environments", *methods], lines)
 
 
