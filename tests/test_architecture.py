@@ -152,7 +152,7 @@ def importers_of(package: str) -> set[str]:
         ("ray", {"sampling.ray_sampler"}),
         ("multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
         ("torch.multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
-        ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show"}),
+        ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show", "cli.tune"}),
         ("yaml", {"config.text"}),
         ("stable_baselines3", {"vector.sb3"}),
         ("envpool", {"envs.make"}),

@@ -18,6 +18,7 @@ from fastrl.cli.learn import evaluate, plot, record, resume, train
 from fastrl.cli.measure import throughput
 from fastrl.cli.output import complain, one_line, write
 from fastrl.cli.show import config, envs
+from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
 
 __all__ = ["app", "main", "split_arguments"]
@@ -39,6 +40,7 @@ app.command("eval")(evaluate)
 app.command()(record)
 app.command()(plot)
 app.command()(throughput)
+app.command()(tune)
 app.command()(config)
 app.command()(envs)
 

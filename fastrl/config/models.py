@@ -116,8 +116,10 @@ class SamplerConfig(Section):
         default=False,
         description="Infer a group only when all its workers are ready: reproducible.",
     )
-    engine: Literal["auto", "eager", "compiled"] = Field(
-        default="auto", description="How the policy's forward pass is executed."
+    engine: Literal["auto", "eager", "compiled", "bfloat16"] = Field(
+        default="auto",
+        description="How the policy's forward pass is executed; bfloat16 rounds the network's "
+        "bodies, for conv nets on hardware that has it.",
     )
     torch_threads: Size = Field(default=1, description="Torch threads of each worker.")
     debug: Bool = Field(

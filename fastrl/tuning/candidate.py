@@ -18,7 +18,6 @@ class Candidate:
         groups: Parts of a worker's environments that are stepped in turn.
         device: Where policies run; several are joined by commas and dealt out.
         engine: Inference engine, see `fastrl.models.inference.build_engine`.
-        precision: Of the inference: ``float32`` or ``bfloat16``.
         torch_threads: Of each worker.
     """
 
@@ -28,7 +27,6 @@ class Candidate:
     groups: int = 1
     device: str = "cpu"
     engine: str = "auto"
-    precision: str = "float32"
     torch_threads: int = 1
 
     @property
@@ -47,7 +45,7 @@ class Candidate:
         text = f"n={self.envs_per_worker} N={self.num_env_workers} M={self.num_model_workers}"
         if self.groups != 1:
             text += f" groups={self.groups}"
-        for name in ("device", "engine", "precision", "torch_threads"):
+        for name in ("device", "engine", "torch_threads"):
             value = getattr(self, name)
             if value != _USUAL[name]:
                 text += f" {value}" if name != "torch_threads" else f" threads={value}"

@@ -263,17 +263,18 @@ class Search:
         reference = None if best == self._default else self._default
         if self._default in self._known.failed:
             reference = None
-        lead = 0.0
+        leads: list[float] = []
         for _ in range(self._settings.final_rounds):
             trial = self._visit(best, reference, 2 * self._settings.window_s, final=True)
             if trial.fps is None:
                 break
             best_fps.append(trial.fps)
-            default_fps.append(trial.reference_fps or trial.fps)
-            lead += math.log(trial.fps / (trial.reference_fps or trial.fps))
+            if trial.reference_fps is not None:
+                default_fps.append(trial.reference_fps)
+                leads.append(math.log(trial.fps / trial.reference_fps))
         if reference is None:
             default_fps[:] = best_fps if best == self._default else []
-        elif not best_fps or lead < 0:
+        elif not leads or np.median(leads) < 0 or np.median(best_fps) < np.median(default_fps):
             best_fps[:] = default_fps or self._known.fps[self._default]
             default_fps[:] = best_fps
             self._path.append(self._default)

@@ -8,10 +8,6 @@ from dataclasses import dataclass
 
 from fastrl.tuning.candidate import Candidate
 
-Engine = tuple[str, str]
-"""Name and precision of an inference engine."""
-
-
 _SIZES = (64, 16, 256)
 _SIZES_OF_GPU = (256, 64, 1024)
 """Environments of each worker that usually do well, the likeliest first."""
@@ -43,7 +39,7 @@ class Space:
     batch: tuple[int, int] | None = None
     groups: tuple[int, ...] = (1, 2)
     devices: tuple[str, ...] = ("cpu",)
-    engines: tuple[Engine, ...] = (("auto", "float32"),)
+    engines: tuple[str, ...] = ("auto",)
     max_torch_threads: int = 1
     fits: Callable[[Candidate], bool] = _always
 
@@ -61,7 +57,7 @@ class Space:
             and low <= c.num_envs <= high
             and self._model_workers_are_sound(c)
             and c.device in self.devices
-            and (c.engine, c.precision) in self.engines
+            and c.engine in self.engines
             and self._threads_are_sound(c)
             and self.fits(c)
         )
@@ -71,11 +67,9 @@ class Space:
         for workers in range(1, self.most_env_workers + 1):
             for n, models in itertools.product(self._sizes(workers), range(workers + 1)):
                 for choice in itertools.product(self.groups, self.devices, self.engines):
-                    groups, device, (engine, precision) = choice
+                    groups, device, engine = choice
                     for threads in self._thread_counts():
-                        c = Candidate(
-                            n, workers, models, groups, device, engine, precision, threads
-                        )
+                        c = Candidate(n, workers, models, groups, device, engine, threads)
                         if self.contains(c):
                             yield c
 
@@ -124,7 +118,7 @@ class Space:
         def distance(x: Candidate) -> tuple[float, ...]:
             return (
                 x.device != c.device,
-                (x.engine, x.precision) != (c.engine, c.precision),
+                x.engine != c.engine,
                 abs(x.num_env_workers - c.num_env_workers),
                 abs(x.num_model_workers - c.num_model_workers),
                 abs(x.groups - c.groups),
@@ -207,7 +201,7 @@ class Space:
     def _other_executions(self, c: Candidate) -> Iterator[Candidate]:
         if c.num_model_workers:
             yield from (c.but(device=device) for device in self.devices)
-        yield from (c.but(engine=name, precision=bits) for name, bits in self.engines)
+        yield from (c.but(engine=name) for name in self.engines)
         yield from (c.but(torch_threads=k) for k in (2 * c.torch_threads, c.torch_threads // 2))
 
 

@@ -31,17 +31,20 @@ class StudyJournal:
     Args:
         path: The file; made if it is not there.
         name: Of the study in it: what must be equal for trials to be worth keeping.
+        fresh: Forget the trials of that study.
 
     Raises:
         ConfigError: The file cannot be opened, or is no Optuna storage.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, *, fresh: bool = False) -> None:
         # Optuna tells of every trial on standard error, and warns of what is experimental.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.path = path
         try:
             self._storage = RDBStorage(f"sqlite:///{path}")
+            if fresh and name in optuna.get_all_study_names(self._storage):
+                optuna.delete_study(study_name=name, storage=self._storage)
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )

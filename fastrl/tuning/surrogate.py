@@ -104,7 +104,7 @@ def _features(candidates: Iterable[Candidate]) -> Array:
                 gpu / _LENGTHS["kind"],
                 (c.device.count(",") + gpu) / 4,
                 float(c.engine == "eager") / _LENGTHS["kind"],
-                float(c.precision == "bfloat16") / _LENGTHS["kind"],
+                float(c.engine == "bfloat16") / _LENGTHS["kind"],
             )
         )
     return np.array(rows)

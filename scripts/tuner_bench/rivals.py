@@ -67,11 +67,9 @@ def _suggest(trial: optuna.Trial, surface: Surface) -> Candidate:
     models = round(trial.suggest_float("M", 0, 1) * workers)
     groups = trial.suggest_categorical("groups", space.groups) if models else 1
     device = trial.suggest_categorical("device", space.devices) if models else "cpu"
-    engine, precision = space.engines[
-        trial.suggest_categorical("engine", tuple(range(len(space.engines))))
-    ]
+    engine = trial.suggest_categorical("engine", space.engines)
     n = 2 ** trial.suggest_int("n", 0, space.max_envs_per_worker.bit_length() - 1)
-    return Candidate(n, workers, models, groups, device, engine, precision)
+    return Candidate(n, workers, models, groups, device, engine)
 
 
 RIVALS: dict[str, Tune] = {"fastrl": fastrl_tune, "tpe": tpe, "random": random}

@@ -180,7 +180,7 @@ def machine(seed: int) -> Surface:
         cores,
         max_envs_per_worker=2048,
         devices=("cpu", "cuda:0") if gpu else ("cpu",),
-        engines=(("auto", "float32"), ("eager", "float32")),
+        engines=("auto", "eager"),
     )
     return Surface(
         f"{cores} cores{', GPU' if gpu else ''}, #{seed}",
@@ -229,7 +229,7 @@ def from_table(
         max_env_workers=max(c.num_env_workers for c in speeds),
         max_envs_per_worker=max(c.envs_per_worker for c in speeds),
         groups=groups,
-        engines=tuple(sorted({(c.engine, c.precision) for c in speeds})),
+        engines=tuple(sorted({c.engine for c in speeds})),
         fits=lambda c: c in speeds,
     )
     return Surface(name, space, default, lambda c: speeds.get(c, 0.0))

@@ -13,7 +13,7 @@ SPACES = st.builds(
     batch=st.sampled_from([None, (8, 8), (96, 96), (10, 60), (7, 7)]),
     devices=st.sampled_from([("cpu",), ("cpu", "cuda:0"), ("cpu", "cuda:0", "cuda:0,cuda:1")]),
     max_torch_threads=st.sampled_from([1, 4]),
-    engines=st.sampled_from([(("auto", "float32"),), (("auto", "float32"), ("eager", "bfloat16"))]),
+    engines=st.sampled_from([("auto",), ("auto", "bfloat16")]),
 )
 
 
@@ -81,8 +81,8 @@ def test_what_does_not_fit_into_memory_is_left_out():
         (Candidate(64, 2), "n=64 N=2 M=0"),
         (Candidate(64, 2, 1, 2, "cuda:0"), "n=64 N=2 M=1 groups=2 cuda:0"),
         (
-            Candidate(8, 2, engine="eager", precision="bfloat16", torch_threads=2),
-            "n=8 N=2 M=0 eager bfloat16 threads=2",
+            Candidate(8, 2, engine="bfloat16", torch_threads=2),
+            "n=8 N=2 M=0 bfloat16 threads=2",
         ),
     ],
 )

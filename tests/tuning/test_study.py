@@ -9,7 +9,7 @@ from fastrl.errors import ConfigError
 from fastrl.tuning import Candidate, Search, Settings, Trial
 from fastrl.tuning.study import StudyJournal
 
-BEST = Candidate(64, 2, 1, 2, "cuda:0", "compiled", "bfloat16", 2)
+BEST = Candidate(64, 2, 1, 2, "cuda:0", "bfloat16", 2)
 TRIALS = [
     Trial(Candidate(16, 2), None, 0.4, 1234.5678901234567, cost_s=0.1, notes={"start_s": 0.25}),
     Trial(BEST, Candidate(16, 2), 0.8, 1 / 3, 2 / 3, 1.5, notes={"shares": {"a": [1, 2]}}),

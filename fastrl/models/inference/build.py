@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import cast
 
@@ -9,12 +10,13 @@ import torch
 
 from fastrl.errors import ConfigError
 from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.inference import bfloat16
 from fastrl.models.inference.eager import EagerEngine, StagedEngine
 from fastrl.models.inference.engine import InferenceEngine
 from fastrl.models.policy import PolicyModel
 
 _LOGGER = logging.getLogger(__name__)
-_NAMES = ("auto", "eager", "compiled")
+_NAMES = ("auto", "eager", "compiled", "bfloat16")
 
 
 def build_engine(
@@ -27,7 +29,9 @@ def build_engine(
         device: Where it runs.
         name: ``eager`` runs PyTorch; ``compiled`` runs compiled code, or PyTorch with a warning
             where the policy or the device is not supported; ``auto`` does so without a warning.
-            Either warns where a supported policy does not compile.
+            Either warns where a supported policy does not compile. ``bfloat16`` runs PyTorch with
+            the network's bodies in bfloat16, or in float32 with a warning where the device or the
+            policy does not allow it.
 
     Raises:
         ConfigError: The name is unknown, or there is no such device.
@@ -38,10 +42,24 @@ def build_engine(
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise ConfigError(f"no device '{device}': torch finds {found} CUDA devices; use 'cpu'")
-    compiled = None if name == "eager" else _compiled(model, device, demanded=name == "compiled")
-    if compiled is not None:
-        return compiled
+    if name == "bfloat16":
+        model = _in_bfloat16(model, device)
+    elif name != "eager":
+        compiled = _compiled(model, device, demanded=name == "compiled")
+        if compiled is not None:
+            return compiled
     return EagerEngine(model) if device.type == "cpu" else StagedEngine(model, device)
+
+
+def _in_bfloat16(model: PolicyModel, device: torch.device) -> PolicyModel:
+    """Return a converted copy, or the model itself where that is not possible."""
+    reason = bfloat16.why_not(model, device)
+    if reason:
+        _LOGGER.warning("inference runs eagerly in float32, not in bfloat16: %s", reason)
+        return model
+    converted = copy.deepcopy(cast(ActorCritic, model))
+    bfloat16.convert(converted)
+    return converted
 
 
 def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:

@@ -70,7 +70,10 @@ def test_a_missing_compiler_costs_one_warning_line(name, caplog, monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "name", "message"),
-    [("cpu", "fast", "auto, eager, compiled"), ("cuda:99", "auto", "no device 'cuda:99'")],
+    [
+        ("cpu", "fast", "auto, eager, compiled, bfloat16"),
+        ("cuda:99", "auto", "no device 'cuda:99'"),
+    ],
 )
 def test_unknown_engines_and_devices_are_refused(device, name, message):
     with pytest.raises(ConfigError, match=message):

@@ -1,0 +1,127 @@
+"""Puts a candidate into a configuration: in memory, into its YAML file, or into an overlay."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from fastrl.config import Config, load_config
+from fastrl.cores import usable_cores
+from fastrl.errors import ConfigError
+from fastrl.tuning.candidate import Candidate
+
+_ALWAYS = ("envs_per_worker", "num_env_workers", "num_model_workers", "groups")
+
+
+def candidate_of(config: Config) -> Candidate:
+    """Return what a configuration says, with ``auto`` resolved for this machine."""
+    sampler = config.sampler
+    workers = sampler.num_env_workers
+    return Candidate(
+        envs_per_worker=sampler.envs_per_worker,
+        num_env_workers=usable_cores() if workers == "auto" else workers,
+        num_model_workers=sampler.num_model_workers,
+        groups=sampler.groups,
+        device=",".join(sampler.devices),
+        engine=sampler.engine,
+        torch_threads=sampler.torch_threads,
+    )
+
+
+def with_candidate(config: Config, candidate: Candidate) -> Config:
+    """Return a configuration that samples as a candidate says."""
+    return config.model_copy(
+        update={"sampler": config.sampler.model_copy(update=_keys(candidate, typed=True))}
+    )
+
+
+def write_into(path: Path, config: Config, candidate: Candidate) -> None:
+    """Put a candidate into the section ``sampler`` of a YAML file, whose comments stay.
+
+    Args:
+        path: The file that ``config`` was read from.
+        config: Says which keys are already as the candidate wants them.
+        candidate: What to write.
+
+    Raises:
+        ConfigError: The file cannot be changed, or would not be valid afterwards.
+    """
+    yaml = _yaml()
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be changed: {_one_line(error)}") from error
+    if tree is None:
+        tree = {}
+    section = tree.get("sampler")
+    if not isinstance(section, dict):
+        # A name such as 'auto', or nothing at all.
+        section = tree["sampler"] = {} if section in (None, "auto") else {"kind": section}
+    for key, value in _changes(config, candidate).items():
+        section[key] = value
+    _replace(path, _text(yaml, tree), config)
+
+
+def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
+    """Write a YAML file that lays a candidate over another file.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    tree: dict[str, Any] = {}
+    if base is not None:
+        tree["base"] = os.path.relpath(base.resolve(), path.resolve().parent)
+    else:
+        tree["env"] = {"id": config.env.id}
+    tree["sampler"] = _changes(config, candidate)
+    _replace(path, _text(_yaml(), tree), config)
+
+
+def _keys(candidate: Candidate, *, typed: bool = False) -> dict[str, Any]:
+    """Return the keys of the section ``sampler``."""
+    keys = candidate.to_dict()
+    devices = tuple(candidate.device.split(","))
+    keys["device"] = devices[0] if len(devices) == 1 else devices if typed else list(devices)
+    return keys
+
+
+def _changes(config: Config, candidate: Candidate) -> dict[str, Any]:
+    """Return the keys that matter: n, N, M and groups, and whatever differs besides."""
+    now = _keys(candidate_of(config))
+    return {k: v for k, v in _keys(candidate).items() if k in _ALWAYS or v != now[k]}
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    return yaml
+
+
+def _text(yaml: YAML, tree: Any) -> str:  # noqa: ANN401
+    stream = io.StringIO()
+    yaml.dump(tree, stream)
+    return stream.getvalue()
+
+
+def _replace(path: Path, text: str, config: Config) -> None:
+    """Write a configuration, after it was found to be valid."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            load_config(temporary, [f"env.id={config.env.id}"])
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

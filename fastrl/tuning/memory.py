@@ -1,0 +1,95 @@
+"""How much memory there is, and how much a candidate would need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fastrl.shared.table import NUM_BANKS
+from fastrl.spec import EnvSpec
+from fastrl.tuning.candidate import Candidate
+
+_USABLE = 0.7
+"""Share of the free memory that may be filled: others need some, too."""
+_COLUMNS_BYTES = 40
+"""Of a frame, besides observation and action: reward, flags, log_prob, values, version."""
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process and its children may still take.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    left = [psutil.virtual_memory().available]
+    cgroup = root / "sys/fs/cgroup"
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        most, now = _number(cgroup / limit), _number(cgroup / used)
+        if most is not None and now is not None:
+            left.append(max(0, most - now))
+    return min(left)
+
+
+def unique_bytes(pids: Iterable[int]) -> int:
+    """Return the memory that processes hold alone, the mean over those that still run."""
+    found = []
+    for pid in pids:
+        try:
+            found.append(psutil.Process(pid).memory_full_info().uss)
+        except psutil.Error:
+            continue
+    return sum(found) // max(1, len(found))
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What candidates need, by what a small one was seen to need.
+
+    Attributes:
+        env_spec: Gives the size of a frame.
+        rollout_length: T.
+        process_bytes: Of a worker without environments.
+        env_bytes: Of one environment.
+        most_bytes: What may be used.
+    """
+
+    env_spec: EnvSpec
+    rollout_length: int
+    process_bytes: int
+    env_bytes: int
+    most_bytes: int
+
+    @classmethod
+    def usable(
+        cls, env_spec: EnvSpec, rollout_length: int, process_bytes: int, env_bytes: int
+    ) -> MemoryNeed:
+        """Return the need, within what is free now."""
+        most = int(_USABLE * free_bytes())
+        return cls(env_spec, rollout_length, process_bytes, env_bytes, most)
+
+    def fits(self, c: Candidate) -> bool:
+        """Say whether there is enough for a candidate and the one it is compared with."""
+        return 2 * self.of(c) <= self.most_bytes
+
+    def of(self, c: Candidate) -> int:
+        """Return the bytes that a candidate needs."""
+        specs = (*self.env_spec.observation.values(), *self.env_spec.action.values())
+        frame = _COLUMNS_BYTES + sum(math.prod(s.shape) * s.dtype.itemsize for s in specs)
+        table = NUM_BANKS * (self.rollout_length + 1) * c.num_envs * frame
+        processes = c.num_env_workers + c.num_model_workers
+        return table + processes * self.process_bytes + c.num_envs * self.env_bytes
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdecimal() else None

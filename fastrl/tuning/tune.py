@@ -1,0 +1,278 @@
+"""A whole tuning, from a configuration to a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastrl.config import Config
+from fastrl.cores import usable_cores
+from fastrl.envs.make import EnvFactory
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.machine import machine, versions
+from fastrl.models.inference import bfloat16
+from fastrl.models.networks import is_image
+from fastrl.spaces import leaves
+from fastrl.throughput.limits import Limit, LimitProbe
+from fastrl.tuning.apply import candidate_of
+from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.memory import MemoryNeed, unique_bytes
+from fastrl.tuning.report import TuneReport
+from fastrl.tuning.search import Finding, Search, Settings
+from fastrl.tuning.space import Space
+from fastrl.tuning.trials import Journal, Trial
+from fastrl.tuning.workbench import Objective, Workbench
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.supervisor import call_in_child
+
+_LIMIT_ROUNDS = 3
+_LIMIT_WINDOW_S = 0.6
+_MOST_TORCH_THREADS = 8
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What to tune for, and how long.
+
+    Attributes:
+        objective: ``fps`` of sampling alone, or ``train_fps`` with the learner.
+        budget_s: Wall time, of an earlier tuning that is gone on with as well.
+        batch: Smallest and largest B = N · n; None for any where only sampling counts, and for
+            the configured one in training.
+        with_limit: Measure the physical limit at the end.
+        seed: Of the search.
+    """
+
+    objective: Objective = "fps"
+    budget_s: float = 120.0
+    batch: tuple[int, int] | None = None
+    with_limit: bool = True
+    seed: int = 0
+
+
+class Tuning:
+    """A tuning that may be interrupted at any time; use it in a ``with`` block.
+
+    Args:
+        config: What to tune.
+        options: What for.
+        journal: Keeps the trials.
+        watch: Called after every trial with it and with the best so far.
+        command: The command line that repeats it.
+
+    Raises:
+        ConfigError: There is nothing to tune, or no candidate has the batch that is asked for.
+        EnvError: The environment cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        options: TuneOptions,
+        journal: Journal | None = None,
+        watch: Callable[[Trial, Candidate | None], None] | None = None,
+        command: str = "",
+    ) -> None:
+        if config.sampler.kind != "process":
+            raise ConfigError(f"sampler.kind: only 'process' is tuned, got '{config.sampler.kind}'")
+        self._config, self._options, self._command = config, options, command
+        self._stack = ExitStack()
+        self._began_s = time.monotonic()
+        self._limits: list[tuple[Limit, float]] = []
+        try:
+            self._bench = Workbench(config, options.objective, max(5.0, options.budget_s / 6))
+            self._stack.callback(self._bench.close)
+            self.space = self._build_space()
+            default = self.space.nearest(candidate_of(config))
+            if not self.space.contains(default) and options.batch is not None:
+                raise ConfigError(f"--batch: no n and N make {options.batch[0]}:{options.batch[1]}")
+            share = 0.85 if options.with_limit else 0.97
+            self._search = Search(
+                self.space,
+                default,
+                self._bench,
+                Settings(budget_s=share * options.budget_s, seed=options.seed),
+                journal=journal,
+                watch=lambda trial: watch(trial, self._search.incumbent) if watch else None,
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def run(self) -> TuneReport:
+        """Search, compare with the default, and measure the limit.
+
+        Raises:
+            TrialError: Nothing could be measured.
+        """
+        finding = self._search.run()
+        if self._options.with_limit:
+            self._measure_limit(finding.best)
+        return self._report(finding)
+
+    def report(self) -> TuneReport:
+        """Return the best so far, also after an interrupt.
+
+        Raises:
+            TrialError: Nothing has been measured yet.
+        """
+        return self._report(self._search.finding())
+
+    def close(self) -> None:
+        """End all processes."""
+        self._stack.close()
+
+    def __enter__(self) -> Tuning:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End all processes."""
+        self.close()
+
+    def _report(self, finding: Finding) -> TuneReport:
+        return TuneReport(
+            env=self._config.env.id,
+            objective=self._options.objective,
+            finding=finding,
+            limits=tuple(self._limits),
+            wall_s=time.monotonic() - self._began_s,
+            command=self._command,
+        )
+
+    def _build_space(self) -> Space:
+        config, options, plan = self._config, self._options, self._bench.plan
+        batch = options.batch
+        if batch is None and options.objective == "train_fps":
+            batch = (config.topology.num_envs,) * 2
+        default = candidate_of(config)
+        images = any(is_image(leaf) for leaf in leaves(plan.env_spec.observation_space).values())
+        worker_bytes = self._bench.calibrate(default)
+        process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)
+        need = MemoryNeed.usable(
+            plan.env_spec,
+            plan.rollout_length,
+            process_bytes,
+            max(0, worker_bytes - process_bytes) // min(8, default.envs_per_worker),
+        )
+        return Space(
+            cores=usable_cores(),
+            batch=batch,
+            devices=_devices(),
+            engines=_engines(config, plan, images, options.objective),
+            max_torch_threads=_MOST_TORCH_THREADS if images else 1,
+            fits=need.fits,
+        )
+
+    def _measure_limit(self, best: Candidate) -> None:
+        """Measure limit and best in turn; an environment that cannot be built alone has none."""
+        try:
+            factory = EnvFactory.from_config(self._config.env)
+            with LimitProbe(self._bench.plan, factory, usable_cores(), timeout_s=20) as probe:
+                for _ in range(_LIMIT_ROUNDS):
+                    limit = probe.measure(_LIMIT_WINDOW_S)
+                    self._limits.append((limit, self._bench(best, _LIMIT_WINDOW_S).fps))
+        except (FastrlError, TimeoutError):
+            self._limits.clear()
+
+
+def study_path() -> Path:
+    """Return where trials are kept unless another file is named; its directory is made."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(cache) / "fastrl"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be made: {error.strerror}") from error
+    return directory / "tuning.db"
+
+
+def study_name(config: Config, options: TuneOptions) -> str:
+    """Return a name that is equal where measurements are worth the same.
+
+    That is: the machine, the versions of packages, the environment, the policy, the length of
+    rollouts, and for training all that is learnt with.
+    """
+    what = {
+        "machine": machine(),
+        "versions": versions(),
+        "env": config.env.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json"),
+        "rollout_length": config.sampler.rollout_length,
+        "objective": options.objective,
+        "batch": options.batch,
+        "seed": options.seed,
+    }
+    if options.objective == "train_fps":
+        what["algorithm"] = config.algorithm.model_dump(mode="json")
+        what["mode"] = config.sampler.mode
+        what["envs"] = config.topology.num_envs
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{config.env.id} {options.objective} {digest[:12]}"
+
+
+def parse_batch(text: str | None) -> tuple[int, int] | None:
+    """Return the smallest and largest B that ``B`` or ``lo:hi`` stands for.
+
+    Raises:
+        ConfigError: It stands for none.
+    """
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    if not low.isdecimal() or (colon and not high.isdecimal()):
+        raise ConfigError(f"--batch must be B or lo:hi, such as 64 or 64:1024; got '{text}'")
+    bounds = (int(low), int(high if colon else low))
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise ConfigError(f"--batch must be at least 1, and lo at most hi; got '{text}'")
+    return bounds
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that ``90``, ``120s`` or ``2m`` stands for.
+
+    Raises:
+        ConfigError: It stands for none.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m") else (text, "s")
+    try:
+        seconds = float(number) * (60 if unit == "m" else 1)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e6:
+        raise ConfigError(f"--budget must be seconds or minutes, such as 120s or 2m; got '{text}'")
+    return seconds
+
+
+def _own_bytes() -> int:
+    return unique_bytes([os.getpid()])
+
+
+def _devices() -> tuple[str, ...]:
+    found = tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    together = (",".join(found),) if len(found) > 1 else ()
+    return ("cpu", *found, *together)
+
+
+def _engines(
+    config: Config, plan: SamplingPlan, images: bool, objective: Objective
+) -> tuple[str, ...]:
+    """Return the engines to try: the configured one first.
+
+    Rounding changes what is learnt from, a little, so training tries it only where it is
+    configured; and it pays for conv nets only.
+    """
+    engines = [config.sampler.engine]
+    if images and objective == "fps" and plan.build_model is not None:
+        devices = [torch.device(device.partition(",")[0]) for device in _devices()]
+        if any(not bfloat16.why_not(plan.build_model(), device) for device in devices):
+            engines += ["auto", "bfloat16"]
+    return tuple(dict.fromkeys(engines))

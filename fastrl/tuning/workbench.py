@@ -1,0 +1,299 @@
+"""Measures candidates on this machine, and keeps two of them running so that they can take turns.
+
+Whoever is not being measured rests: its workers wait without using a core.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+
+from fastrl.config import Config
+from fastrl.errors import FastrlError
+from fastrl.learning import build_learner
+from fastrl.sampling.build import initial_weights, make_plan
+from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.throughput.measure import SHARES
+from fastrl.training.torch_threads import learner_threads, torch_threads
+from fastrl.tuning.apply import with_candidate
+from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.memory import unique_bytes
+from fastrl.tuning.trials import Sample, TrialError
+from fastrl.workers.plan import SamplingPlan
+
+Objective = Literal["fps", "train_fps"]
+
+_RUNNING = 2
+_SETTLE_S = 0.1
+"""Sampled before a window: caches fill, and whatever waited has gone on."""
+_ROLLOUT_S = 0.1
+"""How long a rollout may take; others are cut shorter, or short windows would hold none."""
+_SHORTEST_ROLLOUT = 4
+_QUIET_S = 0.01
+
+
+class Rig(ABC):
+    """One candidate, running or at rest.
+
+    Attributes:
+        start_s: From starting it to its first rollout.
+    """
+
+    start_s: float = 0.0
+
+    def __init__(self, plan: SamplingPlan, asynchronous: bool, limit_s: float) -> None:
+        self._limit_s = limit_s
+        deadlines = Deadlines(
+            start_timeout_s=limit_s,
+            stall_timeout_s=limit_s,
+            step_timeout_s=limit_s,
+            reset_timeout_s=limit_s,
+        )
+        self._sampler = ProcessSampler(
+            plan,
+            initial_weights(plan),
+            asynchronous=asynchronous,
+            deadlines=deadlines,
+            faults=FaultPolicy(max_restarts=0),
+        )
+
+    def start(self) -> None:
+        """Sample until the first rollout is complete."""
+        began_s = time.perf_counter()
+        with self._limited():
+            self._sampler.start()
+            self._go()
+        self.start_s = time.perf_counter() - began_s
+
+    def window(self, seconds: float) -> Sample:
+        """Sample for so long, and rest."""
+        with self._limited():
+            first = self._after(_SETTLE_S)
+            last = self._after(seconds)
+            self._rest()
+        steps, spent_s = last[1] - first[1], last[0] - first[0]
+        notes = {
+            "start_s": self.start_s,
+            "shares": self._shares(last[2] - first[2]),
+            "learner_share": (last[3] - first[3]) / spent_s,
+        }
+        return Sample(steps / spent_s, notes)
+
+    def unique_bytes(self) -> int:
+        """Return the memory that a worker holds alone."""
+        return unique_bytes(self._sampler.pids().values())
+
+    def close(self) -> None:
+        """End it."""
+        self._sampler.close()
+
+    @abstractmethod
+    def _go(self) -> None:
+        """Take the next rollout, and do with it what is done."""
+
+    @abstractmethod
+    def _steps(self, counters: np.ndarray) -> int:
+        """Return the environment steps that count."""
+
+    def _learning_s(self) -> float:
+        return 0.0
+
+    def _rest(self) -> None:
+        """Wait until the workers have filled what they may fill."""
+        steps = -1
+        while steps != (steps := self._sampler.counters.env_steps()):
+            time.sleep(_QUIET_S + _ROLLOUT_S / 4)
+
+    def _after(self, seconds: float) -> tuple[float, int, np.ndarray, float]:
+        """Go on for so long; return the time, the steps, the counters, the time of learning."""
+        until_s = time.perf_counter() + seconds
+        self._go()
+        while time.perf_counter() < until_s:
+            self._go()
+        counters = self._sampler.counters.snapshot()
+        return time.perf_counter(), self._steps(counters), counters, self._learning_s()
+
+    def _shares(self, spent: np.ndarray) -> dict[str, dict[str, float]]:
+        """Return the share of time by activity of env workers and of model workers."""
+        names, shares = self._sampler.counters.worker_names, {}
+        for kind in ("env-worker", "model-worker"):
+            rows = [i for i, name in enumerate(names) if name.startswith(kind)]
+            times = {label: float(spent[rows, counter].sum()) for label, counter in SHARES.items()}
+            total = sum(times.values())
+            if total:
+                shares[kind] = {label: value / total for label, value in times.items()}
+        return shares
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """End the workers, and with them whatever waits for them, when it takes too long.
+
+        Raises:
+            TrialError: It took too long.
+        """
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            for pid in self._sampler.pids().values():
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+        timer = threading.Timer(self._limit_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except FastrlError as error:
+            if late.is_set():
+                told = f"took longer than {self._limit_s:.0f} s"
+                raise TrialError(told, exhausted=True) from error
+            raise
+        finally:
+            timer.cancel()
+
+
+class SamplingRig(Rig):
+    """Samples without a learner, as fast as it can."""
+
+    def _go(self) -> None:
+        self._sampler.collect()
+
+    def _steps(self, counters: np.ndarray) -> int:
+        return self._sampler.counters.env_steps()
+
+
+class TrainingRig(Rig):
+    """Samples and learns, as training does."""
+
+    def __init__(
+        self, config: Config, plan: SamplingPlan, asynchronous: bool, limit_s: float
+    ) -> None:
+        super().__init__(plan, asynchronous, limit_s)
+        # Schedules must not end while it is measured.
+        self._learner = build_learner(
+            config.model_copy(update={"total_steps": 2**60}), plan.env_spec
+        )
+        self._threads = learner_threads(config, plan.env_spec)
+        self._learnt_s = 0.0
+
+    def _go(self) -> None:
+        rollout = self._sampler.collect()
+        began_s = time.perf_counter()
+        with torch_threads(self._threads):
+            self._learner.update(rollout)
+        self._sampler.publish(self._learner.weights())
+        self._learnt_s += time.perf_counter() - began_s
+
+    def _steps(self, counters: np.ndarray) -> int:
+        return self._learner.steps
+
+    def _learning_s(self) -> float:
+        return self._learnt_s
+
+
+class Workbench:
+    """Measures candidates for one configuration; a `Measure`. Use it in a ``with`` block.
+
+    Args:
+        config: The run; what a candidate says replaces what it says.
+        objective: ``fps`` samples only; ``train_fps`` learns from it, too.
+        limit_s: Longest time for starting a candidate, and for a window.
+    """
+
+    def __init__(self, config: Config, objective: Objective = "fps", limit_s: float = 20.0) -> None:
+        self._config, self._objective, self._limit_s = config, objective, limit_s
+        self._rigs: dict[Candidate, Rig] = {}
+        self._fps = 0.0
+        self.plan = make_plan(config)
+
+    def __call__(self, candidate: Candidate, seconds: float) -> Sample:
+        """Return a window of a candidate; others rest meanwhile.
+
+        Raises:
+            FastrlError: It cannot be built, crashed, or needs too much memory or time.
+        """
+        rig = self._rigs.pop(candidate, None)
+        try:
+            if rig is None:
+                self._make_room()
+                rig = self._started(candidate)
+            sample = rig.window(seconds)
+        except BaseException:
+            if rig is not None:
+                rig.close()
+            raise
+        self._rigs[candidate] = rig
+        self._fps = max(self._fps, sample.fps)
+        return sample
+
+    def calibrate(self, candidate: Candidate) -> int:
+        """Learn roughly how fast sampling is, which decides how long trial rollouts may be.
+
+        Returns:
+            Bytes that a worker of the candidate holds alone.
+        """
+        small = candidate.but(envs_per_worker=min(8, candidate.envs_per_worker) // 2 * 2 or 1)
+        if small.envs_per_worker % small.groups:
+            small = candidate
+        rig = self._started(small, rollout_length=_SHORTEST_ROLLOUT)
+        try:
+            self._fps = rig.window(_SETTLE_S).fps
+            return rig.unique_bytes()
+        finally:
+            rig.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        while self._rigs:
+            self._rigs.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all processes."""
+        self.close()
+
+    def _make_room(self) -> None:
+        while len(self._rigs) >= _RUNNING:
+            oldest = next(iter(self._rigs))
+            self._rigs.pop(oldest).close()
+
+    def _started(self, candidate: Candidate, rollout_length: int | None = None) -> Rig:
+        config = with_candidate(self._config, candidate)
+        plan = make_plan(config)
+        rig: Rig
+        if self._objective == "train_fps":
+            rig = TrainingRig(config, plan, config.sampler.mode == "async", self._limit_s)
+        else:
+            length = rollout_length or self._trial_length(candidate, plan.rollout_length)
+            rig = SamplingRig(replace(plan, rollout_length=length), True, self._limit_s)
+        try:
+            rig.start()
+        except BaseException:
+            rig.close()
+            raise
+        return rig
+
+    def _trial_length(self, candidate: Candidate, wanted: int) -> int:
+        """Return T for sampling alone: as configured, unless a rollout would take too long."""
+        enough = int(_ROLLOUT_S * self._fps / candidate.num_envs)
+        return min(wanted, max(_SHORTEST_ROLLOUT, enough))

@@ -1,0 +1,181 @@
+"""Real tunings, short ones: they find something, keep it, and leave nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from fastrl.config import load_config
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.tuning import Candidate
+from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
+from fastrl.tuning.workbench import Workbench
+
+TINY = ["env.id=CartPole-v1", "sampler.envs_per_worker=4", "sampler.num_env_workers=2"]
+
+
+def children():
+    return {p.pid for p in psutil.Process().children(recursive=True) if "resource" not in p.name()}
+
+
+def test_a_workbench_measures_in_turn_and_ends_what_it_started():
+    config = load_config(None, [*TINY, "sampler.rollout_length=8"])
+    with Workbench(config) as bench:
+        bench.calibrate(Candidate(4, 2))
+        before = children()
+        for candidate in (Candidate(4, 2), Candidate(8, 1), Candidate(4, 2), Candidate(4, 2, 1, 2)):
+            sample = bench(candidate, 0.05)
+            assert sample.fps > 0
+            assert set(sample.notes["shares"]) <= {"env-worker", "model-worker"}
+            # Of all candidates the two latest are kept.
+            assert len(children() - before) <= 2 + 3
+    assert not children() - before
+
+
+def test_training_counts_the_learner():
+    config = load_config(None, [*TINY, "sampler.rollout_length=8", "algorithm.minibatch_size=16"])
+    with Workbench(config, "train_fps") as bench:
+        sample = bench(Candidate(4, 2), 0.05)
+    assert sample.fps > 0
+    assert 0 < sample.notes["learner_share"] < 1
+
+
+def test_a_candidate_that_fails_leaves_nothing_behind():
+    config = load_config(None, ["env.id=tests.tuning.failing_env:make", *TINY[1:]])
+    with Workbench(config) as bench:
+        before = children()
+        with pytest.raises(FastrlError, match="on purpose"):
+            bench(Candidate(16, 1), 0.05)
+        assert not children() - before
+        assert bench(Candidate(4, 1), 0.05).fps > 0
+
+
+def test_a_candidate_that_takes_too_long_is_given_up():
+    config = load_config(None, ["env.id=tests.tuning.failing_env:make_slow", *TINY[1:]])
+    with Workbench(config, limit_s=1.0) as bench:
+        with pytest.raises(FastrlError):
+            bench(Candidate(64, 1), 0.05)
+        assert bench(Candidate(1, 1), 0.05).fps > 0
+
+
+def test_a_batch_is_kept_in_training():
+    config = load_config(None, [*TINY, "sampler.rollout_length=8"])
+    options = TuneOptions("train_fps", 10, with_limit=False)
+    with Tuning(config, options) as tuning:
+        assert {c.num_envs for c in tuning.space.all()} == {8}
+
+
+def test_names_of_studies_depend_on_what_matters():
+    config = load_config(None, TINY)
+
+    def name(*overrides, **options):
+        return study_name(load_config(None, [*TINY, *overrides]), TuneOptions(**options))
+
+    assert name() == study_name(config, TuneOptions(budget_s=5))
+    assert name("sampler.envs_per_worker=64") == name()
+    different = {
+        name(),
+        name(objective="train_fps"),
+        name(batch=(8, 8)),
+        name("env.max_episode_steps=7"),
+        name("model.hidden_sizes=[8]"),
+        name("sampler.rollout_length=3"),
+    }
+    assert len(different) == 6
+
+
+@pytest.mark.parametrize(("text", "found"), [(None, None), ("64", (64, 64)), ("8:64", (8, 64))])
+def test_batches(text, found):
+    assert parse_batch(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "x", "8:", ":8", "64:8", "0", "-3", "1.5"])
+def test_bad_batches(text):
+    with pytest.raises(ConfigError, match="--batch"):
+        parse_batch(text)
+
+
+def test_budgets():
+    assert (parse_seconds("90"), parse_seconds("120s"), parse_seconds("2m")) == (90, 120, 120)
+    for text in ("", "s", "nan", "-3s", "1h", "1e9"):
+        with pytest.raises(ConfigError, match="--budget"):
+            parse_seconds(text)
+
+
+def cli(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastrl", "tune", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_command_writes_everything_it_is_asked_for(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("# kept\nenv: {id: CartPole-v1}\nsampler:\n  envs_per_worker: 4\n")
+    found = tmp_path / "found.json"
+    process = cli(
+        *(str(config), "--budget", "6s", "--write", "--json", str(found)),
+        *("--plots", str(tmp_path / "plots"), "--study", str(tmp_path / "study.db")),
+    )
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert "frames per second" in output
+    report = json.loads(found.read_text())
+    assert {"best", "fps_median", "default_fps_median", "limit_fps", "trials", "wall_s"} <= set(
+        report
+    )
+    assert {"envs_per_worker", "num_env_workers", "num_model_workers", "groups", "device"} <= set(
+        report["best"]
+    )
+    written = load_config(config)
+    assert written.sampler.envs_per_worker == report["best"]["envs_per_worker"]
+    assert config.read_text().startswith("# kept")
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 3
+    assert (tmp_path / "study.db").is_file()
+
+
+def test_interrupting_prints_the_best_so_far_and_leaves_nothing_behind(tmp_path):
+    process = cli(
+        *("--env", "CartPole-v1", "--budget", "300s", "--study", str(tmp_path / "study.db")),
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if len(lines) == 2:
+            break
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "frames per second" in output
+    assert "Traceback" not in errors
+    deadline = time.monotonic() + 30
+    while any(p.is_running() and p.status() != "zombie" for p in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--env", "CartPole-v1", "--budget", "soon"], "--budget"),
+        (["--env", "CartPole-v1", "--objective", "speed"], "--objective"),
+        (["--env", "CartPole-v1", "--write"], "--write"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, told):
+    process = cli(*arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert told in errors
+    assert len(errors.strip().splitlines()) == 1
