@@ -25,14 +25,20 @@ def test_names_match_those_declared_to_type_checkers():
         assert getattr(importlib.import_module(module), name) is getattr(fastrl, name)
 
 
-def test_example_of_the_readme_runs_as_it_stands(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(example.strip().splitlines()) <= 10
-    script = tmp_path / "example.py"
+def test_examples_of_the_readme_run_as_they_stand(tmp_path):
+    loop, sampler = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert all(len(example.strip().splitlines()) <= 10 for example in (loop, sampler))
+    assert run(loop, tmp_path) == []
+    printed = run(sampler, tmp_path)
+    assert len(printed) == 10
+    assert printed[0].startswith("torch.Size([129, ")
+
+
+def run(example, directory):
+    script = directory / "example.py"
     script.write_text(example)
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 10
-    assert done.stdout.startswith("torch.Size([129, ")
+    return done.stdout.splitlines()
