@@ -1,7 +1,7 @@
 """Prove that the native environments are the originals, over many states, and write it down.
 
 python scripts/verify_native.py mujoco   # 100 states x 1,000 steps of each robot, resets included
-python scripts/verify_native.py crafter  # 280 seeds x 2,000 steps of seven kinds of players
+python scripts/verify_native.py crafter  # seven kinds of players, 30 seeds x 2,000 steps each
 
 Both sides take the same actions from the same seeds. Of the robots every observation, reward, term
 of the reward and end is compared, and 1,000 first observations of other seeds by the test of
@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("what", choices=list(SOURCES))
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no part after these")
     parser.add_argument("--states", type=int, default=100, help="of each robot")
-    parser.add_argument("--seeds", type=int, default=40, help="of each kind of Crafter player")
+    parser.add_argument("--seeds", type=int, default=30, help="of each kind of Crafter player")
     parser.add_argument("--steps", type=int, help="default 1,000 for robots, 2,000 for Crafter")
     parser.add_argument("--policy", type=Path, help="directory of a training run on Crafter")
     parser.add_argument("--json", type=Path)
@@ -84,6 +84,7 @@ def _options() -> argparse.Namespace:
 
 def _report(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the report so far, or an empty one where it is of something else."""
+    command = shlex.join(["python", "scripts/verify_native.py", *sys.argv[1:]])
     same = {
         "what": args.what,
         "steps": args.steps,
@@ -93,8 +94,7 @@ def _report(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if all(old.get(key) == value for key, value in same.items()):
-            return old
-    command = shlex.join(["python", "scripts/verify_native.py", *sys.argv[1:]])
+            return {**old, "command": command}
     return {**same, "command": command, "machine": machine(), "parts": {}}
 
 
@@ -158,9 +158,10 @@ def _crafter(args: argparse.Namespace) -> Iterator[Part]:
     if args.policy:
         from tests.envs.crafter_native.trained import Trained
 
-        players["trained"] = (Trained(args.policy), {})
-    for index, (name, (player, gifts)) in enumerate(players.items()):
-        for offset in range(0, args.seeds, SEEDS_AT_ONCE):
+        player = Trained(args.policy)
+        players[f"trained for {player.steps:,} steps"] = (player, {})
+    for offset in range(0, args.seeds, SEEDS_AT_ONCE):
+        for index, (name, (player, gifts)) in enumerate(players.items()):
             first = 1000 * index + offset
             seeds = range(first, first + min(SEEDS_AT_ONCE, args.seeds - offset))
             label = f"{name}, seeds {seeds[0]} to {seeds[-1]}"

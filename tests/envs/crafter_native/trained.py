@@ -16,6 +16,7 @@ class Trained:
     def __init__(self, run: Path) -> None:
         config, checkpoint = _open(run, None)
         _, spec, self.model = _policy(config, checkpoint)
+        self.steps = checkpoint.steps
         (self.leaf,) = spec.observation
         self.generator = torch.Generator()
 
