@@ -51,7 +51,12 @@ def train(
     resolved = load_config(path, overrides)
     from fastrl.training import train as train_run
 
-    return _report(train_run(resolved, name=name, console=Console(stderr=True)))
+    console = Console(stderr=True)
+    if resolved.sampler.tune_s is not None:
+        from fastrl.tuning.auto import tuned
+
+        resolved = tuned(resolved, console)
+    return _report(train_run(resolved, name=name, console=console))
 
 
 def resume(

@@ -49,8 +49,19 @@ def throughput(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Measure nothing: fill README.md's tables from results/ here."
+        ),
+    ] = False,
 ) -> None:
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
+    if report:
+        from fastrl.throughput.published import write_tables
+
+        write_tables(Path("README.md"), Path("results"))
+        return
     from fastrl.throughput.measure import Protocol
     from fastrl.throughput.run import run_throughput
 
@@ -68,7 +79,7 @@ def throughput(
     resolved = load_config(path, overrides)
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json: there is no directory '{json_file.parent}'")
-    report = run_throughput(
+    measured = run_throughput(
         resolved,
         Protocol(seconds, repeats, warm_up),
         with_limit=limit,
@@ -76,6 +87,6 @@ def throughput(
         console=Console(stderr=True),
         command=shlex.join(["fastrl", *sys.argv[1:]]),
     )
-    table_console().print(report.to_rich())
+    table_console().print(measured.to_rich())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(measured.to_dict(), indent=2) + "\n", encoding="utf-8")

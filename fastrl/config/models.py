@@ -122,6 +122,11 @@ class SamplerConfig(Section):
         "bodies, for conv nets on hardware that has it.",
     )
     torch_threads: Size = Field(default=1, description="Torch threads of each worker.")
+    tune_s: Seconds | None = Field(
+        default=None,
+        description="Seconds to spend on finding n, N, M, groups and device for the same number "
+        "of environments before training, unless that was done before; null for none.",
+    )
     debug: Bool = Field(
         default=False, description="Fill memory with NaN, so that unwritten reads show."
     )
@@ -191,6 +196,7 @@ _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "process": {"kind": "process"},
     "serial": {"kind": "serial"},
     "device": {"kind": "device"},
+    "auto": {"tune_s": 30.0},
 }
 
 

@@ -68,6 +68,8 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
         WorkerError: A process failed; what was learnt until then is saved.
         FastrlError: Learning diverged.
     """
+    if config.sampler.tune_s is not None:
+        raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
     path = new_run_path(config, name)
     config = _resolved(config, path)
     session = Session(config, console=console)

@@ -61,6 +61,16 @@ class StudyJournal:
         """Keep a trial; it is on disk when this returns."""
         self._study.add_trial(_frozen(trial))
 
+    @property
+    def result(self) -> Candidate | None:
+        """What a search that has ended has found, None before."""
+        found = self._study.user_attrs.get("best")
+        return None if found is None else Candidate.from_dict(found)
+
+    def keep_result(self, best: Candidate) -> None:
+        """Keep what a search has found."""
+        self._study.set_user_attr("best", best.to_dict())
+
     def close(self) -> None:
         """Let go of the file."""
         self._storage.remove_session()

@@ -212,7 +212,9 @@ def study_name(config: Config, options: TuneOptions) -> str:
         "seed": options.seed,
     }
     if options.objective == "train_fps":
-        what["algorithm"] = config.algorithm.model_dump(mode="json")
+        # Rates and coefficients change what is learnt, and not how fast.
+        algorithm = config.algorithm.model_dump(mode="json")
+        what["algorithm"] = {k: v for k, v in algorithm.items() if not isinstance(v, float)}
         what["mode"] = config.sampler.mode
         what["envs"] = config.topology.num_envs
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()

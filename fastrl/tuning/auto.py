@@ -1,0 +1,68 @@
+"""``sampler: auto``: tunes at the start of training, once for what it depends on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from rich.console import Console
+
+from fastrl.config import Config
+from fastrl.errors import ConfigError
+from fastrl.tuning.apply import with_candidate
+from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.study import StudyJournal
+from fastrl.tuning.trials import TrialError
+from fastrl.tuning.tune import TuneOptions, Tuning, study_name, study_path
+
+
+def tuned(config: Config, console: Console | None = None) -> Config:
+    """Return a configuration with nothing left to tune.
+
+    What was found is kept in the user's cache directory, for this machine, environment, policy,
+    way of learning and versions of packages. The number of environments stays as configured, since
+    it changes what is learnt.
+
+    Args:
+        config: Tuned where ``sampler.tune_s`` says for how long; otherwise returned as it is.
+        console: Where to say what was found; nowhere by default.
+
+    Raises:
+        ConfigError: The sampler has nothing to tune.
+        EnvError: The environment cannot be built.
+    """
+    budget_s = config.sampler.tune_s
+    if budget_s is None:
+        return config
+    config = config.model_copy(
+        update={"sampler": config.sampler.model_copy(update={"tune_s": None})}
+    )
+    try:
+        best, how = _find(config, TuneOptions("train_fps", budget_s, with_limit=False))
+    except TrialError as error:
+        _say(console, f"not tuned, as {error}")
+        return config
+    _say(console, f"{how}: {best.label}")
+    return with_candidate(config, best)
+
+
+def _find(config: Config, options: TuneOptions) -> tuple[Candidate, str]:
+    with ExitStack() as stack:
+        journal = None
+        try:
+            name = study_name(config, options)
+            journal = stack.enter_context(StudyJournal(study_path(), name))
+        except ConfigError:
+            # Without a cache directory it is tuned every time.
+            journal = None
+        if journal is not None and (kept := journal.result) is not None:
+            return kept, "tuned before"
+        tuning = stack.enter_context(Tuning(config, options, journal))
+        finding = tuning.run().finding
+        if journal is not None:
+            journal.keep_result(finding.best)
+        return finding.best, f"tuned in {finding.spent_s:.0f} s"
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)

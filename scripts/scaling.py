@@ -1,0 +1,135 @@
+"""Measure how sampling scales with env workers, and with how long a step takes.
+
+    python scripts/scaling.py --envs CartPole-v1 HalfCheetah-v5
+    python scripts/scaling.py --latencies 1e-4 1e-3 --seconds 0.4
+
+Frames per second over N = 1 … cores for each environment, and over the duration of a step for
+environments that sleep, that compute and that are slow to reset, as curves against the ideal: N
+times one worker, or what N workers would reach if nothing but steps took time. Those that are
+compared take turns. Writes results/scaling.json and imgs/scaling.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fastrl.config import load_config
+from fastrl.cores import usable_cores
+from fastrl.machine import machine, versions
+from fastrl.tuning import Candidate
+from fastrl.tuning.workbench import Workbench
+
+ROOT = Path(__file__).parents[1]
+KINDS = {"sleeping": 1.0, "computing": 1.0, "slow_to_reset": 2.0}
+"""Environments of `latency_envs`, with the time per step that they take, resets included."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the files, print tables; return the exit code."""
+    args = _parser().parse_args(arguments)
+    path = args.output / "results" / "scaling.json"
+    found = json.loads(path.read_text()) if path.exists() and args.keep else {}
+    workers = {env: _over_workers(env, args) for env in args.envs}
+    latency = {kind: _over_latency(kind, args) for kind in (KINDS if args.latencies else ())}
+    found = {
+        "cores": usable_cores(),
+        "workers": found.get("workers", {}) | workers,
+        "latency": found.get("latency", {}) | latency,
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    _draw(found, args.output / "imgs" / "scaling.png")
+    return 0
+
+
+def _over_workers(env: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    config = load_config(None, [f"env.id={env}"])
+    counts = range(1, (args.max_workers or usable_cores()) + 1)
+    candidates = [Candidate(args.n, count) for count in counts]
+    rows = []
+    with Workbench(config) as bench:
+        bench.calibrate(candidates[0])
+        one: list[float] = []
+        for candidate in candidates:
+            fps, ratios = [], []
+            for _ in range(args.repeats):
+                one.append(bench(candidates[0], args.seconds).fps)
+                fps.append(bench(candidate, args.seconds).fps)
+                ratios.append(fps[-1] / one[-1])
+            row = {
+                "N": candidate.num_env_workers,
+                "fps": statistics.median(fps),
+                "ideal_fps": statistics.median(one) * candidate.num_env_workers,
+                "speed_up": statistics.median(ratios),
+            }
+            rows.append(row)
+            print(f"{env}: N={row['N']} {row['fps']:,.0f} frames/s, {row['speed_up']:.2f} × N=1")
+    return rows
+
+
+def _over_latency(kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = []
+    for step_s in args.latencies:
+        overrides = [f"env.id=latency_envs:{kind}", f"env.kwargs.step_s={step_s}"]
+        workers = usable_cores()
+        with Workbench(load_config(None, overrides)) as bench:
+            candidate = Candidate(args.n, workers)
+            bench.calibrate(candidate)
+            fps = [bench(candidate, args.seconds).fps for _ in range(args.repeats)]
+        ideal = workers / (step_s * KINDS[kind])
+        rows.append({"step_s": step_s, "fps": statistics.median(fps), "ideal_fps": ideal})
+        print(f"{kind}: {step_s * 1e6:,.0f} µs {rows[-1]['fps']:,.0f} of {ideal:,.0f} frames/s")
+    return rows
+
+
+def _draw(found: dict[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for env, rows in found["workers"].items():
+        left.plot([r["N"] for r in rows], [r["speed_up"] for r in rows], "o-", label=env)
+    most = max((r["N"] for rows in found["workers"].values() for r in rows), default=1)
+    cores = found["cores"]
+    left.plot([1, cores, most], [1, cores, cores], "k--", linewidth=1, label="ideal")
+    left.set(xlabel="env workers, N", ylabel="times N = 1", title=f"{cores} cores")
+    for kind, rows in found["latency"].items():
+        times = [r["step_s"] * 1e6 for r in rows]
+        right.loglog(times, [r["fps"] for r in rows], "o-", label=kind.replace("_", " "))
+        colour = right.lines[-1].get_color()
+        right.loglog(times, [r["ideal_fps"] for r in rows], "--", color=colour, linewidth=1)
+    right.set(xlabel="duration of a step, µs", ylabel="frames per second")
+    right.set_title(f"N = {cores}; dashed: ideal")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--envs", nargs="*", default=["CartPole-v1", "HalfCheetah-v5"])
+    parser.add_argument("--latencies", type=float, nargs="*", default=[1e-5, 1e-4, 1e-3, 1e-2])
+    parser.add_argument("--n", type=int, default=16, help="environments per worker")
+    parser.add_argument("--max-workers", type=int, help="largest N; by default the cores")
+    parser.add_argument("--seconds", type=float, default=0.4, help="length of a window")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="keep what else is in the file")
+    parser.add_argument("--output", type=Path, default=ROOT)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Tables of the README come from results, and from nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastrl.errors import ConfigError
+from fastrl.throughput.published import BEGIN, END, tables, write_tables
+
+RESULTS = Path(__file__).parents[2] / "results"
+MACHINE = {"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"}
+
+
+def comparison(env, fps=100.0, date="2026-01-01", machine=MACHINE):
+    return {
+        "env": env,
+        "date": date,
+        "machine": machine,
+        "results": [
+            {"method": "single-env", "fps_median": 1234.4, "settings": {}},
+            {
+                "method": "fastrl-best",
+                "fps_median": fps,
+                "settings": {"envs_per_worker": 8, "num_env_workers": 4, "num_model_workers": 1},
+            },
+        ],
+        "ratios": {"fastrl-best": {"limit": 0.876}},
+        "limit_fps": 5000.0,
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    found = {
+        "compare_Crafter-v1.json": comparison("Crafter-v1"),
+        "compare_CartPole-v1.json": comparison("CartPole-v1", 41000.0),
+        "compare_old.json": comparison("CartPole-v1", 7.0, "2025-01-01"),
+        "elsewhere/compare_x.json": comparison("x", machine={"cpu": "Other", "cores": 2}),
+    }
+    for name, value in found.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    return tmp_path
+
+
+def test_each_machine_has_a_table_with_its_newest_results(results):
+    text = tables(results)
+    assert text.index("Some CPU, 16 cores, Some GPU") < text.index("Other, 2 cores")
+    assert "| | CartPole-v1 | Crafter-v1 |" in text
+    assert "| **fastrl**, best parameters | 41,000 | 100 |" in text
+    assert "| single environment | 1,234 | 1,234 |" in text
+    assert "| best n, N, M | 8, 4, 1 | 8, 4, 1 |" in text
+    assert "| of which fastrl reaches | 88% | 88% |" in text
+    assert "| **fastrl**, default parameters | – | – |" in text
+
+
+def test_only_what_is_between_the_markers_changes(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_tables(readme, results)
+    once = readme.read_text()
+    assert once.startswith(f"before\n{BEGIN}\n")
+    assert once.endswith(f"{END}\nafter\n")
+    assert "old" not in once
+    write_tables(readme, results)
+    assert readme.read_text() == once
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_markers_must_be_there_once(text, results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ConfigError, match="must be there once"):
+        write_tables(readme, results)
+
+
+def test_damaged_or_missing_results_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no compare_"):
+        tables(tmp_path)
+    (tmp_path / "compare_x.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"compare_x\.json"):
+        tables(tmp_path)
+
+
+def test_the_committed_results_can_be_shown():
+    assert "CartPole-v1" in tables(RESULTS)
