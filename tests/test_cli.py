@@ -158,3 +158,19 @@ def test_command_line_answers_before_torch_is_loaded():
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "fastrl.cli" in imported
     assert not imported & {"torch", "gymnasium", "numpy"}
+
+
+def test_modules_beside_the_configuration_are_found(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n\n\ndef build():\n    return gymnasium.make('CartPole-v1')\n"
+    )
+    code = "import sys; sys.path.remove(''); from fastrl.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "throughput", "env.id=mine:build", "--seconds", "0.2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ torch and gymnasium take seconds to import, so each command imports what it need
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -58,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for each other while other processes have their cores must sleep:
     # spinning, an update of a conv net on a busy machine takes minutes. Read once, by OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # As python -m does: the user's own modules lie where the command is given.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except WorkerError as error:
