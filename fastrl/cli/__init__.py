@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -73,9 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         complain(f"{one_line(error.format_message()).rstrip('.')}; see fastrl --help")
         return EXIT_BAD_INPUT
+    except OSError as error:
+        # A pipe or a terminal that is gone, a file that cannot be written.
+        with suppress(OSError):
+            complain(one_line(str(error)))
+        _forget_output()
+        return EXIT_FAILED
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _forget_output() -> None:
+    """Keep Python from writing the rest to where nobody reads, which would be a traceback."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback()

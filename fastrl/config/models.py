@@ -283,6 +283,11 @@ class FaultsConfig(Section):
         description="How often each worker process is replaced within an hour; one failure more "
         "saves and ends the run.",
     )
+    bad_numbers: Literal["raise", "truncate_episode", "skip_update"] = Field(
+        default="raise",
+        description="NaN or infinity from an environment or a loss: end the run; replace the "
+        "environments at the last good step; or leave out the update.",
+    )
 
 
 class LoggingConfig(Section):

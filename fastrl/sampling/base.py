@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
-from fastrl.errors import FastrlError
+from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
 from fastrl.shared.table import NUM_BANKS, Table
@@ -25,6 +25,7 @@ class BaseSampler:
         plan: What to sample.
         state_dict: First parameters; by default those of a freshly built model.
         debug: Poison each bank before it is filled, and refuse one with unwritten elements.
+        check_numbers: Refuse rollouts with a NaN or an infinity.
     """
 
     def __init__(
@@ -33,11 +34,12 @@ class BaseSampler:
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         debug: bool = False,
+        check_numbers: bool = True,
     ) -> None:
         topology = plan.topology
         self.env_spec, self.topology = plan.env_spec, topology
         self.rollout_length = plan.rollout_length
-        self._debug = debug
+        self._debug, self._check_numbers = debug, check_numbers
         self._next_rollout = 0
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
@@ -101,4 +103,25 @@ class BaseSampler:
         self._next_rollout += 1
         if self._debug:
             self._context.table.check_no_poison(index % NUM_BANKS)
+        if self._check_numbers:
+            self._refuse_bad_numbers(index)
         return self._buffer.seal(index)
+
+    def _refuse_bad_numbers(self, rollout: int) -> None:
+        found = self._context.table.first_bad_number(rollout % NUM_BANKS)
+        if found is None:
+            return
+        field, (step, slot, *_), value = found
+        raise EnvError(
+            f"{field} is {value} at step {step} of rollout "
+            f"{self._context.plan.first_rollout + rollout}, in env {self._env_of(slot)} of "
+            f"'{self.env_spec.id}'; see faults.bad_numbers"
+        )
+
+    def _env_of(self, slot: int) -> int:
+        """Return the index of an environment in the run."""
+        for worker, group in self.topology.all_groups():
+            slots = self.topology.slots(worker, group)
+            if slots.start <= slot < slots.stop:
+                return int(self.topology.env_index(worker, group)[slot - slots.start])
+        raise IndexError(slot)

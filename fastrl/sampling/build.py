@@ -61,6 +61,7 @@ def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
         engine=config.sampler.engine,
         lock_step=config.sampler.lock_step,
         torch_threads=config.sampler.torch_threads,
+        check_steps=config.faults.bad_numbers == "truncate_episode",
         # The learner and the throughput process sleep nearly all the time while workers work.
         spins=_SPINS if processes < usable_cores() else 0,
     )
@@ -96,6 +97,7 @@ def make_sampler(
     """
     plan = plan or make_plan(config)
     weights = initial_weights(plan) if state_dict is None else state_dict
+    check_numbers = config.faults.bad_numbers != "skip_update"
     device = plan.device(0)
     if config.sampler.kind == "device" and device.type != "cpu":
         env, params = configured(config.env, existing(device))
@@ -103,7 +105,7 @@ def make_sampler(
         return DeviceSampler(plan, env, params, weights, squash=squash)
     if config.sampler.kind != "process":
         # A CPU is one device as well, and a plan for it steps compiled loops.
-        return SerialSampler(plan, weights, debug=config.sampler.debug)
+        return SerialSampler(plan, weights, debug=config.sampler.debug, check_numbers=check_numbers)
     slowest_s = max(config.env.step_timeout_s, config.env.reset_timeout_s)
     deadlines = Deadlines(
         start_timeout_s=config.sampler.start_timeout_s,
@@ -117,5 +119,6 @@ def make_sampler(
         asynchronous=config.sampler.mode == "async",
         deadlines=deadlines,
         faults=FaultPolicy(config.faults.max_restarts, on_fault),
+        check_numbers=check_numbers,
         debug=config.sampler.debug,
     )

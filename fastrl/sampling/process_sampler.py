@@ -33,6 +33,7 @@ class ProcessSampler(BaseSampler):
         deadlines: When a worker has failed that does nothing.
         faults: How often workers that fail are replaced; by default never.
         debug: Poison banks; see `BaseSampler`.
+        check_numbers: See `BaseSampler`.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class ProcessSampler(BaseSampler):
         deadlines: Deadlines | None = None,
         faults: FaultPolicy | None = None,
         debug: bool = False,
+        check_numbers: bool = True,
     ) -> None:
-        super().__init__(plan, state_dict, debug=debug)
+        super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._asynchronous = asynchronous
         self._deadlines, self._faults = deadlines or Deadlines(), faults or FaultPolicy()
         self._permitted, self._looked_s = 0, 0.0

@@ -28,8 +28,9 @@ class SerialSampler(BaseSampler):
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         debug: bool = False,
+        check_numbers: bool = True,
     ) -> None:
-        super().__init__(plan, state_dict, debug=debug)
+        super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._steppers: list[EnvStepper] = []
         self._policies: list[PolicyRunner] = []
         self._closed = False

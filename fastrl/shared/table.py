@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
+from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.layout import Field, table_fields
 from fastrl.shared.memory import SharedBlock, align
 from fastrl.spec import EnvSpec
@@ -101,6 +102,21 @@ class Table:
             if unwritten.any():
                 first = tuple(unwritten.nonzero()[0].tolist())
                 raise FastrlError(f"field '{name}' was never written at {first} (axes T, B, …)")
+
+    def first_bad_number(self, bank: int) -> tuple[str, tuple[int, ...], float] | None:
+        """Return (field, index, value) of the first NaN or infinity in a sealed bank.
+
+        None if there is none. Final observations are left out: what is not finite of them shows
+        in ``final_value``.
+        """
+        for name, tensor in self._named(bank):
+            numbers = tensor.numpy()
+            if numbers.dtype.kind != "f" or name.startswith(_SOMETIMES):
+                continue
+            if not is_finite(numbers.reshape(-1)):
+                index = first_not_finite(numbers)
+                return name, index, float(numbers[index])
+        return None
 
     def close(self) -> None:
         """Drop the memory's descriptor; views that are still held stay valid."""

@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fastrl.errors import FastrlError
@@ -85,13 +84,9 @@ class CheckpointStore:
         final = self._directory / checkpoint.name
         if final.exists():
             return final
-        try:
+        with _saving(final):
             self._write(checkpoint, final)
             self._prune()
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint '{final}' cannot be written: {error.strerror or error}"
-            ) from error
         return final
 
     def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
@@ -106,8 +101,9 @@ class CheckpointStore:
         """
         final = self.save(checkpoint)
         text = json.dumps({"checkpoint": checkpoint.name, **about}, indent=2) + "\n"
-        write_durably(self._directory / _BEST, text.encode())
-        self._prune()
+        with _saving(final):
+            write_durably(self._directory / _BEST, text.encode())
+            self._prune()
         return final
 
     def names(self) -> list[str]:
@@ -118,10 +114,10 @@ class CheckpointStore:
         """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
         try:
             found = json.loads((self._directory / _BEST).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        usable = isinstance(found, dict) and found.get("checkpoint") in self.names()
-        return found if usable else None
+        is_whole = isinstance(found, dict) and isinstance(found.get("return_mean"), float | int)
+        return found if is_whole and found.get("checkpoint") in self.names() else None
 
     def load(self, name: str) -> Checkpoint:
         """Read a checkpoint.
@@ -177,6 +173,16 @@ class CheckpointStore:
     def _write(self, checkpoint: Checkpoint, final: Path) -> None:
         partial = self._directory / f".{checkpoint.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            self._write_parts(checkpoint, partial)
+            partial.rename(final)
+        except OSError:
+            # Where the disk is full, what is left of it is needed.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_directory(self._directory)
+
+    def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
         partial.mkdir(parents=True)
         buffer = io.BytesIO()
         torch.save(dict(checkpoint.state), buffer)
@@ -196,8 +202,6 @@ class CheckpointStore:
         }
         write_and_sync(partial / _META, (json.dumps(meta, indent=2) + "\n").encode())
         sync_directory(partial)
-        partial.rename(final)
-        sync_directory(self._directory)
 
     def _prune(self) -> None:
         names, best = self.names(), self.best()
@@ -205,8 +209,20 @@ class CheckpointStore:
         for name in names:
             if name not in kept:
                 # Renamed first, so that no half of it is ever taken for a checkpoint.
-                removed = (self._directory / name).rename(self._directory / f".{name}.removed")
+                removed = self._directory / f".{name}.removed"
                 shutil.rmtree(removed, ignore_errors=True)
+                (self._directory / name).rename(removed)
+                shutil.rmtree(removed, ignore_errors=True)
+
+
+@contextmanager
+def _saving(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint '{final}' cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def _read(path: Path) -> Checkpoint:
@@ -222,8 +238,10 @@ def _read(path: Path) -> Checkpoint:
     try:
         model = safetensors.torch.load(contents[_MODEL])
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise _damaged(path, str(error).partition("\n")[0]) from None
+    except Exception as error:  # readers of foreign bytes fail in any way there is
+        raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from None
+    if not isinstance(state, dict):
+        raise _damaged(path, f"{_STATE} holds no state")
     about = {k: v for k, v in meta.items() if k not in ("format", "format_version", "sha256")}
     return Checkpoint(model, state, about)
 
@@ -233,7 +251,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
         meta = json.loads((path / _META).read_bytes())
     except OSError as error:
         raise _damaged(path, f"{_META}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path, f"{_META} is not JSON") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not a checkpoint of fastrl")

@@ -3,7 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
+
+from fastrl.errors import FastrlError
+
+
+class WriteError(FastrlError):
+    """Something of a run cannot be written: no space, no permission, a medium that is gone."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> Self:
+        """Return the error that says so."""
+        return cls(f"'{path}' cannot be written: {error.strerror or error}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever the system says against writing a file into one line.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError.of(path, error) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:

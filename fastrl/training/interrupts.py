@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: training ends at a place where it can be saved."""
+"""Ctrl-C, SIGTERM and a lost terminal: training ends where it can be saved, or goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HURRY_S = 5.0
+"""How long after SIGTERM an update may still take; schedulers kill what is not gone in 10 s."""
 
 
 class StopSignal(BaseException):
@@ -19,7 +20,8 @@ class StopSignal(BaseException):
 class Interrupts:
     """While it is entered, the first Ctrl-C or SIGTERM is a request, and the second ends at once.
 
-    Signals reach the main thread only; entered in another one, this never sees a request.
+    SIGHUP, which a closed terminal sends, changes nothing. Signals reach the main thread only;
+    entered in another one, this never sees a request.
 
     Attributes:
         requested: The signal that asked to end, or None.
@@ -27,7 +29,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
-        self._breakable = False
+        self._breakable = self._hurried = self._late = False
         self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -37,18 +39,41 @@ class Interrupts:
         Raises:
             StopSignal: A request came.
         """
-        self._breakable = True
         try:
+            self._breakable = True
             if self.requested is not None:
                 raise StopSignal
             yield
         finally:
             self._breakable = False
 
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Break off what is done in here if it lasts longer than `HURRY_S` after SIGTERM.
+
+        Raises:
+            StopSignal: It did.
+        """
+        try:
+            self._hurried = True
+            if self._late:
+                raise StopSignal
+            yield
+        finally:
+            self._hurried = False
+
     def __enter__(self) -> Self:
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            handlers = {
+                signal.SIGINT: self._handle,
+                signal.SIGTERM: self._handle,
+                signal.SIGHUP: lambda number, frame: None,
+                signal.SIGALRM: self._hurry,
+            }
+            self._before = {
+                number: signal.signal(number, each) for number, each in handlers.items()
+            }
         return self
 
     def __exit__(
@@ -58,6 +83,8 @@ class Interrupts:
         trace: TracebackType | None,
     ) -> None:
         """Give the signals back."""
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -66,5 +93,12 @@ class Interrupts:
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
+        if number == signal.SIGTERM:
+            signal.setitimer(signal.ITIMER_REAL, HURRY_S)
         if self._breakable:
+            raise StopSignal
+
+    def _hurry(self, number: int, frame: FrameType | None) -> None:
+        self._late = True
+        if self._hurried:
             raise StopSignal

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastrl.config import Config
-from fastrl.sampling import Sampler
+from fastrl.sampling import Fault, Sampler
 from fastrl.shared.counters import Counter
 from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.fault_log import FaultLog
 from fastrl.training.metrics import MetricsLog
 from fastrl.training.progress import Progress
 from fastrl.training.window import Update, Window
@@ -24,10 +25,18 @@ class Journal:
         log: Where rows are written.
         progress: Where they are shown.
         window: Opened now.
+        faults: Where workers that failed are written down.
     """
 
-    def __init__(self, config: Config, log: MetricsLog, progress: Progress, window: Window) -> None:
-        self._log, self._progress, self.window = log, progress, window
+    def __init__(
+        self,
+        config: Config,
+        log: MetricsLog,
+        progress: Progress,
+        window: Window,
+        faults: FaultLog,
+    ) -> None:
+        self._log, self._progress, self.window, self._faults = log, progress, window, faults
         self._every_s = config.logging.every_s
         every_steps = config.logging.every_steps
         self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
@@ -48,8 +57,14 @@ class Journal:
         """Write a row of what happened since the last one, if anything did."""
         if self.window.steps:
             row = self.window.row(self._idle.since_last() if self._idle else None)
+            row["restarts"] = self._faults.count
             self._log.write("training", row)
             self._progress.show(row)
+
+    def note_fault(self, fault: Fault) -> None:
+        """Write down that a worker failed and is replaced."""
+        self._faults.write(fault)
+        self._progress.say(str(fault))
 
     def note_evaluation(self, result: EvaluationResult, steps: int) -> None:
         """Write down how the policy did as it was after ``steps``."""

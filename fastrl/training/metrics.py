@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fastrl.config import Config, LoggingConfig
 from fastrl.errors import ConfigError
+from fastrl.training.durable import writing
 from fastrl.training.run_directory import RunDirectory
 
 Row = Mapping[str, float | int]
@@ -36,25 +37,36 @@ class MetricsLog:
         run: The run's directory.
         config: The run's configuration.
         steps: Of the checkpoint that training goes on from: later rows are dropped.
+
+    Raises:
+        WriteError: They cannot be written.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
-        self._sinks: list[Sink] = [JsonLines(run.metrics, steps)]
+        self._path = run.metrics
         logging: LoggingConfig = config.logging
-        if logging.tensorboard:
-            self._sinks.append(TensorBoard(run.tensorboard, steps))
-        if logging.wandb:
-            self._sinks.append(WeightsAndBiases(run, config))
+        with writing(self._path):
+            self._sinks: list[Sink] = [JsonLines(run.metrics, steps)]
+            if logging.tensorboard:
+                self._sinks.append(TensorBoard(run.tensorboard, steps))
+            if logging.wandb:
+                self._sinks.append(WeightsAndBiases(run, config))
 
     def write(self, kind: str, row: Row) -> None:
-        """Write a row of metrics; see `Sink.write`."""
-        for sink in self._sinks:
-            sink.write(kind, row)
+        """Write a row of metrics; see `Sink.write`.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        with writing(self._path):
+            for sink in self._sinks:
+                sink.write(kind, row)
 
     def close(self) -> None:
         """Write what is left."""
-        for sink in self._sinks:
-            sink.close()
+        with writing(self._path):
+            for sink in self._sinks:
+                sink.close()
 
 
 class JsonLines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -91,11 +92,15 @@ class Progress:
     ) -> None:
         """Stop showing."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
     def _print(self, line: str) -> None:
         if self._live is None and self._console is not None:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            try:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            except OSError:  # the terminal, or who read the pipe, is gone; training goes on
+                self._console = None
 
     def _line(self) -> str:
         row = self._row

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.config import Config, config_to_yaml, load_config
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
-from fastrl.training.durable import write_durably
+from fastrl.training.durable import write_durably, writing
 
 RUNS = Path("runs")
 """Where runs are that were not given a directory."""
@@ -36,8 +36,9 @@ class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
     ``config.yaml`` holds every key as it is used, ``versions.json`` the packages and the machine,
-    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``checkpoints/`` and ``videos/`` what their
-    names say, and ``summary.json`` the outcome once training has ended.
+    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``faults.jsonl`` the workers that failed,
+    ``checkpoints/`` and ``videos/`` what their names say, and ``summary.json`` the outcome once
+    training has ended.
 
     Attributes:
         path: The directory.
@@ -56,13 +57,18 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, _locked(path))
+        except OSError as error:
+            raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
+        try:
             run._refuse_used()
-            (path / "checkpoints").mkdir(exist_ok=True)
+            with writing(path):
+                (path / "checkpoints").mkdir(exist_ok=True)
             run._write_json("versions.json", {"versions": versions(), "machine": machine()})
             # The last one: it is what makes the directory a run.
             run.write_config(config)
-        except OSError as error:
-            raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
+        except FastrlError:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -95,21 +101,36 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def faults(self) -> Path:
+        """Workers that failed, one JSON object per line."""
+        return self.path / "faults.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Where TensorBoard looks."""
         return self.path / "tensorboard"
 
     def write_config(self, config: Config) -> None:
-        """Replace the configuration."""
-        write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
+        """Replace the configuration.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        with writing(self.path / "config.yaml"):
+            write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the outcome."""
+        """Write the outcome.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
         self._write_json("summary.json", summary)
 
     def remove_summary(self) -> None:
         """Forget the outcome, since training goes on."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        with writing(self.path / "summary.json"):
+            (self.path / "summary.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Unlock; safe to call twice."""
@@ -130,7 +151,8 @@ class RunDirectory:
         raise ConfigError(f"'{self.path}' holds other files; choose another run_dir")
 
     def _write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        write_durably(self.path / name, (json.dumps(tree, indent=2) + "\n").encode())
+        with writing(self.path / name):
+            write_durably(self.path / name, (json.dumps(tree, indent=2) + "\n").encode())
 
 
 def find_run(name: str | Path) -> Path:
@@ -199,11 +221,15 @@ def _locked(path: Path) -> int:
         raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         owner = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
         by = f" by process {owner}" if owner.isdecimal() else ""
         raise ConfigError(f"'{path}' is being trained in{by}; wait for it or stop it") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, str(os.getpid()).encode())
+    except OSError as error:  # some network file systems have no locks
+        os.close(descriptor)
+        raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
+    with suppress(OSError):  # only says who it is
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
     return descriptor

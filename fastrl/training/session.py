@@ -18,9 +18,11 @@ from fastrl.learning import build_learner
 from fastrl.sampling import Sampler, make_plan, make_sampler
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.durable import WriteError
 from fastrl.training.episode_info import EpisodeInfo
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
+from fastrl.training.fault_log import FaultLog
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import IdleTime, Journal
 from fastrl.training.metrics import MetricsLog, check_packages
@@ -116,10 +118,10 @@ class Session:
             stack.callback(log.close)
             progress = stack.enter_context(self._build_progress(directory))
             window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
-            journal = Journal(config, log, progress, window)
+            journal = Journal(config, log, progress, window, FaultLog(directory.faults))
             saver = Saver(config, self._plan, self._learner, window, store)
             saver.save()
-            sampler = make_sampler(config, self._plan, self._learner.weights())
+            sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
             stack.enter_context(sampler)
             if config.sampler.mode == "async":
                 journal.watch(IdleTime(sampler))
@@ -146,12 +148,16 @@ class Session:
 
     def _train(self, sampler: Sampler, duties: _Duties, interrupts: Interrupts) -> bool:
         """Return whether training came to its end."""
-        trainer = Trainer(sampler, self._learner, self._config.total_steps, interrupts)
+        config = self._config
+        skips = config.faults.bad_numbers == "skip_update"
+        trainer = Trainer(
+            sampler, self._learner, config.total_steps, interrupts, skip_bad_updates=skips
+        )
         try:
             return trainer.run(duties.after_update)
         except StopSignal:
             return False
-        except (WorkerError, EnvError):
+        except (WorkerError, EnvError, WriteError):
             duties.saver.save()
             # A signal to the whole process group takes the workers down as well.
             if interrupts.requested is None:

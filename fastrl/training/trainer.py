@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
+from fastrl.errors import FastrlError
 from fastrl.learning import Learner
 from fastrl.sampling import Sampler
-from fastrl.training.interrupts import Interrupts
+from fastrl.shared.rollout_buffer import Rollout
+from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.window import Update
+
+_SKIPPED_IN_A_ROW = 10
+_SLOW_S = 0.5
+"""A copy of the state takes milliseconds: nothing beside an update of this length."""
+_LOGGER = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -24,13 +33,23 @@ class Trainer:
             end up to one rollout beyond.
         interrupts: Looked at between rollouts; one that comes while a rollout is waited for
             breaks the waiting off.
+        skip_bad_updates: Leave out updates that end in a loss or in parameters that are not
+            finite, up to 10 in a row. Costs a copy of the learner's state before each update.
     """
 
     def __init__(
-        self, sampler: Sampler, learner: Learner, total_steps: int, interrupts: Interrupts
+        self,
+        sampler: Sampler,
+        learner: Learner,
+        total_steps: int,
+        interrupts: Interrupts,
+        *,
+        skip_bad_updates: bool = False,
     ) -> None:
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts
+        self._skip_bad_updates, self._skipped = skip_bad_updates, 0
+        self._update_s = 0.0
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
@@ -57,7 +76,7 @@ class Trainer:
             rollout = self._sampler.collect()
         collected_s = time.perf_counter()
         lag = self._version - float(rollout.policy_version.double().mean())
-        metrics = self._learner.update(rollout)
+        metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())
         return Update(
             steps=self._learner.steps,
@@ -69,3 +88,30 @@ class Trainer:
             sampling_s=collected_s - began_s,
             learning_s=time.perf_counter() - collected_s,
         )
+
+    def _update(self, rollout: Rollout) -> dict[str, float]:
+        """Learn, or leave the learner as it was.
+
+        Its state is copied where it may be needed: if bad updates are skipped, and if an update
+        takes so long that SIGTERM might have to break it off.
+        """
+        is_slow = self._update_s > _SLOW_S
+        before = self._learner.state_dict() if self._skip_bad_updates or is_slow else None
+        began_s = time.perf_counter()
+        try:
+            with self._interrupts.hurried() if before is not None else nullcontext():
+                metrics = self._learner.update(rollout)
+        except StopSignal:
+            assert before is not None
+            self._learner.load_state_dict(before)
+            raise
+        except FastrlError as error:
+            self._skipped += 1
+            if before is None or not self._skip_bad_updates or self._skipped > _SKIPPED_IN_A_ROW:
+                raise
+            _LOGGER.warning("update %d is left out: %s", before["updates"], error)
+            steps, updates = before["steps"] + rollout.num_steps, before["updates"] + 1
+            self._learner.load_state_dict({**before, "steps": steps, "updates": updates})
+            return {"skipped_updates": 1.0}
+        self._skipped, self._update_s = 0, time.perf_counter() - began_s
+        return metrics | {"skipped_updates": 0.0} if self._skip_bad_updates else metrics

@@ -30,6 +30,8 @@ class SamplingPlan:
             batches, and with them every number, are the same in every run.
         torch_threads: Intra-op threads of each worker.
         spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
+        check_steps: Env workers fail on numbers that are not finite in the step in which they
+            arise, and not once the rollout is complete.
         first_rollout: Rollouts of this run that were sampled before, 0 unless it was resumed.
     """
 
@@ -45,6 +47,7 @@ class SamplingPlan:
     torch_threads: int = 1
     spins: int = 0
     first_rollout: int = 0
+    check_steps: bool = False
 
     def env_seeds(self, env_worker: int, group: int, replaced: int = 0) -> list[int]:
         """Return one seed per environment of a group: distinct, and independent of groups.

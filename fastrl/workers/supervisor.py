@@ -87,7 +87,8 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
-        return {name: child.process.pid or 0 for name, child in self._children.items()}
+        # A copy, as another thread may ask while workers are replaced.
+        return {name: child.process.pid or 0 for name, child in dict(self._children).items()}
 
     def check(self) -> None:
         """Return if every worker is alive and well; cheap enough for every wait.
@@ -122,10 +123,9 @@ class Supervisor:
         return sorted(ready, key=lambda name: not _last_words(self._children[name]))
 
     def _bury(self, name: str) -> WorkerError:
-        child = self._children[name]
+        child = self._children.pop(name)
         error = _error_of(name, child)
         _collect(child)
-        del self._children[name]
         return error
 
     def stop(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterable
@@ -18,6 +20,11 @@ from fastrl.errors import WorkerError
 from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.workers.supervisor import Connection, Supervisor, pipe
 
+_LOGGER = logging.getLogger(__name__)
+_NAME = "throughput-meter"
+_LOOK_S = 0.2
+_RESTARTS = 5
+"""How often the process is replaced before its failure is taken for a mistake."""
 REPORT_TIMEOUT_S = 20.0
 """How long readings may stay away; on a crowded machine its process may starve for seconds."""
 
@@ -48,6 +55,9 @@ def steps_per_s(first: Reading, last: Reading) -> float:
 class ThroughputMeter:
     """Starts the throughput process and receives its readings, on a thread of its own.
 
+    A process that ends is replaced: the counters are in shared memory, so that only readings in
+    between are missing.
+
     Attributes:
         readings: All readings so far, oldest first.
 
@@ -58,11 +68,18 @@ class ThroughputMeter:
 
     def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:
         self.readings: list[Reading] = []
-        self._receive, send = pipe()
+        self._counters, self._interval_s = counters, interval_s
+        self._restarts_left, self._looked_s = _RESTARTS, time.monotonic()
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
-        self._supervisor.start("throughput-meter", run_throughput_meter, counters, send, interval_s)
+        self._start()
+
+    def _start(self) -> None:
+        self._receive, send = pipe()
+        self._supervisor.start(_NAME, run_throughput_meter, self._counters, send, self._interval_s)
         send.close()
-        self._thread = threading.Thread(target=self._listen, name="throughput-meter", daemon=True)
+        self._thread = threading.Thread(
+            target=self._listen, args=(self._receive,), name=_NAME, daemon=True
+        )
         self._thread.start()
 
     def pids(self) -> dict[str, int]:
@@ -75,17 +92,24 @@ class ThroughputMeter:
         """Wait until so many readings were made at or after a moment of monotonic time.
 
         Raises:
-            WorkerError: The throughput process ended, or did not report within ``timeout_s``.
+            WorkerError: The throughput process ended again and again, or did not report.
         """
         deadline = time.monotonic() + timeout_s
         while self.count_since(start_ns) < count:
-            self._supervisor.check()
             if time.monotonic() > deadline:
-                raise WorkerError("throughput-meter", f"no reading within {timeout_s:g} s")
+                if _NAME in self._supervisor.pids():
+                    self._supervisor.kill(_NAME)
+                self._replace(WorkerError(_NAME, f"{_NAME}: no reading within {timeout_s:g} s"))
+                deadline += timeout_s
             time.sleep(0.001)
 
     def count_since(self, start_ns: int) -> int:
-        """Return how many readings were made at or after a moment of monotonic time."""
+        """Return how many readings were made at or after a moment of monotonic time.
+
+        Raises:
+            WorkerError: The throughput process ended again and again.
+        """
+        self._look()
         return sum(1 for _ in takewhile(lambda r: r.at_ns >= start_ns, reversed(self.readings)))
 
     def ends(self, start_ns: int) -> tuple[Reading, Reading]:
@@ -97,16 +121,37 @@ class ThroughputMeter:
         self.wait_since(start_ns, 2)
         return self.readings[-self.count_since(start_ns)], self.readings[-1]
 
-    def _listen(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
+    def _look(self) -> None:
+        """Replace the process if it has ended."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + _LOOK_S:
+            return
+        self._looked_s = now_s
+        for error in self._supervisor.failures():
+            self._replace(error)
+
+    def _replace(self, error: WorkerError) -> None:
+        if not self._restarts_left:
+            raise error
+        self._restarts_left -= 1
+        _LOGGER.warning("%s; it is replaced", error.args[0])
+        self._end_listening()
+        self._start()
+
+    def _listen(self, receive: Connection) -> None:
+        # A process that is killed in the middle of a reading leaves half of one.
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
-                self.readings.append(self._receive.recv())
+                self.readings.append(receive.recv())
+
+    def _end_listening(self) -> None:
+        self._thread.join(timeout=1.0)
+        self._receive.close()
 
     def close(self) -> None:
         """End the process."""
         self._supervisor.stop()
-        self._thread.join(timeout=1.0)
-        self._receive.close()
+        self._end_listening()
 
     def __enter__(self) -> Self:
         """Return itself."""

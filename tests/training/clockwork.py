@@ -99,6 +99,26 @@ class Overflowing(Breaking):
             return self._observe(), 1e18, True, False, {}
 
 
+class Undefined(Breaking):
+    """Observes a NaN in its 30th step, and only there."""
+
+    def step(self, action):
+        try:
+            return super().step(action)
+        except RuntimeError:
+            return self._observe() * np.nan, 0.0, False, False, {}
+
+
+class Unbounded(Breaking):
+    """Gives an infinite reward in its 30th step."""
+
+    def step(self, action):
+        try:
+            return super().step(action)
+        except RuntimeError:
+            return self._observe(), np.inf, False, False, {}
+
+
 def small_run(path, **changes):
     """Return a run of 8 rollouts of 64 steps that uses all that a checkpoint has to hold."""
     sections = {

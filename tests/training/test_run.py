@@ -8,7 +8,14 @@ import math
 import pytest
 import torch
 
-from fastrl.config import Config, EnvConfig, EvaluationConfig, LoggingConfig, SamplerConfig
+from fastrl.config import (
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    FaultsConfig,
+    LoggingConfig,
+    SamplerConfig,
+)
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.training import evaluate_run, record_run, resume, train
 from fastrl.training.checkpoint import CheckpointError, CheckpointStore
@@ -151,7 +158,8 @@ def test_what_was_learnt_is_saved_when_an_environment_breaks(tmp_path, kind, err
     path = tmp_path / "run"
     sampler = PROCESSES.model_copy(update={"kind": kind})
     env = EnvConfig(id="tests.training.clockwork:Breaking")
-    config = small_run(path, sampler=sampler, env=env)
+    faults = FaultsConfig(max_restarts=0)
+    config = small_run(path, sampler=sampler, env=env, faults=faults)
     with pytest.raises(error, match="the simulator exploded"):
         train(
             config.model_copy(
@@ -167,6 +175,58 @@ def test_what_was_learnt_is_saved_when_an_environment_breaks(tmp_path, kind, err
     with pytest.raises(error):
         resume(path)
     assert store.load("last").steps == 384
+
+
+def test_run_goes_on_when_environments_break_and_says_so(tmp_path):
+    env = EnvConfig(id="tests.training.clockwork:Breaking")
+    done = train(small_run(tmp_path / "run", sampler=PROCESSES, env=env))
+    assert done.outcome.steps == 512
+    faults = [json.loads(line) for line in (done.path / "faults.jsonl").read_text().splitlines()]
+    assert len(faults) >= 2
+    for fault in faults:
+        assert "the simulator exploded" in fault["cause"]
+        assert "in step" in fault["remote_traceback"]
+        (suspect,) = fault["suspects"]
+        assert suspect.keys() == {"env", "seed", "episode", "action"}
+    restarts = [row["restarts"] for row in rows(done.path, "training")]
+    assert restarts == sorted(restarts)
+    assert restarts[-1] == len(faults)
+
+
+@pytest.mark.parametrize("kind", ["process", "serial"])
+@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded"])
+def test_number_that_is_not_finite_ends_the_run_and_is_named(tmp_path, kind, env_id):
+    sampler = PROCESSES.model_copy(update={"kind": kind})
+    env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
+    config = small_run(tmp_path / "run", sampler=sampler, env=env)
+    number, field = {"Undefined": ("nan", "observation"), "Unbounded": ("inf", "reward")}[env_id]
+    told = rf"^{field} is {number} at step [56] of rollout 3, in env \d of 'tests.*{env_id}'; see "
+    with pytest.raises(EnvError, match=told):
+        train(config)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").load("last").steps == 192
+
+
+@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded"])
+def test_episode_of_a_bad_number_is_truncated(tmp_path, env_id):
+    env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
+    faults = FaultsConfig(bad_numbers="truncate_episode", max_restarts=100)
+    done = train(small_run(tmp_path / "run", sampler=PROCESSES, env=env, faults=faults))
+    assert done.outcome.steps == 512
+    (first, *_) = (done.path / "faults.jsonl").read_text().splitlines()
+    assert "EnvError: env 0 of 'tests.training.clockwork" in json.loads(first)["cause"]
+
+
+def test_update_of_a_bad_number_is_left_out(tmp_path):
+    env = EnvConfig(id="tests.training.clockwork:Undefined")
+    done = train(
+        small_run(tmp_path / "run", env=env, faults=FaultsConfig(bad_numbers="skip_update"))
+    )
+    assert done.outcome.steps == 512
+    skipped = [row["skipped_updates"] for row in rows(done.path, "training")]
+    assert skipped == [0, 0, 0, 1, 0, 0, 0, 0]
+    checkpoint = CheckpointStore(done.path / "checkpoints").load("last")
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
+    assert checkpoint.about["updates"] == 8
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):

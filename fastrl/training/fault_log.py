@@ -1,0 +1,41 @@
+"""What is written down of workers that failed: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fastrl.sampling import Fault
+from fastrl.training.durable import WriteError
+
+
+class FaultLog:
+    """The file ``faults.jsonl`` of a run.
+
+    Attributes:
+        count: Faults in the whole run.
+
+    Args:
+        path: The file; made with the first fault.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.count = path, 0
+        with suppress(OSError), path.open("rb") as file:
+            self.count = sum(1 for _ in file)
+
+    def write(self, fault: Fault) -> None:
+        """Append a fault, with the time of day.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        row = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **fault.to_dict()}
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise WriteError.of(self._path, error) from error
+        self.count += 1
