@@ -1,0 +1,171 @@
+"""Faults at random moments, and what came of them: the long form of ``tests/chaos``.
+
+python scripts/chaos.py --faults 200 --kills 100 --fuzz 10000 --json results/chaos.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fastrl.config import load_config
+from fastrl.machine import machine, versions
+from fastrl.training import session, train
+from scripts.storm.fuzz import fuzz_configurations
+from scripts.storm.kills import kill_again_and_again
+from scripts.storm.weather import Storm
+
+DEADLINE_S = 1.5
+SCORE = 475.0
+
+
+def main() -> int:
+    """Run what is asked for, write the JSON; 1 if anything was not as promised."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=0, help="in one training run")
+    parser.add_argument("--kills", type=int, default=0, help="of a whole training run")
+    parser.add_argument("--fuzz", type=int, default=0, help="configurations")
+    parser.add_argument("--max-seconds", type=float, default=3600.0, help="for each part")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+
+    report: dict[str, Any] = {}
+    if args.json is not None and args.json.exists():
+        report = json.loads(args.json.read_text())  # parts may be run one by one
+    with tempfile.TemporaryDirectory() as directory:
+        if args.faults:
+            report["faults"] = storm(Path(directory), args.faults, args.max_seconds, args.seed)
+        if args.kills:
+            report["kills"] = kills(Path(directory), args.kills, args.max_seconds, args.seed)
+        if args.fuzz:
+            report["fuzz"] = fuzz_configurations(args.fuzz, args.max_seconds, args.seed)
+    report |= {
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    parts = {name: report[name] for name in ("faults", "kills", "fuzz") if name in report}
+    print(json.dumps(parts, indent=2))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if all(part["as_promised"] for part in parts.values()) else 1
+
+
+def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, Any]:
+    """Train CartPole while its workers are hit, until enough of them were."""
+    config = load_config(
+        Path("configs/cartpole_ppo.yaml"),
+        [
+            f"run_dir={directory / 'storm'}",
+            "env.id=scripts.storm.stormy_cartpole:make",
+            "env.max_episode_steps=500",
+            f"env.step_timeout_s={DEADLINE_S}",
+            f"env.reset_timeout_s={DEADLINE_S}",
+            "sampler.num_env_workers=2",
+            "sampler.num_model_workers=1",
+            "sampler.groups=2",
+            "sampler.envs_per_worker=4",
+            "faults.max_restarts=100000",
+            "total_steps=1e8",
+            "algorithm.learning_rate_schedule=constant",
+            "algorithm.clip_schedule=constant",
+            "evaluation.enabled=false",
+            "logging.tensorboard=false",
+        ],
+    )
+    path, began_s = directory / "storm" / "faults.jsonl", time.monotonic()
+    storms: list[Storm] = []
+    make_sampler, after_update = session.make_sampler, session._Duties.after_update
+    best = [0.0]
+
+    def stormy_sampler(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        sampler = make_sampler(*args, **kwargs)
+        storms.append(Storm(sampler, seed, deadline_s=DEADLINE_S))
+        return sampler
+
+    def until_enough(duties: Any, update: Any) -> bool:  # noqa: ANN401
+        if update.updates == 1:
+            storms[0].__enter__()
+        returns = update.episodes.returns
+        if len(returns):
+            best[0] = 0.98 * best[0] + 0.02 * float(returns.mean())
+        enough = path.exists() and path.read_bytes().count(b"\n") >= faults
+        done = (enough and best[0] >= SCORE * 0.9) or time.monotonic() - began_s > max_s
+        return bool(after_update(duties, update) or done)
+
+    session.make_sampler = stormy_sampler  # type: ignore[assignment]
+    session._Duties.after_update = until_enough  # type: ignore[method-assign,assignment]
+    try:
+        done = train(config)
+    finally:
+        session.make_sampler = make_sampler
+        session._Duties.after_update = after_update  # type: ignore[method-assign]
+        storms[0].__exit__()
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    from fastrl.training import evaluate_run
+
+    # The policy of the storm, judged in a calm.
+    score = evaluate_run(done.path, episodes=100).result.return_mean
+    recovery_s = storms[0].recovery_s
+    causes = Counter(_kind(row["cause"]) for row in logged)
+    return {
+        "seconds": time.monotonic() - began_s,
+        "steps": done.outcome.steps,
+        "faults_logged": len(logged),
+        "causes": dict(causes),
+        "hits_from_outside": dict(storms[0].hits),
+        "not_recovered": storms[0].unrecovered,
+        "recovery_mean_s": statistics.fmean(recovery_s) if recovery_s else None,
+        "recovery_max_s": max(recovery_s, default=None),
+        "score": score,
+        "as_promised": len(logged) >= faults
+        and not storms[0].unrecovered
+        and score >= SCORE
+        and statistics.fmean(recovery_s) <= 1.0,
+    }
+
+
+def _kind(cause: str) -> str:
+    worker, _, rest = cause.partition(" ")
+    kind = worker.rpartition("-")[0]
+    for sign in ("SIGKILL", "SIGABRT", "the pole broke", "within"):
+        if sign in rest:
+            return f"{kind}: {'deadline' if sign == 'within' else sign}"
+    return f"{kind}: {rest}"
+
+
+def kills(directory: Path, times: int, max_s: float, seed: int) -> dict[str, Any]:
+    """Kill a whole run again and again, and resume it each time."""
+    found = kill_again_and_again(directory, times, max_s, seed)
+    return {
+        "seconds": found.seconds,
+        "killed": found.killed,
+        "resumed": found.resumed,
+        "interval_steps": found.interval_steps,
+        "lost_steps_mean": statistics.fmean(found.lost_steps),
+        "lost_steps_max": max(found.lost_steps),
+        "left_processes": found.left_processes,
+        "left_files_in_dev_shm": found.left_files,
+        "as_promised": found.resumed == found.killed - 1
+        and max(found.lost_steps) <= found.interval_steps
+        and found.left_processes == found.left_files == 0,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

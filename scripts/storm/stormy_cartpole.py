@@ -1,0 +1,37 @@
+"""A CartPole whose simulator raises, hangs or aborts now and then."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any
+
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+_EVERY = 150_000
+"""Mean steps of one environment between two faults."""
+
+
+class StormyCartPole(CartPoleEnv):
+    """Fails by chance; each process has other chances."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(**kwargs)
+        self._pick = random.Random(f"{os.getpid()} {time.monotonic_ns()}")
+
+    def step(self, action: Any) -> Any:  # noqa: ANN401
+        """Step, or fail."""
+        if self._pick.random() < 1 / _EVERY:
+            kind = self._pick.choice(("raise", "hang", "abort"))
+            if kind == "raise":
+                raise RuntimeError("the pole broke")
+            if kind == "abort":
+                os.abort()
+            time.sleep(600)
+        return super().step(action)
+
+
+def make(**kwargs: Any) -> StormyCartPole:  # noqa: ANN401
+    """Return one."""
+    return StormyCartPole(**kwargs)
