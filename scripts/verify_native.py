@@ -50,21 +50,24 @@ def main() -> None:
     args = _options()
     path = args.json or ROOT / "results" / f"identity_{args.what}.json"
     parts = list(_mujoco(args) if args.what == "mujoco" else _crafter(args))
-    report = _report(path, args)
     deadline = time.monotonic() + args.minutes * 60
-    for name, run in parts:
-        if name in report["parts"]:
+    for name, run in reversed(parts) if args.reverse else parts:
+        if name in _report(path, args)["parts"]:
             continue
         if time.monotonic() > deadline:
             print("out of time; call again to go on")
             return
         start = time.perf_counter()
         found = {**run(), "wall_s": round(time.perf_counter() - start, 1)}
+        # Read again: another process may have come from the other end.
+        report = _report(path, args)
         report["parts"][name] = found
         report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         print(name, json.dumps(found), flush=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(_markdown(report), encoding="utf-8")
+        _write(path, report)
+    report = _report(path, args)
+    report["parts"] = {name: report["parts"][name] for name, _ in parts}
+    _write(path, report)
     print(f"all {len(parts)} parts are identical; {path} and {path.with_suffix('.md')}")
 
 
@@ -76,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=30, help="of each kind of Crafter player")
     parser.add_argument("--steps", type=int, help="default 1,000 for robots, 2,000 for Crafter")
     parser.add_argument("--policy", type=Path, help="directory of a training run on Crafter")
+    parser.add_argument("--reverse", action="store_true", help="for a second process")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.steps = args.steps or {"mujoco": 1000, "crafter": 2000}[args.what]
@@ -84,7 +88,8 @@ def _options() -> argparse.Namespace:
 
 def _report(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Return the report so far, or an empty one where it is of something else."""
-    command = shlex.join(["python", "scripts/verify_native.py", *sys.argv[1:]])
+    asked = ["RUN" if each == str(args.policy) else each for each in sys.argv[1:]]
+    command = shlex.join(["python", "scripts/verify_native.py", *asked])
     same = {
         "what": args.what,
         "steps": args.steps,
@@ -96,6 +101,11 @@ def _report(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         if all(old.get(key) == value for key, value in same.items()):
             return {**old, "command": command}
     return {**same, "command": command, "machine": machine(), "parts": {}}
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(_markdown(report), encoding="utf-8")
 
 
 def _digest(folder: str) -> str:
@@ -199,7 +209,7 @@ def _markdown(report: dict[str, Any]) -> str:
     else:
         kinds: dict[str, list[dict[str, Any]]] = {}
         for name, part in parts.items():
-            kinds.setdefault(name.partition(",")[0], []).append(part)
+            kinds.setdefault(name.partition(", seeds")[0], []).append(part)
         lines += ["| player | seeds | steps | deaths | at night | asleep | achievements |"]
         lines += ["|---|---|---|---|---|---|---|"]
         for name, found in kinds.items():
