@@ -117,8 +117,14 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
         return Counted(float(about["wall_s"]), int(about["episodes"]), info)
     except FastrlError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except KeyError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name} lacks {error}") from error
+    except Exception as error:  # what it holds may be anything
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} holds no state of this run: "
+            f"{type(error).__name__}: {told}"
+        ) from error
 
 
 def load_model(model: Any, state_dict: Mapping[str, Tensor], name: str) -> None:  # noqa: ANN401

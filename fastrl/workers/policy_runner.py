@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl.errors import FastrlError
 from fastrl.models.inference import (
     InferenceEngine,
     PolicyOutput,
@@ -69,12 +70,19 @@ class PolicyRunner:
         self._noise[rollout % NUM_BANKS].copy_(self._draw_noise(rollout))
 
     def serve(self, requests: Sequence[Request]) -> None:
-        """Answer requests; adjacent ones of the same step share one forward pass."""
+        """Answer requests; adjacent ones of the same step share one forward pass.
+
+        Raises:
+            FastrlError: The device has too little memory; says what would fit.
+        """
         for request in _merge(requests):
             call = self._calls.get(request)
-            if call is None:
-                call = self._calls[request] = self._bind(request)
-            call()
+            try:
+                if call is None:
+                    call = self._calls[request] = self._bind(request)
+                call()
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory(request) from error
 
     def _bind(self, request: Request) -> Callable[[], None]:
         """Return a call that serves this request in every later rollout.
@@ -134,6 +142,30 @@ class PolicyRunner:
         self._engine.bind_values(final, values)()
         bank.final_value[before, index] = values
 
+    def _out_of_memory(self, request: Request) -> FastrlError:
+        """Return an error that says how many environments the device has memory for."""
+        rows = request.stop - request.start
+        observation = self._table.banks[request.bank].observation
+        fits = rows // 2
+        while fits:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            part = {
+                leaf: tensor[request.t, _part(request, fits)]
+                for leaf, tensor in observation.items()
+            }
+            try:
+                self._engine.values(part, torch.empty(fits))
+                break
+            except torch.OutOfMemoryError:
+                fits //= 2
+        remedy = f"{fits} fit" if fits else "not even one fits"
+        return FastrlError(
+            f"{self._plan.device(self._policy)} has no memory to infer {rows} environments at "
+            f"once, {remedy}; lower sampler.envs_per_worker, or raise sampler.groups or "
+            "sampler.num_model_workers"
+        )
+
     def _draw_noise(self, rollout: int) -> Tensor:
         """Return noise ``[T, slots, noise_size]`` for one rollout."""
         shape = (self._length, self._slots.stop - self._slots.start)
@@ -144,6 +176,10 @@ class PolicyRunner:
         if plan.build_model is None:
             return RandomEngine(plan.env_spec)
         return build_engine(plan.build_model(), plan.device(policy), plan.engine)
+
+
+def _part(request: Request, rows: int) -> slice:
+    return slice(request.start, request.start + rows)
 
 
 def _slots(request: Request) -> slice:

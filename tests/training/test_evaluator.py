@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -73,12 +74,29 @@ def test_nothing_asked_nothing_answered(evaluator):
     assert evaluator.poll() is None
 
 
-def test_killed_process_is_reported(evaluator, model):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_process_that_fails_is_replaced_and_asked_again(evaluator, model, monkeypatch, number):
+    monkeypatch.setattr("fastrl.training.evaluator.STALL_S", 3.0)
     evaluator.request(model.state_dict(), 0)
+    expected = result_of(evaluator)
     (pid,) = evaluator.pids().values()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
+    evaluator.request(model.state_dict(), 0)
+    assert result_of(evaluator) == expected
+    assert evaluator.pids() != {"evaluator": pid}
+
+
+def test_process_that_fails_again_and_again_is_reported(evaluator, model):
+    def kill_for_ever():
+        while True:
+            for pid in evaluator.pids().values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            evaluator.poll(timeout_s=0.1)
+
+    evaluator.request(model.state_dict(), 0)
     with pytest.raises(WorkerError, match="evaluator"):
-        result_of(evaluator)
+        kill_for_ever()
 
 
 def test_close_ends_the_process_at_once(evaluator, model):

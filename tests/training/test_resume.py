@@ -99,6 +99,34 @@ def test_resumed_a2c_run_equals_one_never_stopped(tmp_path):
     assert_same(final_state(whole), final_state(stopped))
 
 
+ALGORITHMS = {
+    "ppo": small_run(None).algorithm,
+    "a2c": A2CConfig(learning_rate_schedule="linear", normalize_rewards=True),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "kind", ["serial", pytest.param("processes", marks=pytest.mark.slow), "model worker"]
+)
+def test_run_goes_on_exactly_from_every_update(tmp_path, kind, algorithm):
+    sampler = SamplerConfig(
+        envs_per_worker=4, num_env_workers=2, rollout_length=8, lock_step=True, **SAMPLERS[kind]
+    )
+    whole, total = tmp_path / "whole", 256
+    train(small_run(whole, sampler=sampler, algorithm=ALGORITHMS[algorithm], total_steps=total))
+    names = CheckpointStore(whole / "checkpoints").names()
+    assert len(names) == 5
+    expected = CheckpointStore(whole / "checkpoints").load("last")
+    for name in names[:-1]:
+        stopped = tmp_path / name
+        shutil.copytree(whole, stopped)
+        resume(stopped, checkpoint=name)
+        found = CheckpointStore(stopped / "checkpoints").load("last")
+        assert_same(dict(expected.model), dict(found.model))
+        assert_same(expected.state["learner"], found.state["learner"])
+
+
 def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(small_run(tmp_path / name, seed=seed))

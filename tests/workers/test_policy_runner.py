@@ -1,0 +1,34 @@
+"""A policy runner says what would fit where its device has too little memory."""
+
+import pytest
+import torch
+
+from fastrl.errors import FastrlError
+from fastrl.shared.table import Table
+from fastrl.spec import Topology
+from fastrl.workers.policy_runner import PolicyRunner, Request
+from tests.sampling.counting import CountingPolicy, make_plan
+
+
+class Greedy(CountingPolicy):
+    """Needs the memory of a device for five rows."""
+
+    def value(self, observation):
+        rows = observation[self._leaf]
+        if len(rows) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().value(observation)
+
+
+@pytest.mark.parametrize(("limit", "told"), [(5, "4 fit"), (0, "not even one fits")])
+def test_too_little_memory_names_a_size_that_fits(limit, told):
+    def build():
+        policy = Greedy()
+        policy.limit = limit
+        return policy
+
+    plan = make_plan(Topology(16, 1), 3, build_model=build)
+    table = Table(plan.env_spec, 3, 16)
+    runner = PolicyRunner(plan, table, None, 0)
+    with pytest.raises(FastrlError, match=f"infer 16 environments at once, {told}; lower sampler"):
+        runner.serve([Request(0, 0, 0, 16)])
