@@ -7,9 +7,13 @@ import time
 from fastrl.cores import usable_cores
 from fastrl.vector.spec import Env, VectorPlan
 
-HAND_OVER_S = 120e-6
-"""What a step of worker processes costs besides the environments: 60 to 120 µs for two workers on
-a 2-core AMD EPYC."""
+HAND_OVER_S = 200e-6
+"""What a step of worker processes costs besides the environments, on a 2-core AMD EPYC."""
+
+SLOWDOWN = 1.6
+"""How much slower environments step while every core is busy, on the same machine: its virtual
+cores share what they have. Where cores are whole, `auto` is somewhat too slow to leave one process.
+"""
 
 _BUDGET_S = 0.05
 _MAX_STEPS = 500
@@ -29,8 +33,7 @@ def choose_backend(plan: VectorPlan) -> str:
         alone_s = seconds_per_step(env) * plan.num_envs
     finally:
         env.close()
-    # The workers' shares are never quite even.
-    together_s = 1.1 * alone_s / workers + HAND_OVER_S
+    together_s = SLOWDOWN * alone_s / workers + HAND_OVER_S
     return "processes" if together_s < alone_s else "serial"
 
 

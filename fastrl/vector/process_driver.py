@@ -155,7 +155,7 @@ class ProcessDriver:
         return answers
 
     def _wait(self, deadline: float, timeout_s: float) -> None:
-        while not self._control.answered.wait(_SLICE_S, self._plan.spins):
+        while not self._control.answered.wait(_SLICE_S):
             self._look_after()
             if time.monotonic() > deadline:
                 raise self._silent(timeout_s)

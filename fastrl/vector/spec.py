@@ -99,7 +99,8 @@ class VectorPlan:
         num_workers: How many step them: processes or threads; 1 where they are stepped in turn.
         autoreset: When the next episode begins where one ended.
         different_spaces: Whether instances may differ in the bounds of their observations.
-        spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
+        spin_s: How long a worker process that waits for its next order keeps its core awake, giving
+            way to others, before it sleeps: a sleeping virtual core takes 50 to 100 µs to wake up.
         timeout_s: How long any one call may take.
         start_timeout_s: How long building all environments may take.
         torch_threads: Intra-op threads of torch in every worker process.
@@ -113,7 +114,7 @@ class VectorPlan:
     num_workers: int
     autoreset: AutoresetMode
     different_spaces: bool = False
-    spins: int = 0
+    spin_s: float = 300e-6
     timeout_s: float = 120.0
     start_timeout_s: float = 300.0
     torch_threads: int = 1

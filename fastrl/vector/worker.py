@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,16 +96,17 @@ class Control:
         row = self._ready[worker, number % self.num_envs]
         return int(row[0]), bool(row[1])
 
-    def wait(self, worker: int, spins: int) -> tuple[int, int]:
+    def wait(self, worker: int, spin_s: float) -> tuple[int, int]:
         """Return a worker's next order and its bank.
 
         Raises:
             StopRequestedError: It is to end.
         """
         signal, line = self._signals[worker], self._orders[worker]
-        while not signal.wait(SLICE_S, spins):
-            if line[_ORDER] == STOP:
-                break
+        if not _spin(signal, spin_s):
+            while not signal.wait(SLICE_S):
+                if line[_ORDER] == STOP:
+                    break
         if line[_ORDER] == STOP:
             raise StopRequestedError("the vector environment was closed")
         return line[_ORDER], line[_BANK]
@@ -211,7 +214,7 @@ class _Server:
         orders: Connection,
         answers: Connection,
     ) -> None:
-        self._control, self._spins = context.control, context.plan.spins
+        self._control, self._spin_s = context.control, context.plan.spin_s
         self._objects = not context.spec.fits_rows
         self._worker, self._group = worker, group
         self._orders, self._answers = orders, answers
@@ -220,7 +223,7 @@ class _Server:
     def serve(self) -> None:
         control, worker, group = self._control, self._worker, self._group
         while True:
-            order, bank = control.wait(worker, self._spins)
+            order, bank = control.wait(worker, self._spin_s)
             if order == STEP:
                 if self._objects:
                     group.action_objects = cloudpickle.loads(self._orders.recv_bytes())
@@ -258,6 +261,16 @@ class _Server:
         # Before the pipe, which may be too small for it: the caller has to begin to read.
         self._control.answer(self._worker, mail=True)
         self._answers.send_bytes(payload)
+
+
+def _spin(signal: Signal, seconds: float) -> bool:
+    """Wait for a signal without sleeping, but give way to whoever else wants the core."""
+    until = time.perf_counter() + seconds
+    while not signal.try_wait():
+        if time.perf_counter() > until:
+            return False
+        os.sched_yield()
+    return True
 
 
 def _dumps(value: Any) -> bytes:  # noqa: ANN401

@@ -1,0 +1,1 @@
+"""What scripts/bench_vector.py measures, how, and how it is told."""
