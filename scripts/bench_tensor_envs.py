@@ -33,7 +33,7 @@ from fastrl.cores import usable_cores
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.machine import machine, versions
 
-_SIZES = [2**power for power in (6, 8, 10, 11, 12, 14, 16, 18, 20)]
+_SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
 _POLICY_ENVS = (1024, 4096, 16384, 65536)
 Builder = Callable[[Setting], Run | None]
 
@@ -47,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in _measure(setting, _builders(args, workload), args):
             found.append({"env": setting.env, "workload": workload, **row})
             print(report.line(found[-1]), file=sys.stderr, flush=True)
+        text = _write(found, args)
+    print(text)
+    return 0
+
+
+def _write(found: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Write all files; return the tables."""
+    found = sorted(found, key=_place)
     result = {
         "results": found,
         "threads": args.threads,
@@ -59,10 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     text = report.markdown(result)
     args.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     report.plot(result, args.plot)
-    return 0
+    return text
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Return where a row belongs, whenever it was measured."""
+    workload, env = list(report.WORKLOADS).index(row["workload"]), list(TENSOR_ENVS)
+    return workload, env.index(row["env"]), row["num_envs"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,8 +105,8 @@ def _kept(args: argparse.Namespace) -> list[dict[str, Any]]:
     if not (args.add and args.json.exists()):
         return []
     rows = json.loads(args.json.read_text(encoding="utf-8"))["results"]
-    anew = {(setting.env, workload) for workload, setting in _cells(args)}
-    return [row for row in rows if (row["env"], row["workload"]) not in anew]
+    anew = {(each.env, workload, each.num_envs) for workload, each in _cells(args)}
+    return [row for row in rows if (row["env"], row["workload"], row["num_envs"]) not in anew]
 
 
 def _builders(args: argparse.Namespace, workload: str) -> dict[str, Builder]:

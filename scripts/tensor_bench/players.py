@@ -26,8 +26,10 @@ Run = Callable[[int], None]
 """Steps every environment so many times, and returns when that is done."""
 
 
-_MOST_ON_CPU = 2**17
+_MOST_ON_CPU = 2**16
 """Environments of a tensor program, of which a step of more takes seconds on a CPU."""
+_MOST_OF_ENVPOOL = 2**14
+"""Environments of EnvPool, which has been slower at every larger number."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def gymnasium_vector(setting: Setting) -> Run | None:
 
 def envpool(setting: Setting) -> Run | None:
     """Step EnvPool, with its best documented number of threads: one per core."""
-    if find_spec("envpool") is None or setting.hidden_sizes:
+    too_many = setting.num_envs > _MOST_OF_ENVPOOL
+    if find_spec("envpool") is None or setting.hidden_sizes or too_many:
         return None
     import envpool as package
 

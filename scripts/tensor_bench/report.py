@@ -104,7 +104,7 @@ def _about(result: dict[str, Any]) -> str:
     gpu = machine["gpu"] or "none: those rows are not yet measured"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {result['threads']} threads; GPU: {gpu}. "
-        f"Median of {result['repeats']} rounds of {result['seconds']} s, taken in turns. "
+        f"Median of {result['repeats']} rounds of at least {result['seconds']} s, taken in turns. "
         f"{versions}."
     )
 
