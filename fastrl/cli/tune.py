@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fastrl.tuning.report import TuneReport
 
 _EXIT_INTERRUPTED = 130
+_BUSY = 0.25
+"""Share of the cores that others may use without a warning."""
 
 
 def tune(
@@ -88,6 +90,7 @@ def tune(
         batch=parse_batch(batch),
         seed=seed,
     )
+    _warn_if_busy()
     interrupted = False
     command = shlex.join(["fastrl", *sys.argv[1:]])
     with ExitStack() as stack:
@@ -109,6 +112,15 @@ def tune(
         return _EXIT_INTERRUPTED
     _write(config, report, path if write else None, overlay, path)
     return 0
+
+
+def _warn_if_busy() -> None:
+    """Say so where others compute: then many processes win, as each gets a share of the cores."""
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.2) / 100
+    if busy > _BUSY:
+        note(f"other programs keep {busy:.0%} of the cores busy: tune again when they do not")
 
 
 class _Lines:

@@ -314,15 +314,14 @@ class Search:
         self, candidate: Candidate, reference: Candidate | None, seconds: float
     ) -> Trial:
         start = self._clock()
-        # Every other time the reference comes first, so that a steady drift cancels too.
-        reference_first = len(self._trials) % 2 == 0
-        other = None
+        before = after = None
         try:
-            if reference is not None and reference_first:
-                other = self._measure(reference, seconds)
+            # Half of the reference's window comes first and half last: a steady drift cancels.
+            if reference is not None:
+                before = self._measure(reference, seconds / 2)
             own = self._measure(candidate, seconds)
-            if reference is not None and not reference_first:
-                other = self._measure(reference, seconds)
+            if reference is not None:
+                after = self._measure(reference, seconds / 2)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return Trial(
@@ -339,7 +338,7 @@ class Search:
             reference,
             seconds,
             fps=own.fps,
-            reference_fps=None if other is None else other.fps,
+            reference_fps=(before.fps + after.fps) / 2 if before and after else None,
             cost_s=self._clock() - start,
             notes=own.notes,
         )

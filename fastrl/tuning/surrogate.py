@@ -19,6 +19,9 @@ _PRIOR_SPREAD = 0.35
 """Standard deviation of log speed between very different candidates, before any is measured."""
 
 
+_SCALES = (0.7, 1.0, 1.5, 2.2)
+"""Multiples of `_LENGTHS` among which the measurements choose, once there are `_ENOUGH`."""
+_ENOUGH = 6
 _SLOW = 1.2
 """Log speed below the best from which on candidates are equally hopeless."""
 
@@ -62,13 +65,26 @@ class Surrogate:
         spread = max(_PRIOR_SPREAD, float(np.std(values)))
         self._variance = spread**2
         noise = np.array([variances[c] for c in scores]) + 1e-4
-        covariance = self._kernel(self._points, self._points) + np.diag(noise)
-        self._inverse: Array = np.linalg.inv(covariance).astype(np.float64)
-        self._weights = _product("ij,j->i", self._inverse, values - self._mean)
+        residuals = values - self._mean
+        self._likelihood = -math.inf
+        for scale in _SCALES if len(values) >= _ENOUGH else (1.0,):
+            self._fit(scale, noise, residuals)
+
+    def _fit(self, scale: float, noise: Array, residuals: Array) -> None:
+        """Take a length scale if it explains the scores better than the ones before."""
+        covariance = self._kernel(self._points / scale, self._points / scale) + np.diag(noise)
+        inverse: Array = np.linalg.inv(covariance).astype(np.float64)
+        weights = _product("ij,j->i", inverse, residuals)
+        log_volume = float(np.linalg.slogdet(covariance)[1])
+        likelihood = -0.5 * (float(_product("i,i->", residuals, weights)) + log_volume)
+        if likelihood > self._likelihood:
+            self._likelihood, self._scale = likelihood, scale
+            self._inverse, self._weights = inverse, weights
 
     def guess(self, candidates: Sequence[Candidate]) -> Guess:
         """Return what to expect of candidates, at least one."""
-        cross = self._kernel(_features(candidates), self._points)
+        points = _features(candidates) / self._scale
+        cross = self._kernel(points, self._points / self._scale)
         explained = _product("ij,ij->i", _product("ij,jk->ik", cross, self._inverse), cross)
         std = np.sqrt(np.maximum(self._variance - explained, 1e-12))
         return Guess(self._mean + _product("ij,j->i", cross, self._weights), std)

@@ -35,12 +35,13 @@ from fastrl.workers.plan import SamplingPlan
 Objective = Literal["fps", "train_fps"]
 
 _RUNNING = 2
-_SETTLE_S = 0.1
+_SETTLE_S = 0.05
 """Sampled before a window: caches fill, and whatever waited has gone on."""
 _ROLLOUT_S = 0.1
 """How long a rollout may take; others are cut shorter, or short windows would hold none."""
 _SHORTEST_ROLLOUT = 4
-_QUIET_S = 0.01
+_QUIET_S = 0.015
+"""How long no step may be made by workers that rest."""
 
 
 class Rig(ABC):
@@ -113,7 +114,7 @@ class Rig(ABC):
         """Wait until the workers have filled what they may fill."""
         steps = -1
         while steps != (steps := self._sampler.counters.env_steps()):
-            time.sleep(_QUIET_S + _ROLLOUT_S / 4)
+            time.sleep(_QUIET_S)
 
     def _after(self, seconds: float) -> tuple[float, int, np.ndarray, float]:
         """Go on for so long; return the time, the steps, the counters, the time of learning."""

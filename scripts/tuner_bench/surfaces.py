@@ -78,10 +78,10 @@ class Trials:
         """Return a noisy window, as `fastrl.tuning.Measure` says."""
         self.measured[candidate] = self.measured.get(candidate, 0) + 1
         surface = self.surface
-        # As many stay running as are compared with each other.
+        # As many stay running as are compared with each other, those used last.
         if candidate not in self._warm:
             self.now_s += surface.start_s
-            self._warm = [*self._warm[-1:], candidate]
+        self._warm = [*[c for c in self._warm if c != candidate][-1:], candidate]
         speed = surface.speed(candidate)
         if speed <= 0:
             self.now_s += 1.0

@@ -87,7 +87,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(machine, stop_a
     rest = Trials(surface, 1, now_s=trials.now_s)
     resumed = search_on(surface, journal=part, measure=rest).run()
     assert list(resumed.trials[:recorded]) == journal.trials[:recorded]
-    assert sum(rest.measured.values()) <= 2 * (len(resumed.trials) - recorded)
+    assert sum(rest.measured.values()) <= 3 * (len(resumed.trials) - recorded)
     assert resumed.default == expected.default
 
 
