@@ -81,12 +81,13 @@ def plot(result: dict[str, Any], path: Path) -> None:
     if not envs:
         return
     figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 4), squeeze=False)
+    methods = list(dict.fromkeys(each["method"] for each in rows))
     for panel, env in zip(panels[0], envs, strict=True):
-        for method in dict.fromkeys(each["method"] for each in rows):
+        for index, method in enumerate(methods):
             points = [e for e in rows if (e["env"], e["method"]) == (env, method)]
-            if points:
-                sizes = [e["num_envs"] for e in points]
-                panel.plot(sizes, [e["steps_per_s_median"] for e in points], "o-", label=method)
+            sizes, rates = ([e[key] for e in points] for key in ("num_envs", "steps_per_s_median"))
+            # Also where there are none, so that a method has one colour and is in every legend.
+            panel.plot(sizes, rates, "o-", color=f"C{index}", label=method)
         panel.set(title=env, xscale="log", yscale="log", xlabel="environments")
         panel.set_xscale("log", base=2)
         panel.grid(visible=True, alpha=0.3)
