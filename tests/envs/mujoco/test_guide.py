@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from fastrl.config import load_config
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import build
+from fastrl.training import train
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "guide" / "mujoco.md").read_text()
 
@@ -35,49 +35,35 @@ def test_class_takes_about_twenty_lines():
     assert len([line for line in body.splitlines() if line.strip()]) <= 20
 
 
-def test_new_robot_is_trained_by_its_configuration(folder):
-    overrides = ["total_steps=2048", "sampler.kind=serial", "evaluation.enabled=false"]
-    overrides += [
-        "run_dir=run",
-        "sampler.num_env_workers=1",
-        "algorithm.epochs=1",
-        "logging.tensorboard=false",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrl", "train", "drone.yaml", *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (folder / "run" / "summary.json").exists()
-
-
-def test_new_robot_comes_alone_and_in_batches(folder, monkeypatch):
+@pytest.fixture
+def found(folder, monkeypatch):
+    """Let the example's module be imported, for one test."""
     monkeypatch.syspath_prepend(str(folder))
-    try:
-        factory = EnvFactory.from_config(load_config(folder / "drone.yaml").env)
-        assert factory.batched(3).spec == factory.probe()
-        single = factory.single()
-        observation, _ = single.reset(seed=0)
-        assert observation.shape == (6,)
-        *_, info = single.step(single.action_space.sample())
-        assert set(info) == {"near", "effort"}
-    finally:
-        sys.modules.pop("drone", None)
+    yield folder
+    sys.modules.pop("drone", None)
 
 
-def test_example_for_gymnasium_runs():
-    done = subprocess.run(
-        [sys.executable, "-c", blocks("python")[0]],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.stdout == "(64, 17) (64,)\n", done.stderr
+def test_new_robot_is_trained_by_its_configuration(found):
+    overrides = ["total_steps=1024", "sampler.kind=serial", "evaluation.enabled=false"]
+    overrides += [f"run_dir={found / 'run'}", "sampler.num_env_workers=1", "algorithm.epochs=1"]
+    overrides += ["sampler.rollout_length=32", "logging.tensorboard=false"]
+    train(load_config(found / "drone.yaml", overrides))
+    assert (found / "run" / "summary.json").exists()
+
+
+def test_new_robot_comes_alone_and_in_batches(found):
+    factory = EnvFactory.from_config(load_config(found / "drone.yaml").env)
+    assert factory.batched(3).spec == factory.probe()
+    single = factory.single()
+    observation, _ = single.reset(seed=0)
+    assert observation.shape == (6,)
+    *_, info = single.step(single.action_space.sample())
+    assert set(info) == {"near", "effort"}
+
+
+def test_example_for_gymnasium_runs(capsys):
+    exec(blocks("python")[0], {})
+    assert capsys.readouterr().out == "(64, 17) (64,)\n"
 
 
 @pytest.mark.parametrize("text", blocks("yaml")[:-1])
