@@ -62,4 +62,7 @@ def find_bottleneck(candidate: Candidate, notes: Mapping[str, Any]) -> Bottlenec
         parts[INFERENCE] = stepper["inference"] * sampling
         parts[HAND_OVER] = stepper["hand-over"] * sampling
     name = max(parts, key=lambda part: parts[part])
-    return Bottleneck(name, min(1.0, parts[name]), _ADVICE[name])
+    advice = _ADVICE[name]
+    if name == INFERENCE and candidate.engine == "bfloat16":
+        advice = "a smaller network or a GPU would help"
+    return Bottleneck(name, min(1.0, parts[name]), advice)

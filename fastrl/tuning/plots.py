@@ -40,10 +40,9 @@ def _save(draw: Callable[[Axes, TuneReport], Any], report: TuneReport, path: Pat
 def _over_n(axes: Axes, report: TuneReport) -> None:
     """Draw a line for each choice of all but n; the best's is thick."""
     lines: dict[Candidate, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for trial in report.finding.trials:
-        if trial.fps is not None:
-            kind = trial.candidate.but(envs_per_worker=1)
-            lines[kind][trial.candidate.envs_per_worker].append(trial.fps)
+    for candidate, speeds in _relative_speeds(report).items():
+        kind = candidate.but(envs_per_worker=1)
+        lines[kind][candidate.envs_per_worker] += speeds
     best = report.finding.best.but(envs_per_worker=1)
     for kind, points in lines.items():
         sizes = sorted(points)
@@ -55,10 +54,31 @@ def _over_n(axes: Axes, report: TuneReport) -> None:
             label=kind.label.partition(" ")[2],
         )
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="environments per worker, n", ylabel="frames per second")
+    axes.set(xlabel="environments per worker, n", ylabel="times the first candidate")
     axes.set_title(f"{report.env}: trials of the tuner")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="x-small", ncols=2)
+
+
+def _relative_speeds(report: TuneReport) -> dict[Candidate, list[float]]:
+    """Return speeds relative to the first candidate's, by the ratios of adjacent windows.
+
+    Frames per second themselves would show how the machine's speed changed meanwhile.
+    """
+    speeds: dict[Candidate, list[float]] = defaultdict(list)
+    # The comparison of best and default at the end is no link of the chain.
+    final = report.finding.trials[-len(report.finding.best_fps) :]
+    for trial in report.finding.trials:
+        if trial.fps is None:
+            continue
+        if trial in final:
+            continue
+        if trial.reference is None or not trial.reference_fps:
+            speeds[trial.candidate].append(1.0)
+        else:
+            base = float(np.median(speeds[trial.reference] or [1.0]))
+            speeds[trial.candidate].append(base * trial.fps / trial.reference_fps)
+    return speeds
 
 
 def _path(axes: Axes, report: TuneReport) -> None:
