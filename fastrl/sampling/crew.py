@@ -100,8 +100,9 @@ class Crew:
         fault = Fault(name, cause_of(error), error.remote_traceback, restarts)
         if kind == "env-worker":
             fault = self._take_leave(int(index), error, fault)
-        _LOGGER.warning("%s", fault)
-        if self._policy.on_fault is not None:
+        if self._policy.on_fault is None:
+            _LOGGER.warning("%s", fault)
+        else:
             self._policy.on_fault(fault)
         self._replaced[name] += 1
         self._watch.restart(name)

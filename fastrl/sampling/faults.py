@@ -74,7 +74,8 @@ class FaultPolicy:
     Attributes:
         max_restarts: How often each worker is replaced within an hour; one failure more ends
             the run with its cause.
-        on_fault: Told of every worker that is replaced.
+        on_fault: Told of every worker that is replaced; by default the logger
+            ``fastrl.sampling.crew`` is.
     """
 
     max_restarts: int = 0

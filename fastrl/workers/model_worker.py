@@ -7,8 +7,11 @@ import time
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import Stopwatch, count_of
+from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
+
+_COUNT = REPEAT - 1
+"""`count_of` without a call, where it is needed at every hand-over."""
 
 
 def run_model_worker(context: WorkerContext, model_worker: int) -> None:
@@ -46,6 +49,7 @@ class _Inbox:
         self._rows = [context.hand_over.row(worker, group) for worker, group in self._groups]
         self._slots = [topology.slots(worker, group) for worker, group in self._groups]
         self._served = [context.hand_over.answered[row] for row in self._rows]
+        self._serving = list(self._served)
         self._doorbell = context.hand_over.doorbell(model_worker)
         self._watch = Stopwatch(context.counters, f"model-worker-{model_worker}")
         self._period = context.plan.rollout_length + 1
@@ -80,7 +84,7 @@ class _Inbox:
             row[Counter.INFERRED_FRAMES] += request.stop - request.start
             group = self._rows[position]
             hand_over.answered_ns[group] = time.monotonic_ns()
-            self._served[position] = hand_over.answered[group] = self._next(position)
+            self._served[position] = hand_over.answered[group] = self._serving[position]
             if request.t == self._plan.rollout_length:
                 hand_over.sealed(request.bank).post()
             else:
@@ -116,7 +120,7 @@ class _Inbox:
         It may have two: for the value that ends a rollout, and for the first step of the next.
         """
         served, requested = self._served[position], self._hand_over.requested[self._rows[position]]
-        return served + 1 if count_of(requested) > count_of(served) else requested
+        return served + 1 if (requested ^ served) & _COUNT else requested
 
     def _record_latencies(self, ready: list[int], woken_ns: int) -> None:
         for position in ready:
@@ -124,7 +128,8 @@ class _Inbox:
             self._watch.record_latency(notified_ns, woken_ns)
 
     def _request(self, position: int) -> Request:
-        rollout, t = divmod(count_of(self._next(position)) - 1, self._period)
+        self._serving[position] = wanted = self._next(position)
+        rollout, t = divmod((wanted & _COUNT) - 1, self._period)
         self.rollout = max(self.rollout, rollout)
         slots = self._slots[position]
         return Request(rollout % NUM_BANKS, t, slots.start, slots.stop)
