@@ -27,7 +27,7 @@ from scripts.storm.fuzz import fuzz_configurations
 from scripts.storm.kills import kill_again_and_again
 from scripts.storm.weather import Storm
 
-DEADLINE_S = 1.5
+DEADLINE_S = 1.0
 SCORE = 475.0
 
 
@@ -95,7 +95,7 @@ def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, An
 
     def stormy_sampler(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         sampler = make_sampler(*args, **kwargs)
-        storms.append(Storm(sampler, seed, deadline_s=DEADLINE_S))
+        storms.append(Storm(sampler, seed, pause_s=(0.0, 0.1), deadline_s=DEADLINE_S))
         return sampler
 
     def until_enough(duties: Any, update: Any) -> bool:  # noqa: ANN401

@@ -68,6 +68,7 @@ def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 
     )
     save_config(config, directory / "config.yaml")
     found.interval_steps = 4096 + 256
+    reached = 0
     while found.killed < times and time.monotonic() - began_s < max_s:
         before = _saved_steps(run)
         arguments = ["resume", str(run)] if before is not None else ["train", "config.yaml"]
@@ -78,7 +79,8 @@ def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        if not _trains_beyond(run, before or 0, process):
+        # Rows of the run before are there until this one has started: only beyond them is it sure.
+        if not _trains_beyond(run, reached, process):
             process.kill()
             raise RuntimeError(f"'{run}' did not go on from {before} steps")
         found.resumed += before is not None
@@ -90,7 +92,8 @@ def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 
         found.killed += 1
         found.left_processes += _left(family)
         found.left_files += len(_shared_names() - files)
-        found.lost_steps.append(_trained_steps(run) - (_saved_steps(run) or 0))
+        reached = _trained_steps(run)
+        found.lost_steps.append(reached - (_saved_steps(run) or 0))
     found.seconds = time.monotonic() - began_s
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-_EVERY = 150_000
+_EVERY = 20_000
 """Mean steps of one environment between two faults."""
 
 
