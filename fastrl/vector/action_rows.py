@@ -141,6 +141,12 @@ def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
     return split
 
 
+def single_action(space: spaces.Space[Any], rows: Rows, index: int) -> Any:  # noqa: ANN401
+    """Return a copy of the action of one environment."""
+    found = [row[index] if row.ndim == 1 else row[index].copy() for row in rows]
+    return unflatten(space, dict(zip(leaves(space), found, strict=True)))
+
+
 def _as_array(value: Any) -> NDArray[Any]:  # noqa: ANN401
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import EnvError
-from fastrl.vector.action_rows import splitter
+from fastrl.vector.action_rows import single_action, splitter
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
 from fastrl.vector.infos import Columns, gather
 from fastrl.vector.instance import NEVER, Instance
@@ -196,7 +196,9 @@ class EnvGroup:
         return self.action_objects[self.envs.start : self.envs.stop]
 
     def _action(self, index: int) -> Any:  # noqa: ANN401
-        return self._actions()[index]
+        if self._writer is None:
+            return self._actions()[index]
+        return single_action(self._spec.action_space, self._action_rows, index)
 
     def _reset(
         self, index: int, seed: int | None, options: Mapping[str, Any] | None

@@ -82,6 +82,13 @@ class Control:
         """Whether the answer to the last order lies in the worker's pipe."""
         return bool(self._answers[worker][_MAIL])
 
+    def is_asked(self, worker: int) -> bool:
+        """Whether a worker owes an answer to a step or a request.
+
+        Posts of environments that were sent while it was busy may wake it for nothing.
+        """
+        return bool(self._orders[worker][_ORDERED] != self._answers[worker][_ANSWERED])
+
     def is_done(self, worker: int) -> bool:
         """Whether a worker has answered all that it was asked."""
         orders, answers = self._orders[worker], self._answers[worker]
@@ -224,6 +231,8 @@ class _Server:
         control, worker, group = self._control, self._worker, self._group
         while True:
             order, bank = control.wait(worker, self._spin_s)
+            if order != SEND and not control.is_asked(worker):
+                continue
             if order == STEP:
                 if self._objects:
                     group.action_objects = cloudpickle.loads(self._orders.recv_bytes())

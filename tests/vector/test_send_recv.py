@@ -123,3 +123,16 @@ def test_failure_is_named_as_in_lock_step(backend):
     with pytest.raises(EnvFailure) as caught:
         envs.recv()
     assert (caught.value.env_index, caught.value.action, caught.value.seed) == (1, 2, 11)
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_lock_step_after_several_sends_to_a_busy_worker_steps_once(backend):
+    envs = fastrl.make_vec(WaitingEnv, 3, backend=backend, num_workers=1)
+    envs.reset()
+    for index, seconds in enumerate((0.3, 0.0, 0.0)):
+        envs.send(np.array([[seconds]]), [index])
+    envs.recv()
+    for number in range(2, 5):
+        assert envs.step(np.zeros((3, 1)))[0].ravel().tolist() == [number] * 3
+    assert envs.get_attr("count") == (4, 4, 4)
+    envs.close()
