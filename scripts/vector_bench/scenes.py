@@ -52,6 +52,21 @@ def window() -> gymnasium.Env[Any, Any]:
     return gymnasium.make("CartPole-v1", render_mode="human")
 
 
+class Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Draws a picture in every step, and hands a corner of it on."""
+
+    def step(self, action: Any) -> Any:  # noqa: ANN401
+        """Step and draw."""
+        *result, info = self.env.step(action)
+        frame: Any = self.env.render()
+        return (*result, {**info, "corner": int(frame[0, 0, 0])})
+
+
+def picture() -> gymnasium.Env[Any, Any]:
+    """Build a CartPole that draws into memory."""
+    return Drawn(gymnasium.make("CartPole-v1", render_mode="rgb_array"))
+
+
 def scenes(num_envs: int, seconds: float) -> list[dict[str, Any]]:
     """Measure all scenes; return steps per second of all environments by way of stepping."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -65,10 +80,17 @@ def scenes(num_envs: int, seconds: float) -> list[dict[str, Any]]:
     drawing = {
         "loop": rate(partial(_naive, window, num_envs)),
         "threads": rate(partial(_vector, window, num_envs, "threads")),
+        "processes": rate(partial(_vector, window, num_envs, "processes")),
+    }
+    pictures = {
+        "loop": rate(partial(_naive, picture, num_envs)),
+        "threads": rate(partial(_vector, picture, num_envs, "threads")),
+        "processes": rate(partial(_vector, picture, num_envs, "processes")),
     }
     return [
         _told(f"{num_envs} environments that wait {1e3 * WAIT_S:g} ms per step", waiting),
         _told(f"{num_envs} CartPoles that draw their window", drawing),
+        _told(f"{num_envs} CartPoles that draw a picture in every step", pictures),
     ]
 
 
