@@ -94,9 +94,8 @@ class NativeGroup:
         if name == "render":
             frames = self._vector.render()
             return list(frames) if frames is not None else [None] * sum(mask)
-        found = getattr(self._vector, name, None)
-        if found is None:
-            found = getattr(getattr(self._vector, "batched", self._vector), name)
+        batched = getattr(self._vector, "batched", self._vector)
+        found = getattr(self._vector if hasattr(self._vector, name) else batched, name)
         found = found(*args, **kwargs) if callable(found) else found
         whole = not isinstance(found, list | tuple | np.ndarray) or len(found) != len(mask)
         values = [found] * len(mask) if whole else list(found)

@@ -68,6 +68,7 @@ def test_what_native_environments_cannot_do_is_said():
     with pytest.raises(ArgumentError, match="env_kwargs only"):
         envs.set_attr("gravity", 1.0)
     assert not hasattr(envs, "wings")
+    assert envs.get_attr("render_mode") == (None, None)
 
 
 def first_steps(envs):
