@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -10,6 +12,10 @@ from fastrl.config import Config, EnvConfig, PPOConfig, SamplerConfig
 # The cores of CI are shared, so how long an example takes says nothing about the code.
 settings.register_profile("fastrl", deadline=None, print_blob=True)
 settings.load_profile("fastrl")
+
+# A shell starts what runs in its background deaf to Ctrl-C, and every process inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typer.exceptions import Abort, TyperException
 from fastrl.cli.arguments import split_arguments
 from fastrl.cli.learn import evaluate, plot, record, resume, train
 from fastrl.cli.measure import throughput
-from fastrl.cli.output import complain, one_line, write
+from fastrl.cli.output import complain, drop_lost_output, one_line, write
 from fastrl.cli.show import config, envs
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
@@ -78,17 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A pipe or a terminal that is gone, a file that cannot be written.
         with suppress(OSError):
             complain(one_line(str(error)))
-        _forget_output()
         return EXIT_FAILED
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
+    finally:
+        drop_lost_output()
     return code if isinstance(code, int) else 0
-
-
-def _forget_output() -> None:
-    """Keep Python from writing the rest to where nobody reads, which would be a traceback."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from rich.console import Console
 
 
@@ -24,6 +27,20 @@ def table_console() -> Console:
     """Return a console that cuts tables to the terminal's width, and not in a pipe."""
     console = Console(markup=False, highlight=False)
     return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def drop_lost_output() -> None:
+    """Give up what can no longer be written, as after the terminal was closed.
+
+    Python would try once more at its end, and end with 120 instead of the command's exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def one_line(text: str) -> str:
