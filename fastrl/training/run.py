@@ -18,7 +18,13 @@ from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.recording import Recorder, check_video_path
-from fastrl.training.run_directory import RunDirectory, find_run, new_run_path, read_config
+from fastrl.training.run_directory import (
+    RunDirectory,
+    find_run,
+    make_run_directory,
+    new_run_path,
+    read_config,
+)
 from fastrl.training.saver import load_model
 from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
 
@@ -70,11 +76,12 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
     """
     if config.sampler.tune_s is not None:
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
-    path = new_run_path(config, name)
-    config = _resolved(config, path)
+    config = _resolved(config)
+    new_run_path(config, name)  # A name that cannot be is refused before anything is built.
     session = Session(config, console=console)
-    with closing(RunDirectory.create(path, config)) as run:
-        return TrainedRun(path, config, session.run(run))
+    with closing(make_run_directory(config, name)) as run:
+        config = config.model_copy(update={"run_dir": str(run.path)})
+        return TrainedRun(run.path, config, session.run(run))
 
 
 def resume(
@@ -102,7 +109,8 @@ def resume(
     """
     path = find_run(run)
     with closing(RunDirectory.open(path)) as directory:
-        config = _resolved(read_config(path, tuple(overrides)), path)
+        config = _resolved(read_config(path, tuple(overrides)))
+        config = config.model_copy(update={"run_dir": str(path)})
         store = CheckpointStore(directory.checkpoints)
         store.clean()
         start = _start(store, checkpoint)
@@ -182,11 +190,11 @@ def record_run(
     return path, recorder(model, path)
 
 
-def _resolved(config: Config, path: Path) -> Config:
+def _resolved(config: Config) -> Config:
     """Return the configuration with everything that depends on the machine written out."""
     workers = config.topology.num_env_workers
     sampler = config.sampler.model_copy(update={"num_env_workers": workers})
-    return config.model_copy(update={"sampler": sampler, "run_dir": str(path)})
+    return config.model_copy(update={"sampler": sampler})
 
 
 def _start(store: CheckpointStore, checkpoint: str) -> Checkpoint | None:

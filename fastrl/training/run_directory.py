@@ -28,6 +28,8 @@ _BEFORE_CONFIG = {
     ".versions.json.partial",
     ".config.yaml.partial",
 }
+_NAMES = 100
+"""How often a new name is tried for."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -170,6 +172,32 @@ def find_run(name: str | Path) -> Path:
     recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
     hint = f"; the latest is {recent[-1].parent}" if recent else ""
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
+
+
+def make_run_directory(config: Config, name: str | None) -> RunDirectory:
+    """Make the directory of a new run, where `new_run_path` says.
+
+    Of runs that are started in the same second each gets a directory of its own.
+
+    Args:
+        config: The run; what is written has this directory as its ``run_dir``.
+        name: As for `new_run_path`.
+
+    Raises:
+        ConfigError: As for `new_run_path` and `RunDirectory.create`.
+    """
+    is_named = name is not None or config.run_dir is not None
+    path = new_run_path(config, name)
+    for _ in range(0 if is_named else _NAMES):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # somebody else's, since we looked
+            path = new_run_path(config, name)
+        except OSError:  # told below
+            break
+        else:
+            break
+    return RunDirectory.create(path, config.model_copy(update={"run_dir": str(path)}))
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 
 from fastrl.config import Config, EnvConfig, load_config
 from fastrl.errors import ConfigError
-from fastrl.training.run_directory import RunDirectory, find_run, new_run_path
+from fastrl.training import run_directory, train
+from fastrl.training.run_directory import RunDirectory, find_run, new_run_path, read_config
+from fastrl.training.session import Session
 from tests.training.clockwork import small_run
 
 
@@ -77,6 +80,38 @@ def test_new_runs_have_names_of_their_own(tmp_path, monkeypatch):
     for path in paths:
         assert path.parent.name == "runs"
         assert re.fullmatch(r"package\.module-make-env-ppo-s5-\d{8}-\d{6}(-\d)?", path.name)
+
+
+def test_runs_that_start_at_the_same_moment_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = small_run(None, total_steps=64, run_dir=None)
+    done = []
+
+    class Overtaken(Session):
+        """Another run of the same configuration is trained while this one is being built."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if not done:
+                done.append(None)
+                done.append(train(config))
+
+    monkeypatch.setattr("fastrl.training.run.Session", Overtaken)
+    monkeypatch.setattr(run_directory, "datetime", Noon)
+    last = train(config)
+    assert {last.path.name, done[-1].path.name} == {NOON, f"{NOON}-2"}
+    for each in (last, done[-1]):
+        assert read_config(each.path).run_dir == str(each.path)
+        assert each.outcome.steps == 64
+
+
+NOON = "tests.training.clockwork-Clockwork-ppo-s3-20260101-120000"
+
+
+class Noon(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, 12)
 
 
 @pytest.mark.parametrize(
