@@ -15,13 +15,15 @@ from comparison.fastrl_sampling import FastrlSampling
 from comparison.method import Method, Peer
 from comparison.peers import PEERS
 from comparison.report import FASTRL, Comparison, Result
+from comparison.sample_factory_peer import SampleFactory
 from comparison.task import Task
 from fastrl.errors import EnvError, FastrlError
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit, LimitProbe
 
 _PYTHON = "fastrl-python"
-LABELS = {name: peer.label for name, peer in PEERS.items()} | {
+_PEERS: dict[str, type[Peer] | type[SampleFactory]] = PEERS | {SampleFactory.name: SampleFactory}
+LABELS = {name: peer.label for name, peer in _PEERS.items()} | {
     _PYTHON: "fastrl, Python env",
     **dict(zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)),
 }
@@ -131,10 +133,11 @@ def candidates(name: str, task: Task, options: Options) -> list[Method]:
         if name in (_PYTHON, "fastrl-best"):
             topologies = list(options.grid) or default_grid(task)
         return [FastrlSampling(name, LABELS[name], task, topology) for topology in topologies]
-    peer = PEERS[name]
+    peer = _PEERS[name]
     if importlib.util.find_spec(peer.requires) is None:
         raise ModuleNotFoundError(f"{peer.requires} is not installed; see the extra 'compare'")
-    return [peer(task, settings) for settings in peer.to_try(task, options.sizes)]
+    tries: Any = peer  # each takes what its own `to_try` gives
+    return [tries(task, settings) for settings in tries.to_try(task, options.sizes)]
 
 
 def default_grid(task: Task) -> list[Topology]:
