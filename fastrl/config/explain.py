@@ -54,7 +54,8 @@ def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[tuple[str, ..
         keys = ", ".join(_keys_of(key[0], tree))
         return key, f"must be a mapping with keys among {keys}; got {_show(_value(tree, key))}"
     allowed = _allowed(key, tree)
-    if kind in ("missing", "union_tag_not_found"):
+    # What is missing may also be an entry of a list that is there.
+    if kind in ("missing", "union_tag_not_found") and _value(tree, key) is None:
         return key, f"missing; must be {allowed}"
     return key, f"must be {allowed}; got {_show(_value(tree, key))}"
 
@@ -147,6 +148,9 @@ def _describe(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
         return ("an integer" if kind == "integer" else "a number") + _bounds(schema)
+    if "prefixItems" in schema:
+        entries = [_describe(entry) for entry in schema["prefixItems"]]
+        return f"a list of {len(entries)}, each {' or '.join(dict.fromkeys(entries))}"
     if kind == "array":
         count = " that is not empty" if schema.get("minItems") else ""
         return f"a list{count}, each {_describe(schema['items'])}"

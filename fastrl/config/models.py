@@ -207,6 +207,13 @@ def named_sampler(value: Any) -> Any:  # noqa: ANN401
     return dict(_NAMED_SAMPLERS.get(value, {"kind": value}))
 
 
+ConvLayers = Annotated[
+    tuple[Annotated[tuple[Size, Size, Size], BeforeValidator(sequence)], ...],
+    Field(min_length=1),
+    BeforeValidator(sequence),
+]
+
+
 class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
@@ -224,6 +231,10 @@ class ModelConfig(Section):
     )
     shared_body: Bool = Field(
         default=True, description="Policy and value share all but the last layer."
+    )
+    conv_layers: ConvLayers | None = Field(
+        default=None,
+        description="[channels, kernel, stride] of each convolution; null for the usual three.",
     )
     conv_features: Size = Field(default=512, description="Width of the layer after the conv net.")
     log_std_init: Annotated[Float, Field(ge=-20, le=5)] = Field(

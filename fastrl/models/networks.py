@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
 from fastrl.spaces import leaves
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -64,6 +65,10 @@ def is_image(space: spaces.Space[Any]) -> bool:
     return len(space.shape) == 3 and min(_image_shape(space.shape)[1:]) >= _SMALLEST_SIDE
 
 
+def _usual_layers(side: int) -> Sequence[tuple[int, int, int]]:
+    return next(layers for smallest, layers in _CONV_LAYERS if side >= smallest)
+
+
 def _channels_last(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and shape[-1] in (1, 3, 4)
 
@@ -88,19 +93,23 @@ class LeafEncoder(nn.Module):
 
 
 class ImageEncoder(LeafEncoder):
-    """Three convolutions and one linear layer, ReLU after each.
+    """Convolutions and one linear layer, ReLU after each; see `ModelConfig.conv_layers`.
 
     The channel axis is the last one where that has a length of 1, 3 or 4, otherwise the first, so
     a stack of frames may be ``[4, 84, 84]`` or ``[84, 84, 4]``. uint8 is scaled to [0, 1].
     """
 
-    def __init__(self, space: spaces.Box, features: int) -> None:
+    def __init__(self, space: spaces.Box, config: ModelConfig) -> None:
         super().__init__()
         channels, height, width = _image_shape(space.shape)
-        side = min(height, width)
-        stack = next(layers for smallest, layers in _CONV_LAYERS if side >= smallest)
+        features = config.conv_features
         layers: list[nn.Module] = []
-        for outputs, kernel, stride in stack:
+        for outputs, kernel, stride in config.conv_layers or _usual_layers(min(height, width)):
+            if kernel > min(height, width):
+                raise ConfigError(
+                    f"model.conv_layers: a kernel of {kernel} does not fit into the {height} × "
+                    f"{width} pixels that are left of {space.shape}"
+                )
             layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.ReLU()]
             channels = outputs
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
@@ -163,12 +172,12 @@ def _to_float(tensor: Tensor, scale: float) -> Tensor:
     return tensor.float() if scale == 1.0 else tensor * scale
 
 
-def leaf_encoder(space: spaces.Space[Any], conv_features: int) -> LeafEncoder:
+def leaf_encoder(space: spaces.Space[Any], config: ModelConfig) -> LeafEncoder:
     """Return the encoder of one leaf of an observation space."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return OneHotEncoder(space)
     if is_image(space):
-        return ImageEncoder(space, conv_features)  # type: ignore[arg-type]
+        return ImageEncoder(space, config)  # type: ignore[arg-type]
     return VectorEncoder(space)  # type: ignore[arg-type]
 
 
@@ -185,9 +194,7 @@ class Body(nn.Module):
     def __init__(self, space: spaces.Space[Any], config: ModelConfig) -> None:
         super().__init__()
         found = leaves(space)
-        self.encoders = nn.ModuleList(
-            leaf_encoder(leaf, config.conv_features) for leaf in found.values()
-        )
+        self.encoders = nn.ModuleList(leaf_encoder(leaf, config) for leaf in found.values())
         only_image = len(found) == 1 and is_image(space)
         hidden_sizes = () if only_image else config.hidden_sizes
         inputs = sum(encoder.num_features for encoder in self._leaf_encoders())

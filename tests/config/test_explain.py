@@ -77,6 +77,11 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
         ),
         ("env.id=", "env.id: must be text of 1 to 500 characters; got null"),
         (
+            "model.conv_layers=[[32, 8]]",
+            "model.conv_layers: must be a list that is not empty, each a list of 3, each an "
+            "integer of at least 1 and at most 2147483647 or null; got [[32, 8]]",
+        ),
+        (
             "checkpoint=often",
             "checkpoint: must be a mapping with keys among every_steps, every_s, keep_last, "
             'keep_best; got "often"',

@@ -5,6 +5,7 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
 from fastrl.models.networks import Body, is_image
 
 CONFIG = ModelConfig(hidden_sizes=(24, 16), conv_features=32)
@@ -148,3 +149,20 @@ def test_crafter_sized_images_fit_the_usual_conv_net():
         (64, 3, 1),
     ]
     assert body.num_features == 512
+
+
+def test_the_convolutions_are_those_of_the_configuration():
+    config = ModelConfig(conv_layers=[[16, 7, 7], [8, 3, 1]], conv_features=32)
+    body = Body(image((64, 64, 3)), config)
+    convolutions = [m for m in body.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions] == [
+        (16, 7, 7),
+        (8, 3, 1),
+    ]
+    assert body([torch.zeros(2, 64, 64, 3, dtype=torch.uint8)]).shape == (2, 32)
+
+
+def test_a_convolution_that_nothing_is_left_for_is_refused():
+    config = ModelConfig(conv_layers=[[16, 32, 32], [8, 3, 1]])
+    with pytest.raises(ConfigError, match="kernel of 3 does not fit into the 2 × 3 pixels"):
+        Body(image((64, 96, 3)), config)
