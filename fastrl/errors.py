@@ -2,7 +2,18 @@
 
 
 class FastrlError(Exception):
-    """Base of all errors raised by fastrl; the command line prints it as one line."""
+    """Base of all errors raised by fastrl; the command line prints it as one line.
+
+    Args:
+        message: What is wrong. Line breaks and control characters, which it may have from
+            somebody's input, are taken out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if not message.isprintable():
+            line = " ".join(message.split())
+            message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        super().__init__(message)
 
 
 class ConfigError(FastrlError):

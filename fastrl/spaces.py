@@ -56,16 +56,18 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
     """Return the leaves of ``space`` by path, in gymnasium's order.
 
     Raises:
-        SpaceError: A leaf is of a kind that has no fixed-size tensor.
+        SpaceError: A leaf is of a kind that has no fixed-size tensor, or has no elements.
     """
     found: dict[str, spaces.Space[Any]] = {}
     for name, child in _children(space):
         found.update(leaves(child, f"{path}/{name}" if path else name))
     if found:
         return found
+    where = f" at '{path}'" if path else ""
     if not isinstance(space, _LEAF_TYPES):
-        where = f" at '{path}'" if path else ""
         raise SpaceError(f"unsupported space {space}{where}; supported are {_SUPPORTED}")
+    if space.shape is not None and 0 in space.shape:
+        raise SpaceError(f"{space}{where} has no elements")
     return {path: space}
 
 

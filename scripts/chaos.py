@@ -22,13 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fastrl.config import load_config
 from fastrl.machine import machine, versions
-from fastrl.training import session, train
+from fastrl.training import evaluate_run, train
 from scripts.storm.fuzz import fuzz_configurations
 from scripts.storm.kills import kill_again_and_again
-from scripts.storm.weather import Storm
-
-DEADLINE_S = 1.0
-SCORE = 475.0
+from scripts.storm.witness import DEADLINE_S, SCORE, UNLIMITED, Witness
 
 
 def main() -> int:
@@ -67,7 +64,7 @@ def main() -> int:
 
 
 def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, Any]:
-    """Train CartPole while its workers are hit, until enough of them were."""
+    """Train CartPole while its processes are hit, until enough of them were; then to its score."""
     config = load_config(
         Path("configs/cartpole_ppo.yaml"),
         [
@@ -80,63 +77,41 @@ def storm(directory: Path, faults: int, max_s: float, seed: int) -> dict[str, An
             "sampler.num_model_workers=1",
             "sampler.groups=2",
             "sampler.envs_per_worker=4",
-            "faults.max_restarts=100000",
+            f"faults.max_restarts={UNLIMITED}",
             "total_steps=1e8",
             "algorithm.learning_rate_schedule=constant",
             "algorithm.clip_schedule=constant",
             "evaluation.enabled=false",
+            "evaluation.env_kwargs={calm: true}",
             "logging.tensorboard=false",
         ],
     )
     path, began_s = directory / "storm" / "faults.jsonl", time.monotonic()
-    storms: list[Storm] = []
-    make_sampler, after_update = session.make_sampler, session._Duties.after_update
-    best = [0.0]
-
-    def stormy_sampler(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        sampler = make_sampler(*args, **kwargs)
-        storms.append(Storm(sampler, seed, pause_s=(0.0, 0.1), deadline_s=DEADLINE_S))
-        return sampler
-
-    def until_enough(duties: Any, update: Any) -> bool:  # noqa: ANN401
-        if update.updates == 1:
-            storms[0].__enter__()
-        returns = update.episodes.returns
-        if len(returns):
-            best[0] = 0.98 * best[0] + 0.02 * float(returns.mean())
-        enough = path.exists() and path.read_bytes().count(b"\n") >= faults
-        done = (enough and best[0] >= SCORE * 0.9) or time.monotonic() - began_s > max_s
-        return bool(after_update(duties, update) or done)
-
-    session.make_sampler = stormy_sampler  # type: ignore[assignment]
-    session._Duties.after_update = until_enough  # type: ignore[method-assign,assignment]
-    try:
+    witness = Witness(faults, path, began_s + max_s, seed)
+    with witness:
         done = train(config)
-    finally:
-        session.make_sampler = make_sampler
-        session._Duties.after_update = after_update  # type: ignore[method-assign]
-        storms[0].__exit__()
     logged = [json.loads(line) for line in path.read_text().splitlines()]
-    from fastrl.training import evaluate_run
-
     # The policy of the storm, judged in a calm.
     score = evaluate_run(done.path, episodes=100).result.return_mean
-    recovery_s = storms[0].recovery_s
-    causes = Counter(_kind(row["cause"]) for row in logged)
+    found = witness.storm
+    on_workers = sum(times for name, times in found.hits.items() if "throughput" not in name)
     return {
         "seconds": time.monotonic() - began_s,
         "steps": done.outcome.steps,
         "faults_logged": len(logged),
-        "causes": dict(causes),
-        "hits_from_outside": dict(storms[0].hits),
-        "not_recovered": storms[0].unrecovered,
-        "recovery_mean_s": statistics.fmean(recovery_s) if recovery_s else None,
-        "recovery_max_s": max(recovery_s, default=None),
+        "causes": dict(Counter(_kind(row["cause"]) for row in logged)),
+        "hits_from_outside": dict(found.hits),
+        "not_recovered": found.unrecovered,
+        "recovery_mean_s": statistics.fmean(found.recovery_s),
+        "recovery_max_s": max(found.recovery_s),
+        "transitions_checked": witness.checked,
+        "transitions_misplaced": witness.misplaced,
         "score": score,
-        "as_promised": len(logged) >= faults
-        and not storms[0].unrecovered
+        "as_promised": len(logged) >= max(faults, on_workers)
+        and not found.unrecovered
+        and witness.misplaced == 0
         and score >= SCORE
-        and statistics.fmean(recovery_s) <= 1.0,
+        and statistics.fmean(found.recovery_s) <= 1.0,
     }
 
 

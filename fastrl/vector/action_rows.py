@@ -98,9 +98,14 @@ class ActionObjects:
         """Keep the actions of all environments.
 
         Raises:
-            ArgumentError: There is not one per environment.
+            ArgumentError: There is not one per environment, or they are not of the space.
         """
-        found = list(iterate(self._batched, actions))
+        try:
+            found = list(iterate(self._batched, actions))
+        except (TypeError, KeyError, ValueError, IndexError):  # of empty spaces as well
+            raise ArgumentError(
+                f"actions do not have the form of {self._batched}: {brief(actions)}"
+            ) from None
         if len(found) != self._num_envs:
             raise ArgumentError(f"got {len(found)} actions for {self._num_envs} environments")
         self.actions[:] = found

@@ -1,116 +1,99 @@
-"""Configurations made of chance: each is accepted, or refused in one line."""
+"""Input made of chance, for every command and constructor: accepted, or refused in one line."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import logging
+import os
 import random
-import string
+import resource
+import signal
+import tempfile
 import time
 import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from fastrl import cli
-from fastrl.config import config_schema
+from scripts.storm.chance import config_keys
+from scripts.storm.fuzz_commands import command_line, commands, files, overrides
+from scripts.storm.fuzz_constructors import constructors
 
-_SLOW_S = 5.0
+SHARES = {overrides: 0.35, files: 0.25, constructors: 0.34, commands: 0.06}
+REPORTED = 10
+HANGS_S = 60.0
+"""Even a short training takes less, on a busy machine too."""
+_MEMORY_BYTES = 8 << 30
+_RUN = (
+    "train env.id=CartPole-v1 run_dir=run total_steps=32 sampler.kind=serial "
+    "sampler.num_env_workers=1 sampler.envs_per_worker=2 sampler.rollout_length=8 "
+    "evaluation.enabled=false logging.tensorboard=false checkpoint.every_steps=16"
+)
 
 
 def fuzz_configurations(number: int, max_s: float, seed: int) -> dict[str, Any]:
-    """Read so many command lines with ``fastrl config``; count what came of them."""
-    pick, keys, began_s = random.Random(seed), sorted(_keys(config_schema())), time.monotonic()
-    outcomes = {"accepted": 0, "refused": 0}
+    """Try so many inputs; count what came of them, by kind."""
+    pick, keys, began_s = random.Random(seed), config_keys(), time.monotonic()
+    outcomes: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in SHARES}
     wrong: list[str] = []
     slowest_s = 0.0
-    for _ in range(number):
-        if time.monotonic() - began_s > max_s:
-            break
-        arguments = ["config", *(_override(pick, keys) for _ in range(pick.randint(1, 5)))]
-        if pick.random() < 0.7:
-            arguments.insert(1, "env.id=CartPole-v1")
-        before_s = time.monotonic()
-        problem = _problem(arguments, outcomes)
-        slowest_s = max(slowest_s, time.monotonic() - before_s)
-        if problem:
-            wrong.append(f"{arguments!r}: {problem}")
+    with _workplace() as directory:
+        for _ in range(number):
+            if time.monotonic() - began_s > max_s:
+                break
+            (kind,) = pick.choices([*SHARES], [*SHARES.values()])
+            description, attempt = kind(pick, keys, directory)
+            before_s = time.monotonic()
+            try:
+                with _deadline():
+                    accepted = attempt()
+            except BaseException:
+                wrong.append(f"{description}: {traceback.format_exc()}")
+                outcomes[kind.__name__]["wrong"] += 1
+            else:
+                outcomes[kind.__name__]["accepted" if accepted else "refused"] += 1
+            slowest_s = max(slowest_s, time.monotonic() - before_s)
+    tried = sum(outcome.total() for outcome in outcomes.values())
     return {
         "seconds": time.monotonic() - began_s,
+        "tried": tried,
         **outcomes,
-        "wrong": wrong[:10],
+        "wrong": wrong[:REPORTED],
         "slowest_s": slowest_s,
-        "as_promised": not wrong and slowest_s < _SLOW_S and sum(outcomes.values()) == number,
+        "as_promised": not wrong and tried == number,
     }
 
 
-def _problem(arguments: list[str], outcomes: dict[str, int]) -> str:
-    out, err = io.StringIO(), io.StringIO()
+@contextlib.contextmanager
+def _workplace() -> Iterator[Path]:
+    """Work in a new directory that has a small run, with memory enough for this and no more."""
+    before, limits = Path.cwd(), resource.getrlimit(resource.RLIMIT_AS)
+    root = str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        os.chdir(directory)
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, limits[1]))
+        try:
+            assert command_line(_RUN.split())
+            yield Path(directory)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            os.chdir(before)
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    def end(number: int, frame: object) -> None:
+        raise TimeoutError(f"hangs for more than {HANGS_S:g} s")
+
+    before: Callable[..., Any] | Any = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, HANGS_S)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = cli.main(arguments)
-    except BaseException:
-        return traceback.format_exc()
-    if code == 0:
-        outcomes["accepted"] += 1
-        return "" if not err.getvalue() else f"said {err.getvalue()!r}"
-    outcomes["refused"] += 1
-    lines = err.getvalue().splitlines()
-    return "" if code == 2 and len(lines) == 1 else f"code {code}, {lines}"
-
-
-def _keys(schema: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return every key that a schema knows."""
-    found: set[str] = set()
-
-    def visit(node: Any, prefix: str) -> None:  # noqa: ANN401
-        if isinstance(node, list):
-            for each in node:
-                visit(each, prefix)
-        if not isinstance(node, dict):
-            return
-        name = str(node.get("$ref", "")).rpartition("/")[2]
-        if name:
-            visit(schema["$defs"][name], prefix)
-        for key, child in node.get("properties", {}).items():
-            found.add(prefix + key)
-            visit(child, f"{prefix}{key}.")
-        for key in ("anyOf", "oneOf", "allOf"):
-            visit(node.get(key), prefix)
-
-    visit(schema, prefix)
-    return found
-
-
-def _override(pick: random.Random, keys: list[str]) -> str:
-    key = pick.choice(keys)
-    if pick.random() < 0.15:
-        place = pick.randrange(len(key) + 1)
-        key = key[:place] + pick.choice(string.printable) + key[place + pick.randint(0, 2) :]
-    return f"{key}{'' if pick.random() < 0.02 else '='}{_value(pick, 0)}"
-
-
-def _value(pick: random.Random, depth: int) -> str:
-    """Return a value as somebody might write it, or as nobody would."""
-    kind = pick.randrange(12 if depth < 4 else 8)
-    if kind == 0:
-        return str(pick.randint(-(10**20), 10**20))
-    if kind == 1:
-        return str(pick.randint(-3, 300))
-    if kind == 2:
-        return repr(pick.uniform(-10, 10) * 10 ** pick.randint(-30, 30))
-    if kind == 3:
-        special = "null true false .nan .inf -.inf ~ '' \"\" {} [] ! & * ? : - @ `"
-        return pick.choice(special.split())
-    if kind == 4:
-        words = "auto cpu cuda cuda:0 ppo a2c sync async serial process tanh linear CartPole-v1"
-        return pick.choice(words.split())
-    if kind == 5:
-        text = "".join(pick.choices(string.printable, k=pick.randint(0, 20)))
-        return text.replace("\x00", "")
-    if kind == 6:
-        return "".join(chr(pick.randint(1, 0x10FFFF - 0x800) % 0xD800) for _ in range(5))
-    if kind == 7:
-        return "!!python/object/apply:os.system ['exit 1']"
-    inner = [_value(pick, depth + 1) for _ in range(pick.randint(0, 3))]
-    if kind < 10:
-        return f"[{', '.join(inner)}]"
-    return "{" + ", ".join(f"k{index}: {value}" for index, value in enumerate(inner)) + "}"
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

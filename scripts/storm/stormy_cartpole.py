@@ -16,13 +16,14 @@ _EVERY = 20_000
 class StormyCartPole(CartPoleEnv):
     """Fails by chance; each process has other chances."""
 
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, calm: bool = False, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
+        self._chance = 0.0 if calm else 1 / _EVERY
         self._pick = random.Random(f"{os.getpid()} {time.monotonic_ns()}")
 
     def step(self, action: Any) -> Any:  # noqa: ANN401
         """Step, or fail."""
-        if self._pick.random() < 1 / _EVERY:
+        if self._pick.random() < self._chance:
             kind = self._pick.choice(("raise", "hang", "abort"))
             if kind == "raise":
                 raise RuntimeError("the pole broke")

@@ -29,6 +29,7 @@ class Storm:
         seed: Of the choices.
         pause_s: Shortest and longest time between a recovery and the next hit.
         deadline_s: After which a stopped worker is replaced; not counted as recovery.
+        extra_pids: Gives other processes to hit, by name.
         hits: How often each kind of fault hit each kind of worker.
         recovery_s: From each hit to the first step of the successor.
     """
@@ -57,13 +58,20 @@ class Storm:
         self._over.set()
         self._thread.join()
 
+    @property
+    def over(self) -> bool:
+        """Whether it has calmed down."""
+        return self._over.is_set()
+
     def _rage(self) -> None:
         while not self._over.wait(self._pick.uniform(*self.pause_s)):
             pids = {**self.sampler.pids(), **self.extra_pids()}
             if not pids:
                 continue
             name = self._pick.choice(sorted(pids))
-            kind = self._pick.choice(sorted(KINDS))
+            # Those besides the sampler's are missed only when somebody waits for them.
+            kinds = KINDS if name in self.sampler.pids() else KINDS.keys() - {"stop"}
+            kind = self._pick.choice(sorted(kinds))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[name], KINDS[kind])
                 self._follow(name, kind, pids[name])

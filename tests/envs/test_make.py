@@ -284,8 +284,15 @@ def test_unsupported_spaces_are_refused_when_probed():
             super().__init__()
             self.observation_space = spaces.Dict(note=spaces.Text(4))
 
+    class Empty(CountingEnv):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = spaces.Dict(a=spaces.Box(0, 1, (2, 0)), b=spaces.Discrete(2))
+
     with pytest.raises(SpaceError, match=r"Text.* at 'note'"):
         EnvFactory(Wordy).probe()
+    with pytest.raises(SpaceError, match=r"Box.* at 'a' has no elements"):
+        EnvFactory(Empty).probe()
 
 
 def test_squash_is_checked_when_probed():

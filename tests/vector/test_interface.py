@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 import fastrl
 from fastrl.errors import ConfigError, EnvError
 from fastrl.vector import ArgumentError
-from tests.vector.envs import OtherSpaceEnv, TellingEnv
+from tests.vector.envs import OtherSpaceEnv, TellingEnv, WordyEnv
 
 BACKENDS = ("serial", "threads", "processes")
 
@@ -190,6 +190,17 @@ def test_actions_that_do_not_fit_are_refused_before_any_step(telling, actions, m
     with pytest.raises(ArgumentError, match=message):
         telling.step(actions)
     assert telling.get_attr("count") == (0, 0, 0)
+
+
+def test_actions_of_an_empty_space_are_refused_in_one_line():
+    class Idle(WordyEnv):
+        action_space = gymnasium.spaces.Dict()
+
+    envs = fastrl.make_vec(Idle, 2, backend="serial")
+    envs.reset(seed=0)
+    with pytest.raises(ArgumentError, match="do not have the form"):
+        envs.step({})
+    envs.close()
 
 
 def test_whole_numbers_are_asked_for_where_the_space_is_discrete():

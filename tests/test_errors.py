@@ -1,0 +1,33 @@
+import pickle
+
+import pytest
+
+from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
+from fastrl.training import CheckpointError
+from fastrl.vector import ArgumentError, EnvTimeoutError
+
+
+@pytest.mark.parametrize(
+    "kind", [FastrlError, ConfigError, EnvError, CheckpointError, ArgumentError]
+)
+def test_message_is_one_line_whatever_it_quotes(kind):
+    message = str(kind("no 'a\r\nb\x0c\x1bc\u2028d'\n  here; there are  x,  y"))
+    assert message == "no 'a b \\x1bc d' here; there are x, y"
+    assert str(kind("as it  is")) == "as it  is"
+
+
+def test_worker_keeps_its_traceback_apart():
+    error = WorkerError("env-worker-0", "it\nbroke", "Traceback:\n  here")
+    assert error.args == ("it broke",)
+    assert str(error) == "it broke\n\nTraceback:\n  here"
+
+
+@pytest.mark.parametrize("error", [EnvError("a\nb"), ArgumentError("a\nb")])
+def test_errors_travel(error):
+    assert str(pickle.loads(pickle.dumps(error))) == "a b"
+
+
+def test_timeout_is_one_line_too():
+    error = EnvTimeoutError("env 0\nhangs", worker="serial")
+    assert isinstance(error, TimeoutError)
+    assert str(error) == "env 0 hangs"
