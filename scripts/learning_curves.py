@@ -93,10 +93,13 @@ def line(runs: list[dict[str, Any]], seed: int) -> str:
     """Return how a seed did, and all of them so far."""
     run = next(run for run in runs if run["seed"] == seed)
     scores = [score(each) for each in runs]
+    achieved = ""
+    if "achievement_score" in run:
+        achieved = f"; achievement score {run['achievement_score']:.2f} %"
     return (
         f"seed {seed}: evaluation {score(run):.1f}, training {run['train_return_mean']:.1f} after "
         f"{run['steps']:,} steps in {run['wall_s']:.0f} s; mean of {len(runs)}: "
-        f"{statistics.fmean(scores):.1f}"
+        f"{statistics.fmean(scores):.1f}{achieved}"
     )
 
 
@@ -110,6 +113,9 @@ def write(result: dict[str, Any], target: Path) -> None:
         "train_return_mean": statistics.fmean(run["train_return_mean"] for run in runs),
         "steps_per_s_mean": statistics.fmean(run["steps_per_s"] for run in runs),
     }
+    achieved = [run["achievement_score"] for run in runs if "achievement_score" in run]
+    if achieved:
+        means["achievement_score_mean"] = statistics.fmean(achieved)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({**means, **result}, indent=1) + "\n", encoding="utf-8")
 
