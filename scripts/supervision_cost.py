@@ -1,0 +1,124 @@
+"""What looking after workers and numbers costs, in frames per second, side by side.
+
+python scripts/supervision_cost.py --json results/supervision_cost.json
+
+Samplers that differ in nothing else are built at once and sample in turn, for a second or two each;
+a synchronous sampler that is not asked for a rollout does nothing. Rounds are compared with
+themselves, so what else the machine does in a minute cancels out.
+
+- ``nothing``: nobody looks whether workers live, are overdue or wrote numbers that are not finite;
+- ``raise``: the default: workers are watched, every rollout is looked at;
+- ``truncate_episode``: env workers look at every step as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from fastrl import ProcessSampler, load_config, make_plan
+from fastrl.machine import machine, versions
+from fastrl.sampling import FaultPolicy, initial_weights
+from fastrl.sampling.crew import Crew
+
+VARIANTS = ("nothing", "raise", "truncate_episode")
+TARGET = 0.01
+
+
+def main() -> int:
+    """Measure, print, write the JSON; 1 if the default costs more than 1 % for sure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "fastrl/CartPole-v1"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a turn")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", help="key=value, e.g. sampler.envs_per_worker=64")
+    args = parser.parse_args()
+
+    found = {env: compare(env, args.rounds, args.seconds, args.overrides) for env in args.envs}
+    for env, rows in found.items():
+        for name, row in rows.items():
+            if name == "nothing":
+                print(f"{env}: {row['fps']:,.0f} frames/s without supervision")
+                continue
+            low, high = row["cost_95"]
+            print(f"  {name:17} costs {row['cost']:+.2%} (95 %: {low:+.2%} to {high:+.2%})")
+    if args.json:
+        result = {
+            "envs": found,
+            "rounds": args.rounds,
+            "seconds": args.seconds,
+            "machine": machine(),
+            "versions": versions(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": shlex.join(["python", *sys.argv]),
+        }
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    return int(any(rows["raise"]["cost_95"][0] > TARGET for rows in found.values()))
+
+
+def compare(
+    env: str, rounds: int, seconds: float, overrides: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Return frames per second of every variant, and what it costs against ``nothing``."""
+    config = load_config(None, [f"env.id={env}", "sampler.envs_per_worker=64", *overrides])
+    plan = make_plan(config)
+    fps: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    with ExitStack() as stack:
+        samplers = {name: stack.enter_context(build(plan, name)) for name in VARIANTS}
+        for name in VARIANTS:
+            turn(samplers[name], name, seconds)  # to warm up
+        for index in range(rounds):
+            order = VARIANTS[index % 3 :] + VARIANTS[: index % 3]
+            for name in order if index % 2 else reversed(order):
+                fps[name].append(turn(samplers[name], name, seconds))
+    return {name: summary(fps[name], fps["nothing"]) for name in VARIANTS}
+
+
+def build(plan: Any, name: str) -> ProcessSampler:  # noqa: ANN401
+    """Return a sampler that is supervised in this way."""
+    return ProcessSampler(
+        dataclasses.replace(plan, check_steps=name == "truncate_episode"),
+        initial_weights(plan),
+        faults=FaultPolicy(max_restarts=0 if name == "nothing" else 5),
+        check_numbers=name != "nothing",
+    )
+
+
+def turn(sampler: ProcessSampler, name: str, seconds: float) -> float:
+    """Sample for so long; return frames per second."""
+    with ExitStack() as stack:
+        if name == "nothing":
+            stack.enter_context(patch.object(Crew, "look", lambda self: None))
+        frames, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            frames += sampler.collect().num_steps
+        return frames / (time.perf_counter() - start)
+
+
+def summary(fps: list[float], reference: list[float]) -> dict[str, Any]:
+    """Return the median, and the mean of the costs in each round with its 95 % interval."""
+    costs = [1 - own / other for own, other in zip(fps, reference, strict=True)]
+    cost = statistics.fmean(costs)
+    margin = 1.96 * statistics.stdev(costs) / math.sqrt(len(costs)) if len(costs) > 1 else math.inf
+    return {
+        "fps": statistics.median(fps),
+        "fps_of_each_round": [round(value) for value in fps],
+        "cost": cost,
+        "cost_95": [cost - margin, cost + margin],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
