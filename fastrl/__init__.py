@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastrl.models import ActorCritic as ActorCritic
     from fastrl.models import PolicyModel as PolicyModel
     from fastrl.models import build_model as build_model
+    from fastrl.sampling import DeviceSampler as DeviceSampler
     from fastrl.sampling import ProcessSampler as ProcessSampler
     from fastrl.sampling import Sampler as Sampler
     from fastrl.sampling import SerialSampler as SerialSampler
@@ -44,6 +45,7 @@ _MODULE_OF = {
     "BatchedEnv": "fastrl.envs",
     "Config": "fastrl.config",
     "ConfigError": "fastrl.errors",
+    "DeviceSampler": "fastrl.sampling",
     "EnvError": "fastrl.errors",
     "EnvFactory": "fastrl.envs",
     "EnvSpec": "fastrl.spec",

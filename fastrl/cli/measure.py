@@ -32,8 +32,12 @@ def throughput(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Where the policy runs.")] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="async, or sync: all workers wait for each other.")
-    ] = "async",
+        str | None,
+        typer.Option(
+            "--mode",
+            help="async, which is the default, or sync: all workers wait for each other.",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of a window.")] = 5.0,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Number of windows.")] = 5,
     warm_up: Annotated[
@@ -77,6 +81,8 @@ def throughput(
     path, overrides = split_arguments(arguments)
     overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
     resolved = load_config(path, overrides)
+    if mode is None and resolved.sampler.kind == "process":
+        resolved = load_config(path, [*overrides, "sampler.mode=async"])
     if json_file is not None and not json_file.parent.is_dir():
         raise ConfigError(f"--json: there is no directory '{json_file.parent}'")
     measured = run_throughput(

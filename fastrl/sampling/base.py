@@ -1,7 +1,8 @@
-"""What the samplers of this room share: memory, weights, sealing."""
+"""What the samplers of this room share: their life, and for most of them memory and sealing."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,66 @@ from fastrl.workers.hand_over import HandOver
 from fastrl.workers.plan import SamplingPlan
 
 
-class BaseSampler:
+class BaseSampler(ABC):
+    """Says what a plan samples, and starts and closes with a ``with`` block; see `Sampler`.
+
+    Args:
+        plan: What to sample.
+        counters: What every worker did.
+    """
+
+    def __init__(self, plan: SamplingPlan, counters: CounterBoard) -> None:
+        self.env_spec, self.topology = plan.env_spec, plan.topology
+        self.rollout_length = plan.rollout_length
+        self.counters = counters
+        self._plan, self._next_rollout = plan, 0
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start sampling."""
+
+    @abstractmethod
+    def collect(self) -> Rollout:
+        """Return the next rollout."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End sampling; safe to call twice."""
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Give the policy new parameters from the next rollout on; return their version.
+
+        Raises:
+            FastrlError: The sampler draws random actions, or the parameters are another model's.
+        """
+        if self._plan.build_model is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        return self._publish(state_dict)
+
+    @abstractmethod
+    def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Take new parameters; return their version."""
+
+    def __enter__(self) -> Self:
+        """Start sampling."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    @staticmethod
+    def _closed_error() -> FastrlError:
+        return FastrlError("this sampler is closed; make a new one to go on sampling")
+
+
+class TableSampler(BaseSampler):
     """Allocates what a plan needs and turns full banks into rollouts.
 
     Args:
@@ -37,16 +97,13 @@ class BaseSampler:
         check_numbers: bool = True,
     ) -> None:
         topology = plan.topology
-        self.env_spec, self.topology = plan.env_spec, topology
-        self.rollout_length = plan.rollout_length
+        names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
+        names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
+        super().__init__(plan, CounterBoard(names))
         self._debug, self._check_numbers = debug, check_numbers
-        self._next_rollout = 0
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
         table = Table(plan.env_spec, plan.rollout_length, topology.num_envs)
-        names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
-        names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
-        self.counters = CounterBoard(names)
         self._context = WorkerContext(
             plan=plan,
             table=table,
@@ -58,40 +115,13 @@ class BaseSampler:
         if state_dict is not None:
             self.publish(state_dict)
 
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Give the policy new parameters from the next rollout on; return their version.
-
-        Raises:
-            FastrlError: The sampler draws random actions, or the parameters are another model's.
-        """
-        if self._context.weights is None:
-            raise FastrlError("this sampler has no policy: its actions are random")
+    def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        assert self._context.weights is not None
         return self._context.weights.publish(state_dict)
 
     def close(self) -> None:
         """Free the shared memory; rollouts that are still held stay valid."""
         self._context.close()
-
-    def __enter__(self) -> Self:
-        """Start sampling."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
-
-    def start(self) -> None:
-        """Start sampling."""
-
-    @staticmethod
-    def _closed_error() -> FastrlError:
-        return FastrlError("this sampler is closed; make a new one to go on sampling")
 
     def _before_filling(self, rollout: int) -> None:
         if self._debug:

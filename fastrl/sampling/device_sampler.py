@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError
+from fastrl.sampling.base import BaseSampler
 from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.shared.rollout_buffer import Episodes, Rollout
+from fastrl.shared.weights import check_parameters
 from fastrl.spaces import unflatten
 from fastrl.workers.hand_over import Stopwatch
 from fastrl.workers.plan import SamplingPlan
@@ -31,7 +32,7 @@ _STEPS_PER_GRAPH = 32
 """On a GPU: compiling takes time in proportion, and so does starting what was not compiled."""
 
 
-class DeviceSampler:
+class DeviceSampler(BaseSampler):
     """Samples a tensor environment on one device; see `Sampler` for the contract.
 
     Rollouts are fresh tensors on that device: they stay valid for as long as they are held.
@@ -59,17 +60,15 @@ class DeviceSampler:
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
             raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
-        self.env_spec, self.topology = plan.env_spec, plan.topology
-        self.rollout_length = plan.rollout_length
-        self.counters = CounterBoard([_WORKER])
-        self._plan, self._device = plan, existing(plan.device(0))
+        super().__init__(plan, CounterBoard([_WORKER]))
+        self._device = existing(plan.device(0))
         self._model = _built(plan, self._device)
         policy: TensorPolicy = (
             RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
         )
         graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
         self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
-        self._version, self._next_rollout, self._closed = 0, 0, False
+        self._version, self._closed = 0, False
         self._here: Start | None = None
         if self._model is not None:
             self.publish(self._model.state_dict() if state_dict is None else state_dict)
@@ -81,7 +80,7 @@ class DeviceSampler:
             FastrlError: The sampler was closed.
         """
         if self._closed:
-            raise FastrlError("this sampler is closed; make a new one to go on sampling")
+            raise self._closed_error()
         if self._here is None:
             self._watch = Stopwatch(self.counters, _WORKER)
             seed = self._plan.env_seeds(0, 0)[0]
@@ -107,24 +106,12 @@ class DeviceSampler:
         return rollout
 
     @torch.no_grad()
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Copy new parameters, from this device or another; return their version.
-
-        Raises:
-            FastrlError: The sampler draws random actions, or the parameters are another model's.
-        """
-        if self._model is None:
-            raise FastrlError("this sampler has no policy: its actions are random")
+    def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Copy new parameters, from this device or another."""
+        assert self._model is not None
         own = self._model.state_dict()
-        if state_dict.keys() != own.keys():
-            changed = sorted(state_dict.keys() ^ own.keys())
-            raise FastrlError(f"published parameters differ from the model's: {changed}")
+        check_parameters(state_dict, own)
         for name, tensor in own.items():
-            if tensor.shape != state_dict[name].shape:
-                raise FastrlError(
-                    f"parameter '{name}' has shape {tuple(state_dict[name].shape)}, "
-                    f"expected {tuple(tensor.shape)}"
-                )
             tensor.copy_(state_dict[name])
         self._version += 1
         return self._version
@@ -133,20 +120,6 @@ class DeviceSampler:
         """End sampling; rollouts that are still held stay valid. Safe to call twice."""
         self._closed, self._here = True, None
         self.counters.close()
-
-    def __enter__(self) -> Self:
-        """Start sampling."""
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self._device).manual_seed(seed)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fastrl.sampling.base import BaseSampler
+from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
 from fastrl.sampling.faults import FaultPolicy
 from fastrl.shared.rollout_buffer import Rollout
@@ -21,7 +21,7 @@ _LOOK_S = 0.5
 """How often it does so while others have."""
 
 
-class ProcessSampler(BaseSampler):
+class ProcessSampler(TableSampler):
     """Samples in worker processes; see `Sampler` for the contract.
 
     Args:
@@ -32,8 +32,8 @@ class ProcessSampler(BaseSampler):
             sampled, whole, with the newest parameters.
         deadlines: When a worker has failed that does nothing.
         faults: How often workers that fail are replaced; by default never.
-        debug: Poison banks; see `BaseSampler`.
-        check_numbers: See `BaseSampler`.
+        debug: Poison banks; see `TableSampler`.
+        check_numbers: See `TableSampler`.
     """
 
     def __init__(

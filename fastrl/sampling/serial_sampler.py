@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fastrl.sampling.base import BaseSampler
+from fastrl.sampling.base import TableSampler
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.shared.table import NUM_BANKS
@@ -16,7 +16,7 @@ from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.policy_runner import PolicyRunner, Request
 
 
-class SerialSampler(BaseSampler):
+class SerialSampler(TableSampler):
     """Steps the same groups with the same batches as a lock-step `ProcessSampler`.
 
     Both give the same numbers, bit for bit, for the same plan.

@@ -11,6 +11,23 @@ from fastrl.errors import FastrlError
 from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
 
 
+def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse parameters of another model.
+
+    Raises:
+        FastrlError: Names or shapes differ from the model's own.
+    """
+    if given.keys() != own.keys():
+        changed = sorted(given.keys() ^ own.keys())
+        raise FastrlError(f"published parameters differ from the model's: {changed}")
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise FastrlError(
+                f"parameter '{name}' has shape {tuple(given[name].shape)}, "
+                f"expected {tuple(tensor.shape)}"
+            )
+
+
 class WeightStore:
     """A state dict in shared memory, in two copies: one being read, one being written.
 
@@ -43,18 +60,12 @@ class WeightStore:
         Raises:
             FastrlError: Names or shapes differ from those the store was made for.
         """
-        if state_dict.keys() != self._specs.keys():
-            changed = sorted(state_dict.keys() ^ self._specs.keys())
-            raise FastrlError(f"published parameters differ from the model's: {changed}")
         version = self.version + 1
+        target = self._copies[version % 2]
+        check_parameters(state_dict, target)
         self._begun[0] = version
-        for name, target in self._copies[version % 2].items():
-            if target.shape != state_dict[name].shape:
-                raise FastrlError(
-                    f"parameter '{name}' has shape {tuple(state_dict[name].shape)}, "
-                    f"expected {tuple(target.shape)}"
-                )
-            target.copy_(state_dict[name].detach())
+        for name, tensor in target.items():
+            tensor.copy_(state_dict[name].detach())
         self._version[0] = version
         return version
 

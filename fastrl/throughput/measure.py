@@ -6,6 +6,7 @@ multiplied, over windows of wall time that start after warm-up.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 
 from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.sampler import Sampler
 from fastrl.shared.counters import Counter
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.workers.throughput_meter import REPORT_TIMEOUT_S, Reading, ThroughputMeter, steps_per_s
@@ -92,7 +94,7 @@ class Measurement:
 
 
 def measure(
-    sampler: ProcessSampler,
+    sampler: Sampler,
     protocol: Protocol,
     probe: LimitProbe | None = None,
     watch: Callable[[ThroughputMeter], None] | None = None,
@@ -100,7 +102,8 @@ def measure(
     """Measure a sampler that has not been started yet; it is left running.
 
     Args:
-        sampler: What to measure; consumed by `Sampler.collect` as fast as it fills.
+        sampler: What to measure, in worker processes or in this one; consumed by
+            `Sampler.collect` as fast as it fills.
         protocol: How long to measure.
         probe: Measures the limit before every window, while the sampler rests.
         watch: Called once with the meter, to show readings live.
@@ -121,13 +124,13 @@ def measure(
             result.fps.append(steps_per_s(first, last))
             result.frames += last.env_steps - first.env_steps
             spent += last.counters - first.counters
-        result.memory = _memory(sampler.pids() | meter.pids())
+        result.memory = _memory(_pids(sampler) | meter.pids())
     result.shares = _shares(sampler.counters.worker_names, spent)
     result.hand_over_us = _hand_over(sampler)
     return result
 
 
-def _warm_up(sampler: ProcessSampler, meter: ThroughputMeter, seconds: float) -> float:
+def _warm_up(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> float:
     """Start the sampler, sample for a while; return the time to its first transition."""
     start_ns = time.monotonic_ns()
     sampler.start()
@@ -139,11 +142,11 @@ def _warm_up(sampler: ProcessSampler, meter: ThroughputMeter, seconds: float) ->
     return max(0.0, (first_ns - start_ns) / 1e9)
 
 
-def _window(
-    sampler: ProcessSampler, meter: ThroughputMeter, seconds: float
-) -> tuple[Reading, Reading]:
+def _window(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> tuple[Reading, Reading]:
     """Sample for one window; return the readings at its ends."""
     sampler.collect()
+    if not isinstance(sampler, ProcessSampler):
+        return _window_here(sampler, seconds)
     start_ns = time.monotonic_ns()
     end_ns = start_ns + int(seconds * 1e9)
     while time.monotonic_ns() < end_ns or meter.count_since(start_ns) < 2:
@@ -153,7 +156,23 @@ def _window(
     return meter.ends(start_ns)
 
 
-def _rest(sampler: ProcessSampler) -> None:
+def _window_here(sampler: Sampler, seconds: float) -> tuple[Reading, Reading]:
+    """Sample whole rollouts: only between them has this process counted all that it did."""
+    first = last = Reading(time.monotonic_ns(), sampler.counters.snapshot())
+    while last.at_ns < first.at_ns + seconds * 1e9:
+        sampler.collect()
+        last = Reading(time.monotonic_ns(), sampler.counters.snapshot())
+    return first, last
+
+
+def _pids(sampler: Sampler) -> dict[str, int]:
+    """Return the process of every worker; they share this one where there are no others."""
+    if isinstance(sampler, ProcessSampler):
+        return sampler.pids()
+    return dict.fromkeys(sampler.counters.worker_names, os.getpid())
+
+
+def _rest(sampler: Sampler) -> None:
     """Wait until the workers have filled what they may fill, so that every core is free."""
     steps = -1
     while steps != (steps := sampler.counters.env_steps()):
@@ -169,7 +188,7 @@ def _shares(names: tuple[str, ...], spent: np.ndarray) -> dict[str, dict[str, fl
     return shares
 
 
-def _hand_over(sampler: ProcessSampler) -> dict[str, float]:
+def _hand_over(sampler: Sampler) -> dict[str, float]:
     if not sampler.topology.num_model_workers:
         return {}
     return {

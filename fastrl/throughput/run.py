@@ -9,9 +9,11 @@ from rich.console import Console
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.tensor.configured import compiled_factory
 from fastrl.errors import ConfigError
-from fastrl.sampling.build import initial_weights, make_plan
+from fastrl.sampling.build import initial_weights, make_plan, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.sampler import Sampler
 from fastrl.throughput.limits import LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.measure import Protocol, measure
@@ -40,20 +42,28 @@ def run_throughput(
     Raises:
         EnvError: The environment cannot be built.
         WorkerError: A worker failed.
-        ConfigError: The configuration asks for a sampler without processes.
+        ConfigError: The sampler is one for debugging, or the limit of a GPU is asked for.
     """
-    if config.sampler.kind != "process":
-        kind = config.sampler.kind
-        raise ConfigError(f"sampler.kind: throughput is measured with 'process', got '{kind}'")
+    kind = config.sampler.kind
+    if kind == "serial":
+        raise ConfigError(
+            "sampler.kind: throughput is measured with 'process' or 'device', got 'serial'"
+        )
+    if with_limit and kind == "device" and config.sampler.devices != ("cpu",):
+        raise ConfigError("the limit is that of this machine's cores; with a GPU there is none")
     plan = make_plan(config, random_actions=random_actions)
-    asynchronous = config.sampler.mode == "async"
-    sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
+    sampler: Sampler
+    if kind == "device":
+        sampler = make_sampler(config, plan)
+    else:
+        asynchronous = config.sampler.mode == "async"
+        sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
     with ExitStack() as stack:
+        stack.callback(sampler.close)
         probe = None
         if with_limit:
-            factory = EnvFactory.from_config(config.env)
+            factory = (compiled_factory if kind == "device" else EnvFactory.from_config)(config.env)
             probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
-        stack.callback(sampler.close)
         live = stack.enter_context(LiveFps(console)) if console else None
         measurement = measure(sampler, protocol, probe, live.watch if live else None)
     return Report(

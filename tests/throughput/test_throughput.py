@@ -7,10 +7,12 @@ import time
 
 import pytest
 
-from fastrl import Protocol, make_plan, run_throughput
+from fastrl import ConfigError, DeviceSampler, Protocol, make_plan, run_throughput
 from fastrl.config import load_config
 from fastrl.envs import EnvFactory
+from fastrl.envs.tensor.configured import configured
 from fastrl.throughput import LimitProbe
+from fastrl.throughput.measure import measure
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 from tests.sampling.counting import make_plan as make_counting_plan
 
@@ -78,6 +80,45 @@ def test_random_actions_need_no_policy():
     report = run_throughput(config, Protocol(0.2, 1, 0.0), random_actions=True)
     assert report.policy == "random"
     assert report.measurement.fps_median > 0
+
+
+def device_config(*overrides):
+    return load_config(
+        None,
+        ["env.id=CartPole-v1", "sampler={kind: device, envs_per_worker: 8}", *overrides],
+    )
+
+
+def test_one_device_is_measured_with_its_policy_in_whole_rollouts():
+    config = device_config("sampler.rollout_length=16")
+    found = run_throughput(config, Protocol(0.3, 2, 0.0), with_limit=True).to_dict()
+    assert found["frames"] > 0
+    assert found["frames"] % (8 * 16) == 0
+    assert found["policy"].startswith("64×64 tanh")
+    assert (found["mode"], found["device"]) == ("sync", "cpu")
+    assert found["memory_mib"].keys() == {"env-worker-0", "throughput-meter"}
+    shares = found["time_shares"]["env-worker-0"]
+    assert shares["stepping"] > 0
+    assert shares["inference"] > 0
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(found["limits"]) == 2
+
+
+def test_tensor_programs_are_measured_like_any_sampler():
+    config = device_config("sampler.rollout_length=8")
+    plan = make_plan(config)
+    env, params = configured(config.env, plan.device(0))
+    with DeviceSampler(plan, env, params) as sampler:
+        found = measure(sampler, Protocol(0.1, 1, 0.0))
+    assert found.frames > 0
+    assert found.frames % (8 * 8) == 0
+    assert found.fps_median > 0
+
+
+def test_sampler_for_debugging_is_not_measured():
+    config = load_config(None, ["env.id=CartPole-v1", "sampler.kind=serial"])
+    with pytest.raises(ConfigError, match="'process' or 'device'"):
+        run_throughput(config, Protocol())
 
 
 def test_limit_without_a_policy_is_the_bare_environment():
