@@ -112,6 +112,10 @@ DAMAGE = {
     ),
     "foreign": (lambda path: change_meta(path, format="other"), "is not a checkpoint of fastrl"),
     "newer": (lambda path: change_meta(path, format_version=99), "has format version 99"),
+    "older": (
+        lambda path: change_meta(path, format_version=0),
+        "has format version 0; this version of fastrl reads version 1",
+    ),
     "no steps": (lambda path: change_meta(path, steps="many"), "is damaged: meta.json lacks"),
 }
 
