@@ -77,6 +77,21 @@ class BaseSampler(ABC):
     def _closed_error() -> FastrlError:
         return FastrlError("this sampler is closed; make a new one to go on sampling")
 
+    def _bad_number(self, field: str, value: float, rollout: int, step: int, slot: int) -> EnvError:
+        """Return what is said of a number that is not finite."""
+        return EnvError(
+            f"{field} is {value} at step {step} of rollout {self._plan.first_rollout + rollout}, "
+            f"in env {self._env_of(slot)} of '{self.env_spec.id}'; see faults.bad_numbers"
+        )
+
+    def _env_of(self, slot: int) -> int:
+        """Return the index of an environment in the run."""
+        for worker, group in self.topology.all_groups():
+            slots = self.topology.slots(worker, group)
+            if slots.start <= slot < slots.stop:
+                return int(self.topology.env_index(worker, group)[slot - slots.start])
+        raise IndexError(slot)
+
 
 class TableSampler(BaseSampler):
     """Allocates what a plan needs and turns full banks into rollouts.
@@ -139,19 +154,6 @@ class TableSampler(BaseSampler):
 
     def _refuse_bad_numbers(self, rollout: int) -> None:
         found = self._context.table.first_bad_number(rollout % NUM_BANKS)
-        if found is None:
-            return
-        field, (step, slot, *_), value = found
-        raise EnvError(
-            f"{field} is {value} at step {step} of rollout "
-            f"{self._context.plan.first_rollout + rollout}, in env {self._env_of(slot)} of "
-            f"'{self.env_spec.id}'; see faults.bad_numbers"
-        )
-
-    def _env_of(self, slot: int) -> int:
-        """Return the index of an environment in the run."""
-        for worker, group in self.topology.all_groups():
-            slots = self.topology.slots(worker, group)
-            if slots.start <= slot < slots.stop:
-                return int(self.topology.env_index(worker, group)[slot - slots.start])
-        raise IndexError(slot)
+        if found is not None:
+            field, (step, slot, *_), value = found
+            raise self._bad_number(field, value, rollout, step, slot)

@@ -102,7 +102,7 @@ def make_sampler(
     if config.sampler.kind == "device" and device.type != "cpu":
         env, params = configured(config.env, existing(device))
         squash = config.env.action_bounds == "squash"
-        return DeviceSampler(plan, env, params, weights, squash=squash)
+        return DeviceSampler(plan, env, params, weights, squash=squash, check_numbers=check_numbers)
     if config.sampler.kind != "process":
         # A CPU is one device as well, and a plan for it steps compiled loops.
         return SerialSampler(plan, weights, debug=config.sampler.debug, check_numbers=check_numbers)

@@ -28,6 +28,7 @@ from fastrl.workers.hand_over import Stopwatch
 from fastrl.workers.plan import SamplingPlan
 
 _WORKER = "env-worker-0"
+_CHECKED = ("reward", "log_prob", "value", "final_value")
 _STEPS_PER_GRAPH = 32
 """On a GPU: compiling takes time in proportion, and so does starting what was not compiled."""
 
@@ -43,6 +44,8 @@ class DeviceSampler(BaseSampler):
         params: Its parameters, on that device.
         state_dict: First parameters of the policy; by default those of a freshly built model.
         squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
+        check_numbers: Refuse rollouts with a NaN or an infinity. One number leaves the device for
+            it, as those of the episodes do anyway.
 
     Raises:
         ConfigError: The device does not exist, or the plan has several workers.
@@ -56,6 +59,7 @@ class DeviceSampler(BaseSampler):
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         squash: bool = False,
+        check_numbers: bool = True,
     ) -> None:
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
@@ -68,7 +72,7 @@ class DeviceSampler(BaseSampler):
         )
         graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
         self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
-        self._version, self._closed = 0, False
+        self._version, self._closed, self._check_numbers = 0, False, check_numbers
         self._here: Start | None = None
         if self._model is not None:
             self.publish(self._model.state_dict() if state_dict is None else state_dict)
@@ -90,6 +94,7 @@ class DeviceSampler(BaseSampler):
         """Return the next rollout.
 
         Raises:
+            EnvError: A number is not finite.
             FastrlError: The sampler was closed.
         """
         self.start()
@@ -101,6 +106,8 @@ class DeviceSampler(BaseSampler):
         # Its own parameters, as the graphs know where they are.
         found, self._here = self._rollouts.run(None, self._here, noise)
         self._next_rollout += 1
+        if self._check_numbers:
+            self._refuse_bad_numbers(found, index)
         rollout = self._as_rollout(found, index)
         self._count(rollout)
         return rollout
@@ -139,6 +146,22 @@ class DeviceSampler(BaseSampler):
             episodes=_episodes(found),
             index=index,
         )
+
+    def _refuse_bad_numbers(self, found: TensorRollout, index: int) -> None:
+        named = {
+            f"observation/{path}".rstrip("/"): leaf for path, leaf in found.observation.items()
+        }
+        for field in _CHECKED:
+            named[field] = getattr(found, field)
+        numbers = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+        # A sum shows it in one pass and is one number; large ones may overflow as well.
+        if torch.stack([tensor.sum() for tensor in numbers.values()]).isfinite().all():
+            return
+        for name, tensor in numbers.items():
+            bad = (~tensor.isfinite()).nonzero()
+            if len(bad):
+                step, slot, *_ = where = tuple(bad[0].tolist())
+                raise self._bad_number(name, tensor[where].item(), index, step, slot)
 
     def _count(self, rollout: Rollout) -> None:
         row = self._watch.row

@@ -222,6 +222,35 @@ def test_environment_that_does_not_fit_is_refused_in_one_line(env, message):
         configured(EnvConfig(**env), torch.device("cpu"))
 
 
+def test_number_that_is_not_finite_is_named():
+    settings = config(id="Pendulum-v1")
+    plan = make_plan(settings)
+    env, params = configured(settings.env, plan.device(0))
+    transition = env.transition
+
+    def exploding(state, action, params):
+        reached, reward, terminated = transition(state, action, params)
+        here = (state.time == 5) & (torch.arange(N) == 2)
+        return reached, torch.where(here, torch.inf, reward), terminated
+
+    env.transition = exploding
+    weights = initial_weights(plan)
+    with DeviceSampler(plan, env, params, weights, check_numbers=False) as sampler:
+        assert sampler.collect().reward[5, 2] == torch.inf
+    with (
+        DeviceSampler(plan, env, params, weights) as sampler,
+        pytest.raises(
+            EnvError, match=r"^reward is inf at step 5 of rollout 0, in env 2 of '.*'; see "
+        ),
+    ):
+        sampler.collect()
+    broken = {name: weight * torch.nan for name, weight in weights.items()}
+    with device_sampler(settings) as sampler:
+        sampler.publish(broken)
+        with pytest.raises(EnvError, match="is nan at step"):
+            sampler.collect()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("normalize", [False, True])
 def test_nothing_leaves_the_gpu_while_learning_from_it(normalize):
