@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "cores", "compiled"),
+    ("errors", "cores", "compiled", "allocator"),
     ("machine",),
     ("spaces",),
     ("spec",),

@@ -219,6 +219,7 @@ def test_list_names_every_method(capsys):
         "sb3-subproc",
         "envpool-sync",
         "envpool-async",
+        "sample-factory",
         "fastrl-python",
         "fastrl-default",
         "fastrl-best",

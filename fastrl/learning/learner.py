@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from fastrl.allocator import keep_freed_memory
 from fastrl.config import A2CConfig, Config, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning.batch import Batch, Transfer
@@ -96,6 +97,7 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
     def __init__(
         self, config: Config, algorithm: AlgorithmT, env_spec: EnvSpec, model: PolicyModel
     ) -> None:
+        keep_freed_memory()
         self.model, self.steps, self.updates = model, 0, 0
         self._algorithm: AlgorithmT = algorithm
         self._env_spec = env_spec

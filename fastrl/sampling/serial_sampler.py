@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fastrl.allocator import keep_freed_memory
 from fastrl.sampling.base import TableSampler
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
@@ -45,6 +46,7 @@ class SerialSampler(TableSampler):
             raise self._closed_error()
         if self._steppers:
             return
+        keep_freed_memory()
         context, topology = self._context, self.topology
         for worker in range(topology.num_env_workers):
             self._steppers.append(EnvStepper(context.plan, context.table, worker))

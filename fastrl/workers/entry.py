@@ -12,15 +12,13 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fastrl.allocator import keep_freed_memory
 from fastrl.workers.hand_over import StopRequestedError
 
 if TYPE_CHECKING:
     from fastrl.workers.supervisor import Connection
 
 _PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 2**30
-_HEAP_BYTES = 2**25  # the largest threshold that glibc accepts
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
 """Longest report: a pipe holds 64 KiB, and nobody may be reading it yet."""
 
@@ -47,7 +45,7 @@ def worker_main(
 
     _leave_signals_to_the_supervisor()
     _die_with_parent(lifeline)
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(torch_threads)
     try:
         target(*args)
@@ -100,16 +98,3 @@ def _die_with_parent(lifeline: Connection) -> None:
         # The fork server ends with the process that started it. This also ends a worker whose
         # native code never lets the thread above run.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from returning memory that the next step asks for again.
-
-    A network's activations are freed and allocated at every step; fetched from the kernel each
-    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64.
-    """
-    if sys.platform.startswith("linux"):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-            mallopt(_M_MMAP_THRESHOLD, _HEAP_BYTES)
