@@ -4,8 +4,9 @@
     python scripts/concurrent_envs.py --how naive --num-envs 200 --episodes 2 --render
     python scripts/concurrent_envs.py --how await --wait-ms 5 --num-envs 200 --episodes 1
 
-With ``--render`` a window is drawn (into memory where there is no screen); CartPole's own window
-waits for its next frame, 50 times a second, which is what the other environments use to go on.
+With ``--pictures`` every step draws an array, with ``--render`` a window (into memory where there
+is no screen); CartPole's own window waits for its next frame, 50 times a second, which is what the
+other environments use to go on.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ class Waiting(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.step(action)
 
 
+class Drawn(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Draws a picture in every step, and keeps it."""
+
+    def step(self, action: Any) -> Any:  # noqa: ANN401
+        """Step and draw."""
+        result = self.env.step(action)
+        self.picture = self.env.render()
+        return result
+
+
 class WaitingCoroutine(Waiting):
     """The same as coroutines."""
 
@@ -54,7 +65,10 @@ class WaitingCoroutine(Waiting):
 
 def make_env(options: argparse.Namespace) -> Any:  # noqa: ANN401
     """Build one environment."""
-    env = gymnasium.make(options.env, render_mode="human" if options.render else None)
+    if options.pictures:
+        env: Any = Drawn(gymnasium.make(options.env, render_mode="rgb_array"))
+    else:
+        env = gymnasium.make(options.env, render_mode="human" if options.render else None)
     if not options.wait_ms:
         return env
     kind = WaitingCoroutine if options.how == "await" else Waiting
@@ -158,6 +172,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wait-ms", type=float, default=0.0, help="that every step waits")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--render", action="store_true")
+    parser.add_argument("--pictures", action="store_true", help="draw arrays, not a window")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,28 @@ class ObservationWriter:
         Raises:
             EnvError: An observation does not fit; names the environment's index.
         """
-        try:
-            if not self._nested:
-                _write_column(observations, rows[0])
-                return
-            columns = zip(*(flatten(self._space, each) for each in observations), strict=True)
-            for column, array in zip(columns, rows, strict=True):
-                _write_column(column, array)
-        except _MISFITS:
-            # One at a time finds who is to blame; nobody is where an environment returns lists,
-            # or wider integers than its space says.
-            for index, observation in enumerate(observations):
-                self.write_one(index, observation, rows)
+        self.into(rows)(observations)
+
+    def into(self, rows: Rows) -> Callable[[Sequence[Any]], None]:
+        """Return `write_all` for rows that stay the same: what it asks of them is asked once."""
+        column_writers = [_column_writer(array) for array in rows]
+        write_column = column_writers[0]
+
+        def write(observations: Sequence[Any]) -> None:
+            try:
+                if not self._nested:
+                    write_column(observations)
+                    return
+                columns = zip(*(flatten(self._space, each) for each in observations), strict=True)
+                for write_leaf, column in zip(column_writers, columns, strict=True):
+                    write_leaf(column)
+            except _MISFITS:
+                # One at a time finds who is to blame; nobody is where an environment returns
+                # lists, or wider integers than its space says.
+                for index, observation in enumerate(observations):
+                    self.write_one(index, observation, rows)
+
+        return write
 
     def write_one(self, index: int, observation: Any, rows: Rows) -> None:  # noqa: ANN401
         """Write the observation of environment ``index`` into row ``index``.
@@ -92,17 +103,27 @@ class ObservationWriter:
         )
 
 
-def _write_column(values: Sequence[Any], array: NDArray[Any]) -> None:
-    if array.ndim == 1:
-        np.copyto(array, np.asarray(values), casting="same_kind")
-        return
+def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:
+    """Return what writes one value per environment into ``array [n, *shape]``."""
+    if array.ndim == 1 or not array.flags.c_contiguous:
+        return partial(_copy_rows, array)
     height = array.shape[1]
-    # One call for all rows costs half as much as a row at a time. It would let pass two wrong
-    # heights that even out, hence the set.
-    if set(map(len, values)) != {height} or not array.flags.c_contiguous:
+    flat = array.reshape(-1, *array.shape[2:])
+
+    def write(values: Sequence[Any]) -> None:
+        # One call for all rows costs half as much as a row at a time. It would let pass two wrong
+        # heights that even out, hence the set.
+        if set(map(len, values)) != {height}:
+            raise ValueError
+        np.concatenate(values, out=flat, casting="same_kind")
+
+    return write
+
+
+def _copy_rows(array: NDArray[Any], values: Sequence[Any]) -> None:
+    if array.ndim > 1:
         raise ValueError
-    flat = array.ravel() if array.ndim == 2 else array.reshape(-1, *array.shape[2:])
-    np.concatenate(values, out=flat, casting="same_kind")
+    np.copyto(array, np.asarray(values), casting="same_kind")
 
 
 def _holds(kind: str, found: str) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import EnvError
 from fastrl.vector.action_rows import single_action, splitter
+from fastrl.vector.episode_clock import EpisodeClock
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
 from fastrl.vector.infos import Columns, gather
 from fastrl.vector.instance import NEVER, Instance
@@ -61,18 +62,19 @@ class EnvGroup:
             self._instances.append(Instance(env))
             _check_spaces(env, spec, plan.different_spaces, index)
         self._steps: list[Step] = [each.step for each in self._instances]
-        self._elapsed = np.zeros(len(envs), np.int64)
-        self._limits = np.array([each.limit for each in self._instances], np.int64)
+        self._clock = EpisodeClock([each.limit for each in self._instances])
         self._ended: set[int] = set()
         rows = slice(envs.start, envs.stop)
         self._banks = [bank.part(rows) for bank in exchange.banks]
         self.action_objects: Sequence[Any] | None = None
         self.observation_objects: list[Any] = [None] * len(envs)
         self._writer: ObservationWriter | None = None
+        self._actions: Callable[[], Sequence[Any]] = self._own_objects
         if spec.fits_rows:
-            self._writer = ObservationWriter(spec.observation_space, envs.start)
+            self._writer = writer = ObservationWriter(spec.observation_space, envs.start)
+            self._write_all = [writer.into(bank.observation) for bank in self._banks]
             self._action_rows = tuple(leaf[rows] for leaf in exchange.action)
-            self._split = splitter(spec.action_space, self._action_rows)
+            self._actions = splitter(spec.action_space, self._action_rows)
 
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
@@ -84,25 +86,28 @@ class EnvGroup:
         rewards: list[Any] = []
         infos: dict[int, dict[str, Any]] = {}
         ended: dict[int, tuple[bool, bool]] = {}
-        self._elapsed += 1
-        for index, (step, action) in enumerate(zip(steps, self._actions(), strict=True)):
-            at[0] = start + index
+        self._clock.advance()
+        for index, (step, action) in enumerate(zip(steps, self._actions(), strict=True), start):
+            at[0] = index
             observation, reward, terminated, truncated, info = step(action)
             observations.append(observation)
             rewards.append(reward)
             if info:
-                infos[start + index] = info
+                infos[index] = info
             if terminated or truncated:
-                ended[index] = (bool(terminated), bool(truncated))
+                ended[index - start] = (bool(terminated), bool(truncated))
         views = self._banks[bank]
         views.terminated.fill(False)
         views.truncated.fill(False)
-        for index in np.flatnonzero(self._elapsed >= self._limits).tolist():
+        for index in self._clock.due():
             ended[index] = (ended.get(index, (False, False))[0], True)
         for index, flags in ended.items():
             views.terminated[index], views.truncated[index] = flags
             self._end(index, observations, infos)
-        self._write(observations, views)
+        if self._writer is None:
+            self.observation_objects = observations
+        else:
+            self._write_all[bank](observations)
         _write_rewards(rewards, views.reward, start)
         return gather(infos) if infos else {}
 
@@ -124,12 +129,11 @@ class EnvGroup:
             step = self._steps[index]
             if index in self._ended:
                 step = self._steps_after_ends((index,))[index]
-            self._elapsed[index] += 1
+            self._clock.advance_one(index)
             observations[index], reward, terminated, truncated, infos[env_index] = step(
                 self._action(index)
             )
-            late = bool(self._elapsed[index] >= self._limits[index])
-            flags = bool(terminated), bool(truncated) or late
+            flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
             if any(flags):
                 self._end(index, observations, infos)
         views.terminated[index], views.truncated[index] = flags
@@ -167,7 +171,7 @@ class EnvGroup:
         chosen = [value for value, wanted in zip(values, mask, strict=True) if wanted]
         for each, value in zip(self._told(mask), chosen, strict=True):
             each.set(name, value)
-        self._limits = np.array([each.limit for each in self._instances], np.int64)
+        self._clock.limit([each.limit for each in self._instances])
         return []
 
     def apply(
@@ -189,9 +193,7 @@ class EnvGroup:
         for each in instances:
             each.env.close()
 
-    def _actions(self) -> Sequence[Any]:
-        if self._writer is not None:
-            return self._split()
+    def _own_objects(self) -> Sequence[Any]:
         assert self.action_objects is not None
         return self.action_objects[self.envs.start : self.envs.stop]
 
@@ -203,7 +205,7 @@ class EnvGroup:
     def _reset(
         self, index: int, seed: int | None, options: Mapping[str, Any] | None
     ) -> tuple[Any, dict[str, Any]]:
-        self._elapsed[index] = 0
+        self._clock.restart(index)
         self._ended.discard(index)
         return self._instances[index].reset(seed, options)
 
@@ -214,7 +216,8 @@ class EnvGroup:
             return
         env_index = self._at[0] = self.envs.start + index
         # A copy: the environment may write its next observation into the same array.
-        final = copy.deepcopy(observations[index])
+        final = observations[index]
+        final = final.copy() if type(final) is np.ndarray else copy.deepcopy(final)
         observations[index], info = self._reset(index, None, None)
         infos[env_index] = {"final_obs": final, "final_info": infos.get(env_index, {}), **info}
 
@@ -240,15 +243,9 @@ class EnvGroup:
         for index, (each, wanted) in enumerate(zip(self._instances, mask, strict=True)):
             if wanted:
                 if each.limit != NEVER:
-                    each.tell(int(self._elapsed[index]))
+                    each.tell(self._clock.elapsed(index))
                 self._at[0] = self.envs.start + index
                 yield each
-
-    def _write(self, observations: list[Any], views: Bank) -> None:
-        if self._writer is None:
-            self.observation_objects = observations
-        else:
-            self._writer.write_all(observations, views.observation)
 
     def _write_one(self, index: int, observation: Any, views: Bank) -> None:  # noqa: ANN401
         if self._writer is None:

@@ -43,8 +43,13 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     """
     infos: Infos = {}
     nested: dict[str, list[Columns]] = {}
+    everyone = np.ones(num_envs, np.bool_)
     for part in parts:
         for key, (indices, values) in part.items():
+            if len(indices) == num_envs and isinstance(values, np.ndarray):
+                # All have it: nothing to fill in, which would cost as much as a cheap step.
+                infos[f"_{key}"], infos[key] = everyone.copy(), values
+                continue
             mask = infos.setdefault(f"_{key}", np.zeros(num_envs, np.bool_))
             mask[indices] = True
             if isinstance(values, dict):
@@ -80,7 +85,7 @@ def _packed(key: str, indices: list[int], values: list[Any]) -> Any:  # noqa: AN
         return values
     if _is_number(kind):
         # Where types differ, the first environment of all decides; see `combine`.
-        same = all(type(value) is kind for value in values)
+        same = len(set(map(type, values))) == 1
         return np.array(values, dtype=kind) if same else values
     if isinstance(first, np.ndarray):
         same = all(getattr(value, "shape", None) == first.shape for value in values)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from fastrl.envs.classic_control.screen import quicken
 from fastrl.vector.spec import Env
 
 NEVER = 2**62
@@ -37,6 +38,7 @@ class Instance:
                 self._enforcers.append(bare)
             bare = bare.env
         self._bare = bare
+        quicken(env.unwrapped)
         self.step: Callable[[Any], Any] = bare.step
         self.limit: int = self._shortest_limit()
 

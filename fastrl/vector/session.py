@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import VectorEnv
@@ -27,6 +27,10 @@ class Pending(Enum):
     RESET = "reset"
     CALL = "call"
     SEND = "send"
+
+
+_NOTHING = Pending.NOTHING
+"""Members of an enumeration are slow to look up, for what is done in every step."""
 
 
 class Session(VectorEnv[Any, Any, Any]):
@@ -162,7 +166,7 @@ class Session(VectorEnv[Any, Any, Any]):
         if self.closed:
             why = f" after {self._why_closed}" if self._why_closed else ""
             raise ClosedEnvironmentError(f"`{name}`: the vector environment was closed{why}")
-        if self._pending is not Pending.NOTHING:
+        if self._pending is not _NOTHING:
             raise AlreadyPendingCallError(
                 f"`{name}`: a call to `{self._pending.value}` is pending", self._pending.value
             )
@@ -206,17 +210,21 @@ class Session(VectorEnv[Any, Any, Any]):
         """Add action and seed to a failure, and end what cannot go on."""
         try:
             yield
-        except EnvFailure as failure:
-            self._pending = Pending.NOTHING
-            error = self._explained(failure, doing)
-            self._why_closed = brief(error.args[0], 200)
-            self.close()
-            raise error from failure.__cause__
-        except BaseException:
+        except BaseException as error:
+            self._end(error, doing)
+
+    def _end(self, error: BaseException, doing: str) -> NoReturn:
+        """Close, and raise the error: a failure with action and seed, anything else as it is."""
+        if not isinstance(error, EnvFailure):
             # An interrupted call leaves answers behind that the next one would take for its own.
             self._why_closed = f"an interrupted {doing}"
             self.close()
-            raise
+            raise error
+        self._pending = Pending.NOTHING
+        explained = self._explained(error, doing)
+        self._why_closed = brief(explained.args[0], 200)
+        self.close()
+        raise explained from error.__cause__
 
     def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
         """Return the latest action of an environment."""

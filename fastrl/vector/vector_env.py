@@ -28,6 +28,7 @@ from fastrl.vector.spec import VectorPlan
 
 Output = Literal["numpy", "torch"]
 StepResult = tuple[Any, Any, Any, Any, Infos]
+_NOTHING, _STEP = Pending.NOTHING, Pending.STEP
 
 
 class FastVectorEnv(Session):
@@ -63,11 +64,14 @@ class FastVectorEnv(Session):
         if driver.different_spaces:
             self.observation_space = batch_differing_spaces(driver.different_spaces)
         self._paths = tuple(leaves(spec.observation_space)) if spec.fits_rows else ()
+        self._single = self._paths == ("",)
         self._actions: ActionRows | ActionObjects
+        self._objects: list[Any] | None = None
         if spec.fits_rows:
             self._actions = ActionRows(spec, driver.exchange.action)
         else:
-            self._actions = ActionObjects(spec, self.num_envs)
+            self._actions = objects = ActionObjects(spec, self.num_envs)
+            self._objects = objects.actions
         self._bank = 0
         self._was_reset = False
         self._in_flight = np.zeros(self.num_envs, np.bool_)
@@ -107,7 +111,7 @@ class FastVectorEnv(Session):
             options = dict(options) if options is not None else None
             mask = checked_mask(options, self.num_envs)
         except Exception:
-            self._pending = Pending.NOTHING
+            self._pending = _NOTHING
             raise
         for index in np.flatnonzero(mask).tolist():
             if seeds[index] is not None:
@@ -128,7 +132,7 @@ class FastVectorEnv(Session):
         self._expect("reset_wait", Pending.RESET)
         with self._explaining("reset"):
             parts = self._driver.end_request(self._deadline(timeout))
-        self._pending = Pending.NOTHING
+        self._pending = _NOTHING
         self._was_reset = True
         return self._observation(self._driver.exchange.banks[self._bank]), combine(
             parts, self.num_envs
@@ -152,17 +156,23 @@ class FastVectorEnv(Session):
 
     def step_async(self, actions: Any) -> None:  # noqa: ANN401
         """Begin a `step`, to be finished by `step_wait`."""
-        self._begin("step_async", Pending.STEP)
+        # Written out, without calls and context managers: all of them together would cost more than
+        # a step of a cheap environment does.
+        if self.closed or self._pending is not _NOTHING:
+            self._begin("step_async", _STEP)
+        self._pending = _STEP
         try:
             if not self._was_reset:
                 raise ArgumentError("reset the environments before the first step")
             self._actions.write(actions)
         except Exception:
-            self._pending = Pending.NOTHING
+            self._pending = _NOTHING
             raise
         self._flip()
-        with self._explaining("step"):
-            self._driver.begin_step(self._bank, getattr(self._actions, "actions", None))
+        try:
+            self._driver.begin_step(self._bank, self._objects)
+        except BaseException as error:
+            self._end(error, "step")
 
     def step_wait(self, timeout: float | None = None) -> StepResult:
         """Finish a `step`.
@@ -170,15 +180,20 @@ class FastVectorEnv(Session):
         Args:
             timeout: Seconds; by default the deadline that `make_vec` was given.
         """
-        self._expect("step_wait", Pending.STEP)
-        with self._explaining("step"):
-            parts = self._driver.end_step(self._deadline(timeout))
-        self._pending = Pending.NOTHING
+        if self.closed or self._pending is not _STEP:
+            self._expect("step_wait", _STEP)
+        try:
+            parts = self._driver.end_step(self.plan.timeout_s if timeout is None else timeout)
+        except BaseException as error:
+            self._end(error, "step")
+        self._pending = _NOTHING
         bank = self._driver.exchange.banks[self._bank]
         infos = combine(parts, self.num_envs) if any(parts) else {}
         return (
             self._observation(bank),
-            *(self._given(each.copy()) for each in (bank.reward, bank.terminated, bank.truncated)),
+            self._given(bank.reward.copy()),
+            self._given(bank.terminated.copy()),
+            self._given(bank.truncated.copy()),
             infos,
         )
 
@@ -274,20 +289,21 @@ class FastVectorEnv(Session):
 
     def _settle_pending(self) -> None:
         if not self._in_flight.any():
-            self._pending = Pending.NOTHING
+            self._pending = _NOTHING
 
     def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
         return self._actions.of(env_index)
 
     def _observation(self, bank: Bank) -> Any:  # noqa: ANN401
         space = self.single_observation_space
+        if self._single:
+            row = bank.observation[0]
+            return self._given(row.copy() if self._copy else row)
         if not self._paths:
             items = self._driver.observation_objects()
             empty: Any = create_empty_array(space, n=self.num_envs, fn=np.zeros)
             return copying.deepcopy(concatenate(space, items, empty))
         rows = [row.copy() for row in bank.observation] if self._copy else bank.observation
-        if len(rows) == 1 and self._paths == ("",):
-            return self._given(rows[0])
         given = (self._given(row) for row in rows)
         return unflatten(space, dict(zip(self._paths, given, strict=True)))
 

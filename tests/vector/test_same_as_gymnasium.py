@@ -134,3 +134,18 @@ def test_wrappers_and_time_limits_of_the_call_are_those_of_gymnasium():
         expected = theirs.step(actions)
         assert_same(ours.step(actions), expected)
         assert_same(by_path.step(actions), expected)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_pictures_are_gymnasiums_bit_for_bit(name):
+    ours = fastrl.make_vec(name, 2, backend="serial", render_mode="rgb_array")
+    theirs = SyncVectorEnv([partial(gymnasium.make, name, render_mode="rgb_array")] * 2)
+    ours.reset(seed=0), theirs.reset(seed=0)
+    theirs.action_space.seed(0)
+    for _ in range(3):
+        actions = theirs.action_space.sample()
+        ours.step(actions), theirs.step(actions)
+        for mine, his in zip(ours.render(), theirs.render(), strict=True):
+            assert mine.dtype == his.dtype
+            np.testing.assert_array_equal(mine, his)
+    ours.close(), theirs.close()

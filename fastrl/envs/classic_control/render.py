@@ -20,6 +20,7 @@ from gymnasium.envs.classic_control import (
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import nearest
 from fastrl.errors import EnvError
 
@@ -62,6 +63,7 @@ class Renderer:
             raise EnvError(f"cannot draw '{name}'{nearest(name, _ENVS)}")
         self._name = name
         self._env: Any = _ENVS[name](render_mode="rgb_array")
+        quicken(self._env)
 
     def render(
         self,

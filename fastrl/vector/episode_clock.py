@@ -1,0 +1,61 @@
+"""How many steps every episode has had, and which have had all that they may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EpisodeClock:
+    """Counts steps of some environments against their time limits.
+
+    A step of all of them costs one addition and one comparison, until the first episode is due:
+    with a few cheap environments an array of counters would cost as much as one of them.
+
+    Args:
+        limits: Steps after which each environment's episode is cut off.
+    """
+
+    def __init__(self, limits: Sequence[int]) -> None:
+        self._now, self._due = 0, 0
+        self._begun = [0] * len(limits)
+        self.limit(limits)
+
+    def limit(self, limits: Sequence[int]) -> None:
+        """Give all environments new limits."""
+        self._limits = list(limits)
+        self._settle()
+
+    def restart(self, index: int) -> None:
+        """Begin an environment's episode."""
+        self._begun[index] = self._now
+        # A bound that is too early costs a look; limits may differ, so it may have to be earlier.
+        self._due = min(self._due, self._now + self._limits[index])
+
+    def elapsed(self, index: int) -> int:
+        """Return how many steps an environment's episode has had."""
+        return self._now - self._begun[index]
+
+    def advance(self) -> None:
+        """Count a step of every environment."""
+        self._now += 1
+
+    def advance_one(self, index: int) -> None:
+        """Count a step of one environment."""
+        self._begun[index] -= 1
+        self._due = min(self._due, self._begun[index] + self._limits[index])
+
+    def due(self) -> Sequence[int]:
+        """Return the environments whose episodes have had all their steps."""
+        if self._now < self._due:
+            return ()
+        self._settle()
+        return [index for index in range(len(self._limits)) if self.is_due(index)]
+
+    def is_due(self, index: int) -> bool:
+        """Return whether an environment's episode has had all its steps."""
+        return self.elapsed(index) >= self._limits[index]
+
+    def _settle(self) -> None:
+        """Find out when the next episode is due."""
+        ends = (begun + limit for begun, limit in zip(self._begun, self._limits, strict=True))
+        self._due = min(ends, default=self._now + 1)
