@@ -92,7 +92,8 @@ def _task(args: argparse.Namespace) -> Task:
         overrides.append(f"env.id={args.env}")
     if args.seed is not None:
         overrides.append(f"seed={args.seed}")
-    config = load_config(path, overrides)
+    # Nothing is learnt, so no worker need wait for another; the user's keys come later and win.
+    config = load_config(path, ["sampler.mode=async", *overrides])
     if config.sampler.kind != "process":
         raise ConfigError("sampler.kind: a comparison needs 'process', got 'serial'")
     return Task.from_config(config)

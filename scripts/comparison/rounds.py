@@ -82,7 +82,12 @@ def compare(task: Task, options: Options, command: str = "") -> Comparison:
         raise EnvError(f"no method can sample '{task.config.env.id}' here")
     fps, limits = measure_rounds(chosen, task, options)
     results = [Result(m.name, m.label, m.settings, fps[m.name]) for m in chosen]
-    protocol = {"seconds": options.seconds, "repeats": options.repeats, "scan_s": options.scan_s}
+    protocol = {
+        "seconds": options.seconds,
+        "repeats": options.repeats,
+        "scan_s": options.scan_s,
+        "mode": task.config.sampler.mode,
+    }
     return Comparison(task.config, task.policy, results, limits, scan, skipped, protocol, command)
 
 
