@@ -44,6 +44,27 @@ def test_rmsprop_has_epsilon_inside_the_root_and_starts_at_1():
     assert optimizer.state_dict()["square"].item() == pytest.approx(1.49 * 0.99)
 
 
+def test_rmsprop_with_the_square_of_epsilon_comes_to_steps_as_torchs():
+    """Which is how settings found with torch's own are carried over."""
+    random = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-5, 0, 50)
+    flat, parameter = FlatParameters([nn.Parameter(torch.zeros(50))]), nn.Parameter(torch.zeros(50))
+    mine = RMSprop(flat, eps=1e-5**2)
+    theirs = torch.optim.RMSprop([parameter], lr=1e-3, eps=1e-5)
+    for _ in range(4000):
+        parameter.grad = scale * torch.randn(50, generator=random)
+        flat.gradient.copy_(parameter.grad)
+        before = flat.value.clone(), parameter.detach().clone()
+        mine.step(1e-3)
+        theirs.step()
+    step, wanted = flat.value - before[0], parameter.detach() - before[1]
+    # Where gradients are no larger than epsilon, a sum and a root of squares differ by up to √2.
+    ratio = step / wanted
+    assert ratio.min() > 0.95
+    assert ratio.max() < 1.45
+    assert (ratio[scale > 1e-3] - 1).abs().max() < 0.05
+
+
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_optimizer_goes_on_from_its_state(kind):
     flat, other = flat_of(1.0, 2.0), flat_of(1.0, 2.0)
