@@ -3,8 +3,9 @@
     python scripts/verify_classic_control.py
     python scripts/verify_classic_control.py --episodes 200 --envs CartPole-v1
 
-At least 1,000 episodes of each environment with random actions and as many with those of a
-controller that solves the task. Every step begins in gymnasium from the state that ours was in, and
+At least 1,000 episodes of each environment with random actions, as many with those of a controller
+that solves the task, and as many with those of a policy that PPO trained on our environments
+(`train_classic_control.py`). Every step begins in gymnasium from the state that ours was in, and
 observation, reward, termination and truncation are compared: to float32 rounding, flags exactly.
 Any other difference ends the script with an error. Each finished part goes into the JSON file at
 once, and the next call goes on from there.
@@ -22,6 +23,8 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -30,6 +33,7 @@ from tests.envs.classic_control.gymnasium_twin import (  # noqa: E402
     NAMES,
     random_actions,
     skilled_actions,
+    trained_actions,
 )
 from tests.envs.classic_control.players import (  # noqa: E402
     TOLERANCE,
@@ -39,13 +43,15 @@ from tests.envs.classic_control.players import (  # noqa: E402
 )
 
 PLAYERS = {"tensor program": TensorPlayer, "compiled loops": BatchPlayer}
-BEHAVIOURS = {"random": random_actions, "skilled": skilled_actions}
+BEHAVIOURS = {"random": random_actions, "skilled": skilled_actions, "trained": trained_actions}
 NUM_ENVS = 250
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play what has not been played; return the exit code."""
     args = _parser().parse_args(arguments)
+    # Threads that wait for each other's little parts of a step, on cores that others want too.
+    torch.set_num_threads(1)
     found = {
         "episodes_at_least": args.episodes,
         "tolerance": TOLERANCE,

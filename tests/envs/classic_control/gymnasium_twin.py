@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import gymnasium
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
-from fastrl.envs.tensor import TENSOR_ENVS
+from fastrl.config import ModelConfig
+from fastrl.envs.tensor import TENSOR_ENVS, make_tensor
+from fastrl.models import ActorCritic
 
+TRAINED = Path(__file__).parent / "trained"
 NAMES = sorted(TENSOR_ENVS)
 
 
@@ -68,6 +76,29 @@ def skilled_actions(name: str, observations, rng):
     return np.where(cosine > 0.92, hold, pump)[:, None].astype(np.float32)
 
 
+def trained_actions(name: str, observations, rng):
+    """Return samples of a policy that `scripts/train_classic_control.py` trained."""
+    model = _trained(name)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    with torch.inference_mode():
+        noise = model.draw_noise((len(observations),), generator)
+        action, _, _ = model.act({"": torch.from_numpy(np.asarray(observations))}, noise)
+    return action[""].numpy()
+
+
+@cache
+def _trained(name: str) -> ActorCritic:
+    weights = load_file(TRAINED / f"{name}.safetensors")
+    config = ModelConfig(
+        hidden_sizes=(32,),
+        shared_body=False,
+        normalize_observations=any("normalizers" in key for key in weights),
+    )
+    model = ActorCritic(make_tensor(name)[0].spec, config)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 SOLVED = {
     "Acrobot-v1": -100,
     "CartPole-v1": 475,
@@ -76,3 +107,12 @@ SOLVED = {
     "Pendulum-v1": -200,
 }
 """What the mean return of `skilled_actions` exceeds."""
+
+LEARNT = {
+    "Acrobot-v1": -120,
+    "CartPole-v1": 450,
+    "MountainCar-v0": -150,
+    "MountainCarContinuous-v0": 60,
+    "Pendulum-v1": -300,
+}
+"""What that of `trained_actions` exceeds: of samples, whose noise costs some of it."""
