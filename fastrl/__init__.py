@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastrl.errors import FastrlError as FastrlError
     from fastrl.errors import SpaceError as SpaceError
     from fastrl.errors import WorkerError as WorkerError
+    from fastrl.learning import Learner as Learner
+    from fastrl.learning import build_learner as build_learner
     from fastrl.models import ActorCritic as ActorCritic
     from fastrl.models import PolicyModel as PolicyModel
     from fastrl.models import build_model as build_model
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
     from fastrl.throughput import Protocol as Protocol
     from fastrl.throughput import Report as Report
     from fastrl.throughput import run_throughput as run_throughput
+    from fastrl.training import TrainedRun as TrainedRun
+    from fastrl.training import Trainer as Trainer
+    from fastrl.training import evaluate_run as evaluate_run
+    from fastrl.training import record_run as record_run
+    from fastrl.training import resume as resume
+    from fastrl.training import train as train
     from fastrl.vector import FastVectorEnv as FastVectorEnv
     from fastrl.vector import make_vec as make_vec
     from fastrl.workers.plan import SamplingPlan as SamplingPlan
@@ -52,6 +60,7 @@ _MODULE_OF = {
     "Episodes": "fastrl.shared.rollout_buffer",
     "FastVectorEnv": "fastrl.vector",
     "FastrlError": "fastrl.errors",
+    "Learner": "fastrl.learning",
     "PolicyModel": "fastrl.models",
     "ProcessSampler": "fastrl.sampling",
     "Protocol": "fastrl.throughput",
@@ -63,14 +72,21 @@ _MODULE_OF = {
     "SpaceError": "fastrl.errors",
     "StepViews": "fastrl.envs",
     "Topology": "fastrl.spec",
+    "TrainedRun": "fastrl.training",
+    "Trainer": "fastrl.training",
     "WorkerError": "fastrl.errors",
+    "build_learner": "fastrl.learning",
     "build_model": "fastrl.models",
+    "evaluate_run": "fastrl.training",
     "load_config": "fastrl.config",
     "make_plan": "fastrl.sampling",
     "make_sampler": "fastrl.sampling",
     "make_vec": "fastrl.vector",
+    "record_run": "fastrl.training",
+    "resume": "fastrl.training",
     "run_throughput": "fastrl.throughput",
     "save_config": "fastrl.config",
+    "train": "fastrl.training",
 }
 
 __all__ = sorted(_MODULE_OF)
