@@ -103,6 +103,16 @@ def test_failure_is_reported_however_hard_it_is_to_tell(supervisor, target, told
     assert re.match(told, str(wait_for_error(supervisor)))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no names for processes")
+def test_system_tells_workers_apart(supervisor):
+    supervisor.start("env-worker-3", time.sleep, 600)
+    process = psutil.Process(supervisor.pids()["env-worker-3"])
+    deadline = time.monotonic() + 60
+    while process.name() != "env-worker-3":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_worker_that_failed_is_replaced_under_its_name(supervisor):
     supervisor.start("worker-0", fail_with_a_local, 42)
     supervisor.start("worker-1", time.sleep, 60)
