@@ -117,15 +117,16 @@ def cli(*arguments, **options):
     )
 
 
+@pytest.mark.timeout(300)
 def test_command_writes_everything_it_is_asked_for(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("# kept\nenv: {id: CartPole-v1}\nsampler:\n  envs_per_worker: 4\n")
     found = tmp_path / "found.json"
     process = cli(
-        *(str(config), "--budget", "6s", "--write", "--json", str(found)),
+        *(str(config), "--budget", "3s", "--write", "--json", str(found)),
         *("--plots", str(tmp_path / "plots"), "--study", str(tmp_path / "study.db")),
     )
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors
     assert "frames per second" in output
     report = json.loads(found.read_text())

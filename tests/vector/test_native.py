@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import gymnasium
 import numpy as np
 import pytest
@@ -148,8 +150,13 @@ class TestAtari:
         pytest.importorskip("ale_py")
         pytest.importorskip("cv2")
 
-    @pytest.mark.parametrize("backend", ["auto", "serial", "processes"])
-    @pytest.mark.parametrize("mode", ["same_step", "next_step"])
+    @pytest.mark.parametrize(
+        ("backend", "mode"),
+        [
+            *product(("auto", "serial"), ("same_step", "next_step")),
+            ("processes", "same_step"),
+        ],
+    )
     def test_standard_preprocessing(self, backend, mode):
         envs = fastrl.make_vec(
             "ALE/Breakout-v5", 2, backend=backend, autoreset=mode, episodic_life=True
