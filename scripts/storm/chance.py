@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from fastrl.config import config_schema
+from fastrl.config import config_schema, load_config
 
 _WORDS = (
     "auto cpu cuda cuda:0 ppo a2c sync async serial process device tanh linear constant CartPole-v1"
@@ -23,6 +23,12 @@ _TAGS = (
     "!!set {a, b}",
     "&a [*a]",
 )
+_DEFAULTS = {
+    f"{section}.{key}" if isinstance(content, dict) else section: found
+    for section, content in load_config(None, ["env.id=CartPole-v1"]).model_dump().items()
+    for key, found in (content if isinstance(content, dict) else {section: content}).items()
+}
+"""Default of every key."""
 _DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint64", "bool")
 
 
@@ -52,9 +58,25 @@ def config_keys() -> list[str]:
 def override(pick: random.Random, keys: list[str]) -> str:
     """Return an override as somebody might write it, or as nobody would."""
     key = pick.choice(keys)
-    if pick.random() < 0.15:
+    wanted = value_of(pick, key)
+    if pick.random() < 0.08:
         key = misspelt(pick, key)
-    return f"{key}{'' if pick.random() < 0.02 else '='}{value(pick)}"
+    return f"{key}{'' if pick.random() < 0.02 else '='}{wanted}"
+
+
+def value_of(pick: random.Random, key: str) -> str:
+    """Return a value for a key: mostly one like its default, else anything."""
+    default: Any = _DEFAULTS.get(key)
+    if pick.random() < 0.15 or default is None:
+        return value(pick)
+    if isinstance(default, bool):
+        return pick.choice(("true", "false"))
+    if isinstance(default, int | float):
+        near = default * pick.choice((0.5, 1, 1, 2, 3, 0, 1e3))
+        return str(int(near)) if isinstance(default, int) else repr(near)
+    if isinstance(default, tuple):
+        return str([pick.randint(1, 99) for _ in range(pick.randint(0, 3))])
+    return str(default) if pick.random() < 0.8 else pick.choice(_WORDS.split())
 
 
 def misspelt(pick: random.Random, word: str) -> str:
@@ -105,8 +127,9 @@ def yaml_tree(pick: random.Random, keys: list[str]) -> str:
     sections: dict[str, list[str]] = {}
     for key in pick.sample(keys, pick.randint(0, 8)):
         section, _, name = key.rpartition(".")
+        wanted = value_of(pick, key)
         name = misspelt(pick, name) if pick.random() < 0.05 else name
-        sections.setdefault(section, []).append(f"{name}: {value(pick)}")
+        sections.setdefault(section, []).append(f"{name}: {wanted}")
     lines = []
     if pick.random() < 0.8:
         sections.setdefault("env", []).insert(0, "id: CartPole-v1")
