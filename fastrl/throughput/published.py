@@ -20,6 +20,20 @@ END = "<!-- end of throughput -->"
 
 _ENVS = ("CartPole", "HalfCheetah", "Crafter", "Breakout")
 _NONE = "–"
+_ROWS = {
+    "single environment": ["single-env"],
+    "Sample Factory": ["sample-factory"],
+    "gymnasium AsyncVectorEnv": ["gymnasium-async"],
+    "SB3 SubprocVecEnv": ["sb3-subproc"],
+    "SB3 DummyVecEnv": ["sb3-dummy"],
+    "gymnasium SyncVectorEnv": ["gymnasium-sync"],
+    "gymnasium's own batched environment": ["gymnasium-native"],
+    "EnvPool (C++ environments), better of sync and async": ["envpool-sync", "envpool-async"],
+    "fastrl, Python environment": ["fastrl-python"],
+    "**fastrl**, default parameters": ["fastrl-default"],
+    "**fastrl**, best parameters": ["fastrl-best"],
+}
+"""Labels and the methods of which the best is shown; rows without any figure are left out."""
 
 
 def write_tables(readme: Path, results: Path) -> None:
@@ -72,7 +86,8 @@ def _comparisons(results: Path) -> list[Mapping[str, Any]]:
                 raise ValueError("is no comparison")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: {error}") from error
-        found.append(comparison)
+        link = f"[{comparison['env']}]({path.relative_to(results.parent).as_posix()})"
+        found.append(comparison | {"link": link})
     return found
 
 
@@ -83,11 +98,9 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def _table(machine: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
     columns = sorted(comparisons, key=lambda found: (_rank(found["env"]), found["env"]))
-    rows = {
-        "single environment": [_fps(c, "single-env") for c in columns],
-        "best vector environment of gymnasium and SB3": [_vector(c) for c in columns],
-        "**fastrl**, default parameters": [_fps(c, "fastrl-default") for c in columns],
-        "**fastrl**, best parameters": [_fps(c, "fastrl-best") for c in columns],
+    rows = {label: [_fps(c, methods) for c in columns] for label, methods in _ROWS.items()}
+    rows = {label: cells for label, cells in rows.items() if set(cells) != {_NONE}}
+    rows |= {
         "best n, N, M": [_best(c) for c in columns],
         "physical limit": [_number(c.get("limit_fps")) for c in columns],
         "of which fastrl reaches": [_efficiency(c) for c in columns],
@@ -97,7 +110,7 @@ def _table(machine: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         f"{machine}; {when}; frames per second, medians of interleaved rounds:",
         "",
-        f"| | {' | '.join(c['env'] for c in columns)} |",
+        f"| | {' | '.join(c['link'] for c in columns)} |",
         f"|---|{'---:|' * len(columns)}",
         *(f"| {label} | {' | '.join(cells)} |" for label, cells in rows.items()),
         "",
@@ -113,12 +126,10 @@ def _result(comparison: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     return next((r for r in comparison["results"] if r["method"] == method), {})
 
 
-def _fps(comparison: Mapping[str, Any], method: str) -> str:
-    return _number(_result(comparison, method).get("fps_median"))
-
-
-def _vector(comparison: Mapping[str, Any]) -> str:
-    return _fps(comparison, comparison.get("best_vector_env") or "")
+def _fps(comparison: Mapping[str, Any], methods: Sequence[str]) -> str:
+    """Return the highest of the methods' medians."""
+    found = [_result(comparison, method).get("fps_median") for method in methods]
+    return _number(max((fps for fps in found if fps is not None), default=None))
 
 
 def _best(comparison: Mapping[str, Any]) -> str:

@@ -47,12 +47,24 @@ def results(tmp_path):
 def test_each_machine_has_a_table_with_its_newest_results(results):
     text = tables(results)
     assert text.index("Some CPU, 16 cores, Some GPU") < text.index("Other, 2 cores")
-    assert "| | CartPole-v1 | Crafter-v1 |" in text
+    name = results.name
+    links = [f"[{env}]({name}/compare_{env}.json)" for env in ("CartPole-v1", "Crafter-v1")]
+    assert f"| | {' | '.join(links)} |" in text
+    assert f"[x]({name}/elsewhere/compare_x.json)" in text
     assert "| **fastrl**, best parameters | 41,000 | 100 |" in text
     assert "| single environment | 1,234 | 1,234 |" in text
     assert "| best n, N, M | 8, 4, 1 | 8, 4, 1 |" in text
     assert "| of which fastrl reaches | 88% | 88% |" in text
-    assert "| **fastrl**, default parameters | – | – |" in text
+    assert "default parameters" not in text
+
+
+def test_of_two_methods_in_a_row_the_faster_counts(results):
+    found = comparison("Pong")
+    found["results"].append({"method": "envpool-sync", "fps_median": 7.0, "settings": {}})
+    found["results"].append({"method": "envpool-async", "fps_median": 8.0, "settings": {}})
+    (results / "compare_Pong.json").write_text(json.dumps(found))
+    row = next(line for line in tables(results).splitlines() if "EnvPool" in line)
+    assert row.endswith("| – | – | 8 |")
 
 
 def test_only_what_is_between_the_markers_changes(results, tmp_path):
