@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from scripts.storm.chance import config_keys
 from scripts.storm.fuzz_commands import command_line, commands, files, overrides
@@ -70,9 +71,14 @@ def fuzz_configurations(number: int, max_s: float, seed: int) -> dict[str, Any]:
 def _workplace() -> Iterator[Path]:
     """Work in a new directory that has a small run, with memory enough for this and no more."""
     before, limits = Path.cwd(), resource.getrlimit(resource.RLIMIT_AS)
+    silenced = logging.root.manager.disable
     root = str(Path(__file__).parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+    importable = {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        warnings.catch_warnings(),
+        patch.dict(os.environ, importable),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         os.chdir(directory)
@@ -83,6 +89,7 @@ def _workplace() -> Iterator[Path]:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, limits)
             os.chdir(before)
+            logging.disable(silenced)
 
 
 @contextlib.contextmanager
