@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from comparison.method import Settings
 from comparison.task import Task
 from fastrl.errors import EnvError
@@ -124,8 +126,7 @@ class SampleFactory:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_all_but_the_tracker(process.pid)
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
@@ -167,3 +168,15 @@ class SampleFactory:
             last = self._log.read_text(errors="replace").strip().rpartition("\n")[2]
             raise EnvError(f"Sample Factory ended: {last}")
         return line
+
+
+def _kill_all_but_the_tracker(group: int) -> None:
+    """Kill a process group; multiprocessing's tracker then unlinks its semaphores, and ends."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) != group:
+                continue
+            if "resource_tracker" in " ".join(process.cmdline()):
+                process.resume()
+            else:
+                process.kill()
