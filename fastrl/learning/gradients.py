@@ -54,57 +54,37 @@ class AutogradEngine:
         self._by_kernel = self._device.type == "cpu" and not compiled
         self._objective = torch.compile(self._evaluate_all) if compiled else self._evaluate_all
         self._outputs: tuple[Tensor, ...] = ()
-        self._gradients: tuple[Tensor | None, ...] = ()
+        self._slopes: tuple[Tensor | None, ...] = ()
 
     def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
         """Take the batch from which minibatches are drawn until the next call."""
         self._batch, self._settings = batch, settings
         if self._compiled:
             self._settings = settings.with_tensors(self._device)
-        if self._by_kernel:
-            self._columns, self._numbers = batch.columns.numpy(), settings.as_array()
 
     def forward(self, index: Tensor) -> Tensor:
         """Return what is reported about a minibatch, ``[6]``."""
         observation = {k: v.index_select(0, index) for k, v in self._batch.observation.items()}
         action = {k: v.index_select(0, index) for k, v in self._batch.action.items()}
         if self._by_kernel:
-            return self._with_kernel(observation, action, index)
+            outputs = self._outputs = self._evaluate(observation, action)
+            constant = tuple(output.detach() for output in outputs)
+            metrics, self._slopes = objective_slopes(
+                constant, index, self._batch.columns, self._settings
+            )
+            return metrics
         columns = self._batch.columns.index_select(0, index)
         loss, metrics = self._objective(observation, action, columns, self._settings)
-        self._outputs, self._gradients = (loss,), (None,)
+        self._outputs, self._slopes = (loss,), (None,)
         return metrics
 
     def backward(self) -> None:
         """Write the gradient of the last `forward`."""
         self._parameters.gradient.zero_()
-        pairs = zip(self._outputs, self._gradients, strict=True)
-        learnt = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+        pairs = zip(self._outputs, self._slopes, strict=True)
+        learnt = [(output, slope) for output, slope in pairs if output.requires_grad]
         torch.autograd.backward([output for output, _ in learnt], [slope for _, slope in learnt])
-        self._outputs = self._gradients = ()
-
-    def _with_kernel(
-        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor], index: Tensor
-    ) -> Tensor:
-        """Evaluate the model, and the loss with its derivatives by hand."""
-        log_prob, entropy, value = self._outputs = self._evaluate(observation, action)
-        log_prob_gradient, value_gradient = torch.empty_like(log_prob), torch.empty_like(value)
-        metrics = torch.empty(len(METRICS), dtype=torch.float64)
-        objective_gradient(
-            log_prob.detach().numpy(),
-            entropy.detach().numpy(),
-            value.detach().numpy(),
-            index.numpy(),
-            self._columns,
-            self._numbers,
-            log_prob_gradient.numpy(),
-            value_gradient.numpy(),
-            metrics.numpy(),
-        )
-        slope = -float(self._settings.entropy_coef) / len(index)
-        entropy_gradient = torch.full_like(log_prob, slope)
-        self._gradients = (log_prob_gradient, entropy_gradient, value_gradient)
-        return metrics
+        self._outputs = self._slopes = ()
 
     def _evaluate_all(
         self,
@@ -122,3 +102,36 @@ class AutogradEngine:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             log_prob, entropy, value = self._model.evaluate(observation, action)
         return log_prob.float(), entropy.float(), value.float()
+
+
+def objective_slopes(
+    outputs: tuple[Tensor, ...], index: Tensor, columns: Tensor, settings: ObjectiveSettings
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return what is reported about a minibatch, and the derivatives of its loss, on the CPU.
+
+    Args:
+        outputs: log_prob, entropy and value of the model, ``[n] float32`` each, as constants.
+        index: ``[n] int64``: rows of ``columns``.
+        columns: ``[N, 4] float32``; see `objective.COLUMNS`.
+        settings: Weights and bounds of the loss.
+
+    Returns:
+        Metrics ``[6] float64``, see `objective.METRICS`, and the loss's derivatives by each of
+        the outputs, ``[n] float32``.
+    """
+    log_prob, entropy, value = outputs
+    log_prob_slope, value_slope = torch.empty_like(log_prob), torch.empty_like(value)
+    metrics = torch.empty(len(METRICS), dtype=torch.float64)
+    objective_gradient(
+        log_prob.numpy(),
+        entropy.numpy(),
+        value.numpy(),
+        index.numpy(),
+        columns.numpy(),
+        settings.as_array(),
+        log_prob_slope.numpy(),
+        value_slope.numpy(),
+        metrics.numpy(),
+    )
+    entropy_slope = torch.full_like(log_prob, -float(settings.entropy_coef) / len(index))
+    return metrics, (log_prob_slope, entropy_slope, value_slope)

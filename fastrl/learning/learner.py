@@ -14,15 +14,16 @@ from torch import Tensor
 from fastrl.allocator import keep_freed_memory
 from fastrl.config import A2CConfig, Config, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
+from fastrl.learning import mlp_gradients, sharded_gradients
 from fastrl.learning.batch import Batch, Transfer
 from fastrl.learning.gradients import AutogradEngine, GradientEngine
 from fastrl.learning.losses import explained_variance
-from fastrl.learning.mlp_gradients import MLPEngine, supports
 from fastrl.learning.objective import METRICS, ObjectiveSettings
 from fastrl.learning.optimizers import OPTIMIZERS
 from fastrl.learning.parameters import FlatParameters
 from fastrl.learning.returns import gae, next_values
 from fastrl.learning.reward_scaling import RewardScaler
+from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spaces import flatten
@@ -106,6 +107,7 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
         model.to(self._device)
         self._parameters = FlatParameters(model.parameters())
         self._optimizer = OPTIMIZERS[algorithm.optimizer](self._parameters, algorithm.optimizer_eps)
+        self._torch_threads = learner_threads(config, env_spec)
         self._engine = self._build_engine()
         self._transfer = Transfer(self._device)
         self._reward_scaler = RewardScaler(algorithm.gamma)
@@ -113,6 +115,10 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from a rollout; see `Learner`."""
+        with torch_threads(self._torch_threads):
+            return self._update(rollout)
+
+    def _update(self, rollout: Rollout) -> dict[str, float]:
         reward = self._scaled_reward(rollout)
         advantage, target = self._advantage_and_target(rollout, reward)
         columns = torch.stack([rollout.log_prob, advantage, target, rollout.value[:-1]], dim=-1)
@@ -226,8 +232,12 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
 
     def _build_engine(self) -> GradientEngine:
         algorithm, model = self._algorithm, self.model
-        if not (algorithm.compile or algorithm.bf16) and supports(model):
-            return MLPEngine(model)
+        if not (algorithm.compile or algorithm.bf16) and mlp_gradients.supports(model):
+            return mlp_gradients.MLPEngine(model)
+        threads = self._torch_threads
+        if threads > 1 and not algorithm.compile and sharded_gradients.supports(model):
+            self._torch_threads = 1
+            return sharded_gradients.ShardedEngine(model, self._parameters, threads, algorithm.bf16)
         return AutogradEngine(model, self._parameters, algorithm.compile, algorithm.bf16)
 
     def _refuse_divergence(self, metrics: Mapping[str, float]) -> None:

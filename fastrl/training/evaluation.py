@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
-from fastrl.training.torch_threads import policy_threads, torch_threads
 
 _WIDTH = 16
 """Episodes played at once: a step of the policy costs little more for them than for one."""

@@ -15,6 +15,7 @@ from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import EnvError, WorkerError
 from fastrl.learning import build_learner
+from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.sampling import Sampler, make_plan, make_sampler
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
@@ -30,7 +31,6 @@ from fastrl.training.progress import Progress
 from fastrl.training.recording import Recorder, check_video_path
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.saver import Counted, Saver, load_model, restore
-from fastrl.training.torch_threads import learner_threads, torch_threads
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
 

@@ -25,7 +25,6 @@ from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.sampling.faults import FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.throughput.measure import SHARES
-from fastrl.training.torch_threads import learner_threads, torch_threads
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.memory import unique_bytes
@@ -186,14 +185,12 @@ class TrainingRig(Rig):
         self._learner = build_learner(
             config.model_copy(update={"total_steps": 2**60}), plan.env_spec
         )
-        self._threads = learner_threads(config, plan.env_spec)
         self._learnt_s = 0.0
 
     def _go(self) -> None:
         rollout = self._sampler.collect()
         began_s = time.perf_counter()
-        with torch_threads(self._threads):
-            self._learner.update(rollout)
+        self._learner.update(rollout)
         self._sampler.publish(self._learner.weights())
         self._learnt_s += time.perf_counter() - began_s
 

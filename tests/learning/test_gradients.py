@@ -1,4 +1,4 @@
-"""Both gradient engines, and the compiled kernels in them, against plain autograd."""
+"""All gradient engines, and the compiled kernels in them, against plain autograd."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
+from fastrl.learning import mlp_gradients, sharded_gradients
 from fastrl.learning.batch import Batch
 from fastrl.learning.gradients import AutogradEngine
-from fastrl.learning.mlp_gradients import MLPEngine, supports
+from fastrl.learning.mlp_gradients import MLPEngine
 from fastrl.learning.objective import ObjectiveSettings, objective
 from fastrl.learning.parameters import FlatParameters
+from fastrl.learning.sharded_gradients import ShardedEngine
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED
@@ -55,9 +57,9 @@ def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0) -> Batch:
     """Random transitions whose probability ratios and values are on all sides of the bounds."""
     random = torch.Generator().manual_seed(seed)
     observation = {
-        path: torch.randint(0, 4, (ROWS,), generator=random)
-        if leaf.dtype == torch.int64
-        else torch.randn(ROWS, *leaf.shape, generator=random)
+        path: torch.randn(ROWS, *leaf.shape, generator=random)
+        if leaf.dtype.is_floating_point
+        else torch.randint(0, 4, (ROWS, *leaf.shape), generator=random, dtype=leaf.dtype)
         for path, leaf in spec.observation.items()
     }
     model.update_normalizers({k: 3 * v for k, v in observation.items()})
@@ -81,7 +83,9 @@ def by_autograd(
     return metrics, torch.cat([g.flatten() for g in gradients])
 
 
-def check(engine, flat: FlatParameters, model: ActorCritic, batch: Batch, settings) -> None:
+def check(
+    engine, flat: FlatParameters, model: ActorCritic, batch: Batch, settings, atol: float = 3e-6
+) -> None:
     engine.load(batch, settings)
     for rows in (32, 18, 32, 1):
         index = torch.randperm(ROWS)[:rows]
@@ -90,7 +94,7 @@ def check(engine, flat: FlatParameters, model: ActorCritic, batch: Batch, settin
         metrics = engine.forward(index)
         engine.backward()
         torch.testing.assert_close(metrics.float(), expected_metrics, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(flat.gradient, expected, rtol=1e-4, atol=3e-6)
+        torch.testing.assert_close(flat.gradient, expected, rtol=1e-4, atol=atol)
 
 
 @ALL_SETTINGS
@@ -99,7 +103,7 @@ def test_mlp_engine_equals_autograd(name, settings):
     spec, config = MODELS[name]
     model = model_of(spec, **config)
     batch = batch_of(spec, model)
-    assert supports(model)
+    assert mlp_gradients.supports(model)
     flat = FlatParameters(model.parameters())
     check(MLPEngine(model), flat, model, batch, settings)
 
@@ -111,6 +115,35 @@ def test_autograd_engine_equals_autograd(spec, settings):
     batch = batch_of(spec, model)
     flat = FlatParameters(model.parameters())
     check(AutogradEngine(model, flat, compiled=False, bf16=False), flat, model, batch, settings)
+
+
+@ALL_SETTINGS
+@pytest.mark.parametrize("num_threads", [2, 3, 2 * ROWS])
+@pytest.mark.parametrize("spec", [IMAGE, CONTINUOUS, NESTED], ids=lambda spec: spec.id)
+def test_sharded_engine_equals_autograd(spec, num_threads, settings):
+    model = model_of(spec)
+    batch = batch_of(spec, model)
+    assert sharded_gradients.supports(model)
+    flat = FlatParameters(model.parameters())
+    engine = ShardedEngine(model, flat, num_threads, bf16=False)
+    check(engine, flat, model, batch, settings, atol=1e-4)  # sums of a conv net have many terms
+
+
+def test_the_same_threads_give_the_same_numbers():
+    model = model_of(IMAGE)
+    flat = FlatParameters(model.parameters())
+    engine = ShardedEngine(model, flat, num_threads=3, bf16=True)
+    engine.load(batch_of(IMAGE, model), PPO)
+    gradients = set()
+    for _ in range(20):
+        engine.forward(torch.arange(ROWS))
+        engine.backward()
+        gradients.add(tuple(flat.gradient.tolist()))
+    assert len(gradients) == 1
+
+
+def test_models_of_ones_own_are_not_torn_apart():
+    assert not sharded_gradients.supports(Subclass(IMAGE, ModelConfig()))
 
 
 def test_mlp_engine_sees_parameters_that_are_loaded_later():
@@ -153,13 +186,13 @@ class Subclass(ActorCritic):
     ids=["subclass", "nested", "gelu", "squash", "float64", "two choices", "image"],
 )
 def test_mlp_engine_leaves_other_models_to_autograd(model):
-    assert not supports(model)
+    assert not mlp_gradients.supports(model)
 
 
 def test_frozen_parameters_are_left_to_autograd_and_stay():
     model = model_of(DISCRETE)
     model.actor_head.weight.requires_grad_(False)
-    assert not supports(model)
+    assert not mlp_gradients.supports(model)
     flat = FlatParameters(model.parameters())
     engine = AutogradEngine(model, flat, compiled=False, bf16=False)
     engine.load(batch_of(DISCRETE, model), PPO)
@@ -169,13 +202,18 @@ def test_frozen_parameters_are_left_to_autograd_and_stay():
     assert model.actor_head.weight.grad is None
 
 
-def test_bf16_gradient_points_the_same_way():
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_bf16_gradient_points_the_same_way(num_threads):
     model = model_of(DISCRETE)
     batch = batch_of(DISCRETE, model)
     index = torch.arange(ROWS)
     _, exact = by_autograd(model, batch, index, A2C)
     flat = FlatParameters(model.parameters())
-    engine = AutogradEngine(model, flat, compiled=False, bf16=True)
+    engine = (
+        AutogradEngine(model, flat, compiled=False, bf16=True)
+        if num_threads == 1
+        else ShardedEngine(model, flat, num_threads, bf16=True)
+    )
     engine.load(batch, A2C)
     engine.forward(index)
     engine.backward()

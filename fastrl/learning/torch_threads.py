@@ -26,11 +26,10 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def learner_threads(config: Config, env_spec: EnvSpec) -> int:
-    """Return how many torch threads learn.
+    """Return how many threads learn.
 
-    They wait for each other many times in each update, so a second one pays for itself only in
-    large networks, and costs a hundredfold where another process has its core (64×64 MLP with
-    minibatches of 256 on a busy machine of 2 cores: 20 ms with one thread, up to 8 s with two).
+    They wait for each other in each update, so a second one pays for itself only in large
+    networks.
     """
     threads = config.algorithm.torch_threads
     return policy_threads(env_spec) if threads == "auto" else threads
