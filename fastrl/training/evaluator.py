@@ -25,7 +25,7 @@ from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, Evalua
 from fastrl.workers.supervisor import Connection, Supervisor, pipe
 
 _NICENESS = 19
-"""Lowest priority: where cores are scarce it gets what training leaves idle, and some 2 % more."""
+"""Lowest priority, for systems without one for work that may wait."""
 
 STALL_S = 300.0
 """How long the process may go without a step before it is replaced."""
@@ -193,6 +193,18 @@ class _Counted:
         self._steps_made[0] += 1
 
 
+def _yield_to_all() -> None:
+    """Take what others leave idle of the cores, and less than a hundredth of what they want.
+
+    Whoever wakes up takes the core from an idle-class process at once. One that is only nice keeps
+    it for some milliseconds, for which workers and learner then wait in turn.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except (AttributeError, OSError):
+        os.nice(_NICENESS)
+
+
 def run_evaluator(
     payload: bytes,
     store: WeightStore,
@@ -201,7 +213,7 @@ def run_evaluator(
     answers: Connection,
 ) -> None:
     """Evaluate what is asked for until nobody asks any more. Entry point of the process."""
-    os.nice(_NICENESS)
+    _yield_to_all()
     plan: EvaluationPlan = cloudpickle.loads(payload)
     model: Any = plan.build_model()
     steps_made = progress.array(np.int64, (1,)).data
