@@ -46,8 +46,8 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     everyone = np.ones(num_envs, np.bool_)
     for part in parts:
         for key, (indices, values) in part.items():
-            if len(indices) == num_envs and isinstance(values, np.ndarray):
-                # All have it: nothing to fill in, which would cost as much as a cheap step.
+            if isinstance(values, np.ndarray) and _is_everyone(indices, num_envs):
+                # Nothing to fill in, which would cost as much as a cheap step.
                 infos[f"_{key}"], infos[key] = everyone.copy(), values
                 continue
             mask = infos.setdefault(f"_{key}", np.zeros(num_envs, np.bool_))
@@ -93,6 +93,11 @@ def _packed(key: str, indices: list[int], values: list[Any]) -> Any:  # noqa: AN
     if all(isinstance(value, dict) for value in values):
         return gather(dict(zip(indices, values, strict=True)))
     return values
+
+
+def _is_everyone(indices: list[int], num_envs: int) -> bool:
+    """Return whether these are all environments, in order: those that end may come later."""
+    return len(indices) == num_envs and indices == list(range(num_envs))
 
 
 def _is_number(kind: type) -> bool:

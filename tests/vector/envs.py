@@ -97,3 +97,35 @@ class OtherSpaceEnv(WaitingEnv):
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(self.size), {}
+
+
+class QuietEnv(gymnasium.Env):
+    """Tells who it is when it is reset and nothing after; odd seeds end their episodes at once."""
+
+    observation_space = spaces.Box(0, 9, (1,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.tag = self.tag if seed is None else seed
+        return np.zeros(1), {"tag": self.tag, "nested": {"tag": self.tag}}
+
+    def step(self, action):
+        return np.ones(1), 0.0, self.tag % 2 == 1, False, {}
+
+
+class ClosingEnv(WaitingEnv):
+    """Notes who was built and who was closed; number 1 may fail at either."""
+
+    open: set[int] = set()  # noqa: RUF012
+
+    def __init__(self, *, number, fault=""):
+        self.number, self.fault = number, fault if number == 1 else ""
+        if self.fault == "build":
+            raise OSError("no such simulator")
+        self.open.add(number)
+
+    def close(self):
+        self.open.discard(self.number)
+        if self.fault == "close":
+            raise OSError("cannot be closed")
