@@ -14,8 +14,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "cores", "compiled", "allocator"),
-    ("machine",),
+    ("errors", "cores", "compiled", "allocator", "closing"),
+    ("devices", "machine"),
     ("spaces",),
     ("spec",),
     ("config",),

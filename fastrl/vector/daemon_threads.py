@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_Task = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+_Outcome = tuple[Any, BaseException | None]
+"""A result or an error, which no future can hold if it is a StopIteration."""
+_Task = tuple[Callable[[], Any], "asyncio.Future[_Outcome]"]
 
 
 class DaemonThreads:
@@ -21,15 +23,18 @@ class DaemonThreads:
     def __init__(self) -> None:
         self._inboxes: dict[int, queue.SimpleQueue[_Task | None]] = {}
 
-    def run(self, index: int, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Let thread ``index`` evaluate a function, after those it was given before."""
-        future = asyncio.get_running_loop().create_future()
+    async def run(self, index: int, function: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """Return what thread ``index`` makes of a function, after those it was given before."""
+        future: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
         inbox = self._inboxes.get(index)
         if inbox is None:
             inbox = self._inboxes[index] = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(inbox,), name=f"env-{index}", daemon=True).start()
         inbox.put((function, future))
-        return future
+        result, error = await future
+        if error is not None:
+            raise error
+        return result
 
     def stop(self) -> None:
         """Let every thread end after what it is doing."""
@@ -40,19 +45,15 @@ class DaemonThreads:
 def _serve(inbox: queue.SimpleQueue[_Task | None]) -> None:
     while (task := inbox.get()) is not None:
         function, future = task
-        result, error = None, None
+        outcome: _Outcome
         try:
-            result = function()
-        except Exception as caught:
-            error = caught
+            outcome = function(), None
+        except BaseException as error:  # an environment may also end the program, by sys.exit()
+            outcome = None, error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            future.get_loop().call_soon_threadsafe(_finish, future, result, error)
+            future.get_loop().call_soon_threadsafe(_finish, future, outcome)
 
 
-def _finish(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:  # noqa: ANN401
-    if future.cancelled():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+def _finish(future: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
+    if not future.cancelled():
+        future.set_result(outcome)

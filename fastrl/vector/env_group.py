@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from fastrl.closing import close_all
 from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import EnvError
 from fastrl.vector.action_rows import single_action, splitter
@@ -55,12 +56,16 @@ class EnvGroup:
         self._exchange = exchange
         self._mode = plan.autoreset
         self._instances: list[Instance] = []
-        for index in envs:
-            at[0] = index
-            env = first or plan.instance(index).build()
-            first = None
-            self._instances.append(Instance(env))
-            _check_spaces(env, spec, plan.different_spaces, index)
+        try:
+            for index in envs:
+                at[0] = index
+                env = first or plan.instance(index).build()
+                first = None
+                self._instances.append(Instance(env))
+                _check_spaces(env, spec, plan.different_spaces, index)
+        except BaseException:
+            self.close()
+            raise
         self._steps: list[Step] = [each.step for each in self._instances]
         self._clock = EpisodeClock([each.limit for each in self._instances])
         self._ended: set[int] = set()
@@ -190,8 +195,7 @@ class EnvGroup:
     def close(self) -> None:
         """Close all environments; safe to call twice."""
         instances, self._instances = self._instances, []
-        for each in instances:
-            each.env.close()
+        close_all(each.env for each in instances)
 
     def _own_objects(self) -> Sequence[Any]:
         assert self.action_objects is not None

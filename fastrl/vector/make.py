@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from gymnasium.vector import AutoresetMode
 
+from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.lookup import nearest
 from fastrl.vector.atari import is_atari, native_kwargs
@@ -156,8 +158,14 @@ def make_concurrent(
     """
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
-    envs = [instances[i % len(instances)].build() for i in range(recipe.num_envs)]
     mode = _checked_mode(autoreset)
+    envs: list[Any] = []
+    try:
+        envs.extend(instances[i % len(instances)].build() for i in range(recipe.num_envs))
+    except BaseException:
+        # A coroutine would have to be awaited, and there may be no event loop yet.
+        close_all(env for env in envs if not inspect.iscoroutinefunction(env.close))
+        raise
     return ConcurrentEnvs(envs, autoreset=mode, timeout_s=timeout_s, name=recipe.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 from collections import deque
@@ -14,7 +15,7 @@ import cloudpickle
 from fastrl.errors import WorkerError
 from fastrl.vector.driver import Ready, Request, spaces_of_all
 from fastrl.vector.exchange import Exchange
-from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError, summary
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
@@ -58,7 +59,7 @@ class ProcessDriver:
         for worker in range(self._plan.num_workers):
             self._control.order(worker, STEP, bank)
             if action_objects is not None:
-                self._orders[worker].send_bytes(cloudpickle.dumps(action_objects))
+                self._tell(worker, cloudpickle.dumps(action_objects))
 
     def end_step(self, timeout_s: float) -> list[Columns]:
         """Wait for all workers.
@@ -69,16 +70,23 @@ class ProcessDriver:
         return self._collect(timeout_s)
 
     def begin_request(self, request: Request) -> None:
-        """Send every worker its part of a request."""
+        """Send every worker its part of a request.
+
+        Raises:
+            ArgumentError: It cannot be pickled; no worker has been asked.
+        """
         self._settle()
-        for worker in range(self._plan.num_workers):
-            payload = cloudpickle.dumps(request.part(self._plan.envs_of(worker)))
+        plan = self._plan
+        parts = [request.part(plan.envs_of(worker)) for worker in range(plan.num_workers)]
+        try:
+            payloads = [cloudpickle.dumps(part) for part in parts]
+        except Exception as error:  # pickling fails in as many ways as there are objects
+            raise ArgumentError(
+                f"{request.method}: cannot be sent to a worker: {summary(error)}"
+            ) from error
+        for worker, payload in enumerate(payloads):
             self._control.order(worker, REQUEST)
-            try:
-                self._orders[worker].send_bytes(payload)
-            except OSError:
-                self._look_after()
-                raise
+            self._tell(worker, payload)
 
     def end_request(self, timeout_s: float) -> list[Any]:
         """Wait for all answers.
@@ -138,6 +146,11 @@ class ProcessDriver:
         take_orders.close()
         give_answers.close()
 
+    def _tell(self, worker: int, payload: bytes) -> None:
+        """Send what an order comes with; if the worker has died, who waits for it finds out."""
+        with contextlib.suppress(OSError):
+            self._orders[worker].send_bytes(payload)
+
     def _collect(self, timeout_s: float) -> list[Any]:
         workers, deadline = range(self._plan.num_workers), time.monotonic() + timeout_s
         for _ in workers:
@@ -177,15 +190,14 @@ class ProcessDriver:
 
     def _read(self, worker: int, deadline: float, timeout_s: float) -> Any:  # noqa: ANN401
         pipe_end = self._answers[worker]
-        while not pipe_end.poll(_SLICE_S):
+        while True:
+            if pipe_end.poll(_SLICE_S):
+                # The end of a worker, also in mid-sentence, is told by the supervisor, be it later.
+                with contextlib.suppress(EOFError, OSError):
+                    return pickle.loads(pipe_end.recv_bytes())
             self._look_after()
             if time.monotonic() > deadline:
                 raise self._silent(timeout_s)
-        try:
-            return pickle.loads(pipe_end.recv_bytes())
-        except EOFError:
-            self._look_after()
-            raise
 
     def _look_after(self) -> None:
         """Return if every worker is well.

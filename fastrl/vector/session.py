@@ -214,7 +214,13 @@ class Session(VectorEnv[Any, Any, Any]):
             self._end(error, doing)
 
     def _end(self, error: BaseException, doing: str) -> NoReturn:
-        """Close, and raise the error: a failure with action and seed, anything else as it is."""
+        """Close, and raise the error: a failure with action and seed, anything else as it is.
+
+        What was refused has changed nothing, so nothing is closed then.
+        """
+        if isinstance(error, ArgumentError):
+            self._pending = Pending.NOTHING
+            raise error
         if not isinstance(error, EnvFailure):
             # An interrupted call leaves answers behind that the next one would take for its own.
             self._why_closed = f"an interrupted {doing}"

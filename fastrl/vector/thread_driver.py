@@ -14,8 +14,9 @@ from fastrl.vector.driver import Ready, Refusal, Request, spaces_of_all
 from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
+from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
-from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.spec import VectorPlan
 
 Task = Callable[[EnvGroup], Any]
 Work = Callable[["_Worker"], None]
@@ -32,9 +33,7 @@ class ThreadDriver:
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
-        first = plan.instance(0).build()
-        self.spec = InstanceSpec.of(first, plan.name)
-        first.close()
+        self.spec = probe(plan)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
         self._round = _Round(plan.num_workers)
         self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
@@ -42,7 +41,7 @@ class ThreadDriver:
         try:
             self._hand_out([EnvGroup.different_spaces] * plan.num_workers)
             found = self._answers(plan.start_timeout_s)
-        except EnvFailure:
+        except BaseException:
             self.close()
             raise
         self.different_spaces = spaces_of_all(plan, self.spec, found)
@@ -127,16 +126,16 @@ class ThreadDriver:
     def _take_part(self, task: Task, fatal: bool, worker: _Worker) -> None:
         try:
             answer = task(worker.group)
-        except Exception as error:
-            failure = worker.failure(error)
-            refusal = Refusal(worker.at[0], error, failure.remote_traceback)
-            answer = failure if fatal else refusal
+        except BaseException as error:  # SystemExit included: nobody else would hear of it
+            answer = failure = worker.failure(error)
+            if isinstance(error, Exception) and not fatal:
+                answer = Refusal(worker.at[0], error, failure.remote_traceback)
         self._round.report(worker.index, answer)
 
     def _step_one(self, index: int, worker: _Worker) -> None:
         try:
             self._ready.put((index, worker.group.step_one(index, 0)))
-        except Exception as error:
+        except BaseException as error:
             self._ready.put((index, worker.failure(error)))
 
     def _answers(self, timeout_s: float) -> list[Any]:
@@ -198,7 +197,7 @@ class _Worker:
             self._group = self._build(self)
         return self._group
 
-    def failure(self, error: Exception) -> EnvFailure:
+    def failure(self, error: BaseException) -> EnvFailure:
         """Return what to say of an error that was just caught."""
         return EnvFailure(
             f"raised {summary(error)}",

@@ -13,9 +13,10 @@ from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import fastrl
+from fastrl.errors import EnvError
 from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError, make_concurrent
 from tests.counting_env import CountingEnv
-from tests.vector.envs import TellingEnv, WaitingEnv
+from tests.vector.envs import ClosingEnv, TellingEnv, WaitingEnv
 from tests.vector.test_same_as_gymnasium import assert_same
 
 
@@ -138,6 +139,28 @@ def test_failure_and_silence_are_named():
 
     asyncio.run(fail())
     asyncio.run(hang())
+
+
+def test_error_that_a_future_cannot_hold_is_told_all_the_same():
+    class Exhausted(WaitingEnv):
+        def step(self, action):
+            return next(iter(()))
+
+    async def run():
+        async with make_concurrent(Exhausted, 2, timeout_s=20) as envs:
+            await envs.reset()
+            with pytest.raises(EnvFailure, match="StopIteration"):
+                await envs.step(np.zeros((2, 1)))
+
+    asyncio.run(run())
+
+
+def test_environments_built_before_one_that_fails_are_closed():
+    ClosingEnv.open.clear()
+    factory = partial(ClosingEnv, fault="build")
+    with pytest.raises(EnvError, match="no such simulator"):
+        make_concurrent(factory, 3, env_kwargs=lambda index: {"number": index})
+    assert not ClosingEnv.open
 
 
 def test_threads_backend_overlaps_environments_that_wait():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import gymnasium
@@ -17,7 +19,7 @@ import fastrl
 from fastrl.errors import EnvError, WorkerError
 from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError
 from tests.counting_env import CountingEnv
-from tests.vector.envs import TellingEnv, WaitingEnv
+from tests.vector.envs import ClosingEnv, TellingEnv, WaitingEnv, WordyEnv
 
 BACKENDS = ("serial", "threads", "processes")
 ACTIONS = np.array([1, 2, 3, 4])
@@ -73,6 +75,60 @@ def test_error_while_an_environment_is_built(backend):
         fastrl.make_vec(factories, backend=backend, num_workers=2)
 
 
+class LeavingEnv(WaitingEnv):
+    """Ends the program from inside a step, as games do whose window was closed."""
+
+    def step(self, action):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_environment_that_ends_the_program_fails_without_waiting_for_the_deadline(backend):
+    envs = fastrl.make_vec(LeavingEnv, 2, backend=backend, timeout_s=20)
+    envs.reset()
+    with pytest.raises(EnvFailure, match="raised SystemExit: 3"):
+        envs.step(np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize("fault", ["build", "close"])
+@pytest.mark.parametrize("backend", ["serial", "threads"])
+def test_every_environment_is_closed_whatever_another_one_does(backend, fault):
+    ClosingEnv.open.clear()
+    make = partial(
+        fastrl.make_vec,
+        partial(ClosingEnv, fault=fault),
+        3,
+        backend=backend,
+        num_workers=1,
+        env_kwargs=lambda index: {"number": index},
+    )
+    if fault == "build":
+        with pytest.raises(EnvError, match="no such simulator"):
+            make()
+    else:
+        envs = make()
+        assert ClosingEnv.open == {0, 1, 2}
+        with expected_in(backend, OSError, "cannot be closed"):
+            envs.close()
+    assert not ClosingEnv.open
+
+
+@contextmanager
+def expected_in(backend, error, message):
+    """Expect an error here, or in the thread that steps."""
+    if backend == "serial":
+        with pytest.raises(error, match=message):
+            yield
+    else:
+        told = []
+        before, threading.excepthook = threading.excepthook, told.append
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+        assert [type(each.exc_value) for each in told] == [error]
+
+
 @pytest.mark.parametrize("fault", ["kill", "exit", "abort"])
 def test_death_of_a_worker_names_the_environment(fault):
     envs = make("processes", fault)
@@ -91,6 +147,33 @@ def test_worker_killed_from_outside_between_steps_is_noticed():
     os.kill(envs.pids()["env-worker-1"], signal.SIGKILL)
     with pytest.raises(EnvFailure, match=r"env-worker-1.*SIGKILL"):
         envs.step(ACTIONS)
+
+
+class TalkativeEnv(WaitingEnv):
+    """Tells more in a step than a pipe holds."""
+
+    def step(self, action):
+        return *super().step(action)[:4], {"story": "x" * 10**6}
+
+
+def test_worker_killed_in_the_middle_of_its_answer_is_noticed():
+    envs = fastrl.make_vec(TalkativeEnv, 2, backend="processes", num_workers=1)
+    envs.reset()
+    envs.step_async(np.zeros((2, 1)))
+    time.sleep(0.5)  # it has begun to answer, and waits for the caller to read
+    os.kill(envs.pids()["env-worker-0"], signal.SIGKILL)
+    with pytest.raises(EnvFailure, match=r"env-worker-0.*SIGKILL"):
+        envs.step_wait()
+
+
+def test_worker_killed_before_it_is_given_objects_is_noticed():
+    envs = fastrl.make_vec(WordyEnv, 2, backend="processes", num_workers=1)
+    envs.reset()
+    pid = envs.pids()["env-worker-0"]
+    os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid)], timeout=10)
+    with pytest.raises(EnvFailure, match=r"env-worker-0.*SIGKILL"):
+        envs.step(("a", "b"))
 
 
 @pytest.mark.parametrize("backend", ["threads", "processes"])
@@ -207,6 +290,15 @@ def test_message_larger_than_a_pipe_arrives():
     big = np.arange(300_000)
     for returned in envs.parallel(lambda env, argument: argument, [big, big]):
         assert np.array_equal(returned, big)
+    envs.close()
+
+
+def test_arguments_that_cannot_travel_are_refused_and_nothing_else_is_harmed():
+    envs = fastrl.make_vec(TellingEnv, 2, backend="processes", num_workers=2)
+    envs.reset(seed=0)
+    with pytest.raises(ArgumentError, match=r"set_attr: cannot be sent to a worker.*lock"):
+        envs.set_attr("bound", [1.0, threading.Lock()])
+    assert envs.get_attr("bound") == (9.0, 9.0)
     envs.close()
 
 

@@ -1,0 +1,43 @@
+"""Whatever has to be closed is: at the end of a ``with`` block, and every one of several."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Protocol, Self
+
+
+class Closable(Protocol):
+    """Holds something, such as processes or a simulator, until it is closed."""
+
+    def close(self) -> object:
+        """Let go of it."""
+        ...
+
+
+class Closing(ABC):
+    """Closes itself at the end of a ``with`` block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held; safe to call twice."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def close_all(held: Iterable[Closable]) -> None:
+    """Close every one, the last first, even where closing another one raises.
+
+    Raises:
+        Exception: The last that was raised, with the ones before as its context.
+    """
+    with ExitStack() as stack:
+        for each in held:
+            stack.callback(each.close)
