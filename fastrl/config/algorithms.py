@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fastrl.config.fields import Bool, Device, Float, Fraction, Schedule, Section, Size
+from fastrl.config.fields import Bool, Device, Few, Float, Fraction, Schedule, Section, Size
 
 
 class LearnerConfig(Section):
@@ -51,7 +51,7 @@ class LearnerConfig(Section):
         description="Divide rewards by the running deviation of the discounted return.",
     )
     device: Device = Field(default="cpu", description="Where gradients are computed.")
-    torch_threads: Size | Literal["auto"] = Field(
+    torch_threads: Few | Literal["auto"] = Field(
         default="auto",
         description="Torch threads that learn on the CPU; auto is one per usable core where there "
         "are images, else a single one.",

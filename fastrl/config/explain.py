@@ -170,7 +170,12 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    parts = [f"{text} {schema[bound]:.15g}" for bound, text in words.items() if bound in schema]
+    bounds = {text: schema[bound] for bound, text in words.items() if bound in schema}
+    # All digits of a whole number, as it may be written so.
+    parts = [
+        f"{text} {bound}" if isinstance(bound, int) else f"{text} {bound:.15g}"
+        for text, bound in bounds.items()
+    ]
     return f" {' and '.join(parts)}" if parts else ""
 
 

@@ -21,6 +21,8 @@ def sequence(value: Any) -> Any:  # noqa: ANN401
 
 # The function comes last, so that it runs first and the bounds stay part of the JSON schema.
 Size = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1), BeforeValidator(whole)]
+Few = Annotated[int, Strict(), Field(ge=1, le=4096), BeforeValidator(whole)]
+"""Processes, threads and the like: far more would take all memory before anything could fail."""
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1), BeforeValidator(whole)]
 Steps = Annotated[int, Strict(), Field(ge=1, le=2**62), BeforeValidator(whole)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1), BeforeValidator(whole)]

@@ -8,7 +8,7 @@ everything else is replaced.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: With one line that names the file, the key, what is wrong and what is right.
     """
+    if path is not None and not isinstance(path, str | Path):
+        raise ConfigError(f"a configuration is given by the path of its file, got {_brief(path)}")
     layers = [] if path is None else _read_layers(Path(path), [])
-    layers += [_parse_override(text) for text in overrides]
+    layers += [_parse_override(text) for text in _texts(overrides)]
     tree: dict[str, Any] = {}
     for layer in layers:
         # Before they are merged, so that a name changes only the keys that it stands for.
@@ -103,11 +105,11 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:
 
     Args:
         path: The file.
-        above: The files that led here by ``base``, resolved.
+        above: The files that led here by ``base``.
     """
     if len(above) >= _MAX_BASES:
         raise ConfigError(printable(f"{path}: base: more than {_MAX_BASES} files on each other"))
-    text = _read_text(path)
+    text = _read_text(path, f"{above[-1]}: base: " if above else "")
     tree = parse_yaml(text, str(path))
     if tree is None:
         tree = {}
@@ -117,28 +119,30 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:
     # 'sampler:' with every key below it commented out is a section without changes.
     empty = [key for key in sections() if key in tree and tree[key] is None]
     layer = _Layer(str(path), {key: tree[key] for key in tree if key not in empty})
-    resolved = path.resolve()
-    if resolved in above:
-        chain = " -> ".join(file.name for file in (*above[above.index(resolved) :], resolved))
+    resolved = [file.resolve() for file in (*above, path)]
+    first = resolved.index(resolved[-1])
+    if first < len(above):
+        chain = " -> ".join(file.name for file in resolved[first:])
         raise ConfigError(printable(f"{above[-1]}: base: files refine each other: {chain}"))
     if base is None:
         return [layer]
     if not isinstance(base, str) or not base:
         raise ConfigError(printable(f"{path}: base: must be the name of a YAML file; got {base!r}"))
-    return [*_read_layers(path.parent / base, [*above, resolved]), layer]
+    return [*_read_layers(path.parent / base, [*above, path]), layer]
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, where: str) -> str:
     try:
         if not path.is_file():
-            raise ConfigError(printable(f"{path}: {_why_no_file(path)}"))
+            raise ConfigError(printable(f"{where}{path}: {_why_no_file(path)}"))
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError(printable(f"{path}: larger than {_MAX_FILE_BYTES} bytes"))
+            raise ConfigError(printable(f"{where}{path}: larger than {_MAX_FILE_BYTES} bytes"))
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(printable(f"{path}: not a text file in UTF-8")) from None
+        raise ConfigError(printable(f"{where}{path}: not a text file in UTF-8")) from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(printable(f"{path}: cannot be read: {_reason(error)}")) from None
+        problem = f"{where}{path}: cannot be read: {_reason(error)}"
+        raise ConfigError(printable(problem)) from None
 
 
 def _why_no_file(path: Path) -> str:
@@ -149,8 +153,22 @@ def _why_no_file(path: Path) -> str:
     return f"no such file; did you mean {path.parent / near[0]}?" if near else "no such file"
 
 
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def _texts(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides, once it is sure that there is a text for each."""
+    if isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes | Mapping):
+        found = list(overrides)
+        if all(isinstance(text, str) for text in found):
+            return found
+    raise ConfigError(f'overrides are a list of texts, such as ["seed=1"]; got {_brief(overrides)}')
 
 
 def _parse_override(text: str) -> _Layer:

@@ -25,6 +25,7 @@ from fastrl.config.fields import (
     Count,
     Device,
     Devices,
+    Few,
     Float,
     ImportPath,
     Seconds,
@@ -91,14 +92,14 @@ class SamplerConfig(Section):
     envs_per_worker: Size = Field(
         default=16, description="n: environments stepped by each env worker."
     )
-    num_env_workers: Size | Literal["auto"] = Field(
+    num_env_workers: Few | Literal["auto"] = Field(
         default="auto", description="N: env worker processes; auto is one per usable core."
     )
     num_model_workers: Count = Field(
         default=0,
         description="M: processes that run the policy; with 0 each env worker runs it itself.",
     )
-    groups: Size = Field(
+    groups: Few = Field(
         default=1,
         description="Parts of a worker's environments stepped in turn while others infer.",
     )
@@ -121,7 +122,7 @@ class SamplerConfig(Section):
         description="How the policy's forward pass is executed; bfloat16 rounds the network's "
         "bodies, for conv nets on hardware that has it.",
     )
-    torch_threads: Size = Field(default=1, description="Torch threads of each worker.")
+    torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
     tune_s: Seconds | None = Field(
         default=None,
         description="Seconds to spend on finding n, N, M, groups and device for the same number "
@@ -245,6 +246,12 @@ class ModelConfig(Section):
         default=False, description="Normalise observations by their running mean and variance."
     )
 
+    @model_validator(mode="after")
+    def _check_kwargs(self) -> Self:
+        if self.kwargs and self.class_path is None:
+            raise _conflict("kwargs", "must be empty where model.class_path is null")
+        return self
+
 
 class EvaluationConfig(Section):
     """Evaluation during training, in an environment of its own."""
@@ -267,8 +274,17 @@ class EvaluationConfig(Section):
         description="Mean return of an evaluation that ends training; null for total_steps alone.",
     )
     video: Bool = Field(
-        default=False, description="Record an episode of every evaluated policy (extra 'video')."
+        default=False,
+        description="Record an episode of every evaluated policy: MP4 with the extra 'video', "
+        "else GIF.",
     )
+
+    @model_validator(mode="after")
+    def _check_stop(self) -> Self:
+        if self.stop_at is not None and not self.enabled:
+            problem = f"must be null where evaluation.enabled is false, got {self.stop_at:g}"
+            raise _conflict("stop_at", problem)
+        return self
 
 
 class CheckpointConfig(Section):

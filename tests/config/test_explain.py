@@ -63,12 +63,21 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
         ("algorithm.name=dqn", 'algorithm.name: must be "ppo" or "a2c"; got "dqn"'),
         (
             "sampler.num_env_workers=0",
-            "sampler.num_env_workers: must be an integer of at least 1 and at most 2147483647 "
+            "sampler.num_env_workers: must be an integer of at least 1 and at most 4096 "
             'or "auto"; got 0',
         ),
         (
             "logging.every_s=.nan",
             "logging.every_s: must be a number above 0 and at most 1000000000; got NaN",
+        ),
+        (
+            "total_steps=0",
+            "total_steps: must be an integer of at least 1 and at most 4611686018427387904; got 0",
+        ),
+        # Names of that many workers alone would fill the memory.
+        (
+            "sampler.groups=2e9",
+            "sampler.groups: must be an integer of at least 1 and at most 4096; got 2000000000.0",
         ),
         ("env.kwargs=[1]", "env.kwargs: must be a mapping; got [1]"),
         (

@@ -133,9 +133,10 @@ def test_missing_file_names_the_nearest_one(write):
     assert message.endswith(f"cartpol_ppo.yaml: no such file; did you mean {path}?")
 
 
-def test_missing_base_is_named_where_it_was_looked_for(write):
-    message = _refusal(write("a.yaml", "base: sub/b.yaml\n"))
-    assert message.endswith("sub/b.yaml: no such file")
+def test_missing_base_is_named_with_the_file_that_names_it(write):
+    path = write("a.yaml", "base: sub/b.yaml\n")
+    looked_for = path.parent / "sub" / "b.yaml"
+    assert _refusal(path) == f"{path}: base: {looked_for}: no such file"
 
 
 def test_directory_is_not_a_file(tmp_path):
@@ -159,8 +160,10 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_files_that_refine_each_other_are_refused(write):
     write("b.yaml", "base: c.yaml\n")
     write("c.yaml", "base: b.yaml\n")
-    message = _refusal(write("a.yaml", "base: b.yaml\n"))
-    assert message.endswith("c.yaml: base: files refine each other: b.yaml -> c.yaml -> b.yaml")
+    path = write("a.yaml", "base: b.yaml\n")
+    assert _refusal(path) == (
+        f"{path.with_name('c.yaml')}: base: files refine each other: b.yaml -> c.yaml -> b.yaml"
+    )
 
 
 def test_long_chain_of_bases_is_refused(write):
@@ -183,6 +186,16 @@ def test_file_must_be_a_mapping(write, text):
 
 def test_empty_file_is_a_configuration_without_keys(write):
     assert load_config(write("a.yaml", ""), [ENV]).env.id == "CartPole-v1"
+
+
+@pytest.mark.parametrize("overrides", ["seed=1", {"seed": 1}, [1], None, 3])
+def test_overrides_must_be_a_list_of_texts(overrides):
+    assert _refusal(None, overrides).startswith('overrides are a list of texts, such as ["seed=1"]')
+
+
+@pytest.mark.parametrize("path", [3, {"env": {"id": "A"}}, Config(env={"id": "A"})])
+def test_file_is_given_by_its_path(path):
+    assert _refusal(path).startswith("a configuration is given by the path of its file, got ")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "sampler..groups=1", ""])

@@ -6,7 +6,7 @@ import sys
 import pydantic
 import pytest
 
-from fastrl.config import A2CConfig, Config, EnvConfig, PPOConfig, SamplerConfig
+from fastrl.config import A2CConfig, Config, EnvConfig, PPOConfig, SamplerConfig, load_config
 from fastrl.config.fields import Section
 from fastrl.errors import ConfigError
 
@@ -89,3 +89,17 @@ def test_reading_a_configuration_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_score_to_stop_at_needs_evaluation():
+    told = (
+        r"^override: evaluation\.stop_at: must be null where evaluation\.enabled is false, got 9$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, ["env.id=A", "evaluation.enabled=false", "evaluation.stop_at=9"])
+
+
+def test_arguments_of_a_model_need_a_model():
+    told = r"^override: model\.kwargs: must be empty where model\.class_path is null$"
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, ["env.id=A", "model.kwargs.x=1"])
