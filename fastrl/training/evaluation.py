@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.errors import ConfigError
 from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import TensorSpec
@@ -36,6 +37,19 @@ class EvaluationProtocol:
     episodes: int
     seed: int
     deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be played.
+
+        Raises:
+            ConfigError: There are no episodes, or the seed is negative.
+        """
+        for name, least in (("episodes", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
 
     def episode_seeds(self) -> list[int]:
         """Return the seed of each episode; more episodes begin with those of fewer."""

@@ -22,6 +22,7 @@ from fastrl.shared.memory import SharedBlock
 from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
+from fastrl.training.recording import video_suffix
 from fastrl.workers.supervisor import Connection, Supervisor, pipe
 
 _NICENESS = 19
@@ -230,7 +231,7 @@ def run_evaluator(
             model.load_state_dict(newest[1])
             answers.send(player.play(model, plan.protocol))
             if plan.record is not None:
-                plan.record(model, plan.videos / f"step_{steps:012d}.mp4")
+                plan.record(model, plan.videos / f"step_{steps:012d}{video_suffix()}")
     except EOFError:
         return
     finally:

@@ -22,6 +22,7 @@ from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import ConfigError, EnvError
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import EnvSpec
+from fastrl.training.durable import make_directory
 from fastrl.training.evaluation import EvaluationProtocol
 
 Frame = NDArray[np.uint8]
@@ -62,7 +63,7 @@ class Recorder:
         """
         _prepare_drawing()
         returns: list[float] = []
-        with closing(self.factory.single(render_mode="rgb_array")) as env:
+        with closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
             frames = self._frames(env, model, returns)
             # The first frame shows whether it can be drawn, before a file is begun.
@@ -72,6 +73,23 @@ class Recorder:
                 for frame in frames:
                     writer.append_data(frame)
         return returns
+
+    def check(self) -> None:
+        """Draw the first observation of an episode, to see whether that is possible here.
+
+        Raises:
+            EnvError: It is not.
+        """
+        _prepare_drawing()
+        with closing(self._drawable()) as env:
+            env.reset(seed=self.protocol.episode_seeds()[0])
+            _drawn(env, self.factory.name)
+
+    def _drawable(self) -> gymnasium.Env[Any, Any]:
+        try:
+            return self.factory.single(render_mode="rgb_array")
+        except EnvError as error:
+            raise EnvError(f"{error}; videos need render_mode='rgb_array'") from error
 
     def _frames(
         self, env: gymnasium.Env[Any, Any], model: PolicyModel, returns: list[float]
@@ -119,6 +137,11 @@ class _Policy:
         return self._split(tuple(chosen[leaf].numpy() for leaf in self._leaves))[0]
 
 
+def video_suffix() -> str:
+    """Return the format of a video whose name nobody chose: MP4, or GIF without its encoder."""
+    return ".mp4" if find_spec("imageio_ffmpeg") is not None else ".gif"
+
+
 def check_video_path(path: Path) -> None:
     """Refuse a file that cannot become a video, before anything is played.
 
@@ -137,8 +160,10 @@ def _writer(path: Path, fps: float) -> Any:  # noqa: ANN401
     check_video_path(path)
     import imageio.v2 as imageio
 
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a directory; name a file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         if path.suffix.lower() == ".gif":
             return imageio.get_writer(path, format="GIF", duration=1000 / fps, loop=0)
         return imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)

@@ -17,7 +17,7 @@ from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
-from fastrl.training.recording import Recorder, check_video_path
+from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
     RunDirectory,
     find_run,
@@ -74,6 +74,10 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
         WorkerError: A process failed; what was learnt until then is saved.
         FastrlError: Learning diverged.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"train takes a Config, got {str(config)[:60]!r}; load_config reads one from a file"
+        )
     if config.sampler.tune_s is not None:
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
     config = _resolved(config)
@@ -109,7 +113,9 @@ def resume(
     """
     path = find_run(run)
     with closing(RunDirectory.open(path)) as directory:
-        config = _resolved(read_config(path, tuple(overrides)))
+        config = _resolved(read_config(path, overrides))
+        if any(text.partition("=")[0].strip() == "run_dir" for text in overrides):
+            raise ConfigError(f"run_dir: a run goes on in its own directory, '{path}'")
         config = config.model_copy(update={"run_dir": str(path)})
         store = CheckpointStore(directory.checkpoints)
         store.clean()
@@ -160,7 +166,7 @@ def evaluate_run(
 
 def record_run(
     run: str | Path,
-    video: Path | None = None,
+    video: str | Path | None = None,
     *,
     episodes: int = 1,
     deterministic: bool | None = None,
@@ -171,7 +177,8 @@ def record_run(
 
     Args:
         run: Its directory, or its name under ``runs/``.
-        video: File, ending in .mp4 or .gif; by default an MP4 under the run's ``videos/``.
+        video: File, ending in .mp4 or .gif; by default under the run's ``videos/``, an MP4 with
+            the extra 'video', else a GIF.
         episodes: How many, one after the other.
         deterministic: As for `evaluate_run`.
         seed: As for `evaluate_run`.
@@ -183,7 +190,8 @@ def record_run(
         EnvError: The environment cannot be drawn.
     """
     config, found = _open(run, checkpoint)
-    path = video or find_run(run) / "videos" / f"{found.name}.mp4"
+    named = find_run(run) / "videos" / f"{found.name}{video_suffix()}"
+    path = named if video is None else Path(video)
     check_video_path(path)
     factory, env_spec, model = _policy(config, found)
     recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
@@ -199,12 +207,15 @@ def _resolved(config: Config) -> Config:
 
 def _start(store: CheckpointStore, checkpoint: str) -> Checkpoint | None:
     """Return where to go on; None where a run was ended before its first checkpoint."""
-    if checkpoint == "last" and not store.names():
-        return None
+    return None if checkpoint == "last" and not store.names() else _load(store, checkpoint)
+
+
+def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
     try:
         return store.load(checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; choose with --checkpoint") from error
+        hint = "; choose with --checkpoint" if store.names() else ""
+        raise CheckpointError(f"{error}{hint}") from error
 
 
 def _open(run: str | Path, checkpoint: str | None) -> tuple[Config, Checkpoint]:
@@ -212,7 +223,7 @@ def _open(run: str | Path, checkpoint: str | None) -> tuple[Config, Checkpoint]:
     store = CheckpointStore(path / "checkpoints")
     if checkpoint is None:
         checkpoint = "last" if store.best() is None else "best"
-    return read_config(path), store.load(checkpoint)
+    return read_config(path), _load(store, checkpoint)
 
 
 def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
-from fastrl.training.durable import write_durably, writing
+from fastrl.training.durable import make_directory, write_durably, writing
 
 RUNS = Path("runs")
 """Where runs are that were not given a directory."""
@@ -57,7 +57,7 @@ class RunDirectory:
             ConfigError: It holds a run or other files already, is in use, or cannot be written.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
             run = cls(path, _locked(path))
         except OSError as error:
             raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
@@ -163,6 +163,8 @@ def find_run(name: str | Path) -> Path:
     Raises:
         ConfigError: There is no such run.
     """
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"a run is given by its directory or its name, got {str(name)[:60]}")
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, RUNS / path]
     for candidate in candidates:
@@ -200,7 +202,7 @@ def make_run_directory(config: Config, name: str | None) -> RunDirectory:
     return RunDirectory.create(path, config.model_copy(update={"run_dir": str(path)}))
 
 
-def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of the run in ``path``, with changes laid over it.
 
     Raises:
@@ -222,7 +224,7 @@ def new_run_path(config: Config, name: str | None) -> Path:
     if name is not None:
         if config.run_dir is not None:
             raise ConfigError(f"--name '{name}' and run_dir '{config.run_dir}': give one of them")
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError(
                 f"--name '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
                 "the first a letter or a digit"

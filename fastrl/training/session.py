@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fastrl.config import Config
+from fastrl.config import Config, PPOConfig
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import EnvError, WorkerError
 from fastrl.learning import build_learner
@@ -28,11 +28,12 @@ from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import IdleTime, Journal
 from fastrl.training.metrics import MetricsLog, check_packages
 from fastrl.training.progress import Progress
-from fastrl.training.recording import Recorder, check_video_path
+from fastrl.training.recording import Recorder
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.saver import Counted, Saver, load_model, restore
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
+from fastrl.workers.supervisor import call_in_child
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,18 @@ class Session:
     ) -> None:
         self._config, self._console = config, console
         check_packages(config.logging)
-        if config.evaluation.enabled and config.evaluation.video:
-            check_video_path(Path("video.mp4"))
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
         self._counted = Counted() if start is None else restore(start, config, self._learner)
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
+        self._record: Recorder | None = None
+        if config.evaluation.enabled and config.evaluation.env_kwargs:
+            call_in_child(evaluation_factory(config).probe, config.sampler.start_timeout_s)
+        if config.evaluation.enabled and config.evaluation.video:
+            one = EvaluationProtocol(1, config.evaluation.seed, config.evaluation.deterministic)
+            self._record = Recorder(evaluation_factory(config), plan.env_spec, one)
+            # In a process of its own, so that nothing the drawing starts stays in this one.
+            call_in_child(self._record.check, config.sampler.start_timeout_s)
 
     def run(self, directory: RunDirectory) -> Outcome:
         """Train, evaluate what came of it, and save both.
@@ -119,10 +126,14 @@ class Session:
             progress = stack.enter_context(self._build_progress(directory))
             window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
             journal = Journal(config, log, progress, window, FaultLog(directory.faults))
+            # Before anything that is there once per environment: it knows what memory there is.
+            sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
+            stack.callback(sampler.close)
             saver = Saver(config, self._plan, self._learner, window, store)
             saver.save()
-            sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
-            stack.enter_context(sampler)
+            for remark in _remarks(config):
+                journal.say(remark)
+            sampler.start()
             if config.sampler.mode == "async":
                 journal.watch(IdleTime(sampler))
             candidates = None
@@ -201,16 +212,13 @@ class Session:
     def _build_evaluator(self, run: RunDirectory) -> Evaluator:
         config, settings, plan = self._config, self._config.evaluation, self._plan
         assert plan.build_model is not None
-        factory, record = evaluation_factory(config), None
-        if settings.video:
-            one = EvaluationProtocol(1, settings.seed, settings.deterministic)
-            record = Recorder(factory, plan.env_spec, one)
+        factory = evaluation_factory(config)
         evaluation = EvaluationPlan(
             env_spec=plan.env_spec,
             build_env=factory.batched,
             build_model=plan.build_model,
             protocol=EvaluationProtocol(settings.episodes, settings.seed, settings.deterministic),
-            record=record,
+            record=self._record,
             videos=run.videos,
         )
         return Evaluator(evaluation, self._learner.weights())
@@ -229,6 +237,17 @@ class _Duties:
         self.journal.note_update(update)
         self.saver.save_if_due()
         return self.candidates is not None and self.candidates.after_update(update.steps)
+
+
+def _remarks(config: Config) -> Iterator[str]:
+    """Yield what is allowed and yet seldom meant."""
+    transitions = config.sampler.rollout_length * config.topology.num_envs
+    algorithm = config.algorithm
+    if isinstance(algorithm, PPOConfig) and algorithm.minibatch_size > transitions:
+        yield (
+            f"algorithm.minibatch_size ({algorithm.minibatch_size:,}) is more than the "
+            f"{transitions:,} transitions of a rollout: every epoch is one gradient step"
+        )
 
 
 def evaluation_factory(config: Config) -> EnvFactory:

@@ -6,6 +6,7 @@ import torch
 
 from fastrl.config import ModelConfig
 from fastrl.envs.make import EnvFactory
+from fastrl.errors import ConfigError
 from fastrl.models import build_model
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, evaluate
 
@@ -103,3 +104,17 @@ def test_mean_and_deviation():
     assert result.return_mean == pytest.approx(sum(result.returns) / 40)
     assert result.return_std == pytest.approx(np.std(result.returns))
     assert result.length_mean == pytest.approx(sum(result.lengths) / 40)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"episodes": 0}, "episodes must be a whole number of at least 1, got 0"),
+        ({"episodes": "3"}, "episodes must be a whole number of at least 1, got '3'"),
+        ({"episodes": 1.5}, "episodes must be a whole number of at least 1, got 1.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        EvaluationProtocol(**{"episodes": 1, "seed": 0, **wrong})

@@ -87,10 +87,31 @@ def test_mp4_can_be_read_back(tmp_path):
         assert reader.count_frames() == 2 * (EPISODE + 1)
 
 
+def test_video_that_nobody_named_is_of_a_format_that_can_be_written(monkeypatch):
+    monkeypatch.setattr(recording, "find_spec", lambda name: None)
+    assert recording.video_suffix() == ".gif"
+    monkeypatch.setattr(recording, "find_spec", lambda name: "there")
+    assert recording.video_suffix() == ".mp4"
+
+
+def test_place_that_is_no_directory_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"x\.gif' cannot be written: Not a directory$"):
+        recorder()(model(), tmp_path / "file" / "x.gif")
+    (tmp_path / "y.gif").mkdir()
+    with pytest.raises(ConfigError, match=r"y\.gif' is a directory; name a file$"):
+        recorder()(model(), tmp_path / "y.gif")
+
+
 def test_environment_that_cannot_be_drawn_is_one_line(tmp_path):
     factory = EnvFactory("tests.training.clockwork:Uneven")
-    with pytest.raises(EnvError, match="cannot be built"):
-        recorder(factory)(model(factory), tmp_path / "x.gif")
+    for attempt in (
+        lambda: recorder(factory)(model(factory), tmp_path / "x.gif"),
+        recorder(factory).check,
+    ):
+        with pytest.raises(EnvError, match=r"cannot be built.*; videos need render_mode='rgb_arr"):
+            attempt()
+    recorder().check()
 
 
 def test_renderer_that_fails_is_one_line(tmp_path, monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 
 from fastrl.config import (
     Config,
@@ -14,7 +16,9 @@ from fastrl.config import (
     EvaluationConfig,
     FaultsConfig,
     LoggingConfig,
+    PPOConfig,
     SamplerConfig,
+    load_config,
 )
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.training import evaluate_run, record_run, resume, train
@@ -276,3 +280,71 @@ def test_cartpole_is_learnt_within_seconds(tmp_path):
     assert curve[0] < 60
     assert not any(math.isnan(value) for value in curve if value is not None)
     assert isinstance(done.config, Config)
+
+
+def test_video_that_nobody_named_goes_into_the_run(finished, monkeypatch):
+    monkeypatch.setattr("fastrl.training.recording.find_spec", lambda name: None)
+    path, _ = record_run(finished.path, checkpoint="last")
+    assert path == finished.path / "videos" / "step_000000000512.gif"
+    assert record_run(finished.path, str(path))[0] == path
+
+
+def test_videos_of_an_environment_without_pictures_are_refused_before_training(tmp_path):
+    evaluation = EvaluationConfig(video=True)
+    env = EnvConfig(id="tests.training.clockwork:Uneven")
+    with pytest.raises(EnvError, match="videos need render_mode='rgb_array'"):
+        train(small_run(tmp_path / "run", env=env, evaluation=evaluation))
+    assert not (tmp_path / "run").exists()
+
+
+def test_environment_of_the_evaluation_is_looked_at_before_training(tmp_path):
+    evaluation = EvaluationConfig(env_kwargs={"colour": "red"})
+    with pytest.raises(EnvError, match=r"cannot be built with \{'colour': 'red'\}"):
+        train(small_run(tmp_path / "run", evaluation=evaluation))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_environments_are_refused_before_anything_is_made_for_each(tmp_path, monkeypatch):
+    def seeds(*_):
+        raise AssertionError("two billion of them would fill the memory")
+
+    monkeypatch.setattr("fastrl.workers.plan.SamplingPlan.env_seeds", seeds)
+    sampler = SamplerConfig(kind="serial", envs_per_worker=2**31 - 1, num_env_workers=1)
+    with pytest.raises(
+        FastrlError, match=r"^not enough memory for .*lower sampler\.rollout_length"
+    ):
+        train(small_run(tmp_path / "run", sampler=sampler))
+
+
+def test_minibatch_larger_than_a_rollout_is_remarked_upon(tmp_path):
+    with io.StringIO() as told:
+        config = small_run(tmp_path / "run", total_steps=64, algorithm=PPOConfig(minibatch_size=99))
+        train(config, console=Console(file=told, width=200))
+        assert (
+            "algorithm.minibatch_size (99) is more than the 64 transitions of a rollout: every "
+            "epoch is one gradient step" in told.getvalue()
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: train("config.yaml"), "train takes a Config, got 'config.yaml'; load_config"),
+        (lambda run: train({"env": {"id": "A"}}), "train takes a Config, got "),
+        (
+            lambda run: train(load_config(None, ["env.id=A"]), name=3),
+            "--name '3': must be 1 to 100",
+        ),
+        (lambda run: evaluate_run(None), "a run is given by its directory or its name, got None"),
+        (lambda run: evaluate_run(run, episodes=0), "episodes must be a whole number"),
+        (lambda run: record_run(run, "x.gif", episodes=0), "episodes must be a whole number"),
+        (lambda run: record_run(run, "x"), "'x' must end in .mp4 or .gif"),
+        (lambda run: resume(3), "a run is given by its directory or its name, got 3"),
+        (lambda run: resume(run, "total_steps=9"), "overrides are a list of texts"),
+        (lambda run: resume(run, ["run_dir=x"]), "run_dir: a run goes on in its own directory, "),
+    ],
+)
+def test_argument_that_is_wrong_is_one_line(finished, call, message):
+    with pytest.raises(ConfigError) as caught:
+        call(finished.path)
+    assert str(caught.value).startswith(message)
