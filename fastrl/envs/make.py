@@ -9,6 +9,7 @@ An id is one of
   ``randomize`` where it names them and they are configured. It returns a gymnasium or old gym
   environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. Of one with an attribute ``single``
   that is called where a single environment is wanted, to look at;
+- a specification of gymnasium's, which need not be that of its registry;
 - ``fastrl/Id``, one of fastrl's own, which are stepped n at a time; see `fastrl.envs.native`;
 - ``gym:Id``, registered with old gym;
 - ``vector:Id``, the vector environment that gymnasium has registered under the id;
@@ -24,6 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -77,7 +79,7 @@ class EnvFactory:
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
     """
 
-    id: str | Callable[..., Any]
+    id: str | GymnasiumSpec | Callable[..., Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[str] = ()
     max_episode_steps: int | None = None
@@ -95,6 +97,8 @@ class EnvFactory:
         """The id, or the import path of the callable."""
         if isinstance(self.id, str):
             return self.id
+        if isinstance(self.id, GymnasiumSpec):
+            return self.id.id
         return f"{self.id.__module__}:{getattr(self.id, '__qualname__', type(self.id).__name__)}"
 
     @property
@@ -207,11 +211,14 @@ class EnvFactory:
             return self._call(function, {"num_envs": num_envs, "seeds": seeds})
         if self.randomize:
             raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
-        name = _ALIASES.get(str(self.id), str(self.id))
-        kind, _, rest = name.partition(":")
-        if kind in _KINDS:
-            return _KINDS[kind](self, rest, num_envs, seeds)
-        spec = dataclasses.replace(registered_spec(name), order_enforce=False)
+        spec = self.id
+        if not isinstance(spec, GymnasiumSpec):
+            name = _ALIASES.get(str(self.id), str(self.id))
+            kind, _, rest = name.partition(":")
+            if kind in _KINDS:
+                return _KINDS[kind](self, rest, num_envs, seeds)
+            spec = registered_spec(name)
+        spec = dataclasses.replace(spec, order_enforce=False)
         return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
 
     def _create_native(self, num_envs: int, single: bool) -> Any:  # noqa: ANN401
@@ -233,7 +240,9 @@ class EnvFactory:
 
     @property
     def _function(self) -> Callable[..., Any] | None:
-        """The user's factory; None where the id is a name in some registry."""
+        """The user's factory; None where the id is a name in some registry, or a specification."""
+        if isinstance(self.id, GymnasiumSpec):
+            return None
         if not isinstance(self.id, str):
             return self.id
         kind, _, rest = self.id.partition(":")

@@ -16,7 +16,7 @@ from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
 from fastrl.vector.concurrent import ConcurrentEnvs
 from fastrl.vector.driver import Driver
-from fastrl.vector.failures import ArgumentError, EnvFailure
+from fastrl.vector.failures import ArgumentError, EnvFailure, brief
 from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
     NativeBuild,
@@ -69,8 +69,8 @@ def make_vec(
     """Build ``num_envs`` environments behind gymnasium's vector interface.
 
     Args:
-        env: An id, a factory (see `fastrl.envs.make`), gymnasium's specification, or a list of
-            factories, one for each environment.
+        env: An id, a factory (see `fastrl.envs.make`), a specification of gymnasium's, or a list
+            of these, one for each environment.
         num_envs: How many; the length of the list by default.
         backend: ``serial`` steps all in turn, ``threads`` overlaps calls that wait, ``processes``
             uses all cores, ``native`` steps fastrl's or ALE's own batched environment. ``auto``
@@ -114,8 +114,9 @@ def make_vec(
     )
     chosen: str = backend
     if chosen == "auto":
-        alone = not wrappers and atari_preprocessing and is_native(recipe.ids[0])
-        chosen = "native" if alone else choose_backend(plan)
+        alone = not wrappers and atari_preprocessing and recipe.is_uniform
+        batched = alone and is_native(recipe.ids[0])
+        chosen = "native" if batched else choose_backend(plan)
     if chosen == "native":
         if wrappers:
             raise ArgumentError("native environments take no wrappers; take another backend")
@@ -185,6 +186,9 @@ def _start(plan: VectorPlan, backend: str, *, copy: bool, output: Output) -> Fas
 
 
 def _native(plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None) -> VectorPlan:
+    if not recipe.is_uniform:
+        names = ", ".join(dict.fromkeys(brief(each) for each in recipe.ids))
+        raise ArgumentError(f"native environments are all of one id, got {names}")
     name, common = native_name(recipe.ids[0]), recipe.common
     if is_atari(name):
         if max_episode_steps is not None:
@@ -199,7 +203,7 @@ def _native(plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None) -> 
 def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:
     """Share the work among threads where the batch knows them, else among processes."""
     assert plan.native is not None
-    shares = min(_workers("processes", wanted, plan.num_envs), plan.num_envs)
+    shares = _workers("processes", wanted, plan.num_envs)
     if wanted is None and not pays_to_share(plan.native.name, plan.num_envs):
         shares = 1
     if knows_threads(plan.native.name):

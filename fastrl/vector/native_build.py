@@ -43,7 +43,8 @@ class NativeBuild:
         """Build some environments.
 
         Raises:
-            ArgumentError: They do not know the autoreset mode, or cannot differ in a parameter.
+            ArgumentError: They do not know the autoreset mode, cannot differ in a parameter, or
+                have parameters of different names.
             EnvError: An argument is unknown or does not fit.
         """
         spec = registered_spec(self.name)
@@ -56,10 +57,7 @@ class NativeBuild:
             kwargs["autoreset_mode"] = self.autoreset
         if _knows_threads(self.name):
             kwargs["num_threads"] = self.num_threads
-        own = [self.own[index] for index in envs] if self.own else []
-        fields: dict[str, list[Any]] = {}
-        for key in own[0] if own else ():
-            fields[key] = [each[key] for each in own]
+        fields = self._fields(envs)
         if not _is_mujoco(self.name):
             kwargs |= {key: np.array(values) for key, values in fields.items()}
         try:
@@ -80,6 +78,18 @@ class NativeBuild:
         if fields and _is_mujoco(self.name):
             _set_model_fields(vector, fields)
         return vector
+
+    def _fields(self, envs: range) -> dict[str, list[Any]]:
+        """Return the parameters in which some environments differ: by name, one value for each."""
+        for index, each in enumerate(self.own):
+            if each.keys() != self.own[0].keys():
+                raise ArgumentError(
+                    f"env_kwargs of env {index} and of env 0 have other names: "
+                    f"{', '.join(each) or 'none'}; {', '.join(self.own[0]) or 'none'}; native "
+                    "environments need a value for each"
+                )
+        names = self.own[0] if self.own else ()
+        return {name: [self.own[index][name] for index in envs] for name in names}
 
 
 def is_native(name: object) -> bool:

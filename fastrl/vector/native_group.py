@@ -73,8 +73,6 @@ class NativeGroup:
         chosen = np.array(mask)
         given = dict(options or {})
         wanted = [seed for seed, each in zip(seeds, mask, strict=True) if each]
-        if None in wanted and any(seed is not None for seed in wanted):
-            raise ArgumentError("native environments need a seed for each, or for none")
         if not chosen.all():
             given["reset_mask"] = chosen
         if not chosen.any():
@@ -91,9 +89,6 @@ class NativeGroup:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], mask: Sequence[bool]
     ) -> list[Any]:
         """Call a method of the batch that returns one value per environment, or read one."""
-        if name == "render":
-            frames = self._vector.render()
-            return list(frames) if frames is not None else [None] * sum(mask)
         batched = getattr(self._vector, "batched", self._vector)
         found = getattr(self._vector if hasattr(self._vector, name) else batched, name)
         found = found(*args, **kwargs) if callable(found) else found

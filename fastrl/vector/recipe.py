@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
 from fastrl.envs.make import EnvFactory
@@ -23,7 +24,7 @@ class Recipe:
     """What to build.
 
     Attributes:
-        ids: One id or factory for all environments, or one for each.
+        ids: One id, factory or specification for all environments, or one for each.
         num_envs: How many environments.
         given: Parameters that go with each of ``ids``.
         own: Parameters of every instance; a single mapping where all are the same.
@@ -57,13 +58,20 @@ class Recipe:
                 f"for {len(ids)}"
             )
         return cls(
-            ids=[each.id if isinstance(each, GymnasiumSpec) else each for each in ids],
+            ids=[_as_registered(each) for each in ids],
             num_envs=num_envs,
             given=[
                 {**(each.kwargs if isinstance(each, GymnasiumSpec) else {}), **kwargs}
                 for each in ids
             ],
             own=kwargs_of_instances(env_kwargs, num_envs, seed),
+        )
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all environments are built alike, but for parameters of their own."""
+        return all(each == self.ids[0] for each in self.ids) and all(
+            each == self.given[0] for each in self.given
         )
 
     @property
@@ -98,3 +106,9 @@ class Recipe:
             factory = EnvFactory(env, kwargs, max_episode_steps=max_episode_steps)
             found.append(InstanceFactory(factory, tuple(wrappers)))
         return found
+
+
+def _as_registered(env: Any) -> Any:  # noqa: ANN401
+    """Return the id in place of gymnasium's own specification of it, anything else as it is."""
+    registered = isinstance(env, GymnasiumSpec) and env is gymnasium.registry.get(env.id)
+    return env.id if registered else env

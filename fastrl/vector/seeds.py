@@ -35,6 +35,16 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
     return seeds
 
 
+def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:
+    """Refuse seeds for some only of the environments that a batch is to reset.
+
+    Raises:
+        ArgumentError: Some have a seed and some have none.
+    """
+    if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
+        raise ArgumentError("seed: native environments need one for each, or none")
+
+
 def checked_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
     """Take ``reset_mask`` out of the options of a reset; all environments where there is none.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, NoReturn
@@ -70,12 +70,7 @@ class Session(VectorEnv[Any, Any, Any]):
 
     def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Begin a `call`, to be finished by `call_wait`."""
-        if is_lifecycle(name):
-            raise ArgumentError(
-                f"call('{name}') is refused; use {name}() of the vector environment"
-            )
-        everyone = [True] * self.num_envs
-        self._ask("call_async", Request("call", (name, args, kwargs), (everyone,)), name)
+        self._begin_call(name, [True] * self.num_envs, args, kwargs)
 
     def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
         """Finish a `call`."""
@@ -110,7 +105,7 @@ class Session(VectorEnv[Any, Any, Any]):
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple[Any, ...]:
         """Call a method, or read an attribute, of those environments that ``mask`` names."""
-        self._ask("call_async", Request("call", (name, args, kwargs), (mask,)), name)
+        self._begin_call(name, mask, args, kwargs)
         return self._results("call_wait", None)
 
     def parallel(
@@ -177,6 +172,15 @@ class Session(VectorEnv[Any, Any, Any]):
             self._begin(name, pending)
         if self._pending is not pending:
             raise NoAsyncCallError(f"`{name}`: nothing was begun that it could finish", name)
+
+    def _begin_call(
+        self, name: str, mask: Sequence[bool], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        if is_lifecycle(name):
+            raise ArgumentError(
+                f"call('{name}') is refused; use {name}() of the vector environment"
+            )
+        self._ask("call_async", Request("call", (name, args, kwargs), (mask,)), name)
 
     def _ask(self, name: str, request: Request, what: str) -> None:
         self._begin(name, Pending.CALL)

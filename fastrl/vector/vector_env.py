@@ -22,7 +22,7 @@ from fastrl.vector.driver import Driver, Request
 from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
 from fastrl.vector.failures import ArgumentError
 from fastrl.vector.infos import Infos, combine, gather
-from fastrl.vector.seeds import checked_mask, checked_seeds
+from fastrl.vector.seeds import check_all_or_none, checked_mask, checked_seeds
 from fastrl.vector.session import Pending, Session
 from fastrl.vector.spec import VectorPlan
 
@@ -110,6 +110,8 @@ class FastVectorEnv(Session):
                 seeds, self._next_seeds = self._next_seeds, None
             options = dict(options) if options is not None else None
             mask = checked_mask(options, self.num_envs)
+            if self.plan.native is not None:
+                check_all_or_none(seeds, mask)
         except Exception:
             self._pending = _NOTHING
             raise
@@ -202,8 +204,12 @@ class FastVectorEnv(Session):
 
         Args:
             seed: As in `reset`.
+
+        Raises:
+            ArgumentError: Seeds do not fit, or observations or actions are no arrays of fixed size.
         """
         seeds = checked_seeds(seed, self.num_envs)
+        self._check_rows("async_reset")
         self._begin("async_reset", Pending.SEND)
         self._seeds = [
             new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
@@ -269,11 +275,14 @@ class FastVectorEnv(Session):
             infos,
         )
 
+    def _check_rows(self, name: str) -> None:
+        if not self._paths:
+            raise ArgumentError(f"{name}: observations or actions are no arrays of fixed size")
+
     def _check_sendable(self, indices: NDArray[np.intp]) -> None:
         if not self._was_reset:
             raise ArgumentError("reset the environments before the first step")
-        if not self._paths:
-            raise ArgumentError("send: observations or actions are no arrays of fixed size")
+        self._check_rows("send")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
             raise ArgumentError(f"env_ids must be a list of whole numbers, got {indices}")
         if indices.min() < 0 or indices.max() >= self.num_envs:

@@ -310,6 +310,21 @@ def test_gymnasiums_specification_and_lists_of_factories_are_taken():
     assert np.array_equal(from_spec.reset(seed=0)[0], from_list.reset(seed=0)[0][:2])
 
 
+def test_specification_may_differ_from_the_registered_one():
+    given = gymnasium.make(
+        "CartPole-v1", max_episode_steps=4, disable_env_checker=True, sutton_barto_reward=True
+    )
+    spec = gymnasium.wrappers.TimeAwareObservation(given).spec
+    envs = fastrl.make_vec(spec, 2, backend="serial")
+    assert envs.single_observation_space.shape == (5,)
+    envs.reset(seed=0)
+    steps = [envs.step(np.array([0, 1])) for _ in range(4)]
+    assert [truncated.tolist() for _, _, _, truncated, _ in steps] == [[False] * 2] * 3 + [
+        [True] * 2
+    ]
+    assert steps[0][1].tolist() == [0.0, 0.0]
+
+
 def test_auto_takes_one_process_for_quick_environments_and_several_for_slow_ones(monkeypatch):
     monkeypatch.setattr("fastrl.vector.choice.usable_cores", lambda: 2)
     quick = fastrl.make_vec("CartPole-v1", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import gymnasium
@@ -56,6 +57,15 @@ def test_partial_reset_of_native_environments():
     assert not np.array_equal(before[0], after[0])
 
 
+def test_list_of_different_environments_is_stepped_one_by_one():
+    envs = fastrl.make_vec(["fastrl/CartPole-v1", partial(heavy_cart, gravity=1.0)])
+    assert envs.backend in ("serial", "processes")
+    envs.reset(seed=[5, 5])
+    seen = envs.step(np.zeros(2, np.int64))[0]
+    assert not np.allclose(seen[0], seen[1])
+    envs.close()
+
+
 def test_what_native_environments_cannot_do_is_said():
     with pytest.raises(ArgumentError, match="knows only the autoreset mode SAME_STEP"):
         fastrl.make_vec("HalfCheetah-v5", 2, backend="native", autoreset="next_step")
@@ -65,8 +75,15 @@ def test_what_native_environments_cannot_do_is_said():
         fastrl.make_vec("CartPole-v1", 2, backend="native", wrappers=[lambda env: env])
     with pytest.raises(EnvError, match="wings"):
         fastrl.make_vec("fastrl/CartPole-v1", 2, wings=2)
+    with pytest.raises(ArgumentError, match="all of one id, got fastrl/CartPole-v1, Pendulum-v1"):
+        fastrl.make_vec(["fastrl/CartPole-v1", "Pendulum-v1"], backend="native")
+    different = [{"gravity": 1.0}, {"gravity": 1.0, "length": 2.0}, {}]
+    with pytest.raises(ArgumentError, match="env_kwargs of env 1 and of env 0 have other names"):
+        fastrl.make_vec("fastrl/CartPole-v1", 3, env_kwargs=different)
     envs = fastrl.make_vec("fastrl/CartPole-v1", 2)
     envs.reset(seed=0)
+    with pytest.raises(ArgumentError, match="need one for each, or none"):
+        envs.reset(seed=[1, None])
     with pytest.raises(ArgumentError, match="env_kwargs only"):
         envs.set_attr("gravity", 1.0)
     assert not hasattr(envs, "wings")

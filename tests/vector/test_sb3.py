@@ -91,6 +91,21 @@ def test_attributes_and_methods_of_some_environments(backend):
     envs.close()
 
 
+def test_environments_are_not_reset_behind_the_back_of_the_adapter():
+    envs = adapter(num_envs=2)
+    envs.reset()
+    with pytest.raises(ArgumentError, match="use reset"):
+        envs.env_method("reset", indices=[0])
+
+
+def test_picture_of_one_native_environment():
+    envs = adapter("fastrl/CartPole-v1", 3, backend="native", render_mode="rgb_array")
+    envs.reset()
+    (picture,) = envs.env_method("render", indices=[1])
+    assert np.array_equal(picture, envs.get_images()[1])
+    envs.close()
+
+
 def test_options_are_used_once():
     envs = adapter(TellingEnv)
     envs.set_options({"speed": 2})

@@ -10,7 +10,7 @@ import pytest
 import fastrl
 from fastrl.vector import ArgumentError, EnvFailure
 from tests.counting_env import CountingEnv, Place, decode, length_of, reward_of
-from tests.vector.envs import WaitingEnv
+from tests.vector.envs import WaitingEnv, WordyEnv
 
 BACKENDS = ("serial", "threads", "processes")
 
@@ -112,6 +112,16 @@ def test_mistakes_are_refused_before_anything_is_stepped(backend):
     envs.recv(1)
     assert envs.get_attr("count") == (0, 1, 0)
     envs.close()
+
+
+def test_spaces_without_arrays_of_fixed_size_are_refused():
+    envs = fastrl.make_vec(WordyEnv, 2, backend="serial")
+    with pytest.raises(ArgumentError, match="no arrays of fixed size"):
+        envs.async_reset()
+    envs.reset()
+    with pytest.raises(ArgumentError, match="no arrays of fixed size"):
+        envs.send(("a", "b"))
+    assert envs.step(("a", "b"))[0] == ("a", "b")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
