@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastrl.devices import existing_device
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import EnvSpec, Topology
@@ -48,6 +49,15 @@ class SamplingPlan:
     spins: int = 0
     first_rollout: int = 0
     check_steps: bool = False
+
+    def __post_init__(self) -> None:
+        """Look for the devices here, where it is one line, before a worker is started in vain.
+
+        Raises:
+            ConfigError: One of them does not exist.
+        """
+        for name in self.devices if self.build_model is not None else ():
+            existing_device(name)
 
     def env_seeds(self, env_worker: int, group: int, replaced: int = 0) -> list[int]:
         """Return one seed per environment of a group: distinct, and independent of groups.

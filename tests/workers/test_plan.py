@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
+from fastrl.errors import ConfigError
 from fastrl.sampling import SerialSampler
 from fastrl.spec import Topology
 from tests.sampling.counting import make_plan
@@ -15,6 +17,12 @@ PLAN = make_plan(Topology(4, 2, 1, 2), 6)
 
 def resumed(first_rollout):
     return dataclasses.replace(PLAN, first_rollout=first_rollout)
+
+
+def test_missing_device_is_told_before_any_worker_starts():
+    with pytest.raises(ConfigError, match=r"^no device 'cuda:99': torch finds "):
+        dataclasses.replace(PLAN, devices=("cpu", "cuda:99"))
+    assert dataclasses.replace(PLAN, devices=("cuda:99",), build_model=None).build_model is None
 
 
 def draw(plan, policy, rollout):

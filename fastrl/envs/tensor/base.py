@@ -162,7 +162,15 @@ class TensorEnv(ABC, Generic[S, P]):
             truncated: ``[*]`` bool: the time limit cut the episode off; never set where
                 ``terminated`` is.
             info: ``final_observation``: what the step led to, before any reset.
+
+        Raises:
+            EnvError: Action or noise have another shape; most would silently be broadcast. Not
+                looked at in a graph.
         """
+        if not torch.compiler.is_compiling():
+            shape = self.spec.action_space.shape or ()
+            _require_shape("action", action, state.time, tuple(shape))
+            _require_shape("noise", noise, state.time, (self.noise_size,))
         with torch.set_grad_enabled(self._gradients_flow()):
             reached, reward, terminated = self.transition(state, action, params)
             truncated = ~terminated & (reached.time >= params.max_episode_steps)
@@ -175,6 +183,19 @@ class TensorEnv(ABC, Generic[S, P]):
 
     def _gradients_flow(self) -> bool:
         return self.differentiable and torch.is_grad_enabled()
+
+
+def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...]) -> None:
+    """Refuse what has neither one entry per environment nor a single one for all of them."""
+    shape = tuple(given.shape) if isinstance(given, Tensor) else None
+    batch = tuple(time.shape)
+    # Parameters may have an axis that a single state has not, and the action with them.
+    if shape in ((*batch, *own), own) or (
+        not batch and shape and shape[len(shape) - len(own) :] == own
+    ):
+        return
+    got = f"shape {shape}" if shape is not None else type(given).__name__
+    raise EnvError(f"{name} must be a tensor of shape {(*batch, *own)}, got {got}")
 
 
 def columns(*values: Tensor) -> Tensor:

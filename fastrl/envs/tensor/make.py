@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from fastrl.devices import existing_device
 from fastrl.envs.lookup import attribute, nearest
 from fastrl.envs.tensor.base import TensorEnv
-from fastrl.errors import EnvError
+from fastrl.errors import ConfigError, EnvError
 
 # Import paths, so that asking for one environment imports one.
 TENSOR_ENVS = {
@@ -45,15 +46,19 @@ def make_tensor(
     Raises:
         EnvError: There is no such environment, it cannot be differentiable, or it is to be compiled
             where it cannot.
+        ConfigError: There is no such device, or the type is no floating-point one.
     """
-    if name not in TENSOR_ENVS:
+    if not isinstance(name, str) or name not in TENSOR_ENVS:
         raise EnvError(
-            f"'{name}' is no tensor environment{nearest(name, TENSOR_ENVS)}; "
+            f"'{name}' is no tensor environment{nearest(str(name), TENSOR_ENVS)}; "
             f"there are {', '.join(TENSOR_ENVS)}"
         )
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
+    device = existing_device(device)
     env = attribute(TENSOR_ENVS[name], "make_tensor")(differentiable=differentiable)
     if compiled:
-        if dtype != torch.float32 or torch.device(device).type != "cpu":
+        if dtype != torch.float32 or device.type != "cpu":
             raise EnvError(f"compiled=True is for float32 on the CPU, got {dtype} on {device}")
         env = attribute(_COMPILED, "make_tensor")(env)
     return env, env.default_params(dtype, device)

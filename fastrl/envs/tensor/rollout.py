@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.policy import TensorPolicy, Weights
+from fastrl.errors import ConfigError
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
@@ -125,7 +126,12 @@ class Rollouts(Generic[S, P]):
             self._take_steps = torch.compile(self._steps, fullgraph=True, mode=mode)
 
     def start(self, num_envs: int, generator: torch.Generator | None = None) -> Start:
-        """Begin an episode in n environments."""
+        """Begin an episode in n environments.
+
+        Raises:
+            ConfigError: n is below 1.
+        """
+        _require_some("num_envs", num_envs)
         noise = self._env.draw_noise((num_envs,), generator, self._device)
         observation, state = self._env.reset(noise, self._params)
         leaves = _leaves(observation)
@@ -135,7 +141,13 @@ class Rollouts(Generic[S, P]):
     def draw_noise(
         self, num_steps: int, num_envs: int, generator: torch.Generator | None = None
     ) -> Noise:
-        """Draw all random numbers of a rollout at once."""
+        """Draw all random numbers of a rollout at once.
+
+        Raises:
+            ConfigError: There are no steps, or no environments.
+        """
+        _require_some("num_steps", num_steps)
+        _require_some("num_envs", num_envs)
         shape = (num_steps, num_envs)
         source = self._device if generator is None else generator.device
         policy = self._policy.draw_noise(shape, generator, source).to(self._device)
@@ -238,11 +250,19 @@ def rollout(
         num_steps: T.
         num_envs: n.
         generator: Source of all randomness; torch's default if None.
+
+    Raises:
+        ConfigError: There are no steps, or no environments.
     """
     device = torch.device("cpu") if generator is None else generator.device
     rollouts = Rollouts(env, policy, env.default_params(device=device))
     start = rollouts.start(num_envs, generator)
     return rollouts.run(weights, start, rollouts.draw_noise(num_steps, num_envs, generator))[0]
+
+
+def _require_some(name: str, count: int) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def _leaves(observation: Any) -> dict[str, Tensor]:  # noqa: ANN401

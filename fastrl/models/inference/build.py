@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from fastrl.devices import existing_device
 from fastrl.errors import ConfigError
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.inference import bfloat16
@@ -38,10 +39,7 @@ def build_engine(
     """
     if name not in _NAMES:
         raise ConfigError(f"unknown inference engine '{name}'; choose one of {', '.join(_NAMES)}")
-    device = torch.device(device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigError(f"no device '{device}': torch finds {found} CUDA devices; use 'cpu'")
+    device = existing_device(device)
     if name == "bfloat16":
         model = _in_bfloat16(model, device)
     elif name != "eager":

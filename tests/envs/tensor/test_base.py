@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
@@ -8,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrl.envs.tensor import TENSOR_ENVS, Randomized, RandomPolicy, make_tensor
 from fastrl.envs.tensor.randomize import randomizable
-from fastrl.errors import EnvError
+from fastrl.errors import ConfigError, EnvError
 
 NAMES = sorted(TENSOR_ENVS)
 ALL = pytest.mark.parametrize("name", NAMES)
@@ -60,6 +61,60 @@ def test_shapes_and_dtypes(name):
     assert reward.shape == terminated.shape == truncated.shape == (6,)
     assert state.time.tolist() == [1] * 6
     assert all(quantity.shape == (6,) for quantity in state)
+
+
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("Pendulum-v1", torch.zeros(4)),  # would be one torque for all
+        ("Pendulum-v1", torch.zeros(3, 1)),
+        ("Pendulum-v1", torch.zeros(4, 2)),
+        ("CartPole-v1", torch.zeros(4, 1, dtype=torch.int64)),  # would make 4 × 4 environments
+        ("CartPole-v1", torch.zeros(3, dtype=torch.int64)),
+        ("CartPole-v1", np.zeros(4, np.int64)),
+        ("CartPole-v1", [0, 1, 0, 1]),
+    ],
+)
+def test_action_of_another_shape_is_refused(name, action):
+    env, params, _, state, noise = started(name, 4)
+    with pytest.raises(EnvError, match=r"^action must be a tensor of shape \(4,.*\), got "):
+        env.step(state, action, noise, params)
+
+
+def test_noise_of_another_shape_is_refused():
+    env, params, _, state, noise = started("CartPole-v1", 4)
+    with pytest.raises(EnvError, match=r"^noise must be a tensor of shape \(4, 4\), got shape"):
+        env.step(state, some_actions(env, 4), noise[:2], params)
+
+
+def test_one_action_may_be_that_of_all_environments():
+    env, params, _, state, noise = started("Pendulum-v1", 4)
+    shared = env.step(state, torch.ones(1), noise, params)
+    assert_equal(shared, env.step(state, torch.ones(4, 1), noise, params))
+
+
+def test_parameters_may_differ_where_the_state_is_single():
+    env, params = make_tensor("Pendulum-v1")
+    _, state = env.reset(env.draw_noise(()), params)
+    lengths = params._replace(length=torch.linspace(0.5, 2.0, 3))
+    _, after, *_ = env.step(state, torch.ones(3, 1), env.draw_noise((3,)), lengths)
+    assert len(set(after.theta.tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "Pendlum-v1"}, EnvError, "did you mean 'Pendulum-v1'"),
+        ({"name": None}, EnvError, "'None' is no tensor environment"),
+        ({"device": "gpu"}, ConfigError, "no device 'gpu': write 'cpu', 'cuda' or 'cuda:0'"),
+        ({"device": "cuda:99"}, ConfigError, "no device 'cuda:99': torch finds"),
+        ({"dtype": torch.int32}, ConfigError, "dtype must be a floating-point type"),
+        ({"dtype": "float32"}, ConfigError, "dtype must be a floating-point type"),
+    ],
+)
+def test_environment_that_cannot_be_made_is_one_line(arguments, error, message):
+    with pytest.raises(error, match=message):
+        make_tensor(**{"name": "CartPole-v1", **arguments})
 
 
 @ALL

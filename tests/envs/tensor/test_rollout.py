@@ -16,7 +16,7 @@ from fastrl.envs.tensor import (
     make_tensor,
     rollout,
 )
-from fastrl.errors import SpaceError
+from fastrl.errors import ConfigError, SpaceError
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spec import EnvSpec
 
@@ -223,3 +223,11 @@ def test_random_policy_refuses_what_it_cannot_draw_from():
     unbounded = spaces.Box(-np.inf, np.inf, (1,))
     with pytest.raises(SpaceError, match="must be Discrete or a bounded Box"):
         RandomPolicy(EnvSpec("Any-v0", unbounded, unbounded))
+
+
+@pytest.mark.parametrize("sizes", [{"num_steps": 0}, {"num_envs": 0}, {"num_envs": -4}])
+def test_rollout_of_nothing_is_refused(sizes):
+    env, _ = make_tensor("CartPole-v1")
+    told = r"^num_(steps|envs) must be a whole number of at least 1, got "
+    with pytest.raises(ConfigError, match=told):
+        rollout(env, RandomPolicy(env.spec), None, **{"num_steps": 3, "num_envs": 2, **sizes})
