@@ -51,6 +51,22 @@ def test_no_command_prints_help(run):
     assert "envs" in out
 
 
+def test_commands_are_listed_with_whole_sentences(run):
+    _, out, _ = run("--help")
+    listed = out.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) == 9
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+@pytest.mark.parametrize("option", ["--json", "--overlay", "--plots", "--study"])
+def test_tuning_is_refused_where_its_result_cannot_be_written(run, tmp_path, option):
+    (tmp_path / "file").write_text("")
+    wrong = tmp_path if option != "--plots" else tmp_path / "file"
+    code, _, err = run("tune", "--env", "CartPole-v1", option, str(wrong))
+    assert code == 2
+    assert err.startswith(f"fastrl: error: {option}: '{wrong}' is ")
+
+
 def test_version_is_printed(run):
     code, out, err = run("--version")
     assert (code, err) == (0, "")
@@ -61,7 +77,7 @@ def test_version_is_printed(run):
     ("arguments", "problem"),
     [
         (["nonsense"], "No such command 'nonsense'"),
-        (["config", "--nonsense"], "No such option: --nonsense"),
+        (["config", "--nonsense"], "No such option: --nonsense; see fastrl config --help"),
         (["config", "a.yaml", "b.yaml"], "'b.yaml' is a second configuration file after 'a.yaml'"),
         (["config", "missing.yaml"], "missing.yaml: no such file"),
         (["config", CONFIG, "sampler.groups=0"], "sampler.groups: must be an integer"),

@@ -36,14 +36,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(train)
+# What the list of commands says of each; their own help begins with their docstrings.
+app.command(short_help="Train an agent.")(train)
 app.command()(resume)
 app.command("eval")(evaluate)
 app.command()(record)
-app.command()(plot)
-app.command()(throughput)
-app.command()(tune)
-app.command()(config)
+app.command(short_help="Draw learning curves.")(plot)
+app.command(short_help="Measure how fast environments are sampled.")(throughput)
+app.command(short_help="Find the fastest way to sample on this machine.")(tune)
+app.command(short_help="Print a configuration as it will be used.")(config)
 app.command()(envs)
 
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(one_line(str(error)))
         return EXIT_BAD_INPUT
     except TyperException as error:
-        complain(f"{one_line(error.format_message()).rstrip('.')}; see fastrl --help")
+        complain(f"{one_line(error.format_message()).rstrip('.')}; see {_command(error)} --help")
         return EXIT_BAD_INPUT
     except OSError as error:
         # A pipe or a terminal that is gone, a file that cannot be written.
@@ -96,6 +97,14 @@ def _options(
         raise typer.Exit
     if context.invoked_subcommand is None:
         write(context.get_help())
+
+
+def _command(error: TyperException) -> str:
+    """Return the command that an error is about."""
+    context = getattr(error, "ctx", None)
+    if context is None or context.parent is None:
+        return "fastrl"
+    return f"fastrl {context.info_name}"
 
 
 def _version() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
 from fastrl.cli.output import note, write
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
@@ -25,7 +25,8 @@ Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Directory of a run, or its name under runs/.")
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the episodes.")
+    int | None,
+    typer.Option("--seed", metavar="INT", min=0, max=2**32 - 1, help="Seed of the episodes."),
 ]
 Sampled = Annotated[
     bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")
@@ -43,7 +44,8 @@ CheckpointName = Annotated[
 def train(
     arguments: ConfigArguments = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run's directory under runs/.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the run's directory under runs/."),
     ] = None,
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' goes on."""
@@ -63,7 +65,7 @@ def resume(
     run: Run,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as total_steps=2e6."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes, such as total_steps=2e6."),
     ] = None,
     checkpoint: Annotated[
         str,
@@ -83,7 +85,7 @@ def resume(
 def evaluate(
     run: Run,
     episodes: Annotated[
-        int | None, typer.Option("--episodes", min=1, help="Episodes to play.")
+        int | None, typer.Option("--episodes", metavar="INT", min=1, help="Episodes to play.")
     ] = None,
     sampled: Sampled = False,
     seed: Seed = None,
@@ -107,10 +109,14 @@ def record(
     video: Annotated[
         Path | None,
         typer.Option(
-            "--video", metavar="FILE", help="An .mp4 or .gif; by default under the run's videos/."
+            "--video",
+            metavar="FILE",
+            help="An .mp4 (extra 'video') or .gif; by default under the run's videos/.",
         ),
     ] = None,
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to record.")] = 1,
+    episodes: Annotated[
+        int, typer.Option("--episodes", metavar="INT", min=1, help="Episodes to record.")
+    ] = 1,
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
@@ -132,7 +138,7 @@ def record(
 
 def plot(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Directories of runs, or their names.")
+        list[str], typer.Argument(metavar="RUN", help="Directories of runs, or their names.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the picture.")
@@ -144,6 +150,7 @@ def plot(
     """Draw learning curves; runs that differ in their seed alone become one, with its spread."""
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output '{output}' must end in .png")
+    check_output("--output", output)
     from fastrl.training.plotting import plot_runs
 
     plot_runs(runs, output, kind="evaluation" if evaluation else "training")

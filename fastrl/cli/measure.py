@@ -11,39 +11,53 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
 from fastrl.cli.output import table_console
 from fastrl.config import load_config
-from fastrl.errors import ConfigError
 
 
 def throughput(
     arguments: ConfigArguments = None,
-    env: Annotated[str | None, typer.Option("--env", help="Environment id.")] = None,
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="Environment id.")] = None,
     envs_per_worker: Annotated[
-        int | None, typer.Option("-n", help="Environments per env worker.")
+        int | None, typer.Option("-n", metavar="INT", help="Environments per env worker.")
     ] = None,
-    num_env_workers: Annotated[int | None, typer.Option("-N", help="Env workers.")] = None,
+    num_env_workers: Annotated[
+        int | None, typer.Option("-N", metavar="INT", help="Env workers.")
+    ] = None,
     num_model_workers: Annotated[
-        int | None, typer.Option("-M", help="Model workers; 0: env workers run the policy.")
+        int | None,
+        typer.Option("-M", metavar="INT", help="Model workers; 0: env workers run the policy."),
     ] = None,
     groups: Annotated[
-        int | None, typer.Option("--groups", help="Groups per env worker, stepped in turn.")
+        int | None,
+        typer.Option("--groups", metavar="INT", help="Groups per env worker, stepped in turn."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where the policy runs.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Where the policy runs: cpu or cuda."),
+    ] = None,
     mode: Annotated[
         str | None,
         typer.Option(
             "--mode",
+            metavar="MODE",
             help="async, which is the default, or sync: all workers wait for each other.",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Length of a window.")] = 5.0,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Number of windows.")] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0.1, help="Length of a window.")
+    ] = 5.0,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="INT", min=1, help="Number of windows.")
+    ] = 5,
     warm_up: Annotated[
         float,
         typer.Option(
-            "--warm-up", min=0, help="Seconds before the first window; long episodes need more."
+            "--warm-up",
+            metavar="S",
+            min=0,
+            help="Seconds before the first window; long episodes need more.",
         ),
     ] = 1.0,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
@@ -83,8 +97,7 @@ def throughput(
     resolved = load_config(path, overrides)
     if mode is None and resolved.sampler.kind == "process":
         resolved = load_config(path, [*overrides, "sampler.mode=async"])
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"--json: there is no directory '{json_file.parent}'")
+    check_output("--json", json_file)
     measured = run_throughput(
         resolved,
         Protocol(seconds, repeats, warm_up),

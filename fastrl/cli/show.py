@@ -29,7 +29,7 @@ def config(
 
 
 def envs(
-    pattern: Annotated[str, typer.Argument(metavar="[FILTER]", help="Part of the id.")] = "",
+    pattern: Annotated[str, typer.Argument(metavar="FILTER", help="Part of the id.")] = "",
     everything: Annotated[
         bool, typer.Option("--all", help="Also list what misses a package, and which.")
     ] = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
 from fastrl.cli.output import note, table_console
 from fastrl.config import Config, load_config
 from fastrl.errors import ConfigError
@@ -28,12 +28,17 @@ _BUSY = 0.25
 
 def tune(
     arguments: ConfigArguments = None,
-    env: Annotated[str | None, typer.Option("--env", help="Environment id.")] = None,
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="Environment id.")] = None,
     budget: Annotated[
-        str, typer.Option("--budget", help="Time to spend, such as 90s or 5m.")
+        str, typer.Option("--budget", metavar="TIME", help="Time to spend, such as 90s or 5m.")
     ] = "120s",
     objective: Annotated[
-        str, typer.Option("--objective", help="fps: sampling alone; train_fps: with the learner.")
+        str,
+        typer.Option(
+            "--objective",
+            metavar="fps|train_fps",
+            help="fps: sampling alone; train_fps: with the learner.",
+        ),
     ] = "fps",
     batch: Annotated[
         str | None,
@@ -60,7 +65,9 @@ def tune(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget earlier trials instead of going on.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the search.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="INT", min=0, help="Seed of the search.")
+    ] = 0,
 ) -> int:
     """Find the fastest way to sample an environment with a policy on this machine."""
     path, overrides = split_arguments(arguments)
@@ -72,8 +79,10 @@ def tune(
     if write and path is None:
         raise ConfigError("--write needs a CONFIG file to write into; or use --overlay FILE")
     for option, file in (("--json", json_file), ("--overlay", overlay), ("--study", study)):
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"{option}: there is no directory '{file.parent}'")
+        check_output(option, file)
+    check_output("--plots", plots, directory=True)
+    if write:
+        check_output("--write", path)
     from fastrl.tuning.study import StudyJournal
     from fastrl.tuning.tune import (
         TuneOptions,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
+from fastrl.errors import ConfigError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.shared.counters import Counter
@@ -42,6 +43,18 @@ class Protocol:
     seconds: float = 5.0
     repeats: int = 5
     warm_up_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse windows that are none.
+
+        Raises:
+            ConfigError: There are no windows, or their length or the warm-up is no time.
+        """
+        if not (self.seconds > 0 and self.repeats >= 1 and self.warm_up_s >= 0):
+            raise ConfigError(
+                "a measurement takes at least one window (repeats) of some seconds, and a "
+                f"warm_up_s of at least 0; got {self}"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory
 from fastrl.errors import ConfigError
+from fastrl.models.networks import is_image
 from fastrl.sampling.build import initial_weights, make_plan, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
+from fastrl.spaces import leaves
+from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.measure import Protocol, measure
@@ -70,7 +73,7 @@ def run_throughput(
         env=config.env.id,
         topology=plan.topology,
         rollout_length=plan.rollout_length,
-        policy="random" if random_actions else _policy_name(config),
+        policy="random" if random_actions else policy_name(config, plan.env_spec),
         device=",".join(plan.devices) if plan.build_model else "cpu",
         mode=config.sampler.mode,
         measurement=measurement,
@@ -78,9 +81,15 @@ def run_throughput(
     )
 
 
-def _policy_name(config: Config) -> str:
+def policy_name(config: Config, env_spec: EnvSpec) -> str:
+    """Return in words what network observations go through, and what executes it."""
     model = config.model
     if model.class_path:
         return model.class_path
-    sizes = "×".join(str(size) for size in model.hidden_sizes)
-    return f"{sizes} {model.activation}, {config.sampler.engine} engine"
+    images = [is_image(leaf) for leaf in leaves(env_spec.observation_space).values()]
+    parts = ["conv net"] if any(images) else []
+    # What a single image goes through besides belongs to the conv net.
+    if images != [True]:
+        sizes = "×".join(str(size) for size in model.hidden_sizes)
+        parts.append(f"{sizes} {model.activation}" if sizes else "linear")
+    return f"{' + '.join(parts)}, {config.sampler.engine} engine"

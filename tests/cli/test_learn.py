@@ -96,7 +96,8 @@ def trained(run, workplace):
         (["plot", "other"], "is not the directory of a run"),
         (["plot", "mine", "--evaluation"], "has no evaluation returns yet"),
         (["plot", "mine", "-o", "x.pdf"], "must end in .png"),
-        (["plot"], "Missing argument"),
+        (["plot"], "Missing argument 'RUN'; see fastrl plot --help"),
+        (["plot", "mine", "-o", "no/x.png"], "--output: there is no directory 'no'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(run, trained, arguments, problem):
@@ -118,4 +119,7 @@ def test_damaged_checkpoint_is_one_line_that_says_how_to_go_on(run, trained):
         in err
     )
     assert "choose with --checkpoint" in err
+    code, _, err = run("eval", "mine")
+    assert code == 2
+    assert err.endswith(f"the one before it is {names[-2]}; choose with --checkpoint\n")
     assert run("resume", "mine", "--checkpoint", names[-2])[0] == 0

@@ -5,14 +5,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from fastrl import ConfigError, DeviceSampler, Protocol, make_plan, run_throughput
 from fastrl.config import load_config
 from fastrl.envs import EnvFactory
 from fastrl.envs.tensor.configured import configured
+from fastrl.spec import EnvSpec
 from fastrl.throughput import LimitProbe
 from fastrl.throughput.measure import measure
+from fastrl.throughput.run import policy_name
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 from tests.sampling.counting import make_plan as make_counting_plan
 
@@ -173,6 +177,8 @@ def test_command_prints_a_table_and_writes_the_json(tmp_path):
         (["--env", "CartPole-v1", "--device", "gpu"], "sampler.device"),
         (["--env", "CartPole-v1", "--mode", "fast"], "sampler.mode"),
         (["--env", "CartPole-v1", "--json", "/no/such/place/x.json"], "/no/such/place"),
+        (["--env", "CartPole-v1", "--json", "/"], "--json: '/' is a directory; name a file"),
+        (["--env", "CartPole-v1", "--device", "cuda:99"], "no device 'cuda:99'"),
         (["sampler.num_workers=3", "--env", "CartPole-v1"], "num_env_workers"),
     ],
 )
@@ -181,3 +187,25 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, told):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert told in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"repeats": 0}, {"warm_up_s": -1.0}])
+def test_measurement_without_windows_is_refused(wrong):
+    with pytest.raises(ConfigError, match="at least one window"):
+        Protocol(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), "conv net, auto engine"),
+        (spaces.Box(-1, 1, (4,)), "64×64 tanh, auto engine"),
+        (
+            spaces.Dict({"a": spaces.Box(0, 255, (64, 64, 3), np.uint8), "b": spaces.Discrete(2)}),
+            "conv net + 64×64 tanh, auto engine",
+        ),
+    ],
+)
+def test_report_names_the_network_that_the_policy_is(space, name):
+    config = load_config(None, ["env.id=Any-v0"])
+    assert policy_name(config, EnvSpec("Any-v0", space, spaces.Discrete(2))) == name
