@@ -68,10 +68,14 @@ def registered_spec(path: str) -> GymnasiumSpec:
     if name not in gymnasium.registry:
         _register_atari(name)
     if name not in gymnasium.registry:
-        known = [*gymnasium.registry]
         if not module_name:
-            raise EnvError(f"unknown environment '{name}'{nearest(name, known, cutoff=0.0)}")
-        known += vars(importlib.import_module(module_name))
+            hint = nearest(name, gymnasium.registry, cutoff=0.0)
+            raise EnvError(f"unknown environment '{name}'{hint}")
+        module = importlib.import_module(module_name)
+        if hasattr(module, name):
+            raise EnvError(f"'{path}' is no environment: {name} cannot be called")
+        known = [each for each in vars(module) if not each.startswith("_")]
+        known += _registered_by(module_name.partition(".")[0])
         raise EnvError(
             f"module '{module_name}' neither has nor registers '{name}'{nearest(name, known)}"
         )
@@ -109,12 +113,26 @@ def takes_argument(function: Callable[..., Any], name: str) -> bool:
 
 
 def _import(name: str, where: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+        raise EnvError(f"{where}: '{name}' is no name of a module; write 'package.module:name'")
     try:
         return importlib.import_module(name)
     except ImportError as error:
         if getattr(error, "name", None) in _EXTRAS:
             return optional_package(str(error.name), where)
         raise EnvError(f"{where}: module '{name}' cannot be imported: {error}") from error
+
+
+def _registered_by(package: str) -> list[str]:
+    """Return the ids of the environments that live in a package."""
+    found = []
+    for name, spec in gymnasium.registry.items():
+        entry_point = spec.entry_point or spec.vector_entry_point
+        if not isinstance(entry_point, str):
+            entry_point = getattr(entry_point, "__module__", "")
+        if entry_point.replace(":", ".").partition(".")[0] == package:
+            found.append(name)
+    return found
 
 
 def _register_atari(name: str) -> None:

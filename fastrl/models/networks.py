@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -47,9 +48,17 @@ def mlp(inputs: int, hidden_sizes: Sequence[int], activation: str) -> nn.Sequent
     """Return linear layers, each followed by the activation; the identity without layers."""
     layers: list[nn.Module] = []
     for outputs in hidden_sizes:
+        _require_memory(inputs * outputs, "hidden_sizes")
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         inputs = outputs
     return nn.Sequential(*layers)
+
+
+def _require_memory(num_weights: int, key: str) -> None:
+    """Refuse a layer that does not fit: the kernel would rather end the process than fail."""
+    num_bytes = 4 * num_weights
+    if num_bytes > psutil.virtual_memory().available:
+        raise ConfigError(f"model.{key}: a layer of {num_bytes / 2**20:,.0f} MiB does not fit here")
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
@@ -110,9 +119,11 @@ class ImageEncoder(LeafEncoder):
                     f"model.conv_layers: a kernel of {kernel} does not fit into the {height} × "
                     f"{width} pixels that are left of {space.shape}"
                 )
+            _require_memory(channels * outputs * kernel**2, "conv_layers")
             layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.ReLU()]
             channels = outputs
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        _require_memory(channels * height * width * features, "conv_features")
         layers += [nn.Flatten(), nn.Linear(channels * height * width, features), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.num_features = features

@@ -166,3 +166,20 @@ def test_a_convolution_that_nothing_is_left_for_is_refused():
     config = ModelConfig(conv_layers=[[16, 32, 32], [8, 3, 1]])
     with pytest.raises(ConfigError, match="kernel of 3 does not fit into the 2 × 3 pixels"):
         Body(image((64, 96, 3)), config)
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "key"),
+    [
+        (spaces.Box(-1, 1, (4,)), {"hidden_sizes": [2**31 - 1, 2**31 - 1]}, "hidden_sizes"),
+        (image((64, 64, 3)), {"conv_layers": [[2**31 - 1, 60, 1]]}, "conv_layers"),
+        (image((64, 64, 3)), {"conv_features": 2**31 - 1}, "conv_features"),
+    ],
+)
+def test_a_layer_that_does_not_fit_into_memory_is_refused(monkeypatch, space, changes, key):
+    class Memory:
+        available = 2**30
+
+    monkeypatch.setattr("fastrl.models.networks.psutil.virtual_memory", Memory)
+    with pytest.raises(ConfigError, match=rf"^model\.{key}: a layer of .* MiB does not fit here$"):
+        Body(space, ModelConfig(**changes))
