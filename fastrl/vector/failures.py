@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from fastrl.errors import ConfigError, EnvError, WorkerError
@@ -38,6 +39,32 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - it is told, not made, b
 
 class EnvTimeoutError(EnvFailure, TimeoutError):
     """An environment did not finish within the deadline."""
+
+
+def at_least_one(name: str, value: object) -> int:
+    """Return a number of things, of which there must be one.
+
+    Raises:
+        ArgumentError: It is no whole number, or below 1.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ArgumentError(f"{name} must be a whole number, got {brief(repr(value))}") from None
+    if number < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def deadline(name: str, value: object) -> float:
+    """Return a time in seconds.
+
+    Raises:
+        ArgumentError: It is no number, or not above 0.
+    """
+    if not isinstance(value, int | float) or not value > 0:
+        raise ArgumentError(f"{name} must be a number of seconds above 0, got {brief(repr(value))}")
+    return value
 
 
 def brief(value: object, width: int = 80) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fastrl.envs.lookup import nearest
 from fastrl.vector.failures import ArgumentError, brief
 
 EnvKwargs = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]
@@ -49,8 +50,13 @@ def kwargs_of_instances(
         given: list[Any] = [env_kwargs] * num_envs
     elif callable(env_kwargs):
         given = [env_kwargs(index) for index in range(num_envs)]
-    else:
+    elif isinstance(env_kwargs, Sequence) and not isinstance(env_kwargs, str):
         given = list(env_kwargs)
+    else:
+        raise ArgumentError(
+            "env_kwargs must be a mapping, a list of mappings or a function of the index, "
+            f"got {brief(repr(env_kwargs))}"
+        )
     if len(given) != num_envs:
         raise ArgumentError(f"env_kwargs: got {len(given)} mappings for {num_envs} environments")
     return [_drawn(each, index, seed) for index, each in enumerate(given)]
@@ -77,4 +83,14 @@ def _draw(name: str, value: Mapping[str, Any], rng: np.random.Generator) -> Any:
 
 
 def _is_distribution(value: object) -> bool:
-    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in _DRAWS
+    """Return whether something is to be drawn from.
+
+    Raises:
+        ArgumentError: It is meant to be, as far as the name goes.
+    """
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    kind = next(iter(value))
+    if kind not in _DRAWS and isinstance(kind, str) and (hint := nearest(kind, _DRAWS, 0.75)):
+        raise ArgumentError(f"env_kwargs: unknown distribution '{brief(kind)}'{hint}")
+    return kind in _DRAWS

@@ -16,7 +16,7 @@ from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
 from fastrl.vector.concurrent import ConcurrentEnvs
 from fastrl.vector.driver import Driver
-from fastrl.vector.failures import ArgumentError, EnvFailure, brief
+from fastrl.vector.failures import ArgumentError, EnvFailure, at_least_one, brief, deadline
 from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
     NativeBuild,
@@ -108,8 +108,8 @@ def make_vec(
         num_workers=1,
         autoreset=_checked_mode(autoreset),
         different_spaces=len(recipe.own) > 1,
-        timeout_s=timeout_s,
-        start_timeout_s=start_timeout_s,
+        timeout_s=deadline("timeout_s", timeout_s),
+        start_timeout_s=deadline("start_timeout_s", start_timeout_s),
         env_kwargs=recipe.kwargs_of_all,
     )
     chosen: str = backend
@@ -159,7 +159,7 @@ def make_concurrent(
     """
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
-    mode = _checked_mode(autoreset)
+    mode, timeout_s = _checked_mode(autoreset), deadline("timeout_s", timeout_s)
     envs: list[Any] = []
     try:
         envs.extend(instances[i % len(instances)].build() for i in range(recipe.num_envs))
@@ -212,8 +212,8 @@ def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:
 
 
 def _workers(backend: str, wanted: int | None, num_envs: int) -> int:
-    if wanted is not None and wanted < 1:
-        raise ArgumentError(f"num_workers must be at least 1, got {wanted}")
+    if wanted is not None:
+        wanted = at_least_one("num_workers", wanted)
     if backend == "serial":
         return 1
     default = num_envs if backend == "threads" else usable_cores()

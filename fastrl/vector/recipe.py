@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
 from fastrl.envs.make import EnvFactory
 from fastrl.vector.atari import atari_factory, is_atari
-from fastrl.vector.failures import ArgumentError
+from fastrl.vector.failures import ArgumentError, at_least_one, brief
 from fastrl.vector.instances import EnvKwargs, kwargs_of_instances
 from fastrl.vector.spec import InstanceFactory, Wrapper
 
@@ -47,16 +47,19 @@ class Recipe:
         """Sort out the arguments of `fastrl.make_vec`.
 
         Raises:
-            ArgumentError: Numbers do not match.
+            ArgumentError: An environment is neither an id nor a factory, or numbers do not match.
         """
         several = isinstance(env, Sequence) and not isinstance(env, str)
         ids: list[Any] = list(env) if several else [env]  # type: ignore[arg-type]
-        num_envs = len(ids) if num_envs is None else num_envs
-        if num_envs < 1 or len(ids) not in (1, num_envs):
-            raise ArgumentError(
-                f"num_envs must be at least 1 and match the list of factories, got {num_envs} "
-                f"for {len(ids)}"
-            )
+        for each in ids:
+            if not isinstance(each, str | GymnasiumSpec) and not callable(each):
+                raise ArgumentError(
+                    "env must be an id such as 'CartPole-v1', a factory or a list of factories, "
+                    f"got {brief(repr(each))}"
+                )
+        num_envs = at_least_one("num_envs", len(ids) if num_envs is None else num_envs)
+        if len(ids) not in (1, num_envs):
+            raise ArgumentError(f"num_envs: got {num_envs} for a list of {len(ids)} factories")
         return cls(
             ids=[_as_registered(each) for each in ids],
             num_envs=num_envs,
@@ -95,7 +98,15 @@ class Recipe:
     def instances(
         self, wrappers: Sequence[Wrapper], max_episode_steps: int | None, atari_preprocessing: bool
     ) -> list[InstanceFactory]:
-        """Return a factory for each environment, or a single one where all are the same."""
+        """Return a factory for each environment, or a single one where all are the same.
+
+        Raises:
+            ArgumentError: The wrappers are no list.
+        """
+        if isinstance(wrappers, str) or not isinstance(wrappers, Sequence):
+            raise ArgumentError(
+                f"wrappers must be a list of callables or paths, got {brief(repr(wrappers))}"
+            )
         count = 1 if len(self.own) == len(self.ids) == 1 else self.num_envs
         found = []
         for index in range(count):

@@ -136,6 +136,9 @@ def to_sb3(envs: FastVectorEnv) -> Sb3VecEnv:
     the ``wrappers`` of `fastrl.make_vec`.
 
     Raises:
-        ArgumentError: Its autoreset mode is not ``same_step``, or it gives tensors.
+        ArgumentError: It is something else, its autoreset mode is not ``same_step``, or it gives
+            tensors.
     """
+    if not isinstance(envs, FastVectorEnv):
+        raise ArgumentError(f"to_sb3 takes what fastrl.make_vec returns, got {type(envs).__name__}")
     return Sb3VecEnv(envs)

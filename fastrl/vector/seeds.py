@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,25 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
         num_envs: Number of environments.
 
     Raises:
-        ArgumentError: There is not one per environment.
+        ArgumentError: There is not one per environment, or one is no whole number from 0 on.
     """
     if seed is None:
         return [None] * num_envs
     if isinstance(seed, int | np.integer):
-        return [int(seed) + index for index in range(num_envs)]
-    seeds = [None if each is None else int(each) for each in seed]
+        first = _checked_seed(seed)
+        return [first + index for index in range(num_envs)]
+    if isinstance(seed, str) or not isinstance(seed, Iterable):
+        raise ArgumentError(f"seed must be a whole number or one for each, got {brief(repr(seed))}")
+    seeds = [None if each is None else _checked_seed(each) for each in seed]
     if len(seeds) != num_envs:
         raise ArgumentError(f"seed: got {len(seeds)} seeds for {num_envs} environments")
     return seeds
+
+
+def _checked_seed(seed: object) -> int:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ArgumentError(f"seed must be a whole number of at least 0, got {brief(repr(seed))}")
+    return int(seed)
 
 
 def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:

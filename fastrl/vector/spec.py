@@ -14,6 +14,7 @@ from fastrl.envs.lookup import attribute
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import SpaceError
 from fastrl.spaces import leaves
+from fastrl.vector.failures import ArgumentError
 from fastrl.vector.native_build import NativeBuild
 
 Env = gymnasium.Env[Any, Any]
@@ -37,11 +38,19 @@ class InstanceFactory:
 
         Raises:
             EnvError: It cannot be built; says what would be right.
+            ArgumentError: A wrapper returns no environment.
         """
         env = self.factory.single()
         for wrapper in self.wrappers:
             wrap = attribute(wrapper, "wrappers") if isinstance(wrapper, str) else wrapper
-            env = wrap(env)
+            wrapped = wrap(env)
+            if not callable(getattr(wrapped, "step", None)):
+                env.close()
+                raise ArgumentError(
+                    f"wrappers: {getattr(wrap, '__qualname__', wrap)} returned a "
+                    f"{type(wrapped).__name__}, not an environment"
+                )
+            env = wrapped
         return env
 
 

@@ -1,0 +1,84 @@
+"""What cannot be meant is refused in one line that says what would be right."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+import fastrl
+from fastrl.vector import make_concurrent, to_sb3
+from fastrl.vector.failures import ArgumentError
+
+
+def refusal(call, *args, **kwargs):
+    with pytest.raises(ArgumentError) as caught:
+        call(*args, **kwargs)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("env", [None, 3, {"id": "CartPole-v1"}, [None]])
+def test_environment_is_an_id_or_a_factory(env):
+    told = refusal(fastrl.make_vec, env, 1)
+    assert told.startswith("env must be an id such as 'CartPole-v1', a factory or a list of fact")
+
+
+def test_list_of_factories_has_one_for_each_environment():
+    def factory():
+        return gymnasium.make("CartPole-v1")
+
+    told = refusal(fastrl.make_vec, [factory, factory], 3)
+    assert told == "num_envs: got 3 for a list of 2 factories"
+    assert refusal(fastrl.make_vec, []) == "num_envs must be at least 1, got 0"
+
+
+@pytest.mark.parametrize("make", [fastrl.make_vec, make_concurrent])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 2.5}, "num_envs must be a whole number, got 2.5"),
+        ({"num_envs": "4"}, "num_envs must be a whole number, got '4'"),
+        ({"num_envs": -1}, "num_envs must be at least 1, got -1"),
+        ({"timeout_s": -1}, "timeout_s must be a number of seconds above 0, got -1"),
+        ({"timeout_s": "x"}, "timeout_s must be a number of seconds above 0, got 'x'"),
+        ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0, got nan"),
+        (
+            {"env_kwargs": "length"},
+            "env_kwargs must be a mapping, a list of mappings or a function",
+        ),
+        ({"env_kwargs": 3}, "env_kwargs must be a mapping, a list of mappings or a function"),
+        ({"env_kwargs": {"length": {"unifrom": [1, 2]}}}, "did you mean 'uniform'?"),
+        ({"wrappers": "module:Wrapper"}, "wrappers must be a list of callables or paths"),
+        ({"wrappers": [lambda env: None]}, "returned a NoneType, not an environment"),
+    ],
+)
+def test_argument_is_refused_by_its_name(make, arguments, message):
+    assert message in refusal(make, "CartPole-v1", **{"num_envs": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_workers": 1.5}, "num_workers must be a whole number, got 1.5"),
+        ({"start_timeout_s": 0}, "start_timeout_s must be a number of seconds above 0, got 0"),
+    ],
+)
+def test_argument_of_workers_is_refused_by_its_name(arguments, message):
+    assert refusal(fastrl.make_vec, "CartPole-v1", 2, backend="processes", **arguments) == message
+
+
+@pytest.mark.parametrize("seed", [-1, "a", 0.5, [0, -1], [0, "b"], [0, 1.5]])
+def test_seed_that_is_none_leaves_the_environments_as_they_are(seed):
+    envs = fastrl.make_vec("CartPole-v1", 2, backend="serial")
+    envs.reset(seed=0)
+    assert refusal(envs.reset, seed=seed).startswith("seed must be a whole number")
+    envs.step(np.array([0, 1]))
+
+
+def test_sb3_adapter_takes_vector_environments_of_fastrl_only():
+    pytest.importorskip("stable_baselines3")
+    others = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    assert refusal(to_sb3, others) == "to_sb3 takes what fastrl.make_vec returns, got SyncVectorEnv"
+    assert refusal(to_sb3, "CartPole-v1") == "to_sb3 takes what fastrl.make_vec returns, got str"
+    others.close()
