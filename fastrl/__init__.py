@@ -1,5 +1,11 @@
 """fastrl samples experience at the speed the machine allows, and trains A2C and PPO on it.
 
+- A training loop of one's own: `make_vec` builds environments behind gymnasium's vector interface.
+- Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
+- Whole runs in directories of their own: `train`, `resume`, `evaluate_run`, `record_run`.
+- How fast it is: `run_throughput`.
+- Environments as pure tensor functions: `fastrl.envs.make_tensor`.
+
 Names are imported when they are first used, so that ``import fastrl`` is quick.
 """
 
@@ -9,6 +15,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
+    import fastrl.config
+    import fastrl.envs
+    import fastrl.learning
+    import fastrl.models
+    import fastrl.sampling
+    import fastrl.throughput
+    import fastrl.training
+    import fastrl.tuning
+    import fastrl.vector  # noqa: F401
     from fastrl.config import Config as Config
     from fastrl.config import load_config as load_config
     from fastrl.config import save_config as save_config
@@ -89,11 +106,27 @@ _MODULE_OF = {
     "train": "fastrl.training",
 }
 
+_ROOMS = {
+    "config",
+    "envs",
+    "learning",
+    "models",
+    "sampling",
+    "throughput",
+    "training",
+    "tuning",
+    "vector",
+}
+
 __all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import a public name from its module on first use."""
+    if name in _ROOMS:
+        return importlib.import_module(f"fastrl.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fastrl")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastrl' has no attribute '{name}'")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)

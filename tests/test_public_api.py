@@ -1,6 +1,7 @@
 """What `from fastrl import …` offers, and that the README's example is true."""
 
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -42,3 +43,15 @@ def run(example, directory):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_rooms_need_no_import_of_their_own():
+    script = "import fastrl; print(fastrl.envs.make_tensor.__name__, fastrl.vector.to_sb3.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout == "make_tensor to_sb3\n", done.stderr
+
+
+def test_version_is_that_of_the_package():
+    assert fastrl.__version__ == importlib.metadata.version("fastrl")

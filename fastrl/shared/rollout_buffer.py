@@ -37,7 +37,7 @@ class Episodes:
         return len(self.returns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rollout:
     """T steps of B environments: views of shared memory, without a copy.
 
@@ -75,6 +75,12 @@ class Rollout:
     def num_steps(self) -> int:
         """Environment steps in the rollout: T · B."""
         return self.reward.numel()
+
+    def __repr__(self) -> str:
+        """Return the sizes in one line; the numbers would fill screens."""
+        length, slots = self.reward.shape
+        ended = len(self.episodes)
+        return f"Rollout(index={self.index}, T={length}, B={slots}, {ended} episodes ended)"
 
 
 class RolloutBuffer:

@@ -83,3 +83,11 @@ def test_rollout_outlives_its_table():
     table.close()
     del table
     assert rollout.reward.sum() == 24.0
+
+
+def test_rollout_is_shown_in_one_line():
+    table = Table(SPEC, 6, 4)
+    ends = np.zeros((6, 4))
+    ends[2, 1] = 1
+    fill(table, 0, np.ones((6, 4), np.float32), ends)
+    assert repr(RolloutBuffer(table).seal(0)) == "Rollout(index=0, T=6, B=4, 1 episodes ended)"
