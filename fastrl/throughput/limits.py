@@ -8,13 +8,13 @@ bare as a batch, of as many as a worker steps at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -22,8 +22,10 @@ import torch
 from gymnasium import Env
 from gymnasium.vector.utils import batch_space
 
+from fastrl.closing import Closing
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.envs.make import EnvFactory
+from fastrl.errors import WorkerError
 from fastrl.models.inference import PolicyOutput, build_engine
 from fastrl.spaces import flatten
 from fastrl.workers.plan import SamplingPlan
@@ -55,7 +57,7 @@ class Limit:
         return self.cores / (self.t_step_s + self.t_policy_s)
 
 
-class LimitProbe:
+class LimitProbe(Closing):
     """Processes that stand by to measure the limit, so that it can be interleaved with sampling.
 
     Args:
@@ -83,55 +85,46 @@ class LimitProbe:
         Raises:
             WorkerError: A measuring process failed, or did not answer in time.
         """
-        for connection in self._envs:
-            connection.send(seconds)
-        t_step_s = statistics.harmonic_mean([self._answer(c, seconds) for c in self._envs])
+        for env in self._envs:
+            self._ask(env, seconds)
+        t_step_s = statistics.harmonic_mean([self._answer(env, seconds) for env in self._envs])
         t_policy_s = 0.0
         if self._policy is not None:
-            self._policy.send(seconds / 4)
+            self._ask(self._policy, seconds / 4)
             t_policy_s = self._answer(self._policy, seconds)
         return Limit(self.cores, t_step_s, t_policy_s)
+
+    def pids(self) -> dict[str, int]:
+        """Return the id of every process by name."""
+        return self._supervisor.pids()
 
     def close(self) -> None:
         """End the processes."""
         self._supervisor.stop()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the processes."""
-        self.close()
-
-    def _start(self, name: str, target: Callable[..., None], subject: Any) -> _Duplex:  # noqa: ANN401
+    def _start(self, name: str, target: Callable[..., None], subject: Any) -> _Bare:  # noqa: ANN401
         (ask_out, ask_in), (tell_out, tell_in) = pipe(), pipe()
         self._supervisor.start(name, target, cloudpickle.dumps(subject), ask_out, tell_in)
         ask_out.close()
         tell_in.close()
-        return _Duplex(ask_in, tell_out)
+        return _Bare(name, ask_in, tell_out)
 
-    def _answer(self, connection: _Duplex, seconds: float) -> float:
-        deadline = time.monotonic() + seconds + self._timeout_s
-        while not connection.receive.poll(0.05):
-            self._supervisor.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError("a bare environment did not answer in time")
-        return float(connection.receive.recv())
+    def _ask(self, bare: _Bare, seconds: float) -> None:
+        with contextlib.suppress(OSError):  # it has ended: who waits for its answer finds out
+            bare.ask.send(seconds)
+
+    def _answer(self, bare: _Bare, seconds: float) -> float:
+        late = WorkerError(bare.name, f"{bare.name} did not answer in time")
+        return float(self._supervisor.receive(bare.answer, seconds + self._timeout_s, late))
 
 
 @dataclass(frozen=True)
-class _Duplex:
-    ask: Connection
-    receive: Connection
+class _Bare:
+    """A process that measures whenever it is asked."""
 
-    def send(self, seconds: float) -> None:
-        self.ask.send(seconds)
+    name: str
+    ask: Connection
+    answer: Connection
 
 
 def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
@@ -58,7 +59,7 @@ class TuneOptions:
     seed: int = 0
 
 
-class Tuning:
+class Tuning(Closing):
     """A tuning that may be interrupted at any time; use it in a ``with`` block.
 
     Args:
@@ -130,14 +131,6 @@ class Tuning:
         """End all processes."""
         self._stack.close()
 
-    def __enter__(self) -> Tuning:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End all processes."""
-        self.close()
-
     def _report(self, finding: Finding) -> TuneReport:
         return TuneReport(
             env=self._config.env.id,
@@ -180,7 +173,7 @@ class Tuning:
                 for _ in range(_LIMIT_ROUNDS):
                     limit = probe.measure(_LIMIT_WINDOW_S)
                     self._limits.append((limit, self._bench(best, _LIMIT_WINDOW_S).fps))
-        except (FastrlError, TimeoutError):
+        except FastrlError:
             self._limits.clear()
 
 

@@ -35,6 +35,8 @@ _KILLED_S = 10.0
 """How long the kernel may take to end a process that was killed."""
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _RETRY_S = 20, 0.05
+_SLICE_S = 0.05
+"""How often a process that waits for another one looks whether it is still there."""
 _DESCRIPTORS = 16
 """More than starting a process takes for a moment."""
 
@@ -99,6 +101,28 @@ class Supervisor:
         for name in self._failed():
             raise _error_of(name, self._children[name])
 
+    def receive(self, connection: Connection, timeout_s: float, late: WorkerError) -> Any:  # noqa: ANN401
+        """Return what a worker sends through a pipe.
+
+        Args:
+            connection: The end to receive from.
+            timeout_s: How long to wait.
+            late: Raised if nothing came in time.
+
+        Raises:
+            WorkerError: A worker raised or ended, or nothing came in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            # In this order: what a worker sent before it ended counts.
+            failed = self._failed()
+            if connection.poll(0.0 if failed else _SLICE_S):
+                with contextlib.suppress(EOFError, OSError):
+                    return connection.recv()
+            for name in failed:
+                raise _error_of(name, self._children[name])
+        raise late
+
     def failures(self) -> list[WorkerError]:
         """Forget every worker that raised, was killed or ended by itself; return why it did.
 
@@ -147,28 +171,14 @@ def call_in_child(function: Callable[[], Any], timeout_s: float) -> Any:  # noqa
     try:
         supervisor.start("probe", _send_result, payload, send)
         send.close()
-        deadline = time.monotonic() + timeout_s
-        while not receive.poll(0.05):
-            if time.monotonic() > deadline:
-                raise WorkerError("probe", f"the environment was not built within {timeout_s:g} s")
-        outcome = cloudpickle.loads(_result(receive, supervisor))
+        late = WorkerError("probe", f"the environment was not built within {timeout_s:g} s")
+        outcome = supervisor.receive(receive, timeout_s, late)
     finally:
         supervisor.stop()
         receive.close()
     if isinstance(outcome, FastrlError):
         raise outcome
     return outcome
-
-
-def _result(receive: Connection, supervisor: Supervisor) -> bytes:
-    try:
-        return receive.recv_bytes()
-    except (EOFError, OSError):
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline:
-            supervisor.check()
-            time.sleep(0.01)
-        raise WorkerError("probe", "the process that builds the environment ended") from None
 
 
 def _send_result(payload: bytes, send: Connection) -> None:

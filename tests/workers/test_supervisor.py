@@ -237,6 +237,11 @@ def test_child_that_aborts_is_reported_with_its_signal():
         call_in_child(os.abort, timeout_s=60)
 
 
+def test_child_that_dies_is_noticed_though_its_own_child_keeps_the_pipe_open():
+    with pytest.raises(WorkerError, match="exit code 3"):
+        call_in_child(leave_a_child_behind, timeout_s=10)
+
+
 def test_child_that_hangs_is_given_up():
     with pytest.raises(WorkerError, match=r"within 0\.5 s"):
         call_in_child(lambda: time.sleep(600), timeout_s=0.5)

@@ -1,0 +1,61 @@
+"""The limit is measured, or it is said which bare environment could not be."""
+
+import os
+import signal
+
+import gymnasium
+import pytest
+
+from fastrl.config import load_config
+from fastrl.envs import EnvFactory
+from fastrl.errors import WorkerError
+from fastrl.sampling import make_plan
+from fastrl.throughput import LimitProbe
+
+
+class Tiring(gymnasium.Wrapper):
+    """Cannot go on after a thousand steps."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 1000:
+            raise RuntimeError("tired")
+        return self.env.step(action)
+
+    @property
+    def unwrapped(self):
+        return self
+
+
+def tiring_env():
+    return Tiring(gymnasium.make("CartPole-v1"))
+
+
+def probe(name, **kwargs):
+    config = load_config(None, [f"env.id={name}", "sampler.num_env_workers=1"])
+    plan = make_plan(config, random_actions=True)
+    return LimitProbe(plan, EnvFactory.from_config(config.env), cores=2, **kwargs)
+
+
+def test_bare_environment_that_raises_is_named():
+    with probe(f"{__name__}:tiring_env") as limits, pytest.raises(WorkerError) as caught:
+        limits.measure(20.0)
+    assert "bare-env-0 failed: RuntimeError: tired" in str(caught.value)
+
+
+def test_bare_environment_that_was_killed_is_named():
+    with probe("CartPole-v1") as limits:
+        limits.measure(0.01)
+        os.kill(limits.pids()["bare-env-1"], signal.SIGKILL)
+        with pytest.raises(WorkerError, match="bare-env-1 was killed by SIGKILL"):
+            limits.measure(0.01)
+
+
+def test_bare_environment_that_does_not_answer_is_named():
+    with probe("CartPole-v1", timeout_s=0.5) as limits:
+        limits.measure(0.01)
+        os.kill(limits.pids()["bare-env-0"], signal.SIGSTOP)
+        with pytest.raises(WorkerError, match="bare-env-0 did not answer in time"):
+            limits.measure(0.01)
