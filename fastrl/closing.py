@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 
 class Closable(Protocol):
@@ -14,6 +14,9 @@ class Closable(Protocol):
     def close(self) -> object:
         """Let go of it."""
         ...
+
+
+Held = TypeVar("Held", bound=Closable)
 
 
 class Closing(ABC):
@@ -32,11 +35,22 @@ class Closing(ABC):
         self.close()
 
 
+def build_all(built: Iterable[Held]) -> list[Held]:
+    """Return everything that ``built`` yields; if it raises, those that were built are closed."""
+    held: list[Held] = []
+    try:
+        held.extend(built)
+    except BaseException:
+        close_all(held)
+        raise
+    return held
+
+
 def close_all(held: Iterable[Closable]) -> None:
     """Close every one, the last first, even where closing another one raises.
 
     Raises:
-        Exception: The last that was raised, with the ones before as its context.
+        Exception: The last that was raised.
     """
     with ExitStack() as stack:
         for each in held:

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.closing import close_all
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.rows import ObservationWriter
@@ -121,8 +122,7 @@ class GymLoop:
     def close(self) -> None:
         """Close all environments; safe to call twice."""
         envs, self._envs, self._steps = self._envs, [], []
-        for env in envs:
-            env.close()
+        close_all(envs)
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the figures that the specification names; NaN where this episode has none."""

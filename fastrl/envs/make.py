@@ -29,6 +29,7 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from fastrl.closing import build_all
 from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
@@ -129,10 +130,18 @@ class EnvFactory:
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
         env = self._build(num_envs)
+        try:
+            return self._batched(env, num_envs)
+        except BaseException:
+            env.close()
+            raise
+
+    def _batched(self, env: Any, num_envs: int) -> BatchedEnv:  # noqa: ANN401
         spec = self._spec(env)
         if _is_single(env):
-            bare, limit = _peel(env)
-            envs = [bare, *(_peel(self._build(1))[0] for _ in range(num_envs - 1))]
+            others = build_all(self._build(1) for _ in range(num_envs - 1))
+            envs = [_peel(each)[0] for each in (env, *others)]
+            limit = _peel(env)[1]
             return GymLoop(envs, spec, time_limit=limit, action_bounds=self.action_bounds)
         if env.num_envs != num_envs:
             raise EnvError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from torch import Tensor
 
+from fastrl.closing import Closing
 from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
@@ -19,7 +19,7 @@ from fastrl.workers.hand_over import HandOver
 from fastrl.workers.plan import SamplingPlan
 
 
-class BaseSampler(ABC):
+class BaseSampler(Closing):
     """Says what a plan samples, and starts and closes with a ``with`` block; see `Sampler`.
 
     Args:
@@ -41,10 +41,6 @@ class BaseSampler(ABC):
     def collect(self) -> Rollout:
         """Return the next rollout."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """End sampling; safe to call twice."""
-
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """Give the policy new parameters from the next rollout on; return their version.
 
@@ -63,15 +59,6 @@ class BaseSampler(ABC):
         """Start sampling."""
         self.start()
         return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     @staticmethod
     def _closed_error() -> FastrlError:

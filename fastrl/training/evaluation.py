@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.closing import build_all, close_all
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ConfigError
 from fastrl.learning.torch_threads import policy_threads, torch_threads
@@ -114,7 +115,7 @@ class EpisodePlayer:
         self._terminated, self._truncated = np.zeros((2, self._width), np.bool_)
         self._observed = _tensors(env_spec.observation, self._observation)
         self._acted = _tensors(env_spec.action, self._action)
-        self._envs = [build_env(1) for _ in range(self._width)]
+        self._envs = build_all(build_env(1) for _ in range(self._width))
         self._views = [self._view(index) for index in range(self._width)]
 
     def play(self, model: PolicyModel, protocol: EvaluationProtocol) -> EvaluationResult:
@@ -143,8 +144,7 @@ class EpisodePlayer:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._envs:
-            env.close()
+        close_all(self._envs)
 
     def _begin(
         self, slot: int, playing: dict[int, int], waiting: Iterator[int], seeds: Sequence[int]

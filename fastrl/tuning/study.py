@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -17,6 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from fastrl.closing import Closing
 from fastrl.errors import ConfigError
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.trials import Trial
@@ -25,7 +24,7 @@ _LARGEST = 2**31 - 1
 _ATTRIBUTES = ("seconds", "reference_fps", "cost_s", "error", "exhausted", "notes")
 
 
-class StudyJournal:
+class StudyJournal(Closing):
     """A journal in a SQLite file.
 
     Args:
@@ -75,19 +74,6 @@ class StudyJournal:
         """Let go of the file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let go of the file."""
-        self.close()
 
 
 def _frozen(trial: Trial) -> FrozenTrial:

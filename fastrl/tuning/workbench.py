@@ -13,11 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
+from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.errors import FastrlError
 from fastrl.learning import build_learner
@@ -201,7 +201,7 @@ class TrainingRig(Rig):
         return self._learnt_s
 
 
-class Workbench:
+class Workbench(Closing):
     """Measures candidates for one configuration; a `Measure`. Use it in a ``with`` block.
 
     Args:
@@ -256,19 +256,6 @@ class Workbench:
         """End all processes."""
         while self._rigs:
             self._rigs.popitem()[1].close()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End all processes."""
-        self.close()
 
     def _make_room(self) -> None:
         while len(self._rigs) >= _RUNNING:

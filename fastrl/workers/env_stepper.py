@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.closing import build_all, close_all
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.shared.finite import first_not_finite, is_finite
@@ -43,7 +44,8 @@ class EnvStepper:
         self._plan, self._table, self._env_worker = plan, table, env_worker
         self._replaced = replaced
         self._slots = [topology.slots(env_worker, group) for group in range(topology.groups)]
-        self._envs = [plan.build_env(topology.envs_per_group) for _ in range(topology.groups)]
+        size = topology.envs_per_group
+        self._envs = build_all(plan.build_env(size) for _ in range(topology.groups))
         self._views = [
             [self._bank_views(bank, slots) for slots in self._slots] for bank in range(NUM_BANKS)
         ]
@@ -111,8 +113,7 @@ class EnvStepper:
 
     def close(self) -> None:
         """Close all environments."""
-        for env in self._envs:
-            env.close()
+        close_all(self._envs)
 
     def _reset(self, group: int, observation: Rows) -> None:
         """Start an episode in every environment of a group, for the first time."""

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.closing import Closing
 from fastrl.errors import WorkerError
 from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.workers.supervisor import Connection, Supervisor, pipe
@@ -52,7 +51,7 @@ def steps_per_s(first: Reading, last: Reading) -> float:
     return (last.env_steps - first.env_steps) * 1e9 / max(last.at_ns - first.at_ns, 1)
 
 
-class ThroughputMeter:
+class ThroughputMeter(Closing):
     """Starts the throughput process and receives its readings, on a thread of its own.
 
     A process that ends is replaced: the counters are in shared memory, so that only readings in
@@ -152,19 +151,6 @@ class ThroughputMeter:
         """End the process."""
         self._supervisor.stop()
         self._end_listening()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        self.close()
 
 
 def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: float) -> None:

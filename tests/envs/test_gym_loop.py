@@ -310,6 +310,19 @@ def test_close_closes_every_env_once():
     assert [env.closed for env in envs] == [1, 1]
 
 
+def test_close_closes_every_env_whatever_another_one_does():
+    class Stubborn(Scripted):
+        def close(self):
+            super().close()
+            raise OSError("cannot be closed")
+
+    envs = [Scripted([]), Stubborn([]), Scripted([])]
+    loop = GymLoop(envs, EnvSpec("scripted", envs[0].observation_space, envs[0].action_space))
+    with pytest.raises(OSError, match="cannot be closed"):
+        loop.close()
+    assert [env.closed for env in envs] == [1, 1, 1]
+
+
 def test_unsupported_space_is_named_at_once():
     env = Scripted([], spaces.Box(-1, 1, (2,), np.float32))
     with pytest.raises(SpaceError, match="Text"):

@@ -315,3 +315,36 @@ def test_atari_ids_need_no_import():
     pytest.importorskip("ale_py")
     for name in ("ALE/Breakout-v5", "BreakoutNoFrameskip-v4"):
         assert EnvFactory(name).probe().action_space == spaces.Discrete(4)
+
+
+class Scarce(CountingEnv):
+    """There are two of them."""
+
+    open = 0
+
+    def __init__(self, **kwargs):
+        if Scarce.open == 2:
+            raise OSError("no third simulator")
+        super().__init__(**kwargs)
+        Scarce.open += 1
+
+    def close(self):
+        Scarce.open -= 1
+
+
+class Untellable(Scarce):
+    """Takes actions that have no fixed size."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Text(3)
+
+
+@pytest.mark.parametrize(
+    ("env", "error", "message"),
+    [(Scarce, EnvError, "no third simulator"), (Untellable, SpaceError, "Text")],
+)
+def test_environments_are_closed_where_others_cannot_be_built_or_batched(env, error, message):
+    with pytest.raises(error, match=message):
+        EnvFactory(env).batched(4)
+    assert Scarce.open == 0
