@@ -19,6 +19,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and returns, ``[rows]`` each."""
 
 _POINTS = 300
+_KEYS_SHOWN = 3
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
 """Keys in which runs of one curve may differ."""
 
@@ -108,9 +109,28 @@ def _family(config: Config) -> str:
 
 
 def _labels(configs: Sequence[Config]) -> list[str]:
-    """Return a name for each configuration; numbered where the names are the same."""
+    """Return a name for each configuration, with the keys that tell it from its namesakes."""
     names = [f"{config.env.id} {config.algorithm.name.upper()}" for config in configs]
-    return [
-        name if names.count(name) == 1 else f"{name} #{names[: index + 1].count(name)}"
-        for index, name in enumerate(names)
-    ]
+    keys = [_flat(config) for config in configs]
+    labels = []
+    for name, own in zip(names, keys, strict=True):
+        namesakes = [each for other, each in zip(names, keys, strict=True) if other == name]
+        differing = [
+            f"{key}={json.dumps(value)}"
+            for key, value in own.items()
+            if any(each.get(key) != value for each in namesakes)
+        ]
+        more = ", …" if len(differing) > _KEYS_SHOWN else ""
+        told = ", ".join(differing[:_KEYS_SHOWN]) + more
+        labels.append(f"{name}, {told}" if told else name)
+    return labels
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Return what tells a curve from others, by dotted key."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OWN_KEYS)
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        section = value if isinstance(value, dict) else {"": value}
+        flat |= {f"{key}.{name}".rstrip("."): each for name, each in section.items()}
+    return flat

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
+from fastrl.config import SamplerConfig
 from fastrl.errors import ConfigError
 from fastrl.training import plotting
 from fastrl.training.plotting import mean_curve, plot_runs
@@ -50,6 +52,26 @@ def test_seeds_become_one_curve_and_other_configurations_another(finished, drawn
     steps, returns = drawn[0][1]
     assert steps.tolist() == [10, 20, 30]
     assert returns.tolist() == [11, 21, 31]
+
+
+def test_curves_of_one_environment_are_told_apart_by_what_differs(finished, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plt.Axes, "legend", lambda self: seen.extend(self.get_lines()))
+    sampler = SamplerConfig(kind="serial", envs_per_worker=2)
+    runs = [
+        finished("a"),
+        finished("b", seed=1),
+        finished("c", total_steps=1024),
+        finished("d", sampler=sampler),
+    ]
+    plot_runs(runs, tmp_path / "x.png")
+    name = "tests.training.clockwork:Clockwork PPO, total_steps="
+    sizes = "sampler.envs_per_worker="
+    assert [line.get_label() for line in seen] == [
+        f"{name}512, {sizes}4, sampler.num_env_workers=2, … (2 seeds)",
+        f"{name}1024, {sizes}4, sampler.num_env_workers=2, …",
+        f'{name}512, {sizes}2, sampler.num_env_workers="auto", …',
+    ]
 
 
 def test_spread_is_over_curves_where_all_have_values():
