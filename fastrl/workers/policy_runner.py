@@ -23,6 +23,11 @@ from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.workers.plan import SamplingPlan
 
+_MOST_CALLS = 2**15
+"""Calls that are kept, of about 7 KB each. Groups that happen to be ready together are served in
+one call, so a model worker of k groups may come to make k² / 2 different ones in every step; those
+that are made often are among the first."""
+
 
 class Request(NamedTuple):
     """Slots ``start`` to ``stop`` that wait for the policy at step ``t`` of a bank.
@@ -79,7 +84,9 @@ class PolicyRunner:
             call = self._calls.get(request)
             try:
                 if call is None:
-                    call = self._calls[request] = self._bind(request)
+                    call = self._bind(request)
+                    if len(self._calls) < _MOST_CALLS:
+                        self._calls[request] = call
                 call()
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(request) from error

@@ -1,4 +1,4 @@
-"""A policy runner says what would fit where its device has too little memory."""
+"""A policy runner serves what it is asked for, with the memory that there is."""
 
 import pytest
 import torch
@@ -32,3 +32,21 @@ def test_too_little_memory_names_a_size_that_fits(limit, told):
     runner = PolicyRunner(plan, table, None, 0)
     with pytest.raises(FastrlError, match=f"infer 16 environments at once, {told}; lower sampler"):
         runner.serve([Request(0, 0, 0, 16)])
+
+
+def test_number_of_calls_that_are_kept_changes_nothing(monkeypatch):
+    def served(kept):
+        monkeypatch.setattr("fastrl.workers.policy_runner._MOST_CALLS", kept)
+        plan = make_plan(Topology(4, 2, 1, 2), 3)
+        table = Table(plan.env_spec, 3, 8)
+        runner = PolicyRunner(plan, table, None, 0)
+        for rollout in range(3):
+            runner.begin(rollout)
+            for t in range(4):
+                for start, stop in ((0, 4), (4, 6), (6, 8)):
+                    runner.serve([Request(rollout % 2, t, start, stop)])
+        bank = table.banks[0]
+        return [bank.action[""], bank.log_prob, bank.value]
+
+    for few, all_of_them in zip(served(1), served(100), strict=True):
+        assert torch.equal(few, all_of_them)
