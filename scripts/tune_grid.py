@@ -30,7 +30,7 @@ from fastrl.tuning.tune import TuneOptions, Tuning
 from fastrl.tuning.workbench import Workbench
 
 ROOT = Path(__file__).parents[1]
-WINDOW_S = 0.4
+WINDOW_S = 1.5
 BETWEEN_DEFAULTS = 8
 
 
