@@ -6,8 +6,10 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +40,31 @@ def attribute(path: str, key: str) -> Any:  # noqa: ANN401
     except AttributeError:
         hint = nearest(name, (known for known in vars(module) if not known.startswith("_")))
         raise EnvError(f"{key}: module '{module_name}' has no '{name}'{hint}") from None
+
+
+def of_script(path: Any) -> Any:  # noqa: ANN401
+    """Return the callable that a path names in the very script that runs; anything else as it is.
+
+    ``__main__:make``, or ``train:make`` in ``train.py``. What the script defines travels to workers
+    by value; to import it there would run the script again, which would start workers again.
+    """
+    if not isinstance(path, str):
+        return path
+    module_name, _, name = path.partition(":")
+    main = sys.modules.get("__main__")
+    if not name or module_name not in _names_of(main):
+        return path
+    found: Any = main
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if callable(found) else path
+
+
+def _names_of(main: ModuleType | None) -> set[str]:
+    """Return the names under which the script that runs would be imported once more."""
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    names = {Path(file).stem if file else "", spec.name if spec else ""}
+    return {"__main__"} | {name for name in names if name not in sys.modules}
 
 
 def factory(path: str, key: str) -> Callable[..., Any] | None:

@@ -4,11 +4,11 @@ An id is one of
 
 - a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` where importing the module registers
   it; ALE's ids need no module, and ``Crafter-v1`` (also ``crafter.Env``) is registered here;
-- a factory ``package.module:function``, or a callable. It is called with the keyword arguments,
-  with ``num_envs`` and ``seeds`` where it names them, and with ``max_episode_steps`` and
-  ``randomize`` where it names them and they are configured. It returns a gymnasium or old gym
-  environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. Of one with an attribute ``single``
-  that is called where a single environment is wanted, to look at;
+- a factory ``package.module:function``, ``__main__:function`` of the script itself, or a callable.
+  It is called with the keyword arguments, with ``num_envs`` and ``seeds`` where it names them, and
+  with ``max_episode_steps`` and ``randomize`` where it names them and they are configured. It
+  returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. Of
+  one with an attribute ``single`` that is called where a single environment is wanted, to look at;
 - a specification of gymnasium's, which need not be that of its registry;
 - ``fastrl/Id``, one of fastrl's own, which are stepped n at a time; see `fastrl.envs.native`;
 - ``gym:Id``, registered with old gym;
@@ -40,6 +40,7 @@ from fastrl.envs.lookup import (
     attribute,
     factory,
     nearest,
+    of_script,
     optional_package,
     registered_spec,
     takes_argument,
@@ -71,7 +72,8 @@ class EnvFactory:
     Attributes:
         id: What to build; see this module's docstring.
         kwargs: Keyword arguments for the environment.
-        wrappers: Wrappers ``package.module:callable``, applied in this order, the last outermost.
+        wrappers: Wrappers ``package.module:callable``, or callables, applied in this order, the
+            last outermost.
         max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
         action_bounds: How actions are kept inside a bounded ``Box``.
         randomize: For fastrl's own environments that have parameters, and for factories that take
@@ -82,11 +84,16 @@ class EnvFactory:
 
     id: str | GymnasiumSpec | Callable[..., Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    wrappers: Sequence[str] = ()
+    wrappers: Sequence[str | Callable[..., Any]] = ()
     max_episode_steps: int | None = None
     action_bounds: ActionBounds = "clip"
     randomize: Mapping[str, Any] = field(default_factory=dict)
     episode_info: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Take what the script that runs defines itself by value; see `of_script`."""
+        object.__setattr__(self, "id", of_script(self.id))
+        object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
     @classmethod
     def from_config(cls, config: EnvConfig) -> EnvFactory:
@@ -197,8 +204,9 @@ class EnvFactory:
                 env = build(**self._native_kwargs)
             else:
                 env = self._create(num_envs, seeds)
-            for path in self.wrappers:
-                env = attribute(path, "env.wrappers")(env)
+            for wrapper in self.wrappers:
+                wrap = attribute(wrapper, "env.wrappers") if isinstance(wrapper, str) else wrapper
+                env = wrap(env)
         except FastrlError:
             raise
         except Exception as error:

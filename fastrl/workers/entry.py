@@ -23,6 +23,14 @@ _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
 """Longest report: a pipe holds 64 KiB, and nobody may be reading it yet."""
 
 
+_depth = 0
+
+
+def depth() -> int:
+    """Return how many workers deep this process is; 0 where the user's script runs."""
+    return _depth
+
+
 def worker_main(
     name: str,
     target: Callable[..., None],
@@ -30,6 +38,7 @@ def worker_main(
     report: Connection,
     lifeline: Connection,
     torch_threads: int,
+    depth: int,
 ) -> None:
     """Run a worker; report what it raises.
 
@@ -40,9 +49,12 @@ def worker_main(
         report: Takes one (summary, traceback) if it fails.
         lifeline: Ends with the process that started this one.
         torch_threads: Intra-op threads of torch.
+        depth: How many workers, this one included, are between it and the user's process.
     """
     import torch
 
+    global _depth
+    _depth = depth
     _leave_signals_to_the_supervisor()
     _take_name(name)
     _die_with_parent(lifeline)

@@ -22,7 +22,7 @@ from typing import Any
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
-from fastrl.workers.entry import worker_main
+from fastrl.workers.entry import depth, worker_main
 
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
@@ -37,6 +37,8 @@ _STARTING = threading.Lock()
 _START_ATTEMPTS, _RETRY_S = 20, 0.05
 _SLICE_S = 0.05
 """How often a process that waits for another one looks whether it is still there."""
+_DEEPEST = 2
+"""A worker may have workers, say because its environments are sampled from; these have none."""
 _DESCRIPTORS = 16
 """More than starting a process takes for a moment."""
 
@@ -76,11 +78,19 @@ class Supervisor:
         """Start a worker that runs ``target(*args)`` and is called ``name`` in every message.
 
         Raises:
-            FastrlError: The system has no descriptors, processes or memory left for it.
+            FastrlError: The system has no descriptors, processes or memory left for it; or this
+                is a worker's worker, which would go on for ever.
         """
+        if depth() >= _DEEPEST:
+            raise FastrlError(
+                "workers start workers that start workers: the modules that env.id, env.wrappers "
+                "and model.class_path name are imported in every worker; what they run when they "
+                "are imported belongs under if __name__ == '__main__'"
+            )
         receive, send = pipe()
         with contextlib.closing(send):
-            args_of_main = (name, target, args, send, self._lifeline_read, self._torch_threads)
+            lifeline, threads = self._lifeline_read, self._torch_threads
+            args_of_main = (name, target, args, send, lifeline, threads, depth() + 1)
             try:
                 process = _started(name, args_of_main)
             except OSError as error:

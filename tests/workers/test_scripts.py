@@ -1,0 +1,81 @@
+"""Scripts define environments themselves, and need no ``if __name__ == "__main__"``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+DEFINITIONS = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import fastrl
+
+
+class Steps(gymnasium.Env):
+    observation_space = spaces.Box(0, 9, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.full(1, self.count, np.float32), 1.0, self.count == 4, False, {}
+
+
+class Double(gymnasium.RewardWrapper):
+    def reward(self, reward):
+        return 2 * reward
+
+
+SIZES = ["sampler.envs_per_worker=2", "sampler.num_env_workers=1", "sampler.rollout_length=8"]
+"""
+
+
+def run(directory, text, timeout=100):
+    script = directory / "training_script.py"
+    script.write_text(DEFINITIONS + textwrap.dedent(text))
+    return subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=directory,
+    )
+
+
+def test_environment_and_wrapper_of_the_script_are_sampled(tmp_path):
+    done = run(
+        tmp_path,
+        """
+        for module in ("__main__", "training_script"):
+            names = [f"env.id={module}:Steps", f"env.wrappers=[{module}:Double]"]
+            with fastrl.make_sampler(fastrl.load_config(None, [*names, *SIZES])) as sampler:
+                print(sampler.collect().episodes.returns.tolist())
+            envs = fastrl.make_vec(f"{module}:Steps", 2, backend="processes")
+            print(envs.reset(seed=0)[0].tolist())
+            envs.close()
+        """,
+    )
+    assert done.stdout.splitlines() == ["[8.0, 8.0, 8.0, 8.0]", "[[0.0], [0.0]]"] * 2, done.stderr
+
+
+@pytest.mark.slow
+def test_script_that_every_worker_would_run_again_is_told_so(tmp_path):
+    imports = "import training_script\n\n\ndef make():\n    return training_script.Steps()\n"
+    (tmp_path / "other.py").write_text(imports)
+    done = run(
+        tmp_path,
+        """
+        fastrl.make_sampler(fastrl.load_config(None, ["env.id=other:make", *SIZES])).collect()
+        """,
+    )
+    assert done.returncode == 1
+    assert "fastrl.errors.FastrlError: workers start workers that start workers" in done.stderr
