@@ -14,7 +14,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "cores", "compiled", "allocator", "closing"),
+    ("errors", "cgroups", "compiled", "allocator", "closing"),
+    ("cores", "free_memory"),
     ("devices", "machine"),
     ("spaces",),
     ("spec",),

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
+from fastrl.free_memory import free_bytes
 from fastrl.spaces import leaves
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -57,7 +57,7 @@ def mlp(inputs: int, hidden_sizes: Sequence[int], activation: str) -> nn.Sequent
 def _require_memory(num_weights: int, key: str) -> None:
     """Refuse a layer that does not fit: the kernel would rather end the process than fail."""
     num_bytes = 4 * num_weights
-    if num_bytes > psutil.virtual_memory().available:
+    if num_bytes > free_bytes():
         raise ConfigError(f"model.{key}: a layer of {num_bytes / 2**20:,.0f} MiB does not fit here")
 
 

@@ -14,11 +14,11 @@ from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import DTypeLike, NDArray
 
 from fastrl.errors import FastrlError
+from fastrl.free_memory import free_bytes
 
 CACHE_LINE = 64
 """Bytes that two processes should not both write to."""
@@ -75,7 +75,7 @@ def align(offset: int, alignment: int = CACHE_LINE) -> int:
 def _create(num_bytes: int) -> int:
     # Looked at first: reserving more than there is wakes the kernel's out-of-memory killer
     # instead of failing.
-    if num_bytes > psutil.virtual_memory().available:
+    if num_bytes > free_bytes():
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("fastrl", os.MFD_CLOEXEC)

@@ -1,14 +1,14 @@
-"""How much memory there is, and how much a candidate would need."""
+"""How much memory a candidate would need."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from fastrl.free_memory import free_bytes
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import EnvSpec
 from fastrl.tuning.candidate import Candidate
@@ -17,24 +17,6 @@ _USABLE = 0.7
 """Share of the free memory that may be filled: others need some, too."""
 _COLUMNS_BYTES = 40
 """Of a frame, besides observation and action: reward, flags, log_prob, values, version."""
-
-
-def free_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that this process and its children may still take.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are mounted.
-    """
-    left = [psutil.virtual_memory().available]
-    cgroup = root / "sys/fs/cgroup"
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        most, now = _number(cgroup / limit), _number(cgroup / used)
-        if most is not None and now is not None:
-            left.append(max(0, most - now))
-    return min(left)
 
 
 def unique_bytes(pids: Iterable[int]) -> int:
@@ -85,11 +67,3 @@ class MemoryNeed:
         table = NUM_BANKS * (self.rollout_length + 1) * c.num_envs * frame
         processes = c.num_env_workers + c.num_model_workers
         return table + processes * self.process_bytes + c.num_envs * self.env_bytes
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdecimal() else None
