@@ -78,8 +78,10 @@ def save_config(config: Config, path: str | Path) -> None:
     """Write a configuration as YAML with every key.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: The file cannot be written, or it is no configuration.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(f"save_config takes a Config, got {_brief(config)}")
     try:
         Path(path).write_text(config_to_yaml(config), encoding="utf-8")
     except (OSError, ValueError) as error:

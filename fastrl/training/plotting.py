@@ -75,13 +75,16 @@ def read_curve(path: Path, kind: str) -> Curve:
     """Return the returns of a run.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or they cannot be read.
     """
-    rows = [
-        (row["steps"], row["return_mean"])
-        for row in read_rows(path / "metrics.jsonl")
-        if row.get("kind") == kind and row.get("return_mean") is not None
-    ]
+    try:
+        rows = [
+            (row["steps"], row["return_mean"])
+            for row in read_rows(path / "metrics.jsonl")
+            if row.get("kind") == kind and isinstance(row.get("return_mean"), int | float)
+        ]
+    except OSError as error:
+        raise ConfigError(f"metrics of '{path}' cannot be read: {error.strerror}") from None
     if not rows:
         raise ConfigError(f"'{path}' has no {kind} returns yet")
     steps, returns = np.array(rows, np.float64).T

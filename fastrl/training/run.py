@@ -25,7 +25,7 @@ from fastrl.training.run_directory import (
     new_run_path,
     read_config,
 )
-from fastrl.training.saver import load_model
+from fastrl.training.saver import check_environment, load_model
 from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
 
 
@@ -121,9 +121,10 @@ def resume(
         store.clean()
         start = _start(store, checkpoint)
         if start is not None and start.steps >= config.total_steps:
+            enough = config.total_steps if start.steps < 2 * config.total_steps else start.steps
             raise ConfigError(
-                f"'{path}' has trained its {config.total_steps} steps; to go on: "
-                f"fastrl resume {path} total_steps={2 * config.total_steps}"
+                f"'{path}' has trained its {start.steps} steps; to go on: "
+                f"fastrl resume {path} total_steps={2 * enough}"
             )
         session = Session(config, start, console)
         directory.write_config(config)
@@ -227,6 +228,7 @@ def _open(run: str | Path, checkpoint: str | None) -> tuple[Config, Checkpoint]:
 
 
 def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
+    check_environment(checkpoint, config)
     factory = evaluation_factory(config)
     env_spec = factory.probe()
     model: Any = build_model(env_spec, config.model, config.env.action_bounds)

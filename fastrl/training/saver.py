@@ -19,6 +19,8 @@ from fastrl.training.random_state import random_state, restore_random_state
 from fastrl.training.window import Window
 from fastrl.workers.plan import SamplingPlan
 
+_NAMES_TOLD = 6
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -105,11 +107,7 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
         CheckpointError: It is of another environment, algorithm or model.
     """
     about = checkpoint.about
-    if about.get("env") != config.env.id:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name} is of the environment '{about.get('env')}', "
-            f"this run is of '{config.env.id}'"
-        )
+    check_environment(checkpoint, config)
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
         restore_random_state(checkpoint.state["random"])
@@ -127,12 +125,32 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
         ) from error
 
 
+def check_environment(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuse a checkpoint of a run in another environment.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    env = checkpoint.about.get("env")
+    if env != config.env.id:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} is of the environment '{env}', "
+            f"this run is of '{config.env.id}'"
+        )
+
+
 def load_model(model: Any, state_dict: Mapping[str, Tensor], name: str) -> None:  # noqa: ANN401
     """Load parameters into a model.
 
     Raises:
         CheckpointError: They are another model's.
     """
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+    if own != found:
+        wrong = sorted(key for key in own | found if own.get(key) != found.get(key))
+        told = ", ".join(wrong[:_NAMES_TOLD]) + (", …" if len(wrong) > _NAMES_TOLD else "")
+        raise CheckpointError(f"checkpoint {name} is of another model: {told} differ")
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, KeyError) as error:

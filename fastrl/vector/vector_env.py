@@ -20,7 +20,7 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows
 from fastrl.vector.driver import Driver, Request
 from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
-from fastrl.vector.failures import ArgumentError
+from fastrl.vector.failures import ArgumentError, brief
 from fastrl.vector.infos import Infos, combine, gather
 from fastrl.vector.seeds import check_all_or_none, checked_mask, checked_seeds
 from fastrl.vector.session import Pending, Session
@@ -108,6 +108,8 @@ class FastVectorEnv(Session):
             seeds = checked_seeds(seed, self.num_envs)
             if seed is None and self._next_seeds is not None:
                 seeds, self._next_seeds = self._next_seeds, None
+            if options is not None and not isinstance(options, Mapping):
+                raise ArgumentError(f"options must be a mapping, got {brief(repr(options))}")
             options = dict(options) if options is not None else None
             mask = checked_mask(options, self.num_envs)
             if self.plan.native is not None:

@@ -108,6 +108,8 @@ def test_any_value_survives_being_written_and_read(tmp_path_factory, text, value
 def test_unwritable_place_is_one_line(tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No such file"):
         save_config(tiny_config, tmp_path / "missing" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"^save_config takes a Config, got \{\}$"):
+        save_config({}, tmp_path / "config.yaml")
 
 
 def test_schema_accepts_overlays_and_describes_every_key():

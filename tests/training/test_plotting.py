@@ -94,3 +94,15 @@ def test_evaluations_can_be_drawn_instead(finished, drawn, tmp_path):
 def test_file_that_cannot_be_written_is_one_line(finished, tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         plot_runs([finished("a")], tmp_path / "missing" / "x.png")
+
+
+def test_metrics_that_cannot_be_read_are_one_line(finished, tmp_path):
+    run = finished("a")
+    rows = [{"kind": "training", "steps": 1, "return_mean": "high"}, {"kind": "training"}, 3]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="has no training returns yet"):
+        plot_runs([run], tmp_path / "x.png")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"^metrics of '.*' cannot be read: Is a directory$"):
+        plot_runs([run], tmp_path / "x.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -348,3 +349,22 @@ def test_argument_that_is_wrong_is_one_line(finished, call, message):
     with pytest.raises(ConfigError) as caught:
         call(finished.path)
     assert str(caught.value).startswith(message)
+
+
+def test_checkpoint_of_something_else_is_one_line(finished, tmp_path):
+    path = shutil.copytree(finished.path, tmp_path / "run")
+    written = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(written.replace(":Clockwork", ":Uneven"))
+    with pytest.raises(CheckpointError, match=r"of the environment '.*:Clockwork', this run is of"):
+        evaluate_run(path)
+    (path / "config.yaml").write_text(written.replace("hidden_sizes: [8]", "hidden_sizes: [9]"))
+    told = r"^checkpoint step_\d+ is of another model: actor_body\.mlp\.0\.bias, .* differ$"
+    with pytest.raises(CheckpointError, match=told):
+        evaluate_run(path)
+
+
+def test_run_that_is_at_its_end_says_how_many_steps_it_takes_to_go_on(finished):
+    told = r"has trained its 512 steps; to go on: fastrl resume .* total_steps="
+    for changes, enough in (((), 1024), (("total_steps=300",), 600), (("total_steps=8",), 1024)):
+        with pytest.raises(ConfigError, match=f"{told}{enough}$"):
+            resume(finished.path, changes)

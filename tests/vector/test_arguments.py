@@ -76,6 +76,13 @@ def test_seed_that_is_none_leaves_the_environments_as_they_are(seed):
     envs.step(np.array([0, 1]))
 
 
+def test_options_that_are_none_leave_the_environments_as_they_are():
+    envs = fastrl.make_vec("CartPole-v1", 2, backend="serial")
+    envs.reset(seed=0)
+    assert refusal(envs.reset, options=3) == "options must be a mapping, got 3"
+    envs.step(np.array([0, 1]))
+
+
 def test_sb3_adapter_takes_vector_environments_of_fastrl_only():
     pytest.importorskip("stable_baselines3")
     others = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
