@@ -31,6 +31,7 @@ import torch
 
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
+from fastrl.errors import FastrlError
 from fastrl.machine import machine, versions
 
 ROOT = Path(__file__).parents[1]
@@ -242,4 +243,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except FastrlError as error:
+        print(f"bench_training: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastrl
+from fastrl.errors import FastrlError
 from fastrl.vector import make_concurrent
 
 
@@ -181,4 +183,8 @@ HOW = ("naive", "threads", "await", "processes", "serial")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastrlError as error:
+        print(f"concurrent_envs: error: {error}", file=sys.stderr)
+        sys.exit(2)

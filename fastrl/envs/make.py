@@ -91,7 +91,16 @@ class EnvFactory:
     episode_info: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Take what the script that runs defines itself by value; see `of_script`."""
+        """Take what the script that runs defines itself by value; see `of_script`.
+
+        Raises:
+            EnvError: There is no such kind of id.
+        """
+        if not isinstance(self.id, str | GymnasiumSpec) and not callable(self.id):
+            given = " ".join(repr(self.id).split())[:60]
+            raise EnvError(
+                f"an environment is an id such as 'CartPole-v1' or a factory, got {given}"
+            )
         object.__setattr__(self, "id", of_script(self.id))
         object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
@@ -107,7 +116,10 @@ class EnvFactory:
             return self.id
         if isinstance(self.id, GymnasiumSpec):
             return self.id.id
-        return f"{self.id.__module__}:{getattr(self.id, '__qualname__', type(self.id).__name__)}"
+        called: Any = self.id
+        while isinstance(called, partial):
+            called = called.func
+        return f"{called.__module__}:{getattr(called, '__qualname__', type(called).__name__)}"
 
     @property
     def is_native(self) -> bool:
@@ -136,6 +148,8 @@ class EnvFactory:
             EnvError: They cannot be built; says what would be right.
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
+        if num_envs < 1:
+            raise EnvError(f"num_envs must be at least 1, got {num_envs}")
         env = self._build(num_envs)
         try:
             return self._batched(env, num_envs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium
@@ -80,10 +79,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """What messages call the environment: of a partial, what it calls."""
-        env = self.ids[0]
-        while isinstance(env, partial):
-            env = env.func
-        return EnvFactory(env).name
+        return EnvFactory(self.ids[0]).name
 
     @property
     def common(self) -> dict[str, Any]:

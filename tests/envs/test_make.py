@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import cloudpickle
 import gymnasium
@@ -238,6 +239,22 @@ def test_wrong_id_is_refused_in_one_line(name, message):
     with pytest.raises(EnvError, match=message) as caught:
         EnvFactory(name).probe()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["CartPole-v1"], {"id": "CartPole-v1"}])
+def test_what_is_no_id_is_refused(wrong):
+    with pytest.raises(EnvError, match=r"^an environment is an id such as 'CartPole-v1' or a fact"):
+        EnvFactory(wrong)
+
+
+def test_partial_is_called_by_the_name_of_its_function():
+    factory = EnvFactory(partial(partial(make_nothing), 3))
+    assert factory.name == f"{HERE}:make_nothing"
+
+
+def test_no_environments_are_refused():
+    with pytest.raises(EnvError, match=r"^num_envs must be at least 1, got 0$"):
+        EnvFactory("CartPole-v1").batched(0)
 
 
 @pytest.mark.parametrize(
