@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.runners import control_cost
+from fastrl.envs.mujoco.terms import control_cost
 
 
 class ReacherV5(MujocoBatchedEnv):

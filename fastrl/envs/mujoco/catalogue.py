@@ -9,11 +9,10 @@ import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from fastrl.envs.lookup import nearest
+from fastrl.envs.mujoco.ant import AntV4, AntV5
 from fastrl.envs.mujoco.arms import PusherV5, ReacherV4, ReacherV5
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv
-from fastrl.envs.mujoco.legged import (
-    AntV4,
-    AntV5,
+from fastrl.envs.mujoco.humanoid import (
     HumanoidStandupV4,
     HumanoidStandupV5,
     HumanoidV4,

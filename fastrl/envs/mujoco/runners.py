@@ -13,8 +13,7 @@ from typing_extensions import override
 from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-
-Range = tuple[float, float]
+from fastrl.envs.mujoco.terms import Range, control_cost, inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,18 +219,3 @@ class Walker2dV4(Walker2dV5):
         """Gymnasium's keyword arguments."""
 
     _healthy_is_paid_always = True
-
-
-def control_cost(weight: float, action: NDArray[Any]) -> NDArray[Any]:
-    """Return the weighted sum of squares of each row, ``[n]``, in the action's own dtype.
-
-    Gymnasium squares and adds float32 actions in float32, which shows in the eighth digit.
-    """
-    squares: NDArray[Any] = np.square(action).sum(1)
-    return weight * squares
-
-
-def inside(values: NDArray[Any], bounds: Range) -> NDArray[np.bool_]:
-    """Return where values lie strictly between two bounds."""
-    low, high = bounds
-    return (low < values) & (values < high)

@@ -1,4 +1,4 @@
-"""Ant, Humanoid and HumanoidStandup: robots in space, which observe the forces of contacts."""
+"""Humanoid and HumanoidStandup: robots on two legs, which feel inertia, actuation and contacts."""
 
 from __future__ import annotations
 
@@ -6,156 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.runners import Range, control_cost, inside
-from fastrl.errors import EnvError
-
-
-def _flat(field: NDArray[Any], first: int = 0) -> NDArray[Any]:
-    """Return ``[n, bodies * k]`` of ``[n, bodies, k]`` from body ``first`` on; a view."""
-    return field.reshape(len(field), -1)[:, first * field.shape[2] :]
-
-
-class AntV5(MujocoBatchedEnv):
-    """Gymnasium's Ant-v5."""
-
-    id = "Ant-v5"
-    xml_file = "ant.xml"
-    frame_skip = 5
-    time_limit = 1000
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        """Gymnasium's keyword arguments."""
-
-        xml_file: str = "ant.xml"
-        frame_skip: int = 5
-        forward_reward_weight: float = 1.0
-        ctrl_cost_weight: float = 0.5
-        contact_cost_weight: float = 5e-4
-        healthy_reward: float = 1.0
-        main_body: int | str = 1
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (0.2, 1.0)
-        contact_force_range: Range = (-1.0, 1.0)
-        reset_noise_scale: float = 0.1
-        exclude_current_positions_from_observation: bool = True
-        include_cfrc_ext_in_observation: bool = True
-
-    params: Any
-
-    @override
-    def fields(self) -> Sequence[str]:
-        return "xpos", "cfrc_ext"
-
-    @override
-    def setup(self) -> None:
-        self._main_body = _body(self.physics.model, self.params.main_body)
-
-    @override
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform_and_normal(generator, self.physics, self.params.reset_noise_scale)
-
-    @override
-    def tracked(self, now: Fields) -> NDArray[Any]:
-        return now.xpos[:, self._main_body, 0]
-
-    @override
-    def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
-        skipped = 2 * self.params.exclude_current_positions_from_observation
-        parts = (now.qpos[:, skipped:], now.qvel)
-        if self.params.include_cfrc_ext_in_observation:
-            return *parts, self._contact_forces(now)[:, 6:]
-        return parts
-
-    @override
-    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
-
-    @override
-    def reward(self, step: Step) -> Terms:
-        params = self.params
-        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
-        velocity = (step.after - step.before) / self.dt
-        squares = np.square(self._contact_forces(step.now)).sum(1)
-        return {
-            "reward_forward": params.forward_reward_weight * velocity,
-            "reward_ctrl": -control_cost(params.ctrl_cost_weight, step.action),
-            "reward_contact": -params.contact_cost_weight * squares,
-            "reward_survive": params.healthy_reward * healthy,
-        }
-
-    def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return whose torso is at a healthy height, in a finite state, ``[n]``."""
-        low, high = self.params.healthy_z_range
-        height = now.qpos[:, 2]
-        finite = np.isfinite(now.qpos).all(1) & np.isfinite(now.qvel).all(1)
-        healthy: NDArray[np.bool_] = finite & (low <= height) & (height <= high)
-        return healthy
-
-    def _contact_forces(self, now: Fields) -> NDArray[Any]:
-        low, high = self.params.contact_force_range
-        forces: NDArray[Any] = np.clip(_flat(now.cfrc_ext), low, high)
-        return forces
-
-
-class AntV4(AntV5):
-    """Gymnasium's Ant-v4."""
-
-    id = "Ant-v4"
-
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        """Gymnasium's keyword arguments."""
-
-        xml_file: str = "ant.xml"
-        ctrl_cost_weight: float = 0.5
-        use_contact_forces: bool = False
-        contact_cost_weight: float = 5e-4
-        healthy_reward: float = 1.0
-        terminate_when_unhealthy: bool = True
-        healthy_z_range: Range = (0.2, 1.0)
-        contact_force_range: Range = (-1.0, 1.0)
-        reset_noise_scale: float = 0.1
-        exclude_current_positions_from_observation: bool = True
-
-    @override
-    def fields(self) -> Sequence[str]:
-        return ("xpos", "cfrc_ext") if self.params.use_contact_forces else ("xpos",)
-
-    @override
-    def setup(self) -> None:
-        self._main_body = _body(self.physics.model, "torso")
-
-    @override
-    def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
-        skipped = 2 * self.params.exclude_current_positions_from_observation
-        parts = (now.qpos[:, skipped:], now.qvel)
-        return (*parts, self._contact_forces(now)) if self.params.use_contact_forces else parts
-
-    @override
-    def reward(self, step: Step) -> Terms:
-        params = self.params
-        healthy: Any = 1.0
-        if step.terminated is None:
-            healthy = self.healthy(step.now)
-        terms = {
-            "reward_forward": (step.after - step.before) / self.dt,
-            "reward_survive": params.healthy_reward * healthy,
-            "reward_ctrl": -control_cost(params.ctrl_cost_weight, step.action),
-        }
-        if params.use_contact_forces:
-            squares = np.square(self._contact_forces(step.now)).sum(1)
-            terms["reward_contact"] = -params.contact_cost_weight * squares
-        return terms
+from fastrl.envs.mujoco.terms import Range, control_cost, flat, inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +51,18 @@ class _Humanoid(MujocoBatchedEnv):
         body, dof = (0, 0) if self._world_is_observed else (1, 6)
         parts = [now.qpos[:, skipped:], now.qvel]
         if params.include_cinert_in_observation:
-            parts.append(_flat(now.cinert, body))
+            parts.append(flat(now.cinert, body))
         if params.include_cvel_in_observation:
-            parts.append(_flat(now.cvel, body))
+            parts.append(flat(now.cvel, body))
         if params.include_qfrc_actuator_in_observation:
             parts.append(now.qfrc_actuator[:, dof:])
         if params.include_cfrc_ext_in_observation:
-            parts.append(_flat(now.cfrc_ext, body))
+            parts.append(flat(now.cfrc_ext, body))
         return parts
 
     def contact_cost(self, now: Fields, weight: float, bounds: Range) -> NDArray[Any]:
         """Return the weighted sum of squares of contact forces, within bounds, ``[n]``."""
-        squares = np.square(_flat(now.cfrc_ext)).sum(1)
+        squares = np.square(flat(now.cfrc_ext)).sum(1)
         cost: NDArray[Any] = np.clip(weight * squares, *bounds)
         return cost
 
@@ -356,22 +214,5 @@ class HumanoidStandupV4(HumanoidStandupV5):
 
 def _everything(now: Fields, skipped: int) -> Sequence[NDArray[Any]]:
     """Return all that version 4 observes, the immovable world's rows included."""
-    bodies = (_flat(now.cinert), _flat(now.cvel))
-    return now.qpos[:, skipped:], now.qvel, *bodies, now.qfrc_actuator, _flat(now.cfrc_ext)
-
-
-def _body(model: mujoco.MjModel, which: int | str) -> int:
-    """Return the index of a body.
-
-    Raises:
-        EnvError: The model has no such body.
-    """
-    index = (
-        which
-        if isinstance(which, int)
-        else mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, which)
-    )
-    if not 0 <= index < model.nbody:
-        names = [model.body(each).name for each in range(model.nbody)]
-        raise EnvError(f"the model has no body {which!r}{nearest(str(which), names)}")
-    return index
+    bodies = (flat(now.cinert), flat(now.cvel))
+    return now.qpos[:, skipped:], now.qvel, *bodies, now.qfrc_actuator, flat(now.cfrc_ext)
