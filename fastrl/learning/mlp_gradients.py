@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fastrl.learning.batch import Batch
 from fastrl.learning.kernels import categorical_gradient, gaussian_gradient
 from fastrl.learning.objective import METRICS, ObjectiveSettings
+from fastrl.models.action_parts import ActionPart, Categoricals, Gaussians
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.networks import Body, VectorEncoder
 
 _MINUS_ONE = torch.tensor(-1.0)

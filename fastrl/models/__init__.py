@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import ActionBounds, ActionDistribution
+from fastrl.models.distributions import ActionDistribution
 from fastrl.models.inference import (
     EagerEngine,
     InferenceEngine,

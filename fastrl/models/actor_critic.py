@@ -10,7 +10,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
-from fastrl.models.distributions import ActionBounds, ActionDistribution
+from fastrl.models.action_parts import ActionBounds
+from fastrl.models.distributions import ActionDistribution
 from fastrl.models.networks import Body, is_image, orthogonal
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.spaces import leaves

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
+from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import ActionBounds
 from fastrl.spec import EnvSpec
 
 Leaves = Mapping[str, Tensor]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from fastrl.models.action_parts import Categoricals
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import Categoricals
 from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
 from fastrl.models.inference.mlp_program import Program, address, compile_kernel, record

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import (
+from fastrl.models.action_parts import (
     ActionPart,
     Bernoullis,
     Categoricals,
     Gaussians,
     SquashedGaussians,
 )
+from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.lanes import LANE_BYTES, LANES
 from fastrl.models.networks import Body, VectorEncoder
