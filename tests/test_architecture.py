@@ -29,6 +29,7 @@ FLOORS = (
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
 MAX_LINES = 400
+PROCESS_OWNERS = {"workers.processes", "workers.supervisor", "shared.signals", "shared.memory"}
 
 
 def name_of(path: Path) -> str:
@@ -151,8 +152,8 @@ def importers_of(package: str) -> set[str]:
     ("package", "owners"),
     [
         ("ray", {"sampling.ray_sampler"}),
-        ("multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
-        ("torch.multiprocessing", {"workers.supervisor", "shared.signals", "shared.memory"}),
+        ("multiprocessing", PROCESS_OWNERS),
+        ("torch.multiprocessing", PROCESS_OWNERS),
         ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show", "cli.tune"}),
         ("yaml", {"config.text"}),
         ("stable_baselines3", {"vector.sb3"}),

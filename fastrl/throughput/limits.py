@@ -29,7 +29,8 @@ from fastrl.errors import WorkerError
 from fastrl.models.inference import PolicyOutput, build_engine
 from fastrl.spaces import flatten
 from fastrl.workers.plan import SamplingPlan
-from fastrl.workers.supervisor import Connection, Supervisor, pipe
+from fastrl.workers.processes import Connection, pipe
+from fastrl.workers.supervisor import Supervisor
 
 _BATCH_SIZES = tuple(2**exponent for exponent in range(3, 13))
 _MAX_POLICY_CALL_S = 0.25

@@ -20,7 +20,8 @@ from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
-from fastrl.workers.supervisor import Connection, Supervisor, call_in_child, pipe
+from fastrl.workers.processes import Connection, pipe
+from fastrl.workers.supervisor import Supervisor, call_in_child
 
 _SLICE_S = 0.1
 """How often a waiting caller looks after the workers."""

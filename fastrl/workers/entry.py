@@ -16,7 +16,7 @@ from fastrl.allocator import keep_freed_memory
 from fastrl.workers.hand_over import StopRequestedError
 
 if TYPE_CHECKING:
-    from fastrl.workers.supervisor import Connection
+    from fastrl.workers.processes import Connection
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000

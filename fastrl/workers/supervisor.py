@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
-import multiprocessing
-import os
 import signal
-import sys
-import threading
 import time
-import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
-from fastrl.workers.entry import depth, worker_main
+from fastrl.workers.entry import depth
+from fastrl.workers.processes import Connection, Process, pipe, started
 
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
 
-Connection = connection.Connection
-
-_PRELOAD = ("fastrl.workers.preload",)
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KILLED_S = 10.0
 """How long the kernel may take to end a process that was killed."""
-_STARTING = threading.Lock()
-_START_ATTEMPTS, _RETRY_S = 20, 0.05
 _SLICE_S = 0.05
 """How often a process that waits for another one looks whether it is still there."""
 _DEEPEST = 2
 """A worker may have workers, say because its environments are sampled from; these have none."""
-_DESCRIPTORS = 16
-"""More than starting a process takes for a moment."""
 
 
 @dataclass
 class _Child:
-    process: BaseProcess
+    process: Process
     report: Connection
     last_words: tuple[str, str] | None = None
 
@@ -91,11 +77,7 @@ class Supervisor:
         with contextlib.closing(send):
             lifeline, threads = self._lifeline_read, self._torch_threads
             args_of_main = (name, target, args, send, lifeline, threads, depth() + 1)
-            try:
-                process = _started(name, args_of_main)
-            except OSError as error:
-                raise FastrlError(f"{name} cannot be started: {_reason(error)}") from error
-        self._children[name] = _Child(process, receive)
+            self._children[name] = _Child(started(name, args_of_main), receive)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
@@ -199,88 +181,6 @@ def _send_result(payload: bytes, send: Connection) -> None:
     send.send_bytes(cloudpickle.dumps(outcome))
 
 
-def pipe() -> tuple[Connection, Connection]:
-    """Return the two ends, (receive, send), of a pipe that can be passed to a worker.
-
-    Raises:
-        FastrlError: This process has no descriptors left.
-    """
-    try:
-        receive, send = _context().Pipe(duplex=False)
-    except OSError as error:
-        raise FastrlError(f"no pipe to a worker can be made: {_reason(error)}") from error
-    return receive, send
-
-
-def _context() -> Any:  # noqa: ANN401
-    """Return the start method: forkserver, so that torch is imported once for all workers."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
-    return context
-
-
-def _started(name: str, args: tuple[Any, ...]) -> BaseProcess:
-    _check_descriptors()
-    for attempts_left in reversed(range(_START_ATTEMPTS)):
-        process: BaseProcess = _context().Process(
-            target=worker_main, args=args, name=f"fastrl-{name}"
-        )
-        try:
-            with _light_start():
-                process.start()
-        except (ConnectionError, EOFError) as error:
-            # The fork server was killed; the next attempt starts another one, once the end of this
-            # one is seen.
-            if not attempts_left:
-                raise ConnectionError(errno.ECONNREFUSED, "the fork server is gone") from error
-            time.sleep(_RETRY_S)
-        else:
-            return process
-    raise AssertionError
-
-
-def _check_descriptors() -> None:
-    """Raise `OSError` where too few are left: failing later takes the fork server down as well."""
-    taken: list[int] = []
-    try:
-        for _ in range(_DESCRIPTORS // 2):
-            taken += os.pipe()
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _light_start() -> Iterator[None]:
-    """Start processes without running the user's script again, and with one thread each.
-
-    multiprocessing imports the main script into every child. Workers do not need it, since what
-    the script defines travels by value; so scripts need no ``if __name__ == "__main__"``, and N
-    workers do not repeat their imports.
-    """
-    with _STARTING:
-        main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in _ONE_THREAD}
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = main
-            for key, value in before.items():
-                if value is None:
-                    del os.environ[key]
-                else:
-                    os.environ[key] = value
-
-
-def _reason(error: OSError) -> str:
-    """Return what the system said; a lack of descriptors has a remedy of its own."""
-    lacks = error.errno in (errno.EMFILE, errno.ENFILE)
-    return f"{error.strerror or error}{'; raise the limit with ulimit -n' if lacks else ''}"
-
-
 def _last_words(child: _Child) -> tuple[str, str] | None:
     """Return (summary, traceback) of a worker that raised."""
     if child.last_words is None:
@@ -329,7 +229,7 @@ def _end(
     lifeline.close()
 
 
-def _kill(process: BaseProcess) -> None:
+def _kill(process: Process) -> None:
     # Looked at first: the number of one that has ended may be another's by now.
     if process.is_alive():
         process.kill()

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fastrl.closing import Closing
 from fastrl.errors import WorkerError
 from fastrl.shared.counters import Counter, CounterBoard
-from fastrl.workers.supervisor import Connection, Supervisor, pipe
+from fastrl.workers.processes import Connection, pipe
+from fastrl.workers.supervisor import Supervisor
 
 _LOGGER = logging.getLogger(__name__)
 _NAME = "throughput-meter"
