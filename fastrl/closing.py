@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, Self, TypeVar
 
 
@@ -33,6 +33,18 @@ class Closing(ABC):
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+
+@contextmanager
+def closed_after(held: Closable) -> Iterator[None]:
+    """Close at the end of a block; what ended the block goes before what closing raises."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            held.close()
+        raise
+    held.close()
 
 
 def build_all(built: Iterable[Held]) -> list[Held]:

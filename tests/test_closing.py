@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastrl.closing import Closing, build_all, close_all
+from fastrl.closing import Closing, build_all, close_all, closed_after
 
 
 class Held(Closing):
@@ -34,6 +34,14 @@ def test_block_closes_what_it_was_entered_with():
 def test_all_are_closed_where_some_cannot_be():
     with pytest.raises(OSError, match="a"):
         close_all([Held("a", fails=True), Held("b"), Held("c", fails=True)])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_ended_a_block_goes_before_what_closing_raises(fails):
+    with pytest.raises(LookupError), closed_after(Held("a", fails)):
+        raise LookupError
+    with closed_after(Held("a")):
+        pass
 
 
 def test_those_that_were_built_are_closed_where_the_next_one_fails():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.closing import build_all, close_all
+from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ConfigError
 from fastrl.learning.torch_threads import policy_threads, torch_threads
@@ -200,11 +200,8 @@ def evaluate(
         EnvError: An environment cannot be built, raised or broke its contract.
     """
     player = EpisodePlayer(env_spec, build_env, protocol.episodes)
-    try:
-        with torch_threads(policy_threads(env_spec)):
-            return player.play(model, protocol)
-    finally:
-        player.close()
+    with closed_after(player), torch_threads(policy_threads(env_spec)):
+        return player.play(model, protocol)
 
 
 def _rows(specs: dict[str, TensorSpec], num_rows: int) -> Rows:

@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import cloudpickle
 import numpy as np
 from torch import Tensor
 
+from fastrl.closing import closed_after
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.errors import WorkerError
 from fastrl.models.policy import PolicyModel
@@ -23,7 +25,8 @@ from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
 from fastrl.training.recording import video_suffix
-from fastrl.workers.supervisor import Connection, Supervisor, pipe
+from fastrl.workers.processes import Connection, pipe
+from fastrl.workers.supervisor import Supervisor
 
 _NICENESS = 19
 """Lowest priority, for systems without one for work that may wait."""
@@ -223,7 +226,7 @@ def run_evaluator(
         return _Counted(plan.build_env(num_envs), steps_made)
 
     player = EpisodePlayer(plan.env_spec, build, plan.protocol.episodes)
-    try:
+    with closed_after(player), suppress(EOFError):
         while True:
             steps = requests.recv()
             newest = store.read()
@@ -232,7 +235,3 @@ def run_evaluator(
             answers.send(player.play(model, plan.protocol))
             if plan.record is not None:
                 plan.record(model, plan.videos / f"step_{steps:012d}{video_suffix()}")
-    except EOFError:
-        return
-    finally:
-        player.close()

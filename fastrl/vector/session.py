@@ -228,13 +228,19 @@ class Session(VectorEnv[Any, Any, Any]):
         if not isinstance(error, EnvFailure):
             # An interrupted call leaves answers behind that the next one would take for its own.
             self._why_closed = f"an interrupted {doing}"
-            self.close()
+            self._give_up()
             raise error
         self._pending = Pending.NOTHING
         explained = self._explained(error, doing)
         self._why_closed = brief(explained.args[0], 200)
-        self.close()
+        self._give_up()
         raise explained from error.__cause__
+
+    def _give_up(self) -> None:
+        """Close; what ended it goes before what closing raises."""
+        with contextlib.suppress(Exception):
+            self.close()
+        self.closed = True
 
     def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
         """Return the latest action of an environment."""

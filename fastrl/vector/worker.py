@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from fastrl.closing import closed_after
 from fastrl.shared.memory import CACHE_LINE, SharedBlock
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import Refusal, Request
@@ -22,7 +23,7 @@ from fastrl.vector.failures import summary
 from fastrl.vector.groups import Group, build_group
 from fastrl.vector.spec import InstanceSpec, VectorPlan
 from fastrl.workers.hand_over import SLICE_S, StopRequestedError
-from fastrl.workers.supervisor import Connection
+from fastrl.workers.processes import Connection
 
 STEP, REQUEST, SEND, STOP = 1, 2, 3, 4
 """What a worker is asked for."""
@@ -204,10 +205,8 @@ def run_vector_worker(
     # through all of them.
     gc.collect()
     gc.freeze()
-    try:
+    with closed_after(group):
         _Server(context, worker, group, orders, answers).serve()
-    finally:
-        group.close()
 
 
 class _Server:

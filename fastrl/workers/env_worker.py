@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
+from fastrl.closing import closed_after
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
@@ -29,7 +28,7 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
     resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
     stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting)
-    with _closing(stepper):
+    with closed_after(stepper):
         kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone
         loop = kind(context, env_worker, stepper, watch)
         # The environments live as long as the process: without this every full collection walks
@@ -42,17 +41,6 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
                 loop.begin(at.rollout)
             loop.fill(at)
             at = Position(at.rollout + 1, 0, 0)
-
-
-@contextlib.contextmanager
-def _closing(stepper: EnvStepper) -> Iterator[None]:
-    """Close the environments at the end; what ended the work goes before what closing raises."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(Exception):
-            stepper.close()
-        raise
 
 
 class _Loop(ABC):

@@ -76,7 +76,9 @@ def test_numbers_that_are_not_there_yet_are_dashes(missing):
     assert " - " in file.getvalue()
 
 
-def test_silence_is_possible():
+def test_silence_is_possible(capfd):
     with Progress(None, "", 10, 1e-9) as progress:
         progress.advance(5)
         progress.show(ROW)
+        progress.say("evaluating …")
+    assert capfd.readouterr() == ("", "")

@@ -129,6 +129,30 @@ def expected_in(backend, error, message):
         assert [type(each.exc_value) for each in told] == [error]
 
 
+class BreakingEnv(WaitingEnv):
+    """Its simulator is gone with the first step, so that it cannot be closed either."""
+
+    is_gone = False
+
+    def step(self, action):
+        self.is_gone = True
+        raise ConnectionError("the simulator is gone")
+
+    def close(self):
+        if self.is_gone:
+            raise OSError("cannot be closed")
+
+
+@pytest.mark.parametrize("backend", ["serial", "processes"])
+def test_failure_is_told_before_what_closing_after_it_raises(backend):
+    envs = fastrl.make_vec(BreakingEnv, 2, backend=backend)
+    envs.reset()
+    with pytest.raises(EnvFailure, match="raised ConnectionError: the simulator is gone, in step"):
+        envs.step(np.zeros((2, 1)))
+    with pytest.raises(ClosedEnvironmentError, match="the simulator is gone"):
+        envs.step(np.zeros((2, 1)))
+
+
 @pytest.mark.parametrize("fault", ["kill", "exit", "abort"])
 def test_death_of_a_worker_names_the_environment(fault):
     envs = make("processes", fault)

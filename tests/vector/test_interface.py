@@ -152,8 +152,12 @@ def test_nothing_works_after_close(backend):
 def test_close_while_a_step_is_under_way(backend):
     envs = fastrl.make_vec(TellingEnv, 2, backend=backend)
     envs.reset()
+    pids = envs.pids().values()
     envs.step_async(zeros(envs))
     envs.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(ClosedEnvironmentError):
+        envs.step_wait()
 
 
 def test_forgotten_vector_env_is_closed(backend):

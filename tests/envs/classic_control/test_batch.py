@@ -43,21 +43,16 @@ def test_same_seeds_give_the_same_episodes():
     assert (first != second).all()
 
 
-def test_threads_change_nothing():
-    # Enough of them that a second thread is worth waking.
-    n, results = 9_001, []
-    for num_threads in (1, 2):
+# Enough environments that a second thread is worth waking, and fewer of them than threads.
+@pytest.mark.parametrize(("n", "threads"), [(9_001, 2), (2, 8)])
+def test_threads_change_nothing(n, threads):
+    results = []
+    for num_threads in (1, threads):
         env = ClassicControlBatch("Acrobot-v1", n, Options(num_threads=num_threads))
         results.append(run(env, range(n), random_actions(env.spec, n, 4)))
         env.close()
+        env.close()
     assert_same(*results)
-
-
-def test_more_threads_than_environments_are_fine():
-    env = ClassicControlBatch("CartPole-v1", 2, Options(num_threads=8))
-    run(env, [1, 2], random_actions(env.spec, 2, 3))
-    env.close()
-    env.close()
 
 
 def test_an_environment_is_no_different_at_the_end_of_a_long_batch():
