@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vect
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor, call_in_child
 
+_PIPE_BYTES = 2**15
+"""A pipe takes this much at once: that of a worker which waits for an order is empty."""
 _SLICE_S = 0.1
 """How often a waiting caller looks after the workers."""
 
@@ -148,7 +151,22 @@ class ProcessDriver:
         give_answers.close()
 
     def _tell(self, worker: int, payload: bytes) -> None:
-        """Send what an order comes with; if the worker has died, who waits for it finds out."""
+        """Send what an order comes with; if the worker has died, who waits for it finds out.
+
+        Raises:
+            EnvTimeoutError: The worker took none of it within the deadline.
+        """
+        if len(payload) < _PIPE_BYTES:
+            self._send(worker, payload)
+            return
+        timeout_s = self._plan.timeout_s
+        sender = threading.Thread(target=self._send, args=(worker, payload), daemon=True)
+        sender.start()
+        sender.join(timeout_s)
+        if sender.is_alive():
+            raise self._silent(timeout_s)
+
+    def _send(self, worker: int, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             self._orders[worker].send_bytes(payload)
 

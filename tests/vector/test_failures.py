@@ -190,6 +190,14 @@ def test_worker_killed_in_the_middle_of_its_answer_is_noticed():
         envs.step_wait()
 
 
+def test_worker_that_takes_no_arguments_is_named_at_the_deadline():
+    envs = fastrl.make_vec(WaitingEnv, 2, backend="processes", num_workers=2, timeout_s=1.0)
+    envs.reset()
+    os.kill(envs.pids()["env-worker-1"], signal.SIGSTOP)
+    with pytest.raises(EnvTimeoutError, match=r"env 1 .*env-worker-1.* within 1 s"):
+        envs.parallel(lambda env, argument: None, [np.zeros(10**6)] * 2)
+
+
 def test_worker_killed_before_it_is_given_objects_is_noticed():
     envs = fastrl.make_vec(WordyEnv, 2, backend="processes", num_workers=1)
     envs.reset()
