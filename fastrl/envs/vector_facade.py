@@ -20,6 +20,8 @@ from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
+_TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
+"""Kinds of numbers that stand for actions of each kind."""
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
@@ -68,7 +70,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             final_observation=self._rows(),
         )
         # Discrete actions are stored as indices from 0.
-        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._action_leaves()]
+        self._leaves = self._action_leaves()
+        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._leaves]
 
     def reset(
         self,
@@ -108,6 +111,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Args:
             actions: A sample of ``action_space``.
+
+        Raises:
+            EnvError: They are of another shape or kind; no environment was stepped.
         """
         views = self._views
         self.batched.step(
@@ -144,9 +150,25 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     def _action_rows(self, actions: Any) -> Rows:  # noqa: ANN401
         found = flatten(self.single_action_space, actions)
         return tuple(
-            np.asarray(rows) - start if start.any() else np.asarray(rows)
-            for rows, start in zip(found, self._starts, strict=True)
+            self._action_row(*each) for each in zip(found, self._starts, self._leaves, strict=True)
         )
+
+    def _action_row(
+        self,
+        actions: Any,  # noqa: ANN401
+        start: NDArray[Any],
+        leaf: spaces.Space[Any],
+    ) -> NDArray[Any]:
+        """Return actions as they are stored; others would make compiled code compile again."""
+        rows = np.asarray(actions)
+        if rows.dtype != leaf.dtype:
+            if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
+                raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
+            rows = rows.astype(leaf.dtype)
+        shape = (self.num_envs, *_shape(leaf))
+        if rows.shape != shape:
+            raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+        return rows - start if start.any() else rows
 
     def _observation(self) -> Any:  # noqa: ANN401
         rows = self._views.observation

@@ -133,3 +133,22 @@ def test_mistakes_in_a_reset_are_refused(reset, message):
 def test_info_that_nobody_has_is_refused():
     with pytest.raises(EnvError, match="has no info"):
         facade(1, info=True)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (None, "actions are of dtype object; expected int64"),
+        (np.full(2, 5.0), "actions are of dtype float64; expected int64"),
+        (np.full(3, 5), r"actions have the shape \(3,\); expected \(2,\)"),
+        (np.full((2, 1), 5), r"actions have the shape \(2, 1\); expected \(2,\)"),
+        (5, r"actions have the shape \(\); expected \(2,\)"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused_before_any_step(actions, message):
+    envs = facade(2)
+    envs.reset(seed=0)
+    with pytest.raises(EnvError, match=f"^{message}$"):
+        envs.step(actions)
+    observation, *_ = envs.step([5, 6])
+    assert observation["count"].tolist() == [1, 1]

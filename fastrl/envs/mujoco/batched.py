@@ -40,6 +40,12 @@ from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.physics import Rows as Which
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import View
+from fastrl.envs.mujoco.returned import (
+    check_flags,
+    check_initial,
+    check_observation,
+    check_terms,
+)
 from fastrl.envs.mujoco.single import SingleMujocoEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -126,12 +132,14 @@ class MujocoBatchedEnv(ABC):
         self.params = parse(self._name, self.Params, kwargs)
         path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
         self.physics = Physics(path, num_envs, self.fields(), num_threads)
-        self._nstep = int(getattr(self.params, "frame_skip", None) or self.frame_skip)
+        self._nstep = _frame_skip(getattr(self.params, "frame_skip", None), self.frame_skip)
         self._randomization = Randomization(self.physics, randomize) if randomize else None
         self.dt = _dt(self.physics, self._nstep)
         self.setup()
 
-        size = sum(part.shape[1] for part in self._checked(self.observation(self.physics.now)))
+        parts = self.observation(self.physics.now)
+        check_observation(self._name, parts, num_envs)
+        size = sum(part.shape[1] for part in parts)
         self.spec = EnvSpec(
             self._name,
             spaces.Box(-np.inf, np.inf, (size,), np.float64),
@@ -147,6 +155,7 @@ class MujocoBatchedEnv(ABC):
         self._parameter_generators: list[np.random.Generator] = []
         self._tracked: Any = None
         self.terms: dict[str, Any] = {}
+        self._looked = False
 
     def __init_subclass__(cls) -> None:
         """Let subclasses without an id go by their names."""
@@ -226,7 +235,8 @@ class MujocoBatchedEnv(ABC):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: It was never reset, or MuJoCo gave up on an environment; names it by index.
+            EnvError: It was never reset, MuJoCo gave up on an environment (names it by index), or
+                the subclass's functions return something else than they should.
         """
         self._check_seeded()
         physics, now = self.physics, self.physics.now
@@ -237,6 +247,10 @@ class MujocoBatchedEnv(ABC):
         after = self._track()
         terms = self.reward(Step(now, action, self._tracked, after, terminal))
         self._tracked = after
+        if not self._looked:
+            self._looked = True
+            check_terms(self._name, terms, self.num_envs)
+            check_flags(self._name, terminal, self.num_envs)
         self.terms = dict(terms)
         views.reward[:] = _sum(terms)
         if terminal is None:
@@ -310,6 +324,9 @@ class MujocoBatchedEnv(ABC):
             self.dt = _dt(self.physics, self._nstep)
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         drawn = [self.initial(self._generators[index]) for index in indices.tolist()]
+        if first:
+            model = self.physics.model
+            check_initial(self._name, drawn[0], int(model.nq), int(model.nv))
         qpos, qvel = (np.array(column) for column in zip(*drawn, strict=True))
         self.physics.restart(rows, qpos, qvel)
         self._deadlines[rows] = min(self._clock + self._limit, _NEVER)
@@ -319,15 +336,6 @@ class MujocoBatchedEnv(ABC):
         tracked = self.tracked(self.physics.now)
         # Fields are overwritten by the next step, and what is tracked may be a view of them.
         return None if tracked is None else np.array(tracked)
-
-    def _checked(self, parts: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        for part in parts:
-            if part.ndim != 2 or len(part) != self.num_envs:
-                raise EnvError(
-                    f"'{self._name}' observes a part of shape {part.shape}; "
-                    f"expected ({self.num_envs}, k)"
-                )
-        return parts
 
 
 def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
@@ -357,11 +365,21 @@ def _limit(asked: int | None, default: int | None) -> int | None:
     return None if limit == -1 else limit
 
 
+def _frame_skip(asked: Any, default: int) -> int:  # noqa: ANN401
+    frame_skip = default if asked is None else asked
+    if frame_skip < 1:
+        raise EnvError(f"frame_skip must be at least 1, got {frame_skip}")
+    return int(frame_skip)
+
+
 def _model_path(xml_file: str | Path) -> Path:
     try:
-        return Path(expand_model_path(str(xml_file)))
+        path = Path(expand_model_path(str(xml_file)))
     except OSError as error:
         raise EnvError(f"xml_file: {error}") from None
+    if not path.is_file():
+        raise EnvError(f"xml_file: '{xml_file}' is no file")
+    return path
 
 
 def _action_space(physics: Physics) -> spaces.Box:

@@ -221,13 +221,48 @@ def test_field_that_was_not_asked_for_is_explained(jumper_class):
         Curious(1)
 
 
-def test_flat_part_of_an_observation_is_refused(jumper_class):
-    class Flat(jumper_class):
-        def observation(self, now):
-            return (now.qpos[:, 0],)
+@pytest.mark.parametrize(
+    ("name", "returned", "message"),
+    [
+        ("observation", None, r"observation must return a sequence of arrays (2, k), got None"),
+        ("observation", (np.zeros(2),), r"arrays (2, k), got one of (2,) float64"),
+        ("observation", (np.zeros((3, 2)),), r"arrays (2, k), got one of (3, 2) float64"),
+        ("reward", None, r"reward must return terms by name, each (2,) or a number, got None"),
+        ("reward", {}, r"reward must return terms by name, each (2,) or a number, got {}"),
+        ("reward", np.zeros(2), r"terms by name, each (2,) or a number, got (2,) float64"),
+        ("reward", {"up": np.zeros((2, 1))}, r"a number, got for 'up' (2, 1) float64"),
+        ("reward", {"up": "high"}, r"a number, got for 'up' 'high'"),
+        ("terminated", np.zeros(2), r"terminated must return None or (2,) bool, got (2,) float64"),
+        (
+            "terminated",
+            np.zeros(3, bool),
+            r"terminated must return None or (2,) bool, got (3,) bool",
+        ),
+        ("initial", None, r"initial must return qpos (2,) and qvel (2,), got None"),
+        ("initial", (np.zeros(3), np.zeros(2)), r"qvel (2,), got (3,) float64 and (2,) float64"),
+    ],
+)
+def test_function_that_returns_something_else_is_named(
+    jumper_class, drive, name, returned, message
+):
+    robot = type("Odd", (jumper_class,), {name: lambda *_: returned})
+    with pytest.raises(EnvError) as caught:
+        drive(robot(2)).run(1)
+    assert str(caught.value).startswith(f"'Odd'.{name} must return ")
+    assert message in str(caught.value)
 
-    with pytest.raises(EnvError, match=r"observes a part of shape \(2,\); expected \(2, k\)"):
-        Flat(2)
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
+        ({"xml_file": ""}, "xml_file: '' is no file"),
+        ({"xml_file": "/"}, "xml_file: '/' is no file"),
+    ],
+)
+def test_attribute_that_cannot_be_is_named(jumper_class, attributes, message):
+    with pytest.raises(EnvError, match=f"^{message}$"):
+        type("Odd", (jumper_class,), attributes)(1)
 
 
 def test_step_before_the_first_reset_is_refused(jumper_class, drive):
