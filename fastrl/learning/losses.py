@@ -15,11 +15,14 @@ _EPSILON = 1e-8
 def normalize_advantage(advantage: Tensor) -> Tensor:
     """Return advantages with mean 0 and standard deviation 1; a single one as it is.
 
-    The deviation is the unbiased one, and 1e-8 is added to it.
+    The deviation is the unbiased one, and 1e-8 is added to it. Equal advantages become exactly 0.
     """
     if advantage.numel() < 2:
         return advantage
-    return (advantage - advantage.mean()) / (advantage.std() + _EPSILON)
+    # The mean of equal numbers is rounded. What is left of them, divided by a deviation that is as
+    # small, would be 1 or -1 for all; relative to the first one they are 0, and so is their mean.
+    shifted = advantage - advantage.flatten()[0]
+    return (shifted - shifted.mean()) / (shifted.std() + _EPSILON)
 
 
 def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:

@@ -109,6 +109,13 @@ def test_normalised_advantages_have_mean_0_and_deviation_1():
     assert found.std().item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("advantage", [0.1, 1000.1, -33_000.0])
+@pytest.mark.parametrize("rows", [7, 2048, 8191])
+def test_equal_advantages_teach_nothing(rows, advantage):
+    """Their mean is rounded, and what is left must not be divided by a deviation as small."""
+    assert not losses.normalize_advantage(torch.full((rows,), advantage)).any()
+
+
 def test_single_advantage_is_left_as_it_is():
     assert losses.normalize_advantage(numbers(3.0)).tolist() == [3.0]
 
