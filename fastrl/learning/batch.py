@@ -31,6 +31,10 @@ class Batch:
         return len(self.columns)
 
 
+NO_BATCH = Batch({}, {}, torch.empty(0, 4))
+"""What a gradient engine holds between two rollouts."""
+
+
 class Transfer:
     """Brings the tensors of a rollout to a device in one copy.
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastrl.learning.batch import Batch
+from fastrl.learning.batch import NO_BATCH, Batch
 from fastrl.learning.kernels import objective_gradient
 from fastrl.learning.objective import METRICS, ObjectiveSettings, objective
 from fastrl.learning.parameters import FlatParameters
@@ -19,7 +19,7 @@ class GradientEngine(Protocol):
     """Computes the objective of minibatches, and its gradient into a `FlatParameters`."""
 
     def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
-        """Take the batch from which minibatches are drawn until the next call."""
+        """Take the batch from which minibatches are drawn until `release`."""
         ...
 
     def forward(self, index: Tensor) -> Tensor:
@@ -32,6 +32,10 @@ class GradientEngine(Protocol):
 
     def backward(self) -> None:
         """Write the gradient of the last `forward`."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the batch, whose memory is the sampler's, and of what was computed from it."""
         ...
 
 
@@ -57,7 +61,7 @@ class AutogradEngine:
         self._slopes: tuple[Tensor | None, ...] = ()
 
     def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
-        """Take the batch from which minibatches are drawn until the next call."""
+        """Take the batch from which minibatches are drawn until `release`."""
         self._batch, self._settings = batch, settings
         if self._compiled:
             self._settings = settings.with_tensors(self._device)
@@ -85,6 +89,10 @@ class AutogradEngine:
         learnt = [(output, slope) for output, slope in pairs if output.requires_grad]
         torch.autograd.backward([output for output, _ in learnt], [slope for _, slope in learnt])
         self._outputs = self._slopes = ()
+
+    def release(self) -> None:
+        """Let go of the batch, and of what was computed from it."""
+        self._batch, self._outputs, self._slopes = NO_BATCH, (), ()
 
     def _evaluate_all(
         self,

@@ -125,8 +125,11 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
         batch = self._batch(rollout, columns)
         settings = self._objective_settings()
         learning_rate = self._scheduled("learning_rate")
-        self._engine.load(batch, settings)
-        metrics = self._learn(batch, learning_rate)
+        try:
+            self._engine.load(batch, settings)
+            metrics = self._learn(batch, learning_rate)
+        finally:
+            self._engine.release()
         metrics |= {
             "explained_variance": float(explained_variance(rollout.value[:-1], target)),
             "learning_rate": learning_rate,
@@ -179,7 +182,7 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
         """Return the loss of this update."""
 
     def _advantage_and_target(self, rollout: Rollout, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """Return advantages and value targets, ``[T, B] float32`` on the CPU."""
+        """Return advantages and value targets, ``[T, B] float32``, where the rollout is."""
         value, algorithm = rollout.value[:-1], self._algorithm
         following = next_values(
             rollout.value, rollout.final_value, rollout.terminated, rollout.truncated

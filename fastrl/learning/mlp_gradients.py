@@ -15,7 +15,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from fastrl.learning.batch import Batch
+from fastrl.learning.batch import NO_BATCH, Batch
 from fastrl.learning.kernels import categorical_gradient, gaussian_gradient
 from fastrl.learning.objective import METRICS, ObjectiveSettings
 from fastrl.models.action_parts import ActionPart, Categoricals, Gaussians
@@ -191,7 +191,7 @@ class MLPEngine:
 
     @torch.no_grad()
     def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
-        """Take the batch from which minibatches are drawn until the next call.
+        """Take the batch from which minibatches are drawn until `release`.
 
         Observations are normalised here, once, since their statistics stay the same meanwhile.
         """
@@ -265,3 +265,8 @@ class MLPEngine:
         """Write the gradient of the last `forward`."""
         for tower in self._towers:
             tower.backward()
+
+    def release(self) -> None:
+        """Let go of the batch."""
+        self._inputs = NO_BATCH.columns
+        self._constants = (NO_BATCH.columns.numpy(),) * 3

@@ -14,7 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from fastrl.learning.batch import Batch
+from fastrl.learning.batch import NO_BATCH, Batch
 from fastrl.learning.gradients import objective_slopes
 from fastrl.learning.objective import ObjectiveSettings
 from fastrl.learning.parameters import FlatParameters
@@ -58,7 +58,7 @@ class ShardedEngine:
         self._slopes: list[Outputs] = []
 
     def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
-        """Take the batch from which minibatches are drawn until the next call."""
+        """Take the batch from which minibatches are drawn until `release`."""
         self._batch, self._settings = batch, settings
 
     def forward(self, index: Tensor) -> Tensor:
@@ -87,6 +87,10 @@ class ShardedEngine:
             else:
                 total.add_(gradient)
         self._outputs, self._slopes = [], []
+
+    def release(self) -> None:
+        """Let go of the batch, and of what was computed from it."""
+        self._batch, self._outputs, self._slopes = NO_BATCH, [], []
 
     def _evaluate(self, index: Tensor) -> Outputs:
         observation = {k: v.index_select(0, index) for k, v in self._batch.observation.items()}

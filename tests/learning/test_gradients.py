@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -189,17 +192,59 @@ def test_mlp_engine_leaves_other_models_to_autograd(model):
     assert not mlp_gradients.supports(model)
 
 
-def test_frozen_parameters_are_left_to_autograd_and_stay():
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("frozen", ["actor_head", "critic_head", "actor_body"])
+def test_frozen_parameters_are_left_to_autograd_and_stay(frozen, num_threads):
     model = model_of(DISCRETE)
-    model.actor_head.weight.requires_grad_(False)
+    for parameter in getattr(model, frozen).parameters():
+        parameter.requires_grad_(False)
     assert not mlp_gradients.supports(model)
     flat = FlatParameters(model.parameters())
-    engine = AutogradEngine(model, flat, compiled=False, bf16=False)
+    engine = (
+        AutogradEngine(model, flat, compiled=False, bf16=False)
+        if num_threads == 1
+        else ShardedEngine(model, flat, num_threads, bf16=False)
+    )
     engine.load(batch_of(DISCRETE, model), PPO)
     engine.forward(torch.arange(8))
     engine.backward()
     assert flat.gradient.abs().sum() > 0
-    assert model.actor_head.weight.grad is None
+    assert all(parameter.grad is None for parameter in getattr(model, frozen).parameters())
+
+
+def test_what_fails_in_a_thread_is_raised_and_the_next_minibatch_is_right(monkeypatch):
+    model = model_of(IMAGE)
+    batch = batch_of(IMAGE, model)
+    flat = FlatParameters(model.parameters())
+    engine = ShardedEngine(model, flat, num_threads=3, bf16=False)
+    engine.load(batch, PPO)
+    evaluate = model.evaluate
+
+    def failing(observation, action):
+        if len(action[""]) == 16:  # the last of the shards of 50
+            raise MemoryError("on purpose")
+        return evaluate(observation, action)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "evaluate", failing)
+        with pytest.raises(MemoryError, match="on purpose"):
+            engine.forward(torch.arange(ROWS))
+    check(engine, flat, model, batch, PPO, atol=1e-4)
+
+
+def test_threads_end_with_their_engine():
+    before = set(threading.enumerate())
+    model = model_of(IMAGE)
+    engine = ShardedEngine(model, FlatParameters(model.parameters()), num_threads=3, bf16=False)
+    engine.load(batch_of(IMAGE, model), PPO)
+    engine.forward(torch.arange(ROWS))
+    started = set(threading.enumerate()) - before
+    assert started
+    del engine
+    gc.collect()
+    for thread in started:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

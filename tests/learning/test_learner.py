@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
@@ -16,6 +20,7 @@ from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED, config_of, random_rollout
 
+IMAGE = EnvSpec("image", spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2))
 ALGORITHMS = {
     "ppo": PPOConfig(epochs=2, minibatch_size=20, entropy_coef=0.01),
     "a2c": A2CConfig(entropy_coef=0.01),
@@ -46,6 +51,29 @@ def test_update_changes_parameters_and_leaves_the_rollout_alone(spec, algorithm)
     assert not torch.equal(vector_of(learner), before)
     for tensor, copy in zip(tensors_of(rollout, spec), kept, strict=True):
         assert torch.equal(tensor, copy)
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("spec", "model"),
+    [(DISCRETE, {}), (DISCRETE, {"activation": "gelu"}), (IMAGE, {})],
+    ids=["mlp engine", "autograd engine", "sharded engine"],
+)
+def test_no_view_of_a_rollout_is_kept(spec, model, algorithm):
+    """Its memory is the sampler's, and on a GPU it would be missing while the next one is made."""
+    algorithm = algorithm.model_copy(update={"torch_threads": 2})
+    learner = build_learner(config_of(algorithm, **model), spec)
+    rollout = random_rollout(spec, learner.model)
+    memory = {
+        name: getattr(rollout, name).numpy().copy()
+        for name in ("observation", "action", "reward", "value", "log_prob")
+    }
+    kept = {name: weakref.ref(array) for name, array in memory.items()}
+    rollout = replace(rollout, **{n: torch.from_numpy(array) for n, array in memory.items()})
+    learner.update(rollout)
+    del rollout, memory
+    gc.collect()
+    assert [name for name, array in kept.items() if array() is not None] == []
 
 
 @EACH
