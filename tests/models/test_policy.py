@@ -55,9 +55,12 @@ def test_a_class_of_the_users_own_is_built_with_its_kwargs():
     config = ModelConfig(class_path="my_models:Doubled", kwargs={"factor": 3.0})
     model = build_model(SPEC, config)
     assert isinstance(model, Doubled)
-    parameters, value = model({"": torch.randn(4, 3)})
+    observation = {"": torch.randn(4, 3)}
+    parameters, value = model(observation)
     assert parameters.shape == (4, 2)
     assert value.shape == (4,)
+    # What truncated episodes and rollouts end with is the same value.
+    assert torch.equal(model.value(observation), value)
 
 
 @pytest.mark.parametrize(
