@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Self
 
 from torch import Tensor
 
-from fastrl.closing import Closing
+from fastrl.closing import Closing, Held
 from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
@@ -88,6 +89,9 @@ class TableSampler(BaseSampler):
         state_dict: First parameters; by default those of a freshly built model.
         debug: Poison each bank before it is filled, and refuse one with unwritten elements.
         check_numbers: Refuse rollouts with a NaN or an infinity.
+
+    Raises:
+        FastrlError: There is not enough memory; what there was is free again.
     """
 
     def __init__(
@@ -101,21 +105,27 @@ class TableSampler(BaseSampler):
         topology = plan.topology
         names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
         names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
-        super().__init__(plan, CounterBoard(names))
         self._debug, self._check_numbers = debug, check_numbers
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
-        table = Table(plan.env_spec, plan.rollout_length, topology.num_envs)
-        self._context = WorkerContext(
-            plan=plan,
-            table=table,
-            weights=None if state_dict is None else WeightStore(state_dict),
-            counters=self.counters,
-            hand_over=HandOver(topology),
-        )
-        self._buffer = RolloutBuffer(table)
-        if state_dict is not None:
-            self.publish(state_dict)
+        with ExitStack() as opened:
+
+            def kept(part: Held) -> Held:
+                opened.callback(part.close)
+                return part
+
+            super().__init__(plan, kept(CounterBoard(names)))
+            self._context = WorkerContext(
+                plan=plan,
+                table=kept(Table(plan.env_spec, plan.rollout_length, topology.num_envs)),
+                weights=None if state_dict is None else kept(WeightStore(state_dict)),
+                counters=self.counters,
+                hand_over=kept(HandOver(topology)),
+            )
+            self._buffer = RolloutBuffer(self._context.table)
+            if state_dict is not None:
+                self.publish(state_dict)
+            opened.pop_all()
 
     def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
         assert self._context.weights is not None

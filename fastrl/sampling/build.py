@@ -9,13 +9,15 @@ from torch import Tensor
 
 from fastrl.config import Config
 from fastrl.cores import usable_cores
+from fastrl.devices import existing_device
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
 from fastrl.models.policy import build_model
-from fastrl.sampling.device_sampler import DeviceSampler, existing
+from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.spec import EnvSpec
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
@@ -23,7 +25,9 @@ _SPINS = 300
 """About 40 µs: longer than a hand-over takes when nobody has to be woken."""
 
 
-def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
+def make_plan(
+    config: Config, *, random_actions: bool = False, env_spec: EnvSpec | None = None
+) -> SamplingPlan:
     """Probe the environment and lay out the run.
 
     The environment is built once in a short-lived process, so that nothing it imports or starts
@@ -32,6 +36,7 @@ def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
     Args:
         config: A whole, validated configuration.
         random_actions: Draw actions at random instead of running a policy.
+        env_spec: What the same environment was found to be before; by default it is probed.
 
     Raises:
         EnvError: The environment cannot be built, or a space of it is not supported.
@@ -41,10 +46,10 @@ def make_plan(config: Config, *, random_actions: bool = False) -> SamplingPlan:
     if config.sampler.kind == "device":
         # It steps in this process anyway.
         factory = compiled_factory(config.env)
-        env_spec = factory.probe()
+        env_spec = env_spec or factory.probe()
     else:
         factory = EnvFactory.from_config(config.env)
-        env_spec = call_in_child(factory.probe, config.sampler.start_timeout_s)
+        env_spec = env_spec or call_in_child(factory.probe, config.sampler.start_timeout_s)
     processes = topology.num_env_workers + topology.num_model_workers
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -100,7 +105,7 @@ def make_sampler(
     check_numbers = config.faults.bad_numbers != "skip_update"
     device = plan.device(0)
     if config.sampler.kind == "device" and device.type != "cpu":
-        env, params = configured(config.env, existing(device))
+        env, params = configured(config.env, existing_device(device))
         squash = config.env.action_bounds == "squash"
         return DeviceSampler(plan, env, params, weights, squash=squash, check_numbers=check_numbers)
     if config.sampler.kind != "process":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrl.devices import existing_device
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
@@ -64,8 +65,7 @@ class DeviceSampler(BaseSampler):
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
             raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
-        super().__init__(plan, CounterBoard([_WORKER]))
-        self._device = existing(plan.device(0))
+        self._device = existing_device(plan.device(0))
         self._model = _built(plan, self._device)
         policy: TensorPolicy = (
             RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
@@ -75,7 +75,9 @@ class DeviceSampler(BaseSampler):
         self._version, self._closed, self._check_numbers = 0, False, check_numbers
         self._here: Start | None = None
         if self._model is not None:
-            self.publish(self._model.state_dict() if state_dict is None else state_dict)
+            self._publish(self._model.state_dict() if state_dict is None else state_dict)
+        # Last, as nobody would close the counters of a sampler that cannot be made.
+        super().__init__(plan, CounterBoard([_WORKER]))
 
     def start(self) -> None:
         """Begin an episode in every environment.
@@ -168,18 +170,6 @@ class DeviceSampler(BaseSampler):
         row[Counter.ENV_STEPS] += rollout.num_steps
         row[Counter.EPISODES] += len(rollout.episodes)
         row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
-
-
-def existing(device: torch.device) -> torch.device:
-    """Return a device that torch finds.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"no device '{device}': torch finds {count} CUDA devices; use 'cpu'")
-    return device
 
 
 def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:

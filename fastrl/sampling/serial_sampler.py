@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from torch import Tensor
 
 from fastrl.allocator import keep_freed_memory
+from fastrl.closing import close_all
 from fastrl.sampling.base import TableSampler
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
@@ -37,15 +39,18 @@ class SerialSampler(TableSampler):
         self._closed = False
 
     def start(self) -> None:
-        """Build the environments and the policy.
+        """Build the environments and the policy; what fails here closes the sampler.
 
         Raises:
             FastrlError: The sampler was closed.
         """
         if self._closed:
             raise self._closed_error()
-        if self._steppers:
-            return
+        if not self._steppers:
+            with self._closed_if_it_fails():
+                self._build()
+
+    def _build(self) -> None:
         keep_freed_memory()
         context, topology = self._context, self.topology
         for worker in range(topology.num_env_workers):
@@ -60,16 +65,25 @@ class SerialSampler(TableSampler):
         ]
 
     def collect(self) -> Rollout:
-        """Return the next rollout; its views hold until the second call from now."""
+        """Return the next rollout; its views hold until the second call from now.
+
+        What fails here closes the sampler, whose environments are then in the middle of a rollout.
+
+        Raises:
+            EnvError: An environment failed, or gave a number that is not finite.
+            FastrlError: The sampler was closed.
+        """
         self.start()
         rollout = self._next_rollout
-        self._before_filling(rollout)
-        for stepper in self._steppers:
-            stepper.begin(rollout)
-        for policy, runner in enumerate(self._policies):
-            runner.begin(rollout)
-            self._fill(policy, rollout % NUM_BANKS)
-        return self._sealed()
+        with self._closed_if_it_fails():
+            self._before_filling(rollout)
+            for stepper in self._steppers:
+                stepper.begin(rollout)
+            for policy, runner in enumerate(self._policies):
+                runner.begin(rollout)
+                self._fill(policy, rollout % NUM_BANKS)
+            sealed = self._sealed()
+        return sealed
 
     def _fill(self, policy: int, bank: int) -> None:
         for t in range(self.rollout_length):
@@ -98,7 +112,18 @@ class SerialSampler(TableSampler):
     def close(self) -> None:
         """Close the environments; safe to call twice."""
         self._closed = True
-        for stepper in self._steppers:
-            stepper.close()
-        self._steppers = []
-        super().close()
+        steppers, self._steppers = self._steppers, []
+        try:
+            close_all(steppers)
+        finally:
+            super().close()
+
+    @contextmanager
+    def _closed_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # What failed first is what matters.
+            with suppress(Exception):
+                self.close()
+            raise

@@ -4,16 +4,18 @@ import dataclasses
 import itertools
 import time
 
+import psutil
 import pytest
 import torch
 
-from fastrl.errors import FastrlError
+from fastrl.errors import EnvError, FastrlError
+from fastrl.sampling import base
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
-from tests.sampling.counting import Ledger, make_plan, weights
+from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
 
 # n, N, M, groups: every combination of groups, N and M that a Topology accepts.
 TOPOLOGIES = [
@@ -213,3 +215,70 @@ def test_closed_sampler_says_so(kind, started):
     for use in (sampler.collect, sampler.start):
         with pytest.raises(FastrlError, match="this sampler is closed"):
             use()
+
+
+class Closed(CountingEnvs):
+    """Counts how many are open; fails as its class says."""
+
+    open = 0
+    fails_at = None
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs)
+        type(self).open += 1
+        self._steps = 0
+
+    def step(self, views):
+        self._steps += 1
+        if self._steps == self.fails_at:
+            raise EnvError("broken on purpose")
+        super().step(views)
+
+    def close(self):
+        type(self).open -= 1
+
+
+def test_serial_sampler_that_cannot_start_closes_what_it_has_built():
+    class Envs(Closed):
+        """The second one cannot be built."""
+
+    def build(num_envs):
+        if Envs.open:
+            raise EnvError("no licence for two")
+        return Envs(num_envs)
+
+    sampler = SerialSampler(make_plan(Topology(4, 2), 5, build_env=build))
+    with pytest.raises(EnvError, match="no licence for two"), sampler:
+        pass
+    assert Envs.open == 0
+    with pytest.raises(FastrlError, match="this sampler is closed"):
+        sampler.collect()
+
+
+def test_serial_sampler_does_not_go_on_after_a_failure():
+    """Its environments are no longer where the rollout says."""
+
+    class Envs(Closed):
+        fails_at = 8
+
+    sampler = SerialSampler(make_plan(Topology(4, 1), 5, build_env=Envs))
+    sampler.collect()
+    with pytest.raises(EnvError, match="broken on purpose"):
+        sampler.collect()
+    assert Envs.open == 0
+    with pytest.raises(FastrlError, match="this sampler is closed"):
+        sampler.collect()
+
+
+@pytest.mark.parametrize("kind", [SerialSampler, ProcessSampler])
+@pytest.mark.parametrize("part", ["Table", "WeightStore", "HandOver"])
+def test_sampler_that_cannot_be_made_gives_its_memory_back(kind, part, monkeypatch):
+    def refuse(*_):
+        raise FastrlError("not enough memory")
+
+    monkeypatch.setattr(base, part, refuse)
+    process = psutil.Process()
+    before = process.num_fds()
+    with pytest.raises(FastrlError, match="not enough memory"):
+        kind(make_plan(Topology(4, 1), 5))
+    assert process.num_fds() == before
