@@ -48,13 +48,17 @@ class A2C(BaseLearner[A2CConfig]):
 
     @torch.no_grad()
     def _evaluated_anew(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return log_prob ``[T, B]`` and value ``[T+1, B]`` of the policy that learns."""
+        """Return log_prob ``[T, B]`` and value ``[T+1, B]`` of the policy that learns.
+
+        Both are where the rollout is: on the CPU, unless it was sampled on the learner's device.
+        """
+        there = rollout.log_prob.device
         observation = {k: v.to(self._device) for k, v in self._observation(rollout).items()}
         action = {k: v.to(self._device) for k, v in self._action(rollout).items()}
         before = {path: leaf[:-1] for path, leaf in observation.items()}
         log_prob, _, value = self.model.evaluate(before, action)
         last = self.model.value({path: leaf[-1:] for path, leaf in observation.items()})
-        return log_prob.cpu(), torch.cat([value, last]).cpu()
+        return log_prob.to(there), torch.cat([value, last]).to(there)
 
     def _learn(self, batch: Batch, learning_rate: float) -> dict[str, float]:
         metrics = self._engine.forward(torch.arange(len(batch), device=self._device))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
+from fastrl.config import A2CConfig, Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
 from fastrl.envs.tensor import make_tensor
 from fastrl.envs.tensor.configured import configured
 from fastrl.errors import ConfigError, EnvError, FastrlError
@@ -198,6 +199,12 @@ def test_misuse_says_what_would_be_right():
     sampler.close()
     with pytest.raises(FastrlError, match="this sampler is closed"):
         sampler.collect()
+    before = psutil.Process().num_fds()
+    plan = make_plan(config())
+    env, params = configured(config().env, plan.device(0))
+    with pytest.raises(FastrlError, match="differ from the model's"):
+        DeviceSampler(plan, env, params, {})
+    assert psutil.Process().num_fds() == before
     with pytest.raises(ConfigError, match="one env worker, got num_env_workers = 2"):
         device_sampler(config(), topology=Topology(N, 2))
     if not torch.cuda.is_available():
@@ -263,3 +270,13 @@ def test_nothing_leaves_the_gpu_while_learning_from_it(normalize):
             rollout = sampler.collect()
             assert {tensor.device.type for tensor in numbers(rollout)} == {"cuda"}
             assert learner.update(rollout)["gradient_steps"] > 0
+
+
+@pytest.mark.gpu
+def test_vtrace_corrects_what_was_sampled_on_the_gpu():
+    algorithm = A2CConfig(vtrace=True)
+    settings = on_gpu(config().model_copy(update={"algorithm": algorithm}))
+    with make_sampler(settings) as sampler:
+        learner = build_learner(settings, sampler.env_spec)
+        sampler.publish(learner.weights())
+        assert learner.update(sampler.collect())["gradient_steps"] == 1
