@@ -20,7 +20,15 @@ from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.race import Noise, Race, Verdict
 from fastrl.tuning.space import Space
 from fastrl.tuning.surrogate import Surrogate
-from fastrl.tuning.trials import Journal, Measure, MemoryJournal, Replay, Trial, TrialError
+from fastrl.tuning.trials import (
+    Journal,
+    Measure,
+    MemoryJournal,
+    Replay,
+    Trial,
+    TrialError,
+    attempt,
+)
 
 _UNLIKELY_STD = 2.5
 """Candidates that are guessed this many standard deviations below the best are left out."""
@@ -274,7 +282,9 @@ class Search:
                 leads.append(math.log(trial.fps / trial.reference_fps))
         if reference is None:
             default_fps[:] = best_fps if best == self._default else []
-        elif not leads or np.median(leads) < 0 or np.median(best_fps) < np.median(default_fps):
+        elif not best_fps or (
+            leads and (np.median(leads) < 0 or np.median(best_fps) < np.median(default_fps))
+        ):
             best_fps[:] = default_fps or self._known.fps[self._default]
             default_fps[:] = best_fps
             self._path.append(self._default)
@@ -300,9 +310,9 @@ class Search:
             self._journal.add(trial)
         self._spent_s += trial.cost_s
         self._trials.append(trial)
-        if trial.fps is None:
+        if trial.error:
             self._known.failed[candidate] = trial
-        else:
+        if trial.fps is not None:
             self._known.fps.setdefault(candidate, []).append(trial.fps)
             if reference is not None and trial.reference_fps is not None:
                 self._known.fps.setdefault(reference, []).append(trial.reference_fps)
@@ -314,32 +324,20 @@ class Search:
         self, candidate: Candidate, reference: Candidate | None, seconds: float
     ) -> Trial:
         start = self._clock()
-        before = after = None
-        try:
-            # Half of the reference's window comes first and half last: a steady drift cancels.
-            if reference is not None:
-                before = self._measure(reference, seconds / 2)
-            own = self._measure(candidate, seconds)
-            if reference is not None:
-                after = self._measure(reference, seconds / 2)
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return Trial(
-                candidate,
-                reference,
-                seconds,
-                fps=None,
-                cost_s=self._clock() - start,
-                error=reason,
-                exhausted=_is_exhausted(error),
-            )
+        # Half of the reference's window comes first and half last: a steady drift cancels.
+        before = attempt(self._measure, reference, seconds / 2)
+        own = attempt(self._measure, candidate, seconds)
+        after = attempt(self._measure, None if own.error else reference, seconds / 2)
+        failed = own.error or before.error or after.error
         return Trial(
             candidate,
             reference,
             seconds,
-            fps=own.fps,
-            reference_fps=(before.fps + after.fps) / 2 if before and after else None,
+            fps=own.fps or None,
+            reference_fps=(before.fps + after.fps) / 2 if reference and not failed else None,
             cost_s=self._clock() - start,
+            error=failed if own.error or not failed else f"beside it, {failed}",
+            exhausted=own.exhausted,
             notes=own.notes,
         )
 
@@ -380,10 +378,6 @@ class Search:
                 found = [found[i] for i in sorted(chosen)]
             self._pool = found
         return self._pool
-
-
-def _is_exhausted(error: Exception) -> bool:
-    return getattr(error, "exhausted", False) or isinstance(error, MemoryError | TimeoutError)
 
 
 def _is_harder(candidate: Candidate, failed: Candidate) -> bool:

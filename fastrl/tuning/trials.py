@@ -49,6 +49,41 @@ class Measure(Protocol):
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One window of a candidate, or why there is none.
+
+    Attributes:
+        fps: Frames per second; 0 where there is no window.
+        notes: See `Sample`.
+        error: Why it failed; empty where it did not.
+        exhausted: See `TrialError`.
+    """
+
+    fps: float = 0.0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    exhausted: bool = False
+
+
+def attempt(measure: Measure, candidate: Candidate | None, seconds: float) -> Attempt:
+    """Measure a candidate for so long; nothing where there is none."""
+    if candidate is None:
+        return Attempt()
+    try:
+        sample = measure(candidate, seconds)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Attempt(error=reason, exhausted=_is_exhausted(error))
+    if sample.fps <= 0:
+        return Attempt(error="it made no step")
+    return Attempt(sample.fps, sample.notes)
+
+
+def _is_exhausted(error: Exception) -> bool:
+    return getattr(error, "exhausted", False) or isinstance(error, MemoryError | TimeoutError)
+
+
+@dataclass(frozen=True)
 class Trial:
     """One visit to a candidate: a window of it, and beside it one of the best so far.
 
@@ -59,7 +94,7 @@ class Trial:
         fps: Of the candidate; None where it failed.
         reference_fps: Of the reference.
         cost_s: Wall time that the trial took, starting processes included.
-        error: Why it failed; empty where it did not.
+        error: Why it failed, or what it was compared with did; empty where neither did.
         exhausted: See `TrialError`.
         notes: What else was seen of the candidate.
     """
@@ -111,13 +146,21 @@ class Replay:
     """Hands out recorded trials to a search that asks the same questions again.
 
     Args:
-        trials: Oldest first; of equal questions the oldest answer comes first.
+        trials: Oldest first; of equal questions the oldest answer comes first. Where none has
+            succeeded, whatever was wrong may not be any more: then there are no answers. Nor is a
+            failure one if the same question was answered later.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
         self._left: dict[Any, deque[Trial]] = defaultdict(deque)
+        trials = list(trials)
+        if all(trial.fps is None for trial in trials):
+            return
         for trial in trials:
-            self._left[trial.key].append(trial)
+            answers = self._left[trial.key]
+            if trial.fps is not None and all(answer.fps is None for answer in answers):
+                answers.clear()
+            answers.append(trial)
 
     def take(self, key: tuple[Candidate, Candidate | None, float]) -> Trial | None:
         """Return the next recorded answer to a question, None where there is none left."""

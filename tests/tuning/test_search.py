@@ -146,6 +146,81 @@ def test_failures_are_recorded_and_skipped(error):
             kinds[kind] = trial.candidate.envs_per_worker
 
 
+def two_candidates(speed):
+    """A space with nothing but a default and one that is twice as fast; ``speed`` may raise."""
+    default, other = Candidate(16, 1), Candidate(32, 1)
+    space = Space(1, fits=lambda c: c in (default, other))
+
+    def measure(candidate, seconds):
+        return Sample(speed(candidate))
+
+    def search(journal=None):
+        return Search(space, default, measure, journal=journal, clock=lambda: 0.0)
+
+    return default, other, search
+
+
+def test_a_default_that_fails_at_the_end_does_not_win():
+    calls = 0
+
+    def speed(candidate):
+        nonlocal calls
+        calls += candidate == default
+        # Once alone, and before and after each of two windows of the other one.
+        if candidate == default and calls > 5:
+            raise RuntimeError("the simulator has lost its licence")
+        return 10.0 * candidate.envs_per_worker
+
+    default, other, search = two_candidates(speed)
+    finding = search().run()
+    assert calls > 5
+    assert finding.best == other
+    assert finding.fps_median == 320
+    assert finding.default_fps_median is None
+    assert "lost its licence" in finding.trials[-1].error
+
+
+def test_a_best_one_that_fails_at_the_end_does_not_win():
+    calls = 0
+
+    def speed(candidate):
+        nonlocal calls
+        calls += candidate == other
+        if candidate == other and calls > 2:
+            raise RuntimeError("boom")
+        return 10.0 * candidate.envs_per_worker
+
+    default, other, search = two_candidates(speed)
+    finding = search().run()
+    assert finding.best == default
+    assert finding.fps_median == 160
+
+
+def test_a_candidate_that_makes_no_step_counts_as_failed():
+    default, _, search = two_candidates(lambda c: 160.0 * (c.envs_per_worker == 16))
+    finding = search().run()
+    assert finding.best == default
+    assert [trial.error for trial in finding.trials if trial.fps is None] == ["it made no step"]
+
+
+def test_where_nothing_could_be_measured_it_is_tried_again_the_next_time():
+    broken, journal = True, MemoryJournal()
+
+    def speed(candidate):
+        if broken:
+            raise MemoryError("somebody else has it all")
+        return 10.0 * candidate.envs_per_worker
+
+    _, other, search = two_candidates(speed)
+    with pytest.raises(TrialError, match="somebody else"):
+        search(journal).run()
+    broken = False
+    expected = search(journal).run()
+    assert expected.best == other
+    broken = True
+    assert search(journal).run() == expected
+
+
 def test_a_default_that_fails_is_replaced():
     surface = Surface(
         "fails", Space(2), Candidate(512, 2), lambda c: 0.0 if c.envs_per_worker > 64 else 100.0
