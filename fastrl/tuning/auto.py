@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from rich.console import Console
 
@@ -11,7 +11,7 @@ from fastrl.errors import ConfigError
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.study import StudyJournal
-from fastrl.tuning.trials import TrialError
+from fastrl.tuning.trials import Journal, Trial, TrialError
 from fastrl.tuning.tune import TuneOptions, Tuning, study_name, study_path
 
 
@@ -56,11 +56,27 @@ def _find(config: Config, options: TuneOptions) -> tuple[Candidate, str]:
             journal = None
         if journal is not None and (kept := journal.result) is not None:
             return kept, "tuned before"
-        tuning = stack.enter_context(Tuning(config, options, journal))
+        kept_as_possible = None if journal is None else _BestEffort(journal)
+        tuning = stack.enter_context(Tuning(config, options, kept_as_possible))
         finding = tuning.run().finding
         if journal is not None:
-            journal.keep_result(finding.best)
+            with suppress(ConfigError):
+                journal.keep_result(finding.best)
         return finding.best, f"tuned in {finding.spent_s:.0f} s"
+
+
+class _BestEffort:
+    """A journal whose file may be full or locked: what it does not keep is measured again."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def recorded(self) -> list[Trial]:
+        return self._journal.recorded()
+
+    def add(self, trial: Trial) -> None:
+        with suppress(ConfigError):
+            self._journal.add(trial)
 
 
 def _say(console: Console | None, text: str) -> None:

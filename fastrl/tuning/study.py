@@ -7,10 +7,13 @@ per second, its user attributes the rest. A search that was stopped goes on from
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,6 +25,10 @@ from fastrl.tuning.trials import Trial
 
 _LARGEST = 2**31 - 1
 _ATTRIBUTES = ("seconds", "reference_fps", "cost_s", "error", "exhausted", "notes")
+_WANTED = {*_ATTRIBUTES, "reference", "texts"}
+"""What a trial must say to be one of a search's."""
+_FAILURES = (OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError)
+"""What Optuna raises where a file is locked, full, damaged or something else."""
 
 
 class StudyJournal(Closing):
@@ -40,25 +47,27 @@ class StudyJournal(Closing):
         # Optuna tells of every trial on standard error, and warns of what is experimental.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.path = path
-        try:
+        with self._told("used as a study"):
             self._storage = RDBStorage(f"sqlite:///{path}")
             if fresh and name in optuna.get_all_study_names(self._storage):
                 optuna.delete_study(study_name=name, storage=self._storage)
             self._study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
             )
-        except (SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"{path} cannot be used as a study: {reason}") from error
 
     def recorded(self) -> list[Trial]:
         """Return all trials so far; those that other programs have added are left out."""
         frozen = self._study.get_trials(deepcopy=False)
-        return [_thawed(trial) for trial in frozen if "seconds" in trial.user_attrs]
+        return [_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED]
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial; it is on disk when this returns."""
-        self._study.add_trial(_frozen(trial))
+        """Keep a trial; it is on disk when this returns.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        with self._told("written"):
+            self._study.add_trial(_frozen(trial))
 
     @property
     def result(self) -> Candidate | None:
@@ -67,13 +76,29 @@ class StudyJournal(Closing):
         return None if found is None else Candidate.from_dict(found)
 
     def keep_result(self, best: Candidate) -> None:
-        """Keep what a search has found."""
-        self._study.set_user_attr("best", best.to_dict())
+        """Keep what a search has found.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        with self._told("written"):
+            self._study.set_user_attr("best", best.to_dict())
 
     def close(self) -> None:
         """Let go of the file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Say in one line that the file cannot be ``what``."""
+        try:
+            yield
+        except _FAILURES as error:
+            # Optuna says only where to look for the reason.
+            reason = error.__cause__ if isinstance(error, OptunaError) else error
+            told = " ".join(str(reason or error).split())[:200]
+            raise ConfigError(f"{self.path} cannot be {what}: {told}") from error
 
 
 def _frozen(trial: Trial) -> FrozenTrial:

@@ -10,6 +10,7 @@ from fastrl.errors import ConfigError
 from fastrl.training import train
 from fastrl.tuning import auto
 from fastrl.tuning.auto import tuned
+from fastrl.tuning.study import StudyJournal
 
 TINY = [
     "env.id=CartPole-v1",
@@ -59,3 +60,14 @@ def test_training_in_python_says_what_to_do_first():
 def test_only_processes_are_tuned():
     with pytest.raises(ConfigError, match="only 'process' is tuned, got 'serial'"):
         tuned(load_config(None, [*TINY, "sampler.kind=serial", "sampler.tune_s=3"]))
+
+
+def test_a_file_that_keeps_nothing_does_not_keep_one_from_training(monkeypatch):
+    def refuse(self, trial):
+        raise ConfigError("tuning.db cannot be written: database is locked")
+
+    monkeypatch.setattr(StudyJournal, "add", refuse)
+    monkeypatch.setattr(StudyJournal, "keep_result", refuse)
+    said = Console(file=io.StringIO())
+    tuned(load_config(None, [*TINY, "sampler.tune_s=2"]), said)
+    assert said.file.getvalue().startswith("tuned in ")

@@ -1,5 +1,8 @@
 """Trials survive in a SQLite file, and Optuna itself can read them."""
 
+import sqlite3
+from contextlib import closing
+
 import optuna
 import pytest
 from tuner_bench import surfaces
@@ -58,5 +61,30 @@ def test_a_search_goes_on_from_the_file(tmp_path):
 def test_a_file_that_is_no_study_is_refused(tmp_path):
     path = tmp_path / "study.db"
     path.write_text("not a database\n" * 100)
+    with pytest.raises(ConfigError, match=r"study\.db cannot be used as a study"):
+        StudyJournal(path, "x")
+
+
+def test_trials_of_other_programs_and_versions_are_left_out(tmp_path):
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        journal.add(TRIALS[0])
+    study = optuna.load_study(study_name="x", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    study.add_trial(optuna.create_trial(value=1.0, user_attrs={"seconds": 0.4}))
+    study.add_trial(optuna.create_trial(value=1.0))
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        assert journal.recorded() == TRIALS[:1]
+
+
+def test_a_file_that_does_not_take_a_trial_is_told_in_one_line(tmp_path):
+    path = tmp_path / "study.db"
+    with StudyJournal(path, "x") as journal:
+        with closing(sqlite3.connect(path)) as file:
+            file.execute("DROP TABLE trials")
+        with pytest.raises(ConfigError, match=r"^.*study\.db cannot be written: [^\n]*$"):
+            journal.add(TRIALS[0])
+        with closing(sqlite3.connect(path)) as file:
+            file.execute("DROP TABLE studies")
+        with pytest.raises(ConfigError, match=r"^.*study\.db cannot be written: [^\n]*$"):
+            journal.keep_result(BEST)
     with pytest.raises(ConfigError, match=r"study\.db cannot be used as a study"):
         StudyJournal(path, "x")
