@@ -191,15 +191,20 @@ def study_path() -> Path:
 def study_name(config: Config, options: TuneOptions) -> str:
     """Return a name that is equal where measurements are worth the same.
 
-    That is: the machine, the versions of packages, the environment, the policy, the length of
-    rollouts, and for training all that is learnt with.
+    That is: the machine with its devices, the versions of packages, the environment, the policy and
+    its engine, the length of rollouts, whether they are in lock step, and for training all that is
+    learnt with.
     """
+    sampler = config.sampler
     what = {
         "machine": machine(),
+        "devices": _devices(),
         "versions": versions(),
         "env": config.env.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json"),
-        "rollout_length": config.sampler.rollout_length,
+        "rollout_length": sampler.rollout_length,
+        "engine": sampler.engine,
+        "lock_step": sampler.lock_step,
         "objective": options.objective,
         "batch": options.batch,
         "seed": options.seed,
@@ -208,7 +213,7 @@ def study_name(config: Config, options: TuneOptions) -> str:
         # Rates and coefficients change what is learnt, and not how fast.
         algorithm = config.algorithm.model_dump(mode="json")
         what["algorithm"] = {k: v for k, v in algorithm.items() if not isinstance(v, float)}
-        what["mode"] = config.sampler.mode
+        what["mode"] = sampler.mode
         what["envs"] = config.topology.num_envs
     digest = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
     return f"{config.env.id} {options.objective} {digest[:12]}"

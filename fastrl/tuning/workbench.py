@@ -180,11 +180,11 @@ class TrainingRig(Rig):
     def __init__(
         self, config: Config, plan: SamplingPlan, asynchronous: bool, limit_s: float
     ) -> None:
-        super().__init__(plan, asynchronous, limit_s)
-        # Schedules must not end while it is measured.
+        # Schedules must not end while it is measured. Before the sampler, which holds memory.
         self._learner = build_learner(
             config.model_copy(update={"total_steps": 2**60}), plan.env_spec
         )
+        super().__init__(plan, asynchronous, limit_s)
         self._learnt_s = 0.0
 
     def _go(self) -> None:
@@ -264,7 +264,7 @@ class Workbench(Closing):
 
     def _started(self, candidate: Candidate, rollout_length: int | None = None) -> Rig:
         config = with_candidate(self._config, candidate)
-        plan = make_plan(config)
+        plan = make_plan(config, env_spec=self.plan.env_spec)
         rig: Rig
         if self._objective == "train_fps":
             rig = TrainingRig(config, plan, config.sampler.mode == "async", self._limit_s)

@@ -9,10 +9,12 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from fastrl.config import load_config
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.tuning import Candidate
+from fastrl.sampling import build, make_plan
+from fastrl.tuning import Candidate, workbench
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
 
@@ -35,6 +37,15 @@ def test_a_workbench_measures_in_turn_and_ends_what_it_started():
             # Of all candidates the two latest are kept.
             assert len(children() - before) <= 2 + 3
     assert not children() - before
+
+
+def test_candidates_do_not_build_the_environment_just_to_look_at_it(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("probed again")
+
+    with Workbench(load_config(None, [*TINY, "sampler.rollout_length=8"])) as bench:
+        monkeypatch.setattr(build, "call_in_child", refuse)
+        assert bench(Candidate(4, 1), 0.05).fps > 0
 
 
 def test_training_counts_the_learner():
@@ -85,8 +96,30 @@ def test_names_of_studies_depend_on_what_matters():
         name("env.max_episode_steps=7"),
         name("model.hidden_sizes=[8]"),
         name("sampler.rollout_length=3"),
+        name("sampler.engine=eager"),
+        name("sampler.lock_step=true"),
     }
-    assert len(different) == 6
+    assert len(different) == 8
+
+
+def test_what_was_found_with_other_devices_is_not_taken_for_ones_own(monkeypatch):
+    config = load_config(None, TINY)
+    name = study_name(config, TuneOptions())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert study_name(config, TuneOptions()) != name
+
+
+def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
+    def refuse(*_):
+        raise ConfigError("no learner")
+
+    monkeypatch.setattr(workbench, "build_learner", refuse)
+    config = load_config(None, [*TINY, "sampler.rollout_length=8"])
+    plan = make_plan(config)
+    before = psutil.Process().num_fds()
+    with pytest.raises(ConfigError, match="no learner"):
+        workbench.TrainingRig(config, plan, False, 5.0)
+    assert psutil.Process().num_fds() == before
 
 
 @pytest.mark.parametrize(("text", "found"), [(None, None), ("64", (64, 64)), ("8:64", (8, 64))])
