@@ -43,9 +43,11 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
 def write_into(path: Path, config: Config, candidate: Candidate) -> None:
     """Put a candidate into the section ``sampler`` of a YAML file, whose comments stay.
 
+    A time for tuning goes: what has been found is not to be looked for again.
+
     Args:
-        path: The file that ``config`` was read from.
-        config: Says which keys are already as the candidate wants them.
+        path: The file that ``config`` was read from, perhaps with overrides.
+        config: Names the environment, which the file may not.
         candidate: What to write.
 
     Raises:
@@ -56,14 +58,18 @@ def write_into(path: Path, config: Config, candidate: Candidate) -> None:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"))
     except (OSError, YAMLError) as error:
         raise ConfigError(f"{path} cannot be changed: {_one_line(error)}") from error
+    before = _alone(path, config)
     if tree is None:
         tree = {}
     section = tree.get("sampler")
     if not isinstance(section, dict):
         # A name such as 'auto', or nothing at all.
         section = tree["sampler"] = {} if section in (None, "auto") else {"kind": section}
-    for key, value in _changes(config, candidate).items():
+    section.pop("tune_s", None)
+    for key, value in _changes(before, candidate).items():
         section[key] = value
+    if "base" not in tree:
+        section.pop("tune_s", None)
     _replace(path, _text(yaml, tree), config)
 
 
@@ -78,7 +84,7 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
         tree["base"] = os.path.relpath(base.resolve(), path.resolve().parent)
     else:
         tree["env"] = {"id": config.env.id}
-    tree["sampler"] = _changes(config, candidate)
+    tree["sampler"] = _changes(_alone(base, config), candidate)
     _replace(path, _text(_yaml(), tree), config)
 
 
@@ -93,7 +99,13 @@ def _keys(candidate: Candidate, *, typed: bool = False) -> dict[str, Any]:
 def _changes(config: Config, candidate: Candidate) -> dict[str, Any]:
     """Return the keys that matter: n, N, M and groups, and whatever differs besides."""
     now = _keys(candidate_of(config))
-    return {k: v for k, v in _keys(candidate).items() if k in _ALWAYS or v != now[k]}
+    changes = {k: v for k, v in _keys(candidate).items() if k in _ALWAYS or v != now[k]}
+    return changes if config.sampler.tune_s is None else {**changes, "tune_s": None}
+
+
+def _alone(path: Path | None, config: Config) -> Config:
+    """Return what a file says without the overrides of ``config``, but for its environment."""
+    return load_config(path, [f"env.id={config.env.id}"])
 
 
 def _yaml() -> YAML:

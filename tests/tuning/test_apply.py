@@ -80,3 +80,32 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(path):
     with pytest.raises(ConfigError, match="cannot be changed"):
         write_into(path, load_config(None, ["env.id=x"]), BEST)
     assert path.read_text() == "env: [\n"
+
+
+def test_what_the_command_line_had_asked_for_is_written_as_well(path, tmp_path):
+    """A file that says less than its overrides would otherwise sample in another way."""
+    best = BEST.but(engine="eager", torch_threads=2)
+    config = load_config(path, ["sampler.engine=eager", "sampler.torch_threads=2"])
+    write_overlay(tmp_path / "overlay.yaml", path, config, best)
+    assert candidate_of(load_config(tmp_path / "overlay.yaml")) == best
+    write_overlay(tmp_path / "alone.yaml", None, config, best)
+    assert candidate_of(load_config(tmp_path / "alone.yaml")) == best
+    write_into(path, config, best)
+    assert candidate_of(load_config(path)) == best
+
+
+@pytest.mark.parametrize("sampler", ["auto", "{tune_s: 60, envs_per_worker: 4}"])
+def test_what_was_found_is_not_looked_for_again(tmp_path, sampler):
+    """A time for tuning that stayed would put it aside."""
+    path, overlay = tmp_path / "run.yaml", tmp_path / "overlay.yaml"
+    path.write_text(f"env: {{id: CartPole-v1}}\nsampler: {sampler}\n")
+    (tmp_path / "above.yaml").write_text("base: run.yaml\nsampler:\n  groups: 1  # kept\n")
+    write_overlay(overlay, path, load_config(path), BEST)
+    write_into(tmp_path / "above.yaml", load_config(tmp_path / "above.yaml"), BEST)
+    found = [load_config(overlay), load_config(tmp_path / "above.yaml")]
+    write_into(path, load_config(path), BEST)
+    for config in (*found, load_config(path)):
+        assert config.sampler.tune_s is None
+        assert candidate_of(config) == BEST
+    assert "tune_s" not in path.read_text()
+    assert "groups: 2  # kept" in (tmp_path / "above.yaml").read_text()
