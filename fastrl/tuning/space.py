@@ -63,9 +63,17 @@ class Space:
         )
 
     def all(self) -> Iterator[Candidate]:
-        """Yield every candidate with n a power of two, or any divisor where B is limited."""
-        for workers in range(1, self.most_env_workers + 1):
-            for n, models in itertools.product(self._sizes(workers), range(workers + 1)):
+        """Yield the candidates with n a power of two, or any divisor where B is limited.
+
+        Of N and M, all small numbers and some of the large ones (see `_counts`): a machine of 192
+        cores and 8 GPUs would have 10⁸ otherwise. All N where B is nearly fixed, since few divide.
+        """
+        most = self.most_env_workers
+        low, high = self.batch or (1, 2**63)
+        all_workers = _counts(most, self.cores) if high - low >= most else range(1, most + 1)
+        for workers in all_workers:
+            model_workers = (0, *_counts(workers, workers))
+            for n, models in itertools.product(self._sizes(workers), model_workers):
                 for choice in itertools.product(self.groups, self.devices, self.engines):
                     groups, device, engine = choice
                     for threads in self._thread_counts():
@@ -203,6 +211,12 @@ class Space:
             yield from (c.but(device=device) for device in self.devices)
         yield from (c.but(engine=name) for name in self.engines)
         yield from (c.but(torch_threads=k) for k in (2 * c.torch_threads, c.torch_threads // 2))
+
+
+def _counts(most: int, cores: int) -> list[int]:
+    """Return all numbers up to 16; beyond, 2ᵏ and 3 · 2ᵏ, those around ``cores``, and ``most``."""
+    large = {factor << k for factor in (2, 3) for k in range(3, most.bit_length())}
+    return sorted(k for k in {*range(1, 17), *large, cores - 1, cores, most} if 1 <= k <= most)
 
 
 def _served(default: Candidate, workers: int, models: int, device: str) -> Candidate:

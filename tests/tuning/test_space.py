@@ -69,6 +69,15 @@ def test_a_fixed_batch_leaves_only_its_divisors():
     }
 
 
+def test_a_large_machine_has_no_more_candidates_than_can_be_looked_through():
+    found = set(Space(64).all())
+    assert len(found) < 20_000
+    workers = {c.num_env_workers for c in found}
+    assert workers >= {*range(1, 17), 63, 64, 128}
+    assert {c.num_model_workers for c in found if c.num_env_workers == 64} >= {*range(17), 32, 64}
+    assert {c.num_env_workers for c in Space(64, batch=(84, 84)).all()} >= {21, 28, 42, 84}
+
+
 def test_what_does_not_fit_into_memory_is_left_out():
     space = Space(2, fits=lambda c: c.num_envs <= 64)
     assert max(c.num_envs for c in space.all()) == 64
