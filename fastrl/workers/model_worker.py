@@ -29,6 +29,7 @@ def run_model_worker(context: WorkerContext, model_worker: int) -> None:
         ready = inbox.take()
         if inbox.rollout > begun:
             begun = inbox.rollout
+            inbox.silence()
             policy.begin(begun)
         policy.serve([request for _, request in ready])
         inbox.answer(ready)
@@ -67,13 +68,20 @@ class _Inbox:
             self._watch.charge(Counter.HAND_OVER_NS)
             while not ready:
                 self._hand_over.pause(self._doorbell, self._plan.spins)
-                while self._doorbell.try_wait():
-                    pass
+                self.silence()
                 ready = self._ready()
             woken_ns = self._watch.charge(Counter.WAITING_NS)
             self._record_latencies(ready, woken_ns)
         self._watch.charge(Counter.HAND_OVER_NS)
         return [(position, self._request(position)) for position in ready]
+
+    def silence(self) -> None:
+        """Take the rings of a rollout back, which under load nobody has waited for.
+
+        They would pile up, and the first pause after hours of them would last for minutes.
+        """
+        while self._doorbell.try_wait():
+            pass
 
     def answer(self, ready: list[tuple[int, Request]]) -> None:
         """Tell each group that its actions are there, or the learner that it is complete."""

@@ -1,0 +1,50 @@
+"""A model worker that always has something to do."""
+
+import contextlib
+import threading
+import time
+
+from fastrl.shared.counters import CounterBoard
+from fastrl.shared.table import Table
+from fastrl.spec import Topology
+from fastrl.workers.context import WorkerContext
+from fastrl.workers.hand_over import HandOver, StopRequestedError
+from fastrl.workers.model_worker import run_model_worker
+from tests.sampling.counting import make_plan
+
+
+def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
+    plan = make_plan(Topology(2, 2, 1, 2), 3)
+    hand_over = HandOver(plan.topology)
+    names = ("env-worker-0", "env-worker-1", "model-worker-0")
+    table = Table(plan.env_spec, 3, plan.topology.num_envs)
+    context = WorkerContext(plan, table, None, CounterBoard(names), hand_over)
+    requests, groups = 4000, range(4)
+    for row in groups:
+        hand_over.requested[row] = requests
+        for _ in range(requests):
+            hand_over.doorbell(0).post()
+
+    def work():
+        with contextlib.suppress(StopRequestedError):
+            run_model_worker(context, 0)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        wait_until(lambda: hand_over.answered[0] > 40)
+        rang = hand_over.doorbell(0).try_wait()
+        done = hand_over.answered[0]
+        wait_until(lambda: all(hand_over.answered[row] == requests for row in groups))
+    finally:
+        hand_over.stop()
+        worker.join()
+    assert done < requests, "it was not looked at while it was busy"
+    assert not rang
+
+
+def wait_until(happened, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
