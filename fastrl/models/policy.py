@@ -24,7 +24,8 @@ class PolicyModel(Protocol):
     """A ``torch.nn.Module`` with these methods; any leading axes ``[*]``, ``[T, B]`` or ``[n]``.
 
     Randomness comes in as noise, whose last axis is what `draw_noise` makes it. `ActorCritic`
-    is one; subclassing it and overriding ``forward`` is the shortest way to another.
+    is one; subclassing it and overriding ``forward`` is the shortest way to another. It samples
+    in evaluation mode and learns in training mode, where layers tell them apart.
     """
 
     def draw_noise(

@@ -177,7 +177,7 @@ def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:
         return None
     # A copy, as somebody may build the model that is learnt only once.
     model: Any = copy.deepcopy(plan.build_model())
-    return model.to(device).requires_grad_(False)  # type: ignore[no-any-return]
+    return model.to(device).requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def _episodes(found: TensorRollout) -> Episodes:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
 from fastrl.models.policy import PolicyModel
@@ -15,7 +15,7 @@ Leaves = Mapping[str, Tensor]
 
 
 class EagerEngine(InferenceEngine):
-    """Calls the policy's own methods on the CPU, without autograd.
+    """Calls the policy's own methods on the CPU, without autograd and in evaluation mode.
 
     Same inputs give the same bits, but the last bits of a row may depend on the batch's size,
     with which matrix products choose how they add up.
@@ -30,6 +30,9 @@ class EagerEngine(InferenceEngine):
         self._model.to(self._device)
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
+        if isinstance(self._model, nn.Module):
+            # Dropout would be noise that nobody has drawn, and a batch is whoever happens to wait.
+            self._model.eval()
 
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy parameters in; calls that are already bound use them from then on."""

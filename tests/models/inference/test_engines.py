@@ -168,6 +168,28 @@ def test_bound_calls_use_loaded_weights_and_rewritten_inputs(engine):
     assert_agrees(second, batch)
 
 
+class Regularised(ActorCritic):
+    """A user's model, which computes otherwise while it is trained."""
+
+    def __init__(self, env_spec, config):
+        super().__init__(env_spec, config)
+        self.norm, self.dropout = torch.nn.BatchNorm1d(5), torch.nn.Dropout(0.5)
+
+    def forward(self, observation):
+        return super().forward({"": self.dropout(self.norm(observation[""]))})
+
+
+@pytest.mark.parametrize("engine", ["eager", "staged"])
+def test_engines_infer_and_do_not_train(engine):
+    """Batch normalisation takes a single row then, and nothing but the noise is random."""
+    model = Regularised(EnvSpec("test", VECTOR, ACTIONS["Box"]), ModelConfig())
+    running = ENGINES[engine](model)
+    first, again = (Batch(model, 1).run(running) for _ in range(2))
+    assert torch.equal(first.out.value, again.out.value)
+    assert torch.equal(first.out.action[""], again.out.action[""])
+    assert model.training
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_has_its_own_copy_of_the_weights(engine):
     model = model_for(ACTIONS["Discrete"])
