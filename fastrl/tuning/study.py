@@ -7,6 +7,7 @@ per second, its user attributes the rest. A search that was stopped goes on from
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from optuna.distributions import IntDistribution
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from fastrl.closing import Closing
 from fastrl.errors import ConfigError
@@ -29,6 +30,10 @@ _WANTED = {*_ATTRIBUTES, "reference", "texts"}
 """What a trial must say to be one of a search's."""
 _FAILURES = (OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError)
 """What Optuna raises where a file is locked, full, damaged or something else."""
+
+_ATTEMPTS = 5
+_PAUSE_S = 0.2
+"""Making the tables takes less."""
 
 
 class StudyJournal(Closing):
@@ -48,7 +53,7 @@ class StudyJournal(Closing):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.path = path
         with self._told("used as a study"):
-            self._storage = RDBStorage(f"sqlite:///{path}")
+            self._storage = _opened(path)
             if fresh and name in optuna.get_all_study_names(self._storage):
                 optuna.delete_study(study_name=name, storage=self._storage)
             self._study = optuna.create_study(
@@ -99,6 +104,16 @@ class StudyJournal(Closing):
             reason = error.__cause__ if isinstance(error, OptunaError) else error
             told = " ".join(str(reason or error).split())[:200]
             raise ConfigError(f"{self.path} cannot be {what}: {told}") from error
+
+
+def _opened(path: Path) -> RDBStorage:
+    """Open a file, or make it; again if another process is making it at this moment."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return RDBStorage(f"sqlite:///{path}")
+        except (IntegrityError, OperationalError):
+            time.sleep(_PAUSE_S)
+    return RDBStorage(f"sqlite:///{path}")
 
 
 def _frozen(trial: Trial) -> FrozenTrial:

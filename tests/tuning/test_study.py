@@ -1,6 +1,8 @@
 """Trials survive in a SQLite file, and Optuna itself can read them."""
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import optuna
@@ -88,3 +90,18 @@ def test_a_file_that_does_not_take_a_trial_is_told_in_one_line(tmp_path):
             journal.keep_result(BEST)
     with pytest.raises(ConfigError, match=r"study\.db cannot be used as a study"):
         StudyJournal(path, "x")
+
+
+def test_several_may_make_the_file_at_once(tmp_path):
+    """As several trainings do that are started together, all with 'sampler: auto'."""
+    start = threading.Barrier(4)
+
+    def use(number):
+        start.wait(30)
+        with StudyJournal(tmp_path / "study.db", "x") as journal:
+            journal.add(TRIALS[number % len(TRIALS)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    with StudyJournal(tmp_path / "study.db", "x") as journal:
+        assert len(journal.recorded()) == 4
