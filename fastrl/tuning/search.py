@@ -1,7 +1,7 @@
 """Finds the fastest candidate by few, short and noisy measurements on a machine that drifts.
 
-Every candidate is measured next to the best so far (the incumbent), window by window in turn, and
-only the ratio of the two counts: what slows the whole machine down cancels. A candidate that looks
+Every candidate is measured next to the best so far (the incumbent), in short turns, and only the
+ratio of the two counts: what slows the whole machine down cancels. A candidate that looks
 slower is dropped after a short window or two; one that looks faster is measured for longer. Which
 candidate comes next is a guess of `fastrl.tuning.surrogate`. The search ends when no neighbour of
 the incumbent is faster by more than the noise, nor a few guesses from elsewhere.
@@ -27,7 +27,7 @@ from fastrl.tuning.trials import (
     Replay,
     Trial,
     TrialError,
-    attempt,
+    attempt_beside,
 )
 
 _UNLIKELY_STD = 2.5
@@ -324,17 +324,14 @@ class Search:
         self, candidate: Candidate, reference: Candidate | None, seconds: float
     ) -> Trial:
         start = self._clock()
-        # Half of the reference's window comes first and half last: a steady drift cancels.
-        before = attempt(self._measure, reference, seconds / 2)
-        own = attempt(self._measure, candidate, seconds)
-        after = attempt(self._measure, None if own.error else reference, seconds / 2)
-        failed = own.error or before.error or after.error
+        own, beside = attempt_beside(self._measure, candidate, reference, seconds)
+        failed = own.error or beside.error
         return Trial(
             candidate,
             reference,
             seconds,
             fps=own.fps or None,
-            reference_fps=(before.fps + after.fps) / 2 if reference and not failed else None,
+            reference_fps=beside.fps if reference and not failed else None,
             cost_s=self._clock() - start,
             error=failed if own.error or not failed else f"beside it, {failed}",
             exhausted=own.exhausted,

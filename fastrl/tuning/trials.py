@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fastrl.errors import FastrlError
@@ -48,6 +48,11 @@ class Measure(Protocol):
         ...
 
 
+_TURN_S = 0.2
+"""Length of a turn, roughly: a core may change its speed by a factor of 1.6 within a second, but
+changing turns takes time, too."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One window of a candidate, or why there is none.
@@ -63,6 +68,35 @@ class Attempt:
     notes: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     exhausted: bool = False
+
+
+def attempt_beside(
+    measure: Measure, candidate: Candidate, reference: Candidate | None, seconds: float
+) -> tuple[Attempt, Attempt]:
+    """Measure a candidate beside a reference, if there is one, in short turns, each for so long.
+
+    The reference begins and ends with half a turn, so that a steady drift cancels. Whoever fails
+    ends it.
+
+    Returns:
+        The candidate's window and the reference's.
+    """
+    if reference is None:
+        return attempt(measure, candidate, seconds), Attempt()
+    turns = max(1, round(seconds / _TURN_S))
+    before = attempt(measure, reference, seconds / turns / 2)
+    if before.error:
+        return attempt(measure, candidate, seconds), before
+    own_fps, reference_fps = 0.0, before.fps / 2
+    for left in reversed(range(turns)):
+        share = 1.0 if left else 0.5
+        own = attempt(measure, candidate, seconds / turns)
+        after = attempt(measure, None if own.error else reference, share * seconds / turns)
+        if own.error or after.error:
+            return own, after
+        own_fps += own.fps
+        reference_fps += share * after.fps
+    return replace(own, fps=own_fps / turns), replace(after, fps=reference_fps / turns)
 
 
 def attempt(measure: Measure, candidate: Candidate | None, seconds: float) -> Attempt:

@@ -36,7 +36,7 @@ Objective = Literal["fps", "train_fps"]
 _RUNNING = 2
 _SETTLE_S = 0.05
 """Sampled before a window: caches fill, and whatever waited has gone on."""
-_ROLLOUT_S = 0.1
+_ROLLOUT_S = 0.05
 """How long a rollout may take; others are cut shorter, or short windows would hold none."""
 _SHORTEST_ROLLOUT = 4
 _QUIET_S = 0.015

@@ -56,12 +56,14 @@ class Trials:
         now_s: The time.
         seed: Of noise and drift.
         measured: How often each candidate was measured.
+        measured_s: Length of all windows together.
     """
 
     surface: Surface
     seed: int = 0
     now_s: float = 0.0
     measured: dict[Candidate, int] = field(default_factory=dict)
+    measured_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Draw how the machine's speed wanders: a sum of slow waves."""
@@ -77,6 +79,7 @@ class Trials:
     def __call__(self, candidate: Candidate, seconds: float) -> Sample:
         """Return a noisy window, as `fastrl.tuning.Measure` says."""
         self.measured[candidate] = self.measured.get(candidate, 0) + 1
+        self.measured_s += seconds
         surface = self.surface
         # As many stay running as are compared with each other, those used last.
         if candidate not in self._warm:
