@@ -8,6 +8,7 @@ of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,9 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     everyone = np.ones(num_envs, np.bool_)
     for part in parts:
         for key, (indices, values) in part.items():
-            if isinstance(values, np.ndarray) and _is_everyone(indices, num_envs):
-                # Nothing to fill in, which would cost as much as a cheap step.
+            if isinstance(values, np.ndarray) and indices == _in_order(num_envs):
+                # All have it: nothing to fill in, which would cost as much as a cheap step. Those
+                # that end come last where their step told nothing.
                 infos[f"_{key}"], infos[key] = everyone.copy(), values
                 continue
             mask = infos.setdefault(f"_{key}", np.zeros(num_envs, np.bool_))
@@ -95,9 +97,9 @@ def _packed(key: str, indices: list[int], values: list[Any]) -> Any:  # noqa: AN
     return values
 
 
-def _is_everyone(indices: list[int], num_envs: int) -> bool:
-    """Return whether these are all environments, in order: those that end may come later."""
-    return len(indices) == num_envs and indices == list(range(num_envs))
+@lru_cache(maxsize=16)
+def _in_order(num_envs: int) -> list[int]:
+    return list(range(num_envs))
 
 
 def _is_number(kind: type) -> bool:

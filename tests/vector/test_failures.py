@@ -25,6 +25,11 @@ BACKENDS = ("serial", "threads", "processes")
 ACTIONS = np.array([1, 2, 3, 4])
 
 
+@pytest.fixture(autouse=True)
+def _threads_that_hang_are_soon_left_behind(monkeypatch):
+    monkeypatch.setattr("fastrl.vector.thread_driver.CLOSE_S", 0.2)
+
+
 def make(backend, fault, *, fault_tag=12, fault_in="step", fault_at=1, **kwargs):
     factory = partial(
         CountingEnv, fault=fault, fault_tag=fault_tag, fault_in=fault_in, fault_at=fault_at
