@@ -1,10 +1,11 @@
 """Finds the fastest candidate by few, short and noisy measurements on a machine that drifts.
 
 Every candidate is measured next to the best so far (the incumbent), in short turns, and only the
-ratio of the two counts: what slows the whole machine down cancels. A candidate that looks
-slower is dropped after a short window or two; one that looks faster is measured for longer. Which
-candidate comes next is a guess of `fastrl.tuning.surrogate`. The search ends when no neighbour of
-the incumbent is faster by more than the noise, nor a few guesses from elsewhere.
+ratio of the two counts: what slows the whole machine down cancels. A candidate that looks slower is
+dropped after a short window or two; one that looks faster is measured for longer. Of equally fast
+ones the smaller is better. Which candidate comes next is a guess of `fastrl.tuning.surrogate`. The
+search ends when no neighbour of the incumbent is faster by more than the noise, nor a few guesses
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _A_STEP = 0.02
 """Gain in log speed after which it is worth looking elsewhere again."""
 _PATIENCE = 30
 """Candidates without such a gain after which the rest is taken for equally good."""
+_PER_DOUBLING = 0.005
+"""Log speed that a doubling of all environments, or of all processes, must be worth."""
 _POOL = 500
 """Candidates, drawn at random where there are more, among which is looked elsewhere."""
 
@@ -104,7 +107,10 @@ class _BudgetSpentError(Exception):
 
 @dataclass
 class _Known:
-    """What is known of the candidates, in log speed relative to the first incumbent."""
+    """What is known of the candidates, in log speed relative to the first incumbent.
+
+    What larger candidates must be faster by, see `_burden`, is taken off.
+    """
 
     score: dict[Candidate, float] = field(default_factory=dict)
     variance: dict[Candidate, float] = field(default_factory=dict)
@@ -255,7 +261,8 @@ class Search:
             trial = self._visit(candidate, incumbent, race.next_window_s)
             if trial.fps is None or not trial.reference_fps:
                 return False
-            race.add(math.log(trial.fps / trial.reference_fps), trial.seconds)
+            lead = math.log(trial.fps / trial.reference_fps) - _burden(candidate, incumbent)
+            race.add(lead, trial.seconds)
             # What was found holds even if the time is up before the race is decided.
             self._known.score[candidate] = self._known.score[incumbent] + race.lead
             self._known.variance[candidate] = race.variance
@@ -375,6 +382,19 @@ class Search:
                 found = [found[i] for i in sorted(chosen)]
             self._pool = found
         return self._pool
+
+
+def _burden(candidate: Candidate, other: Candidate) -> float:
+    """Return the log speed by which a candidate must be faster than another one to be as good.
+
+    Of equals the smaller one is better: it starts sooner, takes less memory, and its rollouts are
+    either shorter or fewer.
+    """
+
+    def doublings(c: Candidate) -> float:
+        return math.log2(c.num_envs * (c.num_env_workers + c.num_model_workers))
+
+    return _PER_DOUBLING * (doublings(candidate) - doublings(other))
 
 
 def _is_harder(candidate: Candidate, failed: Candidate) -> bool:

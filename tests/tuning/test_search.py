@@ -206,6 +206,15 @@ def test_where_nothing_could_be_measured_it_is_tried_again_the_next_time():
     assert search(journal).run() == expected
 
 
+def test_more_environments_must_be_worth_it():
+    def speed(c):
+        doublings = math.log2(c.num_envs)
+        return 1e5 * (1 + min(doublings, 6) + 0.02 * max(0, doublings - 6))
+
+    surface = Surface("nearly flat from 64 on", Space(2), Candidate(4, 2), speed, noise=1e-4)
+    assert search_on(surface).run().best.num_envs <= 128
+
+
 def test_a_default_that_fails_is_replaced():
     surface = Surface(
         "fails", Space(2), Candidate(512, 2), lambda c: 0.0 if c.envs_per_worker > 64 else 100.0
