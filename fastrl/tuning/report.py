@@ -13,7 +13,7 @@ from rich.table import Table
 from fastrl.machine import machine, versions
 from fastrl.throughput.limits import Limit
 from fastrl.tuning.explain import find_bottleneck
-from fastrl.tuning.search import Finding
+from fastrl.tuning.finding import Finding
 
 _LISTED = 8
 

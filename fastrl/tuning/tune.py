@@ -25,9 +25,10 @@ from fastrl.spaces import leaves
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.tuning.apply import candidate_of
 from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.finding import Finding, Settings
 from fastrl.tuning.memory import MemoryNeed, unique_bytes
 from fastrl.tuning.report import TuneReport
-from fastrl.tuning.search import Finding, Search, Settings
+from fastrl.tuning.search import Search
 from fastrl.tuning.space import Space
 from fastrl.tuning.trials import Journal, Trial
 from fastrl.tuning.workbench import Objective, Workbench

@@ -11,8 +11,8 @@ import threading
 import time
 import types
 from collections.abc import Iterator
-from multiprocessing import connection  # noqa: TID251
-from multiprocessing.process import BaseProcess  # noqa: TID251
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from fastrl.errors import FastrlError
