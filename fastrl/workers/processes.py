@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing  # noqa: TID251 - the one place, with the supervisor
+import multiprocessing
 import os
 import sys
 import threading
