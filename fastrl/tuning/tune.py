@@ -31,7 +31,7 @@ from fastrl.tuning.report import TuneReport
 from fastrl.tuning.search import Search
 from fastrl.tuning.space import Space
 from fastrl.tuning.trials import Journal, Trial
-from fastrl.tuning.workbench import Objective, Workbench
+from fastrl.tuning.workbench import Objective, Workbench, with_few_envs
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
@@ -149,13 +149,14 @@ class Tuning(Closing):
             batch = (config.topology.num_envs,) * 2
         default = candidate_of(config)
         images = any(is_image(leaf) for leaf in leaves(plan.env_spec.observation_space).values())
-        worker_bytes = self._bench.calibrate(default)
+        small = with_few_envs(default)
+        worker_bytes = self._bench.calibrate(small)
         process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)
         need = MemoryNeed.usable(
             plan.env_spec,
             plan.rollout_length,
             process_bytes,
-            max(0, worker_bytes - process_bytes) // min(8, default.envs_per_worker),
+            max(0, worker_bytes - process_bytes) // small.envs_per_worker,
         )
         return Space(
             cores=usable_cores(),

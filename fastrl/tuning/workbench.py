@@ -43,6 +43,12 @@ _QUIET_S = 0.015
 """How long no step may be made by workers that rest."""
 
 
+def with_few_envs(c: Candidate) -> Candidate:
+    """Return a candidate like it with at most 8 environments per worker, or one per group."""
+    few = min(8, c.envs_per_worker)
+    return c.but(envs_per_worker=few // c.groups * c.groups or c.groups)
+
+
 class Rig(ABC):
     """One candidate, running or at rest.
 
@@ -239,13 +245,13 @@ class Workbench(Closing):
     def calibrate(self, candidate: Candidate) -> int:
         """Learn roughly how fast sampling is, which decides how long trial rollouts may be.
 
+        Args:
+            candidate: What to start, but `with_few_envs`.
+
         Returns:
-            Bytes that a worker of the candidate holds alone.
+            Bytes that a worker of it holds alone.
         """
-        small = candidate.but(envs_per_worker=min(8, candidate.envs_per_worker) // 2 * 2 or 1)
-        if small.envs_per_worker % small.groups:
-            small = candidate
-        rig = self._started(small, rollout_length=_SHORTEST_ROLLOUT)
+        rig = self._started(with_few_envs(candidate), rollout_length=_SHORTEST_ROLLOUT)
         try:
             self._fps = rig.window(_SETTLE_S).fps
             return rig.unique_bytes()

@@ -14,7 +14,7 @@ import torch
 from fastrl.config import load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling import build, make_plan
-from fastrl.tuning import Candidate, workbench
+from fastrl.tuning import Candidate, memory, workbench
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
 
@@ -79,6 +79,32 @@ def test_a_batch_is_kept_in_training():
     options = TuneOptions("train_fps", 10, with_limit=False)
     with Tuning(config, options) as tuning:
         assert {c.num_envs for c in tuning.space.all()} == {8}
+
+
+def test_memory_is_judged_by_a_few_environments_whatever_the_groups(monkeypatch):
+    """What 300 hold, taken for what 8 hold, would leave no candidate that fits."""
+    seen = []
+    config = load_config(
+        None,
+        [
+            "env.id=CartPole-v1",
+            "sampler.rollout_length=8",
+            "sampler.envs_per_worker=300",
+            "sampler.num_env_workers=1",
+            "sampler.num_model_workers=1",
+            "sampler.groups=3",
+        ],
+    )
+
+    def calibrate(self, candidate):
+        seen.append(candidate)
+        return 2**40 * candidate.envs_per_worker // 300
+
+    monkeypatch.setattr(Workbench, "calibrate", calibrate)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**43)
+    with Tuning(config, TuneOptions()) as tuning:
+        assert tuning.space.contains(Candidate(256, 1))
+    assert [c.envs_per_worker for c in seen] == [6]
 
 
 def test_names_of_studies_depend_on_what_matters():
