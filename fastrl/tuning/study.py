@@ -31,9 +31,8 @@ _WANTED = {*_ATTRIBUTES, "reference", "texts"}
 _FAILURES = (OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError)
 """What Optuna raises where a file is locked, full, damaged or something else."""
 
-_ATTEMPTS = 5
-_PAUSE_S = 0.2
-"""Making the tables takes less."""
+_MAKING_S, _PAUSE_S = 10.0, 0.2
+"""Making the tables takes half a second, and longer on a busy machine."""
 
 
 class StudyJournal(Closing):
@@ -108,12 +107,14 @@ class StudyJournal(Closing):
 
 def _opened(path: Path) -> RDBStorage:
     """Open a file, or make it; again if another process is making it at this moment."""
-    for _ in range(_ATTEMPTS - 1):
+    deadline_s = time.monotonic() + _MAKING_S
+    while True:
         try:
             return RDBStorage(f"sqlite:///{path}")
         except (IntegrityError, OperationalError):
+            if time.monotonic() > deadline_s:
+                raise
             time.sleep(_PAUSE_S)
-    return RDBStorage(f"sqlite:///{path}")
 
 
 def _frozen(trial: Trial) -> FrozenTrial:
