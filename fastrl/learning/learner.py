@@ -57,7 +57,7 @@ class Learner(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's state dict to publish, where it is: views until the next update."""
+        """Return what to publish: views on the learner's device, valid until the next update."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,6 +38,9 @@ class RewardScaler:
         Args:
             reward: ``[T, B] float32``.
             ended: ``[T, B] bool``: terminated or truncated.
+
+        Returns:
+            ``[T, B] float32``.
         """
         if self._so_far.shape != reward.shape[1:]:
             self._so_far = torch.zeros(reward.shape[1:])

@@ -19,6 +19,12 @@ class ActionDistribution(nn.Module):
     ``parameters [*, num_parameters]`` of any floating dtype and compute in float32; actions are
     dicts by leaf path, ``[*, *leaf.shape]`` in the dtypes of `fastrl.spaces.action_specs`.
 
+    Attributes:
+        parts: Distribution of each leaf, by path.
+        num_parameters: Columns of ``parameters``: those of all parts side by side.
+        noise_size: Columns of the noise that a sample consumes.
+        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves.
+
     Args:
         env_spec: Gives the action space.
         action_bounds: Distribution of ``Box`` leaves: ``clip`` is a plain Gaussian, ``squash`` a

@@ -112,7 +112,7 @@ class Crew:
         """Count a failure in; return how many there were within an hour.
 
         Raises:
-            WorkerError: That are too many.
+            WorkerError: There were too many.
         """
         name, limit = error.worker, self._policy.max_restarts
         started = self._watch.has_started(name)

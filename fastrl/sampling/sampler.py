@@ -42,7 +42,11 @@ class Sampler(Protocol):
         ...
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Give the policy new parameters from the next rollout on; return their version."""
+        """Give the policy new parameters from the next rollout on; return their version.
+
+        Raises:
+            FastrlError: The sampler draws random actions, or the parameters are another model's.
+        """
         ...
 
     def close(self) -> None:
