@@ -67,6 +67,19 @@ def test_of_two_methods_in_a_row_the_faster_counts(results):
     assert row.endswith("| – | – | 8 |")
 
 
+def test_a_default_that_beats_what_a_scan_chose_is_the_best(results):
+    found = comparison("Pong", fps=50.0)
+    settings = {"envs_per_worker": 64, "num_env_workers": 2, "num_model_workers": 0}
+    found["results"].append({"method": "fastrl-default", "fps_median": 60.0, "settings": settings})
+    found["ratios"]["fastrl-default"] = {"limit": 0.95}
+    (results / "compare_Pong.json").write_text(json.dumps(found))
+    first, _ = tables(results).split("Other, 2 cores")
+    lines = {line.split("|")[1].strip(): line for line in first.splitlines() if "|" in line}
+    assert lines["**fastrl**, best parameters"].endswith("| 60 |")
+    assert lines["best n, N, M"].endswith("| 64, 2, 0 |")
+    assert lines["of which fastrl reaches"].endswith("| 95% |")
+
+
 def test_only_what_is_between_the_markers_changes(results, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
