@@ -8,11 +8,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-_LENGTH = 100
+LENGTH = 10
+"""Steps of an episode."""
 
 
 class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """Ends every episode after 100 steps.
+    """Ends every episode after 10 steps.
 
     Args:
         step_s: Duration of a step.
@@ -40,7 +41,7 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
         """Take the time of a step."""
         self._pass(self._step_s)
         self._steps += 1
-        return np.zeros(4, np.float32), 1.0, self._steps >= _LENGTH, False, {}
+        return np.zeros(4, np.float32), 1.0, self._steps >= LENGTH, False, {}
 
     def _pass(self, seconds: float) -> None:
         if not self._busy:
@@ -63,5 +64,5 @@ def computing(step_s: float) -> TimedEnv:
 
 
 def slow_to_reset(step_s: float) -> TimedEnv:
-    """Return an environment that computes as long for a reset as for its 100 steps."""
-    return TimedEnv(step_s, reset_s=_LENGTH * step_s, busy=True)
+    """Return an environment that computes as long for a reset as for its 10 steps."""
+    return TimedEnv(step_s, reset_s=LENGTH * step_s, busy=True)

@@ -5,7 +5,7 @@
 
 Frames per second over N = 1 … cores for each environment, and over the duration of a step for
 environments that sleep, that compute and that are slow to reset, as curves against the ideal: N
-times one worker, or what N workers would reach if nothing but steps took time. Those that are
+times one worker, or N times what one bare environment does, resets included. Those that are
 compared take turns. Writes results/scaling.json and imgs/scaling.png.
 """
 
@@ -15,11 +15,14 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import latency_envs
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,8 +33,10 @@ from fastrl.tuning import Candidate
 from fastrl.tuning.workbench import Workbench
 
 ROOT = Path(__file__).parents[1]
-KINDS = {"sleeping": 1.0, "computing": 1.0, "slow_to_reset": 2.0}
-"""Environments of `latency_envs`, with the time per step that they take, resets included."""
+KINDS = ("sleeping", "computing", "slow_to_reset")
+"""Environments of `latency_envs`."""
+EPISODES = 4
+"""That a window must hold, as all environments of a worker reset in the same step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,42 +61,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _over_workers(env: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     config = load_config(None, [f"env.id={env}"])
-    counts = range(1, (args.max_workers or usable_cores()) + 1)
-    candidates = [Candidate(args.n, count) for count in counts]
+    first, *others = [
+        Candidate(args.n, count) for count in range(1, (args.max_workers or usable_cores()) + 1)
+    ]
+    ones: list[float] = []
     rows = []
     with Workbench(config) as bench:
-        bench.calibrate(candidates[0])
-        one: list[float] = []
-        for candidate in candidates:
+        bench.calibrate(first)
+        for candidate in others:
             fps, ratios = [], []
             for _ in range(args.repeats):
-                one.append(bench(candidates[0], args.seconds).fps)
+                ones.append(bench(first, args.seconds).fps)
                 fps.append(bench(candidate, args.seconds).fps)
-                ratios.append(fps[-1] / one[-1])
-            row = {
-                "N": candidate.num_env_workers,
-                "fps": statistics.median(fps),
-                "ideal_fps": statistics.median(one) * candidate.num_env_workers,
-                "speed_up": statistics.median(ratios),
-            }
-            rows.append(row)
-            print(f"{env}: N={row['N']} {row['fps']:,.0f} frames/s, {row['speed_up']:.2f} × N=1")
-    return rows
+                ratios.append(fps[-1] / ones[-1])
+            workers, speed_up = candidate.num_env_workers, statistics.median(ratios)
+            rows.append({"N": workers, "fps": statistics.median(fps), "speed_up": speed_up})
+            print(f"{env}: N={workers} {rows[-1]['fps']:,.0f} frames/s, {speed_up:.2f} × N=1")
+    return [{"N": 1, "fps": statistics.median(ones), "speed_up": 1.0}, *rows]
 
 
 def _over_latency(kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for step_s in args.latencies:
         overrides = [f"env.id=latency_envs:{kind}", f"env.kwargs.step_s={step_s}"]
-        workers = usable_cores()
-        with Workbench(load_config(None, overrides)) as bench:
+        workers, bare_s = usable_cores(), _bare_step_s(kind, step_s)
+        seconds = max(args.seconds, EPISODES * latency_envs.LENGTH * args.n * bare_s)
+        with Workbench(load_config(None, overrides), limit_s=60.0) as bench:
             candidate = Candidate(args.n, workers)
             bench.calibrate(candidate)
-            fps = [bench(candidate, args.seconds).fps for _ in range(args.repeats)]
-        ideal = workers / (step_s * KINDS[kind])
-        rows.append({"step_s": step_s, "fps": statistics.median(fps), "ideal_fps": ideal})
-        print(f"{kind}: {step_s * 1e6:,.0f} µs {rows[-1]['fps']:,.0f} of {ideal:,.0f} frames/s")
+            fps = [bench(candidate, seconds).fps for _ in range(args.repeats)]
+        row = {"step_s": step_s, "fps": statistics.median(fps), "ideal_fps": workers / bare_s}
+        rows.append(row)
+        print(f"{kind}: {step_s * 1e6:,.0f} µs {row['fps']:,.0f} of {row['ideal_fps']:,.0f}")
     return rows
+
+
+def _bare_step_s(kind: str, step_s: float) -> float:
+    """Return the time per step of a single environment, resets included."""
+    env = getattr(latency_envs, kind)(step_s)
+    steps, start_s = 0, time.perf_counter()
+    while time.perf_counter() < start_s + 0.3:
+        env.reset()
+        for _ in range(latency_envs.LENGTH):
+            env.step(np.int64(0))
+        steps += latency_envs.LENGTH
+    return (time.perf_counter() - start_s) / steps
 
 
 def _draw(found: dict[str, Any], path: Path) -> None:
@@ -103,7 +117,12 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     most = max((r["N"] for rows in found["workers"].values() for r in rows), default=1)
     cores = found["cores"]
     left.plot([1, cores, most], [1, cores, cores], "k--", linewidth=1, label="ideal")
-    left.set(xlabel="env workers, N", ylabel="times N = 1", title=f"{cores} cores")
+    left.set(
+        xticks=range(1, most + 1),
+        xlabel="env workers, N",
+        ylabel="times N = 1",
+        title=f"{cores} cores",
+    )
     for kind, rows in found["latency"].items():
         times = [r["step_s"] * 1e6 for r in rows]
         right.loglog(times, [r["fps"] for r in rows], "o-", label=kind.replace("_", " "))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -107,6 +108,20 @@ def build_model(
     if missing:
         raise ConfigError(f"{where} lacks the methods {', '.join(missing)} of PolicyModel")
     return cast(PolicyModel, model)
+
+
+@contextmanager
+def sampling_mode(model: PolicyModel) -> Iterator[None]:
+    """Let a policy act in evaluation mode, as samplers do, and leave it as it was."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
 
 
 def _import(class_path: str) -> Any:  # noqa: ANN401

@@ -15,7 +15,7 @@ from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ConfigError
 from fastrl.learning.torch_threads import policy_threads, torch_threads
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 
@@ -124,7 +124,10 @@ class EpisodePlayer:
         Raises:
             EnvError: An environment raised or broke its contract.
         """
-        act = self._policy(model, protocol)
+        with sampling_mode(model):
+            return self._play(self._policy(model, protocol), protocol)
+
+    def _play(self, act: Callable[[], None], protocol: EvaluationProtocol) -> EvaluationResult:
         seeds = protocol.episode_seeds()
         returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), np.int64)
         waiting = iter(range(len(seeds)))

@@ -20,7 +20,7 @@ from fastrl.envs.actions import ActionConverter
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import ConfigError, EnvError
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
 from fastrl.training.durable import make_directory
 from fastrl.training.evaluation import EvaluationProtocol
@@ -63,7 +63,7 @@ class Recorder:
         """
         _prepare_drawing()
         returns: list[float] = []
-        with closing(self._drawable()) as env:
+        with sampling_mode(model), closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
             frames = self._frames(env, model, returns)
             # The first frame shows whether it can be drawn, before a file is begun.

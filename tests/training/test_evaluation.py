@@ -7,7 +7,7 @@ import torch
 from fastrl.config import ModelConfig
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError
-from fastrl.models import build_model
+from fastrl.models import ActorCritic, build_model
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, evaluate
 
 UNEVEN = EnvFactory("tests.training.clockwork:Uneven")
@@ -30,6 +30,23 @@ def test_same_policy_and_seed_give_the_same_result(deterministic):
     results = [play(PENDULUM, model, deterministic=deterministic) for _ in range(2)]
     assert results[0] == results[1]
     assert len(set(results[0].returns)) == 5
+
+
+class Dropping(ActorCritic):
+    """Forgets most of what it sees, in training mode."""
+
+    def forward(self, observation):
+        dropped = {
+            path: torch.dropout(leaf, 0.9, self.training) for path, leaf in observation.items()
+        }
+        return super().forward(dropped)
+
+
+def test_a_policy_plays_in_evaluation_mode_and_stays_as_it_was():
+    torch.manual_seed(0)
+    model = Dropping(PENDULUM.probe(), ModelConfig(hidden_sizes=(8,)))
+    assert play(PENDULUM, model) == play(PENDULUM, model)
+    assert model.training
 
 
 def test_another_seed_or_policy_gives_another_result():
