@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 TRAIN = (
     "train env.id=CartPole-v1 run_dir=run sampler.envs_per_worker=2 sampler.num_env_workers=1 "
     "sampler.rollout_length=8 evaluation.enabled=false logging.tensorboard=false "
-    "checkpoint.every_steps=16 total_steps="
+    "checkpoint.every_steps=16 algorithm.minibatch_size=16 total_steps="
 )
 
 
