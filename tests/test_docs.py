@@ -1,0 +1,54 @@
+"""What README and guides point to is there, and code in them is Python."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_scripts_and_configurations_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(
+        r"\b(?:scripts|configs|results)/\w+(?:[-.]\w+)*\.(?:py|yaml|json|md)\b", text
+    )
+    # What a reader is shown how to write, or will have written.
+    made_here = {"configs/my.yaml", "configs/my_cartpole.yaml"}
+    assert [name for name in named if name not in made_here and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_is_python(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        compile(block, name_of(page), "exec")
+
+
+def test_every_guide_is_in_the_readme():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    guides = [page for page in PAGES if page.parent.name == "guide"]
+    assert [name_of(page) for page in guides if f"({name_of(page)})" not in readme] == []
+
+
+def test_every_decision_is_in_their_index():
+    decisions = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    for number, page in enumerate(decisions, 1):
+        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        assert title.startswith(f"{number}. ")
+        assert f"[{title}]({page.name})" in index
