@@ -2,6 +2,7 @@
 
     python scripts/compare.py --env CartPole-v1
     python scripts/compare.py configs/crafter_ppo.yaml --limit --best 8,2,0,1
+    python scripts/compare.py --redraw results/compare_*.json
 
 Each method first gets a quick scan of its settings, then all of them, at their best settings, are
 measured in turn, in several rounds and in a new order each. The result is a JSON file, a Markdown
@@ -12,13 +13,16 @@ Sample Factory takes an interpreter of its own: see comparison/sample_factory_pe
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from comparison.picture import draw
 from comparison.report import Comparison
 from comparison.rounds import LABELS, Options, compare, one_line, say
 from comparison.task import Task
@@ -38,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.list:
         for name, label in LABELS.items():
             print(f"{name:18} {label}")
+        return 0
+    for path in args.redraw:
+        _draw(json.loads(path.read_text(encoding="utf-8")), args.plot)
+    if args.redraw:
         return 0
     command = shlex.join(["python", "scripts/compare.py", *given])
     try:
@@ -83,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="results/compare_<env>.json")
     add("--plot", type=Path, metavar="FILE", help="imgs/compare_<env>.png")
     add("--no-plot", action="store_true", help="write no plot")
+    add(
+        "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
+        help="measure nothing: draw what these JSON files hold",
+    )  # fmt: skip
     return parser
 
 
@@ -112,7 +124,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _write(comparison: Comparison, args: argparse.Namespace) -> None:
-    stem = "compare_" + re.sub(r"[^\w.-]+", "_", comparison.config.env.id)
+    stem = _stem(comparison.config.env.id)
     json_path = args.json or Path("results") / f"{stem}.json"
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(comparison.to_json(), encoding="utf-8")
@@ -121,9 +133,18 @@ def _write(comparison: Comparison, args: argparse.Namespace) -> None:
     print(markdown)
     say(f"wrote {json_path} and {json_path.with_suffix('.md')}")
     if not args.no_plot:
-        image = args.plot or Path("imgs") / f"{stem}.png"
-        comparison.plot(image)
-        say(f"wrote {image}")
+        _draw(comparison.to_dict(), args.plot)
+
+
+def _draw(found: Mapping[str, Any], target: Path | None) -> None:
+    image = target or Path("imgs") / f"{_stem(found['env'])}.png"
+    draw(found, image)
+    say(f"wrote {image}")
+
+
+def _stem(env: str) -> str:
+    """Return the name of the files about an environment, without what they end in."""
+    return "compare_" + re.sub(r"[^\w.-]+", "_", env)
 
 
 def _topology(text: str) -> Topology:

@@ -2,6 +2,7 @@
 
     python scripts/learning_curves.py configs/cartpole_ppo.yaml --seeds 5
     python scripts/learning_curves.py configs/crafter_ppo.yaml --seeds 1 total_steps=1e6
+    python scripts/learning_curves.py --redraw results/learning_*.json
 
 Each seed is one `fastrl train` in a process of its own, one after the other unless --jobs says
 otherwise. Writes results/learning_NAME.json and imgs/learning_NAME.png, NAME being the file's, anew
@@ -23,9 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastrl.machine import machine, versions
 from fastrl.training.metrics import read_rows
-from fastrl.training.plotting import plot_runs
+from fastrl.training.plotting import curve_name, draw_curves
 
 ROOT = Path(__file__).parents[1]
 POINTS = 100
@@ -33,10 +36,15 @@ POINTS = 100
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, write the files; return 1 if a seed stayed below --at-least."""
-    args = _parser().parse_intermixed_args(arguments)
-    name = args.name or args.config.stem
-    target = ROOT / "results" / f"learning_{name}.json"
-    picture = ROOT / "imgs" / f"learning_{name}.png"
+    parser = _parser()
+    args = parser.parse_intermixed_args(arguments)
+    for path in args.redraw:
+        draw(json.loads(path.read_text(encoding="utf-8"))["runs"], path.stem)
+    if args.redraw:
+        return 0
+    if args.config is None:
+        parser.error("a configuration is missing")
+    stem = f"learning_{args.name or args.config.stem}"
     result = {
         "config": str(args.config),
         "overrides": args.overrides,
@@ -53,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         waiting = {pool.submit(train, args, seed, Path(scratch)): seed for seed in seeds}
         for done in as_completed(waiting):
             result["runs"] = sorted([*result["runs"], done.result()], key=lambda run: run["seed"])
-            write(result, target)
-            finished = [Path(scratch) / str(run["seed"]) for run in result["runs"]]
-            plot_runs(finished, picture)
+            write(result, ROOT / "results" / f"{stem}.json")
+            draw(result["runs"], stem)
             print(line(result["runs"], waiting[done]), flush=True)
     return int(any(score(run) < args.at_least for run in result["runs"]))
 
@@ -120,6 +127,14 @@ def write(result: dict[str, Any], target: Path) -> None:
     target.write_text(json.dumps({**means, **result}, indent=1) + "\n", encoding="utf-8")
 
 
+def draw(runs: list[dict[str, Any]], stem: str) -> None:
+    """Draw the curves of all seeds."""
+    curves = [np.array(run["curve"], np.float64).T for run in runs]
+    name = curve_name(runs[0]["env"], runs[0]["algorithm"])
+    picture = ROOT / "imgs" / f"{stem}.png"
+    draw_curves({name: [(steps, returns) for steps, returns in curves]}, picture)
+
+
 def _last_row(run: Path) -> dict[str, float]:
     rows = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "training"]
     return {"train_return_mean": rows[-1]["return_mean"], "episodes": rows[-1]["episodes"]}
@@ -131,12 +146,16 @@ def _parser() -> argparse.ArgumentParser:
         description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("config", type=Path)
+    add("config", type=Path, nargs="?")
     add("overrides", nargs="*", help="key=value")
     add("--seeds", type=int, default=3, help="number of seeds (3)")
     add("--first-seed", type=int, default=0)
     add("--jobs", type=int, default=1, help="runs at a time (1)")
     add("--name", help="of the files, without learning_; that of the configuration by default")
+    add(
+        "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
+        help="train nothing: draw what these JSON files hold",
+    )  # fmt: skip
     add(
         "--at-least", type=float, default=float("-inf"), help="evaluation that each seed must reach"
     )

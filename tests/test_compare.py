@@ -195,6 +195,9 @@ def test_command_writes_json_table_and_plot(tmp_path, capsys):
     assert "| gymnasium SyncVectorEnv | num_envs=" in table
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert multiprocessing.active_children() == []
+    again = tmp_path / "again" / "found.png"
+    assert compare.main(["--redraw", str(found), "--plot", str(again)]) == 0
+    assert again.read_bytes() == plot.read_bytes()
 
 
 def test_missing_package_leaves_a_method_out_and_says_so(task, monkeypatch, capsys):

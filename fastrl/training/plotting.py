@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.config import Config
+from fastrl.envs.native import NAMESPACE
 from fastrl.errors import ConfigError
 from fastrl.training.metrics import read_rows
 from fastrl.training.run_directory import find_run, read_config
@@ -39,28 +41,52 @@ def plot_runs(runs: Sequence[str | Path], output: Path, kind: str = "training") 
     Raises:
         ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
     """
+    if isinstance(runs, str | Path):
+        runs = [runs]
     groups: dict[str, list[tuple[Config, Curve]]] = {}
     for path in dict.fromkeys(find_run(run) for run in runs):
         config = read_config(path)
         groups.setdefault(_family(config), []).append((config, read_curve(path, kind)))
+    labels = _labels([members[0][0] for members in groups.values()])
+    curves = [[curve for _, curve in members] for members in groups.values()]
+    draw_curves(
+        dict(zip(labels, curves, strict=True)),
+        output,
+        "return" if kind == "training" else f"return ({kind})",
+    )
 
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Curve]], output: Path, ylabel: str = "return"
+) -> None:
+    """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
+
+    Args:
+        curves: Those of all seeds, by what the legend says.
+        output: The PNG.
+        ylabel: What the curves show.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    labels = _labels([members[0][0] for members in groups.values()])
-    for label, members in zip(labels, groups.values(), strict=True):
-        steps, mean, spread = mean_curve([curve for _, curve in members])
-        seeds = f" ({len(members)} seeds)" if len(members) > 1 else ""
-        (line,) = axes.plot(steps, mean, label=label + seeds)
-        if len(members) > 1:
+    for label, seeds in curves.items():
+        steps, mean, spread = mean_curve(seeds)
+        many = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
+        (line,) = axes.plot(steps, mean, label=label + many)
+        if len(seeds) > 1:
             axes.fill_between(
                 steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, lw=0
             )
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return" if kind == "training" else f"return ({kind})")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend()
     try:
@@ -81,7 +107,7 @@ def read_curve(path: Path, kind: str) -> Curve:
         rows = [
             (row["steps"], row["return_mean"])
             for row in read_rows(path / "metrics.jsonl")
-            if row.get("kind") == kind and isinstance(row.get("return_mean"), int | float)
+            if row.get("kind") == kind and _is_number(row.get("return_mean"))
         ]
     except OSError as error:
         raise ConfigError(f"metrics of '{path}' cannot be read: {error.strerror}") from None
@@ -89,6 +115,11 @@ def read_curve(path: Path, kind: str) -> Curve:
         raise ConfigError(f"'{path}' has no {kind} returns yet")
     steps, returns = np.array(rows, np.float64).T
     return steps, returns
+
+
+def _is_number(value: object) -> bool:
+    # Python's integers may be larger than any float.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def mean_curve(
@@ -105,6 +136,11 @@ def mean_curve(
     return steps, returns.mean(0), returns.std(0)
 
 
+def curve_name(env: str, algorithm: str) -> str:
+    """Return what a legend says; that an environment is compiled here is no matter of learning."""
+    return f"{env.removeprefix(NAMESPACE)} {algorithm.upper()}"
+
+
 def _family(config: Config) -> str:
     """Return what runs of one curve have in common, as text."""
     tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OWN_KEYS)
@@ -113,7 +149,7 @@ def _family(config: Config) -> str:
 
 def _labels(configs: Sequence[Config]) -> list[str]:
     """Return a name for each configuration, with the keys that tell it from its namesakes."""
-    names = [f"{config.env.id} {config.algorithm.name.upper()}" for config in configs]
+    names = [curve_name(config.env.id, config.algorithm.name) for config in configs]
     keys = [_flat(config) for config in configs]
     labels = []
     for name, own in zip(names, keys, strict=True):

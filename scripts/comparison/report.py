@@ -1,4 +1,4 @@
-"""What a comparison found: as JSON, as a Markdown table and as a plot."""
+"""What a comparison found: as JSON and as a Markdown table; `picture` draws it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from fastrl.config import Config
-from fastrl.envs.native import NAMESPACE
 from fastrl.machine import machine, versions
 from fastrl.throughput.limits import Limit
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FASTRL = ("fastrl-default", "fastrl-best")
 VECTOR_ENVS = ("gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc")
@@ -27,7 +22,6 @@ COMPILED = ("gymnasium-native", "envpool-sync", "envpool-async")
 """Peers with an environment of their own, to which the limit of the Python one does not apply."""
 
 _PEER_PACKAGES = ("stable-baselines3", "envpool")
-_ACCENT, _PLAIN, _INK = "#0b7285", "#adb5bd", "#343a40"
 _SHORT = {"envs_per_worker": "n", "num_env_workers": "N", "num_model_workers": "M"}
 
 
@@ -46,6 +40,11 @@ class Result:
     label: str
     settings: Mapping[str, Any]
     fps: Sequence[float]
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` wrote."""
+        return cls(found["method"], found["label"], found["settings"], found["fps"])
 
     def to_dict(self, env: str) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -160,82 +159,20 @@ class Comparison:
                 row.append("–" if result.method in COMPILED else f"{share:.0%}")
             rows.append(row)
         lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([f"### {self.config.env.id}", "", *lines, "", self._footer(), ""])
-
-    def plot(self, path: Path) -> None:
-        """Write a bar per method on a logarithmic axis, whiskers from minimum to maximum.
-
-        matplotlib is imported here, since worker processes of the peers import this module too.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        from matplotlib.figure import Figure
-
-        ranked = self._ranked()
-        figure = Figure(figsize=(9, 1.6 + 0.52 * len(ranked)), layout="constrained")
-        axes = figure.add_subplot()
-        self._draw(axes, ranked)
-        figure.supxlabel(self._footer(), fontsize=8, color=_INK, x=0.01, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-
-    def _draw(self, axes: Axes, ranked: Sequence[Result]) -> None:
-        from matplotlib.ticker import LogFormatter
-
-        medians = [median(result.fps) for result in ranked]
-        spread = [
-            [m - min(result.fps) for m, result in zip(medians, ranked, strict=True)],
-            [max(result.fps) - m for m, result in zip(medians, ranked, strict=True)],
-        ]
-        labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
-        colors = [_ACCENT if result.method in FASTRL else _PLAIN for result in ranked]
-        rows = list(range(len(ranked)))
-        axes.barh(rows, medians, xerr=spread, color=colors, ecolor=_INK, capsize=3, height=0.66)
-        axes.set_yticks(rows, labels, fontsize=8)
-        for row, middle, result in zip(rows, medians, ranked, strict=True):
-            axes.annotate(
-                f"{middle:,.0f}",
-                (max(result.fps), row),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-                fontweight="bold" if result.method in FASTRL else "normal",
-            )
-        limit = median([each.fps for each in self.limits]) if self.limits else None
-        if limit is not None:
-            kind = "native" if self.config.env.id.startswith(NAMESPACE) else "Python"
-            text = f"limit of the {kind} env: {limit:,.0f}"
-            axes.axvline(limit, color=_INK, linestyle="--", linewidth=1, zorder=0)
-            axes.annotate(
-                text,
-                (limit, 1),
-                xycoords=("data", "axes fraction"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-        # Room for the figures at the right; a bar's left end has no meaning on a logarithmic axis.
-        axes.set_xlim(min(medians) / 2, max([*medians, limit or 0]) * 3)
-        axes.set_xlabel("environment steps per second, policy in the loop")
-        axes.set_title(f"{self.config.env.id}: sampling throughput", loc="left", pad=16)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        return "\n".join([f"### {self.config.env.id}", "", *lines, "", footer(self.to_dict()), ""])
 
     def _ranked(self) -> list[Result]:
         return sorted(self.results, key=lambda result: median(result.fps))
 
-    def _footer(self) -> str:
-        found = machine()
-        rounds = max((len(result.fps) for result in self.results), default=0)
-        return (
-            f"{found['cpu']}, {found['cores']} cores; policy: {self.policy}; "
-            f"medians of {rounds} interleaved rounds; {datetime.now(UTC).date().isoformat()}"
-        )
+
+def footer(found: Mapping[str, Any]) -> str:
+    """Return in a line where, how and when figures were measured; of `Comparison.to_dict`."""
+    used = found["machine"]
+    rounds = max((len(result["fps"]) for result in found["results"]), default=0)
+    return (
+        f"{used['cpu']}, {used['cores']} cores; policy: {found['policy']}; "
+        f"medians of {rounds} interleaved rounds; {found['date']}"
+    )
 
 
 def _over(fps: Sequence[float], other: Sequence[float]) -> list[float]:

@@ -80,7 +80,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     envs = list(dict.fromkeys(each["env"] for each in rows))
     if not envs:
         return
-    figure, panels = plt.subplots(1, len(envs), figsize=(4.2 * len(envs), 4), squeeze=False)
+    size = (4.2 * len(envs), 4)
+    figure, panels = plt.subplots(1, len(envs), figsize=size, squeeze=False, layout="constrained")
     methods = list(dict.fromkeys(each["method"] for each in rows))
     for panel, env in zip(panels[0], envs, strict=True):
         for index, method in enumerate(methods):
@@ -92,10 +93,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.grid(visible=True, alpha=0.3)
     panels[0][0].set_ylabel("steps per second")
-    panels[0][-1].legend()
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels))
     cpu = result["machine"]["cpu"]
     figure.suptitle(f"Random actions, {result['threads']} threads, {cpu}")
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from fastrl.config import SamplerConfig
+from fastrl.config import EnvConfig, SamplerConfig
 from fastrl.errors import ConfigError
 from fastrl.training import plotting
 from fastrl.training.plotting import mean_curve, plot_runs
@@ -71,6 +71,19 @@ def test_curves_of_one_environment_are_told_apart_by_what_differs(finished, tmp_
         f"{name}512, {sizes}4, sampler.num_env_workers=2, … (2 seeds)",
         f"{name}1024, {sizes}4, sampler.num_env_workers=2, …",
         f'{name}512, {sizes}2, sampler.num_env_workers="auto", …',
+    ]
+
+
+def test_compiled_environment_has_the_name_of_its_original(finished, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plt.Axes, "legend", lambda self: seen.extend(self.get_lines()))
+    original, compiled = EnvConfig(id="CartPole-v1"), EnvConfig(id="fastrl/CartPole-v1")
+    plot_runs([finished("a", env=compiled)], tmp_path / "x.png")
+    plot_runs([finished("b", env=original), tmp_path / "a"], tmp_path / "x.png")
+    assert [line.get_label() for line in seen] == [
+        "CartPole-v1 PPO",
+        'CartPole-v1 PPO, env.id="CartPole-v1"',
+        'CartPole-v1 PPO, env.id="fastrl/CartPole-v1"',
     ]
 
 

@@ -1,0 +1,105 @@
+"""A comparison as a picture, drawn from the JSON that holds its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from comparison.report import FASTRL, Result, footer
+from fastrl.envs.native import NAMESPACE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ACCENT, _PLAIN, _INK = "#0b7285", "#adb5bd", "#343a40"
+_FEW_LABELS = 30
+"""Times the axis' start up to which 1, 2 and 5 times each power of ten are written below it."""
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Write a bar per method on a logarithmic axis, whiskers from minimum to maximum.
+
+    matplotlib is imported here, since worker processes of the peers import this package too.
+
+    Args:
+        found: What `Comparison.to_dict` returns.
+        path: The PNG; its directory is made.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    results = [Result.from_dict(each) for each in found["results"]]
+    ranked = sorted(results, key=lambda result: median(result.fps))
+    figure = Figure(figsize=(9, 1.6 + 0.52 * len(ranked)), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_bars(axes, ranked)
+    _draw_limit(axes, found)
+    most = max(*(max(result.fps) for result in ranked), found["limit_fps"] or 0)
+    # A bar's left end has no meaning on a logarithmic axis.
+    _set_scale(axes, median(ranked[0].fps) / 2, most * 1.2)
+    axes.set_title(f"{found['env']}: sampling throughput", loc="left", pad=16)
+    figure.supxlabel(footer(found), fontsize=8, color=_INK, x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_bars(axes: Axes, ranked: Sequence[Result]) -> None:
+    """Draw the bars, what they are at the left, and their figures in a column at the right."""
+    medians = [median(result.fps) for result in ranked]
+    spread = [
+        [m - min(result.fps) for m, result in zip(medians, ranked, strict=True)],
+        [max(result.fps) - m for m, result in zip(medians, ranked, strict=True)],
+    ]
+    labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
+    colors = [_ACCENT if result.method in FASTRL else _PLAIN for result in ranked]
+    rows = list(range(len(ranked)))
+    axes.barh(rows, medians, xerr=spread, color=colors, ecolor=_INK, capsize=3, height=0.66)
+    axes.set_yticks(rows, labels, fontsize=8)
+    widest = max(len(f"{middle:,.0f}") for middle in medians)
+    for row, middle, result in zip(rows, medians, ranked, strict=True):
+        axes.annotate(
+            f"{middle:,.0f}",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(8 + 6.2 * widest, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if result.method in FASTRL else "normal",
+        )
+
+
+def _draw_limit(axes: Axes, found: Mapping[str, Any]) -> None:
+    """Draw the line that no sampler of this environment can pass, where it was measured."""
+    limit = found["limit_fps"]
+    if limit is None:
+        return
+    kind = "native" if found["env"].startswith(NAMESPACE) else "Python"
+    axes.axvline(limit, color=_INK, linestyle="--", linewidth=1, zorder=0)
+    axes.annotate(
+        f"limit of the {kind} env: {limit:,.0f}",
+        (limit, 1),
+        xycoords=("data", "axes fraction"),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+    )
+
+
+def _set_scale(axes: Axes, first: float, last: float) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(first, last)
+    labelled = (1, 2, 5) if last / first < _FEW_LABELS else (1, 3)
+    axes.xaxis.set_major_locator(LogLocator(subs=labelled))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("environment steps per second, policy in the loop")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
