@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from fastrl.tuning.workbench import Workbench
 ROOT = Path(__file__).parents[1]
 WINDOW_S = 1.5
 BETWEEN_DEFAULTS = 8
-TURN_S, PAIRS = 0.3, 24
+TURN_S, PAIRS = 0.2, 40
 """The choice and the grid's best take short turns: cores change their speed within a second."""
 
 
@@ -62,7 +64,7 @@ def _grid(config: Config, path: Path, args: argparse.Namespace) -> int:
                 reference_fps = bench(default, WINDOW_S).fps
             found["rows"].append(_measured(bench, candidate, reference_fps))
     _scale(found)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    _write(path, found)
     best = max(found["rows"], key=lambda row: row["fps"])
     left = len(_candidates(args.max_envs)) - len(found["rows"])
     total_s = sum(row["cost_s"] for row in found["rows"])
@@ -127,8 +129,16 @@ def _runs(config: Config, path: Path, args: argparse.Namespace) -> int:
             }
         )
         print(f"run {seed}: {finding.best.label}: {reached:.1%} of {top[0].label}; {spent_s:.0f} s")
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        _write(path, found)
     return 0
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    """Write the file, with the day and the command that last added to it."""
+    found["date"] = datetime.now(UTC).date().isoformat()
+    commands = [*found.get("commands", ()), shlex.join(["python", *sys.argv])]
+    found["commands"] = list(dict.fromkeys(commands))
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _against_top(config: Config, choice: Candidate, top: Sequence[Candidate]) -> float:
@@ -185,4 +195,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from one_line import run
+
+    run(main)
