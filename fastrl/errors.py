@@ -1,5 +1,8 @@
 """Every error that fastrl raises on purpose: one line that says what would be right."""
 
+USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
+"""What somebody else's code may raise that must not end this process, as an interrupt may."""
+
 
 class FastrlError(Exception):
     """Base of all errors raised by fastrl; the command line prints it as one line.
@@ -14,6 +17,15 @@ class FastrlError(Exception):
             line = " ".join(message.split())
             message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
         super().__init__(message)
+
+
+def cause(error: BaseException) -> str:
+    """Return type and text of somebody else's error on one line, even if it has no text."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # its own __str__
+        text = "(its message cannot be printed)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class ConfigError(FastrlError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from fastrl.arguments import brief
 from fastrl.errors import SpaceError
 
 T = TypeVar("T")
@@ -56,16 +57,21 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
     """Return the leaves of ``space`` by path, in gymnasium's order.
 
     Raises:
-        SpaceError: A leaf is of a kind that has no fixed-size tensor, or has no elements.
+        SpaceError: A leaf is of a kind that has no fixed-size tensor, or has no elements; or two
+            leaves have the same path.
     """
     found: dict[str, spaces.Space[Any]] = {}
     for name, child in _children(space):
-        found.update(leaves(child, f"{path}/{name}" if path else name))
+        own = leaves(child, f"{path}/{name}" if path else name)
+        for twice in found.keys() & own.keys():
+            raise SpaceError(f"two parts of {space} are called '{twice}'; rename one of them")
+        found.update(own)
     if found:
         return found
     where = f" at '{path}'" if path else ""
     if not isinstance(space, _LEAF_TYPES):
-        raise SpaceError(f"unsupported space {space}{where}; supported are {_SUPPORTED}")
+        told = space if isinstance(space, spaces.Space) else brief(space)
+        raise SpaceError(f"unsupported space {told}{where}; supported are {_SUPPORTED}")
     if space.shape is not None and 0 in space.shape:
         raise SpaceError(f"{space}{where} has no elements")
     return {path: space}

@@ -9,6 +9,7 @@ from typing import Any
 
 from gymnasium import spaces
 
+from fastrl.arguments import whole_attributes
 from fastrl.errors import ConfigError
 from fastrl.spaces import TensorSpec, action_specs, observation_specs
 
@@ -65,9 +66,8 @@ class Topology:
         Raises:
             ConfigError: A size is out of range, or n is not divisible by the groups.
         """
-        for name in ("envs_per_worker", "num_env_workers", "groups"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        whole_attributes(self, ("envs_per_worker", "num_env_workers", "groups"))
+        whole_attributes(self, ("num_model_workers",), at_least=0)
         if not 0 <= self.num_model_workers <= self.num_env_workers:
             raise ConfigError(
                 f"num_model_workers must be between 0 and num_env_workers "

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
     ("errors", "cgroups", "compiled", "allocator", "closing"),
-    ("cores", "free_memory"),
+    ("arguments", "cores", "free_memory"),
     ("devices", "machine"),
     ("spaces",),
     ("spec",),

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fastrl.arguments import brief, taken
 from fastrl.config.explain import dotted, explain, sections
 from fastrl.config.models import Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml, printable
@@ -53,7 +54,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: With one line that names the file, the key, what is wrong and what is right.
     """
     if path is not None and not isinstance(path, str | Path):
-        raise ConfigError(f"a configuration is given by the path of its file, got {_brief(path)}")
+        raise ConfigError(f"a configuration is given by the path of its file, got {brief(path)}")
     layers = [] if path is None else _read_layers(Path(path), [])
     layers += [_parse_override(text) for text in _texts(overrides)]
     tree: dict[str, Any] = {}
@@ -80,8 +81,9 @@ def save_config(config: Config, path: str | Path) -> None:
     Raises:
         ConfigError: The file cannot be written, or it is no configuration.
     """
-    if not isinstance(config, Config):
-        raise ConfigError(f"save_config takes a Config, got {_brief(config)}")
+    taken("save_config", config, Config)
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"save_config takes the path of a file, got {brief(path)}")
     try:
         Path(path).write_text(config_to_yaml(config), encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -155,11 +157,6 @@ def _why_no_file(path: Path) -> str:
     return f"no such file; did you mean {path.parent / near[0]}?" if near else "no such file"
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
@@ -170,7 +167,7 @@ def _texts(overrides: Sequence[str]) -> list[str]:
         found = list(overrides)
         if all(isinstance(text, str) for text in found):
             return found
-    raise ConfigError(f'overrides are a list of texts, such as ["seed=1"]; got {_brief(overrides)}')
+    raise ConfigError(f'overrides are a list of texts, such as ["seed=1"]; got {brief(overrides)}')
 
 
 def _parse_override(text: str) -> _Layer:

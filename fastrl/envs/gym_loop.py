@@ -7,6 +7,7 @@ that one comparison per batch watches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,13 +15,15 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.closing import close_all
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.rows import ObservationWriter
-from fastrl.errors import EnvError
+from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
+_LOGGER = logging.getLogger(__name__)
 _NEVER = 2**63 - 1
 
 
@@ -103,7 +106,7 @@ class GymLoop:
                     infos.append(info)
                 if terminated or truncated:
                     ended.append((len(rewards) - 1, bool(terminated)))
-        except Exception as error:
+        except USERS_FAILURES as error:
             self._blame_step(len(rewards), actions, error)
 
         views.terminated.fill(False)
@@ -120,9 +123,16 @@ class GymLoop:
         _write_rewards(rewards, views.reward)
 
     def close(self) -> None:
-        """Close all environments; safe to call twice."""
+        """Close all environments; safe to call twice.
+
+        What they raise is only told: they are not needed any more, and what they were needed for is
+        not to be lost for it.
+        """
         envs, self._envs, self._steps = self._envs, [], []
-        close_all(envs)
+        try:
+            close_all(envs)
+        except USERS_FAILURES as error:
+            _LOGGER.warning("'%s' raised in close(): %s", self.spec.id, cause(error))
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the figures that the specification names; NaN where this episode has none."""
@@ -132,9 +142,9 @@ class GymLoop:
                 found = found.get(part, np.nan) if isinstance(found, dict) else np.nan
             try:
                 row[column] = found
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise EnvError(
-                    f"env {index} of '{self.spec.id}': info '{name}' is {found!r}; "
+                    f"env {index} of '{self.spec.id}': info '{name}' is {brief(found)}; "
                     "expected a number"
                 ) from None
 
@@ -160,17 +170,17 @@ class GymLoop:
         self._resetting[0] = 1
         try:
             observation, _ = self._envs[index].reset(seed=seed)
-        except Exception as error:
+        except USERS_FAILURES as error:
             raise EnvError(
-                f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {_brief(error)}"
+                f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {cause(error)}"
             ) from error
         self._resetting[0] = 0
         return observation
 
-    def _blame_step(self, index: int, actions: list[Any], error: Exception) -> NoReturn:
+    def _blame_step(self, index: int, actions: list[Any], error: BaseException) -> NoReturn:
         action = " ".join(str(actions[index]).split())
         raise EnvError(
-            f"env {index} of '{self.spec.id}' raised in step({action}): {_brief(error)}"
+            f"env {index} of '{self.spec.id}' raised in step({action}): {cause(error)}"
         ) from error
 
 
@@ -180,18 +190,13 @@ def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
         # The cheapest look for a NaN, which is also what NumPy makes of None.
         if row.dot(row) >= 0:
             return
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         # Arrays of one number, perhaps.
         pass
     for index, reward in enumerate(rewards):
         try:
             row[index] = np.asarray(reward).item()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             row[index] = np.nan
         if np.isnan(row[index]):
-            raise EnvError(f"env {index} returned the reward {reward!r}; expected a number")
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+            raise EnvError(f"env {index} returned the reward {brief(reward)}; expected a number")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -29,10 +30,12 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from fastrl.arguments import brief
 from fastrl.closing import build_all
 from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.factory_arguments import check_arguments
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv, is_legacy_env
@@ -45,7 +48,7 @@ from fastrl.envs.lookup import (
     registered_spec,
     takes_argument,
 )
-from fastrl.errors import EnvError, FastrlError
+from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
 
@@ -63,6 +66,10 @@ if "Crafter-v1" not in gymnasium.registry:
         kwargs={"length": None},
     )
 native.register()
+
+
+_MOST_ENVS = 2**24
+"""More than anybody has memory for: building them would seem to hang until it is used up."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,9 @@ class EnvFactory:
         """Take what the script that runs defines itself by value; see `of_script`.
 
         Raises:
-            EnvError: There is no such kind of id.
+            EnvError: Something is of the wrong kind.
         """
-        if not isinstance(self.id, str | GymnasiumSpec) and not callable(self.id):
-            given = " ".join(repr(self.id).split())[:60]
-            raise EnvError(
-                f"an environment is an id such as 'CartPole-v1' or a factory, got {given}"
-            )
+        check_arguments(self)
         object.__setattr__(self, "id", of_script(self.id))
         object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
@@ -148,8 +151,10 @@ class EnvFactory:
             EnvError: They cannot be built; says what would be right.
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
-        if num_envs < 1:
-            raise EnvError(f"num_envs must be at least 1, got {num_envs}")
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise EnvError(f"num_envs must be at least 1, got {brief(num_envs)}")
+        if num_envs > _MOST_ENVS:
+            raise EnvError(f"num_envs must be at most {_MOST_ENVS:,}, got {brief(num_envs)}")
         env = self._build(num_envs)
         try:
             return self._batched(env, num_envs)
@@ -185,7 +190,8 @@ class EnvFactory:
         try:
             return self._spec(env)
         finally:
-            env.close()
+            with suppress(Exception):  # what was asked for is known
+                env.close()
 
     def _spec(self, env: Any) -> EnvSpec:  # noqa: ANN401
         spec = env.spec
@@ -223,12 +229,9 @@ class EnvFactory:
                 env = wrap(env)
         except FastrlError:
             raise
-        except Exception as error:
-            text = " ".join(str(error).split())
+        except USERS_FAILURES as error:
             arguments = f" with {dict(self.kwargs)}" if self.kwargs else ""
-            raise EnvError(
-                f"'{self.name}' cannot be built{arguments}: {type(error).__name__}: {text}"
-            ) from error
+            raise EnvError(f"'{self.name}' cannot be built{arguments}: {cause(error)}") from error
         if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
             raise EnvError(
                 f"'{self.name}' gave a {type(env).__name__}; expected a gymnasium or gym "

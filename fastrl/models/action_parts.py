@@ -70,10 +70,16 @@ class Categoricals(ActionPart):
     def __init__(self, sizes: list[int], shape: tuple[int, ...]) -> None:
         super().__init__(shape, sum(sizes), len(sizes))
         self.sizes = sizes
+        self._grid = (len(sizes), max(sizes))
+        self._ragged = len(set(sizes)) > 1
+        if self._ragged:
+            self._pad(sizes)
+
+    def _pad(self, sizes: list[int]) -> None:
+        """Prepare the columns of every element, as many as the largest has."""
         starts = np.cumsum([0, *sizes[:-1]])
         column = np.arange(max(sizes))
         inside = column < np.array(sizes)[:, None]
-        self._ragged = not inside.all()
         self._inside = torch.from_numpy(inside)
         self._columns = torch.from_numpy(np.where(inside, starts[:, None] + column, 0))
 
@@ -105,7 +111,7 @@ class Categoricals(ActionPart):
     def _logits(self, parameters: Tensor) -> Tensor:
         """Return logits ``[*, elements, largest size]``, padded where sizes differ."""
         if not self._ragged:
-            return parameters.reshape(*parameters.shape[:-1], *self._inside.shape)
+            return parameters.reshape(*parameters.shape[:-1], *self._grid)
         columns, inside = (t.to(parameters.device) for t in (self._columns, self._inside))
         return parameters[..., columns].masked_fill(~inside, _IMPOSSIBLE)
 

@@ -9,10 +9,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from fastrl.arguments import instance
 from fastrl.config import ModelConfig
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.distributions import ActionDistribution
-from fastrl.models.networks import Body, is_image, orthogonal
+from fastrl.models.networks import Body, is_image, orthogonal, require_memory
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
@@ -45,8 +46,11 @@ class ActorCritic(nn.Module):
         self, env_spec: EnvSpec, config: ModelConfig, action_bounds: ActionBounds = "clip"
     ) -> None:
         super().__init__()
+        instance("env_spec", env_spec, EnvSpec)
+        instance("config", config, ModelConfig)
         space = env_spec.observation_space
         self.observation_specs = env_spec.observation
+        _require_memory_for_actions(env_spec, config)
         self.normalizers = nn.ModuleList(
             _normalizer(leaf, config.normalize_observations) for leaf in leaves(space).values()
         )
@@ -134,3 +138,13 @@ def _normalizer(leaf: spaces.Space[object], wanted: bool) -> nn.Module:
     if wanted and isinstance(leaf, spaces.Box) and not is_image(leaf) and leaf.dtype != np.uint8:
         return RunningNormalizer(tuple(leaf.shape))
     return nn.Identity()
+
+
+def _require_memory_for_actions(env_spec: EnvSpec, config: ModelConfig) -> None:
+    """Refuse actions of so many kinds that not even the last layer fits."""
+    features = (config.hidden_sizes or (1,))[-1]
+    for leaf in leaves(env_spec.action_space).values():
+        if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete):
+            sizes = [int(leaf.n)] if isinstance(leaf, spaces.Discrete) else leaf.nvec.ravel()
+            padded = len(sizes) * int(max(sizes))
+            require_memory(max(features, 8) * padded, f"action space {leaf}")

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, EnvError, cause
 from fastrl.free_memory import free_bytes
 from fastrl.spaces import leaves
 
@@ -32,6 +32,8 @@ _CONV_LAYERS = (
     (16, ((32, 3, 2), (64, 3, 2), (64, 3, 1))),
     (7, ((32, 3, 1), (64, 3, 1), (64, 3, 1))),
 )
+_COPIES = 4
+"""The weights, their gradient, and two averages that an optimiser keeps."""
 _SMALLEST_SIDE = 7
 _SMALLEST_GREY_SIDE = 36
 
@@ -48,17 +50,25 @@ def mlp(inputs: int, hidden_sizes: Sequence[int], activation: str) -> nn.Sequent
     """Return linear layers, each followed by the activation; the identity without layers."""
     layers: list[nn.Module] = []
     for outputs in hidden_sizes:
-        _require_memory(inputs * outputs, "hidden_sizes")
+        require_memory(inputs * outputs, "model.hidden_sizes")
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         inputs = outputs
     return nn.Sequential(*layers)
 
 
-def _require_memory(num_weights: int, key: str) -> None:
-    """Refuse a layer that does not fit: the kernel would rather end the process than fail."""
-    num_bytes = 4 * num_weights
-    if num_bytes > free_bytes():
-        raise ConfigError(f"model.{key}: a layer of {num_bytes / 2**20:,.0f} MiB does not fit here")
+def require_memory(num_weights: int, what: str) -> None:
+    """Refuse a layer that does not fit: the kernel would rather end the process than fail.
+
+    Args:
+        num_weights: Of the layer.
+        what: Key of the configuration, or space, that makes it so large.
+
+    Raises:
+        ConfigError: It does not fit, with its gradients and what the optimiser keeps.
+    """
+    if _COPIES * 4 * num_weights > free_bytes():
+        size = f"{4 * num_weights / 2**20:,.0f} MiB"
+        raise ConfigError(f"{what}: a layer of {size} does not fit here")
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
@@ -119,11 +129,11 @@ class ImageEncoder(LeafEncoder):
                     f"model.conv_layers: a kernel of {kernel} does not fit into the {height} × "
                     f"{width} pixels that are left of {space.shape}"
                 )
-            _require_memory(channels * outputs * kernel**2, "conv_layers")
+            require_memory(channels * outputs * kernel**2, "model.conv_layers")
             layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.ReLU()]
             channels = outputs
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        _require_memory(channels * height * width * features, "conv_features")
+        require_memory(channels * height * width * features, "model.conv_features")
         layers += [nn.Flatten(), nn.Linear(channels * height * width, features), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.num_features = features
@@ -159,6 +169,7 @@ class OneHotEncoder(LeafEncoder):
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         super().__init__()
+        self._space = space
         sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.flat
         first = np.cumsum([0, *sizes])
         start = np.atleast_1d(np.asarray(space.start)).ravel()
@@ -170,9 +181,13 @@ class OneHotEncoder(LeafEncoder):
     def forward(self, index: Tensor) -> Tensor:
         """Return ``[n, num_features]``."""
         columns = index.reshape(len(index), -1).long() + self._offset
-        return torch.zeros(len(index), self.num_features, device=index.device).scatter_(
-            -1, columns, 1.0
-        )
+        joined = torch.zeros(len(index), self.num_features, device=index.device)
+        try:
+            return joined.scatter_(-1, columns, 1.0)
+        except RuntimeError as error:
+            raise EnvError(
+                f"an observation is not in its space {self._space}: {cause(error)}"
+            ) from error
 
 
 def _scale(space: spaces.Space[Any]) -> float:

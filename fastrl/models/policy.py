@@ -6,11 +6,12 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
 from fastrl.models.action_parts import ActionBounds
@@ -90,6 +91,9 @@ def build_model(
             method.
         SpaceError: The action space is not supported.
     """
+    instance("env_spec", env_spec, EnvSpec)
+    instance("config", config, ModelConfig)
+    one_of("action_bounds", action_bounds, get_args(ActionBounds))
     if config.class_path is None:
         return ActorCritic(env_spec, config, action_bounds)
     where = f"model.class_path '{config.class_path}'"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fastrl.arguments import instance, taken
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.devices import existing_device
@@ -42,6 +43,9 @@ def make_plan(
         EnvError: The environment cannot be built, or a space of it is not supported.
         ConfigError: The topology does not fit this machine.
     """
+    _checked(config, "make_plan")
+    if env_spec is not None:
+        instance("env_spec", env_spec, EnvSpec)
     topology = config.topology
     if config.sampler.kind == "device":
         # It steps in this process anyway.
@@ -72,6 +76,10 @@ def make_plan(
     )
 
 
+def _checked(config: object, name: str) -> None:
+    taken(name, config, Config, "load_config reads one from a file")
+
+
 def initial_weights(plan: SamplingPlan) -> dict[str, Tensor] | None:
     """Return the first parameters of a run, which follow from its seed alone."""
     if plan.build_model is None:
@@ -100,7 +108,8 @@ def make_sampler(
         ConfigError: The topology does not fit this machine.
         FastrlError: There is not enough memory for the shared table.
     """
-    plan = plan or make_plan(config)
+    _checked(config, "make_sampler")
+    plan = make_plan(config) if plan is None else instance("plan", plan, SamplingPlan)
     weights = initial_weights(plan) if state_dict is None else state_dict
     check_numbers = config.faults.bad_numbers != "skip_update"
     device = plan.device(0)

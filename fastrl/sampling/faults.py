@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastrl.arguments import function, whole
 from fastrl.errors import WorkerError
 
 _NAMED_ENV = re.compile(r"^[\w-]+ failed: \w*Error: env (\d+) of ")
@@ -81,6 +82,16 @@ class FaultPolicy:
     max_restarts: int = 0
     on_fault: Callable[[Fault], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no number, and what is no function.
+
+        Raises:
+            ConfigError: Names it.
+        """
+        whole("max_restarts", self.max_restarts, at_least=0)
+        if self.on_fault is not None:
+            function("on_fault", self.on_fault)
+
 
 def cause_of(error: WorkerError) -> str:
     """Return the message alone, on one line."""
@@ -88,6 +99,6 @@ def cause_of(error: WorkerError) -> str:
 
 
 def named_env(error: WorkerError) -> int | None:
-    """Return which environment of its group an `EnvError` names; None for any other failure."""
+    """Return which environment of the run an `EnvError` names; None for any other failure."""
     found = _NAMED_ENV.match(str(error.args[0]))
     return int(found[1]) if found else None

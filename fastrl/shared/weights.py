@@ -7,8 +7,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastrl.arguments import brief
 from fastrl.errors import FastrlError
 from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
+
+
+def check_tensors(given: Mapping[str, Tensor]) -> None:
+    """Refuse what is no state dict.
+
+    Raises:
+        FastrlError: It is no mapping, or holds something that is no tensor.
+    """
+    if not isinstance(given, Mapping):
+        raise FastrlError(f"parameters are a state dict of tensors by name, got {brief(given)}")
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise FastrlError(f"parameter {brief(name)} must be a tensor, got {brief(tensor)}")
 
 
 def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -17,8 +31,9 @@ def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     Raises:
         FastrlError: Names or shapes differ from the model's own.
     """
+    check_tensors(given)
     if given.keys() != own.keys():
-        changed = sorted(given.keys() ^ own.keys())
+        changed = sorted(map(str, given.keys() ^ own.keys()))
         raise FastrlError(f"published parameters differ from the model's: {changed}")
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
@@ -39,6 +54,7 @@ class WeightStore:
     """
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        check_tensors(state_dict)
         self._specs = {
             name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state_dict.items()
         }

@@ -6,6 +6,7 @@ multiplied, over windows of wall time that start after warm-up.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import psutil
 
+from fastrl.arguments import brief
 from fastrl.errors import ConfigError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
@@ -50,10 +52,18 @@ class Protocol:
         Raises:
             ConfigError: There are no windows, or their length or the warm-up is no time.
         """
-        if not (self.seconds > 0 and self.repeats >= 1 and self.warm_up_s >= 0):
+        numbers = (self.seconds, self.warm_up_s)
+        are_numbers = all(isinstance(number, int | float) for number in numbers)
+        is_whole = isinstance(self.repeats, int) and self.repeats >= 1
+        if not (
+            are_numbers
+            and is_whole
+            and math.inf > self.seconds > 0
+            and math.inf > self.warm_up_s >= 0
+        ):
             raise ConfigError(
                 "a measurement takes at least one window (repeats) of some seconds, and a "
-                f"warm_up_s of at least 0; got {self}"
+                f"warm_up_s of at least 0; got {brief(self, 200)}"
             )
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
+from fastrl.arguments import instance, taken
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
@@ -47,6 +48,8 @@ def run_throughput(
         WorkerError: A worker failed.
         ConfigError: The sampler is one for debugging, or the limit of a GPU is asked for.
     """
+    taken("run_throughput", config, Config, "load_config reads one from a file")
+    instance("protocol", protocol, Protocol)
     kind = config.sampler.kind
     if kind == "serial":
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fastrl.arguments import taken
 from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError
@@ -74,10 +75,7 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
         WorkerError: A process failed; what was learnt until then is saved.
         FastrlError: Learning diverged.
     """
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"train takes a Config, got {str(config)[:60]!r}; load_config reads one from a file"
-        )
+    taken("train", config, Config, "load_config reads one from a file")
     if config.sampler.tune_s is not None:
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
     config = _resolved(config)
@@ -119,7 +117,7 @@ def resume(
         config = config.model_copy(update={"run_dir": str(path)})
         store = CheckpointStore(directory.checkpoints)
         store.clean()
-        start = _start(store, checkpoint)
+        start = _start(store, checkpoint, directory)
         if start is not None and start.steps >= config.total_steps:
             enough = config.total_steps if start.steps < 2 * config.total_steps else start.steps
             raise ConfigError(
@@ -206,9 +204,11 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"sampler": sampler})
 
 
-def _start(store: CheckpointStore, checkpoint: str) -> Checkpoint | None:
+def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkpoint | None:
     """Return where to go on; None where a run was ended before its first checkpoint."""
-    return None if checkpoint == "last" and not store.names() else _load(store, checkpoint)
+    if checkpoint == "last" and not store.names() and not run.has_metrics:
+        return None
+    return _load(store, checkpoint)
 
 
 def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:

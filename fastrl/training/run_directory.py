@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
@@ -103,6 +104,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def has_metrics(self) -> bool:
+        """Whether the run has come so far that it has written some."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
+    @property
     def faults(self) -> Path:
         """Workers that failed, one JSON object per line."""
         return self.path / "faults.jsonl"
@@ -164,15 +170,17 @@ def find_run(name: str | Path) -> Path:
         ConfigError: There is no such run.
     """
     if not isinstance(name, str | Path):
-        raise ConfigError(f"a run is given by its directory or its name, got {str(name)[:60]}")
+        raise ConfigError(f"a run is given by its directory or its name, got {brief(name)}")
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, RUNS / path]
     for candidate in candidates:
         with suppress(OSError, ValueError):  # no path at all, such as one with a NUL
             if (candidate / "config.yaml").is_file():
                 return candidate
-    recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-    hint = f"; the latest is {recent[-1].parent}" if recent else ""
+    hint = ""
+    with suppress(OSError):  # they come and go
+        recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+        hint = f"; the latest is {recent[-1].parent}" if recent else ""
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from fastrl.arguments import instance, whole
 from fastrl.errors import FastrlError
 from fastrl.learning import Learner
 from fastrl.sampling import Sampler
@@ -46,6 +47,9 @@ class Trainer:
         *,
         skip_bad_updates: bool = False,
     ) -> None:
+        instance("sampler", sampler, Sampler)
+        instance("learner", learner, Learner)
+        whole("total_steps", total_steps)
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts
         self._skip_bad_updates, self._skipped = skip_bad_updates, 0

@@ -5,7 +5,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from fastrl.arguments import brief as shown
 from fastrl.errors import ConfigError, EnvError, WorkerError
+
+
+_MOST = 2**24
 
 
 class ArgumentError(ConfigError, ValueError):
@@ -45,14 +49,16 @@ def at_least_one(name: str, value: object) -> int:
     """Return a number of things, of which there must be one.
 
     Raises:
-        ArgumentError: It is no whole number, or below 1.
+        ArgumentError: It is no whole number, below 1, or more than anybody has memory for.
     """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ArgumentError(f"{name} must be a whole number, got {brief(repr(value))}") from None
+        raise ArgumentError(f"{name} must be a whole number, got {shown(value)}") from None
     if number < 1:
         raise ArgumentError(f"{name} must be at least 1, got {number}")
+    if number > _MOST:
+        raise ArgumentError(f"{name} must be at most {_MOST:,}, got {brief(number)}")
     return number
 
 
@@ -63,7 +69,7 @@ def deadline(name: str, value: object) -> float:
         ArgumentError: It is no number, or not above 0.
     """
     if not isinstance(value, int | float) or not value > 0:
-        raise ArgumentError(f"{name} must be a number of seconds above 0, got {brief(repr(value))}")
+        raise ArgumentError(f"{name} must be a number of seconds above 0, got {shown(value)}")
     return value
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fastrl.arguments import brief, function, instance, whole_attributes
 from fastrl.devices import existing_device
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.errors import ConfigError
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import EnvSpec, Topology
 
@@ -51,11 +53,22 @@ class SamplingPlan:
     check_steps: bool = False
 
     def __post_init__(self) -> None:
-        """Look for the devices here, where it is one line, before a worker is started in vain.
+        """Look at everything here, where it is one line, before a worker is started in vain.
 
         Raises:
-            ConfigError: One of them does not exist.
+            ConfigError: Something is of the wrong kind, or a device does not exist.
         """
+        instance("env_spec", self.env_spec, EnvSpec)
+        instance("topology", self.topology, Topology)
+        whole_attributes(self, ("rollout_length", "torch_threads"))
+        whole_attributes(self, ("seed", "spins", "first_rollout"), at_least=0)
+        function("build_env", self.build_env)
+        if self.build_model is not None:
+            function("build_model", self.build_model)
+        if not isinstance(self.devices, tuple | list) or not self.devices:
+            raise ConfigError(
+                f"devices must be a tuple such as ('cpu',), got {brief(self.devices)}"
+            )
         for name in self.devices if self.build_model is not None else ():
             existing_device(name)
 

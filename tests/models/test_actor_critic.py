@@ -4,6 +4,7 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
 
@@ -124,3 +125,22 @@ def test_squashed_bounds_reach_the_distribution():
     squashed = model_for(action_space=box, action_bounds="squash").evaluate(observation, action)[0]
     # tanh is flat at 3, so the density after it is higher: by 1 / (1 - tanh(3)²) = 101.4.
     assert (squashed - clipped).exp().item() == pytest.approx(101.36, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(2**36),
+        spaces.MultiDiscrete([2**36, 3]),
+        spaces.MultiDiscrete([2, 2**36]),
+    ],
+    ids=str,
+)
+def test_actions_of_more_kinds_than_fit_into_memory_are_refused(space):
+    with pytest.raises(ConfigError, match=r"^action space .*: a layer of .* does not fit here"):
+        model_for(action_space=space)
+
+
+def test_observations_of_more_kinds_than_fit_into_memory_are_refused():
+    with pytest.raises(ConfigError, match=r"^model\.hidden_sizes: a layer of .* does not fit here"):
+        model_for(spaces.Discrete(2**36))

@@ -5,7 +5,7 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, EnvError
 from fastrl.models.networks import Body, is_image
 
 CONFIG = ModelConfig(hidden_sizes=(24, 16), conv_features=32)
@@ -99,7 +99,9 @@ def test_indices_become_one_hot_vectors():
 
 
 def test_an_index_outside_its_space_is_refused():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(
+        EnvError, match=r"not in its space Discrete\(3\): .*index 3 is out"
+    ):
         encode(spaces.Discrete(3), torch.tensor([3]))
 
 

@@ -1,0 +1,205 @@
+"""Whatever Python callers pass: it is taken, or refused in one line, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import fastrl
+from fastrl.config import load_config
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.sampling import Deadlines, FaultPolicy
+from fastrl.tuning import Candidate
+from fastrl.tuning.space import Space
+
+SPEC = fastrl.EnvSpec("x", spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
+TOPOLOGY = fastrl.Topology(2, 1)
+CONFIG = load_config(
+    None, ["env.id=CartPole-v1", "sampler.kind=serial", "sampler.num_env_workers=1"]
+)
+
+
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("no text")
+
+
+ODD = [
+    None,
+    0,
+    -1,
+    1.5,
+    math.nan,
+    "",
+    "x.yaml",
+    b"x",
+    "a\0b",
+    [],
+    {},
+    (),
+    {"a": 1},
+    object(),
+    Unprintable(),
+    True,
+    10**30,
+    np.array([1, 2]),
+    torch.zeros(2),
+    int,
+    lambda: 1,
+]
+
+
+def build_envs(num_envs):
+    raise AssertionError
+
+
+PLAN = fastrl.SamplingPlan(SPEC, TOPOLOGY, 8, 0, build_envs, None)
+
+
+def policy_plan():
+    return fastrl.SamplingPlan(
+        SPEC, TOPOLOGY, 8, 0, build_envs, lambda: fastrl.build_model(SPEC, CONFIG.model)
+    )
+
+
+def publish(parameters):
+    with closing(fastrl.SerialSampler(policy_plan())) as sampler:
+        sampler.publish(parameters)
+
+
+def publish_one(value):
+    state = dict(fastrl.build_model(SPEC, CONFIG.model).state_dict())
+    publish(state | {next(iter(state)): value})
+
+
+def closed(build):
+    def call(odd):
+        made = build(odd)
+        if hasattr(made, "close"):
+            made.close()
+
+    return call
+
+
+CALLS = {
+    "save_config, a path": lambda odd: fastrl.save_config(CONFIG, odd),
+    "make_plan": fastrl.make_plan,
+    "make_plan, env_spec": lambda odd: fastrl.make_plan(CONFIG, env_spec=odd),
+    "make_sampler": fastrl.make_sampler,
+    "make_sampler, plan": closed(lambda odd: fastrl.make_sampler(CONFIG, odd)),
+    "make_sampler, weights": closed(lambda odd: fastrl.make_sampler(CONFIG, policy_plan(), odd)),
+    "SerialSampler": fastrl.SerialSampler,
+    "SerialSampler, weights": closed(lambda odd: fastrl.SerialSampler(PLAN, odd)),
+    "ProcessSampler": fastrl.ProcessSampler,
+    "ProcessSampler, deadlines": closed(lambda odd: fastrl.ProcessSampler(PLAN, deadlines=odd)),
+    "ProcessSampler, faults": closed(lambda odd: fastrl.ProcessSampler(PLAN, faults=odd)),
+    "DeviceSampler": lambda odd: fastrl.DeviceSampler(odd, None, None),
+    "DeviceSampler, env": lambda odd: fastrl.DeviceSampler(PLAN, odd, None),
+    "publish": publish,
+    "publish, a tensor": publish_one,
+    "Topology, n": lambda odd: fastrl.Topology(odd, 1),
+    "Topology, N": lambda odd: fastrl.Topology(1, odd),
+    "Topology, M": lambda odd: fastrl.Topology(2, 1, odd),
+    "Topology, groups": lambda odd: fastrl.Topology(2, 1, 0, odd),
+    "EnvSpec, observation": lambda odd: fastrl.EnvSpec("x", odd, SPEC.action_space).observation,
+    "EnvSpec, action": lambda odd: fastrl.EnvSpec("x", SPEC.observation_space, odd).action,
+    "EnvFactory": lambda odd: fastrl.EnvFactory(odd).probe(),
+    "EnvFactory, kwargs": lambda odd: fastrl.EnvFactory("CartPole-v1", kwargs=odd).probe(),
+    "EnvFactory, wrappers": lambda odd: fastrl.EnvFactory("CartPole-v1", wrappers=odd).probe(),
+    "EnvFactory, limit": lambda odd: fastrl.EnvFactory("CartPole-v1", max_episode_steps=odd),
+    "EnvFactory, bounds": lambda odd: fastrl.EnvFactory("CartPole-v1", action_bounds=odd),
+    "EnvFactory, randomize": lambda odd: fastrl.EnvFactory("CartPole-v1", randomize=odd).probe(),
+    "EnvFactory, info": lambda odd: fastrl.EnvFactory("CartPole-v1", episode_info=odd).probe(),
+    "EnvFactory.batched": lambda odd: fastrl.EnvFactory("CartPole-v1").batched(odd),
+    "build_model": lambda odd: fastrl.build_model(odd, CONFIG.model),
+    "build_model, config": lambda odd: fastrl.build_model(SPEC, odd),
+    "build_model, bounds": lambda odd: fastrl.build_model(SPEC, CONFIG.model, odd),
+    "ActorCritic": lambda odd: fastrl.ActorCritic(odd, CONFIG.model),
+    "ActorCritic, config": lambda odd: fastrl.ActorCritic(SPEC, odd),
+    "build_learner": lambda odd: fastrl.build_learner(odd, SPEC),
+    "build_learner, env_spec": lambda odd: fastrl.build_learner(CONFIG, odd),
+    "build_learner, model": lambda odd: fastrl.build_learner(CONFIG, SPEC, odd),
+    "train": fastrl.train,
+    "resume": fastrl.resume,
+    "evaluate_run": fastrl.evaluate_run,
+    "record_run": fastrl.record_run,
+    "Protocol, seconds": fastrl.Protocol,
+    "Protocol, repeats": lambda odd: fastrl.Protocol(1.0, odd),
+    "Protocol, warm-up": lambda odd: fastrl.Protocol(1.0, 1, odd),
+    "run_throughput": lambda odd: fastrl.run_throughput(odd, fastrl.Protocol()),
+    "run_throughput, protocol": lambda odd: fastrl.run_throughput(CONFIG, odd),
+    "make_vec": closed(lambda odd: fastrl.make_vec(odd, 1, backend="serial")),
+    "make_vec, num_envs": closed(lambda odd: fastrl.make_vec("CartPole-v1", odd, backend="serial")),
+    "Trainer": lambda odd: fastrl.Trainer(odd, None, 10, None),
+    "SamplingPlan": lambda odd: fastrl.SamplingPlan(odd, TOPOLOGY, 8, 0, build_envs, None),
+    "SamplingPlan, topology": lambda odd: fastrl.SamplingPlan(SPEC, odd, 8, 0, build_envs, None),
+    "SamplingPlan, T": lambda odd: fastrl.SamplingPlan(SPEC, TOPOLOGY, odd, 0, build_envs, None),
+    "SamplingPlan, seed": lambda odd: fastrl.SamplingPlan(SPEC, TOPOLOGY, 8, odd, build_envs, None),
+    "SamplingPlan, envs": lambda odd: fastrl.SamplingPlan(SPEC, TOPOLOGY, 8, 0, odd, None),
+    "SamplingPlan, model": lambda odd: fastrl.SamplingPlan(SPEC, TOPOLOGY, 8, 0, build_envs, odd),
+    "SamplingPlan, devices": lambda odd: fastrl.SamplingPlan(
+        SPEC, TOPOLOGY, 8, 0, build_envs, build_envs, odd
+    ),
+    "Deadlines": Deadlines,
+    "Deadlines, step": lambda odd: Deadlines(step_timeout_s=odd),
+    "FaultPolicy": FaultPolicy,
+    "FaultPolicy, on_fault": lambda odd: FaultPolicy(1, odd),
+    "Candidate": lambda odd: Candidate(odd, 4),
+    "Candidate, M": lambda odd: Candidate(4, 4, odd),
+    "Space": Space,
+    "Space, batch": lambda odd: Space(2, batch=odd),
+    "load_config": load_config,
+    "load_config, overrides": lambda odd: load_config(None, odd),
+    "load_config, an override": lambda odd: load_config(None, [odd]),
+}
+
+
+_PROBING = ("make_sampler, plan", "make_plan, env_spec")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_odd_arguments_are_taken_or_refused_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = 0
+    for odd in ODD:
+        if odd is None and name in _PROBING:
+            continue  # the default: probes in a process
+        if isinstance(odd, Unprintable) and name.startswith("make_vec"):
+            continue
+        try:
+            CALLS[name](odd)
+        except FastrlError as error:
+            told = str(error)
+            assert told, odd
+            assert len(told.splitlines()) == 1, told
+            refused += 1
+    assert refused > len(ODD) / 3
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lambda: fastrl.make_sampler("x.yaml"),
+            "make_sampler takes a Config, got 'x.yaml'; load_config reads one from",
+        ),
+        (lambda: publish(None), "parameters are a state dict of tensors by name, got None"),
+        (lambda: Candidate(-1, 4), "envs_per_worker must be at least 1, got -1"),
+        (lambda: Space(cores=0), "cores must be at least 1, got 0"),
+        (lambda: fastrl.Topology(2, 1.5), "num_env_workers must be a whole number, got 1.5"),
+    ],
+)
+def test_refusals_say_what_is_right(call, told):
+    with pytest.raises(FastrlError) as caught:
+        call()
+    assert str(caught.value).startswith(told)
+
+
+def test_refused_arguments_are_bad_input():
+    with pytest.raises(ConfigError):
+        fastrl.make_plan(None)
