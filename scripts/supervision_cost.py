@@ -7,7 +7,7 @@ a synchronous sampler that is not asked for a rollout does nothing. Rounds are c
 themselves, so what else the machine does in a minute cancels out.
 
 - ``nothing``: nobody looks whether workers live, are overdue or wrote numbers that are not finite;
-- ``raise``: the default: workers are watched, every rollout is looked at;
+- ``raise``: the default: workers are watched, and look at every rollout;
 - ``truncate_episode``: env workers look at every step as well.
 
 A machine whose speed drifts by tens of percent hides a cost of one. So the time that is spent in
@@ -35,6 +35,7 @@ from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.machine import machine, versions
 from fastrl.sampling import FaultPolicy, initial_weights
 from fastrl.sampling.crew import Crew
+from fastrl.shared.counters import Counter
 from fastrl.shared.table import Table
 
 VARIANTS = ("nothing", "raise", "truncate_episode")
@@ -118,7 +119,11 @@ def turn(sampler: ProcessSampler, name: str, seconds: float) -> float:
 
 
 def looking(sampler: ProcessSampler, seconds: float) -> float:
-    """Return the share of the time in which the sampler looks after workers and numbers."""
+    """Return the share of the time that goes into looking after workers and numbers.
+
+    While the main process looks, the workers of a synchronous sampler wait; and so does it while
+    they look at what they have sampled. So both count.
+    """
     spent = 0.0
 
     def timed(look: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,9 +140,11 @@ def looking(sampler: ProcessSampler, seconds: float) -> float:
         patch.object(Crew, "look", timed(Crew.look)),
         patch.object(Table, "first_bad_number", timed(Table.first_bad_number)),
     ):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sampler.counters.snapshot()
         while time.perf_counter() - start < seconds:
             sampler.collect()
+        checking_ns = sampler.counters.snapshot() - before
+        spent += float(checking_ns[:, Counter.CHECKING_NS].mean()) / 1e9
         return spent / (time.perf_counter() - start)
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from torch import Tensor
 
+from fastrl.arguments import instance
 from fastrl.closing import Closing, Held
 from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
@@ -29,10 +30,11 @@ class BaseSampler(Closing):
     """
 
     def __init__(self, plan: SamplingPlan, counters: CounterBoard) -> None:
+        instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
         self.env_spec, self.topology = plan.env_spec, plan.topology
         self.rollout_length = plan.rollout_length
         self.counters = counters
-        self._plan, self._next_rollout = plan, 0
+        self._plan, self._next_rollout, self._closed = plan, 0, False
 
     @abstractmethod
     def start(self) -> None:
@@ -61,9 +63,14 @@ class BaseSampler(Closing):
         self.start()
         return self
 
-    @staticmethod
-    def _closed_error() -> FastrlError:
-        return FastrlError("this sampler is closed; make a new one to go on sampling")
+    def close(self) -> None:
+        """Let go of the counters, which stay readable; safe to call twice."""
+        self._closed = True
+        self.counters.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FastrlError("this sampler is closed; make a new one to go on sampling")
 
     def _bad_number(self, field: str, value: float, rollout: int, step: int, slot: int) -> EnvError:
         """Return what is said of a number that is not finite."""
@@ -102,10 +109,11 @@ class TableSampler(BaseSampler):
         debug: bool = False,
         check_numbers: bool = True,
     ) -> None:
+        instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
         topology = plan.topology
         names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
         names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
-        self._debug, self._check_numbers = debug, check_numbers
+        self._debug = debug
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
         with ExitStack() as opened:
@@ -121,6 +129,7 @@ class TableSampler(BaseSampler):
                 weights=None if state_dict is None else kept(WeightStore(state_dict)),
                 counters=self.counters,
                 hand_over=kept(HandOver(topology)),
+                check_numbers=check_numbers,
             )
             self._buffer = RolloutBuffer(self._context.table)
             if state_dict is not None:
@@ -133,6 +142,7 @@ class TableSampler(BaseSampler):
 
     def close(self) -> None:
         """Free the shared memory; rollouts that are still held stay valid."""
+        super().close()
         self._context.close()
 
     def _before_filling(self, rollout: int) -> None:
@@ -145,9 +155,13 @@ class TableSampler(BaseSampler):
         self._next_rollout += 1
         if self._debug:
             self._context.table.check_no_poison(index % NUM_BANKS)
-        if self._check_numbers:
+        if self._context.check_numbers and self._is_suspected(index):
             self._refuse_bad_numbers(index)
         return self._buffer.seal(index)
+
+    @abstractmethod
+    def _is_suspected(self, rollout: int) -> bool:
+        """Return whether numbers of a sealed rollout may not be finite."""
 
     def _refuse_bad_numbers(self, rollout: int) -> None:
         found = self._context.table.first_bad_number(rollout % NUM_BANKS)

@@ -159,7 +159,7 @@ class Crew:
                 self._topology.env_index(worker, group), seeds, episodes, actions, strict=True
             )
         ]
-        return tuple(found) if named is None else tuple(found[named : named + 1])
+        return tuple([each for each in found if each.env == named] or found)
 
     def _actions(self, at: Position, slots: slice) -> list[Any]:
         """Return the latest action of every slot in plain types."""

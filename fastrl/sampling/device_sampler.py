@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrl.arguments import instance
 from fastrl.devices import existing_device
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
@@ -62,6 +63,8 @@ class DeviceSampler(BaseSampler):
         squash: bool = False,
         check_numbers: bool = True,
     ) -> None:
+        instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
+        instance("env", env, TensorEnv, "fastrl.envs.make_tensor makes one")
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
             raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
@@ -72,7 +75,7 @@ class DeviceSampler(BaseSampler):
         )
         graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
         self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
-        self._version, self._closed, self._check_numbers = 0, False, check_numbers
+        self._version, self._check_numbers = 0, check_numbers
         self._here: Start | None = None
         if self._model is not None:
             self._publish(self._model.state_dict() if state_dict is None else state_dict)
@@ -85,8 +88,7 @@ class DeviceSampler(BaseSampler):
         Raises:
             FastrlError: The sampler was closed.
         """
-        if self._closed:
-            raise self._closed_error()
+        self._check_open()
         if self._here is None:
             self._watch = Stopwatch(self.counters, _WORKER)
             seed = self._plan.env_seeds(0, 0)[0]
@@ -127,8 +129,8 @@ class DeviceSampler(BaseSampler):
 
     def close(self) -> None:
         """End sampling; rollouts that are still held stay valid. Safe to call twice."""
-        self._closed, self._here = True, None
-        self.counters.close()
+        self._here = None
+        super().close()
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self._device).manual_seed(seed)

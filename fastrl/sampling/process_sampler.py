@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fastrl.arguments import instance
 from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
 from fastrl.sampling.faults import FaultPolicy
@@ -47,9 +48,12 @@ class ProcessSampler(TableSampler):
         debug: bool = False,
         check_numbers: bool = True,
     ) -> None:
+        deadlines = Deadlines() if deadlines is None else deadlines
+        faults = FaultPolicy() if faults is None else faults
+        self._deadlines = instance("deadlines", deadlines, Deadlines)
+        self._faults = instance("faults", faults, FaultPolicy)
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._asynchronous = asynchronous
-        self._deadlines, self._faults = deadlines or Deadlines(), faults or FaultPolicy()
         self._permitted, self._looked_s = 0, 0.0
         self._crew: Crew | None = None
 
@@ -59,8 +63,7 @@ class ProcessSampler(TableSampler):
         Raises:
             FastrlError: The sampler was closed, or the system lacks what the workers need.
         """
-        if self._context.hand_over.stopped:
-            raise self._closed_error()
+        self._check_open()
         if self._crew is not None:
             return
         self._crew = Crew(self._context, self._buffer, self._deadlines, self._faults)
@@ -109,6 +112,9 @@ class ProcessSampler(TableSampler):
             for worker in range(self.topology.num_env_workers):
                 self._context.hand_over.permit(worker).post()
         self._permitted = until
+
+    def _is_suspected(self, rollout: int) -> bool:
+        return self._context.hand_over.is_suspected(rollout)
 
     def _wait_until_sealed(self, rollout: int) -> None:
         """Wait for all parts; one whose worker died before it could post is seen a slice later."""

@@ -36,7 +36,6 @@ class SerialSampler(TableSampler):
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._steppers: list[EnvStepper] = []
         self._policies: list[PolicyRunner] = []
-        self._closed = False
 
     def start(self) -> None:
         """Build the environments and the policy; what fails here closes the sampler.
@@ -44,8 +43,7 @@ class SerialSampler(TableSampler):
         Raises:
             FastrlError: The sampler was closed.
         """
-        if self._closed:
-            raise self._closed_error()
+        self._check_open()
         if not self._steppers:
             with self._closed_if_it_fails():
                 self._build()
@@ -109,9 +107,11 @@ class SerialSampler(TableSampler):
         watch.row[Counter.ENV_STEPS] += self.topology.envs_per_group
         watch.row[Counter.EPISODES] += ended
 
+    def _is_suspected(self, rollout: int) -> bool:
+        return True  # nobody has looked yet
+
     def close(self) -> None:
         """Close the environments; safe to call twice."""
-        self._closed = True
         steppers, self._steppers = self._steppers, []
         try:
             close_all(steppers)

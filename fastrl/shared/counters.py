@@ -29,6 +29,7 @@ class Counter(IntEnum):
     LATENCIES = 9
     RESETTING = 10
     """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell."""
+    CHECKING_NS = 11
 
 
 class CounterBoard:

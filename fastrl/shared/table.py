@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.shared.finite import first_not_finite, is_finite
+from fastrl.shared.finite import FiniteCheck, first_not_finite, is_finite
 from fastrl.shared.layout import Field, table_fields
 from fastrl.shared.memory import SharedBlock, align
 from fastrl.spec import EnvSpec
@@ -109,14 +109,18 @@ class Table:
         None if there is none. Final observations are left out: what is not finite of them shows
         in ``final_value``.
         """
-        for name, tensor in self._named(bank):
+        for name, tensor in self._numbers(bank):
             numbers = tensor.numpy()
-            if numbers.dtype.kind != "f" or name.startswith(_SOMETIMES):
-                continue
-            if not is_finite(numbers.reshape(-1)):
+            if not is_finite(numbers):
                 index = first_not_finite(numbers)
                 return name, index, float(numbers[index])
         return None
+
+    def finite_check(self, slots: slice) -> FiniteCheck:
+        """Return the quick look at what `first_bad_number` looks at, in some slots."""
+        return FiniteCheck(
+            [[tensor for _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)], slots
+        )
 
     def close(self) -> None:
         """Drop the memory's descriptor; views that are still held stay valid."""
@@ -144,6 +148,12 @@ class Table:
             else:
                 fields[entry.name] = tensor
         return Bank(**fields)
+
+    def _numbers(self, bank: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the floats that every rollout has."""
+        for name, tensor in self._named(bank):
+            if tensor.is_floating_point() and not name.startswith(_SOMETIMES):
+                yield name, tensor
 
     def _named(self, bank: int) -> Iterator[tuple[str, Tensor]]:
         for entry in self._fields:

@@ -24,6 +24,8 @@ class WorkerContext:
         weights: Published parameters, or None where actions are random.
         counters: What every worker did.
         hand_over: Who wakes whom.
+        check_numbers: Whoever completes a part of a rollout looks for numbers that are not
+            finite (see `HandOver.suspected`).
     """
 
     plan: SamplingPlan
@@ -31,6 +33,7 @@ class WorkerContext:
     weights: WeightStore | None
     counters: CounterBoard
     hand_over: HandOver
+    check_numbers: bool = False
 
     def close(self) -> None:
         """Drop the descriptors of all shared memory; held views stay valid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from fastrl.closing import build_all, close_all
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
-from fastrl.shared.finite import first_not_finite, is_finite
+from fastrl.shared.finite import few_are_finite, first_not_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
+
+_NAMED = re.compile(r"env (\d+)\b")
 
 
 class EnvStepper:
@@ -53,6 +56,7 @@ class EnvStepper:
         self._unstarted = set(range(topology.groups))
         self._resetting = np.zeros(1, np.int64) if resetting is None else resetting
         self._stepping = _tell_resets(self._envs, self._resetting)
+        self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
 
     def begin(self, rollout: int) -> None:
         """Write the first observations of a rollout: those that ended the one before.
@@ -96,20 +100,23 @@ class EnvStepper:
     def step(self, bank: int, t: int, group: int) -> int:
         """Step one group with the actions at ``t``; return how many episodes ended."""
         views = self._views[bank][group][t]
-        self._envs[group].step(views)
+        try:
+            self._envs[group].step(views)
+        except EnvError as error:
+            _renumber(error, self._first[group])
+            raise
         if self._plan.check_steps:
-            self._check(views)
+            self._check(views, self._first[group])
         return int(np.count_nonzero(views.terminated)) + int(np.count_nonzero(views.truncated))
 
-    def _check(self, views: StepViews) -> None:
+    def _check(self, views: StepViews, first: int) -> None:
         """Refuse a step with a NaN or an infinity; takes about 1 µs."""
         names = ("reward", *(f"observation {leaf}".rstrip() for leaf in self._leaves))
         for name, row in zip(names, (views.reward, *views.observation), strict=True):
-            if row.dtype.kind == "f" and not is_finite(row.reshape(-1)):
+            if row.dtype.kind == "f" and not few_are_finite(row.reshape(-1)):
                 index = first_not_finite(row)
-                raise EnvError(
-                    f"env {index[0]} of '{self._plan.env_spec.id}' gave the {name} {row[index]}"
-                )
+                who = f"env {first + index[0]} of '{self._plan.env_spec.id}'"
+                raise EnvError(f"{who} gave the {name} {row[index]}")
 
     def close(self) -> None:
         """Close all environments."""
@@ -119,7 +126,11 @@ class EnvStepper:
         """Start an episode in every environment of a group, for the first time."""
         self._resetting[0] = 1
         seeds = self._plan.env_seeds(self._env_worker, group, self._replaced)
-        self._envs[group].reset(seeds, observation)
+        try:
+            self._envs[group].reset(seeds, observation)
+        except EnvError as error:
+            _renumber(error, self._first[group])
+            raise
         self._resetting[0] = self._stepping
         self._unstarted.discard(group)
 
@@ -143,6 +154,14 @@ class EnvStepper:
             )
             for t in range(self._table.rollout_length)
         ]
+
+
+def _renumber(error: EnvError, first: int) -> None:
+    """Let an error name an environment of the run, where it has counted them from 0."""
+    named = _NAMED.match(str(error))
+    if named is not None:
+        text = f"env {first + int(named[1])}{str(error)[named.end() :]}"
+        error.args = (text, *error.args[1:])
 
 
 def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:

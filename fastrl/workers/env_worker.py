@@ -35,6 +35,7 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
         # through all of them.
         gc.collect()
         gc.freeze()
+        watch.show_life()
         at = loop.take_over() if replaced else Position(0, 0, 0)
         while True:
             if at.at_start:
@@ -105,6 +106,7 @@ class _Alone(_Loop):
             [[Request(bank, t, s.start, s.stop) for s in slots] for t in range(self._length + 1)]
             for bank in range(NUM_BANKS)
         ]
+        self._check = context.table.finite_check(self._topology.policy_slots(env_worker))
 
     def fill(self, at: Position) -> None:
         bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
@@ -140,9 +142,14 @@ class _Alone(_Loop):
         bank = rollout % NUM_BANKS
         self._policy.serve(self._requests[bank][self._length])
         self._watch.charge(Counter.INFERENCE_NS)
+        hand_over = self._hand_over
+        if self._context.check_numbers:
+            if not self._check.passes(bank):
+                hand_over.suspected[bank][self._rows[0]] = rollout + 1
+            self._watch.charge(Counter.CHECKING_NS)
         for row in self._rows:
-            self._hand_over.answered[row] = (rollout + 1) * (self._length + 1)
-        self._hand_over.sealed(bank).post()
+            hand_over.answered[row] = (rollout + 1) * (self._length + 1)
+        hand_over.sealed(bank).post()
 
 
 class _WithModelWorker(_Loop):

@@ -50,6 +50,8 @@ class HandOver:
         answered: ``[N · G]`` int64: value of ``requested`` that was answered last; written by
             model workers, and without them, once per rollout, by env workers.
         answered_ns: ``[N · G]`` int64: monotonic time of the latest answer.
+        suspected: For each bank ``[N · G]`` int64: 1 + the last rollout in it whose part of this
+            group may hold numbers that are not finite; written by whoever writes ``answered``.
         permitted: ``[1]`` int64: rollouts that env workers may fill; written by the learner.
     """
 
@@ -95,15 +97,14 @@ class HandOver:
         for index in range(len(self._signals)):
             self._signals[index].post()
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the run was asked to end."""
-        return bool(self._stop[0])
-
     def is_sealed(self, rollout: int, rollout_length: int) -> bool:
         """Return whether every part of a rollout is complete."""
         counts = np.bitwise_and(self._answered, REPEAT - 1)
         return bool(counts.min() >= (rollout + 1) * (rollout_length + 1))
+
+    def is_suspected(self, rollout: int) -> bool:
+        """Return whether a rollout that is sealed may hold numbers that are not finite."""
+        return bool((self._suspected[:, rollout % NUM_BANKS] == rollout + 1).any())
 
     def pause(self, signal: Signal, spins: int = 0) -> None:
         """Wait for a signal, at most for `SLICE_S`.
@@ -137,6 +138,8 @@ class HandOver:
         self.requested, self.requested_ns = lines[:num_groups, 0].data, lines[:num_groups, 1].data
         self.answered = self._answered.data
         self.answered_ns = lines[num_groups : 2 * num_groups, 1].data
+        self._suspected = lines[num_groups : 2 * num_groups, 2 : 2 + NUM_BANKS]
+        self.suspected = tuple(self._suspected[:, bank].data for bank in range(NUM_BANKS))
         self.permitted, self._stop = lines[-2, :1].data, lines[-1, :1].data
 
 
@@ -165,6 +168,10 @@ class Stopwatch:
         self.row[counter] += now - self._last_ns
         self._last_ns = now
         return now
+
+    def show_life(self) -> None:
+        """Show that the worker has built what it works with."""
+        self.row[Counter.HEARTBEAT_NS] = time.monotonic_ns()
 
     def record_latency(self, notified_ns: int, woken_ns: int) -> None:
         """Keep one hand-over latency: from a peer's notify to this worker's wake-up."""

@@ -24,6 +24,7 @@ def run_model_worker(context: WorkerContext, model_worker: int) -> None:
     inbox = _Inbox(context, model_worker)
     for rollout in inbox.begun():
         policy.resume(rollout)
+    inbox.show_life()
     begun = inbox.rollout
     while True:
         ready = inbox.take()
@@ -49,12 +50,18 @@ class _Inbox:
         self._groups = [(worker, group) for worker in workers for group in range(topology.groups)]
         self._rows = [context.hand_over.row(worker, group) for worker, group in self._groups]
         self._slots = [topology.slots(worker, group) for worker, group in self._groups]
+        self._checks = [context.table.finite_check(slots) for slots in self._slots]
+        self._check_numbers = context.check_numbers
         self._served = [context.hand_over.answered[row] for row in self._rows]
         self._serving = list(self._served)
         self._doorbell = context.hand_over.doorbell(model_worker)
         self._watch = Stopwatch(context.counters, f"model-worker-{model_worker}")
         self._period = context.plan.rollout_length + 1
         self.rollout = max(self.begun(), default=-1)
+
+    def show_life(self) -> None:
+        """Show that the worker is ready."""
+        self._watch.show_life()
 
     def begun(self) -> set[int]:
         """Return the rollouts in which requests were answered last."""
@@ -89,6 +96,8 @@ class _Inbox:
         row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.INFERENCE_NS)
         row[Counter.INFERENCE_CALLS] += 1
         for position, request in ready:
+            if self._check_numbers and request.t == self._plan.rollout_length:
+                self._check(position, request.bank)
             row[Counter.INFERRED_FRAMES] += request.stop - request.start
             group = self._rows[position]
             hand_over.answered_ns[group] = time.monotonic_ns()
@@ -97,6 +106,13 @@ class _Inbox:
                 hand_over.sealed(request.bank).post()
             else:
                 hand_over.actions(*self._groups[position]).post()
+
+    def _check(self, position: int, bank: int) -> None:
+        """Look at the numbers of a group whose part of a bank is complete."""
+        if not self._checks[position].passes(bank):
+            rollout = count_of(self._serving[position]) // self._period - 1
+            self._hand_over.suspected[bank][self._rows[position]] = rollout + 1
+        self._watch.charge(Counter.CHECKING_NS)
 
     def _ready(self) -> list[int]:
         requested = self._hand_over.requested

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 import types
 from collections.abc import Iterator
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+import psutil
 
 from fastrl.errors import FastrlError
 from fastrl.workers.entry import worker_main
@@ -25,6 +28,7 @@ _PRELOAD = ("fastrl.workers.preload",)
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _RETRY_S = 20, 0.05
+_LOOK_S, _STOPPED_LOOKS = 1.0, 5
 _DESCRIPTORS = 16
 """More than starting a process takes for a moment."""
 
@@ -57,6 +61,10 @@ def started(name: str, args: tuple[Any, ...]) -> Process:
     Raises:
         FastrlError: The system has no descriptors, processes or memory left for it.
     """
+    if multiprocessing.current_process().daemon:
+        raise FastrlError(
+            f"{name} cannot be started: this process is daemonic, and such may start no others"
+        )
     try:
         return _started(name, args)
     except OSError as error:
@@ -68,7 +76,7 @@ def _started(name: str, args: tuple[Any, ...]) -> Process:
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         process: Process = _context().Process(target=worker_main, args=args, name=f"fastrl-{name}")
         try:
-            with _light_start():
+            with _light_start(), _without_a_stopped_server():
                 process.start()
         except (ConnectionError, EOFError) as error:
             # The fork server was killed; the next attempt starts another one, once the end of this
@@ -113,6 +121,47 @@ def _light_start() -> Iterator[None]:
                     del os.environ[key]
                 else:
                     os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _without_a_stopped_server() -> Iterator[None]:
+    """End a fork server that was stopped by a signal: who asks it for a process waits for ever."""
+    done = threading.Event()
+
+    def watch() -> None:
+        looks = 0
+        while looks < _STOPPED_LOOKS and not done.wait(_LOOK_S):
+            looks = looks + 1 if _server_is_stopped() else 0
+        if not done.is_set():
+            end_stopped_server()
+
+    watcher = threading.Thread(target=watch, name="fork-server-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def end_stopped_server() -> None:
+    """End the fork server if a signal has stopped it: it tells of the end of its workers, too."""
+    if _server_is_stopped():
+        with contextlib.suppress(OSError):
+            os.kill(_server_pid(), signal.SIGKILL)
+
+
+def _server_pid() -> int:
+    server: Any = vars(forkserver)["_forkserver"]
+    return server._forkserver_pid or 0
+
+
+def _server_is_stopped() -> bool:
+    pid = _server_pid()
+    try:
+        return pid > 0 and psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
 
 
 def _reason(error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
 import time
 import weakref
@@ -16,7 +17,7 @@ import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
 from fastrl.workers.entry import depth
-from fastrl.workers.processes import Connection, Process, pipe, started
+from fastrl.workers.processes import Connection, Process, end_stopped_server, pipe, started
 
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
@@ -55,7 +56,7 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._lifeline_read, lifeline = pipe()
         self._finalizer = weakref.finalize(
-            self, _end, self._children, request_stop, lifeline, grace_s
+            self, _end, os.getpid(), self._children, request_stop, lifeline, grace_s
         )
         # Before multiprocessing's own exit handler, which would wait for the workers for ever.
         atexit.register(self._finalizer)
@@ -211,16 +212,20 @@ def _signal_name(number: int) -> str:
 
 
 def _end(
+    owner: int,
     children: dict[str, _Child],
     request_stop: Callable[[], None],
     lifeline: Connection,
     grace_s: float,
 ) -> None:
-    """Ask, wait, kill, collect."""
+    """Ask, wait, kill, collect; but in a fork of the owner, whose workers they are not."""
+    if os.getpid() != owner:
+        return
     request_stop()
     deadline = time.monotonic() + grace_s
     for child in children.values():
         child.process.join(max(0.0, deadline - time.monotonic()))
+    end_stopped_server()
     for child in children.values():
         _kill(child.process)
     for child in children.values():

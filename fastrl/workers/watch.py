@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from fastrl.arguments import seconds
 from fastrl.shared.counters import Counter
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.hand_over import count_of
@@ -23,7 +25,7 @@ class Deadlines:
     Time counts only while a worker has something to do, so that none is blamed for another one.
 
     Attributes:
-        start_timeout_s: From the start of a worker to its first step.
+        start_timeout_s: From the start of a worker until it has built what it works with.
         stall_timeout_s: Between two answers of a model worker, and, where they are not given, for
             the other two.
         step_timeout_s: For one step of a group of environments, inference included where there
@@ -37,6 +39,18 @@ class Deadlines:
     step_timeout_s: float | None = None
     reset_timeout_s: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no time.
+
+        Raises:
+            ConfigError: Names it.
+        """
+        for name in ("start_timeout_s", "stall_timeout_s"):
+            seconds(name, getattr(self, name))
+        for name in ("step_timeout_s", "reset_timeout_s"):
+            if getattr(self, name) is not None:
+                seconds(name, getattr(self, name))
+
     def of_env_worker(self, resetting: int) -> tuple[float, str]:
         """Return the deadline, and the key that sets it, by `Counter.RESETTING`."""
         step_s, reset_s = (
@@ -46,6 +60,14 @@ class Deadlines:
         if resetting == 1 or (resetting == 2 and reset_s > step_s):
             return reset_s, "env.reset_timeout_s"
         return step_s, "env.step_timeout_s"
+
+
+class _Signs(NamedTuple):
+    """What a worker shows of itself: one of them changes with everything that it completes."""
+
+    done: int
+    heartbeat_ns: int
+    resetting: int
 
 
 class Watch:
@@ -61,19 +83,21 @@ class Watch:
         self._topology, self._deadlines = context.plan.topology, deadlines
         self._length, self._lock_step = context.plan.rollout_length, context.plan.lock_step
         self._names = context.counters.worker_names
-        self._marks = dict.fromkeys(self._names, 0)
+        self._seen = dict.fromkeys(self._names, _Signs(0, 0, 0))
         self._silent_s = dict.fromkeys(self._names, 0.0)
+        self._ready: set[str] = set()
         self._started: set[str] = set()
         self._looked_s = time.monotonic()
 
     def has_started(self, name: str) -> bool:
         """Return whether a worker has made a step since it was started."""
-        return self._mark(name) != self._marks[name] or name in self._started
+        return self._signs(name).done != self._seen[name].done or name in self._started
 
     def restart(self, name: str) -> None:
         """Note that another process has taken a worker's place."""
         self._started.discard(name)
-        self._marks[name], self._silent_s[name] = self._mark(name), 0.0
+        self._ready.discard(name)
+        self._seen[name], self._silent_s[name] = self._signs(name), 0.0
 
     def overdue(self) -> Iterator[tuple[str, str]]:
         """Yield every worker that has overrun its deadline, and what is to be said about it."""
@@ -82,11 +106,7 @@ class Watch:
         self._looked_s = now_s
         for index, name in enumerate(self._names):
             is_env_worker = index < self._topology.num_env_workers
-            mark = self._mark(name)
-            if mark != self._marks[name]:
-                self._marks[name], self._silent_s[name] = mark, 0.0
-                self._started.add(name)
-            elif not self._is_busy(index):
+            if self._has_moved(name) or not self._is_busy(index):
                 self._silent_s[name] = 0.0
             else:
                 self._silent_s[name] += awake_s
@@ -94,22 +114,36 @@ class Watch:
                 if self._silent_s[name] > limit_s:
                     yield name, told
 
-    def _mark(self, name: str) -> int:
-        """Return a number that changes with everything that a worker completes."""
+    def _has_moved(self, name: str) -> bool:
+        """Note, and return, whether a worker has got anywhere since the last look."""
+        before, now = self._seen[name], self._signs(name)
+        if now == before:
+            return False
+        self._seen[name] = now
+        if now.heartbeat_ns != before.heartbeat_ns:
+            self._ready.add(name)
+        if now.done != before.done:
+            self._started.add(name)
+        return True
+
+    def _signs(self, name: str) -> _Signs:
         row = self._counters.row(name)
-        return int(row[Counter.ENV_STEPS] + row[Counter.INFERENCE_CALLS])
+        done = int(row[Counter.ENV_STEPS] + row[Counter.INFERENCE_CALLS])
+        return _Signs(done, int(row[Counter.HEARTBEAT_NS]), int(row[Counter.RESETTING]))
 
     def _limit(self, name: str, is_env_worker: bool) -> tuple[float, str]:
         deadlines = self._deadlines
-        if name not in self._started:
-            limit_s, key = deadlines.start_timeout_s, "sampler.start_timeout_s"
-        elif is_env_worker:
+        if name not in self._ready:
+            limit_s = deadlines.start_timeout_s
+            told = f"{name} was not ready within {limit_s:g} s"
+            return limit_s, f"{told}; raise sampler.start_timeout_s if it needs to"
+        if is_env_worker:
             resetting = int(self._counters.row(name)[Counter.RESETTING])
             limit_s, key = deadlines.of_env_worker(resetting)
-        else:
-            limit_s = deadlines.stall_timeout_s
-            return limit_s, f"{name} made no inference within {limit_s:g} s"
-        return limit_s, f"{name} made no env step within {limit_s:g} s; raise {key} if it needs to"
+            told = f"{name} made no env step within {limit_s:g} s"
+            return limit_s, f"{told}; raise {key} if it needs to"
+        limit_s = deadlines.stall_timeout_s
+        return limit_s, f"{name} made no inference within {limit_s:g} s"
 
     def _is_busy(self, index: int) -> bool:
         """Return whether a worker has something to do that nobody else has to do first."""

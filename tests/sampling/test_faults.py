@@ -81,6 +81,32 @@ def test_hanging_environment_is_given_up_at_the_deadline():
     assert "env.step_timeout_s" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("stage", "timeouts_s", "told"),
+    [
+        ("build", (2.0, 60.0, 60.0), "was not ready within 2 s; raise sampler.start_timeout_s"),
+        ("reset", (60.0, 2.0, 60.0), "made no env step within 2 s; raise env.reset_timeout_s"),
+        ("step", (60.0, 2.0, 2.0), "made no env step within 2 s; raise env.step_timeout_s"),
+    ],
+)
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_environment_that_hangs_at_once_is_given_up_at_its_own_deadline(
+    topology, stage, timeouts_s, told
+):
+    def build(num_envs):
+        envs = CountingEnvs(num_envs)
+        if stage == "build":
+            hang()
+        setattr(envs, stage, lambda *args: hang())
+        return envs
+
+    start_s, reset_s, step_s = timeouts_s
+    deadlines = Deadlines(start_s, 60.0, step_timeout_s=step_s, reset_timeout_s=reset_s)
+    sampler = ProcessSampler(make_plan(topology, 5, build_env=build), deadlines=deadlines)
+    with pytest.raises(WorkerError, match=told):
+        sampler.collect()
+
+
 def test_environment_that_cannot_be_built_ends_the_run_with_the_cause():
     def build(num_envs):
         raise EnvError("no licence for this simulator")

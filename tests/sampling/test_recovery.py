@@ -221,6 +221,7 @@ def test_fault_names_the_environment_its_seed_episode_and_action():
         assert suspect.env in plan.topology.env_index(worker, group)
         seeds = plan.env_seeds(worker, group, starts[worker])
         assert suspect.seed == seeds[suspect.env % 2]
+        assert f"env {suspect.env} of 'x' raised: state" in fault.cause
         told = fault.cause.split("state ")[1]
         assert told == f"[{suspect.seed}, {suspect.episode}] action {suspect.action}"
         assert f"env {suspect.env} (seed {suspect.seed}, episode {suspect.episode}," in str(fault)

@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from fastrl.errors import EnvError, FastrlError, WorkerError
+from fastrl.workers import processes
+from fastrl.workers import supervisor as supervisor_module
 from fastrl.workers.supervisor import Supervisor, call_in_child
 
 
@@ -141,6 +143,26 @@ def test_signal_to_all_processes_leaves_the_workers_to_their_supervisor(supervis
     time.sleep(0.2)
     supervisor.check()
     assert worker.is_running()
+
+
+def test_stopped_fork_server_is_not_waited_for(supervisor, monkeypatch):
+    monkeypatch.setattr(processes, "_LOOK_S", 0.1)
+    supervisor.start("worker-0", time.sleep, 60)
+    os.kill(psutil.Process(supervisor.pids()["worker-0"]).ppid(), signal.SIGSTOP)
+    supervisor.start("worker-1", time.sleep, 60)
+    assert "worker-1" in supervisor.pids()
+    # Workers end with the server that has forked them, and are told of.
+    assert wait_for_error(supervisor).worker == "worker-0"
+
+
+def test_stopped_fork_server_does_not_hold_up_the_end(supervisor, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_KILLED_S", 600.0)  # nobody waits that long
+    for name in ("worker-0", "worker-1"):
+        supervisor.start(name, time.sleep, 600)
+    pids = list(supervisor.pids().values())
+    os.kill(psutil.Process(pids[0]).ppid(), signal.SIGSTOP)
+    supervisor.stop()
+    assert_gone(pids)
 
 
 def count_signals(slice_s):

@@ -1,0 +1,87 @@
+"""Numbers that are not finite are refused, whoever has written them, and large ones are not."""
+
+import itertools
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from fastrl.errors import EnvError
+from fastrl.sampling import ProcessSampler, SerialSampler
+from fastrl.spec import EnvSpec, Topology
+from fastrl.workers.plan import SamplingPlan
+
+LENGTH = 5
+FLOATS = EnvSpec("floats", spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
+# n, N, M, groups
+TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 0, 2), Topology(4, 2, 1, 2)]
+
+
+class Floats:
+    """Observes and rewards one number, but for one step."""
+
+    def __init__(self, num_envs, usual, odd, field):
+        self.spec, self.num_envs = FLOATS, num_envs
+        self._usual, self._odd, self._field = usual, odd, field
+
+    def reset(self, seeds, observation):
+        self._step, self._is_first = 0, False
+        observation[0][:] = self._usual
+
+    def step(self, views):
+        views.reward[:] = views.observation[0][:] = self._usual
+        views.terminated[:] = views.truncated[:] = False
+        if self._step == 2 * LENGTH + 3:
+            (views.reward if self._field == "reward" else views.observation[0])[1] = self._odd
+        self._step += 1
+
+    def close(self):
+        pass
+
+
+def plan_of(topology, usual=1.0, odd=1.0, field="reward"):
+    return SamplingPlan(
+        env_spec=FLOATS,
+        topology=topology,
+        rollout_length=LENGTH,
+        seed=0,
+        build_env=lambda num_envs: Floats(num_envs, usual, odd, field),
+        build_model=None,
+    )
+
+
+@pytest.mark.parametrize("field", ["reward", "observation"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_bad_number_in_one_worker_is_named(topology, asynchronous, field):
+    odd = float("-inf") if asynchronous else float("nan")
+    with ProcessSampler(
+        plan_of(topology, odd=odd, field=field), asynchronous=asynchronous
+    ) as sampler:
+        for _ in range(2):
+            sampler.collect()
+        step = 3 + (field == "observation")
+        told = rf"{field} is {odd} at step {step} of rollout 2, in env 1 of 'floats'"
+        with pytest.raises(EnvError, match=told):
+            sampler.collect()
+
+
+def test_serial_sampler_names_the_same_number():
+    with SerialSampler(plan_of(TOPOLOGIES[0], odd=float("nan"))) as sampler:
+        for _ in range(2):
+            sampler.collect()
+        with pytest.raises(EnvError, match="reward is nan at step 3 of rollout 2, in env 1 of"):
+            sampler.collect()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_numbers_whose_sums_overflow_are_no_bad_numbers(topology):
+    with ProcessSampler(plan_of(topology, usual=3e38, odd=3e38)) as sampler:
+        for _ in range(3):
+            assert (sampler.collect().reward > 1e38).all()
+
+
+def test_nobody_looks_where_bad_numbers_are_allowed():
+    for topology, kind in itertools.product(TOPOLOGIES[1:], (ProcessSampler, SerialSampler)):
+        with kind(plan_of(topology, odd=float("nan")), check_numbers=False) as sampler:
+            assert sum(bool(sampler.collect().reward.isnan().any()) for _ in range(3)) == 1
