@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastrl.training.evaluation import EvaluationResult
 
 EXIT_NOT_REACHED = 1
+_EPISODES = 1_000_000
 _EXIT_SIGNAL = 128
 """What shells add to the number of a signal that ended a process."""
 
@@ -85,7 +86,8 @@ def resume(
 def evaluate(
     run: Run,
     episodes: Annotated[
-        int | None, typer.Option("--episodes", metavar="INT", min=1, help="Episodes to play.")
+        int | None,
+        typer.Option("--episodes", metavar="INT", min=1, max=_EPISODES, help="Episodes to play."),
     ] = None,
     sampled: Sampled = False,
     seed: Seed = None,
@@ -115,7 +117,8 @@ def record(
         ),
     ] = None,
     episodes: Annotated[
-        int, typer.Option("--episodes", metavar="INT", min=1, help="Episodes to record.")
+        int,
+        typer.Option("--episodes", metavar="INT", min=1, max=_EPISODES, help="Episodes to record."),
     ] = 1,
     sampled: Sampled = False,
     seed: Seed = None,

@@ -53,8 +53,8 @@ class LearnerConfig(Section):
     device: Device = Field(default="cpu", description="Where gradients are computed.")
     torch_threads: Few | Literal["auto"] = Field(
         default="auto",
-        description="Torch threads that learn on the CPU; auto is one per usable core where there "
-        "are images, else a single one.",
+        description="Threads of torch that learn on the CPU; auto is one per usable core where "
+        "there are images, else a single one.",
     )
     compile: Bool = Field(
         default=False,

@@ -25,6 +25,7 @@ Few = Annotated[int, Strict(), Field(ge=1, le=4096), BeforeValidator(whole)]
 """Processes, threads and the like: far more would take all memory before anything could fail."""
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1), BeforeValidator(whole)]
 Steps = Annotated[int, Strict(), Field(ge=1, le=2**62), BeforeValidator(whole)]
+Episodes = Annotated[int, Strict(), Field(ge=1, le=1_000_000), BeforeValidator(whole)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1), BeforeValidator(whole)]
 Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Seconds = Annotated[Float, Field(gt=0, le=1e9)]

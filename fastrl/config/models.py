@@ -25,6 +25,7 @@ from fastrl.config.fields import (
     Count,
     Device,
     Devices,
+    Episodes,
     Few,
     Float,
     ImportPath,
@@ -258,8 +259,8 @@ class EvaluationConfig(Section):
 
     enabled: Bool = Field(default=True, description="Evaluate during training.")
     every_steps: Steps = Field(default=50_000, description="Environment steps between evaluations.")
-    episodes: Size = Field(default=10, description="Episodes of each evaluation.")
-    final_episodes: Size = Field(
+    episodes: Episodes = Field(default=10, description="Episodes of each evaluation.")
+    final_episodes: Episodes = Field(
         default=100, description="Episodes of the evaluation after the last step."
     )
     deterministic: Bool = Field(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastrl.allocator import keep_freed_memory
 from fastrl.config import A2CConfig, Config, PPOConfig
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.devices import existing_device
+from fastrl.errors import FastrlError
 from fastrl.learning import mlp_gradients, sharded_gradients
 from fastrl.learning.batch import Batch, Transfer
 from fastrl.learning.gradients import AutogradEngine, GradientEngine
@@ -103,7 +104,7 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
         self._algorithm: AlgorithmT = algorithm
         self._env_spec = env_spec
         self._total_steps = config.total_steps
-        self._device = _device(algorithm.device)
+        self._device = existing_device(algorithm.device, "algorithm.device")
         model.to(self._device)
         self._parameters = FlatParameters(model.parameters())
         self._optimizer = OPTIMIZERS[algorithm.optimizer](self._parameters, algorithm.optimizer_eps)
@@ -265,16 +266,6 @@ def averages(reported: Sequence[Tensor]) -> dict[str, float]:
     """Return the means of what was reported about minibatches, by the names of `METRICS`."""
     means = torch.stack(list(reported)).mean(0).tolist()
     return dict(zip(METRICS, means, strict=True))
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"algorithm.device '{name}' does not exist: torch sees {count} CUDA devices; use cpu"
-        )
-    return device
 
 
 def _load_model(model: PolicyModel, state: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ under another name, brought to the disk and then renamed, so under its own name 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -59,7 +60,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """Name of its directory."""
-        return f"{_PREFIX}{self.steps:012d}"
+        return _name(self.steps)
 
 
 class CheckpointStore:
@@ -113,7 +114,7 @@ class CheckpointStore:
     def best(self) -> dict[str, Any] | None:
         """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
         try:
-            found = json.loads((self._directory / _BEST).read_bytes())
+            found = json.loads(_content(self._directory / _BEST))
         except (OSError, ValueError, RecursionError):
             return None
         is_whole = isinstance(found, dict) and isinstance(found.get("return_mean"), float | int)
@@ -158,12 +159,17 @@ class CheckpointStore:
         return name
 
     def set_aside_after(self, name: str) -> None:
-        """Rename the checkpoints newer than this one, from which training goes on another way."""
+        """Rename the checkpoints newer than this one, from which training goes on another way.
+
+        Raises:
+            CheckpointError: They cannot be renamed.
+        """
         for newer in self.names():
             if newer > name:
                 aside = self._directory / f"discarded_{newer}"
                 shutil.rmtree(aside, ignore_errors=True)
-                (self._directory / newer).rename(aside)
+                with _saving(aside):
+                    (self._directory / newer).rename(aside)
 
     def clean(self) -> None:
         """Remove what an interrupted `save` has left. Only for the one process that saves."""
@@ -230,7 +236,7 @@ def _read(path: Path) -> Checkpoint:
     contents: dict[str, bytes] = {}
     for name in (_MODEL, _STATE):
         try:
-            contents[name] = (path / name).read_bytes()
+            contents[name] = _content(path / name)
         except OSError as error:
             raise _damaged(path, f"{name}: {error.strerror}") from None
         if _checksum(contents[name]) != meta.get("sha256", {}).get(name):
@@ -248,7 +254,7 @@ def _read(path: Path) -> Checkpoint:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((path / _META).read_bytes())
+        meta = json.loads(_content(path / _META))
     except OSError as error:
         raise _damaged(path, f"{_META}: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -260,9 +266,27 @@ def _read_meta(path: Path) -> dict[str, Any]:
             f"'{path}' has format version {meta.get('format_version')}; "
             f"this version of fastrl reads version {FORMAT_VERSION}"
         )
-    if not isinstance(meta.get("steps"), int) or not isinstance(meta.get("sha256"), dict):
+    steps = meta.get("steps")
+    if type(steps) is not int or not isinstance(meta.get("sha256"), dict):
         raise _damaged(path, f"{_META} lacks what a checkpoint has")
+    if path.name != _name(steps):
+        raise _damaged(path, f"{_META} is that of {_name(steps)}")
     return meta
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file; whoever opens a pipe waits for ever.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
+
+
+def _name(steps: int) -> str:
+    return f"{_PREFIX}{steps:012d}"[:100]
 
 
 def _damaged(path: Path, how: str) -> CheckpointError:

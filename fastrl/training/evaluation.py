@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import whole
 from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
-from fastrl.errors import ConfigError
 from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spaces import TensorSpec
@@ -43,14 +43,10 @@ class EvaluationProtocol:
         """Refuse what cannot be played.
 
         Raises:
-            ConfigError: There are no episodes, or the seed is negative.
+            ConfigError: There are no episodes or too many, or the seed is negative or too large.
         """
-        for name, least in (("episodes", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{name} must be a whole number of at least {least}, got {value!r}"
-                )
+        whole("episodes", self.episodes, at_most=1_000_000)
+        whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
 
     def episode_seeds(self) -> list[int]:
         """Return the seed of each episode; more episodes begin with those of fewer."""

@@ -19,10 +19,17 @@ class FaultLog:
 
     Args:
         path: The file; made with the first fault.
+
+    Raises:
+        WriteError: Something else has its name.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self.count = path, 0
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise WriteError(f"'{path}' cannot be written: it is no file")
         with suppress(OSError), path.open("rb") as file:
             self.count = sum(1 for _ in file)
 

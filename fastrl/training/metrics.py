@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -15,6 +16,7 @@ from fastrl.errors import ConfigError
 from fastrl.training.durable import writing
 from fastrl.training.run_directory import RunDirectory
 
+_MOST_STEPS = 2**62
 Row = Mapping[str, float | int]
 
 
@@ -164,14 +166,21 @@ def check_packages(logging: LoggingConfig) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file of metrics, but those that are not whole."""
+    """Yield the rows of a JSONL file of metrics, but those that are not whole.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and isinstance(row.get("steps"), int):
+            steps = row.get("steps") if isinstance(row, dict) else None
+            if type(steps) is int and 0 <= steps <= _MOST_STEPS:
                 yield row

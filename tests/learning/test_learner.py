@@ -264,7 +264,7 @@ def test_numbers_that_are_not_finite_are_refused_in_one_line(algorithm, field):
 
 def test_missing_device_is_refused():
     config = config_of(PPOConfig(device="cuda:99"))
-    with pytest.raises(ConfigError, match=r"algorithm\.device 'cuda:99' does not exist"):
+    with pytest.raises(ConfigError, match=r"algorithm\.device: no device 'cuda:99'"):
         build_learner(config, DISCRETE)
 
 
