@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastrl.tuning.report import TuneReport
 
 _EXIT_INTERRUPTED = 130
+_BUDGET_HELP = "Time to spend, such as 90s or 5m; starting takes some seconds at least."
 _BUSY = 0.25
 """Share of the cores that others may use without a warning."""
 
@@ -29,9 +30,7 @@ _BUSY = 0.25
 def tune(
     arguments: ConfigArguments = None,
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="Environment id.")] = None,
-    budget: Annotated[
-        str, typer.Option("--budget", metavar="TIME", help="Time to spend, such as 90s or 5m.")
-    ] = "120s",
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=_BUDGET_HELP)] = "120s",
     objective: Annotated[
         str,
         typer.Option(

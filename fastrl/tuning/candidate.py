@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+from fastrl.arguments import whole_attributes
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -28,6 +30,15 @@ class Candidate:
     device: str = "cpu"
     engine: str = "auto"
     torch_threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can have.
+
+        Raises:
+            ConfigError: A number is no whole one, or too small.
+        """
+        whole_attributes(self, ("num_model_workers",), at_least=0)
+        whole_attributes(self, ("envs_per_worker", "num_env_workers", "groups", "torch_threads"))
 
     @property
     def num_envs(self) -> int:

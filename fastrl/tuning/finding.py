@@ -44,6 +44,7 @@ class Finding:
         path: The incumbents, each faster than the one before.
         spent_s: Wall time of the trials.
         ended: Why the search ended.
+        num_final: How many of the trials, the last ones, compare the best with the default.
     """
 
     best: Candidate
@@ -54,6 +55,12 @@ class Finding:
     path: tuple[Candidate, ...]
     spent_s: float
     ended: str
+    num_final: int = 0
+
+    @property
+    def searched(self) -> tuple[Trial, ...]:
+        """The trials without the comparison at the end."""
+        return self.trials[: len(self.trials) - self.num_final]
 
     @property
     def fps_median(self) -> float:

@@ -67,11 +67,8 @@ def _relative_speeds(report: TuneReport) -> dict[Candidate, list[float]]:
     """
     speeds: dict[Candidate, list[float]] = defaultdict(list)
     # The comparison of best and default at the end is no link of the chain.
-    final = report.finding.trials[-len(report.finding.best_fps) :]
-    for trial in report.finding.trials:
+    for trial in report.finding.searched:
         if trial.fps is None:
-            continue
-        if trial in final:
             continue
         if trial.reference is None or not trial.reference_fps:
             speeds[trial.candidate].append(1.0)

@@ -99,6 +99,7 @@ class Search:
         self._trials: list[Trial] = []
         self._path: list[Candidate] = []
         self._final: tuple[list[float], list[float]] = ([], [])
+        self._num_final = 0
         self._spent_s = 0.0
         self._ended = "interrupted"
         self._failures = 0
@@ -158,12 +159,15 @@ class Search:
             path=tuple(self._path),
             spent_s=self._spent_s,
             ended=self._ended,
+            num_final=self._num_final,
         )
 
     def _begin(self) -> None:
         """Measure the default, or where that fails the first seed that does not."""
         for candidate in (self._default, *self._space.seeds(self._default)):
-            trial = self._visit(candidate, None, self._settings.window_s)
+            # However little time there is, the default is measured once.
+            must = candidate == self._default
+            trial = self._visit(candidate, None, self._settings.window_s, must=must)
             if trial.fps is not None:
                 self._known.score[candidate] = 0.0
                 self._known.variance[candidate] = 0.0
@@ -225,7 +229,8 @@ class Search:
             reference = None
         leads: list[float] = []
         for _ in range(self._settings.final_rounds):
-            trial = self._visit(best, reference, 2 * self._settings.window_s, final=True)
+            trial = self._visit(best, reference, 2 * self._settings.window_s, must=True)
+            self._num_final += 1
             if trial.fps is None:
                 break
             best_fps.append(trial.fps)
@@ -247,16 +252,16 @@ class Search:
         reference: Candidate | None,
         seconds: float,
         *,
-        final: bool = False,
+        must: bool = False,
     ) -> Trial:
         """Return a recorded trial, or make one; failures are part of it.
 
         Raises:
-            _BudgetSpentError: It would take longer than what is left, unless it is final.
+            _BudgetSpentError: It would take longer than what is left, unless it must be.
         """
         trial = self._replay.take((candidate, reference, seconds))
         if trial is None:
-            if not final and self._spent_s + self._expected_cost_s(seconds) > self._available_s():
+            if not must and self._spent_s + self._expected_cost_s(seconds) > self._available_s():
                 raise _BudgetSpentError
             trial = self._make_trial(candidate, reference, seconds)
             self._journal.add(trial)

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fastrl.arguments import brief, whole, whole_attributes
+from fastrl.errors import ConfigError
 from fastrl.tuning.candidate import Candidate
 
 _SIZES = (64, 16, 256)
@@ -42,6 +44,22 @@ class Space:
     engines: tuple[str, ...] = ("auto",)
     max_torch_threads: int = 1
     fits: Callable[[Candidate], bool] = _always
+
+    def __post_init__(self) -> None:
+        """Refuse a space that is none.
+
+        Raises:
+            ConfigError: A number is no whole one, or too small, or there is nothing to choose.
+        """
+        whole_attributes(self, ("cores", "max_envs_per_worker", "max_torch_threads"))
+        whole_attributes(self, ("max_env_workers",), at_least=0)
+        if not (self.groups and self.devices and self.engines):
+            raise ConfigError("groups, devices and engines need at least one entry each")
+        if self.batch is not None:
+            are_two = isinstance(self.batch, tuple) and len(self.batch) == 2
+            if not (are_two and whole("batch", self.batch[0]) <= whole("batch", self.batch[1])):
+                told = brief(self.batch)
+                raise ConfigError(f"batch must be the smallest and the largest B, got {told}")
 
     @property
     def most_env_workers(self) -> int:
@@ -176,7 +194,7 @@ class Space:
     def _other_sizes(self, c: Candidate) -> Iterator[Candidate]:
         n = c.envs_per_worker
         for size in (2 * n, n // 2, 4 * n, n // 4):
-            yield c.but(envs_per_worker=size)
+            yield c.but(envs_per_worker=max(1, size))
         if self.batch is not None:
             sizes = self._sizes(c.num_env_workers)
             around = [s for s in sizes if s < n][-1:] + [s for s in sizes if s > n][:1]
@@ -210,7 +228,8 @@ class Space:
         if c.num_model_workers:
             yield from (c.but(device=device) for device in self.devices)
         yield from (c.but(engine=name) for name in self.engines)
-        yield from (c.but(torch_threads=k) for k in (2 * c.torch_threads, c.torch_threads // 2))
+        threads = c.torch_threads
+        yield from (c.but(torch_threads=k) for k in (2 * threads, max(1, threads // 2)))
 
 
 def _counts(most: int, cores: int) -> list[int]:

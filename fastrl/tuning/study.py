@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -62,7 +63,8 @@ class StudyJournal(Closing):
     def recorded(self) -> list[Trial]:
         """Return all trials so far; those that other programs have added are left out."""
         frozen = self._study.get_trials(deepcopy=False)
-        return [_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED]
+        found = (_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED)
+        return [trial for trial in found if trial is not None]
 
     def add(self, trial: Trial) -> None:
         """Keep a trial; it is on disk when this returns.
@@ -77,7 +79,7 @@ class StudyJournal(Closing):
     def result(self) -> Candidate | None:
         """What a search that has ended has found, None before."""
         found = self._study.user_attrs.get("best")
-        return None if found is None else Candidate.from_dict(found)
+        return None if found is None else _candidate(found)
 
     def keep_result(self, best: Candidate) -> None:
         """Keep what a search has found.
@@ -135,12 +137,25 @@ def _frozen(trial: Trial) -> FrozenTrial:
     )
 
 
-def _thawed(frozen: FrozenTrial) -> Trial:
+def _candidate(found: Any) -> Candidate | None:  # noqa: ANN401
+    """Return what `Candidate.to_dict` has written; None for anything else."""
+    try:
+        return Candidate.from_dict(found)
+    except (AttributeError, TypeError, ConfigError):
+        return None
+
+
+def _thawed(frozen: FrozenTrial) -> Trial | None:
+    """Return a trial; None where another program has written something else."""
     attributes = frozen.user_attrs
-    reference = attributes["reference"]
+    texts, kept = attributes["texts"], attributes["reference"]
+    candidate = _candidate({**frozen.params, **texts} if isinstance(texts, dict) else None)
+    reference = None if kept is None else _candidate(kept)
+    if candidate is None or (kept is not None and reference is None):
+        return None
     return Trial(
-        candidate=Candidate.from_dict({**frozen.params, **attributes["texts"]}),
-        reference=None if reference is None else Candidate.from_dict(reference),
+        candidate=candidate,
+        reference=reference,
         fps=frozen.value,
         **{name: attributes[name] for name in _ATTRIBUTES},
     )

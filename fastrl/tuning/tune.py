@@ -21,9 +21,10 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
 from fastrl.models.inference import bfloat16
 from fastrl.models.networks import is_image
+from fastrl.sampling.build import make_plan
 from fastrl.spaces import leaves
 from fastrl.throughput.limits import Limit, LimitProbe
-from fastrl.tuning.apply import candidate_of
+from fastrl.tuning.apply import candidate_of, with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.finding import Finding, Settings
 from fastrl.tuning.memory import MemoryNeed, unique_bytes
@@ -37,7 +38,12 @@ from fastrl.workers.supervisor import call_in_child
 
 _LIMIT_ROUNDS = 3
 _LIMIT_WINDOW_S = 0.6
+_LIMIT_S = 6.0
+"""What starting and measuring the limit takes."""
+_SHORT_S = 20.0
+"""Budgets for which little is measured more than once."""
 _MOST_TORCH_THREADS = 8
+_MOST_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,24 @@ class Tuning(Closing):
                 self.space,
                 default,
                 self._bench,
-                Settings(budget_s=share * options.budget_s, seed=options.seed),
+                self._settings(share * options.budget_s),
                 journal=journal,
                 watch=lambda trial: watch(trial, self._search.incumbent) if watch else None,
             )
         except BaseException:
             self._stack.close()
             raise
+
+    def _settings(self, search_s: float) -> Settings:
+        """Return how to search, for so long at most, in what setting up has left of the time."""
+        options = self._options
+        left_s = self._left_s()
+        is_short = options.budget_s < _SHORT_S
+        return Settings(
+            budget_s=max(0.0, min(search_s, left_s - (_LIMIT_S if options.with_limit else 0.0))),
+            final_rounds=1 if is_short else 3,
+            seed=options.seed,
+        )
 
     def run(self) -> TuneReport:
         """Search, compare with the default, and measure the limit.
@@ -116,9 +133,13 @@ class Tuning(Closing):
             TrialError: Nothing could be measured.
         """
         finding = self._search.run()
-        if self._options.with_limit:
+        if self._options.with_limit and self._left_s() > 0:
             self._measure_limit(finding.best)
         return self._report(finding)
+
+    def _left_s(self) -> float:
+        """Return what is left of the time."""
+        return self._options.budget_s - (time.monotonic() - self._began_s)
 
     def report(self) -> TuneReport:
         """Return the best so far, also after an interrupt.
@@ -171,8 +192,10 @@ class Tuning(Closing):
         """Measure limit and best in turn; an environment that cannot be built alone has none."""
         try:
             factory = EnvFactory.from_config(self._config.env)
-            with LimitProbe(self._bench.plan, factory, usable_cores(), timeout_s=20) as probe:
-                for _ in range(_LIMIT_ROUNDS):
+            # What is bare of a batched environment is a batch of the best's size.
+            plan = make_plan(with_candidate(self._config, best), env_spec=self._bench.plan.env_spec)
+            with LimitProbe(plan, factory, usable_cores(), timeout_s=20) as probe:
+                for _ in range(1 if self._options.budget_s < _SHORT_S else _LIMIT_ROUNDS):
                     limit = probe.measure(_LIMIT_WINDOW_S)
                     self._limits.append((limit, self._bench(best, _LIMIT_WINDOW_S).fps))
         except FastrlError:
@@ -181,12 +204,14 @@ class Tuning(Closing):
 
 def study_path() -> Path:
     """Return where trials are kept unless another file is named; its directory is made."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(cache) / "fastrl"
     try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(cache) / "fastrl"
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be made: {error.strerror}") from error
+    except RuntimeError as error:  # an account without a home
+        raise ConfigError(f"there is no place for trials, as {error}; name one: --study") from error
     return directory / "tuning.db"
 
 
@@ -230,7 +255,8 @@ def parse_batch(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     low, colon, high = text.partition(":")
-    if not low.isdecimal() or (colon and not high.isdecimal()):
+    digits = low + (high if colon else "0")
+    if not (low and digits.isdecimal() and len(digits) <= _MOST_DIGITS):
         raise ConfigError(f"--batch must be B or lo:hi, such as 64 or 64:1024; got '{text}'")
     bounds = (int(low), int(high if colon else low))
     if not 1 <= bounds[0] <= bounds[1]:
