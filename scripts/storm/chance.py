@@ -174,8 +174,35 @@ def _space(pick: random.Random, depth: int) -> spaces.Space[Any]:
     children = [space(pick, depth + 1) for _ in range(pick.randint(0, 3))]
     if kind == 9:
         return spaces.Tuple(children, seed)
-    names = pick.sample(["", "a", "b", "c/d", "c", "state dict", "é", "0"], len(children))
+    names = pick.sample(["", "a", "b", "c/d", "c", "d", "state dict", "é", "0"], len(children))
     return spaces.Dict(dict(zip(names, children, strict=True)), seed)
+
+
+def oddity(pick: random.Random) -> Any:  # noqa: ANN401
+    """Return what nobody expects where a number, an array or a dictionary should be."""
+    return pick.choice(
+        [
+            None,
+            pick.randint(-9, 9),
+            number(pick),
+            10**400,
+            True,
+            text(pick),
+            text(pick).encode("utf-8", "replace"),
+            [],
+            (),
+            {},
+            {text(pick): 1},
+            [[1], [2, 3]],
+            object(),
+            int,
+            1j,
+            np.zeros(pick.choice([(), (0,), (1,), (2,), (3, 4)]), pick.choice(_DTYPES)),
+            np.full(pick.choice([(), (1,), (2,)]), np.nan),
+            np.array([None, 1]),
+            np.array(["a", "b"]),
+        ]
+    )
 
 
 def _box(pick: random.Random, seed: int) -> spaces.Box:

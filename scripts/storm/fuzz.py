@@ -21,8 +21,9 @@ from unittest.mock import patch
 from scripts.storm.chance import config_keys
 from scripts.storm.fuzz_commands import command_line, commands, files, overrides
 from scripts.storm.fuzz_constructors import constructors
+from scripts.storm.fuzz_damage import damages
 
-SHARES = {overrides: 0.35, files: 0.25, constructors: 0.34, commands: 0.06}
+SHARES = {overrides: 0.31, files: 0.22, constructors: 0.36, commands: 0.06, damages: 0.05}
 REPORTED = 10
 HANGS_S = 60.0
 """Even a short training takes less, on a busy machine too."""
@@ -30,7 +31,8 @@ _MEMORY_BYTES = 8 << 30
 _RUN = (
     "train env.id=CartPole-v1 run_dir=run total_steps=32 sampler.kind=serial "
     "sampler.num_env_workers=1 sampler.envs_per_worker=2 sampler.rollout_length=8 "
-    "evaluation.enabled=false logging.tensorboard=false checkpoint.every_steps=16"
+    "evaluation.every_steps=16 evaluation.episodes=1 evaluation.final_episodes=1 "
+    "logging.tensorboard=false logging.every_steps=16 checkpoint.every_steps=16"
 )
 
 

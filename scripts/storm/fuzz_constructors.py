@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 import fastrl
 from fastrl.config import ModelConfig
@@ -18,7 +19,7 @@ from fastrl.learning import build_learner
 from fastrl.sampling import SerialSampler
 from fastrl.spaces import flatten
 from fastrl.training import CheckpointStore
-from scripts.storm.chance import number, space, text
+from scripts.storm.chance import number, oddity, space, text
 
 Call = tuple[str, Callable[[], Any]]
 
@@ -103,9 +104,10 @@ def _model(pick: random.Random, directory: Path) -> Call:
 def _sampler(pick: random.Random, directory: Path) -> Call:
     """Sample from any spaces, in this process, and learn from it."""
     seed = pick.randrange(10**6)
+    odd = pick.choice(("null", seed))
     overrides = [
         f"env.id={_ANY}",
-        f"env.kwargs={{spaces_seed: {seed}}}",
+        f"env.kwargs={{spaces_seed: {seed}, odd_seed: {odd}}}",
         f"env.action_bounds={pick.choice(('clip', 'squash'))}",
         "sampler.kind=serial",
         f"sampler.envs_per_worker={pick.randint(1, 3)}",
@@ -175,7 +177,43 @@ def _small_ones(pick: random.Random, directory: Path) -> Call:
 
 def _env(pick: random.Random) -> tuple[str, dict[str, Any]]:
     env = pick.choice(_IDS)
-    return env, {"spaces_seed": pick.randrange(10**6)} if env == _ANY else {}
+    if env != _ANY:
+        return env, {}
+    seed = pick.randrange(10**6)
+    return env, {"spaces_seed": seed, "odd_seed": pick.choice((None, seed))}
 
 
-_KINDS = (_vector, _vector, _model, _sampler, _factory, _small_ones)
+def _odd_arguments(pick: random.Random, directory: Path) -> Call:
+    """Give something odd where something of fastrl's own belongs."""
+    odd = oddity(pick)
+    config, topology = fastrl.load_config(None, ["env.id=CartPole-v1"]), fastrl.Topology(2, 1)
+    spec = fastrl.EnvSpec("any", spaces.Discrete(2), spaces.Discrete(2))
+    name, call = pick.choice(
+        [
+            ("make_plan", lambda: fastrl.make_plan(odd)),
+            ("make_sampler", lambda: fastrl.make_sampler(odd)),
+            ("SerialSampler", lambda: fastrl.SerialSampler(odd)),
+            ("ProcessSampler", lambda: fastrl.ProcessSampler(odd)),
+            ("Topology", lambda: fastrl.Topology(odd, 2)),
+            ("Topology M", lambda: fastrl.Topology(2, 2, odd)),
+            ("SamplingPlan", lambda: fastrl.SamplingPlan(odd, topology, 4, 0, int, None)),
+            ("SamplingPlan T", lambda: fastrl.SamplingPlan(spec, topology, odd, 0, int, None)),
+            ("SamplingPlan model", lambda: fastrl.SamplingPlan(spec, topology, 4, 0, int, odd)),
+            ("EnvSpec", lambda: fastrl.EnvSpec("x", odd, odd).observation),
+            ("EnvFactory kwargs", lambda: fastrl.EnvFactory("CartPole-v1", kwargs=odd).probe()),
+            ("EnvFactory wrappers", lambda: fastrl.EnvFactory("CartPole-v1", wrappers=odd).probe()),
+            ("build_model", lambda: fastrl.build_model(spec, odd)),
+            ("build_learner", lambda: build_learner(config, odd)),
+            ("train", lambda: fastrl.train(odd)),
+            ("resume", lambda: fastrl.resume(odd)),
+            ("evaluate_run", lambda: fastrl.evaluate_run(directory / "run", episodes=odd or -1)),
+            ("evaluate_run seed", lambda: fastrl.evaluate_run(directory / "run", seed=odd or -1)),
+            ("run_throughput", lambda: fastrl.run_throughput(odd, fastrl.Protocol())),
+            ("Protocol", lambda: fastrl.Protocol(odd, odd, odd)),
+            ("save_config", lambda: fastrl.save_config(config, odd)),
+        ]
+    )
+    return f"{name}({type(odd).__name__})", call
+
+
+_KINDS = (_vector, _vector, _model, _sampler, _factory, _small_ones, _odd_arguments)
