@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -190,3 +191,16 @@ def test_modules_beside_the_configuration_are_found(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_terminal_has_no_code_for_is_no_error():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrl", "config", "env.id=Ünïcode"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "id: ?n?code" in done.stdout

@@ -18,7 +18,7 @@ from typer.exceptions import Abort, TyperException
 from fastrl.cli.arguments import split_arguments
 from fastrl.cli.learn import evaluate, plot, record, resume, train
 from fastrl.cli.measure import throughput
-from fastrl.cli.output import complain, drop_lost_output, one_line, write
+from fastrl.cli.output import complain, drop_lost_output, one_line, say_what_can_be_said, write
 from fastrl.cli.show import config, envs
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As python -m does: the user's own modules lie where the command is given.
     if "" not in sys.path:
         sys.path.insert(0, "")
+    say_what_can_be_said()
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except WorkerError as error:

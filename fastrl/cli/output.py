@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -27,6 +28,13 @@ def table_console() -> Console:
     """Return a console that cuts tables to the terminal's width, and not in a pipe."""
     console = Console(markup=False, highlight=False)
     return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def say_what_can_be_said() -> None:
+    """Let characters that a terminal or a file has no code for be question marks, and no errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def drop_lost_output() -> None:

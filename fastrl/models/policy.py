@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
-from fastrl.errors import ConfigError
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spec import EnvSpec
@@ -87,8 +87,8 @@ def build_model(
         action_bounds: See `ActionDistribution`; your own class gets it only through its kwargs.
 
     Raises:
-        ConfigError: Your own class cannot be imported, does not take its arguments, or lacks a
-            method.
+        ConfigError: Your own class cannot be imported or built, does not take its arguments, or
+            lacks a method.
         SpaceError: The action space is not supported.
     """
     instance("env_spec", env_spec, EnvSpec)
@@ -101,11 +101,18 @@ def build_model(
         own_class = _import(config.class_path)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where} cannot be imported: {error}") from error
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} cannot be imported: {cause(error)}") from error
     try:
         inspect.signature(own_class).bind(env_spec, **config.kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{where} does not take model.kwargs: {error}") from error
-    model = own_class(env_spec, **config.kwargs)
+    try:
+        model = own_class(env_spec, **config.kwargs)
+    except FastrlError:
+        raise
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{where} must be a torch.nn.Module, got {type(model).__name__}")
     missing = [name for name in _METHODS if not callable(getattr(model, name, None))]

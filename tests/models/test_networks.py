@@ -99,9 +99,7 @@ def test_indices_become_one_hot_vectors():
 
 
 def test_an_index_outside_its_space_is_refused():
-    with pytest.raises(
-        EnvError, match=r"not in its space Discrete\(3\): .*index 3 is out"
-    ):
+    with pytest.raises(EnvError, match=r"not in its space Discrete\(3\): .*index 3 is out"):
         encode(spaces.Discrete(3), torch.tensor([3]))
 
 

@@ -37,11 +37,20 @@ class Halfway(torch.nn.Module):
         raise NotImplementedError
 
 
+def raising(env_spec):
+    raise RuntimeError("no weights\nhere")
+
+
+def ending(env_spec):
+    sys.exit(0)
+
+
 @pytest.fixture(autouse=True)
 def my_models(monkeypatch):
     """A module of the user's, importable as 'my_models'."""
     module = types.ModuleType("my_models")
     module.Doubled, module.Halfway, module.NotAModule = Doubled, Halfway, lambda env_spec: 7
+    module.raising, module.ending = raising, ending
     monkeypatch.setitem(sys.modules, "my_models", module)
 
 
@@ -70,6 +79,10 @@ def test_a_class_of_the_users_own_is_built_with_its_kwargs():
         ("my_models:Net", {}, "no attribute 'Net'"),
         ("my_models:Doubled", {"fcator": 1}, "fcator"),
         ("my_models:NotAModule", {}, "must be a torch.nn.Module, got int"),
+        ("my_models:raising", {}, "cannot be built: RuntimeError: no weights here"),
+        ("my_models:ending", {}, "cannot be built: SystemExit: 0"),
+        ("builtins:dict", {}, "does not take model.kwargs"),
+        ("tests.models.broken_module:Net", {}, "cannot be imported: ValueError: not today"),
         ("my_models:Halfway", {}, "lacks the methods draw_noise, evaluate, mode"),
     ],
 )
