@@ -11,6 +11,7 @@ from PIL import Image
 
 import fastrl.envs.classic_control.catalogue  # noqa: F401
 from fastrl.envs.classic_control.render import Renderer, save_animation
+from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.tensor import make_tensor
 from fastrl.errors import EnvError
 from tests.envs.classic_control.gymnasium_twin import NAMES
@@ -91,3 +92,49 @@ def test_what_cannot_be_drawn_says_so(tmp_path):
         save_animation(pictures(), tmp_path / "a.avi", fps=10)
     with pytest.raises(EnvError, match="cannot draw 'CartPol'; did you mean 'CartPole-v1'"):
         Renderer("CartPol")
+
+
+@needs_pygame
+@pytest.mark.parametrize("mode", ["rgb_array", "human"])
+def test_cartpole_that_is_drawn_in_part_is_gymnasiums_pixel_for_pixel(mode, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    import pygame
+
+    ours, theirs = (gymnasium.make("CartPole-v1", render_mode=mode).unwrapped for _ in "12")
+    for env in (ours, theirs):
+        env.metadata = {**env.metadata, "render_fps": 0}
+        env.reset(seed=0)
+    quicken(ours)
+    rng, others = np.random.default_rng(0), gymnasium.make("CartPole-v1", render_mode=mode)
+    quicken(others.unwrapped)
+    others.reset(seed=1)
+    for number in range(60):
+        state = rng.normal(scale=[1.5, 1, 2, 1])
+        seen = []
+        for env in (ours, theirs):
+            env.state = state
+            env.length = 0.5 if number % 3 else 0.9
+            others.render()
+            picture = env.render()
+            seen.append(pygame.surfarray.array3d(env.screen) if picture is None else picture)
+        assert seen[0].dtype == seen[1].dtype
+        np.testing.assert_array_equal(*seen)
+    picture = seen[0].copy()
+    ours.state = np.zeros(4)
+    ours.render()
+    np.testing.assert_array_equal(picture, seen[0])
+    assert "surf" not in vars(ours) or ours.surf is None
+    ours.close()
+
+
+@needs_pygame
+def test_cartpole_that_gymnasium_draws_in_another_way_is_left_as_it_is(monkeypatch):
+    painters = "fastrl.envs.classic_control.screen._Painters.known"
+    monkeypatch.setattr(painters, {})
+    monkeypatch.setattr("fastrl.envs.classic_control.cartpole_painter._POLE", (1, 2, 3))
+    ours, theirs = (gymnasium.make("CartPole-v1", render_mode="rgb_array") for _ in "12")
+    quicken(ours.unwrapped)
+    for env in (ours, theirs):
+        env.reset(seed=0)
+    for _ in range(2):
+        np.testing.assert_array_equal(ours.render(), theirs.render())
