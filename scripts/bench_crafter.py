@@ -189,4 +189,6 @@ def _start_s(repeats: int = 3) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    from one_line import run
+
+    run(main)

@@ -149,4 +149,6 @@ def _random_actions(space: gymnasium.spaces.Box, size: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    from one_line import run
+
+    run(main)

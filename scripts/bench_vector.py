@@ -1,9 +1,11 @@
 """Measure how long resets and steps of 1 … 256 environments take, in fastrl and in its peers.
 
     python scripts/bench_vector.py --env CartPole-v1 --rounds 3
-    python scripts/bench_vector.py --env ALE/Breakout-v5 --sizes 16,128 --add
+    python scripts/bench_vector.py --env ALE/Breakout-v5 --sizes 16,128 --methods MPI --add
 
 Every round goes through all methods, so that a drift of the machine's speed meets all of them.
+What is measured replaces the same rows of the JSON file, or adds rounds to them with ``--add``;
+all other rows stay. ``--new`` begins an empty file, which another machine needs.
 """
 
 from __future__ import annotations
@@ -16,89 +18,140 @@ from pathlib import Path
 from typing import Any
 
 from vector_bench.measure import measure
-from vector_bench.methods import METHODS
+from vector_bench.methods import METHODS, MPI
+from vector_bench.one_env import make_one
 from vector_bench.report import find, markdown, plot
 from vector_bench.scenes import scenes
 
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
 
 ROOT = Path(__file__).parents[1]
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-LARGEST = {"MPI": 16}
-"""Ranks that wait for each other occupy a core each: more than these take minutes."""
 
 
 def main() -> None:
     """Measure, print every figure as it comes, and write JSON, tables and the plot."""
     options = arguments()
-    found = load(options.json) if options.add else new()
+    found = new() if options.new else load(options.json)
     if options.scenes:
         found["scenes"] = scenes(200, options.seconds)
         print(*(each["text"] for each in found["scenes"]), sep="\n")
         write(found, options.json, options.plot)
         return
-    rows: list[dict[str, Any]] = found["rows"]
+    make_one(options.env).close()  # an id that is wrong is told before anything is measured
+    replaced: set[tuple[str, int]] = set()
     for number in range(options.rounds):
         for size in options.sizes:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
             for method in options.methods:
-                if size > LARGEST.get(method, size):
-                    continue
-                timing = measure(options.env, method, size, options.seconds)
-                row = find(rows, options.env, method, size)
+                row = measured(found["rows"], method, size, number, options)
                 if row is None:
-                    row = {"env": options.env, "method": method, "num_envs": size, "rounds": []}
-                    rows.append(row)
-                row["rounds"].append(asdict(timing))
-                print(
-                    f"round {number} {options.env} {size:4d} {method:18} step "
-                    f"{1e3 * timing.step_s:9.3f} ms, reset {1e3 * timing.reset_s:9.2f} ms",
-                    flush=True,
-                )
+                    continue
+                if not options.add and (method, size) not in replaced:
+                    row["rounds"] = row["rounds"][-1:]
+                replaced.add((method, size))
+            save(found, options.json)
     write(found, options.json, options.plot)
+
+
+def measured(
+    rows: list[dict[str, Any]], method: str, size: int, number: int, options: argparse.Namespace
+) -> dict[str, Any] | None:
+    """Add a measurement to its row, and print it; None where the method cannot do it."""
+    where = f"round {number} {options.env} {size:4d} {method:18}"
+    try:
+        timing = measure(options.env, method, size, options.seconds)
+    except FastrlError as error:
+        print(f"{where} left out: {' '.join(str(error).split())}", flush=True)
+        return None
+    row = find(rows, options.env, method, size)
+    if row is None:
+        row = {"env": options.env, "method": method, "num_envs": size, "rounds": []}
+        rows.append(row)
+    row["date"] = today()
+    row["rounds"].append(asdict(timing))
+    times = f"step {1e3 * timing.step_s:9.3f} ms, reset {1e3 * timing.reset_s:9.2f} ms"
+    print(f"{where} {times}", flush=True)
+    return row
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--sizes", type=lambda text: [int(n) for n in text.split(",")])
-    parser.add_argument("--methods", type=lambda text: text.split(","))
+    parser.add_argument("--sizes", type=sizes, default=SIZES, help="such as 1,16,128")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=[*METHODS])
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--add", action="store_true", help="add to what the JSON file has")
     parser.add_argument("--scenes", action="store_true", help="measure envs that wait, instead")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--add", action="store_true", help="add rounds to the rows that there are")
+    kept.add_argument("--new", action="store_true", help="drop all that the JSON file has")
     parser.add_argument("--json", type=Path, default=ROOT / "results/bench_vector.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "imgs/bench_vector.png")
     options = parser.parse_args()
-    options.sizes = options.sizes or SIZES
-    options.methods = options.methods or [*METHODS]
     for method in options.methods:
-        if method not in (*METHODS, "MPI"):
-            parser.error(f"no method '{method}'; there are {', '.join([*METHODS, 'MPI'])}")
+        if method not in (*METHODS, MPI):
+            parser.error(f"no method '{method}'; there are {', '.join([*METHODS, MPI])}")
+    if options.rounds < 1 or not options.seconds > 0:
+        parser.error("--rounds and --seconds must be above 0")
     return options
+
+
+def sizes(text: str) -> list[int]:
+    """Return numbers of environments, separated by commas."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def today() -> str:
+    """Return the date."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
 def new() -> dict[str, Any]:
     """Return an empty set of results, with what they depend on."""
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return {"machine": machine(), "versions": versions(), "date": today, "rows": [], "scenes": []}
+    depends = {"machine": machine(), "versions": versions(), "date": today()}
+    return {**depends, "rows": [], "scenes": []}
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the results of a file, or an empty set of them."""
-    return json.loads(path.read_text()) if path.exists() else new()  # type: ignore[no-any-return]
+    """Return the results of a file, or an empty set of them.
+
+    Raises:
+        ConfigError: They were made on another machine.
+    """
+    if not path.exists():
+        return new()
+    found: dict[str, Any] = json.loads(path.read_text())
+    for key in ("cpu", "cores"):
+        mine, theirs = machine()[key], found["machine"][key]
+        if mine != theirs:
+            raise ConfigError(
+                f"{path} was measured on another machine ({key} {theirs}, here {mine}): drop it "
+                "with --new, or write to another --json"
+            )
+    return found | {"versions": versions(), "date": today()}
+
+
+def save(found: dict[str, Any], path: Path) -> None:
+    """Write the JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def write(found: dict[str, Any], path: Path, picture: Path) -> None:
     """Write JSON, the tables beside it, and the plot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, path)
     path.with_suffix(".md").write_text(markdown(found))
     if found["rows"]:
         plot(found, picture)
 
 
 if __name__ == "__main__":
-    main()
+    from one_line import run
+
+    run(main)

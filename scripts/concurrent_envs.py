@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,6 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastrl
-from fastrl.errors import FastrlError
 from fastrl.vector import make_concurrent
 
 
@@ -183,8 +181,6 @@ HOW = ("naive", "threads", "await", "processes", "serial")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FastrlError as error:
-        print(f"concurrent_envs: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from one_line import run
+
+    run(main)

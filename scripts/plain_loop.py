@@ -183,4 +183,6 @@ def plain_loop(plan: SamplingPlan, factory: EnvFactory) -> Callable[[], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from one_line import run
+
+    run(main)

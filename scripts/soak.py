@@ -130,6 +130,7 @@ def sample(args: argparse.Namespace) -> Soak:
 
 def train(args: argparse.Namespace) -> Soak:
     """Look at ``fastrl train`` and all of its processes from outside."""
+    load_config(args.train, args.overrides)  # what is wrong with it is told before anything starts
     with tempfile.TemporaryDirectory() as directory, training(args, Path(directory)) as trainer:
         run = Path(directory) / "run"
         time.sleep(args.warm_up)
@@ -194,4 +195,6 @@ def summary(values: list[dict[str, int]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from one_line import run
+
+    run(main)

@@ -108,10 +108,12 @@ def learn(agent: Agent, optimizer: Any, parts: list[Any], last: Any) -> None:  #
 def sb3(make_envs: Callable[[], Any], updates: int) -> float:
     """Train with Stable-Baselines3's PPO; return environment steps per second."""
     from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import Logger
 
     envs = make_envs()  # the one line
     batch = STEPS * envs.num_envs // MINIBATCHES
     model = PPO("MlpPolicy", envs, n_steps=STEPS, batch_size=batch, n_epochs=EPOCHS, device="cpu")
+    model.set_logger(Logger(None, []))  # the usual one leaves a directory behind
     start = time.perf_counter()
     model.learn(updates * STEPS * envs.num_envs)
     rate = updates * STEPS * envs.num_envs / (time.perf_counter() - start)
@@ -159,6 +161,13 @@ def main() -> None:
     torch.set_num_threads(1)
     known = ways(options.program, options.env, options.num_envs)
     chosen = options.envs.split(",") if options.envs else list(known)
+    for name in chosen:
+        if name not in known:
+            parser.error(f"no way '{name}'; there are {', '.join(known)}")
+    one = gymnasium.make(options.env)
+    if options.program == "loop" and not isinstance(one.action_space, gymnasium.spaces.Box):
+        parser.error(f"the loop's actions are continuous, those of {options.env} are not")
+    one.close()
     rates: dict[str, list[float]] = {name: [] for name in chosen}
     train = own_loop if options.program == "loop" else sb3
     for _ in range(options.rounds):
@@ -174,4 +183,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from one_line import run
+
+    run(main)

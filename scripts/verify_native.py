@@ -224,6 +224,8 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    from one_line import run
+
     torch.set_num_threads(1)
     gymnasium.logger.min_level = gymnasium.logger.ERROR
-    main()
+    run(main)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import resource
 import time
+from dataclasses import dataclass
 
+from fastrl.closing import closed_after
 from fastrl.cores import usable_cores
+from fastrl.vector.failures import EnvFailure, summary
 from fastrl.vector.spec import Env, VectorPlan
 
 HAND_OVER_S = 200e-6
@@ -15,39 +20,88 @@ SLOWDOWN = 1.6
 cores share what they have. Where cores are whole, `auto` is somewhat too slow to leave one process.
 """
 
+THREAD_S = 100e-6
+"""What handing a step to one of many threads costs, on the same machine."""
+
 _BUDGET_S = 0.05
 _MAX_STEPS = 500
+_WAITS_S = 1e-3
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of one environment takes, resets included.
+
+    Attributes:
+        step_s: Seconds.
+        busy_s: Seconds of the processor's time among them.
+        waits: Whether it waits for something else than the processor: a network, another process,
+            a window's next frame.
+    """
+
+    step_s: float
+    busy_s: float
+    waits: bool
 
 
 def choose_backend(plan: VectorPlan) -> str:
-    """Return ``processes`` where they pay for a plan, else ``serial``.
+    """Return the backend that steps a plan soonest: ``serial``, ``processes`` or ``threads``.
 
     One environment is built here, timed for a twentieth of a second with random actions, and
-    closed.
+    closed. Threads are for environments that wait.
+
+    Raises:
+        EnvFailure: The environment raised.
     """
-    workers = min(usable_cores(), plan.num_envs)
-    if workers == 1:
+    if plan.num_envs == 1:
         return "serial"
     env = plan.instance(0).build()
     try:
-        alone_s = seconds_per_step(env) * plan.num_envs
-    finally:
-        env.close()
-    together_s = SLOWDOWN * alone_s / workers + HAND_OVER_S
-    return "processes" if together_s < alone_s else "serial"
+        with closed_after(env):
+            cost = step_cost(env)
+    except Exception as error:
+        raise EnvFailure(
+            f"env 0 of '{plan.name}' (serial) raised {summary(error)}, while it was timed",
+            worker="serial",
+            env_index=0,
+        ) from error
+    return cheapest(cost, plan.num_envs, usable_cores())
 
 
-def seconds_per_step(env: Env) -> float:
-    """Return how long a step takes, resets included."""
+def cheapest(cost: StepCost, num_envs: int, cores: int) -> str:
+    """Return the backend with which a step of all environments takes the least time."""
+    serial_s = cost.step_s * num_envs
+    took = {"serial": serial_s}
+    workers = min(cores, num_envs)
+    if workers > 1:
+        took["processes"] = SLOWDOWN * serial_s / workers + HAND_OVER_S
+    if cost.waits:
+        took["threads"] = cost.step_s + num_envs * (cost.busy_s + THREAD_S)
+    return min(took, key=lambda backend: took[backend])
+
+
+def step_cost(env: Env) -> StepCost:
+    """Time an environment."""
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(50)]
     env.step(actions[0])
     env.reset()
-    steps, start = 0, time.perf_counter()
+    sleeps = _sleeps()
+    steps, start, busy = 0, time.perf_counter(), time.thread_time()
     while steps < _MAX_STEPS and time.perf_counter() - start < _BUDGET_S:
         _, _, terminated, truncated, _ = env.step(actions[steps % len(actions)])
         steps += 1
         if terminated or truncated:
             env.reset()
-    return (time.perf_counter() - start) / steps
+    step_s = (time.perf_counter() - start) / steps
+    busy_s = (time.thread_time() - busy) / steps
+    # Time that others had the core looks like waiting, but nobody went to sleep for it.
+    asleep = _sleeps() - sleeps >= steps / 2
+    return StepCost(step_s, busy_s, asleep and step_s - busy_s > max(_WAITS_S, step_s / 2))
+
+
+def _sleeps() -> float:
+    """Return how often this thread has waited of its own accord; never, where nobody counts it."""
+    thread = getattr(resource, "RUSAGE_THREAD", None)
+    return math.nan if thread is None else resource.getrusage(thread).ru_nvcsw

@@ -6,23 +6,31 @@ something else to do in the meantime (a learner's own work, a server, a picture 
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from gymnasium.error import ClosedEnvironmentError
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
-from fastrl.vector.daemon_threads import DaemonThreads
-from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError, brief, summary
+from fastrl.envs.rows import ObservationWriter
+from fastrl.errors import EnvError
+from fastrl.spaces import leaves, unflatten
+from fastrl.vector.action_rows import ActionObjects, ActionRows, splitter
+from fastrl.vector.env_group import check_new, check_spaces
+from fastrl.vector.exchange import Exchange
+from fastrl.vector.failures import ArgumentError
 from fastrl.vector.infos import Infos, combine, gather
-from fastrl.vector.seeds import checked_seeds
+from fastrl.vector.instance import is_lifecycle
+from fastrl.vector.overlap import Overlap
+from fastrl.vector.seeds import checked_mask, checked_options, checked_seeds
+from fastrl.vector.spec import InstanceSpec
 
 StepResult = tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
+OneResult = tuple[float, bool, bool, dict[str, Any]]
 
 
 class ConcurrentEnvs:
@@ -30,6 +38,10 @@ class ConcurrentEnvs:
 
     A method of an environment may be a coroutine function, which runs in the caller's event loop,
     or a plain one, which runs in a thread. Where all are coroutines no thread is started.
+
+    A step or reset that fails, overruns the deadline or is cancelled leaves some environments a
+    step ahead of others: it closes them all, as it does in `fastrl.make_vec`. An error in `call`,
+    `parallel` or `set_attr` is raised as it is and harms nothing.
 
     Attributes:
         envs: The environments.
@@ -40,6 +52,8 @@ class ConcurrentEnvs:
         observation_space: Of all.
         action_space: Of all; ``action_space.sample()`` gives a batch.
         metadata: What the first environment tells, and ``autoreset_mode``.
+        render_mode: Of the first environment, None where nothing is drawn.
+        spec: Gymnasium's specification of the first environment, None where it has none.
         timeout_s: How long any one call may take.
     """
 
@@ -60,14 +74,27 @@ class ConcurrentEnvs:
         self.single_action_space = first.action_space
         self.observation_space = batch_space(first.observation_space, self.num_envs)
         self.action_space = batch_space(first.action_space, self.num_envs)
-        self.metadata = {**(first.metadata or {}), "autoreset_mode": autoreset}
+        self.metadata = {**(getattr(first, "metadata", None) or {}), "autoreset_mode": autoreset}
+        self.render_mode, self.spec = (
+            getattr(first, "render_mode", None),
+            getattr(first, "spec", None),
+        )
         self.timeout_s = timeout_s
-        self._name = name or type(first).__name__
-        self._threads = DaemonThreads()
+        name = name or type(first).__name__
+        spec = InstanceSpec(name, first.observation_space, first.action_space)
+        for index, env in enumerate(self.envs):
+            check_new(env, self.envs[:index], index)
+            check_spaces(env, spec, index)
+        self._overlap = Overlap(self.envs, name, timeout_s)
+        self._boundary = _Boundary(spec, self.num_envs)
         self._ended: set[int] = set()
-        self._seeds: list[int | None] = [None] * self.num_envs
         self._next_seeds: list[int | None] | None = None
-        self._closed = False
+        self._was_reset = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether they were closed, or ended by a failure."""
+        return self._overlap.closed
 
     async def reset(
         self,
@@ -75,63 +102,62 @@ class ConcurrentEnvs:
         seed: int | Sequence[int | None] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Infos]:
-        """Start an episode in every environment, all at once.
+        """Start an episode in every environment, or in some, all at once.
 
         Args:
             seed: One for each, or the first of consecutive ones; None for those of `seed`, or for
                 none.
-            options: Handed to every environment.
+            options: Handed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
+                out: it names the environments to reset.
 
         Raises:
-            ArgumentError: There is not one seed per environment.
-            EnvFailure: An environment raised or overran the deadline.
+            ArgumentError: Seeds or mask do not fit; no environment was reset.
+            EnvFailure: An environment raised or overran the deadline; all are closed.
         """
-        self._check_open()
-        seeds = checked_seeds(seed, self.num_envs)
-        if seed is None and self._next_seeds is not None:
-            seeds, self._next_seeds = self._next_seeds, None
-        self._seeds = [
-            new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
-        ]
-        self._ended.clear()
-        given = None if options is None else dict(options)
-        results = await self._all(
-            [
-                self._call(index, env.reset, seed=each, options=given)
-                for index, (env, each) in enumerate(zip(self.envs, seeds, strict=True))
-            ],
-            "reset",
-        )
-        infos = {index: info for index, (_, info) in enumerate(results) if info}
-        return self._batch([seen for seen, _ in results]), combine([gather(infos)], self.num_envs)
+        with self._overlap.alone("reset"):
+            seeds = checked_seeds(seed, self.num_envs)
+            given = checked_options(options)
+            chosen = np.flatnonzero(checked_mask(given, self.num_envs)).tolist()
+            if len(chosen) < self.num_envs and not self._was_reset:
+                raise ArgumentError("reset all environments before some of them")
+            if seed is None and self._next_seeds is not None:
+                seeds, self._next_seeds = self._next_seeds, None
+            for index in chosen:
+                if seeds[index] is not None:
+                    self._overlap.seeds[index] = seeds[index]
+            self._ended.difference_update(chosen)
+            results = await self._overlap.step_or_reset(
+                {index: self._reset_one(index, seeds[index], given) for index in chosen}, "reset"
+            )
+            self._was_reset = True
+            infos = {index: info for index, info in results.items() if info}
+            return self._boundary.observations(), combine([gather(infos)], self.num_envs)
 
     async def step(self, actions: Any) -> StepResult:  # noqa: ANN401
         """Step every environment once, all at once.
 
         Args:
-            actions: A sample of ``action_space``.
+            actions: A sample of ``action_space``: arrays, lists, or tensors of torch.
 
         Raises:
-            ArgumentError: There is not one action per environment.
-            EnvFailure: An environment raised or overran the deadline.
+            ArgumentError: The actions do not fit; no environment was stepped.
+            EnvFailure: An environment raised or overran the deadline; all are closed.
         """
-        self._check_open()
-        given = list(iterate(self.action_space, actions))
-        if len(given) != self.num_envs:
-            raise ArgumentError(f"got {len(given)} actions for {self.num_envs} environments")
-        results = await self._all(
-            [self._step_one(index, action) for index, action in enumerate(given)],
-            "step",
-            given,
-        )
-        infos = {index: info for index, (*_, info) in enumerate(results) if info}
-        return (
-            self._batch([result[0] for result in results]),
-            np.array([result[1] for result in results], np.float64),
-            np.array([result[2] for result in results], np.bool_),
-            np.array([result[3] for result in results], np.bool_),
-            combine([gather(infos)], self.num_envs),
-        )
+        with self._overlap.alone("step"):
+            if not self._was_reset:
+                raise ArgumentError("reset the environments before the first step")
+            given = self._boundary.each(actions)
+            calls = {index: self._step_one(index, action) for index, action in enumerate(given)}
+            results = await self._overlap.step_or_reset(calls, "step", given)
+            reward, terminated, truncated, infos = zip(*results.values(), strict=True)
+            told = {index: info for index, info in enumerate(infos) if info}
+            return (
+                self._boundary.observations(),
+                np.array(reward, np.float64),
+                np.array(terminated, np.bool_),
+                np.array(truncated, np.bool_),
+                combine([gather(told)], self.num_envs),
+            )
 
     async def render(self) -> tuple[Any, ...]:
         """Return the picture of every environment."""
@@ -139,7 +165,22 @@ class ConcurrentEnvs:
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ANN401
         """Call a method of every environment, or read an attribute."""
+        if is_lifecycle(name):
+            raise ArgumentError(f"call('{name}') is refused; use {name}() of all environments")
         return await self.parallel(lambda env, _: _attribute(env, name, args, kwargs))
+
+    async def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment."""
+        return await self.call(name)
+
+    async def set_attr(self, name: str, values: Any) -> None:  # noqa: ANN401
+        """Set an attribute of every environment.
+
+        Args:
+            name: Its name.
+            values: A list or tuple holds one value per environment, anything else is for all.
+        """
+        await self.parallel(partial(_set_attribute, name=name), values)
 
     async def parallel(
         self,
@@ -151,34 +192,31 @@ class ConcurrentEnvs:
         Args:
             function: Plain, or a coroutine function.
             arguments: A list or tuple holds one per environment, anything else is for all.
+
+        Raises:
+            ArgumentError: There is not one argument per environment.
+            EnvTimeoutError: An environment overran the deadline; all are closed.
         """
-        self._check_open()
+        self._overlap.check_open()
         given = arguments if isinstance(arguments, list | tuple) else [arguments] * self.num_envs
         if len(given) != self.num_envs:
             raise ArgumentError(f"arguments: got {len(given)} for {self.num_envs} environments")
         pairs = enumerate(zip(self.envs, given, strict=True))
-        calls = [self._call(index, function, env, each) for index, (env, each) in pairs]
-        return tuple(await self._all(calls, "call"))
+        calls = {
+            index: self._overlap.one(index, function, env, each) for index, (env, each) in pairs
+        }
+        return tuple(await self._overlap.ask(calls))
 
     def seed(self, seeds: int | Sequence[int | None]) -> None:
         """Use these seeds in the next `reset` that is not given any."""
         self._next_seeds = checked_seeds(seeds, self.num_envs)
 
     async def close(self) -> None:
-        """Close all environments; those that do not end within two seconds are left behind."""
-        if self._closed:
-            return
-        self._closed = True
-        closing = asyncio.gather(
-            *(self._call(index, env.close) for index, env in enumerate(self.envs)),
-            return_exceptions=True,
-        )
-        try:
-            await asyncio.wait_for(closing, 2.0)
-        except TimeoutError:
-            pass
-        finally:
-            self._threads.stop()
+        """Close all environments; those that do not end within two seconds are left behind.
+
+        A step that is under way ends with gymnasium's ``ClosedEnvironmentError``.
+        """
+        await self._overlap.close()
 
     async def __aenter__(self) -> ConcurrentEnvs:
         """Return itself."""
@@ -188,95 +226,98 @@ class ConcurrentEnvs:
         """Close all environments."""
         await self.close()
 
-    def __getattr__(self, name: str) -> tuple[Any, ...]:
-        """Return an attribute of every environment."""
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Return an attribute of every environment; of a method, what calls it in all of them."""
         if name.startswith("_") or "envs" not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        return tuple(_attribute(env, name, None, {}) for env in self.envs)
+        found = tuple(_attribute(env, name, None, {}) for env in self.envs)
+        return partial(self.call, name) if all(map(callable, found)) else found
 
-    async def _step_one(self, index: int, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ANN401
-        env = self.envs[index]
+    async def _reset_one(
+        self,
+        index: int,
+        seed: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        given = None if options is None else dict(options)
+        found = await self._overlap.one(index, self.envs[index].reset, seed=seed, options=given)
+        observation, info = found
+        self._boundary.put(index, observation)
+        return dict(info)
+
+    async def _step_one(self, index: int, action: Any) -> OneResult:  # noqa: ANN401
         if index in self._ended:
+            if self.autoreset is AutoresetMode.DISABLED:
+                raise EnvError("its episode is over: reset it with options={'reset_mask': …} first")
             self._ended.discard(index)
-            observation, info = await self._call(index, env.reset)
-            return observation, 0.0, False, False, info
-        observation, reward, terminated, truncated, info = await self._call(index, env.step, action)
-        if not (terminated or truncated) or self.autoreset is AutoresetMode.DISABLED:
-            return observation, reward, terminated, truncated, info
-        if self.autoreset is AutoresetMode.NEXT_STEP:
+            return 0.0, False, False, await self._reset_one(index)
+        result = await self._overlap.one(index, self.envs[index].step, action)
+        observation, reward, terminated, truncated, info = result
+        reward = np.asarray(reward, np.float64).item()
+        if terminated or truncated:
+            if self.autoreset is AutoresetMode.SAME_STEP:
+                # A copy: the environment may write its next observation into the same array.
+                final = {"final_obs": copy.deepcopy(observation), "final_info": info}
+                info = {**final, **await self._reset_one(index)}
+                return reward, bool(terminated), bool(truncated), info
             self._ended.add(index)
-            return observation, reward, terminated, truncated, info
-        final = {"final_obs": observation, "final_info": info}
-        observation, info = await self._call(index, env.reset)
-        return observation, reward, terminated, truncated, {**final, **info}
+        self._boundary.put(index, observation)
+        return reward, bool(terminated), bool(truncated), info
 
-    async def _call(
-        self,
-        index: int,
-        function: Callable[..., Any],
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
-        if inspect.iscoroutinefunction(function):
-            return await function(*args, **kwargs)
-        found = await self._threads.run(index, lambda: function(*args, **kwargs))
-        return await found if inspect.isawaitable(found) else found
 
-    async def _all(
-        self,
-        calls: Sequence[Coroutine[Any, Any, Any]],
-        doing: str,
-        actions: Sequence[Any] | None = None,
-    ) -> list[Any]:
-        tasks = [asyncio.ensure_future(call) for call in calls]
-        try:
-            done, late = await asyncio.wait(
-                tasks, timeout=self.timeout_s, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for index, task in enumerate(tasks):
-                if task in done and (error := task.exception()) is not None:
-                    raise self._failure(
-                        index, f"raised {summary(error)}", doing, actions
-                    ) from error
-            for index, task in enumerate(tasks):
-                if task in late:
-                    what = f"did not answer within {self.timeout_s:g} s"
-                    raise self._failure(index, what, doing, actions, EnvTimeoutError)
-        finally:
-            for task in tasks:
-                task.cancel()
-        return [task.result() for task in tasks]
+class _Boundary:
+    """Takes batches of actions apart, and puts observations together; keeps the latest of both."""
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedEnvironmentError("the environments were closed")
+    def __init__(self, spec: InstanceSpec, num_envs: int) -> None:
+        self._space, self._num_envs = spec.observation_space, num_envs
+        self._writer: ObservationWriter | None = None
+        self._objects: list[Any] = [None] * num_envs
+        self._actions: ActionRows | ActionObjects
+        if not spec.fits_rows:
+            self._actions = kept = ActionObjects(spec, num_envs)
+            self._split: Callable[[], Sequence[Any]] = lambda: list(kept.actions)
+            return
+        exchange = Exchange(spec, num_envs, shared=False)
+        self._rows = exchange.banks[0].observation
+        self._writer = ObservationWriter(self._space)
+        self._actions = ActionRows(spec, exchange.action)
+        self._split = splitter(spec.action_space, exchange.action)
 
-    def _failure(
-        self,
-        index: int,
-        what: str,
-        doing: str,
-        actions: Sequence[Any] | None,
-        kind: type[EnvFailure] = EnvFailure,
-    ) -> EnvFailure:
-        seed = self._seeds[index]
-        action = None if actions is None else actions[index]
-        given = "" if actions is None else f"(action={brief(action)})"
-        told = f"last seed {seed}" if seed is not None else "never seeded"
-        return kind(
-            f"env {index} of '{self._name}' ({told}) {what}, in {doing}{given}",
-            worker="event-loop",
-            env_index=index,
-            action=action,
-            seed=seed,
-        )
+    def each(self, actions: Any) -> Sequence[Any]:  # noqa: ANN401
+        """Return one action per environment.
 
-    def _batch(self, observations: Sequence[Any]) -> Any:  # noqa: ANN401
-        empty: Any = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)
-        return concatenate(self.single_observation_space, observations, empty)
+        Raises:
+            ArgumentError: They do not fit.
+        """
+        self._actions.write(actions)
+        return self._split()
+
+    def put(self, index: int, observation: Any) -> None:  # noqa: ANN401
+        """Keep an environment's latest observation.
+
+        Raises:
+            EnvError: It is not of its space.
+        """
+        if self._writer is None:
+            self._objects[index] = observation
+        else:
+            self._writer.write_one(index, observation, self._rows)
+
+    def observations(self) -> Any:  # noqa: ANN401
+        """Return a copy of the latest observations of all environments."""
+        if self._writer is None:
+            empty: Any = create_empty_array(self._space, self._num_envs, np.zeros)
+            return copy.deepcopy(concatenate(self._space, self._objects, empty))
+        copies = (row.copy() for row in self._rows)
+        return unflatten(self._space, dict(zip(leaves(self._space), copies, strict=True)))
 
 
 def _attribute(env: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
     look_up = getattr(env, "get_wrapper_attr", None)
     found = look_up(name) if look_up is not None else getattr(env, name)
     return found(*args, **kwargs) if callable(found) and args is not None else found
+
+
+def _set_attribute(env: Any, value: Any, name: str) -> None:  # noqa: ANN401
+    set_it = getattr(env, "set_wrapper_attr", None) or partial(setattr, env)
+    set_it(name, value)

@@ -11,7 +11,7 @@ from typing import Any
 
 _Outcome = tuple[Any, BaseException | None]
 """A result or an error, which no future can hold if it is a StopIteration."""
-_Task = tuple[Callable[[], Any], "asyncio.Future[_Outcome]"]
+_Task = tuple[Callable[[], Any], "asyncio.Future[_Outcome] | None"]
 
 
 class DaemonThreads:
@@ -36,6 +36,15 @@ class DaemonThreads:
             raise error
         return result
 
+    def leave(self, index: int, function: Callable[[], Any]) -> None:
+        """Let thread ``index`` run a function for whose outcome nobody waits, or run it here."""
+        inbox = self._inboxes.get(index)
+        if inbox is not None:
+            inbox.put((function, None))
+        else:
+            with contextlib.suppress(Exception):
+                function()
+
     def stop(self) -> None:
         """Let every thread end after what it is doing."""
         for inbox in self._inboxes.values():
@@ -50,6 +59,8 @@ def _serve(inbox: queue.SimpleQueue[_Task | None]) -> None:
             outcome = function(), None
         except BaseException as error:  # an environment may also end the program, by sys.exit()
             outcome = None, error
+        if future is None:
+            continue
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             future.get_loop().call_soon_threadsafe(_finish, future, outcome)
 

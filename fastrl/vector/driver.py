@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -79,6 +79,11 @@ class Driver(Protocol):
     exchange: Exchange
     different_spaces: list[Any]
 
+    @property
+    def step_now(self) -> Callable[[int], Columns] | None:
+        """What does as `begin_step` and `end_step` do, where the caller steps; else None."""
+        ...
+
     def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
         """Let every environment step with its action."""
         ...
@@ -103,8 +108,11 @@ class Driver(Protocol):
         """
         ...
 
-    def send(self, envs: Sequence[int]) -> None:
-        """Let some environments step, each as soon as its worker is free."""
+    def send(self, envs: Sequence[int], bank: int) -> None:
+        """Let some environments step into a bank, each as soon as its worker is free.
+
+        The bank stays the same as long as any environment is under way.
+        """
         ...
 
     def receive(self, count: int, timeout_s: float) -> Ready:

@@ -61,8 +61,9 @@ class EnvGroup:
                 at[0] = index
                 env = first or plan.instance(index).build()
                 first = None
+                check_new(env, [each.env for each in self._instances], index)
                 self._instances.append(Instance(env))
-                _check_spaces(env, spec, plan.different_spaces, index)
+                check_spaces(env, spec, index, different=plan.different_spaces)
         except BaseException:
             self.close()
             raise
@@ -271,7 +272,38 @@ def _write_rewards(rewards: Sequence[Any], row: NDArray[np.float64], first: int)
                 ) from None
 
 
-def _check_spaces(env: Env, spec: InstanceSpec, different: bool, index: int) -> None:
+def check_new(env: Any, others: Sequence[Any], index: int) -> None:  # noqa: ANN401
+    """Refuse an environment that is one of the others.
+
+    Raises:
+        EnvError: It is.
+    """
+    for number, other in enumerate(others, index - len(others)):
+        if env is other:
+            raise EnvError(
+                f"env {index} is the same object as env {number}: the factory must return a new "
+                "environment whenever it is called"
+            )
+
+
+def check_spaces(
+    env: Any,  # noqa: ANN401
+    spec: InstanceSpec,
+    index: int,
+    *,
+    different: bool = False,
+) -> None:
+    """Refuse an environment that differs from the first.
+
+    Args:
+        env: The environment.
+        spec: Of the first.
+        index: Of the environment.
+        different: Whether bounds may differ.
+
+    Raises:
+        EnvError: It has other spaces.
+    """
     for kind in ("observation_space", "action_space"):
         wanted, found = getattr(spec, kind), getattr(env, kind)
         same = found == wanted

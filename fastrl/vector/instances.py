@@ -7,6 +7,7 @@ own number once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,17 @@ EnvKwargs = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[int], Ma
 
 _DRAWS: Mapping[str, Callable[[np.random.Generator, list[Any]], Any]] = {
     "uniform": lambda rng, given: float(rng.uniform(*given)),
-    "log_uniform": lambda rng, given: float(np.exp(rng.uniform(*np.log(given)))),
+    "log_uniform": lambda rng, given: math.exp(_DRAWS["uniform"](rng, [*map(math.log, given)])),
     "normal": lambda rng, given: float(rng.normal(*given)),
     "choice": lambda rng, given: given[int(rng.integers(len(given)))],
+}
+
+
+_WANTED = {
+    "uniform": "two numbers",
+    "log_uniform": "two numbers above 0",
+    "normal": "a mean and a standard deviation of at least 0",
+    "choice": "a list of what to choose from",
 }
 
 
@@ -42,6 +51,10 @@ def kwargs_of_instances(
     Raises:
         ArgumentError: There is not one mapping per instance, or a distribution does not fit.
     """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ArgumentError(
+            f"env_kwargs_seed must be a whole number of at least 0, got {brief(repr(seed))}"
+        )
     if env_kwargs is None:
         return [{}]
     if isinstance(env_kwargs, Mapping):
@@ -76,9 +89,9 @@ def _draw(name: str, value: Mapping[str, Any], rng: np.random.Generator) -> Any:
     ((kind, given),) = value.items()
     try:
         return _DRAWS[kind](rng, list(given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(
-            f"env_kwargs.{name}: {kind} does not take {brief(given)}; write two numbers"
+            f"env_kwargs.{name}: {kind} does not take {brief(given)}; write {_WANTED[kind]}"
         ) from error
 
 

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastrl.closing import close_all
 from fastrl.cores import usable_cores
+from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import nearest
 from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
@@ -39,6 +40,11 @@ _MODES: Mapping[str, AutoresetMode] = {
     "same_step": AutoresetMode.SAME_STEP,
     "next_step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
+}
+_NAMES_OF_GYMNASIUM = {
+    "autoreset_mode": "autoreset='same_step' or 'next_step'",
+    "vectorization_mode": "backend='serial' or 'processes'",
+    "vector_kwargs": "its parts as arguments of their own: autoreset=…, copy=…",
 }
 _DRIVERS: Mapping[str, Callable[[VectorPlan], Driver]] = {
     "serial": SerialDriver,
@@ -100,6 +106,7 @@ def make_vec(
     """
     _checked(backend, Backend, "backend")
     _checked(output, Output, "output")
+    _refuse_names_of_gymnasium(kwargs)
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     plan = VectorPlan(
         name=recipe.name,
@@ -157,12 +164,15 @@ def make_concurrent(
         ArgumentError: An argument is wrong.
         EnvError: An environment cannot be built.
     """
+    _refuse_names_of_gymnasium(kwargs)
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
     mode, timeout_s = _checked_mode(autoreset), deadline("timeout_s", timeout_s)
     envs: list[Any] = []
     try:
         envs.extend(instances[i % len(instances)].build() for i in range(recipe.num_envs))
+        for env in envs:
+            quicken(getattr(env, "unwrapped", env))
     except BaseException:
         # A coroutine would have to be awaited, and there may be no event loop yet.
         close_all(env for env in envs if not inspect.iscoroutinefunction(env.close))
@@ -228,11 +238,18 @@ def _checked(value: Any, literal: Any, name: str) -> Any:  # noqa: ANN401
     return value
 
 
+def _refuse_names_of_gymnasium(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would otherwise be taken for a parameter of the environments."""
+    for name, ours in _NAMES_OF_GYMNASIUM.items():
+        if name in kwargs:
+            raise ArgumentError(f"{name} is gymnasium's; write {ours}")
+
+
 def _checked_mode(autoreset: AutoresetMode | str) -> AutoresetMode:
     if isinstance(autoreset, AutoresetMode):
         return autoreset
     for name, mode in _MODES.items():
-        if autoreset in (name, mode.value):
+        if str(autoreset).lower() in (name, mode.value.lower()):
             return mode
     raise ArgumentError(
         f"autoreset must be one of {', '.join(_MODES)}, got '{autoreset}'"

@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any
 
 import cloudpickle
+from gymnasium.error import ClosedEnvironmentError
 
-from fastrl.errors import WorkerError
+from fastrl.errors import FastrlError, WorkerError
 from fastrl.vector.driver import Ready, Request, spaces_of_all
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError, summary
+from fastrl.vector.forks import WHY, disown_in_forks
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
@@ -26,6 +28,8 @@ from fastrl.workers.supervisor import Supervisor, call_in_child
 
 _PIPE_BYTES = 2**15
 """A pipe takes this much at once: that of a worker which waits for an order is empty."""
+CLOSE_S = 2.0
+"""How long workers may take to close their environments before they are killed."""
 _SLICE_S = 0.1
 """How often a waiting caller looks after the workers."""
 
@@ -33,19 +37,27 @@ _SLICE_S = 0.1
 class ProcessDriver:
     """Steps the environments of a plan in processes; see `Driver`."""
 
+    step_now = None
+
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
         self.spec = call_in_child(partial(probe, plan), plan.start_timeout_s)
-        self.exchange = Exchange(self.spec, plan.num_envs, shared=True)
+        try:
+            self.exchange = Exchange(self.spec, plan.num_envs, shared=True)
+        except FastrlError as error:
+            reason = str(error).partition("; lower ")[0]
+            raise FastrlError(f"{plan.num_envs} environments are too many: {reason}") from error
         self._control = Control(plan.num_workers, plan.num_envs)
         context = VectorContext(plan, self.spec, self.exchange, self._control)
-        self._supervisor = Supervisor(self._control.stop, plan.torch_threads)
+        self._supervisor = Supervisor(self._control.stop, plan.torch_threads, CLOSE_S)
         self._names = [f"env-worker-{index}" for index in range(plan.num_workers)]
         self._orders: list[Connection] = []
         self._answers: list[Connection] = []
         self._objects: list[Any] = [None] * plan.num_envs
         self._waiting: deque[tuple[int, int, bool]] = deque()
         self._seen = [0] * plan.num_workers
+        self._why_closed = ""
+        disown_in_forks(self)
         self._owed = 0  # answers that were seen before their posts were taken
         try:
             for index, name in enumerate(self._names):
@@ -100,13 +112,14 @@ class ProcessDriver:
         """
         return self._collect(timeout_s)
 
-    def send(self, envs: Sequence[int]) -> None:
+    def send(self, envs: Sequence[int], bank: int) -> None:
         """Let some environments step, each as soon as its worker is free."""
+        self._check_open()
         by_worker: dict[int, list[int]] = {}
         for index in envs:
             by_worker.setdefault(self._plan.worker_of(index), []).append(index)
         for worker, part in by_worker.items():
-            self._control.send(worker, part)
+            self._control.send(worker, part, bank)
 
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Return the first environments that are ready.
@@ -135,11 +148,20 @@ class ProcessDriver:
 
     def close(self) -> None:
         """End all workers; they get two seconds before they are killed."""
+        self._why_closed = self._why_closed or "the environments were closed meanwhile"
         self._supervisor.stop()
         for each in (*self._orders, *self._answers):
             each.close()
         self._control.close()
         self.exchange.close()
+
+    def disown(self) -> None:
+        """Leave the workers to the process that started them."""
+        self._why_closed = WHY
+
+    def _check_open(self) -> None:
+        if self._why_closed:
+            raise ClosedEnvironmentError(self._why_closed)
 
     def _start(self, name: str, context: VectorContext, index: int) -> None:
         take_orders, orders = pipe()
@@ -203,6 +225,7 @@ class ProcessDriver:
 
     def _settle(self) -> None:
         """Take the posts of all environments that were received, so that none is left over."""
+        self._check_open()
         for _ in range(self._owed):
             self._wait(time.monotonic() + self._plan.timeout_s, self._plan.timeout_s)
         self._owed = 0
@@ -210,9 +233,9 @@ class ProcessDriver:
     def _read(self, worker: int, deadline: float, timeout_s: float) -> Any:  # noqa: ANN401
         pipe_end = self._answers[worker]
         while True:
-            if pipe_end.poll(_SLICE_S):
-                # The end of a worker, also in mid-sentence, is told by the supervisor, be it later.
-                with contextlib.suppress(EOFError, OSError):
+            # The end of a worker, also in mid-sentence, is told by the supervisor, be it later.
+            with contextlib.suppress(EOFError, OSError):
+                if pipe_end.poll(_SLICE_S):
                     return pickle.loads(pipe_end.recv_bytes())
             self._look_after()
             if time.monotonic() > deadline:
@@ -222,8 +245,10 @@ class ProcessDriver:
         """Return if every worker is well.
 
         Raises:
+            ClosedEnvironmentError: Another thread has closed the vector environment.
             EnvFailure: One raised or died.
         """
+        self._check_open()
         try:
             self._supervisor.check()
         except WorkerError as error:

@@ -111,19 +111,31 @@ class Sb3VecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
         """Return whether some environments have a wrapper of a class."""
         found = self.envs.parallel(is_wrapped, wrapper_class)
-        return [found[index] for index in self._get_indices(indices)]
+        return [found[index] for index in self._chosen(indices)]
 
     def get_images(self) -> Sequence[Any]:
         """Return the picture of every environment."""
         return list(self.envs.render())
 
+    def _chosen(self, indices: Indices) -> list[int]:
+        """Return the environments that are meant; as in a list, -1 is the last one.
+
+        Raises:
+            ArgumentError: There are fewer.
+        """
+        found = [int(index) for index in self._get_indices(indices)]
+        for index in found:
+            if not -self.num_envs <= index < self.num_envs:
+                raise ArgumentError(f"indices: there is no {index} among {self.num_envs}")
+        return [index % self.num_envs for index in found]
+
     def _mask(self, indices: Indices) -> list[bool]:
-        chosen = set(self._get_indices(indices))
+        chosen = set(self._chosen(indices))
         return [index in chosen for index in range(self.num_envs)]
 
     def _ordered(self, ask: Any, indices: Indices) -> list[Any]:  # noqa: ANN401
         """Return the answers of some environments in the order in which they were named."""
-        wanted = list(self._get_indices(indices))
+        wanted = self._chosen(indices)
         known = sorted(set(wanted))
         by_index: Mapping[int, Any] = dict(zip(known, ask(self._mask(wanted)), strict=True))
         return [by_index[index] for index in wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,17 @@ def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> N
     """
     if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
         raise ArgumentError("seed: native environments need one for each, or none")
+
+
+def checked_options(options: object) -> dict[str, Any] | None:
+    """Return a copy of the options of a reset.
+
+    Raises:
+        ArgumentError: They are no mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ArgumentError(f"options must be a mapping, got {brief(repr(options))}")
+    return None if options is None else dict(options)
 
 
 def checked_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:

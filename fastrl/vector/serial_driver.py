@@ -23,7 +23,7 @@ class SerialDriver:
     def __init__(self, plan: VectorPlan) -> None:
         self._plan, self._at = plan, [0]
         self._pending: Any = None
-        self._queue: deque[int] = deque()
+        self._queue: deque[tuple[int, int]] = deque()
         first = build_first(plan)
         self.spec = spec_of(first, plan.name)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
@@ -45,8 +45,16 @@ class SerialDriver:
         Raises:
             EnvFailure: An environment raised.
         """
+        return [self.step_now(self._pending)]
+
+    def step_now(self, bank: int) -> Columns:
+        """Step all environments.
+
+        Raises:
+            EnvFailure: An environment raised.
+        """
         try:
-            return [self._group.step(self._pending)]
+            return self._group.step(bank)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -68,9 +76,9 @@ class SerialDriver:
                 raise self._failure(error) from error
             return [Refusal(self._at[0], error)]
 
-    def send(self, envs: Sequence[int]) -> None:
+    def send(self, envs: Sequence[int], bank: int) -> None:
         """Queue environments."""
-        self._queue.extend(envs)
+        self._queue.extend((index, bank) for index in envs)
 
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Step the first ``count`` environments of the queue.
@@ -81,8 +89,8 @@ class SerialDriver:
         ready = Ready()
         try:
             for _ in range(count):
-                index = self._queue.popleft()
-                ready.add(index, self._group.step_one(index, 0))
+                index, bank = self._queue.popleft()
+                ready.add(index, self._group.step_one(index, bank))
         except Exception as error:
             raise self._failure(error) from error
         return ready

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from fastrl.envs.lookup import attribute
 from fastrl.envs.make import EnvFactory
-from fastrl.errors import SpaceError
+from fastrl.errors import EnvError, SpaceError
 from fastrl.spaces import leaves
 from fastrl.vector.failures import ArgumentError
 from fastrl.vector.native_build import NativeBuild
@@ -76,7 +76,16 @@ class InstanceSpec:
 
     @classmethod
     def of(cls, env: Env, name: str) -> InstanceSpec:
-        """Return what ``env`` says of itself."""
+        """Return what ``env`` says of itself.
+
+        Raises:
+            EnvError: It lacks a space.
+        """
+        for kind in ("observation_space", "action_space"):
+            if not isinstance(found := getattr(env, kind, None), spaces.Space):
+                raise EnvError(
+                    f"'{name}' has the {kind} {found!r}; expected a space of gymnasium's"
+                )
         return cls(
             name=name,
             observation_space=env.observation_space,

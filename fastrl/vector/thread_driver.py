@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from gymnasium.error import ClosedEnvironmentError
+
 from fastrl.vector.driver import Ready, Refusal, Request, spaces_of_all
 from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
+from fastrl.vector.forks import WHY, disown_in_forks
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
@@ -31,12 +34,16 @@ class ThreadDriver:
     killed: one that hangs is left behind, and ends with the process.
     """
 
+    step_now = None
+
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
         self.spec = probe(plan)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
         self._round = _Round(plan.num_workers)
         self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self._why_closed = ""
+        disown_in_forks(self)
         self._workers = [_Worker(i, plan, self._group_of) for i in range(plan.num_workers)]
         try:
             self._hand_out([EnvGroup.different_spaces] * plan.num_workers)
@@ -76,10 +83,12 @@ class ThreadDriver:
         """
         return self._answers(timeout_s)
 
-    def send(self, envs: Sequence[int]) -> None:
+    def send(self, envs: Sequence[int], bank: int) -> None:
         """Let some environments step."""
+        self._check_open()
         for index in envs:
-            self._workers[self._plan.worker_of(index)].inbox.put(partial(self._step_one, index))
+            inbox = self._workers[self._plan.worker_of(index)].inbox
+            inbox.put(partial(self._step_one, index, bank))
 
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Return the first environments that are ready.
@@ -94,6 +103,7 @@ class ThreadDriver:
                 index, info = self._ready.get(timeout=left)
             except queue.Empty:
                 raise self._silent(timeout_s) from None
+            self._check_open()
             if isinstance(info, EnvFailure):
                 raise info
             ready.add(index, info)
@@ -109,16 +119,25 @@ class ThreadDriver:
 
     def close(self) -> None:
         """Ask every thread to close its environments; those that hang are left behind."""
+        self._why_closed = self._why_closed or "the environments were closed meanwhile"
+        # Whoever waits in another thread would wait for the deadline.
+        self._round.done.set()
+        self._ready.put((0, None))
         for worker in self._workers:
             worker.inbox.put(None)
         deadline = time.monotonic() + CLOSE_S
         for worker in self._workers:
             worker.thread.join(max(0.0, deadline - time.monotonic()))
 
+    def disown(self) -> None:
+        """Leave the environments to the process that has their threads."""
+        self._why_closed = WHY
+
     def _group_of(self, worker: _Worker) -> EnvGroup:
         return EnvGroup(self._plan, self.spec, self.exchange, worker.envs, worker.at)
 
     def _hand_out(self, tasks: Sequence[Task], *, fatal: bool = True) -> None:
+        self._check_open()
         self._round.begin()
         for worker, task in zip(self._workers, tasks, strict=True):
             worker.inbox.put(partial(self._take_part, task, fatal))
@@ -132,20 +151,25 @@ class ThreadDriver:
                 answer = Refusal(worker.at[0], error, failure.remote_traceback)
         self._round.report(worker.index, answer)
 
-    def _step_one(self, index: int, worker: _Worker) -> None:
+    def _step_one(self, index: int, bank: int, worker: _Worker) -> None:
         try:
-            self._ready.put((index, worker.group.step_one(index, 0)))
+            self._ready.put((index, worker.group.step_one(index, bank)))
         except BaseException as error:
             self._ready.put((index, worker.failure(error)))
 
     def _answers(self, timeout_s: float) -> list[Any]:
         if not self._round.done.wait(timeout_s):
             raise self._silent(timeout_s)
+        self._check_open()
         answers = self._round.answers
         for answer in answers:
             if isinstance(answer, EnvFailure):
                 raise answer
         return answers
+
+    def _check_open(self) -> None:
+        if self._why_closed:
+            raise ClosedEnvironmentError(self._why_closed)
 
     def _silent(self, timeout_s: float) -> EnvTimeoutError:
         worker = next((each for each in self._workers if each.busy), self._workers[0])

@@ -20,9 +20,14 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows
 from fastrl.vector.driver import Driver, Request
 from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
-from fastrl.vector.failures import ArgumentError, brief
+from fastrl.vector.failures import ArgumentError, at_least_one
 from fastrl.vector.infos import Infos, combine, gather
-from fastrl.vector.seeds import check_all_or_none, checked_mask, checked_seeds
+from fastrl.vector.seeds import (
+    check_all_or_none,
+    checked_mask,
+    checked_options,
+    checked_seeds,
+)
 from fastrl.vector.session import Pending, Session
 from fastrl.vector.spec import VectorPlan
 
@@ -72,6 +77,8 @@ class FastVectorEnv(Session):
         else:
             self._actions = objects = ActionObjects(spec, self.num_envs)
             self._objects = objects.actions
+        self._banks = driver.exchange.banks
+        self._quick_step = None if self._objects is not None else driver.step_now
         self._bank = 0
         self._was_reset = False
         self._in_flight = np.zeros(self.num_envs, np.bool_)
@@ -108,10 +115,8 @@ class FastVectorEnv(Session):
             seeds = checked_seeds(seed, self.num_envs)
             if seed is None and self._next_seeds is not None:
                 seeds, self._next_seeds = self._next_seeds, None
-            if options is not None and not isinstance(options, Mapping):
-                raise ArgumentError(f"options must be a mapping, got {brief(repr(options))}")
-            options = dict(options) if options is not None else None
-            mask = checked_mask(options, self.num_envs)
+            given = checked_options(options)
+            mask = checked_mask(given, self.num_envs)
             if self.plan.native is not None:
                 check_all_or_none(seeds, mask)
         except Exception:
@@ -120,11 +125,10 @@ class FastVectorEnv(Session):
         for index in np.flatnonzero(mask).tolist():
             if seeds[index] is not None:
                 self._seeds[index] = seeds[index]
-        if mask.all():
-            self._flip()
+        self._flip(keep=not mask.all())
         with self._explaining("reset"):
             self._driver.begin_request(
-                Request("reset", (self._bank, options), (seeds, mask.tolist()), fatal=True)
+                Request("reset", (self._bank, given), (seeds, mask.tolist()), fatal=True)
             )
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, Infos]:
@@ -138,9 +142,7 @@ class FastVectorEnv(Session):
             parts = self._driver.end_request(self._deadline(timeout))
         self._pending = _NOTHING
         self._was_reset = True
-        return self._observation(self._driver.exchange.banks[self._bank]), combine(
-            parts, self.num_envs
-        )
+        return self._observation(self._banks[self._bank]), combine(parts, self.num_envs)
 
     def step(self, actions: Any) -> StepResult:  # noqa: ANN401
         """Step every environment once.
@@ -155,8 +157,19 @@ class FastVectorEnv(Session):
             ArgumentError: The actions do not fit; no environment was stepped.
             EnvFailure: An environment raised, died or overran the deadline.
         """
-        self.step_async(actions)
-        return self.step_wait()
+        quick = self._quick_step
+        if quick is None or self.closed or self._pending is not _NOTHING or not self._was_reset:
+            self.step_async(actions)
+            return self.step_wait()
+        # The same in one go, for who steps here and now: the many small calls on the detour would
+        # cost as much as a step of a cheap environment.
+        self._actions.write(actions)
+        self._bank = bank = (self._bank + 1) % NUM_BANKS
+        try:
+            columns = quick(bank)
+        except BaseException as error:
+            self._end(error, "step")
+        return self._stepped(combine((columns,), self.num_envs) if columns else {})
 
     def step_async(self, actions: Any) -> None:  # noqa: ANN401
         """Begin a `step`, to be finished by `step_wait`."""
@@ -191,15 +204,7 @@ class FastVectorEnv(Session):
         except BaseException as error:
             self._end(error, "step")
         self._pending = _NOTHING
-        bank = self._driver.exchange.banks[self._bank]
-        infos = combine(parts, self.num_envs) if any(parts) else {}
-        return (
-            self._observation(bank),
-            self._given(bank.reward.copy()),
-            self._given(bank.terminated.copy()),
-            self._given(bank.truncated.copy()),
-            infos,
-        )
+        return self._stepped(combine(parts, self.num_envs) if any(parts) else {})
 
     def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
         """Begin a reset of every environment, whose observations `recv` returns as they come.
@@ -212,12 +217,15 @@ class FastVectorEnv(Session):
         """
         seeds = checked_seeds(seed, self.num_envs)
         self._check_rows("async_reset")
+        rows = [UNSEEDED if each is None else each for each in seeds]
+        if max(rows) > np.iinfo(np.int64).max:
+            raise ArgumentError(f"seed: async_reset takes numbers below 2**63, got {max(rows)}")
         self._begin("async_reset", Pending.SEND)
+        self._flip()
         self._seeds = [
             new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
         ]
-        rows = self._driver.exchange.reset_seed
-        rows[:] = [UNSEEDED if each is None else each for each in seeds]
+        self._driver.exchange.reset_seed[:] = rows
         self._was_reset = True
         self._dispatch(np.arange(self.num_envs))
 
@@ -232,7 +240,8 @@ class FastVectorEnv(Session):
             ArgumentError: Actions or indices do not fit; no environment was stepped.
         """
         indices = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
-        if self._pending is not Pending.SEND:
+        first = self._pending is not Pending.SEND
+        if first:
             self._begin("send", Pending.SEND)
         try:
             self._check_sendable(indices)
@@ -240,6 +249,8 @@ class FastVectorEnv(Session):
         except Exception:
             self._settle_pending()
             raise
+        if first:
+            self._flip(keep=len(indices) < self.num_envs)
         self._dispatch(indices)
 
     def recv(self, batch_size: int | None = None, timeout: float | None = None) -> StepResult:
@@ -259,15 +270,15 @@ class FastVectorEnv(Session):
         """
         self._expect("recv", Pending.SEND)
         under_way = int(self._in_flight.sum())
-        count = under_way if batch_size is None else batch_size
-        if not 1 <= count <= under_way:
+        count = under_way if batch_size is None else at_least_one("batch_size", batch_size)
+        if count > under_way:
             raise ArgumentError(f"batch_size: {under_way} environments are under way, got {count}")
         with self._explaining("step"):
             ready = self._driver.receive(count, self._deadline(timeout))
         ids = np.array(ready.envs, np.int64)
         self._in_flight[ids] = False
         self._settle_pending()
-        bank = self._driver.exchange.banks[0]
+        bank = self._banks[self._bank]
         infos = combine([gather(ready.infos)], count)
         infos["env_id"] = ids
         rows = [self._given(row[ids]) for row in bank.observation]
@@ -294,9 +305,8 @@ class FastVectorEnv(Session):
 
     def _dispatch(self, indices: NDArray[np.intp]) -> None:
         self._in_flight[indices] = True
-        self._bank = 0
         with self._explaining("step"):
-            self._driver.send(indices.tolist())
+            self._driver.send(indices.tolist(), self._bank)
 
     def _settle_pending(self) -> None:
         if not self._in_flight.any():
@@ -318,9 +328,27 @@ class FastVectorEnv(Session):
         given = (self._given(row) for row in rows)
         return unflatten(space, dict(zip(self._paths, given, strict=True)))
 
+    def _stepped(self, infos: Infos) -> StepResult:
+        """Return what a step of all environments has left in the bank."""
+        bank = self._banks[self._bank]
+        observation = self._observation(bank)
+        flags = bank.reward.copy(), bank.terminated.copy(), bank.truncated.copy()
+        if self.output == "torch":
+            return observation, *map(self._given, flags), infos
+        return observation, *flags, infos
+
     def _given(self, array: NDArray[Any]) -> Any:  # noqa: ANN401
         return torch.from_numpy(array) if self.output == "torch" else array
 
-    def _flip(self) -> None:
-        """Write into the other bank, so that what was returned last stays as it is."""
-        self._bank = (self._bank + 1) % NUM_BANKS
+    def _flip(self, *, keep: bool = False) -> None:
+        """Write into the other bank, so that what was returned last stays as it is.
+
+        Args:
+            keep: Some environments are not going to write: their rows are copied.
+        """
+        last, self._bank = self._bank, (self._bank + 1) % NUM_BANKS
+        if keep:
+            banks = self._banks
+            pairs = zip(banks[self._bank].observation, banks[last].observation, strict=True)
+            for row, seen in pairs:
+                row[...] = seen

@@ -62,13 +62,15 @@ class Control:
         line[_ORDERED] += order in (STEP, REQUEST)
         self._signals[worker].post()
 
-    def send(self, worker: int, envs: Sequence[int]) -> None:
+    def send(self, worker: int, envs: Sequence[int], bank: int) -> None:
         """Ask a worker to step some environments, after those it was sent before."""
         line, ring = self._orders[worker], self._sent[worker]
+        # Before the environments: posts that are left over may wake the worker at any time.
+        line[_BANK] = bank
         for index in envs:
             ring[line[_SENT] % self.num_envs] = index
             line[_SENT] += 1
-        self.order(worker, SEND)
+        self.order(worker, SEND, bank)
 
     def stop(self) -> None:
         """Ask every worker to end."""
@@ -119,11 +121,15 @@ class Control:
             raise StopRequestedError("the vector environment was closed")
         return line[_ORDER], line[_BANK]
 
-    def next_sent(self, worker: int, taken: int) -> int | None:
-        """Return the environment that was sent after ``taken`` others; None if none was."""
-        if taken == self._orders[worker][_SENT]:
+    def next_sent(self, worker: int, taken: int) -> tuple[int, int] | None:
+        """Return the environment that was sent after ``taken`` others, and its bank.
+
+        None if none was sent.
+        """
+        line = self._orders[worker]
+        if taken == line[_SENT]:
             return None
-        return int(self._sent[worker, taken % self.num_envs])
+        return int(self._sent[worker, taken % self.num_envs]), line[_BANK]
 
     def answer(self, worker: int, mail: bool) -> None:
         """Say that an order is done."""
@@ -257,8 +263,9 @@ class _Server:
 
     def _step_sent(self) -> None:
         control, worker = self._control, self._worker
-        while (index := control.next_sent(worker, self._taken)) is not None:
-            info = self._group.step_one(index, 0)
+        while (sent := control.next_sent(worker, self._taken)) is not None:
+            index, bank = sent
+            info = self._group.step_one(index, bank)
             self._taken += 1
             control.answer_one(worker, index, mail=bool(info))
             if info:

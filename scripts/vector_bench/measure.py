@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import gymnasium
 
-from vector_bench.methods import METHODS, Mpi, make_one
+from vector_bench.methods import METHODS, MPI, Mpi
+from vector_bench.one_env import make_one
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ def measure(env_id: str, method: str, num_envs: int, seconds: float) -> Timing:
 
     Args:
         env_id: Which environment.
-        method: A key of `METHODS`, or ``MPI``.
+        method: A key of `METHODS`, or `MPI`.
         num_envs: How many environments.
         seconds: Longest time to step for, besides a warm-up of a fifth of it.
     """
-    if method == "MPI":
+    if method == MPI:
         mpi = Mpi(env_id, num_envs, seconds)
         return Timing(0.0, mpi.reset_s, mpi.step_s, 0)
     actions = sample_actions(env_id, num_envs)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import fastrl
-from fastrl.vector.atari import AtariOptions, make_atari
+from fastrl.errors import FastrlError
+from vector_bench.one_env import make_one
 
+MPI = "MPI"
+_MPI_S = 120.0
+"""How long a measurement with MPI may take: its ranks start one after the other."""
 SAME_STEP = AutoresetMode.SAME_STEP
 
 
@@ -33,13 +38,6 @@ class Stepper(Protocol):
     def close(self) -> None:
         """End it."""
         ...
-
-
-def make_one(env_id: str) -> gymnasium.Env[Any, Any]:
-    """Build one environment as its users do."""
-    if env_id.startswith("ALE/"):
-        return make_atari(env_id, AtariOptions())
-    return gymnasium.make(env_id)
 
 
 class Sequential:
@@ -96,19 +94,31 @@ class Sb3:
 
 
 class Mpi:
-    """One MPI rank per environment; the measuring happens in rank 0 of another program."""
+    """One MPI rank per environment; the measuring happens in rank 0 of another program.
+
+    Raises:
+        FastrlError: MPI is not installed, or the program failed or took too long.
+    """
 
     def __init__(self, env_id: str, num_envs: int, seconds: float) -> None:
-        program = ["-m", "vector_bench.mpi_program"]
-        command = ["mpiexec", "-n", str(num_envs + 1), sys.executable, *program]
-        done = subprocess.run(
-            [*command, env_id, str(seconds)],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            timeout=80,
-            check=True,
-        )
+        beside = Path(sys.executable).with_name("mpiexec")
+        mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+        if mpiexec is None or find_spec("mpi4py") is None:
+            raise FastrlError("MPI is not installed: pip install 'fastrl[mpi]'")
+        program = [sys.executable, "-m", "vector_bench.mpi_program", env_id, str(seconds)]
+        try:
+            done = subprocess.run(
+                [mpiexec, "-n", str(num_envs + 1), *program],
+                capture_output=True,
+                text=True,
+                cwd=Path(__file__).parents[1],
+                timeout=_MPI_S,
+                check=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise FastrlError(f"MPI: not done within {_MPI_S:g} s") from None
+        except subprocess.CalledProcessError as error:
+            raise FastrlError(f"MPI: {error.stderr.strip()[-300:]}") from None
         self.reset_s, self.step_s = (float(each) for each in done.stdout.split()[-2:])
 
 

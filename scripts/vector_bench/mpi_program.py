@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from vector_bench.methods import make_one
+from vector_bench.one_env import make_one
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
         parts = world.gather(None)[1:]
         return np.stack([part[0] for part in parts])
 
+    ask(["reset"] * num_envs)  # waits until all have been built
     start = time.perf_counter()
     ask(["reset"] * num_envs)
     reset_s = time.perf_counter() - start

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -67,41 +69,77 @@ def picture() -> gymnasium.Env[Any, Any]:
     return Drawn(gymnasium.make("CartPole-v1", render_mode="rgb_array"))
 
 
+ROUNDS = 5
+"""The ways of a scene take turns, so that a drift of the machine's speed meets all of them."""
+
+Turn = Callable[[float], float]
+"""Steps for about so many seconds; returns steps per second of all environments together."""
+
+
 def scenes(num_envs: int, seconds: float) -> list[dict[str, Any]]:
-    """Measure all scenes; return steps per second of all environments by way of stepping."""
+    """Measure all scenes; return steps per second of all environments by way of stepping.
+
+    Args:
+        num_envs: How many environments.
+        seconds: How long each way of each scene is measured, in `ROUNDS` turns.
+    """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    rate = partial(_rate, num_envs=num_envs, seconds=seconds)
-    waiting = {
-        "loop": rate(partial(_naive, WaitingEnv, num_envs)),
-        "threads": rate(partial(_vector, WaitingEnv, num_envs, "threads")),
-        "await": asyncio.run(_awaited(WaitingCoroutineEnv, num_envs, seconds)),
+
+    def ways(build: Callable[[], Any], *backends: str) -> dict[str, Any]:
+        made = {name: partial(_vector, build, num_envs, name) for name in backends}
+        return {"loop": partial(_naive, build, num_envs), **made}
+
+    waiting = ways(WaitingEnv, "threads")
+    waiting["await"] = partial(_awaited, WaitingCoroutineEnv, num_envs)
+    found = {
+        f"{num_envs} environments that wait {1e3 * WAIT_S:g} ms per step": waiting,
+        f"{num_envs} CartPoles that draw their window": ways(window, "threads", "serial"),
+        f"{num_envs} CartPoles that draw a picture in every step": ways(
+            picture, "threads", "serial", "processes"
+        ),
     }
-    drawing = {
-        "loop": rate(partial(_naive, window, num_envs)),
-        "threads": rate(partial(_vector, window, num_envs, "threads")),
-        "processes": rate(partial(_vector, window, num_envs, "processes")),
-    }
-    pictures = {
-        "loop": rate(partial(_naive, picture, num_envs)),
-        "threads": rate(partial(_vector, picture, num_envs, "threads")),
-        "processes": rate(partial(_vector, picture, num_envs, "processes")),
-    }
-    return [
-        _told(f"{num_envs} environments that wait {1e3 * WAIT_S:g} ms per step", waiting),
-        _told(f"{num_envs} CartPoles that draw their window", drawing),
-        _told(f"{num_envs} CartPoles that draw a picture in every step", pictures),
-    ]
+    return [_told(name, _rates(made, seconds)) for name, made in found.items()]
 
 
-def _told(name: str, rates: dict[str, float]) -> dict[str, Any]:
-    parts = [f"{how} {each:,.0f}" for how, each in rates.items()]
-    ratios = [f"{how} {each / rates['loop']:.1f} ×" for how, each in rates.items() if how != "loop"]
-    text = f"Steps per second: {', '.join(parts)}. Times the loop: {', '.join(ratios)}."
-    return {"name": name, "steps_per_s": rates, "text": text}
+def _rates(ways: Mapping[str, Any], seconds: float) -> dict[str, list[float]]:
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(make()) for name, make in ways.items()}
+        for turn in turns.values():
+            turn(0.0)
+        rates: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(ROUNDS):
+            for name, turn in turns.items():
+                rates[name].append(turn(seconds / ROUNDS))
+    return rates
 
 
-def _naive(build: Any, num_envs: int) -> tuple[Callable[[], Any], Any]:  # noqa: ANN401
+def _told(name: str, rates: dict[str, list[float]]) -> dict[str, Any]:
+    medians = {how: statistics.median(each) for how, each in rates.items()}
+    parts = [f"{how} {each:,.0f}" for how, each in medians.items()]
+    ratios = []
+    for how, each in rates.items():
+        against = [mine / loop for mine, loop in zip(each, rates["loop"], strict=True)]
+        spread = f"{min(against):.1f} … {max(against):.1f}"
+        if how != "loop":
+            ratios.append(f"{how} {statistics.median(against):.1f} × ({spread})")
+    text = (
+        f"Steps per second: {', '.join(parts)}. Times the loop, medians of {ROUNDS} rounds: "
+        f"{', '.join(ratios)}."
+    )
+    return {"name": name, "steps_per_s": medians, "rounds": rates, "text": text}
+
+
+def _repeat(step: Callable[[], Any], num_envs: int, seconds: float) -> float:
+    start, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - start < seconds:
+        step()
+        steps += 1
+    return num_envs * steps / (time.perf_counter() - start)
+
+
+@contextmanager
+def _naive(build: Any, num_envs: int) -> Iterator[Turn]:  # noqa: ANN401
     envs = [build() for _ in range(num_envs)]
     for index, env in enumerate(envs):
         env.reset(seed=index)
@@ -112,34 +150,29 @@ def _naive(build: Any, num_envs: int) -> tuple[Callable[[], Any], Any]:  # noqa:
             if terminated or truncated:
                 env.reset()
 
-    return step, lambda: [env.close() for env in envs]
+    yield partial(_repeat, step, num_envs)
+    # Not closed: one window's end is that of pygame, and so of all the other ways' windows.
 
 
-def _vector(build: Any, num_envs: int, backend: Any) -> tuple[Callable[[], Any], Any]:  # noqa: ANN401
+@contextmanager
+def _vector(build: Any, num_envs: int, backend: Any) -> Iterator[Turn]:  # noqa: ANN401
     envs = fastrl.make_vec(build, num_envs, backend=backend)
     envs.reset(seed=0)
-    return (lambda: envs.step(envs.action_space.sample())), envs.close
+    yield partial(_repeat, lambda: envs.step(envs.action_space.sample()), num_envs)
+    envs.close()
 
 
-def _rate(make: Callable[[], tuple[Any, Any]], num_envs: int, seconds: float) -> float:
-    step, close = make()
-    try:
-        step()
+@contextmanager
+def _awaited(build: Any, num_envs: int) -> Iterator[Turn]:  # noqa: ANN401
+    async def step_for(seconds: float) -> float:
         start, steps = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            step()
-            steps += 1
-        return num_envs * steps / (time.perf_counter() - start)
-    finally:
-        close()
-
-
-async def _awaited(build: Any, num_envs: int, seconds: float) -> float:  # noqa: ANN401
-    async with make_concurrent(build, num_envs) as envs:
-        await envs.reset(seed=0)
-        await envs.step(envs.action_space.sample())
-        start, steps = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
+        while not steps or time.perf_counter() - start < seconds:
             await envs.step(envs.action_space.sample())
             steps += 1
         return num_envs * steps / (time.perf_counter() - start)
+
+    with asyncio.Runner() as runner:
+        envs = make_concurrent(build, num_envs)
+        runner.run(envs.reset(seed=0))
+        yield lambda seconds: runner.run(step_for(seconds))
+        runner.run(envs.close())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 import fastrl
 from fastrl.vector import make_concurrent, to_sb3
@@ -49,6 +50,12 @@ def test_list_of_factories_has_one_for_each_environment():
         ),
         ({"env_kwargs": 3}, "env_kwargs must be a mapping, a list of mappings or a function"),
         ({"env_kwargs": {"length": {"unifrom": [1, 2]}}}, "did you mean 'uniform'?"),
+        ({"env_kwargs": {"g": {"choice": []}}}, "write a list of what to choose from"),
+        ({"env_kwargs": {"g": {"log_uniform": [-1, 2]}}}, "write two numbers above 0"),
+        ({"env_kwargs": {"g": {"normal": [0, -1]}}}, "a standard deviation of at least 0"),
+        ({"env_kwargs_seed": -1}, "env_kwargs_seed must be a whole number of at least 0, got -1"),
+        ({"autoreset_mode": "NextStep"}, "autoreset_mode is gymnasium's; write autoreset="),
+        ({"vectorization_mode": "sync"}, "vectorization_mode is gymnasium's; write backend="),
         ({"wrappers": "module:Wrapper"}, "wrappers must be a list of callables or paths"),
         ({"wrappers": [lambda env: None]}, "returned a NoneType, not an environment"),
     ],
@@ -74,6 +81,21 @@ def test_seed_that_is_none_leaves_the_environments_as_they_are(seed):
     envs.reset(seed=0)
     assert refusal(envs.reset, seed=seed).startswith("seed must be a whole number")
     envs.step(np.array([0, 1]))
+
+
+@pytest.mark.parametrize("autoreset", ["NextStep", "NEXT_STEP", AutoresetMode.NEXT_STEP])
+def test_autoreset_may_be_called_as_in_gymnasium(autoreset):
+    envs = fastrl.make_vec("CartPole-v1", 2, backend="serial", autoreset=autoreset)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+def test_first_results_and_seeds_that_fit_no_row_leave_the_environments_as_they_are():
+    envs = fastrl.make_vec("CartPole-v1", 2, backend="serial")
+    assert "numbers below 2**63" in refusal(envs.async_reset, seed=2**63)
+    envs.async_reset(seed=0)
+    assert refusal(envs.recv, 1.5) == "batch_size must be a whole number, got 1.5"
+    assert refusal(envs.recv, 0) == "batch_size must be at least 1, got 0"
+    assert len(envs.recv(2)[0]) == 2
 
 
 def test_options_that_are_none_leave_the_environments_as_they_are():

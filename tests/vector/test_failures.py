@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import current_process
 
 import gymnasium
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from gymnasium.error import ClosedEnvironmentError
 
 import fastrl
-from fastrl.errors import EnvError, WorkerError
+from fastrl.errors import EnvError, FastrlError, WorkerError
 from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError
 from tests.counting_env import CountingEnv
 from tests.vector.envs import ClosingEnv, TellingEnv, WaitingEnv, WordyEnv
@@ -26,8 +27,9 @@ ACTIONS = np.array([1, 2, 3, 4])
 
 
 @pytest.fixture(autouse=True)
-def _threads_that_hang_are_soon_left_behind(monkeypatch):
-    monkeypatch.setattr("fastrl.vector.thread_driver.CLOSE_S", 0.2)
+def _environments_that_hang_are_soon_left_behind(monkeypatch):
+    for driver in ("thread_driver", "process_driver"):
+        monkeypatch.setattr(f"fastrl.vector.{driver}.CLOSE_S", 0.2)
 
 
 def make(backend, fault, *, fault_tag=12, fault_in="step", fault_at=1, **kwargs):
@@ -252,7 +254,57 @@ def test_close_of_environments_that_hang_returns(backend):
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_close_wakes_who_waits_for_a_step_in_another_thread(backend):
+    envs = fastrl.make_vec(WaitingEnv, 2, backend=backend, timeout_s=100)
+    envs.reset()
+    envs.step_async(np.full((2, 1), 600.0))
+    closing = threading.Timer(0.2, envs.close)
+    closing.start()
+    start = time.monotonic()
+    with pytest.raises(ClosedEnvironmentError, match="closed meanwhile"):
+        envs.step_wait()
+    assert time.monotonic() - start < 50
+    closing.join()
+
+
+def test_error_while_one_environment_is_timed_is_told_like_any_other():
+    with pytest.raises(EnvFailure, match=r"env 0 of .*BreakingEnv' .* is gone, while it was timed"):
+        fastrl.make_vec(BreakingEnv, 2)
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_fork_of_the_program_neither_ends_nor_steps_the_environments_of_its_parent(backend):
+    envs = fastrl.make_vec(WaitingEnv, 2, backend=backend)
+    envs.reset()
+    pid = os.fork()
+    if pid == 0:
+        outcome = 1
+        try:
+            with pytest.raises(ClosedEnvironmentError, match="of which this one is a fork"):
+                envs.step(np.zeros((2, 1)))
+            outcome = 0
+        finally:
+            os._exit(outcome)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert envs.step(np.zeros((2, 1)))[0].ravel().tolist() == [1.0, 1.0]
+    envs.close()
+
+
+def test_more_environments_than_the_memory_holds_are_refused_in_words(monkeypatch):
+    monkeypatch.setattr("fastrl.shared.memory.free_bytes", lambda: 100)
+    with pytest.raises(FastrlError, match="2 environments are too many: not enough memory") as told:
+        fastrl.make_vec(WaitingEnv, 2, backend="processes")
+    assert "sampler" not in str(told.value)
+
+
+def test_daemonic_process_is_told_that_it_may_start_no_workers(monkeypatch):
+    monkeypatch.setattr(type(current_process()), "daemon", True)
+    with pytest.raises(FastrlError, match="this process is daemonic"):
+        fastrl.make_vec(WaitingEnv, 2, backend="processes")
+
+
+@pytest.mark.parametrize("backend", ["serial", "threads"])
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

@@ -239,6 +239,27 @@ def test_copies_stay_and_views_hold_until_the_second_step(backend):
         envs.close()
 
 
+def test_views_hold_through_a_partial_reset_and_the_first_results(backend):
+    mask = np.array([True, False, False])
+    for steps in (1, 2):
+        envs = fastrl.make_vec(
+            "CartPole-v1", 3, backend=backend, copy=False, autoreset="disabled", num_workers=2
+        )
+        envs.reset(seed=0)
+        for _ in range(steps):
+            last = envs.step(np.zeros(3, np.int64))[0]
+        as_it_was = last.copy()
+        envs.send(np.zeros(1, np.int64), [1])
+        sent = envs.recv()[0]
+        assert np.array_equal(last, as_it_was)
+        seen, _ = envs.reset(options={"reset_mask": mask})
+        assert np.array_equal(seen[1:], [sent[0], as_it_was[2]])
+        still = seen.copy()
+        envs.reset(options={"reset_mask": ~mask})
+        assert np.array_equal(seen, still)
+        envs.close()
+
+
 def test_tensors_of_torch_go_in_and_come_out():
     with_arrays = fastrl.make_vec("CartPole-v1", 2, backend="serial")
     for copy in (True, False):
@@ -278,6 +299,18 @@ def test_options_of_the_caller_are_left_as_they_are(telling):
     assert set(options) == {"reset_mask"}
 
 
+def test_environments_must_have_spaces_and_be_different_objects(backend):
+    one = TellingEnv()
+    with pytest.raises(EnvError, match="env 1 is the same object as env 0"):
+        fastrl.make_vec(lambda: one, 2, backend=backend, num_workers=1)
+
+    class Bare(TellingEnv):
+        observation_space = None
+
+    with pytest.raises(EnvError, match="has the observation_space None; expected a space"):
+        fastrl.make_vec(Bare, 2, backend=backend)
+
+
 def test_environments_must_have_the_same_spaces(backend):
     factories = [OtherSpaceEnv, lambda: OtherSpaceEnv(bound=2.0)]
     with pytest.raises(EnvError, match=r"env 1 of .* has the observation_space"):
@@ -288,7 +321,7 @@ def test_environments_must_have_the_same_spaces(backend):
     ("arguments", "message"),
     [
         ({"backend": "thread"}, "did you mean 'threads'"),
-        ({"autoreset": "samestep"}, "did you mean 'same_step'"),
+        ({"autoreset": "samstep"}, "did you mean 'same_step'"),
         ({"output": "jax"}, "output must be one of numpy, torch"),
         ({"num_envs": 0}, "num_envs must be at least 1"),
         ({"num_workers": 0}, "num_workers must be at least 1"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 
 import gymnasium
 import numpy as np
@@ -170,8 +169,11 @@ class TestAtari:
     @pytest.mark.parametrize(
         ("backend", "mode"),
         [
-            *product(("auto", "serial"), ("same_step", "next_step")),
-            ("processes", "same_step"),
+            ("auto", "same_step"),
+            ("auto", "next_step"),
+            ("serial", "same_step"),
+            pytest.param("serial", "next_step", marks=pytest.mark.slow),
+            pytest.param("processes", "same_step", marks=pytest.mark.slow),
         ],
     )
     def test_standard_preprocessing(self, backend, mode):

@@ -81,6 +81,10 @@ def test_attributes_and_methods_of_some_environments(backend):
     assert envs.get_attr("bound") == [3.0, 9.0, 3.0]
     assert envs.get_attr("bound", indices=[1, 0]) == [9.0, 3.0]
     assert envs.get_attr("bound", indices=1) == [9.0]
+    assert envs.get_attr("bound", indices=[-1, -2]) == [3.0, 9.0]
+    envs.set_attr("bound", 3.0, indices=-1)
+    with pytest.raises(ArgumentError, match="there is no 3 among 3"):
+        envs.get_attr("bound", indices=[0, 3])
     assert envs.env_method("add", 1, second=2, indices=[2]) == [3]
     assert envs.env_is_wrapped(Monitor) == [True] * 3
     assert envs.env_is_wrapped(gymnasium.wrappers.TimeLimit, indices=0) == [False]
@@ -126,11 +130,12 @@ def test_what_does_not_suit_sb3_is_refused():
 
 
 @pytest.mark.parametrize(("algorithm", "copy"), [(PPO, True), (A2C, False)])
-def test_algorithms_learn_the_same_as_on_dummy_vec_env(algorithm, copy):
+def test_algorithms_learn_the_same_as_on_dummy_vec_env(algorithm, copy, tmp_path_factory):
     def learned(envs):
         more = {"batch_size": 24, "n_epochs": 2} if algorithm is PPO else {}
         model = algorithm("MlpPolicy", envs, n_steps=16, seed=1, device="cpu", **more)
         model.learn(90)
+        assert str(tmp_path_factory.getbasetemp()) in model.logger.dir
         return np.concatenate([each.detach().ravel() for each in model.policy.parameters()])
 
     ours = learned(adapter(copy=copy))

@@ -1,0 +1,48 @@
+"""`auto` takes what a step of all environments is done with soonest."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import fastrl
+from fastrl.vector.choice import StepCost, cheapest
+from tests.vector.envs import OtherSpaceEnv
+
+
+@pytest.mark.parametrize(
+    ("cost", "num_envs", "cores", "chosen"),
+    [
+        (StepCost(5e-6, 5e-6, False), 16, 2, "serial"),
+        (StepCost(5e-6, 5e-6, False), 1024, 2, "processes"),
+        (StepCost(1e-3, 1e-3, False), 16, 2, "processes"),
+        (StepCost(1e-3, 1e-3, False), 16, 1, "serial"),
+        (StepCost(5e-3, 1e-5, True), 200, 2, "threads"),
+        (StepCost(5e-3, 1e-5, True), 200, 1, "threads"),
+        (StepCost(5e-3, 1e-5, True), 1, 2, "serial"),
+        (StepCost(5e-3, 2e-3, True), 200, 64, "processes"),
+    ],
+)
+def test_cheapest_backend_is_chosen(cost, num_envs, cores, chosen):
+    assert cheapest(cost, num_envs, cores) == chosen
+
+
+class SleepyEnv(OtherSpaceEnv):
+    """Waits for 20 ms in every step."""
+
+    def step(self, action):
+        time.sleep(0.02)
+        return np.zeros(1), 0.0, False, False, {}
+
+
+def test_auto_takes_threads_for_environments_that_wait():
+    envs = fastrl.make_vec(SleepyEnv, 20)
+    assert envs.backend == "threads"
+    assert envs.plan.num_workers == 20
+    envs.close()
+
+
+def test_auto_does_not_time_a_single_environment():
+    assert fastrl.make_vec(SleepyEnv, 1).backend == "serial"
