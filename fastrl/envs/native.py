@@ -11,13 +11,17 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, cast
 
 import gymnasium
 
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.errors import EnvError
 
 NAMESPACE = "fastrl/"
+
+_WHOLE_NUMBERS = {"num_envs", "num_threads", "max_episode_steps"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,15 @@ class Family:
     names: tuple[str, ...]
 
     def call(self, function: str, name: str, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return what a function of the module returns."""
+        """Return what a function of the module returns.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit.
+        """
+        for argument in _WHOLE_NUMBERS & kwargs.keys():
+            value = kwargs[argument]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise EnvError(f"'{name}': {argument} must be a whole number, got {value!r}")
         return getattr(importlib.import_module(self.module), function)(name, **kwargs)
 
 

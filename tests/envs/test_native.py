@@ -171,7 +171,6 @@ def test_single_environment_draws_parameters_as_the_batch_does():
             "the model's field 'mass'",
         ),
         (EnvFactory("fastrl/Hopper-v5", wrappers=["tests:x"]), "takes no wrappers of single"),
-        (EnvFactory("fastrl/Crafter-v1", max_episode_steps=-3), "or -1 for no limit, got -3"),
     ],
 )
 def test_mistakes_say_what_would_be_right(factory, message):
@@ -179,3 +178,18 @@ def test_mistakes_say_what_would_be_right(factory, message):
         factory.batched(2)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fastrl/Hopper-v5", "fastrl/Crafter-v1", "fastrl/CartPole-v1"])
+@pytest.mark.parametrize("argument", ["num_envs", "max_episode_steps", "num_threads"])
+@pytest.mark.parametrize("value", [1.5, "2", True])
+def test_numbers_that_are_not_whole_are_refused(name, argument, value):
+    with pytest.raises(EnvError, match=rf"{argument} must be a whole number, got {value!r}$"):
+        gymnasium.make_vec(name, **{"num_envs": 1, argument: value})
+
+
+@pytest.mark.parametrize("name", ["fastrl/Hopper-v5", "fastrl/Crafter-v1"])
+def test_time_limit_may_be_lifted_by_minus_one_only(name):
+    gymnasium.make_vec(name, num_envs=1, max_episode_steps=-1).close()
+    with pytest.raises(EnvError, match=r"at least 1, or -1 for no limit, got -3$"):
+        gymnasium.make_vec(name, num_envs=1, max_episode_steps=-3)

@@ -24,7 +24,7 @@ from fastrl.envs.mujoco.pendulums import (
     InvertedPendulumV4,
     InvertedPendulumV5,
 )
-from fastrl.envs.mujoco.rendering import View
+from fastrl.envs.mujoco.rendering import View, prefer_no_screen
 from fastrl.envs.mujoco.runners import (
     HalfCheetahV4,
     HalfCheetahV5,
@@ -36,8 +36,8 @@ from fastrl.envs.mujoco.runners import (
     Walker2dV5,
 )
 from fastrl.envs.mujoco.single import SingleMujocoEnv
+from fastrl.envs.mujoco.vector import MujocoVectorEnv
 from fastrl.envs.native import NAMESPACE
-from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
@@ -67,7 +67,7 @@ ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
     )
 }
 
-# They say how gymnasium's own environment is drawn, which is the one that is ever looked at.
+# They say how pictures are taken, which changes nothing that is stepped.
 _RENDERING = frozenset(
     {
         "camera_id",
@@ -89,7 +89,7 @@ def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:  # noqa:
         name: The id.
         num_envs: Number of environments, n.
         **kwargs: Gymnasium's keyword arguments for this id, and those of `MujocoBatchedEnv`. What
-            concerns rendering only is left to the environment that `gymnasium.make` builds.
+            concerns pictures only is left to `make_vec` and `make_single`.
 
     Raises:
         EnvError: There is no such environment, or an argument is unknown or does not fit.
@@ -103,20 +103,27 @@ def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:  # noqa:
     return env(num_envs, **{key: kwargs[key] for key in kwargs if key not in _RENDERING})
 
 
-def make_vec(name: str, num_envs: int, **kwargs: Any) -> BatchedVectorEnv:  # noqa: ANN401
+def make_vec(
+    name: str,
+    num_envs: int,
+    render_mode: str | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> MujocoVectorEnv:
     """Build n environments as a vector environment, exact to the last bit of float64.
 
     Args:
         name: The id.
         num_envs: Number of environments, n.
-        **kwargs: Those of `build`, and ``copy`` and ``info`` of `BatchedVectorEnv`: ``info=True``
-            gives the terms of the reward.
+        render_mode: ``rgb_array``, or None where nothing is drawn.
+        **kwargs: Those of `build`, ``width`` and ``height`` of pictures, and ``copy`` and ``info``
+            of `MujocoVectorEnv`.
 
     Raises:
         EnvError: There is no such environment, or an argument is unknown or does not fit.
     """
     facade = {key: kwargs.pop(key) for key in ("copy", "info") if key in kwargs}
-    return BatchedVectorEnv(build(name, num_envs, **kwargs), exact=True, **facade)
+    view = _view(kwargs)
+    return MujocoVectorEnv(build(name, num_envs, **kwargs), view, render_mode, **facade)
 
 
 def make_single(
@@ -140,8 +147,15 @@ def make_single(
         EnvError: An argument is unknown or does not fit.
     """
     if not randomize:
+        if render_mode == "rgb_array":
+            prefer_no_screen()
         create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
         return cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **kwargs))
-    view = View(**{key: kwargs.pop(key) for key in ("width", "height") if key in kwargs})
+    view = _view(kwargs)
     batch = build(name, 1, randomize=randomize, max_episode_steps=-1, **kwargs)
     return SingleMujocoEnv(batch, view, render_mode)
+
+
+def _view(kwargs: dict[str, Any]) -> View:
+    """Take out of keyword arguments what they say of pictures."""
+    return View(**{key: kwargs.pop(key) for key in ("width", "height") if key in kwargs})

@@ -87,6 +87,8 @@ class Randomization:
         Raises:
             EnvError: A field, option or distribution is unknown or does not fit.
         """
+        if not isinstance(specification, Mapping):
+            raise EnvError(f"randomize: expected a mapping of fields, got {specification!r}")
         self._physics = physics
         self._rules = [_rule(physics, name, each) for name, each in specification.items()]
         options = dir(physics.model.opt)
@@ -125,6 +127,9 @@ def _rule(physics: Physics, name: str, specification: object) -> _Rule:
     every = specification.get("every", "episode")
     if every not in _EVERY:
         raise EnvError(f"{where}.every: expected one of {', '.join(_EVERY)}, got {every!r}")
+    shared = specification.get("shared", False)
+    if not isinstance(shared, bool):
+        raise EnvError(f"{where}.shared: expected true or false, got {shared!r}")
     values = physics.expand(name)
     of = specification.get("of")
     rule = _Rule(
@@ -133,7 +138,7 @@ def _rule(physics: Physics, name: str, specification: object) -> _Rule:
         elements=None if of is None else _elements(physics.model, name, of),
         operation=operations[0],
         draw=_distribution(specification[operations[0]], f"{where}.{operations[0]}"),
-        shared=bool(specification.get("shared", False)),
+        shared=shared,
         every_episode=every == "episode",
         where=where,
     )
@@ -175,6 +180,8 @@ def _distribution(specification: object, where: str) -> Draw:
     if not isinstance(arguments, Sequence) or len(arguments) != 2:
         raise EnvError(f"{where}: expected two values, got {arguments!r}")
     first, second = (_numbers(each, where) for each in arguments)
+    if name == "log_uniform" and min(first.min(), second.min()) <= 0:
+        raise EnvError(f"{where}: expected numbers above 0, got {arguments!r}")
     sample = _TWO_PARAMETERS[name]
     return lambda generator, shape: sample(generator, first, second, _common(shape, first, second))
 
@@ -198,9 +205,12 @@ _TWO_PARAMETERS: dict[str, Callable[..., NDArray[Any]]] = {
 
 def _numbers(value: object, where: str) -> NDArray[Any]:
     try:
-        return np.asarray(value, dtype=np.float64)
+        numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise EnvError(f"{where}: expected numbers, got {value!r}") from None
+    if not np.isfinite(numbers).all():
+        raise EnvError(f"{where}: expected finite numbers, got {value!r}")
+    return numbers
 
 
 def _elements(model: mujoco.MjModel, field: str, of: object) -> NDArray[np.intp]:
@@ -208,7 +218,10 @@ def _elements(model: mujoco.MjModel, field: str, of: object) -> NDArray[np.intp]
     wanted: list[Any] = list(of) if isinstance(of, list | tuple) else [of]
     found: list[int] = []
     for each in wanted:
-        found.extend(_named(model, field, each) if isinstance(each, str) else [int(each)])
+        if isinstance(each, bool) or not isinstance(each, str | int):
+            where = f"randomize.{field}.of"
+            raise EnvError(f"{where}: elements are names or whole numbers, got {each!r}")
+        found.extend(_named(model, field, each) if isinstance(each, str) else [each])
     return np.array(found, dtype=np.intp)
 
 

@@ -44,6 +44,23 @@ class View:
     camera: int | str | None = None
 
 
+def checked_render_mode(mode: str | None) -> str | None:
+    """Return a render mode that is known.
+
+    Raises:
+        EnvError: It is not.
+    """
+    if mode not in (None, "rgb_array"):
+        raise EnvError(f"render_mode must be 'rgb_array' or None, got {mode!r}")
+    return mode
+
+
+def prefer_no_screen() -> None:
+    """Let gymnasium's own renderer, which tries a window first, draw where there is no screen."""
+    if not _has_screen():
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 class Photographer:
     """Takes pictures of the simulations of one `Physics`, each with its own parameters."""
 
@@ -154,9 +171,7 @@ def _candidates() -> tuple[str, ...]:
         EnvError: ``MUJOCO_GL`` names none of them, or one that needs a screen and there is none.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower()
-    screen = not sys.platform.startswith("linux") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
+    screen = _has_screen()
     if asked and asked not in _BACKENDS:
         raise EnvError(f"cannot render: MUJOCO_GL is '{asked}'; it may be {', '.join(_BACKENDS)}")
     if asked == "glfw" and not screen:
@@ -165,6 +180,12 @@ def _candidates() -> tuple[str, ...]:
     if asked:
         return (asked,)
     return _BACKENDS if screen else _BACKENDS[1:]
+
+
+def _has_screen() -> bool:
+    return not sys.platform.startswith("linux") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 def _free(context: mujoco.MjrContext | None, gl: Any) -> None:  # noqa: ANN401

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import StepViews
-from fastrl.envs.mujoco.rendering import Photographer, View
+from fastrl.envs.mujoco.rendering import Photographer, View, checked_render_mode
 from fastrl.errors import EnvError
 
 if TYPE_CHECKING:
     from fastrl.envs.mujoco.batched import MujocoBatchedEnv
-
-_RENDER_MODES = ("rgb_array",)
 
 
 class SingleMujocoEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
@@ -31,14 +29,12 @@ class SingleMujocoEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         """
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
-        if render_mode is not None and render_mode not in _RENDER_MODES:
-            raise EnvError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
         self.batched = batched
         self.observation_space = batched.spec.observation_space
         self.action_space = batched.spec.action_space
-        self.render_mode = render_mode
+        self.render_mode = checked_render_mode(render_mode)
         fps = round(1 / float(np.min(batched.dt)))
-        self.metadata = {"render_modes": list(_RENDER_MODES), "render_fps": fps}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self._view = view
         self._photographer: Photographer | None = None
         shape = (1, *(batched.spec.observation_space.shape or ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import closing
 
 import gymnasium
 import numpy as np
@@ -97,3 +98,52 @@ def test_unknown_id_says_what_would_be_right(name, message):
         build(name, 1)
 
     assert message in str(caught.value)
+
+
+@pytest.fixture
+def drawn():
+    """Build an environment that is looked at; skip where no OpenGL works."""
+
+    def build(make, name, **kwargs):
+        envs = make(name, render_mode="rgb_array", width=64, height=48, **kwargs)
+        envs.reset(seed=0)
+        try:
+            envs.render()
+        except EnvError as error:
+            pytest.skip(str(error))
+        return envs
+
+    return build
+
+
+def test_every_environment_of_a_vector_is_drawn_with_its_own_parameters(drawn):
+    sizes = {"geom_size": {"scale": {"choice": [1.0, 2.0]}, "shared": True, "every": "env"}}
+    kwargs = {"num_envs": 8, "randomize": sizes, "reset_noise_scale": 0.0}
+    with closing(drawn(gymnasium.make_vec, "fastrl/HalfCheetah-v5", **kwargs)) as envs:
+        pictures = envs.render()
+        assert [picture.shape for picture in pictures] == [(48, 64, 3)] * 8
+        drawn_sizes = envs.unwrapped.batched.physics.parameter("geom_size")[:, 1, 0].tolist()
+        assert len(set(drawn_sizes)) == 2
+        for size, picture in zip(drawn_sizes, pictures, strict=True):
+            alike = np.array_equal(picture, pictures[0])
+            assert alike == (size == drawn_sizes[0])
+        for _ in range(10):
+            envs.step(envs.action_space.sample())
+        assert not np.array_equal(envs.render()[0], pictures[0])
+
+
+def test_vector_without_a_render_mode_is_not_drawn():
+    with closing(gymnasium.make_vec("fastrl/HalfCheetah-v5", num_envs=2)) as envs:
+        assert envs.render() is None
+    with pytest.raises(EnvError, match="render_mode must be 'rgb_array' or None, got 'human'"):
+        gymnasium.make_vec("fastrl/HalfCheetah-v5", num_envs=2, render_mode="human")
+
+
+def test_single_environment_is_drawn_without_a_screen(drawn, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    drawn(gymnasium.make_vec, "fastrl/HalfCheetah-v5", num_envs=1).close()
+    with closing(gymnasium.make("fastrl/HalfCheetah-v5", render_mode="rgb_array")) as env:
+        env.reset(seed=0)
+        assert env.render().std() > 0

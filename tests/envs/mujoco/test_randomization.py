@@ -154,6 +154,15 @@ def test_factory_passes_the_configurations_distributions(jumper_class):
         ({"body_mass": {"scale": 2, "of": 9}}, "does not fit"),
         ({"gravity": {"set": [1, 2]}}, "randomize.gravity: does not fit values of shape (3,)"),
         ({"gravity": {"scale": 2, "of": "x"}}, "its elements have no names; write indices"),
+        ({"body_mass": {"scale": float("nan")}}, "expected finite numbers, got nan"),
+        ({"body_mass": {"set": {"uniform": [0, float("inf")]}}}, "expected finite numbers"),
+        (
+            {"body_mass": {"scale": {"log_uniform": [-1, 2]}}},
+            "expected numbers above 0, got [-1, 2]",
+        ),
+        ({"body_mass": {"scale": 2, "of": [1.5]}}, "names or whole numbers, got 1.5"),
+        ({"body_mass": {"scale": 2, "shared": "no"}}, "shared: expected true or false, got 'no'"),
+        ([1], "randomize: expected a mapping of fields, got [1]"),
     ],
 )
 def test_mistakes_say_what_would_be_right(jumper_class, randomize, message):
