@@ -133,7 +133,7 @@ class Search:
         except _BudgetSpentError:
             self._ended = "the time is up"
         if self.incumbent is None:
-            raise TrialError("nothing could be measured: there was no time for a trial")
+            raise TrialError(f"nothing could be measured: {self._trials[-1].error}")
         self._compare_with_default()
         return self.finding()
 

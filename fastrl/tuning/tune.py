@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fastrl.arguments import brief
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.cores import usable_cores
@@ -255,12 +256,12 @@ def parse_batch(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     low, colon, high = text.partition(":")
-    digits = low + (high if colon else "0")
-    if not (low and digits.isdecimal() and len(digits) <= _MOST_DIGITS):
-        raise ConfigError(f"--batch must be B or lo:hi, such as 64 or 64:1024; got '{text}'")
-    bounds = (int(low), int(high if colon else low))
+    ends = (low, high) if colon else (low,)
+    if not all(end.isdecimal() and len(end) <= _MOST_DIGITS for end in ends):
+        raise ConfigError(f"--batch must be B or lo:hi, such as 64 or 64:1024; got {brief(text)}")
+    bounds = (int(ends[0]), int(ends[-1]))
     if not 1 <= bounds[0] <= bounds[1]:
-        raise ConfigError(f"--batch must be at least 1, and lo at most hi; got '{text}'")
+        raise ConfigError(f"--batch must be at least 1, and lo at most hi; got {brief(text)}")
     return bounds
 
 
@@ -276,7 +277,8 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 1 <= seconds <= 1e6:
-        raise ConfigError(f"--budget must be seconds or minutes, such as 120s or 2m; got '{text}'")
+        told = brief(text)
+        raise ConfigError(f"--budget must be seconds or minutes, such as 120s or 2m; got {told}")
     return seconds
 
 

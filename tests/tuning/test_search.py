@@ -246,8 +246,29 @@ def test_an_interrupted_search_tells_the_best_so_far():
         search.run()
     finding = search.finding()
     assert finding.ended == "interrupted"
+    assert finding.searched == finding.trials
     assert finding.fps_median > 0
     assert surface.speed(finding.best) >= 0.9 * surface.speed(surface.default)
+
+
+def test_the_comparison_at_the_end_is_told_apart_from_the_search():
+    finding = search_on(surfaces.plateau(), final_rounds=2).run()
+    assert len(finding.trials) == len(finding.searched) + 2
+    assert len({trial.candidate for trial in finding.trials[-2:]}) == 1
+
+
+def test_however_little_time_there_is_the_default_is_measured():
+    surface = surfaces.plateau()
+    finding = search_on(surface, budget_s=0).run()
+    assert finding.best == finding.default == surface.default
+    assert len(finding.searched) == 1
+    assert finding.fps_median > 0
+
+
+def test_without_time_the_reason_why_the_default_fails_is_told():
+    surface = Surface("fails", Space(2), Candidate(16, 2), lambda c: 0.0)
+    with pytest.raises(TrialError, match=r"nothing could be measured: out of memory"):
+        search_on(surface, budget_s=0).run()
 
 
 def test_where_all_are_equal_the_search_ends_by_itself():
