@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,33 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of those packages that figures depend on and that are installed."""
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of those packages that figures depend on and that are installed.
+
+    Args:
+        *others: Packages that count besides, such as those of peers that were measured.
+    """
     found = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def circumstances(*others: str) -> dict[str, Any]:
+    """Return what belongs to every figure: machine, versions, date (UTC) and command line.
+
+    Args:
+        *others: See `versions`.
+    """
+    return {
+        "machine": machine(),
+        "versions": versions(*others),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
 
 
 def _cpu_name() -> str:

@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
+from fastrl.machine import circumstances
 from fastrl.models import ActorCritic, InferenceEngine, PolicyOutput, build_engine
 from fastrl.spec import EnvSpec
 
@@ -105,12 +104,7 @@ def main() -> None:
             "task": arguments.task,
             "hidden_sizes": arguments.hidden,
             "results": results,
-            "machine": platform.processor() or platform.machine(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numba": numba.__version__,
-            },
+            **circumstances(),
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

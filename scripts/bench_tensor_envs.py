@@ -31,7 +31,7 @@ from tensor_bench.players import Run, Setting
 
 from fastrl.cores import usable_cores
 from fastrl.envs.tensor import TENSOR_ENVS
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 
 _SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
 _POLICY_ENVS = (1024, 4096, 16384, 65536)
@@ -60,8 +60,7 @@ def _write(found: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "threads": args.threads,
         "seconds": args.seconds,
         "repeats": args.repeats,
-        "machine": machine(),
-        "versions": {**versions(), **report.peer_versions()},
+        **circumstances(*report.PEERS),
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +29,7 @@ import torch
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
 from fastrl.errors import FastrlError
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 
 ROOT = Path(__file__).parents[1]
 QUIET = ["evaluation.enabled=false", "logging.tensorboard=false", "checkpoint.every_s=null"]
@@ -55,10 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "config": str(args.config),
         "env": config.env.id,
         **_compared(rounds),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": {**versions(), "stable-baselines3": version("stable-baselines3")},
+        **circumstances("stable-baselines3"),
     }
     target = ROOT / "results" / f"training_speed_{args.config.stem}.json"
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from tuner_bench import surfaces
 from tuner_bench.rivals import RIVALS
 from tuner_bench.surfaces import Surface
 
+from fastrl.machine import circumstances
 from fastrl.tuning import Candidate
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(row)
         print(_line(row, args.tuners), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "repeats": args.repeats}, indent=2) + "\n")
+        found = {"rows": rows, "repeats": args.repeats, **circumstances("optuna")}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 

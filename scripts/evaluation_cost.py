@@ -3,9 +3,9 @@
     python scripts/evaluation_cost.py configs/halfcheetah_v4_ppo_cleanrl.yaml --steps 100000
 
 In each round the same seed is trained twice, with evaluation and without it. Both runs take turns
-of a tenth of a second, the other one's processes being stopped meanwhile, so that both meet the machine
-in the same moods; a run's speed is its steps over the time of its own turns, between its first row
-of metrics and its last.
+of a tenth of a second, the other one's processes being stopped meanwhile, so that both meet the
+machine in the same moods; a run's speed is its steps over the time of its own turns, between its
+first row of metrics and its last.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.training.metrics import read_rows
 
 TARGET = 0.05
@@ -62,10 +60,7 @@ def main() -> int:
             "costs": costs,
             "steps_per_s_evaluated": [speeds[True] for speeds in pairs],
             "steps_per_s_alone": [speeds[False] for speeds in pairs],
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
+            **circumstances(),
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return int(bound > TARGET)

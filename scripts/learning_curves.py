@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.training.metrics import read_rows
 from fastrl.training.plotting import curve_name, draw_curves
 
@@ -51,10 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "jobs": args.jobs,
         "at_least": args.at_least,
         "runs": [],
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
-        "versions": versions(),
+        **circumstances(),
     }
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:

@@ -7,22 +7,20 @@ of a machine drifts.
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 
 Steps = Callable[[], int]
 """Takes some steps of a contestant, and says how many."""
 Rates = Mapping[str, list[float]]
 """Steps per second of each round, by contestant."""
 
+_PEER_PACKAGES = ("envpool", "mjbatch", "jax", "craftax")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -85,31 +83,15 @@ def save(path: Path, name: str, found: Mapping[str, Any], lines: list[str]) -> N
         lines: Its Markdown.
     """
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    used, found_on = versions() | _peer_versions(), machine()
-    command = shlex.join(["python", *sys.argv])
-    date = datetime.now(UTC).date().isoformat()
-    kept = ", ".join(f"{package} {version}" for package, version in used.items())
-    origin = f"`{command}`, {date}, {found_on['cpu']}, {found_on['cores']} core(s); {kept}."
+    here = circumstances(*_PEER_PACKAGES)
+    kept = ", ".join(f"{package} {version}" for package, version in here["versions"].items())
+    machine = f"{here['machine']['cpu']}, {here['machine']['cores']} core(s)"
+    origin = f"`{here['command']}`, {here['date']}, {machine}; {kept}."
     report[name] = {
         **found,
-        "command": command,
-        "date": date,
-        "machine": found_on,
-        "versions": used,
+        **here,
         "markdown": [f"## {name}", "", *lines, "", origin, ""],
     }
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = "\n".join(line for part in report.values() for line in part["markdown"])
     path.with_suffix(".md").write_text(text, encoding="utf-8")
-
-
-def _peer_versions() -> dict[str, str]:
-    import importlib.metadata
-
-    found = {}
-    for package in ("envpool", "mjbatch", "jax", "craftax"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

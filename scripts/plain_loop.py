@@ -14,12 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +30,7 @@ from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import WorkerError
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.models.inference import PolicyOutput, build_engine
 from fastrl.sampling import initial_weights
 from fastrl.throughput.limits import LimitProbe
@@ -69,10 +66,7 @@ def main() -> int:
             "fps_of_each_round": rounds,
             "ratios": {name: statistics.median(values) for name, values in ratios.items()},
             "seconds": args.seconds,
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
+            **circumstances(),
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

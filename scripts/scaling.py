@@ -16,7 +16,6 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 
 from fastrl.config import load_config
 from fastrl.cores import usable_cores
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.tuning import Candidate
 from fastrl.tuning.workbench import Workbench
 
@@ -49,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cores": usable_cores(),
         "workers": found.get("workers", {}) | workers,
         "latency": found.get("latency", {}) | latency,
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **circumstances(),
     }
     path.write_text(json.dumps(found, indent=2) + "\n")
     _draw(found, args.output / "imgs" / "scaling.png")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import statistics
 import subprocess
@@ -18,14 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fastrl import load_config, make_sampler
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 
 SAMPLE_S = 5.0
 END_S = 60.0
@@ -98,10 +96,7 @@ def main() -> int:
             "tolerance": args.tolerance,
             "processes": rows,
             "grew": grew,
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
+            **circumstances(),
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2, default=str) + "\n")

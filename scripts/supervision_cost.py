@@ -20,19 +20,17 @@ import argparse
 import dataclasses
 import json
 import math
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from fastrl import ProcessSampler, load_config, make_plan
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.sampling import FaultPolicy, initial_weights
 from fastrl.sampling.crew import Crew
 from fastrl.shared.counters import Counter
@@ -68,10 +66,7 @@ def main() -> int:
             "envs": found,
             "rounds": args.rounds,
             "seconds": args.seconds,
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": shlex.join(["python", *sys.argv]),
+            **circumstances(),
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n")
     return int(any(rows["raise"]["looking"] > TARGET for rows in found.values()))

@@ -24,6 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import fastrl
+from fastrl.machine import circumstances
 
 STEPS, EPOCHS, MINIBATCHES, GAMMA, LAMBDA, CLIP = 128, 4, 4, 0.99, 0.95, 0.2
 
@@ -178,7 +179,7 @@ def main() -> None:
     if options.json is not None:
         found = json.loads(options.json.read_text()) if options.json.exists() else []
         made = {key: getattr(options, key) for key in ("program", "env", "num_envs", "updates")}
-        found.append({**made, "steps_per_s": rates})
+        found.append({**made, "steps_per_s": rates, **circumstances("stable-baselines3")})
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

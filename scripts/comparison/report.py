@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -133,7 +132,7 @@ class Comparison:
                 mode="json", include={"seed", "env", "sampler", "model"}
             ),
             "machine": machine(),
-            "versions": versions() | _peer_versions(),
+            "versions": versions(*_PEER_PACKAGES),
             "date": datetime.now(UTC).date().isoformat(),
             "command": self.command,
         }
@@ -177,13 +176,3 @@ def footer(found: Mapping[str, Any]) -> str:
 
 def _over(fps: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(fps, other, strict=True)]
-
-
-def _peer_versions() -> dict[str, str]:
-    found = {}
-    for package in _PEER_PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ WORKLOADS = {
 }
 SCALING = ("random", "policy")
 """Workloads over many numbers of environments."""
-_PEERS = ("gymnax", "jax", "envpool")
+PEERS = ("gymnax", "jax", "envpool")
 
 
 def row(method: str, num_envs: int, rates: Sequence[float], first_s: float) -> dict[str, Any]:
@@ -41,17 +40,6 @@ def line(found: dict[str, Any]) -> str:
         f"{found['env']:26}{found['workload']:12}{found['num_envs']:>9,} "
         f"{found['method']:24}{found['steps_per_s_median'] / 1e6:>12.3f} M steps/s"
     )
-
-
-def peer_versions() -> dict[str, str]:
-    """Return the versions of the peers that are installed."""
-    versions = {}
-    for name in _PEERS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -107,7 +95,7 @@ def _about(result: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {result['threads']} threads; GPU: {gpu}. "
         f"Median of {result['repeats']} rounds of at least {result['seconds']} s, taken in turns. "
-        f"{versions}."
+        f"`{result['command']}`, {result['date']}; {versions}."
     )
 
 
