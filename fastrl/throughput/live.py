@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
@@ -19,38 +21,52 @@ class LiveFps:
     """Shows a meter's latest figure until it is left.
 
     Args:
-        console: Where to show it.
+        console: Where to show it; nowhere if None.
         interval_s: Time between plain lines where the console is not a terminal.
     """
 
-    def __init__(self, console: Console, interval_s: float = 2.0) -> None:
+    def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
         self._console, self._interval_s = console, interval_s
         self._meter: ThroughputMeter | None = None
+        self._instead = ""
         self._done = threading.Event()
-        self._live = Live(console=console, get_renderable=self._line, transient=True)
-        self._thread = threading.Thread(target=self._print_lines, daemon=True)
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
 
     def watch(self, meter: ThroughputMeter) -> None:
         """Show this meter from now on."""
         self._meter = meter
 
+    @contextmanager
+    def showing(self, text: str) -> Iterator[None]:
+        """Show a text instead, while nothing is sampled."""
+        self._instead = text
+        try:
+            yield
+        finally:
+            self._instead = ""
+
     def __enter__(self) -> Self:
         """Start showing."""
-        if self._console.is_terminal:
+        if self._console is not None and self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._line, transient=True)
             self._live.start()
-        else:
+        elif self._console is not None:
+            self._thread = threading.Thread(target=self._print_lines, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop showing."""
         self._done.set()
-        if self._console.is_terminal:
+        if self._live is not None:
             self._live.stop()
-        else:
+        if self._thread is not None:
             self._thread.join()
 
     def _line(self) -> Text:
+        if self._instead:
+            return Text(self._instead)
         readings = self._meter.readings[-_SPAN:] if self._meter else []
         if len(readings) < 2:
             return Text("starting workers …")
@@ -58,5 +74,6 @@ class LiveFps:
         return Text(f"{fps:>12,.0f} frames/s   {readings[-1].env_steps:>14,} frames")
 
     def _print_lines(self) -> None:
+        assert self._console is not None
         while not self._done.wait(self._interval_s):
             self._console.print(self._line())

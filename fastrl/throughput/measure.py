@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +20,7 @@ from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.shared.counters import Counter
 from fastrl.throughput.limits import Limit, LimitProbe
+from fastrl.throughput.live import LiveFps
 from fastrl.workers.throughput_meter import REPORT_TIMEOUT_S, Reading, ThroughputMeter, steps_per_s
 
 SHARES = {
@@ -120,7 +120,7 @@ def measure(
     sampler: Sampler,
     protocol: Protocol,
     probe: LimitProbe | None = None,
-    watch: Callable[[ThroughputMeter], None] | None = None,
+    live: LiveFps | None = None,
 ) -> Measurement:
     """Measure a sampler that has not been started yet; it is left running.
 
@@ -129,20 +129,21 @@ def measure(
             `Sampler.collect` as fast as it fills.
         protocol: How long to measure.
         probe: Measures the limit before every window, while the sampler rests.
-        watch: Called once with the meter, to show readings live.
+        live: Shows what is going on.
 
     Raises:
         WorkerError: A worker failed.
     """
+    live = live or LiveFps(None)
     result, spent = Measurement(), np.zeros_like(sampler.counters.snapshot())
     with ThroughputMeter(sampler.counters) as meter:
         result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
-        if watch is not None:
-            watch(meter)
+        live.watch(meter)
         for _ in range(protocol.repeats):
             if probe is not None:
-                _rest(sampler)
-                result.limits.append(probe.measure(protocol.seconds / 2))
+                with live.showing("measuring the limit …"):
+                    _rest(sampler)
+                    result.limits.append(probe.measure(protocol.seconds / 2))
             first, last = _window(sampler, meter, protocol.seconds)
             result.fps.append(steps_per_s(first, last))
             result.frames += last.env_steps - first.env_steps

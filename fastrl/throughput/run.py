@@ -70,8 +70,8 @@ def run_throughput(
         if with_limit:
             factory = (compiled_factory if kind == "device" else EnvFactory.from_config)(config.env)
             probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
-        live = stack.enter_context(LiveFps(console)) if console else None
-        measurement = measure(sampler, protocol, probe, live.watch if live else None)
+        live = stack.enter_context(LiveFps(console))
+        measurement = measure(sampler, protocol, probe, live)
     return Report(
         env=config.env.id,
         topology=plan.topology,

@@ -1,0 +1,52 @@
+"""What is shown while throughput is measured."""
+
+from __future__ import annotations
+
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from fastrl.throughput.live import LiveFps
+
+SECOND_NS = 1_000_000_000
+
+
+def reading(at_s, env_steps):
+    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps)
+
+
+@pytest.fixture(params=[False, True], ids=["lines", "terminal"])
+def shown(request):
+    """Return what waits until a text is shown, or fails, and the live display."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=request.param, width=80)
+    live = LiveFps(console, interval_s=0.01)
+
+    def wait_for(text):
+        deadline = time.monotonic() + 30
+        while text not in out.getvalue():
+            assert time.monotonic() < deadline, out.getvalue()
+            time.sleep(0.01)
+
+    with live:
+        yield live, wait_for
+
+
+def test_figures_follow_the_meter_and_give_way_to_what_else_goes_on(shown):
+    live, wait_for = shown
+    wait_for("starting workers …")
+    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(2, 3000)]))
+    wait_for("1,500 frames/s")
+    with live.showing("measuring the limit …"):
+        wait_for("measuring the limit …")
+    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 77)]))
+    wait_for("77 frames/s")
+
+
+def test_without_a_console_nothing_is_shown(capsys):
+    with LiveFps(None) as live, live.showing("measuring the limit …"):
+        pass
+    assert capsys.readouterr() == ("", "")
