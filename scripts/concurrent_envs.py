@@ -168,7 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--num-envs", type=int, default=200)
     parser.add_argument("--episodes", type=int, default=50, help="in every environment")
-    parser.add_argument("--how", default="threads", choices=HOW)
+    parser.add_argument("--how", default="auto", choices=HOW)
     parser.add_argument("--wait-ms", type=float, default=0.0, help="that every step waits")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long")
     parser.add_argument("--render", action="store_true")
@@ -177,7 +177,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-HOW = ("naive", "threads", "await", "processes", "serial")
+HOW = ("naive", "auto", "serial", "threads", "processes", "await")
 
 
 if __name__ == "__main__":

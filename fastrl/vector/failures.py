@@ -8,7 +8,6 @@ from typing import Any
 from fastrl.arguments import brief as shown
 from fastrl.errors import ConfigError, EnvError, WorkerError
 
-
 _MOST = 2**24
 
 

@@ -44,5 +44,13 @@ def test_auto_takes_threads_for_environments_that_wait():
     envs.close()
 
 
+def test_windows_that_wait_for_their_next_frame_need_no_threads():
+    class Window(SleepyEnv):
+        metadata = {"render_modes": ["human"]}  # noqa: RUF012
+        render_mode = "human"
+
+    assert fastrl.make_vec(Window, 3).backend == "serial"
+
+
 def test_auto_does_not_time_a_single_environment():
     assert fastrl.make_vec(SleepyEnv, 1).backend == "serial"

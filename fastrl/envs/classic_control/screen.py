@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,11 +55,13 @@ class _CartPoleScreen:
     def __init__(self, env: Any, render: Any) -> None:  # noqa: ANN401
         self._env, self._render = env, render
         self._painters: _Painters | None = None
+        self._last_s = 0.0
 
     def __call__(self) -> Any:  # noqa: ANN401
         env = self._env
         if self._painters is None or env.state is None:
             picture = self._render()
+            self._last_s = time.perf_counter()
             if self._painters is None and env.screen is not None and env.state is not None:
                 self._painters = self._of_the_same_picture()
                 env.surf = None  # a megabyte that is not needed any more
@@ -72,9 +75,16 @@ class _CartPoleScreen:
         import pygame
 
         pygame.event.pump()
-        env.clock.tick(env.metadata["render_fps"])
+        self._wait_for_the_next_frame()
         pygame.display.flip()
         return None
+
+    def _wait_for_the_next_frame(self) -> None:
+        """Keep to the frames per second; pygame's clock sleeps 0.1 ms even where it is late."""
+        clock, frames_per_s = self._env.clock, self._env.metadata["render_fps"]
+        is_late = frames_per_s and time.perf_counter() - self._last_s > 1.0 / frames_per_s
+        clock.tick(0 if is_late else frames_per_s)
+        self._last_s = time.perf_counter()
 
     def _of_the_same_picture(self) -> _Painters | None:
         """Return painters whose picture is the one on the screen.

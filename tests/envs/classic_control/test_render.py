@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 import warnings
 from importlib.util import find_spec
 
@@ -138,3 +139,16 @@ def test_cartpole_that_gymnasium_draws_in_another_way_is_left_as_it_is(monkeypat
         env.reset(seed=0)
     for _ in range(2):
         np.testing.assert_array_equal(ours.render(), theirs.render())
+
+
+@needs_pygame
+def test_windows_keep_to_their_frames_per_second(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = gymnasium.make("CartPole-v1", render_mode="human").unwrapped
+    quicken(env)
+    env.reset(seed=0)
+    start = time.monotonic()
+    for _ in range(10):
+        env.render()
+    assert time.monotonic() - start > 10 / 50 * 0.8
+    env.close()
