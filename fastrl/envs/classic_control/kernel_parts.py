@@ -1,7 +1,6 @@
 """What the loops of `kernels` are made of: parameters, trigonometry and random numbers, compiled.
 
-Floats are float32 throughout. Numba's cache on disk does not notice changes here: touch
-``kernels.py`` after any.
+Floats are float32 throughout.
 """
 
 from __future__ import annotations
@@ -27,18 +26,14 @@ MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on the first call, without the GIL; later processes find the result on disk.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+"""``contract`` lets a product and a sum be rounded once. Nothing is reordered, and NaN and infinity
+keep their meaning. Divisions by zero are not checked: that would rule out vectors."""
 
-    ``contract`` lets a product and a sum be rounded once. Nothing is reordered, and NaN and
-    infinity keep their meaning. Divisions by zero are not checked: that would rule out vectors.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return cast(Callable[..., Any], njit(cache=True, **options)(function))
-    except RuntimeError:
-        # No directory can be written, so each process compiles for itself.
-        return cast(Callable[..., Any], njit(**options)(function))
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what only compiled functions call."""
+    return cast(Callable[..., Any], njit(**OPTIONS)(function))
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,8 @@ first argument; the compiler makes a version for each that is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,8 @@ from numba import int32, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from fastrl.envs.classic_control.kernel_parts import compiled, move_on
+from fastrl.compiled import cached_kernel
+from fastrl.envs.classic_control.kernel_parts import OPTIONS, compiled, move_on
 from fastrl.envs.classic_control.kernel_tasks import (
     ACROBOT,
     CARTPOLE,
@@ -28,6 +31,7 @@ from fastrl.envs.classic_control.kernel_tasks import (
     Views,
 )
 
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _BLOCK = 512
 """Environments that pass through all loops before the next do: few enough for the L1 cache."""
 
@@ -47,34 +51,6 @@ BATCHES = {
     "Pendulum-v1": PendulumBatch,
 }
 """The class of each id's batches."""
-
-
-@compiled
-def step(batch: Batch, views: Views, restart: bool) -> int:
-    """Step n environments; return how many episodes ended.
-
-    Args:
-        batch: The environments.
-        views: What is read and written.
-        restart: Whether an episode that ends is followed by the next at once.
-    """
-    total = 0
-    for first in range(0, batch.time.size, _BLOCK):
-        last = min(first + _BLOCK, batch.time.size)
-        _advance(batch, views, first, last)
-        if _let_time_pass(batch, views, first, last):
-            total += _end(batch, views, restart, first, last)
-        _observe(batch, views.observation, first, last)
-    return total
-
-
-@compiled
-def begin(batch: Batch, chosen: NDArray[np.bool_], observation: NDArray[np.float32]) -> None:
-    """Begin episodes in the environments of ``chosen [n] bool``, and write their observations."""
-    for env in range(batch.time.size):
-        if chosen[env]:
-            _begin(batch, env)
-            _observe(batch, observation, env, env + 1)
 
 
 @compiled
@@ -141,6 +117,48 @@ def _observe_of(batch: types.NamedTuple, target: NDArray[np.float32], first: Any
 @overload(_initialize, strict=False)
 def _initialize_of(batch: types.NamedTuple, env: Any) -> Any:  # noqa: ANN401
     return _OF_BATCH[batch.instance_class].initialize
+
+
+@cached_kernel(_SOURCES, **OPTIONS)
+def step(digest: int) -> Callable[[Batch, Views, bool], int]:
+    """Return the kernel that steps n environments."""
+
+    def step(batch: Batch, views: Views, restart: bool) -> int:
+        """Step n environments; return how many episodes ended.
+
+        Args:
+            batch: The environments.
+            views: What is read and written.
+            restart: Whether an episode that ends is followed by the next at once.
+        """
+        _ = digest
+        total = 0
+        for first in range(0, batch.time.size, _BLOCK):
+            last = min(first + _BLOCK, batch.time.size)
+            _advance(batch, views, first, last)
+            if _let_time_pass(batch, views, first, last):
+                total += _end(batch, views, restart, first, last)
+            _observe(batch, views.observation, first, last)
+        return total
+
+    return step
+
+
+@cached_kernel(_SOURCES, **OPTIONS)
+def begin(
+    digest: int,
+) -> Callable[[Batch, NDArray[np.bool_], NDArray[np.float32]], None]:
+    """Return the kernel that begins episodes."""
+
+    def begin(batch: Batch, chosen: NDArray[np.bool_], observation: NDArray[np.float32]) -> None:
+        """Begin episodes in the environments of ``chosen [n] bool``; write their observations."""
+        _ = digest
+        for env in range(batch.time.size):
+            if chosen[env]:
+                _begin(batch, env)
+                _observe(batch, observation, env, env + 1)
+
+    return begin
 
 
 _OF_BATCH = {

@@ -1,8 +1,7 @@
 """How this room is compiled: helpers into the process, kernels to the disk.
 
-Numba looks for a kernel on the disk by the file that holds it, and does not notice when a function
-that the kernel calls changes in another file. So only kernels are stored, under a key that covers
-every source of the room and the rules of the installed crafter; what they call is part of them.
+Only kernels are stored, under a key that covers every source of the room and the rules of the
+installed crafter (see `fastrl.compiled.cached_kernel`); what they call is part of them.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import crafter
 import numba
 import numpy as np
 from llvmlite.binding import get_host_cpu_name
+
+from fastrl.compiled import cached_kernel, digest_of
 
 try:
     import fcntl
@@ -63,11 +64,7 @@ def kernel(build: Callable[[int], Function]) -> Function:
     Args:
         build: Returns a function that refers to ``digest``, which so becomes part of its key.
     """
-    function = build(source_digest())
-    try:
-        return cast(Function, _njit(cache=True, **_OPTIONS)(function))
-    except RuntimeError:
-        return cast(Function, _njit(**_OPTIONS)(function))
+    return cached_kernel(_sources(), **_OPTIONS)(build)
 
 
 @contextmanager
@@ -112,8 +109,9 @@ def _wait_for(lock: TextIO, stored: Path) -> None:
 @cache
 def source_digest() -> int:
     """Return 60 bits of a hash of this room's sources and of the rules of the installed crafter."""
+    return digest_of(_sources())
+
+
+def _sources() -> list[Path]:
     rules = Path(crafter.__file__).with_name("data.yaml")
-    digest = hashlib.sha256()
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), rules):
-        digest.update(path.read_bytes())
-    return int(digest.hexdigest()[:15], 16)
+    return [*sorted(Path(__file__).parent.glob("*.py")), rules]

@@ -3,9 +3,6 @@
 LLVM turns a loop over rows into vector instructions only when it can prove that nothing aliases,
 which it cannot here; naming the registers is what keeps them in registers. Memory is addressed
 by plain integers, so that a compiled function takes two numbers and has one signature.
-
-numba caches a compiled function under the date of its own file: whoever edits this file must
-touch `mlp_kernel` too.
 """
 
 from __future__ import annotations

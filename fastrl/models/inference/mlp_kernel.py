@@ -9,13 +9,16 @@ What to compute is described by the records below, which `mlp_engine` fills: mos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import int8, int64
 from numba.np.numpy_support import carray
 
-from fastrl.compiled import cached_njit
+from fastrl.compiled import cached_kernel
+from fastrl.models.inference import lanes
 from fastrl.models.inference.lanes import (
     LANE_BYTES,
     LANES,
@@ -277,34 +280,40 @@ def _act(program: Record, call: Record, first: int, count: int) -> Lanes:
     return log_prob
 
 
-@cached_njit
-def run(program_address: int, call_address: int) -> None:
-    """Compute the policy, or where the program has no parts its value, for one batch.
+@cached_kernel([Path(__file__), Path(lanes.__file__)])
+def run(digest: int) -> Callable[[int, int], None]:
+    """Return the kernel."""
 
-    Args:
-        program_address: Address of a `PROGRAM` record.
-        call_address: Address of a `CALL` record that fits the program.
-    """
-    program = carray(pointer(program_address), 1, PROGRAM)[0]
-    call = carray(pointer(call_address), 1, CALL)[0]
-    leaves = carray(pointer(call.leaves), program.num_leaves, VIEW)
-    layers = carray(pointer(program.layers), program.num_layers, LAYER)
-    noise_view = carray(pointer(call.noise), 1, VIEW)[0]
-    log_prob_view = carray(pointer(call.log_prob), 1, VIEW)[0]
-    value_view = carray(pointer(call.value), 1, VIEW)[0]
-    for first in range(0, call.rows, LANES):
-        count = min(LANES, call.rows - first)
-        buffer = program.inputs
-        for leaf in range(program.num_leaves):
-            _gather(leaves[leaf], first, count, buffer)
-            buffer += leaves[leaf].width * LANE_BYTES
-        if program.statistics != 0:
-            _normalize(program.inputs, program.num_inputs, program.statistics)
-        for layer in range(program.num_layers):
-            _dense(layers[layer])
-            _activate(layers[layer])
-        _scatter(value_view, 0, first, count, program.value)
-        if program.num_parts > 0:
-            _gather(noise_view, first, count, program.noise)
-            store(program.scratch, _act(program, call, first, count))
-            _scatter(log_prob_view, 0, first, count, program.scratch)
+    def run(program_address: int, call_address: int) -> None:
+        """Compute the policy, or where the program has no parts its value, for one batch.
+
+        Args:
+            program_address: Address of a `PROGRAM` record.
+            call_address: Address of a `CALL` record that fits the program.
+        """
+        _ = digest
+        program = carray(pointer(program_address), 1, PROGRAM)[0]
+        call = carray(pointer(call_address), 1, CALL)[0]
+        leaves = carray(pointer(call.leaves), program.num_leaves, VIEW)
+        layers = carray(pointer(program.layers), program.num_layers, LAYER)
+        noise_view = carray(pointer(call.noise), 1, VIEW)[0]
+        log_prob_view = carray(pointer(call.log_prob), 1, VIEW)[0]
+        value_view = carray(pointer(call.value), 1, VIEW)[0]
+        for first in range(0, call.rows, LANES):
+            count = min(LANES, call.rows - first)
+            buffer = program.inputs
+            for leaf in range(program.num_leaves):
+                _gather(leaves[leaf], first, count, buffer)
+                buffer += leaves[leaf].width * LANE_BYTES
+            if program.statistics != 0:
+                _normalize(program.inputs, program.num_inputs, program.statistics)
+            for layer in range(program.num_layers):
+                _dense(layers[layer])
+                _activate(layers[layer])
+            _scatter(value_view, 0, first, count, program.value)
+            if program.num_parts > 0:
+                _gather(noise_view, first, count, program.noise)
+                store(program.scratch, _act(program, call, first, count))
+                _scatter(log_prob_view, 0, first, count, program.scratch)
+
+    return run
