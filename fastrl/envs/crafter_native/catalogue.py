@@ -48,12 +48,14 @@ def make_vec(name: str, num_envs: int, **options: Any) -> CrafterVector:  # noqa
     Args:
         name: The id; there is one.
         num_envs: Number of environments, n.
-        **options: Those of `build`, and ``seed``, ``copy`` and ``info`` of `CrafterVector`.
+        **options: Those of `build`, and ``seed``, ``copy``, ``info`` and ``render_mode`` of
+            `CrafterVector`.
 
     Raises:
         EnvError: There is no such option, or its value is not possible.
     """
-    facade = {key: options.pop(key) for key in ("seed", "copy", "info") if key in options}
+    known = ("seed", "copy", "info", "render_mode")
+    facade = {key: options.pop(key) for key in known if key in options}
     return CrafterVector(build(name, num_envs, **options), **facade)
 
 

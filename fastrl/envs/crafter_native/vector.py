@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrl.envs.crafter_native.batch import CrafterBatch
 from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.errors import EnvError
 
 
 class CrafterVector(BatchedVectorEnv):
@@ -23,6 +27,7 @@ class CrafterVector(BatchedVectorEnv):
         seed: int | None = None,
         copy: bool = True,
         info: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         """Take over ``batched``.
 
@@ -31,8 +36,18 @@ class CrafterVector(BatchedVectorEnv):
             seed: What the first ``reset()`` without a seed starts from; None for a random one.
             copy: Return copies of the observations; else views that the next step overwrites.
             info: Return what `CrafterBatch.info` knows of each step.
+            render_mode: ``rgb_array``, or None where `render` gives nothing.
+
+        Raises:
+            EnvError: The render mode is unknown, or there are symbols to see and no pixels.
         """
+        if render_mode not in (None, "rgb_array"):
+            raise EnvError(f"render_mode must be 'rgb_array' or None, got {render_mode!r}")
+        if render_mode is not None and "map" in batched.spec.observation:
+            raise EnvError("render_mode: worlds with symbolic=True are not drawn")
         super().__init__(batched, copy=copy, exact=True, info=info)
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
         self._crafter = batched
         self._first_seed = seed
         self._seeded = False
@@ -61,3 +76,9 @@ class CrafterVector(BatchedVectorEnv):
         )
         self._seeded = True
         return observation
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Return what each player sees, ``[height, width, 3]``; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return tuple(image.copy() for image in self._views.observation[0])

@@ -7,6 +7,7 @@ from gymnasium.vector import AutoresetMode
 
 import fastrl.envs.crafter_native  # noqa: F401
 from fastrl.envs.crafter import CrafterEnv
+from fastrl.errors import EnvError
 from tests.envs.crafter_native.reference import original
 
 ID = "fastrl/Crafter-v1"
@@ -84,3 +85,18 @@ def test_time_limit_can_be_given_as_the_original_s_and_as_gymnasium_s(limit):
     env = gymnasium.make_vec(ID, num_envs=1, **limit, **SMALL)
     env.reset(seed=0)
     assert [bool(env.step([0])[3][0]) for _ in range(4)] == [False, False, True, False]
+
+
+def test_pictures_are_what_the_players_see():
+    with pytest.raises(EnvError, match="render_mode must be 'rgb_array' or None, got 'human'"):
+        gymnasium.make_vec(ID, num_envs=1, render_mode="human", **SMALL)
+    with pytest.raises(EnvError, match="symbolic=True are not drawn"):
+        gymnasium.make_vec(ID, num_envs=1, render_mode="rgb_array", symbolic=True, **SMALL)
+    env = gymnasium.make_vec(ID, num_envs=2, render_mode="rgb_array", **SMALL)
+    observation, _ = env.reset(seed=0)
+    first = env.render()
+    np.testing.assert_array_equal(first, observation)
+    observation, *_ = env.step([1, 2])
+    np.testing.assert_array_equal(env.render(), observation)
+    assert not np.array_equal(first, observation)
+    env.close()
