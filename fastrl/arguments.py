@@ -60,6 +60,17 @@ def function(name: str, value: Any) -> Callable[..., Any]:  # noqa: ANN401
     return value  # type: ignore[no-any-return]
 
 
+def methods(name: str, value: object, wanted: Sequence[str]) -> None:
+    """Refuse an argument without some methods.
+
+    Raises:
+        ConfigError: It lacks one.
+    """
+    lacking = [each for each in wanted if not callable(getattr(value, each, None))]
+    if lacking:
+        raise ConfigError(f"{name} must have {', '.join(lacking)}, got {brief(value)}")
+
+
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse an argument that is none of some words.
 
@@ -77,10 +88,10 @@ def whole(name: str, value: object, at_least: int = 1, at_most: int = 2**62) -> 
     Raises:
         ConfigError: It is none, or too small or too large.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be a whole number, got {brief(value)}")
-    if value < at_least:
-        raise ConfigError(f"{name} must be at least {at_least}, got {brief(value)}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ConfigError(
+            f"{name} must be a whole number of at least {at_least}, got {brief(value)}"
+        )
     if value > at_most:
         raise ConfigError(f"{name} must be at most {at_most:,}, got {brief(value)}")
     return value

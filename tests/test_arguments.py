@@ -189,9 +189,12 @@ def test_odd_arguments_are_taken_or_refused_in_one_line(name, tmp_path, monkeypa
             "make_sampler takes a Config, got 'x.yaml'; load_config reads one from",
         ),
         (lambda: publish(None), "parameters are a state dict of tensors by name, got None"),
-        (lambda: Candidate(-1, 4), "envs_per_worker must be at least 1, got -1"),
-        (lambda: Space(cores=0), "cores must be at least 1, got 0"),
-        (lambda: fastrl.Topology(2, 1.5), "num_env_workers must be a whole number, got 1.5"),
+        (lambda: Candidate(-1, 4), "envs_per_worker must be a whole number of at least 1, got -1"),
+        (lambda: Space(cores=0), "cores must be a whole number of at least 1, got 0"),
+        (
+            lambda: fastrl.Topology(2, 1.5),
+            "num_env_workers must be a whole number of at least 1, got 1.5",
+        ),
     ],
 )
 def test_refusals_say_what_is_right(call, told):

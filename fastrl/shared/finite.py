@@ -15,23 +15,45 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+CHECKED_STEPS = 64
+"""Steps that are looked at together: more of them would have left the caches by then (77 µs for 128
+steps of 64 environments of CartPole, of which 20 µs are spent where they have not)."""
+
 
 class FiniteCheck:
     """The look at the floats in some slots of a bank, by whoever has just completed them.
 
-    They are still in its caches, so this takes a tenth of what it takes to fetch them for it.
+    Parts of `CHECKED_STEPS` steps each are looked at as they are completed, from the caches.
 
     Args:
-        banks: The float tensors ``[T, B, *]`` of every bank.
+        banks: The float tensors ``[T or T+1, B, *]`` of every bank.
         slots: Which to look at.
+        length: T.
     """
 
-    def __init__(self, banks: Iterable[Iterable[Tensor]], slots: slice) -> None:
-        self._banks = [[_rows(tensor.numpy()[:, slots]) for tensor in bank] for bank in banks]
+    def __init__(self, banks: Iterable[Iterable[Tensor]], slots: slice, length: int) -> None:
+        starts = range(0, length, CHECKED_STEPS)
+        # The last part has the last observations and values as well.
+        parts = [slice(t, t + CHECKED_STEPS) for t in starts[:-1]] + [slice(starts[-1], None)]
+        self._banks = [
+            [[_rows(tensor.numpy()[part, slots]) for tensor in bank] for part in parts]
+            for bank in map(list, banks)
+        ]
+
+    def part_passes(self, bank: int, t: int) -> bool:
+        """Return whether all of the part that begins at step ``t`` are finite.
+
+        False also where their sum overflows.
+        """
+        return math.isfinite(sum(map(_sum, self._banks[bank][t // CHECKED_STEPS])))
+
+    def last_passes(self, bank: int) -> bool:
+        """Return the same of the last part, which may be shorter."""
+        return math.isfinite(sum(map(_sum, self._banks[bank][-1])))
 
     def passes(self, bank: int) -> bool:
-        """Return whether all are finite; False also where their sum overflows."""
-        return math.isfinite(sum(map(_sum, self._banks[bank])))
+        """Return the same of all parts."""
+        return math.isfinite(sum(_sum(rows) for part in self._banks[bank] for rows in part))
 
 
 def is_finite(numbers: NDArray[Any]) -> bool:
@@ -58,6 +80,8 @@ def _rows(numbers: NDArray[Any]) -> NDArray[Any]:
 def _sum(rows: NDArray[Any]) -> float:
     # Slots are not contiguous: of all sums this one passes over such rows the fastest, and it does
     # not warn where it overflows.
+    if rows.dtype == np.float32:
+        return float(np.einsum("ij->", rows))
     return float(np.einsum("ij->", rows, dtype=np.float32))
 
 

@@ -119,7 +119,9 @@ class Table:
     def finite_check(self, slots: slice) -> FiniteCheck:
         """Return the quick look at what `first_bad_number` looks at, in some slots."""
         return FiniteCheck(
-            [[tensor for _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)], slots
+            [[tensor for _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)],
+            slots,
+            self.rollout_length,
         )
 
     def close(self) -> None:

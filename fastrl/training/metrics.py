@@ -171,7 +171,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         OSError: It cannot be read.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is no file", str(path))
     if not path.exists():
         return

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from fastrl.arguments import instance, whole
+from fastrl.arguments import methods, whole
 from fastrl.errors import FastrlError
 from fastrl.learning import Learner
 from fastrl.sampling import Sampler
@@ -47,8 +47,8 @@ class Trainer:
         *,
         skip_bad_updates: bool = False,
     ) -> None:
-        instance("sampler", sampler, Sampler)
-        instance("learner", learner, Learner)
+        methods("sampler", sampler, ("collect", "publish"))
+        methods("learner", learner, ("update", "weights"))
         whole("total_steps", total_steps)
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts

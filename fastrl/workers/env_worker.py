@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 from fastrl.closing import closed_after
 from fastrl.shared.counters import Counter
+from fastrl.shared.finite import CHECKED_STEPS
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
@@ -106,7 +107,9 @@ class _Alone(_Loop):
             [[Request(bank, t, s.start, s.stop) for s in slots] for t in range(self._length + 1)]
             for bank in range(NUM_BANKS)
         ]
-        self._check = context.table.finite_check(self._topology.policy_slots(env_worker))
+        self._checks = context.table.finite_check(self._topology.policy_slots(env_worker))
+        checked_at = range(CHECKED_STEPS, self._length, CHECKED_STEPS)
+        self._checked_at = frozenset(checked_at if context.check_numbers else ())
 
     def fill(self, at: Position) -> None:
         bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
@@ -119,7 +122,10 @@ class _Alone(_Loop):
                 watch.charge(Counter.INFERENCE_NS)
                 self._step(bank, t, group)
             first = 0
-        self._seal(at.rollout)
+            # What ended in step t - 1 has been valued by now, so all of t - 1 and before is there.
+            if t in self._checked_at:
+                self._check(at.rollout, self._checks.part_passes(bank, t - CHECKED_STEPS))
+        self._seal(at.rollout, is_all_mine=at.at_start)
 
     def take_over(self) -> Position:
         at = self._position()
@@ -127,7 +133,7 @@ class _Alone(_Loop):
             before = at.rollout - 1
             if count_of(self._hand_over.answered[self._rows[0]]) < at.rollout * (self._length + 1):
                 self._policy.resume(before)
-                self._seal(before)
+                self._seal(before, is_all_mine=False)
             return at
         self._policy.resume(at.rollout)
         for group in self._groups:
@@ -137,19 +143,30 @@ class _Alone(_Loop):
                 )
         return at
 
-    def _seal(self, rollout: int) -> None:
-        """Value the last observations, and tell the learner that this part is complete."""
+    def _seal(self, rollout: int, *, is_all_mine: bool) -> None:
+        """Value the last observations, and tell the learner that this part is complete.
+
+        Args:
+            rollout: Which.
+            is_all_mine: Whether no predecessor has begun it, which may have ended before it looked
+                at what it had written.
+        """
         bank = rollout % NUM_BANKS
         self._policy.serve(self._requests[bank][self._length])
         self._watch.charge(Counter.INFERENCE_NS)
         hand_over = self._hand_over
         if self._context.check_numbers:
-            if not self._check.passes(bank):
-                hand_over.suspected[bank][self._rows[0]] = rollout + 1
-            self._watch.charge(Counter.CHECKING_NS)
+            look = self._checks.last_passes if is_all_mine else self._checks.passes
+            self._check(rollout, look(bank))
         for row in self._rows:
             hand_over.answered[row] = (rollout + 1) * (self._length + 1)
         hand_over.sealed(bank).post()
+
+    def _check(self, rollout: int, passes: bool) -> None:
+        """Note whether a part of a rollout passes; the learner looks closely where one does not."""
+        if not passes:
+            self._hand_over.suspected[rollout % NUM_BANKS][self._rows[0]] = rollout + 1
+        self._watch.charge(Counter.CHECKING_NS)
 
 
 class _WithModelWorker(_Loop):

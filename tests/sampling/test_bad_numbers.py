@@ -1,17 +1,19 @@
 """Numbers that are not finite are refused, whoever has written them, and large ones are not."""
 
+import dataclasses
 import itertools
+import os
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from fastrl.errors import EnvError
-from fastrl.sampling import ProcessSampler, SerialSampler
+from fastrl.sampling import FaultPolicy, ProcessSampler, SerialSampler
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan
 
-LENGTH = 5
+LENGTH = 70  # several parts of those that are looked at together, and a shorter one
 FLOATS = EnvSpec("floats", spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 # n, N, M, groups
 TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 0, 2), Topology(4, 2, 1, 2)]
@@ -20,9 +22,10 @@ TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 0, 2), Topology(4, 2, 1, 2)]
 class Floats:
     """Observes and rewards one number, but for one step."""
 
-    def __init__(self, num_envs, usual, odd, field):
+    def __init__(self, num_envs, usual, odd, field, bad_step):
         self.spec, self.num_envs = FLOATS, num_envs
         self._usual, self._odd, self._field = usual, odd, field
+        self._bad_step = bad_step
 
     def reset(self, seeds, observation):
         self._step, self._is_first = 0, False
@@ -31,7 +34,7 @@ class Floats:
     def step(self, views):
         views.reward[:] = views.observation[0][:] = self._usual
         views.terminated[:] = views.truncated[:] = False
-        if self._step == 2 * LENGTH + 3:
+        if self._step == 2 * LENGTH + self._bad_step:
             (views.reward if self._field == "reward" else views.observation[0])[1] = self._odd
         self._step += 1
 
@@ -39,13 +42,13 @@ class Floats:
         pass
 
 
-def plan_of(topology, usual=1.0, odd=1.0, field="reward"):
+def plan_of(topology, usual=1.0, odd=1.0, field="reward", bad_step=3):
     return SamplingPlan(
         env_spec=FLOATS,
         topology=topology,
         rollout_length=LENGTH,
         seed=0,
-        build_env=lambda num_envs: Floats(num_envs, usual, odd, field),
+        build_env=lambda num_envs: Floats(num_envs, usual, odd, field, bad_step),
         build_model=None,
     )
 
@@ -63,6 +66,39 @@ def test_bad_number_in_one_worker_is_named(topology, asynchronous, field):
         step = 3 + (field == "observation")
         told = rf"{field} is {odd} at step {step} of rollout 2, in env 1 of 'floats'"
         with pytest.raises(EnvError, match=told):
+            sampler.collect()
+
+
+@pytest.mark.parametrize("bad_step", [0, 30, 31, 32, 63, 64, 68, 69])
+def test_bad_number_is_found_wherever_it_is(bad_step):
+    topology = Topology(4, 1, 0, 2)
+    with ProcessSampler(plan_of(topology, odd=float("nan"), bad_step=bad_step)) as sampler:
+        for _ in range(2):
+            sampler.collect()
+        with pytest.raises(EnvError, match=rf"reward is nan at step {bad_step} of rollout 2"):
+            sampler.collect()
+
+
+def test_bad_number_of_a_worker_that_was_replaced_is_found():
+    faults = FaultPolicy(max_restarts=10)
+    plan = plan_of(Topology(2, 1), odd=float("nan"), bad_step=1)
+
+    def build(num_envs):
+        envs = Floats(num_envs, 1.0, float("nan"), "reward", 1)
+        step = envs.step
+
+        def end_after_the_bad_step(views):
+            step(views)
+            if envs._step == 2 * LENGTH + 40:
+                os._exit(1)
+
+        envs.step = end_after_the_bad_step
+        return envs
+
+    with ProcessSampler(dataclasses.replace(plan, build_env=build), faults=faults) as sampler:
+        for _ in range(2):
+            sampler.collect()
+        with pytest.raises(EnvError, match="reward is nan at step 1 of rollout 2, in env 1"):
             sampler.collect()
 
 
