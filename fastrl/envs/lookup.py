@@ -131,6 +131,12 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
+    """Return what `nearest` does, or where it finds nothing ``; there are …`` with all names."""
+    names = list(known)
+    return nearest(name, names) or f"; there are {', '.join(names)}"
+
+
 def takes_argument(function: Callable[..., Any], name: str) -> bool:
     """Return whether ``function`` names ``name`` among its parameters."""
     try:

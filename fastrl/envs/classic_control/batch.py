@@ -18,7 +18,7 @@ from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.classic_control import kernels
 from fastrl.envs.classic_control.kernel_tasks import Batch, Views
 from fastrl.envs.classic_control.streams import new_streams, peek
-from fastrl.envs.lookup import nearest
+from fastrl.envs.lookup import nearest_or_all
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.make import make_tensor
 from fastrl.envs.tensor.randomize import exposed, quantiles, randomizable
@@ -265,10 +265,8 @@ def _values(
     known = randomizable(env)
     for name in given:
         if name not in known:
-            raise EnvError(
-                f"'{env.spec.id}' has no parameter '{name}'{nearest(name, known)}; "
-                f"there are {', '.join(known)}"
-            )
+            hint = nearest_or_all(name, known)
+            raise EnvError(f"'{env.spec.id}' has no parameter '{name}'{hint}")
     values = {**env.defaults, **given}
     columns = [_numbers(name, values[name], num_envs) for name in known]
     return np.stack(np.broadcast_arrays(*columns)).astype(np.float32)

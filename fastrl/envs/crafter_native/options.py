@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrl.envs.crafter_native.textures import Pair
-from fastrl.envs.lookup import nearest
+from fastrl.envs.lookup import nearest_or_all
 from fastrl.errors import EnvError
 
 
@@ -47,8 +47,7 @@ class CrafterOptions:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                hint = nearest(name, known) or f"; there are {', '.join(known)}"
-                raise EnvError(f"Crafter has no option '{name}'{hint}")
+                raise EnvError(f"Crafter has no option '{name}'{nearest_or_all(name, known)}")
         for name in ("area", "view", "size"):
             if name in options:
                 options[name] = _pair(name, options[name])

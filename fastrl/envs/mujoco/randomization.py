@@ -24,7 +24,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.lookup import nearest
+from fastrl.envs.lookup import nearest, nearest_or_all
 from fastrl.envs.mujoco.physics import Physics, Rows
 from fastrl.errors import EnvError
 
@@ -175,8 +175,8 @@ def _distribution(specification: object, where: str) -> Draw:
         return lambda generator, shape: choices[generator.integers(len(choices), size=shape)]
     if name not in _TWO_PARAMETERS:
         known = ("choice", *_TWO_PARAMETERS)
-        hint = nearest(str(name), known) or f"; known are {', '.join(known)}"
-        raise EnvError(f"{where}: unknown distribution{hint}")
+        hint = nearest_or_all(str(name), known)
+        raise EnvError(f"{where}: unknown distribution '{name}'{hint}")
     if not isinstance(arguments, Sequence) or len(arguments) != 2:
         raise EnvError(f"{where}: expected two values, got {arguments!r}")
     first, second = (_numbers(each, where) for each in arguments)

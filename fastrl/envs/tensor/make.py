@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastrl.devices import existing_device
-from fastrl.envs.lookup import attribute, nearest
+from fastrl.envs.lookup import attribute, nearest_or_all
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.errors import ConfigError, EnvError
 
@@ -49,10 +49,8 @@ def make_tensor(
         ConfigError: There is no such device, or the type is no floating-point one.
     """
     if not isinstance(name, str) or name not in TENSOR_ENVS:
-        raise EnvError(
-            f"'{name}' is no tensor environment{nearest(str(name), TENSOR_ENVS)}; "
-            f"there are {', '.join(TENSOR_ENVS)}"
-        )
+        hint = nearest_or_all(str(name), TENSOR_ENVS)
+        raise EnvError(f"'{name}' is no tensor environment{hint}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ConfigError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
     device = existing_device(device)

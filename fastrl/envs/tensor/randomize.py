@@ -20,7 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.envs.lookup import nearest
+from fastrl.envs.lookup import nearest_or_all
 from fastrl.envs.tensor.base import Info, Limited, TensorEnv, Timed, columns
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -44,10 +44,8 @@ def quantiles(specification: Mapping[str, Any], known: Sequence[str]) -> dict[st
     """
     for name in specification:
         if name not in known:
-            raise EnvError(
-                f"env.randomize: unknown parameter '{name}'{nearest(name, known)}; "
-                f"there are {', '.join(known)}"
-            )
+            hint = nearest_or_all(str(name), known)
+            raise EnvError(f"env.randomize: unknown parameter '{name}'{hint}")
     return {
         name: _quantile(specification[name], f"env.randomize.{name}")
         for name in known
@@ -169,10 +167,8 @@ def _quantile(specification: object, where: str) -> Quantile:
         )
     ((kind, numbers),) = specification.items()
     if kind not in _KINDS:
-        raise EnvError(
-            f"{where}: unknown distribution '{kind}'{nearest(str(kind), _KINDS)}; "
-            f"there are {', '.join(_KINDS)}"
-        )
+        hint = nearest_or_all(str(kind), _KINDS)
+        raise EnvError(f"{where}: unknown distribution '{kind}'{hint}")
     where = f"{where}.{kind}"
     if not isinstance(numbers, Sequence) or not all(_finite(each) for each in numbers):
         raise EnvError(f"{where}: expected a list of numbers, got {numbers!r}")
