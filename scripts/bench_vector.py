@@ -22,6 +22,7 @@ from vector_bench.methods import METHODS, MPI
 from vector_bench.one_env import make_one
 from vector_bench.report import find, markdown, plot
 from vector_bench.scenes import scenes
+from vector_bench.turns import table, turns
 
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
@@ -41,6 +42,13 @@ def main() -> None:
         write(found, options.json, options.plot)
         return
     make_one(options.env).close()  # an id that is wrong is told before anything is measured
+    if options.turns:
+        others = [row for row in found.get("turns", []) if row["env"] != options.env]
+        mine = turns(options.env, options.sizes, options.seconds)
+        found["turns"] = [*others, *mine]
+        print(table(mine))
+        write(found, options.json, options.plot)
+        return
     replaced: set[tuple[str, int]] = set()
     for number in range(options.rounds):
         for size in options.sizes:
@@ -85,6 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scenes", action="store_true", help="measure envs that wait, instead")
+    parser.add_argument("--turns", action="store_true", help="a few envs against linear growth")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--add", action="store_true", help="add rounds to the rows that there are")
     kept.add_argument("--new", action="store_true", help="drop all that the JSON file has")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vector_bench.turns import table
+
 OURS = ("fastrl auto", "fastrl serial", "fastrl processes", "fastrl native", "fastrl threads")
 PEERS = ("gymnasium async", "SB3 subproc", "gymnasium sync")
 _COLORS = {
@@ -54,6 +56,13 @@ def markdown(found: dict[str, Any]) -> str:
         parts += [f"## {env}\n", _table(rows, env, methods, sizes, "step_s")]
         parts += ["Reset of all environments, milliseconds:\n"]
         parts += [_table(rows, env, methods, sizes, "reset_s"), _ratios(rows, env, sizes)]
+    if found.get("turns"):
+        parts.append(
+            "## A few environments, in turns of 30 ms\n\n"
+            "Processor time of a step of all environments, and what that is of linear growth: of\n"
+            "as many times a step of one environment in a plain loop right before and after.\n"
+            "Medians, quartiles in brackets.\n\n" + table(found["turns"])
+        )
     for scene in found.get("scenes", []):
         parts.append(f"## {scene['name']}\n\n{scene['text']}\n")
     return "\n".join(parts)

@@ -60,6 +60,16 @@ def test_measuring_some_rows_leaves_the_others_as_they_are(run, tmp_path, capsys
     assert len(measure("--sizes", "1", "--new")) == 1
 
 
+def test_turns_hold_a_few_environments_against_linear_growth(run, tmp_path):
+    path = tmp_path / "found.json"
+    options = ["--turns", "--sizes", "1,2", "--seconds", "0.6", "--json", path]
+    assert not run("bench_vector.py", *options, "--plot", tmp_path / "found.png")
+    rows = json.loads(path.read_text())["turns"]
+    assert [row["num_envs"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert all(row["of_linear"] > 0 for row in rows)
+    assert "| fastrl serial |" in (tmp_path / "found.md").read_text()
+
+
 def test_method_that_an_environment_does_not_know_is_left_out(run, tmp_path, capsys):
     path = tmp_path / "found.json"
     methods = ["--methods", "fastrl native,sequential", "--sizes", "1", "--seconds", "0.001"]
