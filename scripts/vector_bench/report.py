@@ -114,7 +114,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     rows: list[Row] = found["rows"]
     envs = list(dict.fromkeys(row["env"] for row in rows))
     figure, axes = plt.subplots(
-        2, len(envs), figsize=(4.6 * len(envs), 8), squeeze=False, layout="constrained"
+        2, len(envs), figsize=(4.6 * len(envs), 8.6), squeeze=False, layout="constrained"
     )
     for column, env in enumerate(envs):
         for line, (key, what) in enumerate((("step_s", "step"), ("reset_s", "reset"))):
@@ -122,8 +122,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
             _draw(axis, [row for row in rows if row["env"] == env], key)
             axis.set(xscale="log", yscale="log", title=f"{env}: {what}", xlabel="environments")
             axis.set_ylabel("milliseconds for all environments")
+            sizes = sorted({row["num_envs"] for row in rows if row["env"] == env})
+            axis.set_xticks(sizes, map(str, sizes))
+            axis.minorticks_off()
             axis.grid(True, which="major", alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=6, fontsize=8)
     machine = found["machine"]
     figure.suptitle(f"{machine['cores']} cores, {machine['cpu']}, {found['date']}")
     path.parent.mkdir(parents=True, exist_ok=True)
