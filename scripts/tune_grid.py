@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.tuning import Candidate
 from fastrl.tuning.apply import candidate_of
 from fastrl.tuning.tune import TuneOptions, Tuning
@@ -34,7 +31,7 @@ from fastrl.tuning.workbench import Workbench
 ROOT = Path(__file__).parents[1]
 WINDOW_S = 1.5
 BETWEEN_DEFAULTS = 8
-TURN_S, PAIRS = 0.2, 40
+TURN_S, PAIRS = 0.2, 30
 """The choice and the grid's best take short turns: cores change their speed within a second."""
 
 
@@ -134,10 +131,8 @@ def _runs(config: Config, path: Path, args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    """Write the file, with the day and the command that last added to it."""
-    found["date"] = datetime.now(UTC).date().isoformat()
-    commands = [*found.get("commands", ()), shlex.join(["python", *sys.argv])]
-    found["commands"] = list(dict.fromkeys(commands))
+    """Write the file, with where, when and by which command it was last added to."""
+    found.update(circumstances())
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -176,8 +171,6 @@ def _new(config: Config, args: argparse.Namespace) -> dict[str, Any]:
         "cores": usable_cores(),
         "default": candidate_of(config).to_dict(),
         "window_s": WINDOW_S,
-        "machine": machine(),
-        "versions": versions(),
         "rows": [],
     }
 
