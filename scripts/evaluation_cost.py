@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from fastrl.errors import WorkerError
 from fastrl.machine import circumstances
 from fastrl.training.metrics import read_rows
 
@@ -106,10 +107,10 @@ class Run:
         """Whether it has ended.
 
         Raises:
-            RuntimeError: It has failed.
+            WorkerError: It has failed.
         """
         if self._process.poll():
-            raise RuntimeError(self._process.stderr.read().decode())
+            raise WorkerError("training", self._process.stderr.read().decode())
         return self._process.poll() is not None
 
     def take_turn(self) -> None:
@@ -159,4 +160,6 @@ def _upper_bound(costs: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from one_line import run
+
+    run(main)

@@ -21,7 +21,6 @@ import dataclasses
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -157,4 +156,6 @@ def summary(fps: list[float], reference: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from one_line import run
+
+    run(main)

@@ -48,6 +48,7 @@ from fastrl.envs.lookup import (
     registered_spec,
     takes_argument,
 )
+from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
@@ -217,6 +218,8 @@ class EnvFactory:
         self, num_envs: int, seeds: Sequence[int] | None = None, *, single: bool = False
     ) -> Any:  # noqa: ANN401
         """Build a gymnasium, vector or batched environment, with the user's wrappers."""
+        if self.kwargs.get("render_mode") == "rgb_array":
+            draw_without_screen()
         try:
             if self.is_native:
                 env = self._create_native(num_envs, single)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from fastrl.envs.actions import ActionConverter
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
@@ -61,7 +60,7 @@ class Recorder:
                 written.
             EnvError: The environment cannot be drawn, raised or broke its contract.
         """
-        _prepare_drawing()
+        draw_without_screen()
         returns: list[float] = []
         with sampling_mode(model), closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
@@ -80,7 +79,7 @@ class Recorder:
         Raises:
             EnvError: It is not.
         """
-        _prepare_drawing()
+        draw_without_screen()
         with closing(self._drawable()) as env:
             env.reset(seed=self.protocol.episode_seeds()[0])
             _drawn(env, self.factory.name)
@@ -187,10 +186,3 @@ def _hint(error: Exception) -> str:
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         return _INSTALL
     return "MuJoCo draws with OpenGL: on Debian, apt install libegl1, and MUJOCO_GL=egl"
-
-
-def _prepare_drawing() -> None:
-    """Let MuJoCo draw without a screen where there is none."""
-    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -24,7 +24,7 @@ from fastrl.envs.mujoco.pendulums import (
     InvertedPendulumV4,
     InvertedPendulumV5,
 )
-from fastrl.envs.mujoco.rendering import View, prefer_no_screen
+from fastrl.envs.mujoco.rendering import View
 from fastrl.envs.mujoco.runners import (
     HalfCheetahV4,
     HalfCheetahV5,
@@ -38,6 +38,7 @@ from fastrl.envs.mujoco.runners import (
 from fastrl.envs.mujoco.single import SingleMujocoEnv
 from fastrl.envs.mujoco.vector import MujocoVectorEnv
 from fastrl.envs.native import NAMESPACE
+from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import EnvError
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
@@ -148,7 +149,7 @@ def make_single(
     """
     if not randomize:
         if render_mode == "rgb_array":
-            prefer_no_screen()
+            draw_without_screen()
         create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
         return cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **kwargs))
     view = _view(kwargs)

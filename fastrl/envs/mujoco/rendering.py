@@ -11,7 +11,6 @@ import atexit
 import copy
 import importlib
 import os
-import sys
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.mujoco.physics import Physics
+from fastrl.envs.screens import has_screen
 from fastrl.errors import EnvError
 
 _BACKENDS = ("glfw", "egl", "osmesa")
@@ -53,12 +53,6 @@ def checked_render_mode(mode: str | None) -> str | None:
     if mode not in (None, "rgb_array"):
         raise EnvError(f"render_mode must be 'rgb_array' or None, got {mode!r}")
     return mode
-
-
-def prefer_no_screen() -> None:
-    """Let gymnasium's own renderer, which tries a window first, draw where there is no screen."""
-    if not _has_screen():
-        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 class Photographer:
@@ -171,7 +165,7 @@ def _candidates() -> tuple[str, ...]:
         EnvError: ``MUJOCO_GL`` names none of them, or one that needs a screen and there is none.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower()
-    screen = _has_screen()
+    screen = has_screen()
     if asked and asked not in _BACKENDS:
         raise EnvError(f"cannot render: MUJOCO_GL is '{asked}'; it may be {', '.join(_BACKENDS)}")
     if asked == "glfw" and not screen:
@@ -180,12 +174,6 @@ def _candidates() -> tuple[str, ...]:
     if asked:
         return (asked,)
     return _BACKENDS if screen else _BACKENDS[1:]
-
-
-def _has_screen() -> bool:
-    return not sys.platform.startswith("linux") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
 
 
 def _free(context: mujoco.MjrContext | None, gl: Any) -> None:  # noqa: ANN401

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from contextlib import closing
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+import fastrl
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, build
 from fastrl.errors import EnvError
@@ -139,11 +141,25 @@ def test_vector_without_a_render_mode_is_not_drawn():
         gymnasium.make_vec("fastrl/HalfCheetah-v5", num_envs=2, render_mode="human")
 
 
-def test_single_environment_is_drawn_without_a_screen(drawn, monkeypatch):
+@pytest.fixture
+def no_screen(monkeypatch):
+    """Take away the screen, and what was chosen instead of it."""
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
+
+
+def test_single_environment_is_drawn_without_a_screen(drawn, no_screen):
     drawn(gymnasium.make_vec, "fastrl/HalfCheetah-v5", num_envs=1).close()
     with closing(gymnasium.make("fastrl/HalfCheetah-v5", render_mode="rgb_array")) as env:
         env.reset(seed=0)
         assert env.render().std() > 0
+
+
+@pytest.mark.parametrize("backend", ["serial", "processes"])
+def test_gymnasiums_robots_are_drawn_without_a_screen(drawn, no_screen, backend):
+    drawn(gymnasium.make_vec, "fastrl/HalfCheetah-v5", num_envs=1).close()
+    make = partial(fastrl.make_vec, backend=backend, render_mode="rgb_array")
+    with closing(make("HalfCheetah-v5", num_envs=2)) as envs:
+        envs.reset(seed=0)
+        assert all(picture.std() > 0 for picture in envs.render())
