@@ -42,7 +42,8 @@ def probe(name, **kwargs):
 def test_bare_environment_that_raises_is_named():
     with probe(f"{__name__}:tiring_env") as limits, pytest.raises(WorkerError) as caught:
         limits.measure(20.0)
-    assert "bare-env-0 failed: RuntimeError: tired" in str(caught.value)
+    # All of them tire at once; whichever is heard first.
+    assert re.match(r"bare-env-\d failed: RuntimeError: tired\n", str(caught.value))
 
 
 def test_bare_environment_that_was_killed_is_named():
