@@ -1,6 +1,7 @@
 """The limit is measured, or it is said which bare environment could not be."""
 
 import os
+import re
 import signal
 
 import gymnasium
