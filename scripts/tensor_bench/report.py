@@ -94,8 +94,9 @@ def _about(result: dict[str, Any]) -> str:
     gpu = machine["gpu"] or "none: those rows are not yet measured"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {result['threads']} threads; GPU: {gpu}. "
-        f"Median of {result['repeats']} rounds of at least {result['seconds']} s, taken in turns. "
-        f"`{result['command']}`, {result['date']}; {versions}."
+        "Medians of rounds taken in turns; in the rows that were measured last, of "
+        f"{result['repeats']} of at least {result['seconds']} s: `{result['command']}`, "
+        f"{result['date']}; {versions}."
     )
 
 
