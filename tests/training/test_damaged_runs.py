@@ -9,16 +9,8 @@ import shutil
 import pytest
 
 from fastrl.errors import FastrlError
-from fastrl.training import CheckpointError, evaluate_run, resume, train
+from fastrl.training import CheckpointError, evaluate_run, resume
 from fastrl.training.plotting import plot_runs
-from tests.training.clockwork import small_run
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    train(small_run(path, total_steps=64))
-    return path
 
 
 @pytest.fixture

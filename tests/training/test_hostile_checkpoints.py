@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastrl.errors import FastrlError
-from fastrl.training import resume, train
+from fastrl.training import resume
 from fastrl.training.checkpoint import CheckpointStore
-from tests.training.clockwork import small_run
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
 TREES = st.recursive(
@@ -26,13 +25,6 @@ TREES = st.recursive(
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)
 )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "run"
-    train(small_run(path, total_steps=64))
-    return path
 
 
 @pytest.fixture
