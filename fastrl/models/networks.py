@@ -195,7 +195,11 @@ def _scale(space: spaces.Space[Any]) -> float:
 
 
 def _to_float(tensor: Tensor, scale: float) -> Tensor:
-    return tensor.float() if scale == 1.0 else tensor * scale
+    # Converting first and scaling in place takes half the time of multiplying integers by a float.
+    floats = tensor.float()
+    if scale == 1.0:
+        return floats
+    return floats * scale if floats is tensor else floats.mul_(scale)
 
 
 def leaf_encoder(space: spaces.Space[Any], config: ModelConfig) -> LeafEncoder:
