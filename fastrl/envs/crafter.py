@@ -3,8 +3,8 @@
 The original follows old gym and reports death and the time limit alike. Its creatures live in sets
 of objects, whose order depends on memory addresses, so two processes with one seed diverge; here
 they are kept in order. It also draws a semantic map in every step, which is left out unless asked,
-and most of its time goes into drawing tiles that it has drawn before. The rules, the random stream
-and every pixel are the original's.
+draws tiles that it has drawn before, and measures in every step how far each creature of the world
+is from the player. The rules, the random stream and every pixel are the original's.
 """
 
 from __future__ import annotations
@@ -111,11 +111,50 @@ class _OrderedSet(dict[Any, None]):
 
 
 class _World(engine.World):  # type: ignore[misc]
-    """A world whose chunks list their creatures in the order in which they came."""
+    """A world whose chunks list their creatures in the order in which they came.
+
+    Args:
+        area: Columns and rows.
+        reach: Creatures move where their distance from the player is below it.
+    """
+
+    def __init__(self, area: tuple[int, int], reach: int) -> None:
+        self._reach = reach
+        super().__init__(area, constants.materials, (12, 12))
 
     def reset(self, seed: int | None = None) -> None:
         super().reset(seed)
         self._chunks: defaultdict[Any, _OrderedSet] = defaultdict(_OrderedSet)
+
+    @property
+    def objects(self) -> list[Any]:
+        """Return those that may move in this step, in the order in which they came.
+
+        The game asks before it moves anybody, and looks at each one's distance once more. The
+        player, who came first, moves first, by one cell at most.
+        """
+        x, y = self._objects[1].pos.tolist()
+        left, top = max(0, x - self._reach), max(0, y - self._reach)
+        around = self._obj_map[left : x + self._reach + 1, top : y + self._reach + 1]
+        xs, ys = around.nonzero()
+        near = np.abs(xs + (left - x)) + np.abs(ys + (top - y)) <= self._reach
+        return [self._objects[i] for i in sorted(around[xs[near], ys[near]].tolist())]
+
+
+class _WholeWorld:
+    """A world as the original's semantic map reads it: with the creatures that are far away."""
+
+    def __init__(self, world: _World) -> None:
+        self._world = world
+
+    @property
+    def _mat_map(self) -> NDArray[np.uint8]:
+        materials: NDArray[np.uint8] = self._world._mat_map
+        return materials
+
+    @property
+    def objects(self) -> list[Any]:
+        return [thing for thing in self._world._objects if thing]
 
 
 class _Game(crafter.Env):  # type: ignore[misc]
@@ -125,8 +164,8 @@ class _Game(crafter.Env):  # type: ignore[misc]
 
     def __init__(self, semantic: bool, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(**kwargs)
-        self._world = _World(self._area, constants.materials, (12, 12))
-        self._sem_view._world = self._world
+        self._world = _World(self._area, reach=2 * int(max(self._view)))
+        self._sem_view._world = _WholeWorld(self._world)
         if not semantic:
             self._sem_view = lambda: None
         self._draw = crafter_view(tuple(self._view.tolist()), tuple(self._size.tolist()))
