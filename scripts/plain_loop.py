@@ -1,6 +1,6 @@
 """How fast the plainest loop alternates between environments and policy, beside fastrl.
 
-    python scripts/plain_loop.py configs/crafter_throughput.yaml sampler.envs_per_worker=32
+    python scripts/plain_loop.py configs/crafter_throughput.yaml
 
 The limit adds up the times of the bare environment and of the bare policy, each alone, with what it
 needs in the processor's caches. Whoever samples must alternate between them, and each then finds
@@ -26,6 +26,7 @@ import cloudpickle
 import torch
 
 from fastrl import ProcessSampler, load_config, make_plan
+from fastrl.allocator import keep_freed_memory
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
@@ -136,6 +137,7 @@ class PlainLoops(Closing):
 def serve(payload: bytes, end: Connection) -> None:
     """Run the loop whenever asked. Entry point of a process."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     run = plain_loop(*cloudpickle.loads(payload))
     run()
     while True:
