@@ -126,7 +126,8 @@ class Search:
             if self.incumbent is None:
                 raise TrialError(f"nothing could be measured: {self._trials[-1].error}")
             for seed in self._space.seeds(self._default)[: self._settings.num_seeds]:
-                self._challenge(seed)
+                if self._is_affordable(seed):
+                    self._challenge(seed)
             while self._step():
                 pass
             self._ended = "no neighbour is faster"
@@ -175,13 +176,20 @@ class Search:
                 return
 
     def _step(self) -> bool:
-        """Challenge the incumbent with the most promising candidate; False if none is left."""
+        """Challenge the incumbent with the most promising candidate; False if none is left.
+
+        Raises:
+            _BudgetSpentError: Only such are left that take longer to start than there is time.
+        """
         incumbent = self._path[-1]
         near = [c for c in self._space.neighbours(incumbent) if self._is_open(c)]
         far = [c for c in self._candidates() if self._is_open(c)]
-        left = list(dict.fromkeys([*near, *far]))
-        if not left:
+        if not near and not far:
             return False
+        near = [c for c in near if self._is_affordable(c)]
+        left = list(dict.fromkeys([*near, *filter(self._is_affordable, far)]))
+        if not left:
+            raise _BudgetSpentError
         best = self._known.score[incumbent]
         guess = self._surrogate().guess(left)
         gains = guess.improvement(best)
@@ -261,7 +269,7 @@ class Search:
         """
         trial = self._replay.take((candidate, reference, seconds))
         if trial is None:
-            if not must and self._spent_s + self._expected_cost_s(seconds) > self._available_s():
+            if not must and not self._is_affordable(candidate, seconds):
                 raise _BudgetSpentError
             trial = self._make_trial(candidate, reference, seconds)
             self._journal.add(trial)
@@ -295,9 +303,27 @@ class Search:
             notes=own.notes,
         )
 
+    def _is_affordable(self, candidate: Candidate, seconds: float | None = None) -> bool:
+        """Say whether there is time for a trial of that window, by default a race's first."""
+        window_s = seconds or self._settings.window_s
+        cost_s = max(self._expected_cost_s(window_s), 2 * window_s + self._start_s(candidate))
+        return self._spent_s + cost_s <= self._available_s()
+
+    def _start_s(self, candidate: Candidate) -> float:
+        """Guess how long a candidate takes to start, from the one with most environments so far."""
+        if candidate in self._known.fps:
+            return 0.0
+        firsts = {t.candidate: t for t in reversed(self._trials) if t.fps is not None}
+        starts = [(c.num_envs, _extra_s(t)) for c, t in firsts.items()]
+        if not starts:
+            return 0.0
+        most, longest_s = max(starts)
+        least_s = min(seconds for _, seconds in starts)
+        return least_s + (longest_s - least_s) * candidate.num_envs / most
+
     def _expected_cost_s(self, seconds: float) -> float:
         """Return what a trial costs as a rule: two windows, and what came on top of late."""
-        extra = [t.cost_s - 2 * t.seconds for t in self._trials[-8:]]
+        extra = [_extra_s(t) for t in self._trials[-8:]]
         return 2 * seconds + max(0.0, float(np.median(extra)) if extra else 0.0)
 
     def _available_s(self) -> float:
@@ -332,6 +358,11 @@ class Search:
                 found = [found[i] for i in sorted(chosen)]
             self._pool = found
         return self._pool
+
+
+def _extra_s(trial: Trial) -> float:
+    """Return what a trial took beside the windows of two candidates: starting them, mostly."""
+    return trial.cost_s - 2 * trial.seconds
 
 
 def _burden(candidate: Candidate, other: Candidate) -> float:
