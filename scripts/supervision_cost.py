@@ -37,12 +37,14 @@ from fastrl.shared.table import Table
 
 VARIANTS = ("nothing", "raise", "truncate_episode")
 TARGET = 0.01
+ENVS_PER_WORKER = {"CartPole-v1": 64, "fastrl/CartPole-v1": 2048}
+"""What is fastest."""
 
 
 def main() -> int:
     """Measure, print, write the JSON; 1 if more than 1 % of the time goes into looking."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--envs", nargs="+", default=["CartPole-v1", "fastrl/CartPole-v1"])
+    parser.add_argument("--envs", nargs="+", default=list(ENVS_PER_WORKER))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a turn")
     parser.add_argument("--json", type=Path)
@@ -63,6 +65,7 @@ def main() -> int:
     if args.json:
         result = {
             "envs": found,
+            "overrides": args.overrides,
             "rounds": args.rounds,
             "seconds": args.seconds,
             **circumstances(),
@@ -75,7 +78,8 @@ def compare(
     env: str, rounds: int, seconds: float, overrides: list[str]
 ) -> dict[str, dict[str, Any]]:
     """Return frames per second of every variant, and what it costs against ``nothing``."""
-    config = load_config(None, [f"env.id={env}", "sampler.envs_per_worker=64", *overrides])
+    size = f"sampler.envs_per_worker={ENVS_PER_WORKER.get(env, 64)}"
+    config = load_config(None, [f"env.id={env}", size, *overrides])
     plan = make_plan(config)
     fps: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with ExitStack() as stack:
@@ -88,6 +92,7 @@ def compare(
                 fps[name].append(turn(samplers[name], name, seconds))
         rows = {name: summary(fps[name], fps["nothing"]) for name in VARIANTS}
         rows["raise"]["looking"] = looking(samplers["raise"], 4 * seconds)
+        rows["raise"]["envs_per_worker"] = plan.topology.envs_per_worker
     return rows
 
 

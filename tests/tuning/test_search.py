@@ -51,6 +51,23 @@ def test_the_budget_is_kept_up_to_the_last_trial(machine, budget_s):
     assert finding.spent_s <= budget_s + 4 * longest_s
 
 
+class BuiltOneByOne(Trials):
+    """Starting a candidate takes as long as it has environments."""
+
+    def __call__(self, candidate, seconds):
+        if candidate not in self._warm:
+            self.now_s += 0.02 * candidate.num_envs
+        return super().__call__(candidate, seconds)
+
+
+@pytest.mark.parametrize("machine", range(4))
+def test_nothing_is_begun_that_takes_longer_to_start_than_there_is_time(machine):
+    trials = BuiltOneByOne(surfaces.machine(machine))
+    finding = search_on(trials.surface, budget_s=60.0, measure=trials).run()
+    assert max(trial.candidate.num_envs for trial in finding.trials) > 100
+    assert trials.now_s < 66
+
+
 @few
 @given(SEEDS, SEEDS)
 def test_equal_seeds_give_equal_searches(machine, seed):
