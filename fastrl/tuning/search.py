@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastrl.tuning.budget import Budget
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.finding import Finding, Settings
 from fastrl.tuning.race import Noise, Race, Verdict
@@ -100,7 +101,7 @@ class Search:
         self._path: list[Candidate] = []
         self._final: tuple[list[float], list[float]] = ([], [])
         self._num_final = 0
-        self._spent_s = 0.0
+        self._budget = Budget(self._settings)
         self._ended = "interrupted"
         self._failures = 0
 
@@ -112,7 +113,7 @@ class Search:
     @property
     def spent_s(self) -> float:
         """Wall time of all trials so far."""
-        return self._spent_s
+        return self._budget.spent_s
 
     def run(self) -> Finding:
         """Search to the end.
@@ -126,7 +127,7 @@ class Search:
             if self.incumbent is None:
                 raise TrialError(f"nothing could be measured: {self._trials[-1].error}")
             for seed in self._space.seeds(self._default)[: self._settings.num_seeds]:
-                if self._is_affordable(seed):
+                if self._affords(seed):
                     self._challenge(seed)
             while self._step():
                 pass
@@ -158,7 +159,7 @@ class Search:
             default_fps=tuple(default_fps),
             trials=tuple(self._trials),
             path=tuple(self._path),
-            spent_s=self._spent_s,
+            spent_s=self.spent_s,
             ended=self._ended,
             num_final=self._num_final,
         )
@@ -186,8 +187,8 @@ class Search:
         far = [c for c in self._candidates() if self._is_open(c)]
         if not near and not far:
             return False
-        near = [c for c in near if self._is_affordable(c)]
-        left = list(dict.fromkeys([*near, *filter(self._is_affordable, far)]))
+        near = [c for c in near if self._affords(c)]
+        left = list(dict.fromkeys([*near, *filter(self._affords, far)]))
         if not left:
             raise _BudgetSpentError
         best = self._known.score[incumbent]
@@ -236,7 +237,9 @@ class Search:
         if self._default in self._known.failed:
             reference = None
         leads: list[float] = []
-        for _ in range(self._settings.final_rounds):
+        for number in range(self._settings.final_rounds):
+            if number and not self._budget.affords_final(best):
+                break
             trial = self._visit(best, reference, 2 * self._settings.window_s, must=True)
             self._num_final += 1
             if trial.fps is None:
@@ -269,11 +272,11 @@ class Search:
         """
         trial = self._replay.take((candidate, reference, seconds))
         if trial is None:
-            if not must and not self._is_affordable(candidate, seconds):
+            if not must and not self._affords(candidate, seconds):
                 raise _BudgetSpentError
             trial = self._make_trial(candidate, reference, seconds)
             self._journal.add(trial)
-        self._spent_s += trial.cost_s
+        self._budget.spend(trial)
         self._trials.append(trial)
         if trial.error:
             self._known.failed[candidate] = trial
@@ -303,34 +306,9 @@ class Search:
             notes=own.notes,
         )
 
-    def _is_affordable(self, candidate: Candidate, seconds: float | None = None) -> bool:
-        """Say whether there is time for a trial of that window, by default a race's first."""
-        window_s = seconds or self._settings.window_s
-        cost_s = max(self._expected_cost_s(window_s), 2 * window_s + self._start_s(candidate))
-        return self._spent_s + cost_s <= self._available_s()
-
-    def _start_s(self, candidate: Candidate) -> float:
-        """Guess how long a candidate takes to start, from the one with most environments so far."""
-        if candidate in self._known.fps:
-            return 0.0
-        firsts = {t.candidate: t for t in reversed(self._trials) if t.fps is not None}
-        starts = [(c.num_envs, _extra_s(t)) for c, t in firsts.items()]
-        if not starts:
-            return 0.0
-        most, longest_s = max(starts)
-        least_s = min(seconds for _, seconds in starts)
-        return least_s + (longest_s - least_s) * candidate.num_envs / most
-
-    def _expected_cost_s(self, seconds: float) -> float:
-        """Return what a trial costs as a rule: two windows, and what came on top of late."""
-        extra = [_extra_s(t) for t in self._trials[-8:]]
-        return 2 * seconds + max(0.0, float(np.median(extra)) if extra else 0.0)
-
-    def _available_s(self) -> float:
-        """Return the budget without what the comparison at the end will take."""
-        rounds = self._settings.final_rounds
-        final_s = rounds * self._expected_cost_s(2 * self._settings.window_s) if self._path else 0
-        return self._settings.budget_s - min(final_s, self._settings.budget_s / 4)
+    def _affords(self, candidate: Candidate, seconds: float | None = None) -> bool:
+        """Say whether there is time for a trial with that window, by default a race's first."""
+        return self._budget.affords(candidate, self.incumbent, seconds or self._settings.window_s)
 
     def _is_open(self, candidate: Candidate) -> bool:
         """Say whether a candidate was not measured yet and is not bound to fail."""
@@ -358,11 +336,6 @@ class Search:
                 found = [found[i] for i in sorted(chosen)]
             self._pool = found
         return self._pool
-
-
-def _extra_s(trial: Trial) -> float:
-    """Return what a trial took beside the windows of two candidates: starting them, mostly."""
-    return trial.cost_s - 2 * trial.seconds
 
 
 def _burden(candidate: Candidate, other: Candidate) -> float:
