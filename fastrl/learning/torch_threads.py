@@ -9,8 +9,7 @@ import torch
 
 from fastrl.config import Config
 from fastrl.cores import usable_cores
-from fastrl.models.networks import is_image
-from fastrl.spaces import leaves
+from fastrl.models.networks import has_images
 from fastrl.spec import EnvSpec
 
 
@@ -37,5 +36,4 @@ def learner_threads(config: Config, env_spec: EnvSpec) -> int:
 
 def policy_threads(env_spec: EnvSpec) -> int:
     """Return how many torch threads a policy is worth: all cores for images, else one."""
-    images = any(is_image(leaf) for leaf in leaves(env_spec.observation_space).values())
-    return usable_cores() if images else 1
+    return usable_cores() if has_images(env_spec.observation_space) else 1

@@ -84,6 +84,11 @@ def is_image(space: spaces.Space[Any]) -> bool:
     return len(space.shape) == 3 and min(_image_shape(space.shape)[1:]) >= _SMALLEST_SIDE
 
 
+def has_images(space: spaces.Space[Any]) -> bool:
+    """Say whether any leaf of a space goes through a conv net."""
+    return any(is_image(leaf) for leaf in leaves(space).values())
+
+
 def _usual_layers(side: int) -> Sequence[tuple[int, int, int]]:
     return next(layers for smallest, layers in _CONV_LAYERS if side >= smallest)
 

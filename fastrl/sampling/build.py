@@ -13,6 +13,7 @@ from fastrl.cores import usable_cores
 from fastrl.devices import existing_device
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
+from fastrl.models.networks import has_images
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
@@ -54,7 +55,11 @@ def make_plan(
     else:
         factory = EnvFactory.from_config(config.env)
         env_spec = env_spec or call_in_child(factory.probe, config.sampler.start_timeout_s)
-    processes = topology.num_env_workers + topology.num_model_workers
+    free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
+    # What takes long had better begin early, and a GPU works beside the cores.
+    infers_shortly = config.sampler.devices == ("cpu",) and not has_images(
+        env_spec.observation_space
+    )
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
         return build_model(env_spec, config.model, config.env.action_bounds)
@@ -72,7 +77,8 @@ def make_plan(
         torch_threads=config.sampler.torch_threads,
         check_steps=config.faults.bad_numbers == "truncate_episode",
         # The learner and the throughput process sleep nearly all the time while workers work.
-        spins=_SPINS if processes < usable_cores() else 0,
+        spins=_SPINS if free_cores > 0 else 0,
+        rings_late=free_cores < 0 and infers_shortly,
     )
 
 

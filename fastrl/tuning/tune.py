@@ -21,9 +21,8 @@ from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
 from fastrl.models.inference import bfloat16
-from fastrl.models.networks import is_image
+from fastrl.models.networks import has_images
 from fastrl.sampling.build import make_plan
-from fastrl.spaces import leaves
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.tuning.apply import candidate_of, with_candidate
 from fastrl.tuning.candidate import Candidate
@@ -170,7 +169,7 @@ class Tuning(Closing):
         if batch is None and options.objective == "train_fps":
             batch = (config.topology.num_envs,) * 2
         default = candidate_of(config)
-        images = any(is_image(leaf) for leaf in leaves(plan.env_spec.observation_space).values())
+        images = has_images(plan.env_spec.observation_space)
         small = with_few_envs(default)
         worker_bytes = self._bench.calibrate(small)
         process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)

@@ -179,6 +179,12 @@ class _WithModelWorker(_Loop):
         self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
         self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
         self._asked = [context.hand_over.requested[row] for row in self._rows]
+        self._rings_late, self._is_unrung = context.plan.rings_late, False
+
+    def begin(self, rollout: int) -> None:
+        """Wait until the bank is free; the model worker completes the last one meanwhile."""
+        self._ring()
+        super().begin(rollout)
 
     def fill(self, at: Position) -> None:
         bank, answered = at.rollout % NUM_BANKS, self._hand_over.answered
@@ -223,12 +229,22 @@ class _WithModelWorker(_Loop):
         hand_over.requested_ns[row] = time.monotonic_ns()
         self._asked[group] += more
         hand_over.requested[row] = self._asked[group]
-        self._doorbell.post()
+        if self._rings_late:
+            self._is_unrung = True
+        else:
+            self._doorbell.post()
+
+    def _ring(self) -> None:
+        """Ring for what was asked for without a ring, see `SamplingPlan.rings_late`."""
+        if self._is_unrung:
+            self._is_unrung = False
+            self._doorbell.post()
 
     def _wait(self, group: int, row: int) -> None:
         """Wait until the model worker has answered the group."""
         hand_over, answered = self._hand_over, self._hand_over.answered
         while answered[row] != self._asked[group]:
+            self._ring()
             hand_over.pause(self._signals[group], self._context.plan.spins)
         woken_ns = self._watch.charge(Counter.WAITING_NS)
         self._watch.record_latency(hand_over.answered_ns[row], woken_ns)

@@ -53,6 +53,9 @@ class HandOver:
         suspected: For each bank ``[N · G]`` int64: 1 + the last rollout in it whose part of this
             group may hold numbers that are not finite; written by whoever writes ``answered``.
         permitted: ``[1]`` int64: rollouts that env workers may fill; written by the learner.
+        lines: ``[2 · N · G + 2, 8]`` int64: where all of them are, for compiled code: ``requested``
+            and its time of every group, then ``answered`` and its time of every group, then
+            ``permitted``, then whether the run was asked to end.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -132,7 +135,7 @@ class HandOver:
 
     def _attach(self) -> None:
         num_groups = self.topology.num_env_workers * self.topology.groups
-        lines = self._lines.array(np.int64, (2 * num_groups + 2, _LINE_INTS))
+        self.lines = lines = self._lines.array(np.int64, (2 * num_groups + 2, _LINE_INTS))
         self._answered = lines[num_groups : 2 * num_groups, 0]
         # Elements of a memoryview are read and written in half the time of an array's.
         self.requested, self.requested_ns = lines[:num_groups, 0].data, lines[:num_groups, 1].data
@@ -168,6 +171,10 @@ class Stopwatch:
         self.row[counter] += now - self._last_ns
         self._last_ns = now
         return now
+
+    def skip(self, until_ns: int) -> None:
+        """Leave out the time up to ``until_ns``, which somebody else has charged."""
+        self._last_ns = until_ns
 
     def show_life(self) -> None:
         """Show that the worker has built what it works with."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
+
+if TYPE_CHECKING:
+    from fastrl.workers.compiled_answers import CompiledAnswers
 
 _COUNT = REPEAT - 1
 """`count_of` without a call, where it is needed at every hand-over."""
@@ -24,9 +28,12 @@ def run_model_worker(context: WorkerContext, model_worker: int) -> None:
     inbox = _Inbox(context, model_worker)
     for rollout in inbox.begun():
         policy.resume(rollout)
+    quick = inbox.quick(policy)
     inbox.show_life()
     begun = inbox.rollout
     while True:
+        if quick is not None:
+            inbox.leave_to(quick)
         ready = inbox.take()
         if inbox.rollout > begun:
             begun = inbox.rollout
@@ -34,6 +41,8 @@ def run_model_worker(context: WorkerContext, model_worker: int) -> None:
             policy.begin(begun)
         policy.serve([request for _, request in ready])
         inbox.answer(ready)
+        if quick is not None:
+            quick.learn(ready)
 
 
 class _Inbox:
@@ -44,6 +53,7 @@ class _Inbox:
     """
 
     def __init__(self, context: WorkerContext, model_worker: int) -> None:
+        self._context, self._model_worker = context, model_worker
         self._plan, self._hand_over = context.plan, context.hand_over
         topology = context.plan.topology
         workers = topology.env_workers_of(model_worker)
@@ -52,16 +62,34 @@ class _Inbox:
         self._slots = [topology.slots(worker, group) for worker, group in self._groups]
         self._checks = [context.table.finite_check(slots) for slots in self._slots]
         self._check_numbers = context.check_numbers
-        self._served = [context.hand_over.answered[row] for row in self._rows]
-        self._serving = list(self._served)
+        self._serving = [0] * len(self._rows)
         self._doorbell = context.hand_over.doorbell(model_worker)
         self._watch = Stopwatch(context.counters, f"model-worker-{model_worker}")
         self._period = context.plan.rollout_length + 1
         self.rollout = max(self.begun(), default=-1)
 
+    @property
+    def _served(self) -> list[int]:
+        """The request of each position that was answered last."""
+        return [self._hand_over.answered[row] for row in self._rows]
+
     def show_life(self) -> None:
         """Show that the worker is ready."""
         self._watch.show_life()
+
+    def quick(self, policy: PolicyRunner) -> CompiledAnswers | None:
+        """Return what can answer most requests without Python; None where nothing can."""
+        if not policy.is_compiled:
+            return None
+        # Imported here, as it needs a compiler.
+        from fastrl.workers.compiled_answers import compiled_answers
+
+        return compiled_answers(self._context, policy, self._model_worker, self._groups)
+
+    def leave_to(self, quick: CompiledAnswers) -> None:
+        """Have requests answered for as long as no Python is needed."""
+        self._watch.charge(Counter.HAND_OVER_NS)
+        self._watch.skip(quick.run())
 
     def begun(self) -> set[int]:
         """Return the rollouts in which requests were answered last."""
@@ -101,7 +129,7 @@ class _Inbox:
             row[Counter.INFERRED_FRAMES] += request.stop - request.start
             group = self._rows[position]
             hand_over.answered_ns[group] = time.monotonic_ns()
-            self._served[position] = hand_over.answered[group] = self._serving[position]
+            hand_over.answered[group] = self._serving[position]
             if request.t == self._plan.rollout_length:
                 hand_over.sealed(request.bank).post()
             else:
@@ -115,11 +143,9 @@ class _Inbox:
         self._watch.charge(Counter.CHECKING_NS)
 
     def _ready(self) -> list[int]:
-        requested = self._hand_over.requested
+        requested, answered = self._hand_over.requested, self._hand_over.answered
         ready = [
-            position
-            for position, row in enumerate(self._rows)
-            if requested[row] > self._served[position]
+            position for position, row in enumerate(self._rows) if requested[row] > answered[row]
         ]
         return self._complete(ready) if self._plan.lock_step else ready
 
@@ -143,7 +169,8 @@ class _Inbox:
 
         It may have two: for the value that ends a rollout, and for the first step of the next.
         """
-        served, requested = self._served[position], self._hand_over.requested[self._rows[position]]
+        row = self._rows[position]
+        served, requested = self._hand_over.answered[row], self._hand_over.requested[row]
         return served + 1 if (requested ^ served) & _COUNT else requested
 
     def _record_latencies(self, ready: list[int], woken_ns: int) -> None:

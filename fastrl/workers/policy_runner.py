@@ -6,7 +6,7 @@ Used by model workers, by env workers where M is 0, and by `SerialSampler`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from fastrl.models.inference import (
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.workers.plan import SamplingPlan
+
+if TYPE_CHECKING:
+    from fastrl.models.inference.mlp_engine import BoundCall
 
 _MOST_CALLS = 2**15
 """Calls that are kept, of about 7 KB each. Groups that happen to be ready together are served in
@@ -47,6 +50,10 @@ class PolicyRunner:
     Writes ``action``, ``log_prob``, ``value``, ``final_value`` and ``policy_version`` of those
     slots and nothing else. Randomness is drawn once per rollout for all of them, so that an
     action does not depend on which requests happened to be served together.
+
+    Attributes:
+        version: Of the weights that it runs.
+        is_compiled: Whether its engine is, see `compiled_call`.
     """
 
     def __init__(
@@ -57,8 +64,10 @@ class PolicyRunner:
         self._slots = plan.topology.policy_slots(policy)
         self._engine = self._build_engine(plan, policy)
         self._noise = [self._draw_noise(0) for _ in range(NUM_BANKS)]
-        self._version = 0
+        self.version = 0
         self._calls: dict[Request, Callable[[], None]] = {}
+        self._bound: dict[Request, BoundCall] = {}
+        self.is_compiled = self._engine.is_compiled
 
     def begin(self, rollout: int) -> None:
         """Load the newest weights and draw the noise of a rollout, before its first request."""
@@ -68,9 +77,9 @@ class PolicyRunner:
     def resume(self, rollout: int) -> None:
         """Go on with a rollout that a predecessor has begun: same noise, newest weights."""
         if self._weights is not None:
-            newest = self._weights.read(newer_than=self._version)
+            newest = self._weights.read(newer_than=self.version)
             if newest is not None:
-                self._version, state_dict = newest
+                self.version, state_dict = newest
                 self._engine.load(state_dict)
         self._noise[rollout % NUM_BANKS].copy_(self._draw_noise(rollout))
 
@@ -81,15 +90,28 @@ class PolicyRunner:
             FastrlError: The device has too little memory; says what would fit.
         """
         for request in _merge(requests):
-            call = self._calls.get(request)
             try:
-                if call is None:
-                    call = self._bind(request)
-                    if len(self._calls) < _MOST_CALLS:
-                        self._calls[request] = call
-                call()
+                (self._calls.get(request) or self._kept(request))()
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(request) from error
+
+    def compiled_call(self, request: Request) -> tuple[int, int] | None:
+        """Return the addresses of program and call by which compiled code serves a request.
+
+        It must be one for actions, and nobody else notes the version of the weights, or values
+        final observations. None where too many calls are kept already.
+        """
+        if request not in self._bound:
+            self._kept(request)
+        bound = self._bound.get(request)
+        return None if bound is None else bound.args
+
+    def _kept(self, request: Request) -> Callable[[], None]:
+        """Return a call that serves this request, kept for later unless there are too many."""
+        if len(self._calls) >= _MOST_CALLS:
+            return self._bind(request)
+        call = self._calls[request] = self._bind(request)
+        return call
 
     def _bind(self, request: Request) -> Callable[[], None]:
         """Return a call that serves this request in every later rollout.
@@ -126,10 +148,12 @@ class PolicyRunner:
             ),
         )
         version = bank.policy_version[t, slots].numpy()
+        if self.is_compiled and len(self._bound) < _MOST_CALLS:
+            self._bound[request] = cast("BoundCall", act)
 
         def call() -> None:
             act()
-            version.fill(self._version)
+            version.fill(self.version)
 
         return call
 

@@ -70,9 +70,9 @@ def env_points(topology, asynchronous):
     ]
 
 
-def check_env_workers_are_replaced(topology, asynchronous, directory):
+def check_env_workers_are_replaced(topology, asynchronous, directory, **changes):
     failures, faults = Failures(directory, env_points(topology, asynchronous)), []
-    plan = make_plan(topology, LENGTH)
+    plan = make_plan(topology, LENGTH, **changes)
     ledger = sample_with_env_faults(plan, failures, faults, asynchronous, rollouts=25)
     assert failures.happened == 6
     assert len(faults) >= 4
@@ -84,6 +84,11 @@ def check_env_workers_are_replaced(topology, asynchronous, directory):
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
 def test_env_workers_that_fail_are_replaced(topology, asynchronous, tmp_path):
     check_env_workers_are_replaced(topology, asynchronous, tmp_path)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_env_workers_that_ring_late_and_fail_are_replaced(asynchronous, tmp_path):
+    check_env_workers_are_replaced(Topology(4, 2, 1, 2), asynchronous, tmp_path, rings_late=True)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit
         return context.get_dummy_value() if result is types.none else emitted
 
     # numba reads the number of arguments from the function's own signature.
+    if not arguments:
+        return intrinsic(lambda typing_context: (signature, generate))
     if len(arguments) == 1:
         return intrinsic(lambda typing_context, a: (signature, generate))
     if len(arguments) == 2:
@@ -140,6 +142,8 @@ pointer = _operation(
 read_float32 = _operation(types.float32, (_int64,), _read(_FLOAT, 4))
 write_int64 = _operation(types.none, (_int64, _int64), _write(_INT64, 8))
 write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4))
+fence = _operation(types.none, (), lambda builder: builder.fence("release"))
+"""What was written before is seen by whoever sees what is written after it."""
 write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
 
 load = _operation(_lanes, (_int64,), _read(_FLOATS, 4))

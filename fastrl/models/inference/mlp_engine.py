@@ -20,7 +20,10 @@ View = tuple[int, int, int, int]
 
 
 class BoundCall(functools.partial[None]):
-    """A call of the kernel, which knows only addresses, with what keeps them valid."""
+    """A call of the kernel, which knows only addresses, with what keeps them valid.
+
+    Its ``args`` are the addresses of a `kernel.PROGRAM` and of a `kernel.CALL`.
+    """
 
     owners: tuple[object, ...]
 
@@ -38,6 +41,8 @@ class MlpEngine(InferenceEngine):
     Args:
         model: Supported policy; copied.
     """
+
+    is_compiled = True
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = copy.deepcopy(model).cpu()
