@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import TimeLimit
 
 from fastrl.arguments import brief
 from fastrl.closing import build_all
@@ -49,6 +49,7 @@ from fastrl.envs.lookup import (
     takes_argument,
 )
 from fastrl.envs.screens import draw_without_screen
+from fastrl.envs.wrappers import peel
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
@@ -167,8 +168,8 @@ class EnvFactory:
         spec = self._spec(env)
         if _is_single(env):
             others = build_all(self._build(1) for _ in range(num_envs - 1))
-            envs = [_peel(each)[0] for each in (env, *others)]
-            limit = _peel(env)[1]
+            envs = [peel(each)[0] for each in (env, *others)]
+            limit = peel(env)[1]
             return GymLoop(envs, spec, time_limit=limit, action_bounds=self.action_bounds)
         if env.num_envs != num_envs:
             raise EnvError(
@@ -200,7 +201,7 @@ class EnvFactory:
             spaces = (env.single_observation_space, env.single_action_space)
             spec = EnvSpec(self.name, *spaces, _vector_time_limit(env))
         elif _is_single(env):
-            limit = getattr(env.spec, "max_episode_steps", None) or _peel(env)[1]
+            limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
             told = env.metadata.get("episode_info", ()) if env.metadata else ()
             names = tuple(dict.fromkeys([*told, *self.episode_info]))
             spec = EnvSpec(self.name, env.observation_space, env.action_space, limit, names)
@@ -309,7 +310,7 @@ class EnvFactory:
         if self.max_episode_steps is None or "max_episode_steps" in taken:
             return env
         if _is_single(env):
-            return TimeLimit(_peel(env)[0], self.max_episode_steps)
+            return TimeLimit(peel(env)[0], self.max_episode_steps)
         raise EnvError(
             f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
             "the argument max_episode_steps"
@@ -372,20 +373,6 @@ def _is_single(env: object) -> TypeGuard[Env]:
 def _is_batched(env: object) -> bool:
     # Old vector environments have the same methods.
     return isinstance(env, BatchedEnv) and isinstance(env.spec, EnvSpec)
-
-
-def _peel(env: Env) -> tuple[Env, int | None]:
-    """Take off wrappers that cost time for nothing, and the time limit, which the loop keeps.
-
-    A time limit beneath other wrappers stays where it is: it may count other steps than theirs.
-    """
-    limit: int | None = None
-    while isinstance(env, TimeLimit | OrderEnforcing | PassiveEnvChecker):
-        if isinstance(env, TimeLimit):
-            inner = env._max_episode_steps
-            limit = inner if limit is None else min(limit, inner)
-        env = env.env
-    return env, limit
 
 
 def _vector_time_limit(env: VectorEnv[Any, Any, Any]) -> int | None:

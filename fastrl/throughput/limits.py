@@ -2,7 +2,8 @@
 
 The limit is ``cores / (t_step + t_policy)`` frames per second: ``t_step`` is the time per step of
 the bare environment with every core busy, resets included; ``t_policy`` the policy's time per
-frame at its best batch size on one core, 0 where a GPU does it. One of fastrl's own environments is
+frame at its best batch size on one core, 0 where a GPU does it. Bare is an environment without
+wrappers, but for those that it is configured or built with. One of fastrl's own environments is
 bare as a batch, of as many as a worker steps at once.
 """
 
@@ -25,6 +26,7 @@ from gymnasium.vector.utils import batch_space
 from fastrl.closing import Closing
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.wrappers import peel
 from fastrl.errors import WorkerError
 from fastrl.models.inference import PolicyOutput, build_engine
 from fastrl.spaces import flatten
@@ -129,12 +131,12 @@ class _Bare:
 
 
 def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Step one unwrapped environment, or one native batch, with random actions whenever asked."""
+    """Step one bare environment, or one native batch, with random actions whenever asked."""
     factory, num_envs = cloudpickle.loads(payload)
     if factory.is_native:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
     else:
-        run, size = _bare_loop(factory.single(), factory.probe().max_episode_steps), 1
+        run, size = _bare_loop(*peel(factory.single())), 1
     run(4 * _CHUNK)
     while True:
         seconds, done = asked.recv(), 0
@@ -174,11 +176,10 @@ def _rows(env: BatchedEnv) -> Rows:
     return tuple(np.zeros((env.num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
 
 
-def _bare_loop(wrapped: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:
-    """Return a function that makes so many steps of an environment stripped of its wrappers."""
-    env = wrapped.unwrapped
-    wrapped.action_space.seed(0)
-    actions = itertools.cycle([wrapped.action_space.sample() for _ in range(1024)])
+def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:
+    """Return a function that makes so many steps of an environment."""
+    env.action_space.seed(0)
+    actions = itertools.cycle([env.action_space.sample() for _ in range(1024)])
     step, reset, unended = env.step, env.reset, 0
     env.reset(seed=0)
 

@@ -9,7 +9,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from comparison.envpool_atari import same_game
 from comparison.method import Peer, Settings
 from comparison.task import Task
 from fastrl.envs.make import EnvFactory
@@ -191,12 +192,14 @@ class EnvPoolSync(Peer):
 
     def _open(self) -> None:
         envpool = importlib.import_module(self.requires)
+        env, game = self.task.config.env, same_game(self.task.config.env)
         # Of the same name as gymnasium's, which fastrl's own carry behind theirs.
-        name, env = self.task.factory.name.removeprefix(NAMESPACE), self.task.config.env
+        name = game[0] if game else self.task.factory.name.removeprefix(NAMESPACE)
         if name not in envpool.list_all_envs():
             raise EnvError(f"EnvPool has no environment '{name}'")
-        if env.wrappers:
+        if env.wrappers and not game:
             raise EnvError("EnvPool takes no wrappers")
+        self._is_stacked = game is not None
         limit = {"max_episode_steps": env.max_episode_steps} if env.max_episode_steps else {}
         batch = {"batch_size": self.chosen.batch_size} if self.chosen.batch_size else {}
         with warnings.catch_warnings():
@@ -207,25 +210,35 @@ class EnvPoolSync(Peer):
                 num_envs=self.chosen.num_envs,
                 num_threads=self.task.cores,
                 seed=self.task.config.seed % 2**31,
-                **(dict(env.kwargs) | limit | batch),
+                **((game[1] if game else dict(env.kwargs)) | limit | batch),
             )
             self._check_spaces()
         self._begin()
 
     def _check_spaces(self) -> None:
         spec, pool = self.task.plan.env_spec, self._env
-        if observation_specs(pool.observation_space) != spec.observation:
+        observed = observation_specs(pool.observation_space)
+        if self._is_stacked:
+            observed = {
+                path: replace(leaf, shape=leaf.shape[1:]) for path, leaf in observed.items()
+            }
+        if observed != spec.observation:
             raise EnvError(
                 f"EnvPool's '{spec.id}' observes something else: {pool.observation_space}"
             )
         if action_specs(pool.action_space) != spec.action:
             raise EnvError(f"EnvPool's '{spec.id}' takes other actions: {pool.action_space}")
 
+    def _act(self, observation: Any) -> Any:  # noqa: ANN401
+        return self._to_batch(
+            self._policy.act(observation[:, 0] if self._is_stacked else observation)
+        )
+
     def _begin(self) -> None:
         self._observation, _ = self._env.reset()
 
     def _step(self) -> int:
-        actions = self._to_batch(self._policy.act(self._observation))
+        actions = self._act(self._observation)
         self._observation, _, _, _, info = self._env.step(actions)
         # After an end it spends a step on the reset, and says so by 0.
         return int(np.count_nonzero(info["elapsed_step"]))
@@ -260,7 +273,7 @@ class EnvPoolAsync(EnvPoolSync):
     def _step(self) -> int:
         observation, _, _, _, info = self._env.recv()
         env_ids = info["env_id"]
-        self._env.send(self._to_batch(self._policy.act(observation)), env_ids)
+        self._env.send(self._act(observation), env_ids)
         return int(np.count_nonzero(info["elapsed_step"]))
 
 

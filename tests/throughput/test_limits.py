@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 
 import gymnasium
 import pytest
@@ -25,17 +26,21 @@ class Tiring(gymnasium.Wrapper):
             raise RuntimeError("tired")
         return self.env.step(action)
 
-    @property
-    def unwrapped(self):
-        return self
-
 
 def tiring_env():
     return Tiring(gymnasium.make("CartPole-v1"))
 
 
-def probe(name, **kwargs):
-    config = load_config(None, [f"env.id={name}", "sampler.num_env_workers=1"])
+class Sleepy(gymnasium.Wrapper):
+    """Takes 5 ms per step."""
+
+    def step(self, action):
+        time.sleep(0.005)
+        return self.env.step(action)
+
+
+def probe(name, *overrides, **kwargs):
+    config = load_config(None, [f"env.id={name}", "sampler.num_env_workers=1", *overrides])
     plan = make_plan(config, random_actions=True)
     return LimitProbe(plan, EnvFactory.from_config(config.env), cores=2, **kwargs)
 
@@ -45,6 +50,11 @@ def test_bare_environment_that_raises_is_named():
         limits.measure(20.0)
     # All of them tire at once; whichever is heard first.
     assert re.match(r"bare-env-\d failed: RuntimeError: tired\n", str(caught.value))
+
+
+def test_wrappers_that_are_configured_belong_to_the_bare_environment():
+    with probe("CartPole-v1", f"env.wrappers=[{__name__}:Sleepy]") as limits:
+        assert limits.measure(0.1).t_step_s > 0.005
 
 
 def test_bare_environment_that_was_killed_is_named():
