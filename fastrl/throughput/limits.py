@@ -26,6 +26,7 @@ from gymnasium.vector.utils import batch_space
 from fastrl.closing import Closing
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.envs.make import EnvFactory
+from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.envs.wrappers import peel
 from fastrl.errors import WorkerError
 from fastrl.models.inference import PolicyOutput, build_engine
@@ -137,6 +138,7 @@ def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
     else:
         run, size = _bare_loop(*peel(factory.single())), 1
+    stop_timers()
     run(4 * _CHUNK)
     while True:
         seconds, done = asked.recv(), 0

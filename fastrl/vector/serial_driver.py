@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from fastrl.envs.mujoco_clock import untimed
 from fastrl.vector.driver import Ready, Refusal, Request
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, summary
@@ -32,6 +33,7 @@ class SerialDriver:
             self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, first)
         except Exception as error:
             raise self._failure(error) from error
+        self._step = untimed(self._group.step)
         self.different_spaces = self._group.different_spaces()
 
     def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
@@ -54,7 +56,7 @@ class SerialDriver:
             EnvFailure: An environment raised.
         """
         try:
-            return self._group.step(bank)
+            return self._step(bank)
         except Exception as error:
             raise self._failure(error) from error
 

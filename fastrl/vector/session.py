@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import VectorEnv
 
+from fastrl.closing import Closing
 from fastrl.vector.driver import Driver, Refusal, Request
 from fastrl.vector.failures import ArgumentError, EnvFailure, brief
 from fastrl.vector.instance import is_lifecycle
@@ -33,7 +34,7 @@ _NOTHING = Pending.NOTHING
 """Members of an enumeration are slow to look up, for what is done in every step."""
 
 
-class Session(VectorEnv[Any, Any, Any]):
+class Session(VectorEnv[Any, Any, Any], Closing):
     """The part of a vector environment that asks environments for anything but steps.
 
     Attributes:

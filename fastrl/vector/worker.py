@@ -15,6 +15,7 @@ import cloudpickle
 import numpy as np
 
 from fastrl.closing import closed_after
+from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.shared.memory import CACHE_LINE, SharedBlock
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import Refusal, Request
@@ -207,6 +208,7 @@ def run_vector_worker(
     control, plan = context.control, context.plan
     envs, at = plan.envs_of(worker), control.at(worker)
     group = build_group(plan, context.spec, context.exchange, envs, at)
+    stop_timers()
     # The environments live as long as the process: without this every full collection walks
     # through all of them.
     gc.collect()

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 
 from fastrl.closing import closed_after
+from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.shared.counters import Counter
 from fastrl.shared.finite import CHECKED_STEPS
 from fastrl.shared.table import NUM_BANKS
@@ -29,6 +30,7 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
     resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
     stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting)
+    stop_timers()
     with closed_after(stepper):
         kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone
         loop = kind(context, env_worker, stepper, watch)
@@ -88,7 +90,11 @@ class _Loop(ABC):
     def _step(self, bank: int, t: int, group: int) -> None:
         ended = self._stepper.step(bank, t, group)
         row = self._row
+        before_ns = row[Counter.STEPPING_NS]
         row[Counter.HEARTBEAT_NS] = self._watch.charge(Counter.STEPPING_NS)
+        if ended:
+            row[Counter.ENDING_STEPS] += 1
+            row[Counter.ENDING_STEPS_NS] += row[Counter.STEPPING_NS] - before_ns
         # The step is complete from here on, see `position_of`.
         row[Counter.ENV_STEPS] += self._topology.envs_per_group
         row[Counter.EPISODES] += ended

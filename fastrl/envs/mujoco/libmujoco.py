@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import mujoco
 
+from fastrl.envs.mujoco_clock import mujoco_library
 from fastrl.errors import EnvError
 
 CONTACT_FORCES_PLUGIN = "fastrl.contact_forces"
@@ -45,24 +44,6 @@ class _Plugin(ctypes.Structure):
     )
 
 
-@contextmanager
-def timers_off() -> Iterator[None]:
-    """Keep MuJoCo from reading the clock some twenty times per step while the block runs.
-
-    The Python bindings install a timer that fills ``mjData.timer``; on a virtual machine it took
-    16 % of a step of HalfCheetah. Another thread that steps MuJoCo meanwhile goes untimed too.
-    """
-    hook = _timer_hook()
-    if hook is None:
-        yield
-        return
-    timer, hook.value = hook.value, None
-    try:
-        yield
-    finally:
-        hook.value = timer
-
-
 @cache
 def register_contact_forces() -> _Plugin:
     """Register an engine plugin that evaluates ``mj_rnePostConstraint`` as a step ends.
@@ -79,7 +60,7 @@ def register_contact_forces() -> _Plugin:
     Raises:
         EnvError: MuJoCo's library cannot be found, or refused the plugin.
     """
-    library = _library()
+    library = mujoco_library()
     if library is None:
         raise EnvError(f"cannot find MuJoCo's library in {Path(mujoco.__file__).parent}")
     plugin = _Plugin()
@@ -93,22 +74,3 @@ def register_contact_forces() -> _Plugin:
     if library.mjp_registerPlugin(ctypes.byref(plugin)) < 0:
         raise EnvError(f"MuJoCo {mujoco.__version__} refused the plugin {CONTACT_FORCES_PLUGIN}")
     return plugin
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """Return the library that the mujoco package has loaded, None where it is not in sight."""
-    names = ("libmujoco.so*", "libmujoco.*dylib", "mujoco.dll")
-    folder = Path(mujoco.__file__).parent
-    path = next((found for name in names for found in folder.glob(name)), None)
-    return None if path is None else ctypes.CDLL(str(path))
-
-
-@cache
-def _timer_hook() -> ctypes.c_void_p | None:
-    """Return the global ``mjcb_time``, a function pointer that may be null."""
-    library = _library()
-    try:
-        return None if library is None else _Pointer.in_dll(library, "mjcb_time")
-    except ValueError:
-        return None

@@ -17,11 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.lookup import nearest
-from fastrl.envs.mujoco.libmujoco import (
-    CONTACT_FORCES_PLUGIN,
-    register_contact_forces,
-    timers_off,
-)
+from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
+from fastrl.envs.mujoco_clock import timers_off
 from fastrl.errors import EnvError
 
 Floats = NDArray[np.float64]

@@ -10,23 +10,9 @@ import numpy as np
 import pytest
 
 from fastrl.envs.mujoco import Physics
-from fastrl.envs.mujoco.libmujoco import timers_off
 from fastrl.errors import EnvError
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-
-
-def test_timers_are_off_inside_and_on_again_outside():
-    model = mujoco.MjModel.from_xml_path(str(ASSETS / "hopper.xml"))
-    data = mujoco.MjData(model)
-    timer = data.timer[mujoco.mjtTimer.mjTIMER_STEP]
-
-    with timers_off():
-        mujoco.mj_step(model, data)
-        assert timer.duration == 0
-    mujoco.mj_step(model, data)
-
-    assert timer.duration > 0
 
 
 def test_contact_forces_are_those_of_a_call_after_the_step():
