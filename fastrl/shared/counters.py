@@ -30,6 +30,10 @@ class Counter(IntEnum):
     RESETTING = 10
     """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell."""
     CHECKING_NS = 11
+    ENDING_STEPS = 12
+    """Steps of a group in which an episode ended, and the next one was begun."""
+    ENDING_STEPS_NS = 13
+    """What those took, a part of ``STEPPING_NS``."""
 
 
 class CounterBoard:

@@ -19,15 +19,18 @@ import numpy as np
 
 from fastrl.closing import Closing
 from fastrl.config import Config
+from fastrl.cores import usable_cores
 from fastrl.errors import FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.sampling.faults import FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.shared.counters import Counter
 from fastrl.throughput.measure import SHARES
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.memory import unique_bytes
+from fastrl.tuning.resets import ENDS_PER_ENV, Resets
 from fastrl.tuning.trials import Sample, TrialError
 from fastrl.workers.plan import SamplingPlan
 
@@ -39,6 +42,8 @@ _SETTLE_S = 0.05
 _ROLLOUT_S = 0.05
 """How long a rollout may take; others are cut shorter, or short windows would hold none."""
 _SHORTEST_ROLLOUT = 4
+_CALIBRATION_S = 4.0
+"""Longest time in which it is seen what resets cost."""
 _QUIET_S = 0.015
 """How long no step may be made by workers that rest."""
 
@@ -58,8 +63,10 @@ class Rig(ABC):
 
     start_s: float = 0.0
 
-    def __init__(self, plan: SamplingPlan, asynchronous: bool, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(
+        self, plan: SamplingPlan, asynchronous: bool, limit_s: float, resets: Resets
+    ) -> None:
+        self._limit_s, self._resets, self._topology = limit_s, resets, plan.topology
         deadlines = Deadlines(
             start_timeout_s=limit_s,
             stall_timeout_s=limit_s,
@@ -89,12 +96,32 @@ class Rig(ABC):
             last = self._after(seconds)
             self._rest()
         steps, spent_s = last[1] - first[1], last[0] - first[0]
+        episodes = int((last[2] - first[2])[:, Counter.EPISODES].sum())
+        in_parallel = min(self._topology.num_env_workers, usable_cores())
+        usual_s = self._resets.usual_s(spent_s, steps, episodes, in_parallel)
         notes = {
+            "seen_fps": steps / spent_s,
             "start_s": self.start_s,
             "shares": self._shares(last[2] - first[2]),
             "learner_share": (last[3] - first[3]) / spent_s,
         }
-        return Sample(steps / spent_s, notes)
+        return Sample(steps / usual_s, notes)
+
+    def watch_resets(self, seconds: float, time_limit: int | None) -> Resets:
+        """Sample until most episodes have ended a few times, at most so long.
+
+        Args:
+            seconds: How long.
+            time_limit: Steps after which episodes end at the latest.
+        """
+        counters, enough = self._sampler.counters, ENDS_PER_ENV * self._topology.num_envs
+        with self._limited():
+            first, until_s = counters.snapshot(), time.perf_counter() + seconds
+            spent = counters.snapshot() - first
+            while time.perf_counter() < until_s and spent[:, Counter.EPISODES].sum() < enough:
+                self._go()
+                spent = counters.snapshot() - first
+        return Resets.seen(spent, self._topology.envs_per_group, time_limit)
 
     def unique_bytes(self) -> int:
         """Return the memory that a worker holds alone."""
@@ -184,13 +211,18 @@ class TrainingRig(Rig):
     """Samples and learns, as training does."""
 
     def __init__(
-        self, config: Config, plan: SamplingPlan, asynchronous: bool, limit_s: float
+        self,
+        config: Config,
+        plan: SamplingPlan,
+        asynchronous: bool,
+        limit_s: float,
+        resets: Resets,
     ) -> None:
         # Schedules must not end while it is measured. Before the sampler, which holds memory.
         self._learner = build_learner(
             config.model_copy(update={"total_steps": 2**60}), plan.env_spec
         )
-        super().__init__(plan, asynchronous, limit_s)
+        super().__init__(plan, asynchronous, limit_s, resets)
         self._learnt_s = 0.0
 
     def _go(self) -> None:
@@ -219,7 +251,7 @@ class Workbench(Closing):
     def __init__(self, config: Config, objective: Objective = "fps", limit_s: float = 20.0) -> None:
         self._config, self._objective, self._limit_s = config, objective, limit_s
         self._rigs: dict[Candidate, Rig] = {}
-        self._fps = 0.0
+        self._fps, self._resets = 0.0, Resets()
         self.plan = make_plan(config)
 
     def __call__(self, candidate: Candidate, seconds: float) -> Sample:
@@ -243,7 +275,9 @@ class Workbench(Closing):
         return sample
 
     def calibrate(self, candidate: Candidate) -> int:
-        """Learn roughly how fast sampling is, which decides how long trial rollouts may be.
+        """Learn roughly how fast sampling is, and what resets cost.
+
+        The speed decides how long rollouts of trials may be; see `fastrl.tuning.resets`.
 
         Args:
             candidate: What to start, but `with_few_envs`.
@@ -254,6 +288,8 @@ class Workbench(Closing):
         rig = self._started(with_few_envs(candidate), rollout_length=_SHORTEST_ROLLOUT)
         try:
             self._fps = rig.window(_SETTLE_S).fps
+            seconds = min(_CALIBRATION_S, self._limit_s / 4)
+            self._resets = rig.watch_resets(seconds, self.plan.env_spec.max_episode_steps)
             return rig.unique_bytes()
         finally:
             rig.close()
@@ -273,10 +309,12 @@ class Workbench(Closing):
         plan = make_plan(config, env_spec=self.plan.env_spec)
         rig: Rig
         if self._objective == "train_fps":
-            rig = TrainingRig(config, plan, config.sampler.mode == "async", self._limit_s)
+            asynchronous = config.sampler.mode == "async"
+            rig = TrainingRig(config, plan, asynchronous, self._limit_s, self._resets)
         else:
             length = rollout_length or self._trial_length(candidate, plan.rollout_length)
-            rig = SamplingRig(replace(plan, rollout_length=length), True, self._limit_s)
+            plan = replace(plan, rollout_length=length)
+            rig = SamplingRig(plan, True, self._limit_s, self._resets)
         try:
             rig.start()
         except BaseException:
