@@ -43,12 +43,17 @@ def stop_timers() -> None:
 
 def untimed(step: Callable[[int], Result]) -> Callable[[int], Result]:
     """Return what does as ``step`` does with `timers_off`, or ``step`` itself without MuJoCo."""
-    if _timer_hook() is None:
+    hook = _timer_hook()
+    if hook is None:
         return step
 
     def quicker(bank: int) -> Result:
-        with timers_off():
+        # As `timers_off` does, without a context manager, which would take 1 µs.
+        timer, hook.value = hook.value, None
+        try:
             return step(bank)
+        finally:
+            hook.value = timer
 
     return quicker
 

@@ -70,6 +70,7 @@ class EnvGroup:
         self._steps: list[Step] = [each.step for each in self._instances]
         self._clock = EpisodeClock([each.limit for each in self._instances])
         self._ended: set[int] = set()
+        self._flagged = set(range(len(exchange.banks)))
         rows = slice(envs.start, envs.stop)
         self._banks = [bank.part(rows) for bank in exchange.banks]
         self.action_objects: Sequence[Any] | None = None
@@ -103,10 +104,14 @@ class EnvGroup:
             if terminated or truncated:
                 ended[index - start] = (bool(terminated), bool(truncated))
         views = self._banks[bank]
-        views.terminated.fill(False)
-        views.truncated.fill(False)
+        if bank in self._flagged:
+            self._flagged.discard(bank)
+            views.terminated.fill(False)
+            views.truncated.fill(False)
         for index in self._clock.due():
             ended[index] = (ended.get(index, (False, False))[0], True)
+        if ended:
+            self._flagged.add(bank)
         for index, flags in ended.items():
             views.terminated[index], views.truncated[index] = flags
             self._end(index, observations, infos)
@@ -143,6 +148,7 @@ class EnvGroup:
             if any(flags):
                 self._end(index, observations, infos)
         views.terminated[index], views.truncated[index] = flags
+        self._flagged.add(bank)
         self._write_one(index, observations[index], views)
         _write_rewards([reward], views.reward[index : index + 1], env_index)
         return infos[env_index]

@@ -28,17 +28,21 @@ def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
     if not infos:
         return {}
     indices, rows = list(infos), list(infos.values())
-    names, kinds = list(rows[0]), list(map(type, rows[0].values()))
-    if all([list(row) == names and list(map(type, row.values())) == kinds for row in rows[1:]]):
-        # What nearly every environment does: no key has to be looked up, no type found out, and
-        # the indices are shared.
-        dtypes, count = _dtypes(*kinds), len(rows)
+    names = list(rows[0])
+    if all([list(row) == names for row in rows[1:]]):
+        # What nearly every environment does: no key has to be looked up, and the indices are
+        # shared.
+        numbers = [value for row in rows for value in row.values()]
+        kinds = set(map(type, numbers))
+        if len(kinds) == 1 and _is_number(kind := kinds.pop()) and _FINAL not in names:
+            # One array instead of one for each key.
+            flat: NDArray[Any] = np.fromiter(numbers, kind, len(numbers))
+            table = flat.reshape(len(rows), len(names)).T.copy()
+            return {name: (indices, values) for name, values in zip(names, table, strict=True)}
         columns = zip(*[row.values() for row in rows], strict=True)
         return {
-            name: (indices, np.fromiter(values, dtype, count))
-            if dtype is not None and name != _FINAL
-            else (indices, _packed(name, indices, values))
-            for name, dtype, values in zip(names, dtypes, columns, strict=True)
+            name: (indices, _packed(name, indices, values))
+            for name, values in zip(names, columns, strict=True)
         }
     found: dict[str, tuple[list[int], list[Any]]] = {}
     for index, info in infos.items():
@@ -62,16 +66,16 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     """
     infos: Infos = {}
     nested: dict[str, list[Columns]] = {}
-    everyone = _everyone(num_envs)
     for part in parts:
         last: list[int] | None = None
         for key, (indices, values) in part.items():
             if indices is not last:  # keys that the same environments have share their indices
                 last, rows = indices, _as_rows(indices)
                 are_all = type(rows) is slice and len(indices) == num_envs
+                masks = iter(_everyone(len(part), num_envs).copy() if are_all else ())
             if are_all and type(values) is np.ndarray:
                 # Nothing to fill in, which would cost as much as a cheap step.
-                infos[f"_{key}"], infos[key] = everyone.copy(), values
+                infos[f"_{key}"], infos[key] = next(masks), values
                 continue
             mask = infos.get(f"_{key}")
             if mask is None:
@@ -106,12 +110,6 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
     return told
 
 
-@lru_cache(maxsize=256)
-def _dtypes(*kinds: type) -> list[np.dtype[Any] | None]:
-    """Return of each type the dtype of its arrays, None where it is no number."""
-    return [np.dtype(kind) if _is_number(kind) else None for kind in kinds]
-
-
 def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
     if key == _FINAL:
         return values
@@ -139,10 +137,10 @@ def _as_rows(indices: list[int]) -> slice | list[int]:
     return slice(first, stop) if indices == _in_order(first, stop) else indices
 
 
-@lru_cache(maxsize=16)
-def _everyone(num_envs: int) -> NDArray[np.bool_]:
-    """Return a mask to be copied, which takes half as long as making one."""
-    return np.ones(num_envs, np.bool_)
+@lru_cache(maxsize=64)
+def _everyone(num_keys: int, num_envs: int) -> NDArray[np.bool_]:
+    """Return masks to be copied, which takes a quarter of the time of making them."""
+    return np.ones((num_keys, num_envs), np.bool_)
 
 
 @lru_cache(maxsize=256)
