@@ -15,6 +15,7 @@ from fastrl.config import load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling import build, make_plan
 from fastrl.tuning import Candidate, memory, workbench
+from fastrl.tuning.resets import Resets
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
 
@@ -144,7 +145,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     plan = make_plan(config)
     before = psutil.Process().num_fds()
     with pytest.raises(ConfigError, match="no learner"):
-        workbench.TrainingRig(config, plan, False, 5.0)
+        workbench.TrainingRig(config, plan, False, 5.0, Resets())
     assert psutil.Process().num_fds() == before
 
 
