@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 def timers_off() -> Iterator[None]:
     """Leave ``mjData.timer`` unfilled while the block runs, if MuJoCo is loaded at all.
 
-    Another thread that steps MuJoCo meanwhile goes untimed too.
+    What the timers of other threads count meanwhile is worth nothing.
     """
     hook = _timer_hook()
     if hook is None:
@@ -31,7 +31,8 @@ def timers_off() -> Iterator[None]:
     try:
         yield
     finally:
-        hook.value = timer
+        if timer:  # else another thread has it, and puts it back
+            hook.value = timer
 
 
 def stop_timers() -> None:
@@ -53,7 +54,8 @@ def untimed(step: Callable[[int], Result]) -> Callable[[int], Result]:
         try:
             return step(bank)
         finally:
-            hook.value = timer
+            if timer:
+                hook.value = timer
 
     return quicker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 
 import torch
@@ -23,6 +24,8 @@ from fastrl.spec import EnvSpec
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
+_STORES_IN_ORDER = platform.machine().lower() in ("x86_64", "amd64")
+"""Else who looks without having been rung may see a request before the observation."""
 _SPINS = 300
 """About 40 µs: longer than a hand-over takes when nobody has to be woken."""
 
@@ -78,7 +81,7 @@ def make_plan(
         check_steps=config.faults.bad_numbers == "truncate_episode",
         # The learner and the throughput process sleep nearly all the time while workers work.
         spins=_SPINS if free_cores > 0 else 0,
-        rings_late=free_cores < 0 and infers_shortly,
+        rings_late=free_cores < 0 and infers_shortly and _STORES_IN_ORDER,
     )
 
 

@@ -43,6 +43,8 @@ _LIMIT_S = 6.0
 _SHORT_S = 20.0
 """Budgets for which little is measured more than once."""
 _MOST_TORCH_THREADS = 8
+_METHOD = 2
+"""Raised whenever a window comes to mean something else, so that older ones are measured anew."""
 _MOST_DIGITS = 12
 
 
@@ -235,6 +237,7 @@ def study_name(config: Config, options: TuneOptions) -> str:
         "objective": options.objective,
         "batch": options.batch,
         "seed": options.seed,
+        "method": _METHOD,
     }
     if options.objective == "train_fps":
         # Rates and coefficients change what is learnt, and not how fast.

@@ -67,6 +67,7 @@ class Rig(ABC):
         self, plan: SamplingPlan, asynchronous: bool, limit_s: float, resets: Resets
     ) -> None:
         self._limit_s, self._resets, self._topology = limit_s, resets, plan.topology
+        self._asynchronous = asynchronous
         deadlines = Deadlines(
             start_timeout_s=limit_s,
             stall_timeout_s=limit_s,
@@ -96,9 +97,13 @@ class Rig(ABC):
             last = self._after(seconds)
             self._rest()
         steps, spent_s = last[1] - first[1], last[0] - first[0]
-        episodes = int((last[2] - first[2])[:, Counter.EPISODES].sum())
-        in_parallel = min(self._topology.num_env_workers, usable_cores())
-        usual_s = self._resets.usual_s(spent_s, steps, episodes, in_parallel)
+        workers = self._topology.num_env_workers
+        usual_s = self._resets.usual_s(
+            spent_s,
+            (last[2] - first[2])[:workers],
+            min(workers, usable_cores()),
+            overlaps=self._asynchronous,
+        )
         notes = {
             "seen_fps": steps / spent_s,
             "start_s": self.start_s,

@@ -20,10 +20,13 @@ from numba import types
 from fastrl.compiled import cached_kernel
 from fastrl.models.inference import lanes, mlp_kernel
 from fastrl.models.inference.lanes import fence, jitted
+from fastrl.shared import counters as counters_file
+from fastrl.shared import table as table_file
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
+from fastrl.workers import hand_over as hand_over_file
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import REPEAT, SLICE_S
+from fastrl.workers.hand_over import NOT_RUNG, REPEAT, SLICE_S
 from fastrl.workers.policy_runner import PolicyRunner, Request
 
 _LOGGER = logging.getLogger(__name__)
@@ -39,6 +42,11 @@ _MONOTONIC = 1
 _SECOND_NS = 1_000_000_000
 _COUNT = REPEAT - 1
 _NOTHING, _FOR_PYTHON = 0, -1
+_SPIN_NS = 150
+"""What one of a plan's ``spins`` takes in Python."""
+
+_FILES = (lanes, mlp_kernel, counters_file, table_file, hand_over_file)
+"""Modules whose functions or constants are compiled into the loop."""
 
 _run = mlp_kernel.run
 _HEARTBEAT, _FRAMES, _CALLS, _LATENCIES, _INFERENCE, _HAND_OVER, _WAITING = (
@@ -93,7 +101,7 @@ class CompiledAnswers:
             hand_over.doorbell(model_worker).address,
             context.counters.row(worker),
             context.counters.latency_ring(worker),
-            plan.spins,
+            plan.spins * _SPIN_NS,
         )
 
     def learn(self, served: Sequence[tuple[int, Request]]) -> None:
@@ -128,12 +136,22 @@ def compiled_answers(
     if not policy.is_compiled or context.plan.lock_step or not _has_semaphores():
         return None
     try:
-        answers = CompiledAnswers(context, policy, model_worker, groups)
-        answers.run()  # compiles, and leaves whatever is asked for meanwhile to Python
+        compile_answers()
+        return CompiledAnswers(context, policy, model_worker, groups)
     except Exception as error:  # a compiler fails in many ways, and is never needed
         _LOGGER.warning("requests are answered by Python: %s", " ".join(str(error).split())[:200])
         return None
-    return answers
+
+
+def compile_answers() -> None:
+    """Compile the loop, or load what was compiled before, by a call that is asked to end."""
+    if not _has_semaphores():
+        return
+    lines, numbers = np.ones((4, 8), np.int64), np.zeros(1, np.int64)
+    flags = (np.zeros((1, 1), np.bool_),) * NUM_BANKS
+    versions = (np.zeros((1, 1), np.int64),) * NUM_BANKS
+    calls, pairs = np.zeros((NUM_BANKS, 1, 1), np.int64), np.zeros((1, 2), np.int64)
+    _answer(lines, numbers, pairs, flags, versions, calls, numbers, 0, numbers, numbers, 0, 0, 0)
 
 
 def _has_semaphores() -> bool:
@@ -182,16 +200,19 @@ def _find_ready(
                 return _FOR_PYTHON
             ready[count] = position
             count += 1
+    fence()
     return count
 
 
 @jitted
-def _sleep(doorbell: int, spins: int, clock: Array) -> bool:
+def _sleep(doorbell: int, spin_ns: int, clock: Array) -> bool:
     """Wait for a ring, at most `SLICE_S`; return whether there was one."""
-    for _ in range(spins):
+    now_ns = _now(clock)
+    blocks_ns, until = now_ns + spin_ns, now_ns + int(SLICE_S * _SECOND_NS)
+    while now_ns < blocks_ns:
         if _sem_trywait(doorbell) == 0:
             return True
-    until = _now(clock) + int(SLICE_S * _SECOND_NS)
+        now_ns = _now(clock)
     clock[0], clock[1] = divmod(until, _SECOND_NS)
     # A signal ends it early, which is no matter: Python looks what there is.
     return bool(_sem_clockwait(doorbell, _MONOTONIC, clock.ctypes.data) == 0)
@@ -202,12 +223,26 @@ def _record_latencies(
     latencies: Array, counters: Array, lines: Array, rows: Array, woken_ns: int
 ) -> None:
     for row in rows:
-        count = counters[_LATENCIES]
-        latencies[count % len(latencies)] = woken_ns - lines[row, 1]
-        counters[_LATENCIES] = count + 1
+        if lines[row, 1] != NOT_RUNG:
+            count = counters[_LATENCIES]
+            latencies[count % len(latencies)] = woken_ns - lines[row, 1]
+            counters[_LATENCIES] = count + 1
 
 
-@cached_kernel([Path(__file__), Path(mlp_kernel.__file__), Path(lanes.__file__)], nogil=True)
+@jitted
+def _reply(
+    lines: Array, row: int, slots: Array, calls: Array, versions: Array, program: int, version: int
+) -> int:
+    """Answer a position's next request; return its answer's count, not told to anybody yet."""
+    answered = lines[(len(lines) - 2) // 2 + row, 0]
+    rollout, t = divmod(answered & _COUNT, calls.shape[1] + 1)
+    bank = rollout % NUM_BANKS
+    _run(program, calls[bank, t])
+    versions[bank][t, slots[0] : slots[1]] = version
+    return int(answered + 1)
+
+
+@cached_kernel([Path(__file__), *(Path(str(each.__file__)) for each in _FILES)], nogil=True)
 def _answer(digest: int) -> Callable[..., int]:
     """Return the loop."""
 
@@ -222,7 +257,7 @@ def _answer(digest: int) -> Callable[..., int]:
         doorbell: int,
         counters: Array,
         latencies: Array,
-        spins: int,
+        spin_ns: int,
         program: int,
         version: int,
     ) -> int:
@@ -239,7 +274,7 @@ def _answer(digest: int) -> Callable[..., int]:
             doorbell: Address of the model worker's own semaphore.
             counters: Row of the worker, by `Counter`.
             latencies: Ring of its hand-over latencies.
-            spins: Attempts before it blocks.
+            spin_ns: How long it looks for a ring before it blocks.
             program: Address of the `mlp_kernel.PROGRAM`.
             version: Of the weights.
 
@@ -247,9 +282,8 @@ def _answer(digest: int) -> Callable[..., int]:
             Monotonic time in ns up to which the worker's time has been charged.
         """
         _ = digest
-        groups, period = (len(lines) - 2) // 2, calls.shape[1] + 1
-        clock, ready = np.empty(2, np.int64), np.empty(len(rows), np.int64)
-        woken_ns, last_ns = 0, _now(clock)
+        groups, clock = (len(lines) - 2) // 2, np.empty(2, np.int64)
+        ready, woken_ns, last_ns = np.empty(len(rows), np.int64), 0, _now(clock)
         while lines[len(lines) - 1, 0] == 0:
             # Under load nobody waits for rings, and they would pile up.
             while _sem_trywait(doorbell) == 0:
@@ -261,7 +295,7 @@ def _answer(digest: int) -> Callable[..., int]:
             if count == _FOR_PYTHON:
                 break
             if count == _NOTHING:
-                is_woken = _sleep(doorbell, spins, clock)
+                is_woken = _sleep(doorbell, spin_ns, clock)
                 woken_ns = _now(clock)
                 counters[_WAITING] += woken_ns - last_ns
                 last_ns = woken_ns
@@ -272,21 +306,15 @@ def _answer(digest: int) -> Callable[..., int]:
                 _record_latencies(latencies, counters, lines, rows[ready[:count]], woken_ns)
                 woken_ns = 0
             for position in ready[:count]:
-                row, (start, stop) = rows[position], slots[position]
-                answered = lines[groups + row, 0]
-                rollout, t = divmod(answered & _COUNT, period)
-                bank = rollout % NUM_BANKS
-                _run(program, calls[bank, t, position])
-                versions[bank][t, start:stop] = version
+                row, mine = rows[position], slots[position]
+                reply = _reply(lines, row, mine, calls[:, :, position], versions, program, version)
                 now_ns = _now(clock)
                 counters[_INFERENCE] += now_ns - last_ns
-                last_ns = now_ns
-                counters[_HEARTBEAT] = now_ns
-                counters[_FRAMES] += stop - start
+                last_ns = counters[_HEARTBEAT] = lines[groups + row, 1] = now_ns
+                counters[_FRAMES] += mine[1] - mine[0]
                 counters[_CALLS] += 1
-                lines[groups + row, 1] = now_ns
                 fence()
-                lines[groups + row, 0] = answered + 1
+                lines[groups + row, 0] = reply
                 _sem_post(signals[position])
         return last_ns
 

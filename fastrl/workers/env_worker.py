@@ -13,7 +13,7 @@ from fastrl.shared.finite import CHECKED_STEPS
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
+from fastrl.workers.hand_over import NOT_RUNG, REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
 from fastrl.workers.position import Position, position_of
 
@@ -185,7 +185,8 @@ class _WithModelWorker(_Loop):
         self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
         self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
         self._asked = [context.hand_over.requested[row] for row in self._rows]
-        self._rings_late, self._is_unrung = context.plan.rings_late, False
+        self._rings_late = context.plan.rings_late
+        self._unrung: list[int] = []
 
     def begin(self, rollout: int) -> None:
         """Wait until the bank is free; the model worker completes the last one meanwhile."""
@@ -232,18 +233,22 @@ class _WithModelWorker(_Loop):
 
     def _ask(self, group: int, more: int) -> None:
         hand_over, row = self._hand_over, self._rows[group]
-        hand_over.requested_ns[row] = time.monotonic_ns()
+        late = self._rings_late
+        hand_over.requested_ns[row] = NOT_RUNG if late else time.monotonic_ns()
         self._asked[group] += more
         hand_over.requested[row] = self._asked[group]
-        if self._rings_late:
-            self._is_unrung = True
+        if late:
+            self._unrung.append(row)
         else:
             self._doorbell.post()
 
     def _ring(self) -> None:
         """Ring for what was asked for without a ring, see `SamplingPlan.rings_late`."""
-        if self._is_unrung:
-            self._is_unrung = False
+        if self._unrung:
+            now_ns, hand_over = time.monotonic_ns(), self._hand_over
+            for row in self._unrung:
+                hand_over.requested_ns[row] = now_ns
+            self._unrung.clear()
             self._doorbell.post()
 
     def _wait(self, group: int, row: int) -> None:

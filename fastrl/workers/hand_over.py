@@ -29,6 +29,9 @@ SLICE_S = 0.25
 REPEAT = 1 << 40
 """Added to a group's requests to ask once more for what it has asked for last."""
 
+NOT_RUNG = 0
+"""Stands for the time of a ring that is still to come."""
+
 _LINE_INTS = CACHE_LINE // 8
 
 
@@ -46,7 +49,8 @@ class HandOver:
 
     Attributes:
         requested: ``[N · G]`` int64: requests that a group has made; written by env workers.
-        requested_ns: ``[N · G]`` int64: monotonic time of the latest request.
+        requested_ns: ``[N · G]`` int64: monotonic time at which the model worker was rung for the
+            latest request, `NOT_RUNG` before that.
         answered: ``[N · G]`` int64: value of ``requested`` that was answered last; written by
             model workers, and without them, once per rollout, by env workers.
         answered_ns: ``[N · G]`` int64: monotonic time of the latest answer.

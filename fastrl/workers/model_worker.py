@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
+from fastrl.workers.hand_over import NOT_RUNG, REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ class _Inbox:
     def _record_latencies(self, ready: list[int], woken_ns: int) -> None:
         for position in ready:
             notified_ns = self._hand_over.requested_ns[self._rows[position]]
-            self._watch.record_latency(notified_ns, woken_ns)
+            if notified_ns != NOT_RUNG:
+                self._watch.record_latency(notified_ns, woken_ns)
 
     def _request(self, position: int) -> Request:
         self._serving[position] = wanted = self._next(position)

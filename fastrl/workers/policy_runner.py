@@ -101,7 +101,7 @@ class PolicyRunner:
         It must be one for actions, and nobody else notes the version of the weights, or values
         final observations. None where too many calls are kept already.
         """
-        if request not in self._bound:
+        if request not in self._bound and len(self._bound) < _MOST_CALLS:
             self._kept(request)
         bound = self._bound.get(request)
         return None if bound is None else bound.args
@@ -149,7 +149,8 @@ class PolicyRunner:
         )
         version = bank.policy_version[t, slots].numpy()
         if self.is_compiled and len(self._bound) < _MOST_CALLS:
-            self._bound[request] = cast("BoundCall", act)
+            # The first one stays: compiled code knows its address.
+            self._bound.setdefault(request, cast("BoundCall", act))
 
         def call() -> None:
             act()

@@ -15,8 +15,10 @@ import fastrl.workers.model_worker  # noqa: F401
 
 with contextlib.suppress(Exception):  # without a compiler, inference runs eagerly
     from fastrl.models.inference.mlp_program import compile_kernel
+    from fastrl.workers.compiled_answers import compile_answers
 
     compile_kernel()
+    compile_answers()
 
 # A signal to the whole process group must not take the fork server, and with it all workers, from
 # a run that is being saved. It ends with the process that started it in any case. Its children
