@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,12 @@ def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
     if all([list(row) == names for row in rows[1:]]):
         # What nearly every environment does: no key has to be looked up, and the indices are
         # shared.
-        numbers = [value for row in rows for value in row.values()]
+        numbers = list(chain.from_iterable(zip(*[row.values() for row in rows], strict=True)))
         kinds = set(map(type, numbers))
         if len(kinds) == 1 and _is_number(kind := kinds.pop()) and _FINAL not in names:
             # One array instead of one for each key.
             flat: NDArray[Any] = np.fromiter(numbers, kind, len(numbers))
-            table = flat.reshape(len(rows), len(names)).T.copy()
+            table = flat.reshape(len(names), len(rows))
             return {name: (indices, values) for name, values in zip(names, table, strict=True)}
         columns = zip(*[row.values() for row in rows], strict=True)
         return {
