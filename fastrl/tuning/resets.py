@@ -55,21 +55,20 @@ class Resets:
         return cls(max(episodes / steps, at_least), max(0.0, extra_ns / episodes / 1e9))
 
     def usual_s(
-        self, spent_s: float, spent: NDArray[np.int64], in_parallel: int, *, overlaps: bool
+        self, spent_s: float, spent: NDArray[np.int64], in_parallel: int, idle_s: float = 0.0
     ) -> float:
         """Return how long a window would have taken with as many resets as usual.
 
         Args:
             spent_s: How long it took.
-            spent: ``[workers, Counter]``: what env workers counted in it.
+            spent: ``[workers, Counter]``: what was counted in it.
             in_parallel: Environments that can be reset at the same time.
-            overlaps: Whether env workers that wait could reset instead, as nobody waits for them.
+            idle_s: Time of cores in which they had nothing to do and could have reset instead.
         """
         total = spent.sum(axis=0)
         missing = self.per_step * float(total[Counter.ENV_STEPS]) - float(total[Counter.EPISODES])
         more_s = missing * self.seconds / in_parallel
-        if overlaps and more_s > 0:
-            waited_s = float(total[Counter.WAITING_NS]) / len(spent) / 1e9
-            more_s = max(0.0, more_s - waited_s)
+        if more_s > 0:
+            more_s = max(0.0, more_s - idle_s / in_parallel)
         # Not all of a window can be resets: what was not seen well must not turn it around.
         return max(spent_s / 4, spent_s + more_s)

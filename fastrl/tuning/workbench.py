@@ -97,18 +97,15 @@ class Rig(ABC):
             last = self._after(seconds)
             self._rest()
         steps, spent_s = last[1] - first[1], last[0] - first[0]
-        workers = self._topology.num_env_workers
-        usual_s = self._resets.usual_s(
-            spent_s,
-            (last[2] - first[2])[:workers],
-            min(workers, usable_cores()),
-            overlaps=self._asynchronous,
-        )
+        spent, learnt_s = last[2] - first[2], last[3] - first[3]
+        in_parallel = min(self._topology.num_env_workers, usable_cores())
+        idle_s = self._idle_s(spent_s, spent, learnt_s)
+        usual_s = self._resets.usual_s(spent_s, spent, in_parallel, idle_s)
         notes = {
             "seen_fps": steps / spent_s,
             "start_s": self.start_s,
-            "shares": self._shares(last[2] - first[2]),
-            "learner_share": (last[3] - first[3]) / spent_s,
+            "shares": self._shares(spent),
+            "learner_share": learnt_s / spent_s,
         }
         return Sample(steps / usual_s, notes)
 
@@ -161,6 +158,17 @@ class Rig(ABC):
             self._go()
         counters = self._sampler.counters.snapshot()
         return time.perf_counter(), self._steps(counters), counters, self._learning_s()
+
+    def _idle_s(self, spent_s: float, spent: np.ndarray, learnt_s: float) -> float:
+        """Return the time in which cores had nothing to do, though env workers might have.
+
+        A worker that had to give its core away counts as busy, so it is rather too little.
+        """
+        if not self._asynchronous:
+            return 0.0
+        busy = [counter for counter in SHARES.values() if counter != Counter.WAITING_NS]
+        busy_s = float(spent[:, busy].sum()) / 1e9 + learnt_s
+        return max(0.0, usable_cores() * spent_s - busy_s)
 
     def _shares(self, spent: np.ndarray) -> dict[str, dict[str, float]]:
         """Return the share of time by activity of env workers and of model workers."""

@@ -54,7 +54,7 @@ def test_what_an_end_costs_is_the_difference_to_other_steps():
 def test_nothing_is_corrected_where_ends_cannot_be_told_from_steps(counted):
     resets = Resets.seen(counted, envs_per_group=4, time_limit=50)
     assert resets.per_step >= 1 / 50
-    assert resets.usual_s(2.0, spent(1000, 0, 2.0), 2, overlaps=False) == 2.0
+    assert resets.usual_s(2.0, spent(1000, 0, 2.0), 2) == 2.0
 
 
 def test_a_time_limit_is_the_least_rate_of_ends():
@@ -65,8 +65,7 @@ def test_windows_get_the_resets_that_they_lack_and_lose_those_they_have_too_many
     resets = Resets(per_step=0.01, seconds=0.1)
 
     def usual_s(spent_s, steps, episodes, in_parallel=1):
-        counted = spent(steps, episodes, spent_s)
-        return resets.usual_s(spent_s, counted, in_parallel, overlaps=False)
+        return resets.usual_s(spent_s, spent(steps, episodes, spent_s), in_parallel)
 
     assert usual_s(1.0, 1000, 0) == pytest.approx(1.0 + 10 * 0.1)
     assert usual_s(1.0, 1000, 0, in_parallel=2) == pytest.approx(1.0 + 10 * 0.1 / 2)
@@ -74,13 +73,12 @@ def test_windows_get_the_resets_that_they_lack_and_lose_those_they_have_too_many
     assert usual_s(1.0, 1000, 50) == 0.25
 
 
-def test_resets_hide_in_what_env_workers_wait_where_nobody_waits_for_them():
+def test_resets_hide_in_the_time_of_cores_that_are_idle():
     resets, counted = Resets(per_step=0.01, seconds=0.1), spent(1000, 0, 1.0)
-    counted[0, Counter.WAITING_NS] = 0.4e9
-    assert resets.usual_s(1.0, counted, 1, overlaps=True) == pytest.approx(1.0 + 10 * 0.1 - 0.4)
-    assert resets.usual_s(1.0, counted, 1, overlaps=False) == pytest.approx(1.0 + 10 * 0.1)
-    counted[0, Counter.WAITING_NS] = 5e9
-    assert resets.usual_s(1.0, counted, 1, overlaps=True) == 1.0
+    assert resets.usual_s(1.0, counted, 1, idle_s=0.4) == pytest.approx(1.0 + 10 * 0.1 - 0.4)
+    assert resets.usual_s(1.0, counted, 2, idle_s=0.4) == pytest.approx(1.0 + (10 * 0.1 - 0.4) / 2)
+    assert resets.usual_s(1.0, counted, 1, idle_s=5.0) == 1.0
+    assert resets.usual_s(1.0, spent(1000, 12, 1.0), 1, idle_s=5.0) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("num_envs", [2, 64])
