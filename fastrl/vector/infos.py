@@ -106,6 +106,10 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
             continue
         if isinstance(values, dict):
             values = separate(values, num_envs)
+        if mask.all():
+            for info, value in zip(told, values, strict=True):
+                info[key] = value
+            continue
         for index in np.flatnonzero(mask).tolist():
             told[index][key] = values[index]
     return told
