@@ -80,7 +80,7 @@ def make_plan(
         torch_threads=config.sampler.torch_threads,
         check_steps=config.faults.bad_numbers == "truncate_episode",
         # The learner and the throughput process sleep nearly all the time while workers work.
-        spins=_SPINS if free_cores > 0 else 0,
+        spins=_SPINS if free_cores >= 0 else 0,
         rings_late=free_cores < 0 and infers_shortly and _STORES_IN_ORDER,
     )
 
