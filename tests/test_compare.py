@@ -322,3 +322,26 @@ def test_ctrl_c_ends_everything_within_5s():
         _, alive = psutil.wait_procs(children, timeout=5)
         assert alive == []
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], 0.0),
+        (["env.kwargs.repeat_action_probability=0.25"], 0.25),
+        (["env.wrappers=[]"], None),
+        (["env.kwargs={frameskip: 4}"], None),
+        (["env.id=CartPole-v1"], None),
+    ],
+)
+def test_envpool_plays_only_games_that_are_preprocessed_as_its_own(changes, expected):
+    from comparison.envpool_atari import same_game
+
+    game = same_game(load_config(ROOT / "configs/breakout_throughput.yaml", changes).env)
+    if expected is None:
+        assert game is None
+    else:
+        name, arguments = game
+        assert name == "Breakout-v5"
+        assert arguments["repeat_action_probability"] == expected
+        assert arguments["stack_num"] == 1

@@ -24,7 +24,7 @@ _NAMES_TOLD = 6
 
 @dataclass(frozen=True)
 class Counted:
-    """What a run has counted before this session; the learner counts its steps itself.
+    """What a run has counted before it went on here; the learner counts its steps itself.
 
     Attributes:
         wall_s: Time of training.
