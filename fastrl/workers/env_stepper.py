@@ -13,7 +13,7 @@ from torch import Tensor
 from fastrl.closing import build_all, close_all
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
-from fastrl.shared.finite import few_are_finite, first_not_finite
+from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
 
@@ -110,10 +110,10 @@ class EnvStepper:
         return int(np.count_nonzero(views.terminated)) + int(np.count_nonzero(views.truncated))
 
     def _check(self, views: StepViews, first: int) -> None:
-        """Refuse a step with a NaN or an infinity; takes about 1 µs."""
+        """Refuse a step with a NaN or an infinity; takes about 2 µs."""
         names = ("reward", *(f"observation {leaf}".rstrip() for leaf in self._leaves))
         for name, row in zip(names, (views.reward, *views.observation), strict=True):
-            if row.dtype.kind == "f" and not few_are_finite(row.reshape(-1)):
+            if row.dtype.kind == "f" and not is_finite(row):
                 index = first_not_finite(row)
                 who = f"env {first + index[0]} of '{self._plan.env_spec.id}'"
                 raise EnvError(f"{who} gave the {name} {row[index]}")

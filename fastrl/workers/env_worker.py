@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.shared.counters import Counter
-from fastrl.shared.finite import CHECKED_STEPS
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
@@ -114,7 +113,8 @@ class _Alone(_Loop):
             for bank in range(NUM_BANKS)
         ]
         self._checks = context.table.finite_check(self._topology.policy_slots(env_worker))
-        checked_at = range(CHECKED_STEPS, self._length, CHECKED_STEPS)
+        self._part = part = self._checks.part_steps
+        checked_at = range(part, self._length, part)
         self._checked_at = frozenset(checked_at if context.check_numbers else ())
 
     def fill(self, at: Position) -> None:
@@ -130,7 +130,7 @@ class _Alone(_Loop):
             first = 0
             # What ended in step t - 1 has been valued by now, so all of t - 1 and before is there.
             if t in self._checked_at:
-                self._check(at.rollout, self._checks.part_passes(bank, t - CHECKED_STEPS))
+                self._check(at.rollout, self._checks.part_passes(bank, t - self._part))
         self._seal(at.rollout, is_all_mine=at.at_start)
 
     def take_over(self) -> Position:

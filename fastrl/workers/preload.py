@@ -12,6 +12,9 @@ import gymnasium  # noqa: F401
 
 import fastrl.workers.env_worker
 import fastrl.workers.model_worker  # noqa: F401
+from fastrl.shared.finite import compile_finite
+
+compile_finite()
 
 with contextlib.suppress(Exception):  # without a compiler, inference runs eagerly
     from fastrl.models.inference.mlp_program import compile_kernel
