@@ -31,7 +31,7 @@ from fastrl.tuning.workbench import Workbench
 ROOT = Path(__file__).parents[1]
 WINDOW_S = 1.5
 BETWEEN_DEFAULTS = 8
-TURN_S, PAIRS = 0.2, 30
+TURN_S, PAIRS = 0.2, 20
 """The choice and the grid's best take short turns: cores change their speed within a second."""
 
 
