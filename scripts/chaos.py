@@ -8,20 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fastrl.config import load_config
-from fastrl.machine import machine, versions
+from fastrl.machine import circumstances
 from fastrl.training import evaluate_run, train
 from scripts.storm.fuzz import fuzz_configurations
 from scripts.storm.kills import kill_again_and_again
@@ -40,25 +38,19 @@ def main() -> int:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
 
-    report: dict[str, Any] = {}
-    if args.json is not None and args.json.exists():
-        report = json.loads(args.json.read_text())  # parts may be run one by one
+    parts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         if args.faults:
-            report["faults"] = storm(Path(directory), args.faults, args.max_seconds, args.seed)
+            parts["faults"] = storm(Path(directory), args.faults, args.max_seconds, args.seed)
         if args.kills:
-            report["kills"] = kills(Path(directory), args.kills, args.max_seconds, args.seed)
+            parts["kills"] = kills(Path(directory), args.kills, args.max_seconds, args.seed)
         if args.fuzz:
-            report["fuzz"] = fuzz_configurations(args.fuzz, args.max_seconds, args.seed)
-    report |= {
-        "machine": machine(),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-    }
-    parts = {name: report[name] for name in ("faults", "kills", "fuzz") if name in report}
+            parts["fuzz"] = fuzz_configurations(args.fuzz, args.max_seconds, args.seed)
     print(json.dumps(parts, indent=2))
     if args.json is not None:
+        # Parts may be run one by one, so each says where, when and by which command.
+        report = json.loads(args.json.read_text()) if args.json.exists() else {}
+        report |= {name: {**part, **circumstances()} for name, part in parts.items()}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0 if all(part["as_promised"] for part in parts.values()) else 1
 
