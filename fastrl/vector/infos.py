@@ -22,8 +22,6 @@ Columns = dict[str, tuple[list[int], Any]]
 _FINAL = "final_obs"
 _NUMBERS = frozenset({int, float, bool, np.float64, np.float32})
 """Looked up first: to ask a class for its base classes takes longer."""
-_FLOATS = frozenset({float, np.float64, np.float32})
-"""What float64 holds exactly."""
 
 
 def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
@@ -31,15 +29,21 @@ def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
     if not infos:
         return {}
     indices, rows = list(infos), list(infos.values())
-    values = [value for row in rows for value in row.values()]
-    layout = _layout(len(rows), *chain.from_iterable(rows), *map(type, values))
-    if layout is not None:
-        # What nearly every environment does: one array, and no key is looked up.
-        names, kind, kinds = layout
-        table: NDArray[Any] = np.array(values, kind).reshape(len(rows), -1).T
+    names = list(rows[0])
+    if all([list(row) == names for row in rows[1:]]):
+        # What nearly every environment does: no key has to be looked up, and the indices are
+        # shared.
+        numbers = list(chain.from_iterable(zip(*[row.values() for row in rows], strict=True)))
+        kinds = set(map(type, numbers))
+        if len(kinds) == 1 and _is_number(kind := kinds.pop()) and _FINAL not in names:
+            # One array instead of one for each key.
+            flat: NDArray[Any] = np.fromiter(numbers, kind, len(numbers))
+            table = flat.reshape(len(names), len(rows))
+            return {name: (indices, values) for name, values in zip(names, table, strict=True)}
+        columns = zip(*[row.values() for row in rows], strict=True)
         return {
-            name: (indices, column if own is kind else column.astype(own))
-            for name, own, column in zip(names, kinds, table, strict=True)
+            name: (indices, _packed(name, indices, values))
+            for name, values in zip(names, columns, strict=True)
         }
     found: dict[str, tuple[list[int], list[Any]]] = {}
     for index, info in infos.items():
@@ -109,32 +113,6 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
         for index in np.flatnonzero(mask).tolist():
             told[index][key] = values[index]
     return told
-
-
-@lru_cache(maxsize=256)
-def _layout(num_rows: int, *parts: Any) -> tuple[Sequence[str], type, Sequence[type]] | None:  # noqa: ANN401
-    """Return how dicts of numbers become one array.
-
-    Args:
-        num_rows: Number of dicts.
-        *parts: All their keys, and then the types of all their values.
-
-    Returns:
-        The keys, the type of the array and those of its columns; None where dicts differ, or where
-        an array would not hold what they say.
-    """
-    names, kinds = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-    width = len(names) // num_rows
-    # No dict has a key twice, so equal parts are the dicts themselves.
-    if (names, kinds) != (names[:width] * num_rows, kinds[:width] * num_rows) or _FINAL in names:
-        return None
-    own = kinds[:width]
-    if len(set(own)) == 1 and _is_number(own[0]):
-        return names[:width], own[0], own
-    if own and _FLOATS.issuperset(own):
-        # To the others a Python float is float64.
-        return names[:width], np.float64, [np.float64 if each is float else each for each in own]
-    return None
 
 
 def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
