@@ -7,16 +7,47 @@ of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 Infos = dict[str, Any]
-Columns = dict[str, tuple[list[int], Any]]
+
+
+class Table:
+    """Infos of environments that all tell the same, as nearly all environments do.
+
+    Attributes:
+        names: The keys.
+        indices: Of the environments.
+        columns: Per key the values of all environments, as in `Columns`; or one array
+            ``[keys, environments]``, which is sent and joined as a whole.
+    """
+
+    __slots__ = ("columns", "indices", "names")
+
+    def __init__(self, names: tuple[str, ...], indices: list[int], columns: Any) -> None:  # noqa: ANN401
+        self.names, self.indices, self.columns = names, indices, columns
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as little more than the columns."""
+        return Table, (self.names, self.indices, self.columns)
+
+    def items(self) -> Iterator[tuple[str, tuple[list[int], Any]]]:
+        """Yield what a dict of columns would."""
+        for name, values in zip(self.names, self.columns, strict=True):
+            yield name, (self.indices, values)
+
+
+Columns = dict[str, tuple[list[int], Any]] | Table
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
 
 _FINAL = "final_obs"
@@ -29,22 +60,20 @@ def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
     if not infos:
         return {}
     indices, rows = list(infos), list(infos.values())
-    names = list(rows[0])
-    if all([list(row) == names for row in rows[1:]]):
-        # What nearly every environment does: no key has to be looked up, and the indices are
-        # shared.
+    names = tuple(rows[0])
+    if all([tuple(row) == names for row in rows[1:]]):
+        # No key has to be looked up, and the indices are shared.
         numbers = list(chain.from_iterable(zip(*[row.values() for row in rows], strict=True)))
         kinds = set(map(type, numbers))
         if len(kinds) == 1 and _is_number(kind := kinds.pop()) and _FINAL not in names:
             # One array instead of one for each key.
             flat: NDArray[Any] = np.fromiter(numbers, kind, len(numbers))
-            table = flat.reshape(len(names), len(rows))
-            return {name: (indices, values) for name, values in zip(names, table, strict=True)}
+            return Table(names, indices, flat.reshape(len(names), len(rows)))
         columns = zip(*[row.values() for row in rows], strict=True)
-        return {
-            name: (indices, _packed(name, indices, values))
-            for name, values in zip(names, columns, strict=True)
-        }
+        packed = [
+            _packed(name, indices, values) for name, values in zip(names, columns, strict=True)
+        ]
+        return Table(names, indices, packed)
     found: dict[str, tuple[list[int], list[Any]]] = {}
     for index, info in infos.items():
         for key, value in info.items():
@@ -65,6 +94,8 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
         parts: From `gather`; no environment is in two of them.
         num_envs: Number of environments: the length of every array.
     """
+    if _are_whole(parts, num_envs):
+        return _joined(cast("Sequence[Table]", parts), num_envs)
     infos: Infos = {}
     nested: dict[str, list[Columns]] = {}
     for part in parts:
@@ -72,17 +103,11 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
         for key, (indices, values) in part.items():
             if indices is not last:  # keys that the same environments have share their indices
                 last, rows = indices, _as_rows(indices)
-                are_all = type(rows) is slice and len(indices) == num_envs
-                masks = iter(_everyone(len(part), num_envs).copy() if are_all else ())
-            if are_all and type(values) is np.ndarray:
-                # Nothing to fill in, which would cost as much as a cheap step.
-                infos[f"_{key}"], infos[key] = next(masks), values
-                continue
             mask = infos.get(f"_{key}")
             if mask is None:
                 mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
             mask[rows] = True
-            if isinstance(values, dict):
+            if isinstance(values, dict | Table):
                 nested.setdefault(key, []).append(values)
                 continue
             array = infos.get(key)
@@ -95,6 +120,60 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     for key, columns in nested.items():
         infos[key] = combine(columns, num_envs)
     return infos
+
+
+def _are_whole(parts: Sequence[Columns], num_envs: int) -> bool:
+    """Return whether all environments tell the same, those of a part in order."""
+    count = 0
+    for part in parts:
+        if not isinstance(part, Table) or part.names != parts[0].names:  # type: ignore[union-attr]
+            return False
+        following = count + len(part.indices)
+        if part.indices != _in_order(count, following):
+            return False
+        count = following
+    return count == num_envs
+
+
+def _joined(parts: Sequence[Table], num_envs: int) -> Infos:
+    """Return whole parts in gymnasium's vector form: without filling in, which costs far more."""
+    names = parts[0].names
+    columns: Any = _concatenated([part.columns for part in parts], axis=1)
+    if columns is None:
+        columns = [
+            _joined_column(name, parts, [part.columns[number] for part in parts], num_envs)
+            for number, name in enumerate(names)
+        ]
+    infos: Infos = {}
+    masks = _everyone(len(names), num_envs).copy()
+    for name, values, mask in zip(names, columns, masks, strict=True):
+        infos[f"_{name}"], infos[name] = mask, values
+    return infos
+
+
+def _joined_column(name: str, parts: Sequence[Table], values: Sequence[Any], num_envs: int) -> Any:  # noqa: ANN401
+    if all(isinstance(each, dict | Table) for each in values):
+        return combine(values, num_envs)
+    array = _concatenated(values, axis=0)
+    if array is None:
+        columns = [{name: (part.indices, each)} for part, each in zip(parts, values, strict=True)]
+        array = combine(columns, num_envs)[name]
+    return array
+
+
+def _concatenated(arrays: Sequence[Any], axis: int) -> NDArray[Any] | None:
+    """Return arrays joined; None if some are none, or if they differ in more than their length."""
+    first = arrays[0]
+    if type(first) is not np.ndarray:
+        return None
+    if len(arrays) == 1:
+        return first
+    for other in arrays[1:]:
+        if type(other) is not np.ndarray or other.dtype != first.dtype:
+            return None
+        if other.ndim != first.ndim or other.shape[1 + axis :] != first.shape[1 + axis :]:
+            return None
+    return np.concatenate(arrays, axis)
 
 
 def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ class NativeGroup:
 
     def _columns(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> Columns:
         """Return infos in vector form as columns; without a mask they are of all environments."""
-        columns: Columns = {}
+        columns: dict[str, tuple[list[int], Any]] = {}
         for key, values in infos.items():
             if key.startswith("_") and key[1:] in infos:
                 continue

@@ -55,6 +55,22 @@ class TellingEnv(gymnasium.Env):
         return {"place": rng.normal(size=(2, 3)), "mode": int(rng.integers(5)), "pair": pair}
 
 
+class SteadyEnv(TellingEnv):
+    """Tells the same keys in every step, some of whose values change their type."""
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        draw = self.np_random.random()
+        items = {"wood": self.count, "stone": 2 * self.count}
+        info = {
+            "draw": draw,
+            "seen": {"items": items, "where": np.full((2, 1), self.count), "name": str(draw)},
+            "mixed": draw if draw < 0.5 else self.count,
+            "items": items,
+        }
+        return *result, info
+
+
 class WordyEnv(gymnasium.Env):
     """Observes a text, which is no array of fixed size, and ends after three steps."""
 

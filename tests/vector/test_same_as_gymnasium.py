@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import fastrl
 from tests.counting_env import CountingEnv
-from tests.vector.envs import QuietEnv, TellingEnv, WordyEnv
+from tests.vector.envs import QuietEnv, SteadyEnv, TellingEnv, WordyEnv
 
 BACKENDS = ("serial", "threads", "processes")
 MODES = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
@@ -23,6 +23,7 @@ ENVS = {
     "HalfCheetah-v5": partial(gymnasium.make, "HalfCheetah-v5", max_episode_steps=15),
     "FrozenLake-v1": partial(gymnasium.make, "FrozenLake-v1"),
     "telling": TellingEnv,
+    "steady": SteadyEnv,
     "quiet": lambda: gymnasium.wrappers.TimeLimit(QuietEnv(), 1),
     "image": partial(COUNTING, observation="image", action="multi"),
     "tuple": partial(COUNTING, observation="tuple", action="dict"),
@@ -32,6 +33,7 @@ CASES = [
     *product(ENVS, ("serial", "threads"), MODES),
     # Processes take a second to start, and differ in what travels, not in how episodes end.
     ("telling", "processes", "same_step"),
+    ("steady", "processes", "next_step"),
     ("tuple", "processes", "next_step"),
     ("HalfCheetah-v5", "processes", "same_step"),
 ]
