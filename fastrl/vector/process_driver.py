@@ -1,4 +1,4 @@
-"""Environments in worker processes: signals, rows in shared memory, infos through a pipe."""
+"""Environments in worker processes: signals, rows and mailboxes in shared memory, and pipes."""
 
 from __future__ import annotations
 
@@ -198,10 +198,12 @@ class ProcessDriver:
             self._wait(deadline, timeout_s)
         answers: list[Any] = []
         for worker in workers:
-            if not self._control.has_mail(worker):
+            mail = self._control.mail(worker)
+            if mail is not None and not mail:
                 answers.append({})
                 continue
-            answer, objects = self._read(worker, deadline, timeout_s)
+            found = pickle.loads(mail) if mail else self._read(worker, deadline, timeout_s)
+            answer, objects = found
             answers.append(answer)
             if objects is not None:
                 envs = self._plan.envs_of(worker)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
-from fastrl.shared.memory import CACHE_LINE, SharedBlock
+from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import Refusal, Request
 from fastrl.vector.exchange import Exchange
@@ -29,7 +29,12 @@ from fastrl.workers.processes import Connection
 STEP, REQUEST, SEND, STOP = 1, 2, 3, 4
 """What a worker is asked for."""
 
+MAILBOX = 2**15
+"""Bytes that an answer may have to be left in shared memory; longer ones travel through a pipe, for
+which the caller has to ask the system three times."""
+
 _INTS = CACHE_LINE // 8
+_IN_PIPE = -1
 _ORDER, _BANK, _SENT, _ORDERED = 0, 1, 2, 3
 _AT, _MAIL, _DONE, _ANSWERED = 0, 1, 2, 3
 
@@ -37,8 +42,9 @@ _AT, _MAIL, _DONE, _ANSWERED = 0, 1, 2, 3
 class Control:
     """Who asks whom for what: two cache lines per worker, and a signal in either direction.
 
-    The caller writes the first line, the worker the second. The rings hold environments that were
-    sent to a worker, and those that are ready, with a flag where their info lies in the pipe.
+    The caller writes the first line, the worker the second, and into its mailbox. The rings hold
+    environments that were sent to a worker, and those that are ready, with a flag where their info
+    lies in the pipe.
 
     Args:
         num_workers: Number of worker processes.
@@ -48,7 +54,8 @@ class Control:
     def __init__(self, num_workers: int, num_envs: int) -> None:
         self.num_workers, self.num_envs = num_workers, num_envs
         self._signals = SignalArray(num_workers + 1)
-        self._block = SharedBlock(8 * num_workers * (2 * _INTS + 3 * num_envs))
+        rings = align(8 * num_workers * (2 * _INTS + 3 * num_envs))
+        self._block = SharedBlock(rings + num_workers * MAILBOX)
         self._attach()
 
     @property
@@ -82,9 +89,10 @@ class Control:
         """Return the memory whose element 0 says which environment a worker is busy with."""
         return self._answers[worker]
 
-    def has_mail(self, worker: int) -> bool:
-        """Whether the answer to the last order lies in the worker's pipe."""
-        return bool(self._answers[worker][_MAIL])
+    def mail(self, worker: int) -> memoryview | None:
+        """Return what a worker left in its mailbox with its last answer; None if in its pipe."""
+        size = self._answers[worker][_MAIL]
+        return None if size == _IN_PIPE else self._boxes[worker][:size]
 
     def is_asked(self, worker: int) -> bool:
         """Whether a worker owes an answer to a step or a request.
@@ -132,12 +140,16 @@ class Control:
             return None
         return int(self._sent[worker, taken % self.num_envs]), line[_BANK]
 
-    def answer(self, worker: int, mail: bool) -> None:
-        """Say that an order is done."""
-        line = self._answers[worker]
-        line[_MAIL] = mail
+    def answer(self, worker: int, mail: bytes) -> bool:
+        """Say that an order is done; return whether the mail found room in the mailbox."""
+        line, size = self._answers[worker], len(mail)
+        fits = size <= MAILBOX
+        if fits:
+            self._boxes[worker][:size] = mail
+        line[_MAIL] = size if fits else _IN_PIPE
         line[_ANSWERED] += 1
         self.answered.post()
+        return fits
 
     def answer_one(self, worker: int, env_index: int, mail: bool) -> None:
         """Say that an environment is ready."""
@@ -153,7 +165,7 @@ class Control:
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel without the views."""
-        views = ("_orders", "_answers", "_sent", "_ready")
+        views = ("_orders", "_answers", "_sent", "_ready", "_boxes")
         return {name: value for name, value in vars(self).items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -170,6 +182,9 @@ class Control:
         self._answers = [lines[worker, 1].data for worker in range(workers)]
         self._sent = self._block.array(np.int64, (workers, envs), start)
         self._ready = self._block.array(np.int64, (workers, envs, 2), start + self._sent.nbytes)
+        start = align(start + self._sent.nbytes + self._ready.nbytes)
+        boxes = self._block.array(np.uint8, (workers, MAILBOX), start)
+        self._boxes = [boxes[worker].data for worker in range(workers)]
 
 
 @dataclass
@@ -247,7 +262,7 @@ class _Server:
                 if infos or self._objects:
                     self._mail((infos, group.observation_objects if self._objects else None))
                 else:
-                    control.answer(worker, mail=False)
+                    control.answer(worker, b"")
             elif order == REQUEST:
                 self._serve_request(cloudpickle.loads(self._orders.recv_bytes()))
             else:
@@ -276,8 +291,8 @@ class _Server:
     def _mail(self, answer: Any) -> None:  # noqa: ANN401
         payload = _dumps(answer)
         # Before the pipe, which may be too small for it: the caller has to begin to read.
-        self._control.answer(self._worker, mail=True)
-        self._answers.send_bytes(payload)
+        if not self._control.answer(self._worker, payload):
+            self._answers.send_bytes(payload)
 
 
 def _spin(signal: Signal, seconds: float) -> bool:
