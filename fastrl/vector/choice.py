@@ -12,10 +12,10 @@ from fastrl.cores import usable_cores
 from fastrl.vector.failures import EnvFailure, summary
 from fastrl.vector.spec import Env, VectorPlan
 
-HAND_OVER_S = 200e-6
+HAND_OVER_S = 150e-6
 """What a step of worker processes costs besides the environments, on a 2-core AMD EPYC."""
 
-SLOWDOWN = 1.6
+SLOWDOWN = 1.4
 """How much slower environments step while every core is busy, on the same machine: its virtual
 cores share what they have. Where cores are whole, `auto` is somewhat too slow to leave one process.
 """
@@ -30,18 +30,22 @@ _WAITS_S = 1e-3
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step of one environment takes, resets included.
+    """What a step of one environment takes.
 
     Attributes:
-        step_s: Seconds.
-        busy_s: Seconds of the processor's time among them.
+        step_s: Seconds, without resets.
+        busy_s: Seconds of the processor's time, with a step's share of resets.
         waits: Whether it waits for something else than the processor: a network, another process,
             a window's next frame.
+        ends: Episodes that end in a step: 1 / their mean length.
+        reset_s: Seconds of a reset.
     """
 
     step_s: float
     busy_s: float
-    waits: bool
+    waits: bool = False
+    ends: float = 0.0
+    reset_s: float = 0.0
 
 
 def choose_backend(plan: VectorPlan) -> str:
@@ -67,17 +71,23 @@ def choose_backend(plan: VectorPlan) -> str:
         ) from error
     if getattr(env, "render_mode", None) == "human":
         # One window waits for its next frame; by the time all are drawn, that has come.
-        cost = StepCost(cost.busy_s, cost.busy_s, waits=False)
+        cost = StepCost(cost.busy_s, cost.busy_s)
     return cheapest(cost, plan.num_envs, usable_cores())
 
 
 def cheapest(cost: StepCost, num_envs: int, cores: int) -> str:
-    """Return the backend with which a step of all environments takes the least time."""
-    serial_s = cost.step_s * num_envs
-    took = {"serial": serial_s}
+    """Return the backend with which a step of all environments takes the least time.
+
+    Every step lasts until the last worker is done. So rare resets, which meet one worker at a time,
+    take as long as in turn; only where several come in every step do they share the cores.
+    """
+    took = {"serial": num_envs * (cost.step_s + cost.ends * cost.reset_s)}
     workers = min(cores, num_envs)
     if workers > 1:
-        took["processes"] = SLOWDOWN * serial_s / workers + HAND_OVER_S
+        each = num_envs / workers
+        resets = _most_of(workers, each * cost.ends)
+        busy_s = each * cost.step_s + resets * cost.reset_s
+        took["processes"] = SLOWDOWN * busy_s + HAND_OVER_S
     if cost.waits:
         took["threads"] = cost.step_s + num_envs * (cost.busy_s + THREAD_S)
     return min(took, key=lambda backend: took[backend])
@@ -91,17 +101,35 @@ def step_cost(env: Env) -> StepCost:
     env.step(actions[0])
     env.reset()
     sleeps = _sleeps()
-    steps, start, busy = 0, time.perf_counter(), time.thread_time()
+    steps, ends, resets_s = 0, 0, 0.0
+    start, busy = time.perf_counter(), time.thread_time()
     while steps < _MAX_STEPS and time.perf_counter() - start < _BUDGET_S:
         _, _, terminated, truncated, _ = env.step(actions[steps % len(actions)])
         steps += 1
         if terminated or truncated:
+            ended = time.perf_counter()
             env.reset()
-    step_s = (time.perf_counter() - start) / steps
+            ends, resets_s = ends + 1, resets_s + time.perf_counter() - ended
+    mean_s = (time.perf_counter() - start) / steps
     busy_s = (time.thread_time() - busy) / steps
     # Time that others had the core looks like waiting, but nobody went to sleep for it.
     asleep = _sleeps() - sleeps >= steps / 2
-    return StepCost(step_s, busy_s, asleep and step_s - busy_s > max(_WAITS_S, step_s / 2))
+    return StepCost(
+        step_s=mean_s - resets_s / steps,
+        busy_s=busy_s,
+        waits=asleep and mean_s - busy_s > max(_WAITS_S, mean_s / 2),
+        ends=ends / steps,
+        reset_s=resets_s / max(1, ends),
+    )
+
+
+def _most_of(workers: int, mean: float) -> float:
+    """Return about how many episodes end in a step at the worker where most do.
+
+    Their numbers are Poisson's; see Boucheron et al., *Concentration Inequalities* (2013),
+    section 2.5, for the greatest of several whose variance is the mean.
+    """
+    return min(workers * mean, mean + math.sqrt(2 * mean * math.log(workers)))
 
 
 def _sleeps() -> float:
