@@ -87,6 +87,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._frame = frame
         if not self._semantic:
             del info["semantic"]
+        info["player_pos"] = info["player_pos"].copy()  # the game's own until the player moves
         terminated = info["discount"] == 0
         return frame, float(reward), terminated, bool(over) and not terminated, info
 

@@ -53,4 +53,9 @@ def build_group(
     """Build the environments of a worker; see `EnvGroup`."""
     if plan.native is None:
         return EnvGroup(plan, spec, exchange, envs, at, first)
-    return NativeGroup(first or plan.native.build(envs), exchange, envs, at)
+    batch = first or plan.native.build(envs)
+    if not plan.native.as_single:
+        return NativeGroup(batch, exchange, envs, at)
+    from fastrl.vector.crafter_infos import crafter_infos
+
+    return NativeGroup(batch, exchange, envs, at, tell=crafter_infos)

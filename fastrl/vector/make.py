@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.classic_control.screen import quicken
-from fastrl.envs.lookup import nearest
+from fastrl.envs.lookup import nearest, registered_spec
 from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
 from fastrl.vector.concurrent import ConcurrentEnvs
@@ -22,6 +22,7 @@ from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
     NativeBuild,
     is_native,
+    is_twin,
     knows_threads,
     native_name,
     pays_to_share,
@@ -80,8 +81,9 @@ def make_vec(
         num_envs: How many; the length of the list by default.
         backend: ``serial`` steps all in turn, ``threads`` overlaps calls that wait, ``processes``
             uses all cores, ``native`` steps fastrl's or ALE's own batched environment. ``auto``
-            takes ``native`` for ids that are batched by themselves, and otherwise times one
-            environment and takes ``processes`` where they pay, else ``serial``.
+            takes ``native`` for ids that are batched by themselves and for ``Crafter-v1``, whose
+            batch is the same to the last bit, and otherwise times one environment and takes
+            ``processes`` where they pay, else ``serial``.
         num_workers: Processes, by default one per usable core; or threads, by default one per
             environment.
         autoreset: Whether the next episode begins in the step that ends one, in the next step, or
@@ -120,14 +122,17 @@ def make_vec(
         env_kwargs=recipe.kwargs_of_all,
     )
     chosen: str = backend
+    twin = False
     if chosen == "auto":
         alone = not wrappers and atari_preprocessing and recipe.is_uniform
+        twin = alone and _has_twin(recipe, plan.autoreset)
         batched = alone and is_native(recipe.ids[0])
-        chosen = "native" if batched else choose_backend(plan)
+        chosen = "native" if batched or twin else choose_backend(plan)
     if chosen == "native":
         if wrappers:
             raise ArgumentError("native environments take no wrappers; take another backend")
-        plan = _with_native_workers(_native(plan, recipe, max_episode_steps), num_workers)
+        plan = _native(plan, recipe, max_episode_steps, as_single=twin)
+        plan = _with_native_workers(plan, num_workers)
     else:
         plan = replace(plan, num_workers=_workers(chosen, num_workers, plan.num_envs))
     return _start(plan, chosen, copy=copy, output=output)
@@ -195,11 +200,19 @@ def _start(plan: VectorPlan, backend: str, *, copy: bool, output: Output) -> Fas
     return FastVectorEnv(plan, driver, backend, copy=copy, output=output)
 
 
-def _native(plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None) -> VectorPlan:
+def _has_twin(recipe: Recipe, autoreset: AutoresetMode) -> bool:
+    return len(recipe.own) == 1 and is_twin(recipe.ids[0], recipe.common, autoreset)
+
+
+def _native(
+    plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None, *, as_single: bool
+) -> VectorPlan:
     if not recipe.is_uniform:
         names = ", ".join(dict.fromkeys(brief(each) for each in recipe.ids))
         raise ArgumentError(f"native environments are all of one id, got {names}")
     name, common = native_name(recipe.ids[0]), recipe.common
+    if as_single and max_episode_steps is None:
+        max_episode_steps = registered_spec(str(recipe.ids[0])).max_episode_steps
     if is_atari(name):
         if max_episode_steps is not None:
             raise ArgumentError("max_episode_steps: ALE's batch takes max_num_frames_per_episode")
@@ -207,14 +220,15 @@ def _native(plan: VectorPlan, recipe: Recipe, max_episode_steps: int | None) -> 
     elif max_episode_steps is not None:
         common = {**common, "max_episode_steps": max_episode_steps}
     own = recipe.own if len(recipe.own) > 1 else []
-    return replace(plan, name=name, native=NativeBuild(name, common, own, plan.autoreset))
+    build = NativeBuild(name, common, own, plan.autoreset, as_single=as_single)
+    return replace(plan, name=name, native=build)
 
 
 def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:
     """Share the work among threads where the batch knows them, else among processes."""
     assert plan.native is not None
     shares = _workers("processes", wanted, plan.num_envs)
-    if wanted is None and not pays_to_share(plan.native.name, plan.num_envs):
+    if wanted is None and not pays_to_share(plan.native, plan.num_envs):
         shares = 1
     if knows_threads(plan.native.name):
         return replace(plan, native=replace(plan.native, num_threads=shares))

@@ -18,7 +18,10 @@ from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.failures import ArgumentError, brief, summary
 
 Vector = VectorEnv[Any, Any, Any]
-_CLASSIC_SHARED = 4096
+_CLASSIC_SHARED, _CRAFTER_SHARED, _TOLD_SHARED = 4096, 16, 64
+"""How many environments are worth a second core; Crafter's infos are put together on one."""
+_CRAFTER = ("Crafter-v1", "fastrl.envs.crafter:CrafterEnv")
+_SAME_OPTIONS = frozenset({"area", "view", "size", "reward", "length", "render_mode"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class NativeBuild:
         own: Parameters of each environment, empty where there are none.
         autoreset: When the next episode begins where one ended.
         num_threads: Threads that step, where the implementation knows them.
+        as_single: Whether infos are those of single environments; see `is_twin`.
     """
 
     name: str
@@ -38,6 +42,7 @@ class NativeBuild:
     own: Sequence[Mapping[str, Any]]
     autoreset: AutoresetMode
     num_threads: int = 1
+    as_single: bool = False
 
     def build(self, envs: range) -> Vector:
         """Build some environments.
@@ -97,6 +102,23 @@ def is_native(name: object) -> bool:
     return native.is_native(name) or (isinstance(name, str) and name.startswith("ALE/"))
 
 
+def is_twin(name: object, kwargs: Mapping[str, Any], autoreset: AutoresetMode) -> bool:
+    """Return whether a batch does what single environments of a plain id do, to the last bit.
+
+    That is so of Crafter: its worlds, their random streams and what they tell are the same. The
+    robots' first states come from other streams, and those of classic control, too.
+    """
+    plain, entry_point = _CRAFTER
+    spec = gymnasium.registry.get(plain)
+    return (
+        name == plain
+        and spec is not None
+        and spec.entry_point == entry_point
+        and kwargs.keys() <= _SAME_OPTIONS
+        and autoreset is AutoresetMode.SAME_STEP
+    )
+
+
 def native_name(name: object) -> str:
     """Return the id of the batched environment that behaves like ``name``.
 
@@ -117,17 +139,25 @@ def knows_threads(name: str) -> bool:
     return name.startswith("ALE/") or _knows_threads(name)
 
 
-def pays_to_share(name: str, num_envs: int) -> bool:
+def pays_to_share(build: NativeBuild, num_envs: int) -> bool:
     """Return whether a batch is worth more than one thread or process.
 
     A step of classic control takes so little that threads cost more than they save up to some
     thousand environments.
     """
-    return num_envs >= _CLASSIC_SHARED or not _is_classic(name)
+    if _is_classic(build.name):
+        return num_envs >= _CLASSIC_SHARED
+    if _is_crafter(build.name):
+        return num_envs >= (_TOLD_SHARED if build.as_single else _CRAFTER_SHARED)
+    return True
 
 
 def _knows_threads(name: str) -> bool:
-    return native.is_native(name) and "Crafter" not in name
+    return native.is_native(name) and not _is_crafter(name)
+
+
+def _is_crafter(name: str) -> bool:
+    return name.removeprefix(native.NAMESPACE) == _CRAFTER[0]
 
 
 def _is_classic(name: str) -> bool:
@@ -136,7 +166,7 @@ def _is_classic(name: str) -> bool:
 
 
 def _is_mujoco(name: str) -> bool:
-    return native.is_native(name) and not _is_classic(name) and "Crafter" not in name
+    return native.is_native(name) and not _is_classic(name) and not _is_crafter(name)
 
 
 def _set_model_fields(vector: Vector, fields: Mapping[str, list[Any]]) -> None:

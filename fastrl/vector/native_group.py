@@ -14,6 +14,8 @@ from fastrl.vector.failures import ArgumentError
 from fastrl.vector.infos import Columns
 from fastrl.vector.native_build import Vector
 
+Tell = Callable[[Vector, NDArray[np.bool_], NDArray[np.bool_], int], Columns]
+
 _MAX_SEED = 2**31
 
 
@@ -25,15 +27,22 @@ class NativeGroup:
         exchange: Where actions are read and results written.
         envs: Indices of the environments.
         at: Its element 0 always says which environment comes first.
+        tell: Returns the infos of a step in place of the batch; see `crafter_infos`.
     """
 
     action_objects: Sequence[Any] | None = None
 
     def __init__(
-        self, vector: Vector, exchange: Exchange, envs: range, at: MutableSequence[int]
+        self,
+        vector: Vector,
+        exchange: Exchange,
+        envs: range,
+        at: MutableSequence[int],
+        *,
+        tell: Tell | None = None,
     ) -> None:
         self.envs = envs
-        self._vector = vector
+        self._vector, self._tell = vector, tell
         self.observation_objects: list[Any] = []
         at[0] = envs.start
         rows = slice(envs.start, envs.stop)
@@ -52,7 +61,12 @@ class NativeGroup:
         views.reward[:] = reward
         views.terminated[:] = terminated
         views.truncated[:] = truncated
-        return self._columns(infos, views.terminated | views.truncated)
+        ended = views.terminated | views.truncated
+        columns = self._columns(infos, ended)
+        if self._tell is None:
+            return columns
+        told = self._tell(self._vector, views.terminated, ended, self.envs.start)
+        return columns | dict(told.items()) if columns else told
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
         """Refuse: these environments step all together.
@@ -102,7 +116,9 @@ class NativeGroup:
         Raises:
             ArgumentError: Always.
         """
-        raise ArgumentError("native environments take parameters through env_kwargs only")
+        raise ArgumentError(
+            "native environments take parameters through env_kwargs only; take another backend"
+        )
 
     def apply(
         self, function: Callable[[Any, Any], Any], arguments: Sequence[Any], mask: Sequence[bool]
@@ -112,7 +128,7 @@ class NativeGroup:
         Raises:
             AttributeError: Always.
         """
-        raise AttributeError("native environments exist as a batch only")
+        raise AttributeError("native environments exist as a batch only; take another backend")
 
     def different_spaces(self) -> list[Any]:
         """Return nothing: all have the same."""
@@ -127,7 +143,9 @@ class NativeGroup:
         for row, found in zip(rows, flatten(self._space, observation), strict=True):
             np.copyto(row, found, casting="same_kind")
 
-    def _columns(self, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> Columns:
+    def _columns(
+        self, infos: Mapping[str, Any], ended: NDArray[np.bool_]
+    ) -> dict[str, tuple[list[int], Any]]:
         """Return infos in vector form as columns; without a mask they are of all environments."""
         columns: dict[str, tuple[list[int], Any]] = {}
         for key, values in infos.items():

@@ -7,10 +7,12 @@ from functools import partial
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import fastrl
 from fastrl.errors import EnvError
 from fastrl.vector import ArgumentError
+from tests.vector.test_same_as_gymnasium import assert_same
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -54,6 +56,51 @@ def test_partial_reset_of_native_environments():
     after, _ = envs.reset(options={"reset_mask": np.array([True, False, False])})
     assert np.array_equal(before[1:], after[1:])
     assert not np.array_equal(before[0], after[0])
+
+
+@pytest.mark.parametrize(("workers", "length"), [(1, 30), (2, 200)])
+def test_crafter_s_batch_stands_for_single_worlds(workers, length):
+    ours = fastrl.make_vec("Crafter-v1", 4, num_workers=workers, length=length, size=(32, 32))
+    build = partial(gymnasium.make, "Crafter-v1", length=length, size=(32, 32))
+    theirs = SyncVectorEnv([build] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert ours.backend == "native"
+    assert ours.observation_space == theirs.observation_space
+    theirs.action_space.seed(2)
+    assert_same(ours.reset(seed=7), theirs.reset(seed=7))
+    some = np.array([True, False, False, True])
+    deaths = timeouts = 0
+    for step in range(200):
+        actions = theirs.action_space.sample()
+        expected = theirs.step(actions)
+        assert_same(ours.step(actions), expected, f"step {step}")
+        deaths += expected[2].sum()
+        timeouts += expected[3].sum()
+        if step == 20:
+            options = {"reset_mask": some}
+            assert_same(ours.reset(options=options), theirs.reset(options=options))
+            options = {"reset_mask": some}
+            seeds = [3, 1, 1, 5]
+            mine = ours.reset(seed=seeds, options=options)
+            assert_same(mine, theirs.reset(seed=seeds, options=options))
+            assert_same(ours.reset(), theirs.reset())
+    assert timeouts if length == 30 else deaths
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"autoreset": "next_step"},
+        {"wrappers": [lambda env: env]},
+        {"semantic": True},
+        {"env_kwargs": [{"reward": True}, {"reward": False}]},
+    ],
+)
+def test_single_worlds_are_stepped_where_a_batch_is_not_the_same(arguments):
+    envs = fastrl.make_vec("Crafter-v1", 2, **arguments)
+    assert envs.backend in ("serial", "processes")
+    envs.close()
 
 
 def test_list_of_different_environments_is_stepped_one_by_one():

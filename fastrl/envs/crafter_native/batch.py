@@ -89,6 +89,8 @@ class CrafterBatch:
             terminated=np.zeros(num_envs, np.bool_),
             truncated=np.zeros(num_envs, np.bool_),
             achievements=np.zeros((num_envs, rules.NUM_ACHIEVEMENTS), np.int32),
+            inventory=np.zeros((num_envs, rules.NUM_ITEMS), np.int32),
+            player_pos=np.zeros((num_envs, 2), np.int32),
         )
         self._actions = np.zeros(num_envs, np.int64)
         # Seeds of the random streams of the episodes that follow the present ones.
@@ -136,17 +138,33 @@ class CrafterBatch:
             self._plan(index)
         self.restart(observation)
 
-    def restart(self, observation: Rows) -> None:
-        """Start the next episode in every environment, as ``crafter.Env.reset`` does.
+    def restart(
+        self,
+        observation: Rows,
+        chosen: NDArray[np.bool_] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Start the next episode, as ``crafter.Env.reset`` does.
+
+        Args:
+            observation: Written where an episode starts.
+            chosen: ``[n]``: where one does; everywhere by default.
+            seeds: One for each environment that is chosen: its first episode starts.
 
         Raises:
             EnvError: The environments were never reset.
         """
         self._check_seeded()
-        starting = self._next_seeds.copy()
-        for index in range(self.num_envs):
+        which = np.flatnonzero(np.ones(self.num_envs) if chosen is None else chosen).tolist()
+        for index, seed in zip(which, seeds or (), strict=seeds is not None):
+            self._seeds[index], self._episodes[index] = int(seed), 0
             self._plan(index)
-        self._most_steps = 0
+        starting = np.full(self.num_envs, -1)
+        starting[which] = self._next_seeds[which]
+        for index in which:
+            self._plan(index)
+        if len(which) == self.num_envs:
+            self._most_steps = 0
         rows = tuple(map(np.ascontiguousarray, observation))
         reset_worlds(self._worlds, self._game, starting, self._screens(rows))
         _copy_back(rows, observation)
@@ -193,15 +211,18 @@ class CrafterBatch:
     def info(self) -> dict[str, NDArray[Any]]:
         """Return what the last step and the worlds now know, one row per environment.
 
-        ``reward`` (also where steps are not rewarded), ``final_achievements`` of the last finished
-        episode; of the present one ``achievements`` and ``inventory``, counts in crafter's order,
-        ``player_pos`` (x, y) and ``steps``.
+        ``reward`` (also where steps are not rewarded); of the present episode ``achievements`` and
+        ``inventory``, counts in crafter's order, ``player_pos`` (x, y) and ``steps``; and what the
+        last finished one ended with: ``final_achievements``, ``final_inventory`` and
+        ``final_player_pos``.
         """
         worlds = self._worlds
         player = worlds.objects[:, PLAYER_INDEX]
         return {
             "reward": self._outcome.reward.copy(),
             "final_achievements": self.achievements,
+            "final_inventory": self._outcome.inventory.copy(),
+            "final_player_pos": self._outcome.player_pos.copy(),
             "achievements": worlds.achievements.copy(),
             "inventory": worlds.inventory.copy(),
             "player_pos": np.stack([player["x"], player["y"]], axis=1),

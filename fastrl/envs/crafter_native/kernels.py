@@ -15,6 +15,7 @@ from fastrl.envs.crafter_native.render import RenderScratch, draw, skip_picture
 from fastrl.envs.crafter_native.state import World, world_of
 from fastrl.envs.crafter_native.symbols import draw_map
 from fastrl.envs.crafter_native.textures import Geometry, Pictures
+from fastrl.envs.crafter_native.world import PLAYER_INDEX
 from fastrl.envs.crafter_native.worldgen import WorldScratch, generate
 
 
@@ -52,12 +53,16 @@ class Outcome(NamedTuple):
         terminated: ``[n] bool``: the player died.
         truncated: ``[n] bool``: the time was up, and the player alive.
         achievements: ``[n, achievements] int32``: counts of each world's last finished episode.
+        inventory: ``[n, items] int32``: what its player had when it ended.
+        player_pos: ``[n, 2] int32``: where it was.
     """
 
     reward: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     achievements: NDArray[np.int32]
+    inventory: NDArray[np.int32]
+    player_pos: NDArray[np.int32]
 
 
 class Screens(NamedTuple):
@@ -91,6 +96,18 @@ def _show(here: World, game: Game, screens: Screens, index: int) -> None:
 
 
 @compiled
+def _keep_episode(here: World, outcome: Outcome, index: int) -> None:
+    """Copy what an episode ends with."""
+    for achievement in range(rules.NUM_ACHIEVEMENTS):
+        outcome.achievements[index, achievement] = here.achievements[achievement]
+    for item in range(rules.NUM_ITEMS):
+        outcome.inventory[index, item] = here.inventory[item]
+    player = here.objects[PLAYER_INDEX]
+    outcome.player_pos[index, 0] = player.x
+    outcome.player_pos[index, 1] = player.y
+
+
+@compiled
 def _keep_last(game: Game, screens: Screens, final: Screens, index: int) -> None:
     """Copy what a player observed last."""
     if game.symbolic:
@@ -121,11 +138,14 @@ def reset_worlds(digest: int) -> Callable[..., None]:
         Args:
             worlds: Of n environments.
             game: What they share.
-            seeds: ``[n] int64``: seeds of the worlds' random streams.
+            seeds: ``[n] int64``: seeds of the worlds' random streams; a world goes on where it is
+                negative.
             screens: Written.
         """
         _ = digest
         for index in range(len(seeds)):
+            if seeds[index] < 0:
+                continue
             here = world_of(worlds, index)
             generate(here, seeds[index], game.world_scratch)
             _show(here, game, screens, index)
@@ -175,8 +195,7 @@ def step_worlds(digest: int) -> Callable[..., int]:
             outcome.truncated[index] = over and not dead
             if dead or over:
                 ended += 1
-                for achievement in range(rules.NUM_ACHIEVEMENTS):
-                    outcome.achievements[index, achievement] = here.achievements[achievement]
+                _keep_episode(here, outcome, index)
                 _keep_last(game, screens, final, index)
                 generate(here, next_seeds[index], game.world_scratch)
                 _show(here, game, screens, index)

@@ -63,11 +63,15 @@ class CrafterVector(BatchedVectorEnv):
         Args:
             seed: One for each environment, or the first of consecutive ones; None starts each
                 environment's next episode.
-            options: None are known.
+            options: ``reset_mask``, ``[n]`` bool: the environments to reset, each of which has a
+                seed then, or none has.
 
         Raises:
-            EnvError: There is not one seed per environment, or there are options.
+            EnvError: There is not one seed per environment, an option is unknown, or some
+                environments are to be reset before the first reset of all.
         """
+        if options is not None and set(options) == {"reset_mask"}:
+            return self._restart_some(options["reset_mask"], seed), {}
         if seed is None and not options and self._seeded:
             self._crafter.restart(self._views.observation)
             return self._observation(), {}
@@ -82,3 +86,15 @@ class CrafterVector(BatchedVectorEnv):
         if self.render_mode is None:
             return None
         return tuple(image.copy() for image in self._views.observation[0])
+
+    def _restart_some(self, mask: Any, seed: int | Sequence[int] | None) -> Any:  # noqa: ANN401
+        """Start an episode in the environments of a mask; return the observation of all."""
+        chosen = np.asarray(mask)
+        if chosen.shape != (self.num_envs,) or chosen.dtype != bool:
+            raise EnvError(f"options['reset_mask']: expected [{self.num_envs}] bool, got {mask}")
+        count = np.count_nonzero(chosen)
+        seeds = range(seed, seed + count) if isinstance(seed, int | np.integer) else seed
+        if seeds is not None and len(seeds) != count:
+            raise EnvError(f"expected {count} seeds, got {len(seeds)}")
+        self._crafter.restart(self._views.observation, chosen, seeds)
+        return self._observation()

@@ -39,6 +39,11 @@ def test_later_episodes_follow_as_in_the_original():
         np.testing.assert_array_equal(info["final_obs"][0], told[0][0])
         expected = [list(each[3]["achievements"].values()) for each in told]
         assert info["final_achievements"].tolist() == expected
+        expected = [list(each[3]["inventory"].values()) for each in told]
+        assert info["final_inventory"].tolist() == expected
+        assert info["final_player_pos"].tolist() == [
+            each[3]["player_pos"].tolist() for each in told
+        ]
         np.testing.assert_array_equal(observation, [game.reset() for game in games])
         observation, _ = env.reset()
 
