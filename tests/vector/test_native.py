@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import fastrl
 from fastrl.errors import EnvError
 from fastrl.vector import ArgumentError
+from fastrl.vector.atari import FireReset
 from tests.vector.test_same_as_gymnasium import assert_same
 
 
@@ -205,6 +206,14 @@ def test_simulators_of_native_mujoco_differ_in_fields_of_the_model():
         fastrl.make_vec("fastrl/HalfCheetah-v5", 2, env_kwargs=[{"wings": 1}, {"wings": 2}])
 
 
+def plain_breakout():
+    from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformReward
+
+    env = FireReset(gymnasium.make("ALE/Breakout-v5", frameskip=1))
+    env = TransformReward(AtariPreprocessing(env, terminal_on_life_loss=True), np.sign)
+    return FrameStackObservation(env, 4)
+
+
 class TestAtari:
     """Breakout, if ALE and OpenCV are installed."""
 
@@ -246,6 +255,21 @@ class TestAtari:
         assert ended >= 2
         assert seen.shape == (2, 4, 84, 84)
         envs.close()
+
+    def test_games_are_those_of_gymnasium_s_own_wrappers(self):
+        ours = fastrl.make_vec("ALE/Breakout-v5", 2, backend="serial", episodic_life=True)
+        theirs = SyncVectorEnv([plain_breakout] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+        theirs.action_space.seed(0)
+        assert_same(ours.reset(seed=4), theirs.reset(seed=4))
+        ends = 0
+        for step in range(150):
+            actions = theirs.action_space.sample()
+            expected = theirs.step(actions)
+            assert_same(ours.step(actions), expected, f"step {step}")
+            ends += expected[2].sum()
+        assert ends >= 3
+        ours.close()
+        theirs.close()
 
     def test_raw_screens_where_no_preprocessing_is_wanted(self):
         envs = fastrl.make_vec("ALE/Breakout-v5", 2, backend="serial", atari_preprocessing=False)
