@@ -110,8 +110,11 @@ class Sb3VecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
         """Return whether some environments have a wrapper of a class."""
+        chosen = self._chosen(indices)
+        if self.envs.plan.native is not None:  # a batch, around whose environments nothing is
+            return [False] * len(chosen)
         found = self.envs.parallel(is_wrapped, wrapper_class)
-        return [found[index] for index in self._chosen(indices)]
+        return [found[index] for index in chosen]
 
     def get_images(self) -> Sequence[Any]:
         """Return the picture of every environment."""

@@ -13,6 +13,7 @@ from tests.vector.envs import TellingEnv
 pytest.importorskip("stable_baselines3")
 
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -107,6 +108,15 @@ def test_picture_of_one_native_environment():
     envs.reset()
     (picture,) = envs.env_method("render", indices=[1])
     assert np.array_equal(picture, envs.get_images()[1])
+    envs.close()
+
+
+def test_policy_is_evaluated_in_native_environments():
+    envs = VecMonitor(adapter("CartPole-v1", 2, backend="native"))
+    model = PPO("MlpPolicy", envs, n_steps=8, batch_size=16, device="cpu")
+    mean, _ = evaluate_policy(model, envs, n_eval_episodes=2)
+    assert mean > 5
+    assert envs.env_is_wrapped(Monitor, indices=[0]) == [False]
     envs.close()
 
 
