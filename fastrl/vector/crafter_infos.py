@@ -8,7 +8,7 @@ import numpy as np
 from crafter import constants
 from numpy.typing import NDArray
 
-from fastrl.vector.infos import Columns, Table
+from fastrl.vector.infos import Columns, InfoTable
 from fastrl.vector.native_build import Vector
 
 _ITEMS, _ACHIEVEMENTS = tuple(constants.items), tuple(constants.achievements)
@@ -43,11 +43,11 @@ def _table(
     rows: NDArray[np.intp],
     terminated: Flags,
     start: int,
-) -> Table:
+) -> InfoTable:
     indices = (rows + start).tolist()
 
-    def counts(names: tuple[str, ...], key: str) -> Table:
-        return Table(names, indices, known[prefix + key][rows].T.astype(np.int64, "C"))
+    def counts(names: tuple[str, ...], key: str) -> InfoTable:
+        return InfoTable(names, indices, known[prefix + key][rows].T.astype(np.int64, "C"))
 
     columns = [
         counts(_ITEMS, "inventory"),
@@ -56,4 +56,4 @@ def _table(
         known[f"{prefix}player_pos"][rows].astype(np.int64),
         known["reward"][rows],
     ]
-    return Table(_NAMES, indices, columns)
+    return InfoTable(_NAMES, indices, columns)

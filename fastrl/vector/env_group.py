@@ -54,7 +54,7 @@ class EnvGroup:
         self.envs = envs
         self._plan, self._spec, self._at = plan, spec, at
         self._exchange = exchange
-        self._mode = plan.autoreset
+        self._mode, self._num_envs = plan.autoreset, plan.num_envs
         self._instances: list[Instance] = []
         try:
             for index in envs:
@@ -85,6 +85,8 @@ class EnvGroup:
 
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
+        # A step of a simulator leaves little of what follows in the caches, so that every function
+        # of Python's own costs a microsecond or two: hence few of them.
         steps = self._steps
         if self._ended:
             steps = self._steps_after_ends()
@@ -93,7 +95,7 @@ class EnvGroup:
         rewards: list[Any] = []
         infos: dict[int, dict[str, Any]] = {}
         ended: dict[int, tuple[bool, bool]] = {}
-        self._clock.advance()
+        self._clock.now += 1
         for index, (step, action) in enumerate(zip(steps, self._actions(), strict=True), start):
             at[0] = index
             observation, reward, terminated, truncated, info = step(action)
@@ -108,19 +110,17 @@ class EnvGroup:
             self._flagged.discard(bank)
             views.terminated.fill(False)
             views.truncated.fill(False)
-        for index in self._clock.due():
-            ended[index] = (ended.get(index, (False, False))[0], True)
-        if ended:
-            self._flagged.add(bank)
-        for index, flags in ended.items():
-            views.terminated[index], views.truncated[index] = flags
-            self._end(index, observations, infos)
+        if ended or self._clock.now >= self._clock.next_due:
+            self._end_all(bank, ended, observations, infos)
         if self._writer is None:
             self.observation_objects = observations
         else:
             self._write_all[bank](observations)
-        _write_rewards(rewards, views.reward, start)
-        return gather(infos) if infos else {}
+        try:
+            views.reward[:] = rewards
+        except (TypeError, ValueError):
+            _write_one_by_one(rewards, views.reward, start)
+        return gather(infos, self._num_envs) if infos else {}
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
         """Step one environment, or reset it where its ``reset_seed`` says so; return its info."""
@@ -150,7 +150,7 @@ class EnvGroup:
         views.terminated[index], views.truncated[index] = flags
         self._flagged.add(bank)
         self._write_one(index, observations[index], views)
-        _write_rewards([reward], views.reward[index : index + 1], env_index)
+        _write_one_by_one([reward], views.reward[index : index + 1], env_index)
         return infos[env_index]
 
     def reset(
@@ -220,6 +220,23 @@ class EnvGroup:
         self._ended.discard(index)
         return self._instances[index].reset(seed, options)
 
+    def _end_all(
+        self,
+        bank: int,
+        ended: dict[int, tuple[bool, bool]],
+        observations: list[Any],
+        infos: dict[int, dict[str, Any]],
+    ) -> None:
+        """End the episodes that have ended, and those that are due."""
+        for index in self._clock.due():
+            ended[index] = (ended.get(index, (False, False))[0], True)
+        if ended:
+            self._flagged.add(bank)
+        views = self._banks[bank]
+        for index, flags in ended.items():
+            views.terminated[index], views.truncated[index] = flags
+            self._end(index, observations, infos)
+
     def _end(self, index: int, observations: list[Any], infos: dict[int, dict[str, Any]]) -> None:
         """Start the next episode now, or remember to."""
         if self._mode is not AutoresetMode.SAME_STEP:
@@ -265,17 +282,14 @@ class EnvGroup:
             self._writer.write_one(index, observation, views.observation)
 
 
-def _write_rewards(rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
-    try:
-        row[:] = rewards
-    except (TypeError, ValueError):
-        for index, reward in enumerate(rewards):
-            try:
-                row[index] = np.asarray(reward, np.float64).item()
-            except (TypeError, ValueError):
-                raise EnvError(
-                    f"env {first + index} returned the reward {reward!r}; expected a number"
-                ) from None
+def _write_one_by_one(rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
+    for index, reward in enumerate(rewards):
+        try:
+            row[index] = np.asarray(reward, np.float64).item()
+        except (TypeError, ValueError):
+            raise EnvError(
+                f"env {first + index} returned the reward {reward!r}; expected a number"
+            ) from None
 
 
 def check_new(env: Any, others: Sequence[Any], index: int) -> None:  # noqa: ANN401

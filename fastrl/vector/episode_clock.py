@@ -13,10 +13,14 @@ class EpisodeClock:
 
     Args:
         limits: Steps after which each environment's episode is cut off.
+
+    Attributes:
+        now: Steps of all environments; whoever steps them all adds one.
+        next_due: No episode is due before ``now`` is this.
     """
 
     def __init__(self, limits: Sequence[int]) -> None:
-        self._now, self._due = 0, 0
+        self.now, self.next_due = 0, 0
         self._begun = [0] * len(limits)
         self.limit(limits)
 
@@ -27,26 +31,22 @@ class EpisodeClock:
 
     def restart(self, index: int) -> None:
         """Begin an environment's episode."""
-        self._begun[index] = self._now
+        self._begun[index] = self.now
         # A bound that is too early costs a look; limits may differ, so it may have to be earlier.
-        self._due = min(self._due, self._now + self._limits[index])
+        self.next_due = min(self.next_due, self.now + self._limits[index])
 
     def elapsed(self, index: int) -> int:
         """Return how many steps an environment's episode has had."""
-        return self._now - self._begun[index]
-
-    def advance(self) -> None:
-        """Count a step of every environment."""
-        self._now += 1
+        return self.now - self._begun[index]
 
     def advance_one(self, index: int) -> None:
         """Count a step of one environment."""
         self._begun[index] -= 1
-        self._due = min(self._due, self._begun[index] + self._limits[index])
+        self.next_due = min(self.next_due, self._begun[index] + self._limits[index])
 
     def due(self) -> Sequence[int]:
         """Return the environments whose episodes have had all their steps."""
-        if self._now < self._due:
+        if self.now < self.next_due:
             return ()
         self._settle()
         return [index for index in range(len(self._limits)) if self.is_due(index)]
@@ -58,4 +58,4 @@ class EpisodeClock:
     def _settle(self) -> None:
         """Find out when the next episode is due."""
         ends = (begun + limit for begun, limit in zip(self._begun, self._limits, strict=True))
-        self._due = min(ends, default=self._now + 1)
+        self.next_due = min(ends, default=self.now + 1)

@@ -8,9 +8,10 @@ of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
-from typing import Any, cast
+from operator import methodcaller
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 Infos = dict[str, Any]
 
 
-class Table:
+class InfoTable(NamedTuple):
     """Infos of environments that all tell the same, as nearly all environments do.
 
     Attributes:
@@ -26,65 +27,84 @@ class Table:
         indices: Of the environments.
         columns: Per key the values of all environments, as in `Columns`; or one array
             ``[keys, environments]``, which is sent and joined as a whole.
+        narrow: Positions of the keys whose values are float32, in an array of float64.
     """
 
-    __slots__ = ("columns", "indices", "names")
-
-    def __init__(self, names: tuple[str, ...], indices: list[int], columns: Any) -> None:  # noqa: ANN401
-        self.names, self.indices, self.columns = names, indices, columns
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self.names)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel as little more than the columns."""
-        return Table, (self.names, self.indices, self.columns)
+    names: tuple[str, ...]
+    indices: list[int]
+    columns: Any
+    narrow: tuple[int, ...] = ()
 
     def items(self) -> Iterator[tuple[str, tuple[list[int], Any]]]:
         """Yield what a dict of columns would."""
-        for name, values in zip(self.names, self.columns, strict=True):
-            yield name, (self.indices, values)
+        for number, (name, values) in enumerate(zip(self.names, self.columns, strict=True)):
+            narrowed = values.astype(np.float32) if number in self.narrow else values
+            yield name, (self.indices, narrowed)
 
 
-Columns = dict[str, tuple[list[int], Any]] | Table
+class Finished(tuple[Infos]):
+    """Infos of all environments that are in gymnasium's vector form already."""
+
+    __slots__ = ()
+
+
+Columns = dict[str, tuple[list[int], Any]] | InfoTable | Finished
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
 
 _FINAL = "final_obs"
-_NUMBERS = frozenset({int, float, bool, np.float64, np.float32})
+_FLOATS = frozenset({float, np.float64, np.float32})
+_NUMBERS = _FLOATS | {int, bool}
 """Looked up first: to ask a class for its base classes takes longer."""
+_VALUES, _TYPES = methodcaller("values"), partial(map, type)
 
 
-def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
-    """Return the infos of some environments, by their index, as columns."""
+def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns:
+    """Return the infos of some environments, by their index, as columns.
+
+    Args:
+        infos: Of each environment that tells anything.
+        num_envs: Number of environments, where there are no others than those gathered here:
+            nothing is left to combine then.
+    """
     if not infos:
         return {}
     indices, rows = list(infos), list(infos.values())
-    names = tuple(rows[0])
-    if all([tuple(row) == names for row in rows[1:]]):
-        # No key has to be looked up, and the indices are shared.
-        numbers = list(chain.from_iterable(zip(*[row.values() for row in rows], strict=True)))
-        kinds = set(map(type, numbers))
-        if len(kinds) == 1 and _is_number(kind := kinds.pop()) and _FINAL not in names:
-            # One array instead of one for each key.
-            flat: NDArray[Any] = np.fromiter(numbers, kind, len(numbers))
-            return Table(names, indices, flat.reshape(len(names), len(rows)))
-        columns = zip(*[row.values() for row in rows], strict=True)
-        packed = [
-            _packed(name, indices, values) for name, values in zip(names, columns, strict=True)
-        ]
-        return Table(names, indices, packed)
-    found: dict[str, tuple[list[int], list[Any]]] = {}
-    for index, info in infos.items():
-        for key, value in info.items():
-            column = found.get(key)
-            if column is None:
-                column = found[key] = ([], [])
-            column[0].append(index)
-            column[1].append(value)
-    return {
-        key: (indices, _packed(key, indices, values)) for key, (indices, values) in found.items()
-    }
+    # A step of a simulator leaves little of this in the caches, and every function of Python's own
+    # costs a microsecond or two then: hence maps.
+    keys = set(map(tuple, rows))
+    if len(keys) > 1:
+        return _ragged(infos)
+    # No key has to be looked up, and the indices are shared.
+    (names,) = keys
+    columns = list(zip(*map(_VALUES, rows), strict=True))
+    if len(rows) != num_envs or indices != _in_order(0, num_envs) or _FINAL in names:
+        return _table(names, indices, columns)
+    told: Infos = {}
+    masks = _everyone(len(names), num_envs).copy()
+    for name, values, mask in zip(names, columns, masks, strict=True):
+        kind = type(values[0])
+        told[f"_{name}"] = mask
+        if kind in _NUMBERS and len(set(map(type, values))) == 1:
+            told[name] = np.array(values, kind)
+        else:
+            told[name] = _finished_column(name, indices, values)
+    return Finished((told,))
+
+
+def _table(
+    names: tuple[str, ...], indices: list[int], columns: Sequence[tuple[Any, ...]]
+) -> InfoTable:
+    """Return what environments that all tell the same tell."""
+    kinds = set(map(tuple, map(_TYPES, zip(*columns, strict=True))))
+    if len(kinds) == 1 and _FINAL not in names:
+        (types,) = kinds
+        dtype, narrow = _dtype_of(types)
+        if dtype is not None:
+            count = len(names) * len(indices)
+            flat: NDArray[Any] = np.fromiter(chain.from_iterable(columns), dtype, count)
+            return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
+    packed = [_packed(name, indices, values) for name, values in zip(names, columns, strict=True)]
+    return InfoTable(names, indices, packed)
 
 
 def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
@@ -94,8 +114,15 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
         parts: From `gather`; no environment is in two of them.
         num_envs: Number of environments: the length of every array.
     """
+    first = parts[0]
+    if type(first) is Finished:
+        return first[0]
     if _are_whole(parts, num_envs):
-        return _joined(cast("Sequence[Table]", parts), num_envs)
+        return _joined(cast("Sequence[InfoTable]", parts), num_envs)
+    return _filled_in(parts, num_envs)
+
+
+def _filled_in(parts: Sequence[Any], num_envs: int) -> Infos:
     infos: Infos = {}
     nested: dict[str, list[Columns]] = {}
     for part in parts:
@@ -107,7 +134,7 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
             if mask is None:
                 mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
             mask[rows] = True
-            if isinstance(values, dict | Table):
+            if isinstance(values, dict | InfoTable):
                 nested.setdefault(key, []).append(values)
                 continue
             array = infos.get(key)
@@ -124,21 +151,24 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
 
 def _are_whole(parts: Sequence[Columns], num_envs: int) -> bool:
     """Return whether all environments tell the same, those of a part in order."""
-    count = 0
+    first, count = parts[0], 0
     for part in parts:
-        if not isinstance(part, Table) or part.names != parts[0].names:  # type: ignore[union-attr]
+        if type(part) is not InfoTable or type(first) is not InfoTable:
             return False
         following = count + len(part.indices)
         if part.indices != _in_order(count, following):
+            return False
+        if part is not first and (part.names != first.names or part.narrow != first.narrow):
             return False
         count = following
     return count == num_envs
 
 
-def _joined(parts: Sequence[Table], num_envs: int) -> Infos:
+def _joined(parts: Sequence[InfoTable], num_envs: int) -> Infos:
     """Return whole parts in gymnasium's vector form: without filling in, which costs far more."""
-    names = parts[0].names
-    columns: Any = _concatenated([part.columns for part in parts], axis=1)
+    names, _, columns, narrow = parts[0]
+    if len(parts) > 1 or type(columns) is not np.ndarray:
+        columns = _concatenated([part.columns for part in parts], axis=1)
     if columns is None:
         columns = [
             _joined_column(name, parts, [part.columns[number] for part in parts], num_envs)
@@ -148,16 +178,31 @@ def _joined(parts: Sequence[Table], num_envs: int) -> Infos:
     masks = _everyone(len(names), num_envs).copy()
     for name, values, mask in zip(names, columns, masks, strict=True):
         infos[f"_{name}"], infos[name] = mask, values
+    for number in narrow:
+        infos[names[number]] = columns[number].astype(np.float32)
     return infos
 
 
-def _joined_column(name: str, parts: Sequence[Table], values: Sequence[Any], num_envs: int) -> Any:  # noqa: ANN401
-    if all(isinstance(each, dict | Table) for each in values):
-        return combine(values, num_envs)
+def _joined_column(
+    name: str, parts: Sequence[InfoTable], values: Sequence[Any], num_envs: int
+) -> Any:  # noqa: ANN401
     array = _concatenated(values, axis=0)
-    if array is None:
-        columns = [{name: (part.indices, each)} for part, each in zip(parts, values, strict=True)]
-        array = combine(columns, num_envs)[name]
+    if array is not None:
+        return array
+    if all(isinstance(each, dict | InfoTable) for each in values):
+        return combine(values, num_envs)
+    columns = [{name: (part.indices, each)} for part, each in zip(parts, values, strict=True)]
+    return combine(columns, num_envs)[name]
+
+
+def _finished_column(name: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
+    packed = _packed(name, indices, values)
+    if type(packed) is np.ndarray:
+        return packed
+    if isinstance(packed, dict | InfoTable):
+        return combine((packed,), len(indices))
+    array = _empty(name, packed, len(indices))
+    _fill(array, indices, packed)
     return array
 
 
@@ -174,6 +219,31 @@ def _concatenated(arrays: Sequence[Any], axis: int) -> NDArray[Any] | None:
         if other.ndim != first.ndim or other.shape[1 + axis :] != first.shape[1 + axis :]:
             return None
     return np.concatenate(arrays, axis)
+
+
+def _ragged(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
+    """Return infos of which some have keys that others lack."""
+    found: dict[str, tuple[list[int], list[Any]]] = {}
+    for index, info in infos.items():
+        for key, value in info.items():
+            column = found.get(key)
+            if column is None:
+                column = found[key] = ([], [])
+            column[0].append(index)
+            column[1].append(value)
+    return {
+        key: (indices, _packed(key, indices, values)) for key, (indices, values) in found.items()
+    }
+
+
+@lru_cache(maxsize=256)
+def _dtype_of(types: tuple[type, ...]) -> tuple[Any, tuple[int, ...]]:
+    """Return what holds numbers of these types, None if nothing does, and which are float32."""
+    narrow = tuple(number for number, kind in enumerate(types) if kind is np.float32)
+    if _FLOATS.issuperset(types):
+        return (np.float64, narrow) if len(narrow) < len(types) else (np.float32, ())
+    alike = len(set(types)) == 1 and _is_number(types[0])
+    return (types[0] if alike else None), ()
 
 
 def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:

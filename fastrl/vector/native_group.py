@@ -66,7 +66,7 @@ class NativeGroup:
         if self._tell is None:
             return columns
         told = self._tell(self._vector, views.terminated, ended, self.envs.start)
-        return columns | dict(told.items()) if columns else told
+        return columns | dict(told.items()) if columns else told  # type: ignore[union-attr]
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
         """Refuse: these environments step all together.

@@ -70,6 +70,7 @@ class FastVectorEnv(Session):
             self.observation_space = batch_differing_spaces(driver.different_spaces)
         self._paths = tuple(leaves(spec.observation_space)) if spec.fits_rows else ()
         self._single = self._paths == ("",)
+        self._plain = self._single and copy and output == "numpy"
         self._actions: ActionRows | ActionObjects
         self._objects: list[Any] | None = None
         if spec.fits_rows:
@@ -331,7 +332,8 @@ class FastVectorEnv(Session):
     def _stepped(self, infos: Infos) -> StepResult:
         """Return what a step of all environments has left in the bank."""
         bank = self._banks[self._bank]
-        observation = self._observation(bank)
+        plain = self._plain
+        observation = bank.observation[0].copy() if plain else self._observation(bank)
         flags = bank.reward.copy(), bank.terminated.copy(), bank.truncated.copy()
         if self.output == "torch":
             return observation, *map(self._given, flags), infos
