@@ -156,10 +156,12 @@ def main() -> None:
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--torch-threads", type=int, help="torch's own choice by default")
     parser.add_argument("--envs", help="some of the ways, separated by commas")
     parser.add_argument("--json", type=Path, help="add the figures to this file")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.torch_threads is not None:
+        torch.set_num_threads(options.torch_threads)
     known = ways(options.program, options.env, options.num_envs)
     chosen = options.envs.split(",") if options.envs else list(known)
     for name in chosen:
@@ -179,6 +181,7 @@ def main() -> None:
     if options.json is not None:
         found = json.loads(options.json.read_text()) if options.json.exists() else []
         made = {key: getattr(options, key) for key in ("program", "env", "num_envs", "updates")}
+        made["torch_threads"] = torch.get_num_threads()
         found.append({**made, "steps_per_s": rates, **circumstances("stable-baselines3")})
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

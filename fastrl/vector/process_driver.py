@@ -22,6 +22,7 @@ from fastrl.vector.forks import WHY, disown_in_forks
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
+from fastrl.vector.torch_threads import TorchThreads
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor, call_in_child
@@ -54,6 +55,7 @@ class ProcessDriver:
         self._orders: list[Connection] = []
         self._answers: list[Connection] = []
         self._objects: list[Any] = [None] * plan.num_envs
+        self._torch = TorchThreads(plan.num_workers)
         self._waiting: deque[tuple[int, int, bool]] = deque()
         self._seen = [0] * plan.num_workers
         self._why_closed = ""
@@ -72,6 +74,7 @@ class ProcessDriver:
     def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
         """Let every worker step its environments."""
         self._settle()
+        self._torch.make_room()
         for worker in range(self._plan.num_workers):
             self._control.order(worker, STEP, bank)
             if action_objects is not None:
@@ -83,7 +86,9 @@ class ProcessDriver:
         Raises:
             EnvFailure: An environment raised, died or overran the deadline.
         """
-        return self._collect(timeout_s)
+        found = self._collect(timeout_s)
+        self._torch.stepped()
+        return found
 
     def begin_request(self, request: Request) -> None:
         """Send every worker its part of a request.
@@ -115,6 +120,7 @@ class ProcessDriver:
     def send(self, envs: Sequence[int], bank: int) -> None:
         """Let some environments step, each as soon as its worker is free."""
         self._check_open()
+        self._torch.make_room()
         by_worker: dict[int, list[int]] = {}
         for index in envs:
             by_worker.setdefault(self._plan.worker_of(index), []).append(index)
@@ -136,6 +142,7 @@ class ProcessDriver:
         for _ in range(count):
             worker, index, mail = self._waiting.popleft()
             ready.add(index, self._read(worker, deadline, timeout_s) if mail else {})
+        self._torch.stepped()
         return ready
 
     def observation_objects(self) -> list[Any]:

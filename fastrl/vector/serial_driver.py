@@ -13,6 +13,7 @@ from fastrl.vector.failures import EnvFailure, summary
 from fastrl.vector.groups import build_first, build_group, spec_of
 from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan
+from fastrl.vector.torch_threads import TorchThreads
 
 
 class SerialDriver:
@@ -34,6 +35,8 @@ class SerialDriver:
         except Exception as error:
             raise self._failure(error) from error
         self._step = untimed(self._group.step)
+        if plan.native is not None and plan.native.num_threads > 1:
+            self._step = TorchThreads(plan.native.num_threads).around(self._step)
         self.different_spaces = self._group.different_spaces()
 
     def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:

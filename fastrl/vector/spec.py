@@ -132,7 +132,7 @@ class VectorPlan:
     num_workers: int
     autoreset: AutoresetMode
     different_spaces: bool = False
-    spin_s: float = 300e-6
+    spin_s: float = 1e-3
     timeout_s: float = 120.0
     start_timeout_s: float = 300.0
     torch_threads: int = 1
