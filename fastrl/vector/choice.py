@@ -7,6 +7,8 @@ import resource
 import time
 from dataclasses import dataclass
 
+import torch
+
 from fastrl.closing import closed_after
 from fastrl.cores import usable_cores
 from fastrl.vector.failures import EnvFailure, summary
@@ -19,6 +21,9 @@ SLOWDOWN = 1.4
 """How much slower environments step while every core is busy, on the same machine: its virtual
 cores share what they have. Where cores are whole, `auto` is somewhat too slow to leave one process.
 """
+
+ROOM_S = 150e-6
+"""What it costs to make room for workers where torch has an idle thread; see `TorchThreads`."""
 
 THREAD_S = 100e-6
 """What handing a step to one of many threads costs, on the same machine."""
@@ -72,14 +77,20 @@ def choose_backend(plan: VectorPlan) -> str:
     if getattr(env, "render_mode", None) == "human":
         # One window waits for its next frame; by the time all are drawn, that has come.
         cost = StepCost(cost.busy_s, cost.busy_s)
-    return cheapest(cost, plan.num_envs, usable_cores())
+    return cheapest(cost, plan.num_envs, usable_cores(), torch.get_num_threads() - 1)
 
 
-def cheapest(cost: StepCost, num_envs: int, cores: int) -> str:
+def cheapest(cost: StepCost, num_envs: int, cores: int, idle_threads: int = 0) -> str:
     """Return the backend with which a step of all environments takes the least time.
 
     Every step lasts until the last worker is done. So rare resets, which meet one worker at a time,
     take as long as in turn; only where several come in every step do they share the cores.
+
+    Args:
+        cost: Of one environment.
+        num_envs: How many there are.
+        cores: How many may be used.
+        idle_threads: Threads that torch has besides the caller's.
     """
     took = {"serial": num_envs * (cost.step_s + cost.ends * cost.reset_s)}
     workers = min(cores, num_envs)
@@ -87,7 +98,8 @@ def cheapest(cost: StepCost, num_envs: int, cores: int) -> str:
         each = num_envs / workers
         resets = _most_of(workers, each * cost.ends)
         busy_s = each * cost.step_s + resets * cost.reset_s
-        took["processes"] = SLOWDOWN * busy_s + HAND_OVER_S
+        crowded = workers + idle_threads > cores
+        took["processes"] = SLOWDOWN * busy_s + HAND_OVER_S + crowded * idle_threads * ROOM_S
     if cost.waits:
         took["threads"] = cost.step_s + num_envs * (cost.busy_s + THREAD_S)
     return min(took, key=lambda backend: took[backend])

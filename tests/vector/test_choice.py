@@ -32,6 +32,14 @@ def test_cheapest_backend_is_chosen(cost, num_envs, cores, chosen):
     assert cheapest(cost, num_envs, cores) == chosen
 
 
+def test_idle_threads_of_torch_cost_room_where_there_are_no_cores_for_them():
+    cost = StepCost(4e-5, 4e-5)
+    assert cheapest(cost, 16, cores=2) == "processes"
+    assert cheapest(cost, 16, cores=2, idle_threads=1) == "serial"
+    assert cheapest(cost, 16, cores=4, idle_threads=1) == "processes"
+    assert cheapest(cost, 64, cores=2, idle_threads=1) == "processes"
+
+
 class SleepyEnv(OtherSpaceEnv):
     """Waits for 20 ms in every step."""
 
