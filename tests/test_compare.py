@@ -107,16 +107,13 @@ def test_counts_every_step_no_reset_and_leaves_no_process(name, task, tmp_path):
     check_counts(name, task, tmp_path)
 
 
-@pytest.mark.compare
 @pytest.mark.parametrize("name", ["sb3-dummy", "sb3-subproc"])
 def test_sb3_counts_every_step_no_reset_and_leaves_no_process(name, task, tmp_path):
     pytest.importorskip("stable_baselines3")
     check_counts(name, task, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["gymnasium-native", pytest.param("envpool-sync", marks=pytest.mark.compare)]
-)
+@pytest.mark.parametrize("name", ["gymnasium-native", "envpool-sync"])
 def test_batched_cartpole_is_not_credited_for_resets(name):
     if name == "envpool-sync":
         pytest.importorskip("envpool")
@@ -128,7 +125,6 @@ def test_batched_cartpole_is_not_credited_for_resets(name):
     assert 0.8 * 400 * 3 < total < 400 * 3
 
 
-@pytest.mark.compare
 def test_asynchronous_envpool_does_not_count_what_was_stepped_before():
     pytest.importorskip("envpool")
     rounds = importlib.import_module("comparison.rounds")
@@ -141,7 +137,6 @@ def test_asynchronous_envpool_does_not_count_what_was_stepped_before():
     method.close()
 
 
-@pytest.mark.compare
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [

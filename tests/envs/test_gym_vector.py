@@ -209,7 +209,6 @@ def assert_same_transitions(stream: Stream, actions, expected) -> None:
 
 # EnvPool gives float64 bounds to float32 spaces.
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
-@pytest.mark.compare
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v4"])
 def test_envpool_gives_its_own_stream_without_the_reset_steps(name):
     envpool = pytest.importorskip("envpool")
@@ -226,7 +225,6 @@ def test_envpool_gives_its_own_stream_without_the_reset_steps(name):
     assert_same(run(env, seeds, inside), found)
 
 
-@pytest.mark.compare
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_atari_vector_env_gives_its_own_stream_without_the_reset_steps(mode):
     pytest.importorskip("ale_py")

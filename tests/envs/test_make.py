@@ -327,7 +327,6 @@ def test_squash_is_checked_when_probed():
         EnvFactory(Wide, action_bounds="squash").probe()
 
 
-@pytest.mark.compare
 def test_atari_ids_need_no_import():
     pytest.importorskip("ale_py")
     for name in ("ALE/Breakout-v5", "BreakoutNoFrameskip-v4"):
