@@ -28,7 +28,7 @@ FLOORS = (
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
-MAX_LINES = 400
+MAX_LINES = 800
 PROCESS_OWNERS = {"workers.processes", "workers.supervisor", "shared.signals", "shared.memory"}
 
 
