@@ -211,7 +211,8 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
         if scale != 1.0:
             reward = reward * scale
         if self._algorithm.normalize_rewards:
-            reward = self._reward_scaler(reward, rollout.terminated | rollout.truncated)
+            ended = rollout.terminated | rollout.truncated
+            reward = self._reward_scaler(reward, ended, rollout.restarted)
         return reward
 
     def _batch(self, rollout: Rollout, columns: Tensor) -> Batch:

@@ -32,12 +32,13 @@ class RewardScaler:
         self._statistics = RunningNormalizer(())
         self._so_far = torch.zeros(0)
 
-    def __call__(self, reward: Tensor, ended: Tensor) -> Tensor:
+    def __call__(self, reward: Tensor, ended: Tensor, restarted: Tensor | None = None) -> Tensor:
         """Add a rollout's rewards to the statistics and return them scaled, within ±10.
 
         Args:
             reward: ``[T, B] float32``.
             ended: ``[T, B] bool``: terminated or truncated.
+            restarted: ``[B] bool``: where an episode begins that no end precedes; see `Rollout`.
 
         Returns:
             ``[T, B] float32``.
@@ -45,6 +46,8 @@ class RewardScaler:
         if self._so_far.shape != reward.shape[1:]:
             self._so_far = torch.zeros(reward.shape[1:])
         self._so_far = self._so_far.to(reward.device)
+        if restarted is not None:
+            self._so_far = self._so_far.masked_fill(restarted, 0.0)
         self._statistics.to(reward.device)
         sums, self._so_far = discounted_sums_so_far(reward, ended, self._so_far, self._gamma)
         self._statistics.update(sums)

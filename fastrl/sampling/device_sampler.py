@@ -149,6 +149,7 @@ class DeviceSampler(BaseSampler):
             policy_version=torch.full_like(found.terminated, self._version, dtype=torch.int64),
             episodes=_episodes(found),
             index=index,
+            restarted=torch.full_like(found.terminated[0], index == 0),
         )
 
     def _refuse_bad_numbers(self, found: TensorRollout, index: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -57,6 +58,9 @@ class Rollout:
         policy_version: ``[T, B]`` int64: which weights chose the action.
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
+        restarted: ``[B]`` bool: the first step begins an episode, and no step of the rollout before
+            ended the one before it: in the first rollout of a sampler everywhere, and where a
+            worker was replaced between two rollouts. None stands for nowhere.
     """
 
     observation: Any
@@ -70,6 +74,7 @@ class Rollout:
     policy_version: Tensor
     episodes: Episodes
     index: int
+    restarted: Tensor | None = None
 
     @property
     def num_steps(self) -> int:
@@ -98,7 +103,8 @@ class RolloutBuffer:
         """Note that other environments go on in these slots after ``done`` steps of a rollout.
 
         In the middle of a rollout they truncate what was there before them. Episodes that are lost
-        between two rollouts are not among `Rollout.episodes`, as no transition ends them.
+        between two rollouts are not among `Rollout.episodes`, as no transition ends them;
+        `Rollout.restarted` marks their slots.
         """
         if done in (0, self._table.rollout_length):
             self._cuts.setdefault(rollout + (done > 0), []).append(slots)
@@ -124,8 +130,10 @@ class RolloutBuffer:
     def seal(self, index: int) -> Rollout:
         """Return rollout ``index``, whose bank is complete. Call once per rollout, in order."""
         bank, spec = self._table.banks[index % NUM_BANKS], self._table.env_spec
+        restarted = torch.full((self._table.num_slots,), index == 0)
         for lost in self._cuts.pop(index, ()):
             self._returns[lost], self._lengths[lost] = 0.0, 0
+            restarted[lost] = True
         self._sealed = index + 1
         return Rollout(
             observation=unflatten(spec.observation_space, bank.observation),
@@ -139,6 +147,7 @@ class RolloutBuffer:
             policy_version=bank.policy_version,
             episodes=self._episodes(bank),
             index=index,
+            restarted=restarted,
         )
 
     def _episodes(self, bank: Bank) -> Episodes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+
+import torch
 
 from fastrl.arguments import methods, whole
 from fastrl.errors import FastrlError
@@ -100,6 +103,10 @@ class Trainer:
         takes so long that SIGTERM might have to break it off.
         """
         is_slow = self._update_s > _SLOW_S
+        if self._skipped:
+            # What the learner knows of unfinished episodes lacks the rollout that was left out.
+            restarted = torch.ones_like(rollout.terminated[0])
+            rollout = dataclasses.replace(rollout, restarted=restarted)
         before = self._learner.state_dict() if self._skip_bad_updates or is_slow else None
         began_s = time.perf_counter()
         try:

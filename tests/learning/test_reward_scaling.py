@@ -54,6 +54,15 @@ def test_unfinished_episodes_go_on_in_the_next_rollout():
     assert scaler.state_dict()["mean"].item() == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("restarted", [(False, False), (True, False), (True, True)])
+def test_episodes_that_no_end_precedes_start_from_nothing(restarted):
+    scaler = RewardScaler(gamma=0.5)
+    scaler(torch.ones(2, 2), never(2, 2))
+    scaler(torch.ones(1, 2), never(1, 2), torch.tensor(restarted))
+    expected = [1.0 if each else 1.75 for each in restarted]
+    assert scaler.state_dict()["so_far"].tolist() == expected
+
+
 def test_outliers_are_bounded():
     scaler = RewardScaler(0.0)
     reward = torch.zeros(1000, 1)

@@ -172,8 +172,10 @@ class Ledger:
             assert torch.equal(image, (observation[..., :1, None] % 256).expand_as(image))
         steps = len(rollout.reward)
         found, episodes = observation.numpy(), []
-        if faults:
-            self._accept_lost(found[0])
+        lost = self._accept_lost(found[0]) if faults else set()
+        everywhere = set(range(self._plan.topology.num_envs))
+        expected = everywhere if rollout.index == 0 else lost
+        assert set(rollout.restarted.nonzero()[:, 0].tolist()) == expected
         for t in range(steps + 1):
             seed, episode, step = self._expected.T
             assert (found[t, :, :3] == self._expected).all(), (t, found[t], self._expected)
@@ -184,12 +186,15 @@ class Ledger:
         assert [*zip(rows.returns, rows.lengths, rows.end_step, rows.slot, strict=True)] == episodes
 
     def _accept_lost(self, found):
+        lost = set()
         for slot, (seed, episode, step) in enumerate(found[:, :3].tolist()):
             if seed != self._expected[slot, 0]:
                 assert (episode, step) == (0, 0)
                 self._replace(slot, seed)
                 self.returns[slot], self.lengths[slot] = 0.0, 0
                 self.lost += 1
+                lost.add(slot)
+        return lost
 
     def _replace(self, slot, seed=None):
         """Expect the first episode of the successor, which is the next one unless told otherwise.

@@ -78,6 +78,8 @@ def test_rollouts_follow_each_other_and_their_numbers_belong_together():
         sampler.publish(model.state_dict())
         first, second = sampler.collect(), sampler.collect()
         assert (first.index, second.index) == (0, 1)
+        assert first.restarted.all()
+        assert not second.restarted.any()
     assert torch.equal(second.observation[0], first.observation[-1])
     for rollout in (first, second):
         ended = rollout.terminated | rollout.truncated

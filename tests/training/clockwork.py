@@ -75,6 +75,24 @@ class Uneven(gymnasium.Env):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32)
 
 
+class Endless(Clockwork):
+    """Never ends, and every step is worth 1."""
+
+    def step(self, action):
+        super().step(action)
+        return self._observe(), 1.0, False, False, {}
+
+    def _observe(self):
+        return np.array([self._step % 7, 1.0, 1.0], np.float32)
+
+
+class EndlessUndefined(Endless):
+    """Observes a NaN in its 20th step, and only there."""
+
+    def _observe(self):
+        return super()._observe() * (np.nan if self._step == 20 else 1.0)
+
+
 class Breaking(Clockwork):
     """Raises in its 30th step."""
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from fastrl.config import A2CConfig, SamplerConfig
+from fastrl.config import A2CConfig, EnvConfig, FaultsConfig, SamplerConfig
 from fastrl.errors import ConfigError
 from fastrl.training import resume, train
 from fastrl.training.checkpoint import CheckpointError, CheckpointStore
@@ -142,6 +142,36 @@ def test_environments_are_seeded_anew(tmp_path):
     resume(path, checkpoint=MIDDLE)
     after = CheckpointStore(path / "checkpoints").load(LAST).state["env_seeds"].tolist()
     assert len({*before, *after}) == 16
+
+
+def discounted_sums(path, name):
+    """Return the sum of discounted rewards of every unfinished episode, as the learner knows it."""
+    state = CheckpointStore(path / "checkpoints").load(name).state
+    return state["learner"]["reward_scaler"]["so_far"].tolist()
+
+
+def geometric(steps, gamma=0.99):
+    return pytest.approx([sum(gamma**step for step in range(steps))] * 8, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["serial", "process"])
+def test_rewards_of_lost_episodes_do_not_count_for_those_that_follow(tmp_path, kind):
+    path = tmp_path / "run"
+    env = EnvConfig(id="tests.training.clockwork:Endless")
+    sampler = SamplerConfig(kind=kind, envs_per_worker=4, num_env_workers=2, rollout_length=8)
+    train(small_run(path, env=env, sampler=sampler, total_steps=192))
+    assert discounted_sums(path, MIDDLE) == geometric(24)
+    resume(path, ["total_steps=256"])
+    assert discounted_sums(path, "step_000000000256") == geometric(8)
+
+
+def test_rewards_of_an_update_that_is_left_out_do_not_count(tmp_path):
+    path = tmp_path / "run"
+    env = EnvConfig(id="tests.training.clockwork:EndlessUndefined")
+    faults = FaultsConfig(bad_numbers="skip_update")
+    train(small_run(path, env=env, faults=faults, total_steps=256))
+    assert discounted_sums(path, MIDDLE) == geometric(16)
+    assert discounted_sums(path, "step_000000000256") == geometric(8)
 
 
 def test_counts_go_on(tmp_path):
