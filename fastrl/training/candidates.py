@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from fastrl.config import Config
-from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.evaluator import Evaluator
 
@@ -16,10 +17,14 @@ _POLL_S = 0.02
 
 
 class Candidates:
-    """Has a policy evaluated whenever it is due, keeps the best one, and says when to stop.
+    """Has the policy evaluated whenever it is due, keeps the best one, and says when to stop.
 
-    A policy that is due while another one is still being played is evaluated as it is when that
-    one is done: evaluations may come late and be fewer, but never hold up training.
+    A policy that falls due while another one is being played is kept until that one is done; of
+    several only the newest is. Evaluations may come late and be fewer, but never hold up training.
+
+    All policies play the same episodes, and the highest mean return is the best; of equal ones
+    that is the later policy. A session that goes on with a run has the best one of before played
+    again, since that one may have played other episodes.
 
     Attributes:
         passed: The first policy whose evaluation reached ``evaluation.stop_at``, and the result.
@@ -29,7 +34,7 @@ class Candidates:
         evaluator: Plays.
         store: Keeps the best one.
         snapshot: Returns a checkpoint of the run as it is now.
-        report: Told of each result, with the steps of the policy.
+        report: Called with each result, and the steps of the policy.
     """
 
     def __init__(
@@ -46,6 +51,9 @@ class Candidates:
         self._snapshot, self._report = snapshot, report
         self._due_at: int | None = None
         self._played: Checkpoint | None = None
+        self._pending: Checkpoint | None = None
+        self._earlier = self._best() if self._keep_best else None
+        self._best_mean = -math.inf
         self._looked_s = -math.inf
         self.passed: tuple[Checkpoint, EvaluationResult] | None = None
 
@@ -56,29 +64,58 @@ class Candidates:
             WorkerError: The evaluation process failed.
         """
         if self._due_at is None:
-            # The first call of a session: whatever was due before is not made up for.
+            # The first call of a session: what was due before it is not evaluated.
             self._due_at = self._next_after(steps - 1)
         if self._played is not None and self._may_look():
             self._take(self._evaluator.poll())
-        if self.passed is None and self._played is None and steps >= self._due_at:
+        if self.passed is None and steps >= self._due_at:
             self._due_at = self._next_after(steps)
-            self._played = self._snapshot()
-            self._evaluator.request(self._played.model, steps)
+            self._pending = self._snapshot()
+        self._play_next()
         return self.passed is not None
 
     def finish(self) -> None:
-        """Wait for the evaluation that is under way, if there is one.
+        """Wait for the evaluation that is under way and for one that is pending.
 
         Raises:
             WorkerError: The evaluation process failed.
         """
         while self._played is not None:
             self._take(self._evaluator.poll(timeout_s=0.1))
+            self._play_next()
 
-    def keep_first(self, checkpoint: Checkpoint, result: EvaluationResult) -> None:
-        """Keep a checkpoint if none has been evaluated before."""
-        if self._keep_best and self._store.best() is None:
-            self._keep(checkpoint, result)
+    def judge(
+        self,
+        final: Checkpoint,
+        result: EvaluationResult,
+        play: Callable[[Checkpoint], EvaluationResult],
+    ) -> None:
+        """Keep the final policy as the best one, unless the best so far has a higher mean.
+
+        Both play the same episodes, which are more than those of the candidates and others: the
+        highest of many means over few episodes is higher than what its policy is worth.
+
+        Args:
+            final: The policy that the run ended with.
+            result: Its evaluation.
+            play: Evaluates a policy in the same episodes.
+        """
+        best = self._best() if self._keep_best else None
+        if best is not None and best.steps != final.steps:
+            other = play(best)
+            if other.return_mean > result.return_mean:
+                self._keep(best, other)
+                return
+        if self._keep_best:
+            self._keep(final, result)
+
+    def _best(self) -> Checkpoint | None:
+        """Return the best checkpoint so far; None where there is none that can be read."""
+        if self._store.best() is None:
+            return None
+        with suppress(CheckpointError):
+            return self._store.load("best")
+        return None
 
     def _keep(self, checkpoint: Checkpoint, result: EvaluationResult) -> None:
         about = {
@@ -99,13 +136,26 @@ class Candidates:
         self._looked_s = now_s
         return True
 
+    def _play_next(self) -> None:
+        """Start the next evaluation if there is one and none is under way."""
+        if self._played is not None or self._pending is None or self.passed is not None:
+            return
+        if self._earlier is not None:
+            self._played = self._earlier
+        else:
+            self._played, self._pending = self._pending, None
+        self._evaluator.request(self._played.model, self._played.steps)
+
     def _take(self, result: EvaluationResult | None) -> None:
         if result is None or self._played is None:
             return
         played, self._played = self._played, None
+        if played is self._earlier:
+            self._earlier, self._best_mean = None, result.return_mean
+            return
         self._report(result, played.steps)
-        best = self._store.best()
-        if self._keep_best and (best is None or result.return_mean > best["return_mean"]):
+        if self._keep_best and result.return_mean >= self._best_mean:
+            self._best_mean = result.return_mean
             self._keep(played, result)
         reached = self._stop_at is not None and result.return_mean >= self._stop_at
         if reached and self.passed is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,18 +182,22 @@ class Session:
     ) -> EvaluationResult | None:
         """Evaluate the policy that passed, else the last one; None if that was interrupted."""
         episodes = self._config.evaluation.final_episodes
-        try:
-            with interrupts.breakable():
-                candidates.finish()
-                final, result = candidates.passed or (saver.snapshot(), None)
-                if result is not None and len(result.returns) >= episodes:
-                    return result
-                journal.say(f"evaluating the policy over {episodes} episodes …")
-                result = self._evaluate(final)
-        except StopSignal:
-            return None
-        journal.note_evaluation(result, final.steps)
-        candidates.keep_first(final, result)
+        result = None
+
+        def play(policy: Checkpoint) -> EvaluationResult:
+            journal.say(
+                f"evaluating the policy of {policy.steps:,} steps over {episodes} episodes …"
+            )
+            return self._evaluate(policy)
+
+        with suppress(StopSignal), interrupts.breakable():
+            candidates.finish()
+            final, passed = candidates.passed or (saver.snapshot(), None)
+            if passed is not None and len(passed.returns) >= episodes:
+                return passed
+            result = play(final)
+            journal.note_evaluation(result, final.steps)
+            candidates.judge(final, result, play)
         return result
 
     def _evaluate(self, checkpoint: Checkpoint) -> EvaluationResult:

@@ -91,6 +91,20 @@ def test_evaluations_are_written_down_and_the_best_is_kept(finished):
     assert best["return_mean"] == max(during.values()) == during[best["steps"]]
 
 
+def test_final_policy_is_the_best_where_no_earlier_one_is_better(tmp_path):
+    evaluation = EvaluationConfig(every_steps=64, episodes=1, final_episodes=2)
+    done = train(small_run(tmp_path / "run", evaluation=evaluation))
+    # Training is over before the evaluation process has started.
+    assert [row["steps"] for row in rows(done.path, "evaluation")][-2:] == [512, 512]
+    found = evaluate_run(done.path)
+    best = CheckpointStore(done.path / "checkpoints").best()
+    assert (best["checkpoint"], best["steps"]) == (found.checkpoint, found.steps)
+    assert (best["return_mean"], best["episodes"]) == (found.result.return_mean, 2)
+    first = evaluate_run(done.path, checkpoint="step_000000000064").result.return_mean
+    last = done.outcome.evaluation.return_mean
+    assert first < last <= found.result.return_mean
+
+
 def test_configuration_is_saved_resolved(finished):
     config = finished.config
     assert config.sampler.num_env_workers == 2
