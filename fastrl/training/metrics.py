@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import logging
 import math
+import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastrl.closing import build_all, close_all
 from fastrl.config import Config, LoggingConfig
 from fastrl.errors import ConfigError
-from fastrl.training.durable import writing
+from fastrl.training.durable import write_durably, writing
 from fastrl.training.run_directory import RunDirectory
 
 _MOST_STEPS = 2**62
+_TOLD = 200
+"""Characters of a foreign error that are shown."""
+_LOGGER = logging.getLogger(__name__)
 Row = Mapping[str, float | int]
 
 
@@ -42,17 +49,13 @@ class MetricsLog:
 
     Raises:
         WriteError: They cannot be written.
+        ConfigError: Weights & Biases does not start.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
         self._path = run.metrics
-        logging: LoggingConfig = config.logging
         with writing(self._path):
-            self._sinks: list[Sink] = [JsonLines(run.metrics, steps)]
-            if logging.tensorboard:
-                self._sinks.append(TensorBoard(run.tensorboard, steps))
-            if logging.wandb:
-                self._sinks.append(WeightsAndBiases(run, config))
+            self._sinks = build_all(_sinks(run, config, steps))
 
     def write(self, kind: str, row: Row) -> None:
         """Write a row of metrics; see `Sink.write`.
@@ -67,8 +70,22 @@ class MetricsLog:
     def close(self) -> None:
         """Write what is left."""
         with writing(self._path):
-            for sink in self._sinks:
-                sink.close()
+            close_all(self._sinks)
+
+
+def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
+    if config.logging.wandb:
+        # Before rows are dropped from the file: where it fails, the next session drops them again.
+        yield WeightsAndBiases(run, config, steps)
+    else:
+        # The run there would lack the rows of this session.
+        with writing(run.wandb):
+            run.wandb.unlink(missing_ok=True)
+    yield JsonLines(run.metrics, steps)
+    if config.logging.tensorboard:
+        yield TensorBoard(run.tensorboard, steps)
+    elif run.tensorboard.is_dir():
+        TensorBoard(run.tensorboard, steps).close()
 
 
 class JsonLines:
@@ -102,15 +119,14 @@ class TensorBoard:
 
     Args:
         directory: Where they go.
-        steps: TensorBoard hides what earlier files say from here on.
+        steps: TensorBoard hides what earlier files say of later steps.
     """
 
     def __init__(self, directory: Path, steps: int) -> None:
         # Takes a sixth of a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = steps + 1 if steps else None
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
+        self._writer = SummaryWriter(str(directory), purge_step=steps + 1)
 
     def write(self, kind: str, row: Row) -> None:
         """Add a scalar ``kind/name`` for each number."""
@@ -125,29 +141,72 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the same name at Weights & Biases, which goes on when this one does.
+    """A run at Weights & Biases, which goes on when this one does.
+
+    Its id is drawn once and kept in ``wandb.json``, with the inode of the directory: a copy of the
+    directory is another run. Each row is one of its steps there, counted from 0, so rows that are
+    dropped here are taken back there. Where they cannot be, which not every server can, a new run
+    there gets all rows that are kept.
 
     Args:
         run: The run's directory.
         config: Is shown there.
+        steps: Rows beyond are taken back.
+
+    Raises:
+        ConfigError: It does not start.
     """
 
-    def __init__(self, run: RunDirectory, config: Config) -> None:
-        wandb: Any = importlib.import_module("wandb")
-        self._run = wandb.init(
-            project="fastrl",
-            name=run.name,
-            id=run.name,
-            resume="allow",
-            dir=str(run.path),
-            config=config.model_dump(mode="json"),
-        )
+    def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
+        self._init_arguments = {
+            "project": "fastrl",
+            "name": run.name,
+            "dir": str(run.path),
+            "config": config.model_dump(mode="json"),
+        }
+        rows = list(read_rows(run.metrics))
+        kept = [row for row in rows if row["steps"] <= steps]
+        known = _wandb_id(run)
+        if known is not None and len(kept) == len(rows):
+            self._run = self._start(id=known, resume="allow")
+        elif known is None or not kept or not self._rewind(known, len(kept)):
+            self._begin(run, kept)
+
+    def _rewind(self, known: str, num_rows: int) -> bool:
+        """Take back all rows but the first ones; return whether that was possible."""
+        try:
+            self._run = self._start(id=known, resume_from=f"{known}?_step={num_rows - 1}")
+        except ConfigError as error:
+            _LOGGER.warning("%s; rows cannot be taken back there, a new run gets all rows", error)
+            return False
+        return True
+
+    def _begin(self, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
+        """Begin a new run there, with the rows that there are already."""
+        new = secrets.token_hex(8)
+        self._run = self._start(id=new, resume="allow")
+        for row in rows:
+            self.write(row.get("kind", "training"), {k: v for k, v in row.items() if k != "kind"})
+        known = {"id": new, "inode": run.path.stat().st_ino}
+        write_durably(run.wandb, (json.dumps(known) + "\n").encode())
+
+    def _start(self, **how: str) -> Any:  # noqa: ANN401
+        try:
+            wandb: Any = importlib.import_module("wandb")
+            run = wandb.init(**self._init_arguments, **how)
+        except Exception as error:  # it fails in ways of its own
+            told = " ".join(str(error).split())[:_TOLD]
+            raise ConfigError(
+                f"logging.wandb: Weights & Biases does not start: {type(error).__name__}: {told}"
+            ) from error
         # Its own steps may not go back, and evaluations come in after what they evaluate.
-        self._run.define_metric("*", step_metric="steps")
+        run.define_metric("*", step_metric="steps")
+        return run
 
     def write(self, kind: str, row: Row) -> None:
         """Log each number as ``kind/name``."""
-        named = {f"{kind}/{name}": value for name, value in row.items() if math.isfinite(value)}
+        finite = {name: value for name, value in row.items() if _is_finite(value)}
+        named = {f"{kind}/{name}": value for name, value in finite.items()}
         self._run.log({**named, "steps": row["steps"]})
 
     def close(self) -> None:
@@ -155,13 +214,28 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def check_packages(logging: LoggingConfig) -> None:
+def _wandb_id(run: RunDirectory) -> str | None:
+    """Return the id that this directory has at Weights & Biases, or None."""
+    if not run.wandb.is_file():
+        return None
+    with suppress(OSError, ValueError, RecursionError):
+        known = json.loads(run.wandb.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.get("inode") == run.path.stat().st_ino:
+            return str(known["id"]) if known.get("id") else None
+    return None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def check_packages(settings: LoggingConfig) -> None:
     """Refuse a configuration for which a package is missing, before anything is written.
 
     Raises:
         ConfigError: Names the package and how to get it.
     """
-    if logging.wandb and find_spec("wandb") is None:
+    if settings.wandb and find_spec("wandb") is None:
         raise ConfigError("logging.wandb: needs the package 'wandb': pip install 'fastrl[wandb]'")
 
 

@@ -39,9 +39,9 @@ class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
     ``config.yaml`` holds every key as it is used, ``versions.json`` the packages and the machine,
-    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``faults.jsonl`` the workers that failed,
-    ``checkpoints/`` and ``videos/`` what their names say, and ``summary.json`` the outcome once
-    training has ended.
+    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
+    the run, ``faults.jsonl`` the workers that failed, ``checkpoints/`` and ``videos/`` what their
+    names say, and ``summary.json`` the outcome once training has ended.
 
     Attributes:
         path: The directory.
@@ -117,6 +117,11 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         """Where TensorBoard looks."""
         return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Which run at Weights & Biases this one is."""
+        return self.path / "wandb.json"
 
     def write_config(self, config: Config) -> None:
         """Replace the configuration.

@@ -82,7 +82,8 @@ class Window:
         self._learning_s += update.learning_s
         self._lag += update.policy_lag
         for name, value in update.metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
         if len(update.episodes):
             self.episodes += len(update.episodes)
             self.info.add(update.episodes)
@@ -93,10 +94,10 @@ class Window:
         """Return the metrics of the window, and open the next one. It must not be empty.
 
         ``return_mean`` and ``length_mean`` are those of the last 100 episodes, and NaN before the
-        first; what the learner reports is averaged over updates. ``sampling_fps`` is the speed
-        while the sampler sampled, ``learning_fps`` that while the learner learnt, ``fps`` the
-        speed from end to end, all in environment steps per second. The shares are of this
-        process's time: waiting for rollouts, and learning.
+        first; each number that the learner reports is averaged over the updates that reported it.
+        ``sampling_fps`` is the speed while the sampler sampled, ``learning_fps`` that while the
+        learner learnt, ``fps`` the speed from end to end, all in environment steps per second. The
+        shares are of this process's time: waiting for rollouts, and learning.
 
         Args:
             idle_s: How long the sampler did not sample; None if it does so only while this
@@ -118,7 +119,7 @@ class Window:
             "learning_share": self._learning_s / open_s,
             "policy_lag": self._lag / self._updates,
         }
-        row.update({name: total / self._updates for name, total in self._sums.items()})
+        row.update({name: total / count for name, (total, count) in self._sums.items()})
         row.update(self.info.row())
         self._opened_s += open_s
         self._clear()
@@ -127,7 +128,7 @@ class Window:
     def _clear(self) -> None:
         self.steps = self._updates = 0
         self._sampling_s = self._learning_s = self._lag = 0.0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
 
 
 def _mean(values: deque[float] | deque[int]) -> float:

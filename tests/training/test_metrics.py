@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrl.config import LoggingConfig
 from fastrl.errors import ConfigError
 from fastrl.shared.rollout_buffer import Episodes
-from fastrl.training import train
+from fastrl.training import resume, train
 from fastrl.training.metrics import MetricsLog, read_rows
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
 from tests.training.clockwork import small_run
+from tests.training.fake_wandb import FakeWandb, UsageError
 
 
 @pytest.fixture
@@ -88,28 +94,131 @@ def test_missing_wandb_is_one_line_before_anything_is_written(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_gets_every_row_and_the_run_can_be_resumed(run, monkeypatch):
-    said = []
-    wandb_run = SimpleNamespace(
-        log=lambda row: said.append(row),
-        define_metric=lambda name, step_metric: said.append((name, step_metric)),
-        finish=lambda: said.append("finish"),
-    )
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("fastrl.training.metrics.find_spec", lambda name: fake)
+    return fake
 
-    def init(**arguments):
-        said.append((arguments["id"], arguments["resume"], arguments["config"]["seed"]))
-        return wandb_run
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+def named(row):
+    """Return a row as Weights & Biases gets it."""
+    finite = {name: value for name, value in row.items() if name != "kind" and value is not None}
+    return {f"{row['kind']}/{name}": value for name, value in finite.items()} | {
+        "steps": row["steps"]
+    }
+
+
+def test_wandb_gets_every_row(run, wandb):
     log = log_of(run, wandb=True)
     log.write("training", {"steps": 5, "loss": 2.0, "entropy": float("nan")})
     log.close()
-    assert said == [
-        ("run", "allow", 3),
-        ("*", "steps"),
-        {"training/steps": 5, "training/loss": 2.0, "steps": 5},
-        "finish",
-    ]
+    ((id, rows),) = wandb.runs.items()
+    assert rows == [{"training/steps": 5, "training/loss": 2.0, "steps": 5}]
+    (started,) = wandb.started
+    assert (started["id"], started["name"], started["config"]["seed"]) == (id, "run", 3)
+
+
+def test_runs_of_the_same_name_elsewhere_are_other_runs_at_wandb(tmp_path, wandb):
+    for place in "ab":
+        path = tmp_path / place / "x:y"
+        run = RunDirectory.create(path, small_run(path))
+        log_of(run, wandb=True).close()
+        run.close()
+    assert len(wandb.runs) == 2
+
+
+def test_wandb_goes_on_in_a_moved_directory_and_not_in_a_copied_one(tmp_path, wandb):
+    path = tmp_path / "run"
+    run = RunDirectory.create(path, small_run(path))
+    log = log_of(run, wandb=True)
+    log.write("training", {"steps": 5})
+    log.close()
+    run.close()
+    moved = path.rename(tmp_path / "moved")
+    copied = shutil.copytree(moved, tmp_path / "copied")
+    for place in (moved, copied):
+        run = RunDirectory.open(place)
+        log = log_of(run, 5, wandb=True)
+        log.write("training", {"steps": 10})
+        log.close()
+        run.close()
+    assert [started["name"] for started in wandb.started] == ["run", "moved", "copied"]
+    assert [[row["steps"] for row in rows] for rows in wandb.runs.values()] == [[5, 10], [5, 10]]
+
+
+SESSIONS = st.tuples(st.integers(0, 8), st.integers(0, 4), st.booleans(), st.booleans())
+
+
+@given(st.lists(SESSIONS, min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_wandb_has_the_rows_of_the_file_whatever_was_taken_back(sessions):
+    fake = FakeWandb()
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", fake)
+        path = Path(directory) / "run"
+        run, at = RunDirectory.create(path, small_run(path)), 0
+        for back, more, is_on, fake.rewinds in [*sessions, (0, 1, True, True)]:
+            at = max(0, at - 10 * back)
+            log = log_of(run, at, wandb=is_on)
+            for _ in range(more):
+                at += 10
+                log.write("training", {"steps": at, "loss": float("nan"), "session": len(sessions)})
+            log.close()
+        run.close()
+        rows = list(read_rows(run.metrics))
+    assert [row["steps"] for row in rows] == list(range(10, at + 1, 10))
+    assert fake.runs[fake.started[-1]["id"]] == [named(row) for row in rows]
+
+
+def test_wandb_that_cannot_rewind_gets_a_new_run_with_all_rows(tmp_path, wandb, caplog):
+    wandb.rewinds = False
+    path = tmp_path / "run"
+    train(small_run(path, logging=LoggingConfig(tensorboard=False, wandb=True, every_steps=64)))
+    resume(path, checkpoint="step_000000000192")
+    first, second = wandb.runs.values()
+    assert [row["steps"] for row in first] == [row["steps"] for row in second]
+    assert second == [named(row) for row in read_rows(path / "metrics.jsonl")]
+    assert "UsageError: rewinding is not enabled; rows cannot be taken back" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [0, 192])
+def test_resumed_run_takes_its_rows_back_at_wandb_and_tensorboard(tmp_path, wandb, steps):
+    path = tmp_path / "a:b"
+    train(small_run(path, logging=LoggingConfig(wandb=True, every_steps=64)))
+    resume(path, ["total_steps=576"], checkpoint=f"step_{steps:012d}")
+    rows = list(read_rows(path / "metrics.jsonl"))
+    assert [row["steps"] for row in rows] == list(range(64, 577, 64))
+    ids = [started["id"] for started in wandb.started]
+    # Nothing is left to rewind to where all rows are taken back.
+    assert (ids[0] == ids[1]) == (steps > 0)
+    assert wandb.runs[ids[1]] == [named(row) for row in rows]
+    events = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [each.step for each in events.Scalars("training/loss")] == list(range(64, 577, 64))
+
+
+def test_tensorboard_forgets_rows_that_a_session_without_it_took_back(run):
+    for steps, is_on in ((0, True), (1, False), (3, True)):
+        log = log_of(run, steps, tensorboard=is_on)
+        for step in (steps + 1, steps + 2):
+            log.write("training", {"steps": step, "loss": 1.0})
+        log.close()
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    assert [each.step for each in events.Scalars("training/loss")] == [1, 4, 5]
+
+
+def test_wandb_that_does_not_start_is_one_line(tmp_path, wandb):
+    def init(**arguments):
+        raise UsageError("No API key configured.\n  Use `wandb login` to log in.")
+
+    wandb.init = init
+    config = small_run(tmp_path / "run", logging=LoggingConfig(wandb=True))
+    told = r"^logging\.wandb: .* does not start: UsageError: No API key configured\. Use `wandb log"
+    with pytest.raises(ConfigError, match=told):
+        train(config)
 
 
 def update(steps, metrics, returns=(), sampling_s=0.0, learning_s=0.0, lag=0.0):
@@ -142,6 +251,15 @@ def test_window_averages_what_was_said_and_counts_the_rest(monkeypatch):
         "policy_lag": 0.5,
         "loss": 2.0,
     }
+
+
+def test_update_that_was_left_out_does_not_dilute_what_others_report():
+    window = Window()
+    for skipped in (0.0, 1.0, 0.0, 0.0):
+        reported = {} if skipped else {"learning_rate": 0.001}
+        window.add(update(10, {**reported, "skipped_updates": skipped}))
+    row = window.row()
+    assert (row["learning_rate"], row["skipped_updates"]) == (pytest.approx(0.001), 0.25)
 
 
 def test_window_opens_anew_but_remembers_episodes(monkeypatch):
