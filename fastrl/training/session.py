@@ -180,7 +180,10 @@ class Session:
     def _judge(
         self, candidates: Candidates, saver: Saver, journal: Journal, interrupts: Interrupts
     ) -> EvaluationResult | None:
-        """Evaluate the policy that passed, else the last one; None if that was interrupted."""
+        """Evaluate the policy that passed, else the last one; None if that was interrupted.
+
+        The best one so far plays the same episodes, and the better of the two is kept.
+        """
         episodes = self._config.evaluation.final_episodes
         result = None
 
@@ -188,10 +191,12 @@ class Session:
             journal.say(
                 f"evaluating the policy of {policy.steps:,} steps over {episodes} episodes …"
             )
-            return self._evaluate(policy)
+            with interrupts.breakable():
+                return self._evaluate(policy)
 
-        with suppress(StopSignal), interrupts.breakable():
-            candidates.finish()
+        with suppress(StopSignal):
+            with interrupts.breakable():
+                candidates.finish()
             final, passed = candidates.passed or (saver.snapshot(), None)
             if passed is not None and len(passed.returns) >= episodes:
                 return passed
