@@ -241,14 +241,14 @@ class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
         ids = np.flatnonzero(options["reset_mask"])
         step: Any = self.env.step
         part, _, _, _, infos = step(_rows_of(self._actions, ids), ids)
-        ids = infos.pop("env_id")
-        return _with_rows(self._observation, ids, part), {}
+        return _with_rows(self._observation, infos.get("env_id", ids), part), {}
 
 
 def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
     """Return the environment with EnvPool beneath its wrappers, if it is there, as `_SteppedOn`."""
     if isinstance(env, VectorWrapper):
-        env.env = _stepped_on(env.env)
+        if not isinstance(env, _SteppedOn):
+            env.env = _stepped_on(env.env)
         return env
     return _SteppedOn(env) if takes_argument(env.step, "env_id") else env
 

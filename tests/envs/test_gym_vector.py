@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrl.envs import EnvFactory, GymVector
 from fastrl.errors import EnvError
@@ -42,6 +44,21 @@ def test_every_autoreset_mode_gives_the_stream_of_the_loop(mode, kind):
     found = run(env, SEEDS, actions)
     assert_same(found, loop_stream(kind, actions))
     assert found.episodes > 20
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    length=st.integers(1, 4),
+    uneven=st.booleans(),
+)
+def test_whatever_ends_together_or_apart_gives_the_stream_of_the_loop(mode, seeds, length, uneven):
+    options = {"length": length, "uneven": uneven, "ending": "alternate"}
+    loop = EnvFactory(CountingEnv, options).batched(len(seeds))
+    actions = random_actions(loop.spec, len(seeds), 12)
+    vector = SyncVectorEnv([lambda: CountingEnv(**options)] * len(seeds), autoreset_mode=mode)
+    assert_same(run(GymVector(vector, loop.spec), seeds, actions), run(loop, seeds, actions))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -38,6 +38,8 @@ CLASSIC = [
     "MountainCar-v0",
     "MountainCarContinuous-v0",
     "Pendulum-v1",
+    "FrozenLake-v1",
+    "Blackjack-v1",
 ]
 
 
