@@ -1,30 +1,41 @@
 """Any third-party `gymnasium.vector.VectorEnv` behind `BatchedEnv`, in every autoreset mode.
 
 `BatchedEnv` resets in the step in which an episode ends. A vector environment in mode SAME_STEP
-does so itself. In modes NEXT_STEP and DISABLED the ended sub-environments are reset here, at once,
-by ``reset(options={"reset_mask": mask})``: left to itself, NEXT_STEP would spend the following step
-on the reset and ignore its action, which is no transition. Either way each sub-environment is reset
-once per episode, from its own random stream: its transitions are those of the single environment.
+does so itself. In mode DISABLED the ended sub-environments are reset here, at once, by
+``reset(options={"reset_mask": mask})``. Mode NEXT_STEP would spend the following step on the reset
+and ignore its action, which is no transition: where all sub-environments have ended, that step is
+taken here and swallowed; where some have, either they alone are stepped, which EnvPool can do, or
+they are reset by mask, where ``reset`` documents the mask. Either way each sub-environment goes on
+in its own random stream, and its transitions are those of the single environment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorEnv,
+    VectorWrapper,
+)
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 
 Rebuild = Callable[[Sequence[int]], "VectorEnv[Any, Any, Any]"]
+
+_ALE = "AtariVectorEnv"
 
 
 class GymVector:
@@ -53,14 +64,15 @@ class GymVector:
                 those that are seeded at construction and never after, such as EnvPool's.
 
         Raises:
-            EnvError: ``env`` does not say how it resets.
+            EnvError: ``env`` does not say how it resets, or ends episodes that cannot be told.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
         self.num_envs = int(env.num_envs)
-        self._env: VectorEnv[Any, Any, Any] | None = env
+        self._env: VectorEnv[Any, Any, Any] | None = _stepped_on(env)
         self._rebuild = rebuild
         self._mode = _autoreset_mode(env, spec.id)
+        self._games_go_on = _flags_lost_lives(env, self._mode, spec.id)
         self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
         self._writer = ObservationWriter(spec.observation_space)
 
@@ -76,7 +88,7 @@ class GymVector:
         try:
             if self._rebuild is not None:
                 env.close()
-                self._env = env = self._rebuild(seeds)
+                self._env = env = _stepped_on(self._rebuild(seeds))
                 first, _ = env.reset()
             else:
                 first, _ = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
@@ -107,7 +119,12 @@ class GymVector:
             return
         for rows, final in zip(views.observation, views.final_observation, strict=True):
             final[ended] = rows[ended]
-        self._restart(ended, views.observation)
+        if self._games_go_on:
+            ended &= views.truncated | (infos["lives"] == 0)
+        if self._mode is AutoresetMode.NEXT_STEP and ended.all():
+            self._step_on(actions, views.observation)
+        elif ended.any():
+            self._restart(ended, views.observation)
 
     def close(self) -> None:
         """Close the vector environment; safe to call twice."""
@@ -120,27 +137,44 @@ class GymVector:
             raise EnvError(f"'{self.spec.id}' was stepped or reset after it was closed")
         return self._env
 
+    def _step_on(self, actions: Any, rows: Rows) -> None:  # noqa: ANN401
+        """Take the step in which all sub-environments reset and ignore their actions."""
+        try:
+            observation, *_ = self._open().step(actions)
+        except Exception as error:
+            raise self._raised("step", error) from error
+        self._write(observation, rows)
+
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
         """Reset the ended sub-environments and write their observations, and only theirs."""
         env = self._open()
+        if self._mode is AutoresetMode.NEXT_STEP and not _takes_reset_mask(env):
+            raise self._inseparable("its reset does not document options['reset_mask']")
         try:
             observation = _reset_some(env, ended)
         except Exception as error:
             raise self._raised("reset(options={'reset_mask': …})", error) from error
         arrays = [np.asarray(value) for value in flatten(self.spec.observation_space, observation)]
-        if len(arrays[0]) != self.num_envs:
-            for array, part in zip(rows, arrays, strict=True):
-                array[ended] = part
-            return
-        for array, whole in zip(rows, arrays, strict=True):
-            untouched = whole[~ended].astype(array.dtype, copy=False)
-            if not np.array_equal(array[~ended], untouched, equal_nan=array.dtype.kind == "f"):
+        for array, found in zip(rows, arrays, strict=True):
+            if found.shape == array.shape:
+                untouched = found[~ended].astype(array.dtype, copy=False)
+                if not np.array_equal(array[~ended], untouched, equal_nan=array.dtype.kind == "f"):
+                    raise self._inseparable("its reset ignores options['reset_mask']")
+                array[ended] = found[ended]
+            elif found.shape == (np.count_nonzero(ended), *array.shape[1:]):
+                array[ended] = found
+            else:
                 raise EnvError(
-                    f"'{self.spec.id}' is in autoreset mode {self._mode.value} and ignores "
-                    "options['reset_mask'], so its transitions cannot be told from its resets; "
-                    "build it with autoreset_mode SameStep, or use the single environment"
+                    f"'{self.spec.id}' returned observations of shape {found.shape} from "
+                    f"reset(options={{'reset_mask': …}}); expected {array.shape}"
                 )
-            array[ended] = whole[ended]
+
+    def _inseparable(self, what: str) -> EnvError:
+        return EnvError(
+            f"'{self.spec.id}' is in autoreset mode {self._mode.value} and {what}, so its "
+            "transitions cannot be told from its resets; build it with autoreset_mode SameStep, "
+            "or use the single environment"
+        )
 
     def _write(self, observation: Any, rows: Rows) -> None:  # noqa: ANN401
         for array, value in zip(
@@ -185,12 +219,96 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
         ) from None
 
 
+class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
+    """EnvPool, whose ended environments go on when they are to be reset by mask.
+
+    It steps any of its environments alone. The step after an end begins what EnvPool has next: the
+    same game where a life was lost. A reset by mask would always begin a new game.
+    """
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ANN401
+        """Step all environments."""
+        result = self.env.step(actions)
+        self._actions, self._observation = actions, result[0]
+        return result
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or step on those of ``options["reset_mask"]``."""
+        if not options or "reset_mask" not in options:
+            return super().reset(seed=seed, options=options)
+        ids = np.flatnonzero(options["reset_mask"])
+        step: Any = self.env.step
+        part, _, _, _, infos = step(_rows_of(self._actions, ids), ids)
+        return _with_rows(self._observation, infos.get("env_id", ids), part), {}
+
+
+def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+    """Return the environment with EnvPool beneath its wrappers, if it is there, as `_SteppedOn`."""
+    if isinstance(env, VectorWrapper):
+        if not isinstance(env, _SteppedOn):
+            env.env = _stepped_on(env.env)
+        return env
+    return _SteppedOn(env) if takes_argument(env.step, "env_id") else env
+
+
+def _rows_of(tree: Any, ids: NDArray[np.int64]) -> Any:  # noqa: ANN401
+    if isinstance(tree, Mapping):
+        return {name: _rows_of(part, ids) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_rows_of(part, ids) for part in tree)
+    return tree[ids]
+
+
+def _with_rows(tree: Any, ids: NDArray[np.int64], part: Any) -> Any:  # noqa: ANN401
+    """Return a copy of ``tree`` whose rows ``ids`` are those of ``part``."""
+    if isinstance(tree, Mapping):
+        return {name: _with_rows(each, ids, part[name]) for name, each in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_with_rows(each, ids, new) for each, new in zip(tree, part, strict=True))
+    whole = tree.copy()
+    whole[ids] = part
+    return whole
+
+
+def _takes_reset_mask(env: VectorEnv[Any, Any, Any]) -> bool:
+    """Return whether ``reset`` names ``reset_mask`` in its docstring or in its code."""
+    base = env
+    while isinstance(base, VectorWrapper) and not isinstance(base, _SteppedOn):
+        base = base.env
+    if isinstance(base, CartPoleVectorEnv):
+        return True
+    own = [vars(cls).get("reset") for cls in type(base).__mro__ if cls is not VectorEnv]
+    return any(_names_reset_mask(each) for each in own if each is not None)
+
+
+def _names_reset_mask(reset: Any) -> bool:  # noqa: ANN401
+    constants = getattr(getattr(reset, "__code__", None), "co_consts", ())
+    return "reset_mask" in constants or "reset_mask" in (reset.__doc__ or "")
+
+
+def _flags_lost_lives(env: VectorEnv[Any, Any, Any], mode: AutoresetMode, name: str) -> bool:
+    """Return whether the loss of a life ends an episode, and the game goes on without a reset.
+
+    Raises:
+        EnvError: It does, and overwrites the last observations of these episodes.
+    """
+    kwargs = getattr(env.unwrapped.spec, "kwargs", None) or {}
+    is_ale = type(env.unwrapped).__name__ == _ALE
+    if not is_ale or not kwargs.get("life_loss_info") or kwargs.get("episodic_life"):
+        return False
+    if mode is not AutoresetMode.NEXT_STEP:
+        raise EnvError(f"'{name}': life_loss_info needs autoreset_mode NextStep")
+    return True
+
+
 def _seed_argument(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> object:
     base = env.unwrapped
     numbers = [int(seed) for seed in seeds]
     if isinstance(base, SyncVectorEnv | AsyncVectorEnv):
         return numbers
-    if type(base).__name__ == "AtariVectorEnv":
+    if type(base).__name__ == _ALE:
         return np.array([number % 2**31 for number in numbers])
     return numbers[0]
 

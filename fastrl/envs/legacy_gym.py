@@ -1,21 +1,28 @@
 """Environments written for gym, the predecessor of gymnasium, up to version 0.26.
 
-Everything is told by its shape, so gym need not be installed: an old environment is any object
-with ``reset``, ``step`` and the two spaces, and a space is known by the name of its class.
+Everything is recognised by its shape, so gym need not be installed: an old environment is any
+object with ``reset``, ``step`` and the two spaces, and a class of gym's is known by its name.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.utils import seeding
+from gymnasium.wrappers import TimeLimit
 
-from fastrl.errors import EnvError, SpaceError
+from fastrl.envs.lookup import takes_argument
+from fastrl.envs.old_numpy import OLD_NUMPY
+from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
+
+_WATCHING = frozenset({"TimeLimit", "OrderEnforcing", "PassiveEnvChecker"})
 
 
 class LegacyGymEnv(gymnasium.Env[Any, Any]):
@@ -24,34 +31,73 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
     Both protocols are understood, also mixed: ``reset`` returning an observation (gym 0.21) or
     a pair with ``info`` (0.26), ``step`` returning four values or five. Of four, ``done`` is a
     truncation where ``info["TimeLimit.truncated"]`` says so, and a termination otherwise.
+
+    Attributes of the old environment and of its wrappers, private ones as well, can be read here
+    as if they were this one's own; `set_wrapper_attr` sets them where they are.
     """
 
-    def __init__(self, env: Any) -> None:  # noqa: ANN401
+    def __init__(self, env: Any, render_mode: str | None = None) -> None:  # noqa: ANN401
         """Wrap ``env`` and convert its spaces.
+
+        Args:
+            env: The old environment.
+            render_mode: What to draw where the old environment is told by ``render(mode)``.
 
         Raises:
             SpaceError: A space is of a kind that gymnasium does not have.
         """
         self.env = env
-        self.observation_space = convert_space(env.observation_space)
-        self.action_space = convert_space(env.action_space)
-        self.metadata = dict(getattr(env, "metadata", None) or {})
-        self.render_mode = getattr(env, "render_mode", None)
-        old: Any = getattr(env, "spec", None)
+        self._layers = tuple(_layers(env))
+        base = self._layers[-1]
+        OLD_NUMPY.lend(self)
+        with OLD_NUMPY:
+            self.observation_space = convert_space(env.observation_space)
+            self.action_space = convert_space(env.action_space)
+            self.metadata = _metadata(getattr(env, "metadata", None) or {})
+            own_mode = getattr(env, "render_mode", None)
+            old: Any = getattr(env, "spec", None)
+        self.render_mode = own_mode or render_mode
+        render: Any = getattr(base, "render", None)
+        self._draws_by_mode = own_mode is None and takes_argument(render, "mode")
         if isinstance(getattr(old, "id", None), str):
-            self.spec = GymnasiumSpec(old.id, max_episode_steps=old.max_episode_steps)
-        self._reset_takes_seed = _takes_seed(getattr(env, "unwrapped", env).reset)
+            limit = getattr(old, "max_episode_steps", None) or self.time_limit
+            self.spec = GymnasiumSpec(old.id, max_episode_steps=limit)
+        # The outermost layer that hands a seed down to the environment itself.
+        self._seeded: Any = next(
+            (each for each in self._layers if _all_take(_layers(each), "seed")), None
+        )
+        self._names_seed = takes_argument(base.reset, "seed")
+
+    @property
+    def time_limit(self) -> int | None:
+        """The shortest time limit among the old environment's wrappers, in steps."""
+        limits = [getattr(each, "_max_episode_steps", None) for each in self._time_limits()]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def limit_time(self, steps: int) -> None:
+        """Give this time limit to all of the old environment's wrappers that have one."""
+        for each in self._time_limits():
+            each._max_episode_steps = steps
+        if self.spec is not None:
+            self.spec.max_episode_steps = steps
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; an environment that cannot be seeded ignores ``seed``."""
-        arguments: dict[str, Any] = {} if options is None else {"options": options}
-        if seed is not None and self._reset_takes_seed:
-            arguments["seed"] = seed
-        elif seed is not None and callable(getattr(self.env, "seed", None)):
-            self.env.seed(seed)
-        result = self.env.reset(**arguments)
+        """Start an episode; an environment that cannot be seeded ignores ``seed``.
+
+        Raises:
+            EnvError: The environment takes no ``options``.
+        """
+        arguments: dict[str, Any] = {}
+        if options:
+            if not _all_take(self._layers, "options"):
+                raise EnvError(f"reset of {self.env} takes no options, got {options}")
+            arguments["options"] = options
+        with OLD_NUMPY:
+            result = (
+                self.env.reset(**arguments) if seed is None else self._reset(int(seed), arguments)
+            )
         return result if self._is_pair(result) else (result, {})
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401
@@ -60,7 +106,12 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         Raises:
             EnvError: The environment returned neither four nor five values.
         """
-        result = self.env.step(action)
+        depth = OLD_NUMPY.depth
+        depth.inside += 1
+        try:
+            result = self.env.step(action)
+        finally:
+            depth.inside -= 1
         if len(result) == 5:
             return result  # type: ignore[no-any-return]
         if len(result) != 4:
@@ -71,17 +122,83 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
 
     def render(self) -> Any:  # noqa: ANN401
         """Return what the old environment renders."""
-        return self.env.render()
+        with OLD_NUMPY:
+            if self._draws_by_mode and self.render_mode is not None:
+                return self.env.render(mode=self.render_mode)
+            return self.env.render()
 
     def close(self) -> None:
         """Close the old environment, where it can be closed."""
-        if callable(getattr(self.env, "close", None)):
-            self.env.close()
+        try:
+            with OLD_NUMPY:
+                if callable(getattr(self.env, "close", None)):
+                    self.env.close()
+        finally:
+            OLD_NUMPY.take_back(self)
 
     @property
     def unwrapped(self) -> gymnasium.Env[Any, Any]:
         """This adapter: nothing beneath it is a gymnasium environment."""
         return self
+
+    @property
+    def np_random(self) -> Any:  # noqa: ANN401
+        """The random stream of the old environment, or a new one where it has none."""
+        found = getattr(self.env, "np_random", None)
+        return super().np_random if found is None else found
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:  # noqa: ANN401
+        self.env.np_random = value
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Return an attribute of the old environment, or of whichever wrapper has it.
+
+        Raises:
+            AttributeError: None has it.
+        """
+        if not name.startswith("__"):
+            for layer in self.__dict__.get("_layers", ()):
+                if _has(layer, name):
+                    return getattr(layer, name)
+            if not name.startswith("_") and "env" in self.__dict__:
+                return getattr(self.env, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:  # noqa: ANN401
+        """Set an attribute of the old environment, or of whichever wrapper has it."""
+        if name in self.__dict__ or hasattr(type(self), name):
+            setattr(self, name, value)
+            return True
+        layer = next((each for each in self._layers if _has(each, name)), None)
+        if layer is None and not (force or hasattr(self, name)):
+            return False
+        setattr(self._layers[-1] if layer is None else layer, name, value)
+        return True
+
+    def _reset(self, seed: int, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Reset with a seed, by whatever way of seeding the environment has."""
+        old_way = callable(getattr(self.env, "seed", None))
+        if old_way and not self._names_seed:
+            self.env.seed(seed)
+        if self._seeded is self.env:
+            try:
+                return self.env.reset(seed=seed, **arguments)
+            except TypeError as error:
+                # What takes any keywords may know of none.
+                if self._names_seed or "seed" not in str(error):
+                    raise
+                self._seeded = None
+        if self._seeded is not None:
+            self._seeded.reset(seed=seed)
+        elif not old_way and isinstance(
+            getattr(type(self._layers[-1]), "np_random", None), property
+        ):
+            self._layers[-1].np_random = seeding.np_random(seed)[0]
+        return self.env.reset(**arguments)
+
+    def _time_limits(self) -> list[Any]:
+        return [each for each in self._layers if _is_a(each, "TimeLimit")]
 
     def _is_pair(self, result: Any) -> bool:  # noqa: ANN401
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
@@ -92,11 +209,76 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
 
 
 def is_legacy_env(env: object) -> bool:
-    """Return whether ``env`` looks like one environment, but not one of gymnasium's."""
-    if isinstance(env, gymnasium.Env) or hasattr(env, "num_envs"):
+    """Return whether ``env`` looks like one environment, but not one of gymnasium's.
+
+    Some of gym's wrappers have a ``num_envs`` around a single environment.
+    """
+    if isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         return False
     names = ("reset", "step", "observation_space", "action_space")
-    return all(hasattr(env, name) for name in names)
+    if not all(hasattr(env, name) for name in names):
+        return False
+    return not _has(list(_layers(env))[-1], "num_envs")
+
+
+def build_legacy(
+    create: Callable[..., Any], kwargs: Mapping[str, Any], max_episode_steps: int | None = None
+) -> Any:  # noqa: ANN401
+    """Build an environment and adapt it where it is an old one; return any other as it is.
+
+    Gym's own time limit, order enforcer and checker are taken off the outside: the time limit is
+    gymnasium's from then on, which can be changed, and nothing is checked in every step.
+
+    Args:
+        create: Builds it.
+        kwargs: Its arguments. An old environment that does not know ``render_mode`` is built
+            without, and asked by ``render(mode)``.
+        max_episode_steps: The time limit of an old environment; None keeps its own.
+    """
+    mode = kwargs.get("render_mode")
+    with OLD_NUMPY.lent():
+        env = _built_with_or_without_mode(create, kwargs)
+        return adapted(env, mode, max_episode_steps) if is_legacy_env(env) else env
+
+
+def adapted(env: Any, render_mode: str | None, limit: int | None) -> gymnasium.Env[Any, Any]:  # noqa: ANN401
+    """Return an old environment as one of gymnasium's; see `build_legacy`."""
+    own: list[int] = []
+    while type(env).__name__ in _WATCHING and type(env).__module__.startswith("gym."):
+        steps = (
+            getattr(env, "_max_episode_steps", None) if _has(env, "_max_episode_steps") else None
+        )
+        own += [] if steps is None else [steps]
+        env = env.env
+    adapter = LegacyGymEnv(env, render_mode)
+    if limit is None:
+        limit = min(own, default=None)
+    else:
+        adapter.limit_time(limit)
+    return adapter if limit is None else TimeLimit(adapter, limit)
+
+
+def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:  # noqa: ANN401
+    """Apply a wrapper to an environment; old gym's wrappers wrap the old environment itself.
+
+    A function is called with the adapted environment, and where it raises, as old gym's wrappers do
+    when they find gymnasium's spaces, with the old one.
+    """
+    limit = env._max_episode_steps if type(env) is TimeLimit else None
+    adapter = env if limit is None else env.env
+    with OLD_NUMPY.lent():
+        if not isinstance(adapter, LegacyGymEnv):
+            return _adapted_if_old(wrap(env))
+        if not _is_old_wrapper(wrap):
+            try:
+                return _adapted_if_old(wrap(env))
+            except USERS_FAILURES:
+                if isinstance(wrap, type):
+                    raise
+        wrapped = LegacyGymEnv(wrap(adapter.env), adapter.render_mode)
+    if limit is None:
+        return wrapped
+    return TimeLimit(wrapped, min(limit, wrapped.time_limit or limit))
 
 
 def convert_space(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
@@ -115,19 +297,84 @@ def convert_space(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
     raise SpaceError(f"unsupported space {space!r}; supported are {', '.join(_CONVERTERS)}")
 
 
+def _adapted_if_old(env: Any) -> Any:  # noqa: ANN401
+    awaited = inspect.iscoroutinefunction(getattr(env, "step", None))
+    return LegacyGymEnv(env) if is_legacy_env(env) and not awaited else env
+
+
+def _built_with_or_without_mode(create: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    try:
+        return create(**kwargs)
+    except TypeError as error:
+        if "render_mode" not in kwargs or "render_mode" not in str(error):
+            raise
+        rest = {name: value for name, value in kwargs.items() if name != "render_mode"}
+        env = create(**rest)
+        if is_legacy_env(env):
+            return env
+        env.close()
+        raise
+
+
+def _layers(env: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield an old environment and what is beneath each of its wrappers, the outermost first."""
+    yield env
+    while _is_a(env, "Wrapper"):
+        env = env.env
+        yield env
+
+
+def _is_old_wrapper(wrap: Any) -> bool:  # noqa: ANN401
+    while isinstance(wrap, partial):
+        wrap = wrap.func
+    return (
+        isinstance(wrap, type)
+        and not issubclass(wrap, gymnasium.Env)
+        and any(cls.__name__ == "Wrapper" for cls in wrap.__mro__)
+    )
+
+
+def _is_a(env: Any, name: str) -> bool:  # noqa: ANN401
+    return any(cls.__name__ == name for cls in type(env).__mro__)
+
+
+def _has(layer: Any, name: str) -> bool:  # noqa: ANN401
+    """Return whether an object has an attribute of its own, not handed on by a ``__getattr__``."""
+    return name in getattr(layer, "__dict__", ()) or hasattr(type(layer), name)
+
+
+def _all_take(layers: Any, name: str) -> bool:  # noqa: ANN401
+    """Return whether ``reset`` of every layer takes a keyword argument."""
+    return all(_takes(each.reset, name) for each in layers)
+
+
+def _takes(reset: Callable[..., Any], name: str) -> bool:
+    try:
+        parameters = inspect.signature(reset).parameters
+    except (TypeError, ValueError):
+        return False
+    any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return name in parameters or any_keyword
+
+
+def _metadata(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata under gymnasium's names as well."""
+    found = dict(old)
+    for name, new in (
+        ("render.modes", "render_modes"),
+        ("video.frames_per_second", "render_fps"),
+    ):
+        if name in found:
+            found.setdefault(new, found[name])
+    return found
+
+
 def _box(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
     dtype = np.dtype(space.dtype)
     low, high = (
         np.broadcast_to(bound, space.shape).astype(dtype) for bound in (space.low, space.high)
     )
     return spaces.Box(low, high, tuple(space.shape), dtype=dtype.type)
-
-
-def _takes_seed(reset: Callable[..., Any]) -> bool:
-    try:
-        return "seed" in inspect.signature(reset).parameters
-    except (TypeError, ValueError):
-        return False
 
 
 _CONVERTERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {

@@ -38,7 +38,7 @@ from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.factory_arguments import check_arguments
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
-from fastrl.envs.legacy_gym import LegacyGymEnv, is_legacy_env
+from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
 from fastrl.envs.lookup import (
     attribute,
     factory,
@@ -48,6 +48,7 @@ from fastrl.envs.lookup import (
     registered_spec,
     takes_argument,
 )
+from fastrl.envs.old_numpy import OLD_NUMPY
 from fastrl.envs.screens import draw_without_screen
 from fastrl.envs.wrappers import peel
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
@@ -202,6 +203,8 @@ class EnvFactory:
             spec = EnvSpec(self.name, *spaces, _vector_time_limit(env))
         elif _is_single(env):
             limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
+            if limit is None and isinstance(env.unwrapped, LegacyGymEnv):
+                limit = env.unwrapped.time_limit
             told = env.metadata.get("episode_info", ()) if env.metadata else ()
             names = tuple(dict.fromkeys([*told, *self.episode_info]))
             spec = EnvSpec(self.name, env.observation_space, env.action_space, limit, names)
@@ -230,7 +233,7 @@ class EnvFactory:
                 env = self._create(num_envs, seeds)
             for wrapper in self.wrappers:
                 wrap = attribute(wrapper, "env.wrappers") if isinstance(wrapper, str) else wrapper
-                env = wrap(env)
+                env = wrapped_by(wrap, env)
         except FastrlError:
             raise
         except USERS_FAILURES as error:
@@ -286,7 +289,9 @@ class EnvFactory:
         kind, _, rest = self.id.partition(":")
         if not rest or kind in _KINDS or self.id in _ALIASES:
             return None
-        return factory(self.id, "env.id")
+        # The module may be an old environment's, and ask for such names while it is imported.
+        with OLD_NUMPY.lent():
+            return factory(self.id, "env.id")
 
     @property
     def _seeded_when_built(self) -> bool:
@@ -304,13 +309,12 @@ class EnvFactory:
         if self.max_episode_steps is not None:
             offered["max_episode_steps"] = self.max_episode_steps
         taken = {name: value for name, value in offered.items() if takes_argument(function, name)}
-        env = function(**{**self.kwargs, **taken})
-        if is_legacy_env(env):
-            env = LegacyGymEnv(env)
-        if self.max_episode_steps is None or "max_episode_steps" in taken:
+        limit = None if "max_episode_steps" in taken else self.max_episode_steps
+        env = build_legacy(function, {**self.kwargs, **taken}, limit)
+        if limit is None:
             return env
         if _is_single(env):
-            return TimeLimit(peel(env)[0], self.max_episode_steps)
+            return TimeLimit(peel(env)[0], limit)
         raise EnvError(
             f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
             "the argument max_episode_steps"
@@ -324,13 +328,10 @@ class EnvFactory:
 
 def _old_gym(wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None) -> Env:
     gym = optional_package("gym", wanted.name)
-    kwargs = wanted._kwargs_with_limit
-    # gym's own checker breaks with NumPy 2; gym 0.21 has none, and takes no limit.
+    kwargs = {**wanted.kwargs}
     if takes_argument(gym.make, "disable_env_checker"):
-        return LegacyGymEnv(gym.make(name, disable_env_checker=True, **kwargs))
-    limit = kwargs.pop("max_episode_steps", None)
-    env = LegacyGymEnv(gym.make(name, **kwargs))
-    return env if limit is None else TimeLimit(env, limit)
+        kwargs.setdefault("disable_env_checker", True)
+    return cast("Env", build_legacy(partial(gym.make, name), kwargs, wanted.max_episode_steps))
 
 
 def _vector(

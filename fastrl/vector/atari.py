@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, SupportsFloat, cast
+from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformReward
 
-from fastrl.envs.lookup import registered_spec
+from fastrl.envs.atari import atari_game, fires, sign
 
 Env = gymnasium.Env[Any, Any]
 
@@ -31,7 +30,7 @@ class AtariOptions:
         stack_num: Screens per observation.
         noop_max: Most idle frames at the beginning of an episode.
         img_height: Height of a screen in pixels; its width is the same.
-        episodic_life: Whether the loss of a life ends the episode.
+        episodic_life: Whether the loss of a life ends the episode, and the game with it.
         reward_clipping: Whether rewards become -1, 0 or 1.
         use_fire_reset: Whether FIRE is pressed where the game waits for it.
     """
@@ -80,12 +79,8 @@ def make_atari(name: str, options: AtariOptions, **kwargs: Any) -> Env:  # noqa:
         options: The preprocessing.
         **kwargs: Those of the game.
     """
-    spec = registered_spec(name)
-    create = gymnasium.envs.registration.load_env_creator(spec.entry_point)  # type: ignore[arg-type]
-    env = cast("Env", create(**{**spec.kwargs, **kwargs, "frameskip": 1}))
-    env.unwrapped.spec = spec
-    _leave_screens(env.unwrapped)
-    if options.use_fire_reset and env.unwrapped.get_action_meanings()[1] == "FIRE":  # type: ignore[attr-defined]
+    env = atari_game(name, **kwargs)
+    if options.use_fire_reset and fires(env):
         env = FireReset(env)
     env = AtariPreprocessing(
         env,
@@ -95,24 +90,8 @@ def make_atari(name: str, options: AtariOptions, **kwargs: Any) -> Env:  # noqa:
         terminal_on_life_loss=options.episodic_life,
     )
     if options.reward_clipping:
-        env = TransformReward(env, _sign)
+        env = TransformReward(env, sign)
     return FrameStackObservation(env, options.stack_num)
-
-
-def _leave_screens(game: Any) -> None:  # noqa: ANN401
-    """Keep a game from copying its screen, in colour, after every single frame.
-
-    The preprocessing looks at none of these copies, a fifth of the step: it asks ALE itself for the
-    two screens that it needs.
-    """
-    if isinstance(game.observation_space, gymnasium.spaces.Box):
-        space = game.observation_space
-        blank = np.zeros(space.shape, space.dtype)
-        game._get_obs = lambda: blank
-
-
-def _sign(reward: SupportsFloat) -> float:
-    return float(np.sign(float(reward)))
 
 
 def atari_factory(name: str, kwargs: Mapping[str, Any]) -> partial[Env]:

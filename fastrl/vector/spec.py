@@ -10,6 +10,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from fastrl.envs.legacy_gym import wrapped_by
 from fastrl.envs.lookup import attribute
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import EnvError, SpaceError
@@ -43,7 +44,7 @@ class InstanceFactory:
         env = self.factory.single()
         for wrapper in self.wrappers:
             wrap = attribute(wrapper, "wrappers") if isinstance(wrapper, str) else wrapper
-            wrapped = wrap(env)
+            wrapped = wrapped_by(wrap, env)
             if not callable(getattr(wrapped, "step", None)):
                 env.close()
                 raise ArgumentError(

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrl.envs import EnvFactory, GymVector
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 from tests.counting_env import CountingEnv
-from tests.envs.stepping import Stream, assert_same, random_actions, run
+from tests.envs.stepping import Stream, assert_same, random_actions, rows, run, views
 
 SEEDS = (3, 2**20 + 1, 7)
 MODES = list(AutoresetMode)
@@ -40,6 +44,21 @@ def test_every_autoreset_mode_gives_the_stream_of_the_loop(mode, kind):
     found = run(env, SEEDS, actions)
     assert_same(found, loop_stream(kind, actions))
     assert found.episodes > 20
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    mode=st.sampled_from(MODES),
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    length=st.integers(1, 4),
+    uneven=st.booleans(),
+)
+def test_whatever_ends_together_or_apart_gives_the_stream_of_the_loop(mode, seeds, length, uneven):
+    options = {"length": length, "uneven": uneven, "ending": "alternate"}
+    loop = EnvFactory(CountingEnv, options).batched(len(seeds))
+    actions = random_actions(loop.spec, len(seeds), 12)
+    vector = SyncVectorEnv([lambda: CountingEnv(**options)] * len(seeds), autoreset_mode=mode)
+    assert_same(run(GymVector(vector, loop.spec), seeds, actions), run(loop, seeds, actions))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -94,9 +113,9 @@ def test_vectorised_cartpole_moves_like_the_single_one():
 class Vector(gymnasium.vector.VectorEnv):
     """A counting vector environment that can be told to misbehave."""
 
-    def __init__(self, mode=AutoresetMode.NEXT_STEP, fault=None):
+    def __init__(self, mode=AutoresetMode.NEXT_STEP, fault=None, *, ends=(True, False), seen=1):
         self.metadata = {"autoreset_mode": mode}
-        self.num_envs, self.fault = 2, fault
+        self.num_envs, self.fault, self.ends, self.seen = 2, fault, np.array(ends), seen
         env = CountingEnv()
         self.single_observation_space = env.observation_space
         self.single_action_space = env.action_space
@@ -109,10 +128,10 @@ class Vector(gymnasium.vector.VectorEnv):
     def step(self, actions):
         if self.fault is not None:
             raise self.fault
-        self.count += 1
-        observation = np.full((2, 4), self.count, np.float32)
-        ended = np.array([self.count == 3, False])
-        return observation, np.ones(2), ended, np.zeros(2, bool), {}
+        self.count = (self.count + 1) % 4
+        observation = np.full((2, 4), self.count * self.seen, np.float32)
+        ended = self.ends & (self.count == 3)
+        return observation, np.ones(2) * (self.count > 0), ended, np.zeros(2, bool), {}
 
     def close_extras(self, **kwargs):
         self.closed_times += 1
@@ -122,10 +141,45 @@ def steps(env, number=5):
     return run(env, (0, 1), random_actions(env.spec, 2, number))
 
 
-def test_env_that_ignores_the_reset_mask_is_refused():
-    env = Vector()
-    with pytest.raises(EnvError, match="NextStep and ignores options"):
+@pytest.mark.parametrize("seen", [1, 0])
+def test_next_step_env_that_documents_no_reset_mask_is_refused_whatever_it_observes(seen):
+    env = Vector(seen=seen)
+    with pytest.raises(EnvError, match=r"NextStep and its reset does not document .*SameStep"):
         steps(GymVector(env, spec_of(env)))
+
+
+class Masked(Vector):
+    def reset(self, *, seed=None, options=None):
+        """Reset all, or those of ``options["reset_mask"]``."""
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_env_that_ignores_the_reset_mask_is_refused(mode):
+    env = Masked(mode)
+    with pytest.raises(EnvError, match=f"{mode} and its reset ignores options"):
+        steps(GymVector(env, spec_of(env)))
+
+
+def test_partial_reset_of_another_number_of_envs_is_refused():
+    class Short(Masked):
+        def reset(self, *, seed=None, options=None):
+            observation, infos = super().reset(seed=seed)
+            return observation[:0] if options else observation, infos
+
+    env = Short()
+    with pytest.raises(EnvError, match=r"shape \(0, 4\) from reset\(.*expected \(2, 4\)"):
+        steps(GymVector(env, spec_of(env)))
+
+
+def test_envs_that_all_end_at_once_are_stepped_on():
+    env = Vector(ends=(True, True))
+    stream = steps(GymVector(env, spec_of(env)), 9)
+    assert [row[0].tolist() for (row,) in stream.observations] == [
+        [count] * 4 for count in (0, 1, 2, 0, 1, 2, 0, 1, 2, 0)
+    ]
+    assert np.all(stream.rewards)
+    assert stream.episodes == 6
 
 
 def test_same_step_without_final_observations_is_refused():
@@ -207,22 +261,97 @@ def assert_same_transitions(stream: Stream, actions, expected) -> None:
                 np.testing.assert_array_equal(ours, theirs.astype(ours.dtype), err_msg=f"{i} {t}")
 
 
+SHORT = {"max_episode_steps": 30}
+LIVES = {"episodic_life": True, "img_height": 20, "img_width": 20}
+
+
 # EnvPool gives float64 bounds to float32 spaces.
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v4"])
-def test_envpool_gives_its_own_stream_without_the_reset_steps(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("CartPole-v1", SHORT),
+        ("Pendulum-v1", SHORT),
+        ("HalfCheetah-v4", SHORT),
+        ("Breakout-v5", LIVES),
+    ],
+)
+def test_envpool_gives_its_own_stream_without_the_reset_steps(name, options):
     envpool = pytest.importorskip("envpool")
     seeds = [11, 12, 13, 14]
-    env = EnvFactory(f"envpool:{name}", {"max_episode_steps": 30}).batched(4)
+    env = EnvFactory(f"envpool:{name}", options).batched(4)
     actions = random_actions(env.spec, 4, 100)
     box = isinstance(env.spec.action_space, gymnasium.spaces.Box)
-    low, high = (env.spec.action_space.low, env.spec.action_space.high) if box else (0, 1)
+    low, high = (env.spec.action_space.low, env.spec.action_space.high) if box else (0, 3)
     inside = [(np.clip(leaf, low, high),) for (leaf,) in actions]
-    pool = envpool.make_gymnasium(name, num_envs=4, seed=seeds, max_episode_steps=30)
+    pool = envpool.make_gymnasium(name, num_envs=4, seed=seeds, num_threads=1, **options)
     found = run(env, seeds, inside)
     assert_same_transitions(found, inside, without_reset_steps(pool, {}, inside))
     assert found.episodes >= 12
     assert_same(run(env, seeds, inside), found)
+
+
+def lives_at_the_ends(env, num_steps):
+    """Return how many episodes ended with how many lives left."""
+    told = []
+    env.reset(range(env.num_envs), rows(env.spec.observation, env.num_envs))
+    raw = env._env.unwrapped
+    step = raw.step
+
+    def listening(actions, *ids):
+        result = step(actions, *ids)
+        _, _, terminated, truncated, infos = result
+        told.extend(infos["lives"][terminated | truncated].tolist())
+        return result
+
+    raw.step = listening
+    for action in random_actions(env.spec, env.num_envs, num_steps):
+        env.step(views(env.spec, env.num_envs, action))
+    return Counter(told)
+
+
+def wrapped_pool(num_envs, seeds=None):
+    envpool = pytest.importorskip("envpool")
+    return gymnasium.wrappers.vector.RecordEpisodeStatistics(
+        envpool.make_gymnasium(
+            "Breakout-v5",
+            num_envs=num_envs,
+            num_threads=1,
+            seed=[int(seed) for seed in seeds or range(num_envs)],
+            **LIVES,
+        )
+    )
+
+
+def small_breakout(num_envs):
+    return gymnasium.make_vec(
+        "ALE/Breakout-v5",
+        num_envs,
+        "vector_entry_point",
+        life_loss_info=True,
+        num_threads=1,
+        noop_max=0,
+        img_height=20,
+        img_width=20,
+    )
+
+
+@pytest.mark.parametrize("make", [wrapped_pool, small_breakout])
+def test_game_goes_on_where_the_loss_of_a_life_ends_an_episode(make):
+    pytest.importorskip("ale_py")
+    env = EnvFactory(make).batched(4)
+    counted = lives_at_the_ends(env, 160)
+    env.close()
+    assert counted[4] == 4
+    assert counted[3] == 4
+    assert counted[2] >= 1
+
+
+def test_lost_lives_are_refused_where_ale_loses_the_last_observation():
+    pytest.importorskip("ale_py")
+    options = {"life_loss_info": True, "autoreset_mode": "SameStep"}
+    with pytest.raises(EnvError, match="life_loss_info needs autoreset_mode NextStep"):
+        EnvFactory("vector:ALE/Breakout-v5", options).batched(2)
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])

@@ -1,0 +1,146 @@
+"""One Atari game, with the preprocessing of Stable-Baselines3.
+
+It differs from ALE's own, `fastrl.vector.atari`, in what the loss of a life does: it ends the
+episode, and the same game goes on in the next one, so that all its states are reached.
+"""
+
+from __future__ import annotations
+
+from typing import Any, SupportsFloat, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformReward
+
+from fastrl.envs.lookup import registered_spec
+
+Env = gymnasium.Env[Any, Any]
+
+_NOOP, _FIRE, _AFTER_FIRE = 0, 1, 2
+
+
+class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Ends an episode where a life is lost; the next one goes on in the same game (Mnih, 2015)."""
+
+    def __init__(self, env: Env) -> None:
+        """Wrap a game."""
+        super().__init__(env)
+        self._lives = 0
+        self._over = True
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:  # noqa: ANN401
+        """Step once; terminated where a life is lost."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._over = terminated or truncated
+        lives = self._left()
+        # Some games stay at no lives for some frames before they are over.
+        lost = 0 < lives < self._lives
+        self._lives = lives
+        return observation, reward, terminated or lost, truncated, info
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Go on by one idle step where a life was lost; with a seed, always begin a game."""
+        over = self._over or seed is not None
+        if not over:
+            observation, _, terminated, truncated, info = self.env.step(_NOOP)
+            over = terminated or truncated
+        if over:
+            observation, info = self.env.reset(seed=seed, options=options)
+        self._over = False
+        self._lives = self._left()
+        return observation, info
+
+    def _left(self) -> int:
+        return int(self.unwrapped.ale.lives())  # type: ignore[attr-defined]
+
+
+class PressFire(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Presses FIRE, and then the next button, at the beginning of every episode."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode, and what waits for the button in it."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        for action in (_FIRE, _AFTER_FIRE):
+            observation, _, terminated, truncated, info = self.env.step(action)
+            if terminated or truncated:
+                observation, info = self.env.reset(options=options)
+        return observation, info
+
+
+def sb3_atari(
+    name: str,
+    *,
+    episodic_life: bool = True,
+    reward_clipping: bool = True,
+    noop_max: int = 30,
+    frameskip: int = 4,
+    img_size: int = 84,
+    stack_num: int = 4,
+    **kwargs: Any,  # noqa: ANN401
+) -> Env:
+    """Build one game as Stable-Baselines3's ``AtariWrapper`` and ``VecFrameStack`` present it.
+
+    Screens are ALE's own shades of grey, where Stable-Baselines3 makes them of the colours.
+
+    Args:
+        name: ALE's id, such as ``ALE/Breakout-v5``.
+        episodic_life: Whether the loss of a life ends the episode; the game goes on.
+        reward_clipping: Whether rewards become -1, 0 or 1.
+        noop_max: Most idle frames at the beginning of a game.
+        frameskip: Frames per step, of which the last two are maximised.
+        img_size: Height and width of a screen in pixels.
+        stack_num: Screens per observation; those before an episode are black.
+        **kwargs: Those of the game; actions are never repeated by chance unless they say so.
+
+    Returns:
+        An environment whose observations are ``[stack_num, img_size, img_size]`` uint8.
+    """
+    game = atari_game(name, **{"repeat_action_probability": 0.0, **kwargs})
+    env: Env = AtariPreprocessing(
+        game, noop_max=noop_max, frame_skip=frameskip, screen_size=img_size
+    )
+    if episodic_life:
+        env = EpisodicLife(env)
+    if fires(game):
+        env = PressFire(env)
+    if reward_clipping:
+        env = TransformReward(env, sign)
+    return FrameStackObservation(env, stack_num, padding_type="zero")
+
+
+def atari_game(name: str, **kwargs: Any) -> Env:  # noqa: ANN401
+    """Build a game that `AtariPreprocessing` can be wrapped around: one frame per step.
+
+    It does not copy its screen, in colour, after every single frame. The preprocessing looks at
+    none of these copies, a fifth of the step: it asks ALE itself for the two screens it needs.
+
+    Args:
+        name: ALE's id.
+        **kwargs: Those of the game.
+
+    Raises:
+        EnvError: ALE is not installed or has no such game.
+    """
+    spec = registered_spec(name)
+    create = gymnasium.envs.registration.load_env_creator(spec.entry_point)  # type: ignore[arg-type]
+    env = cast("Env", create(**{**spec.kwargs, **kwargs, "frameskip": 1}))
+    env.unwrapped.spec = spec
+    game: Any = env.unwrapped
+    if isinstance(game.observation_space, gymnasium.spaces.Box):
+        blank = np.zeros(game.observation_space.shape, game.observation_space.dtype)
+        game._get_obs = lambda: blank
+    return env
+
+
+def fires(game: Env) -> bool:
+    """Return whether a game has FIRE as its second action."""
+    return bool(game.unwrapped.get_action_meanings()[1] == "FIRE")  # type: ignore[attr-defined]
+
+
+def sign(reward: SupportsFloat) -> float:
+    """Return the sign of a reward."""
+    return float(np.sign(float(reward)))
