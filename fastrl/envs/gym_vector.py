@@ -129,9 +129,15 @@ class GymVector:
             raise self._raised("reset(options={'reset_mask': …})", error) from error
         arrays = [np.asarray(value) for value in flatten(self.spec.observation_space, observation)]
         if len(arrays[0]) != self.num_envs:
-            for array, part in zip(rows, arrays, strict=True):
-                array[ended] = part
+            indices = np.flatnonzero(ended).tolist()
+            for number, (array, part) in enumerate(zip(rows, arrays, strict=True)):
+                array[ended] = self._writer.fitting(number, part, array.dtype, indices)
             return
+        everyone = range(self.num_envs)
+        arrays = [
+            self._writer.fitting(number, whole, array.dtype, everyone)
+            for number, (array, whole) in enumerate(zip(rows, arrays, strict=True))
+        ]
         for array, whole in zip(rows, arrays, strict=True):
             untouched = whole[~ended].astype(array.dtype, copy=False)
             if not np.array_equal(array[~ended], untouched, equal_nan=array.dtype.kind == "f"):
@@ -143,16 +149,16 @@ class GymVector:
             array[ended] = whole[ended]
 
     def _write(self, observation: Any, rows: Rows) -> None:  # noqa: ANN401
-        for array, value in zip(
-            rows, flatten(self.spec.observation_space, observation), strict=True
-        ):
+        values = flatten(self.spec.observation_space, observation)
+        for number, (array, value) in enumerate(zip(rows, values, strict=True)):
             found = np.asarray(value)
             if found.shape != array.shape:
                 raise EnvError(
                     f"'{self.spec.id}' returned observations of shape {found.shape}; "
                     f"expected {array.shape}"
                 )
-            np.copyto(array, found, casting="unsafe")
+            fitting = self._writer.fitting(number, found, array.dtype, range(self.num_envs))
+            np.copyto(array, fitting, casting="unsafe")
 
     def _write_final(self, infos: dict[str, Any], ended: NDArray[np.bool_], rows: Rows) -> None:
         # The second name is that of gymnasium before 1.0.
@@ -166,8 +172,10 @@ class GymVector:
                 self._writer.write_one(index, found[index], rows)
             return
         values = flatten(self.spec.observation_space, found)
-        for array, value in zip(rows, values, strict=True):
-            array[ended] = np.asarray(value)[ended]
+        indices = np.flatnonzero(ended).tolist()
+        for number, (array, value) in enumerate(zip(rows, values, strict=True)):
+            part = np.asarray(value)[ended]
+            array[ended] = self._writer.fitting(number, part, array.dtype, indices)
 
     def _raised(self, where: str, error: Exception) -> EnvError:
         text = " ".join(str(error).split())
