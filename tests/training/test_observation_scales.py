@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
+from fastrl.sampling import make_sampler
 from fastrl.training import evaluate_run, train
 from tests.training.copied_bit import LENGTH
 
@@ -109,3 +110,14 @@ def test_a_checkpoint_is_evaluated_in_the_layout_of_its_run(tmp_path):
     changes = ("model.image_layout=CHW", "total_steps=256", "evaluation.enabled=false")
     run = train(configuration(tmp_path, {"shape": [8, 9, 10]}, *changes))
     assert len(evaluate_run(run.path, episodes=2).result.returns) == 2
+
+
+def test_keys_of_dicts_reach_environments_and_users_as_they_are(tmp_path):
+    kwargs = "env.id=tests.vector.envs:KeyedEnv"
+    run = train(configuration(tmp_path, {}, kwargs, "total_steps=256"))
+    assert run.outcome.evaluation is not None
+    assert len(evaluate_run(run.path, episodes=2).result.returns) == 2
+    with make_sampler(run.config) as sampler:
+        rollout = sampler.collect()
+    assert rollout.observation.keys() == {3, 4}
+    assert rollout.action.keys() == {1, (2, "b")}
