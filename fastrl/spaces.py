@@ -1,7 +1,8 @@
 """Gymnasium spaces as rows of the shared table: one tensor per leaf of a nested space.
 
 A leaf is named by its path: ``""`` for a space that is not nested, ``"camera"`` or ``"arm/0"``
-inside ``Dict`` and ``Tuple`` spaces. Leaves are ordered as gymnasium iterates them.
+inside ``Dict`` and ``Tuple`` spaces, with keys as ``str`` writes them. Leaves are ordered as
+gymnasium iterates them.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
             leaves have the same path.
     """
     found: dict[str, spaces.Space[Any]] = {}
-    for name, child in _children(space):
-        own = leaves(child, f"{path}/{name}" if path else name)
+    for key, child in _children(space):
+        own = leaves(child, _joined(path, key))
         for twice in found.keys() & own.keys():
             raise SpaceError(f"two parts of {space} are called '{twice}'; rename one of them")
         found.update(own)
@@ -112,21 +113,24 @@ def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:  # noqa: ANN
 
 
 def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T], path: str = "") -> Any:  # noqa: ANN401
-    """Rebuild the nested structure of ``space`` (dicts and tuples) from leaves by path."""
+    """Rebuild the nested structure of ``space`` from leaves by path; dicts have its own keys."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = {
-            name: unflatten(child, by_path, f"{path}/{name}" if path else name)
-            for name, child in _children(space)
+            key: unflatten(child, by_path, _joined(path, key)) for key, child in _children(space)
         }
         return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
     return by_path[path]
 
 
-def _children(space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:
+def _children(space: spaces.Space[Any]) -> Iterator[tuple[Any, spaces.Space[Any]]]:
     if isinstance(space, spaces.Dict):
-        yield from ((str(name), child) for name, child in space.spaces.items())
+        yield from space.spaces.items()
     elif isinstance(space, spaces.Tuple):
-        yield from ((str(index), child) for index, child in enumerate(space.spaces))
+        yield from enumerate(space.spaces)
+
+
+def _joined(path: str, key: object) -> str:
+    return f"{path}/{key}" if path else str(key)
 
 
 def _observation_spec(space: spaces.Space[Any], path: str) -> TensorSpec:

@@ -216,6 +216,22 @@ ConvLayers = Annotated[
 ]
 
 
+Layout = Literal[
+    "auto",
+    "flat",
+    "HW",
+    "HWC",
+    "CHW",
+    "HWS",
+    "SHW",
+    "SHWC",
+    "SCHW",
+    "CSHW",
+    "HWCS",
+    "HWSC",
+]
+
+
 class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
@@ -237,6 +253,11 @@ class ModelConfig(Section):
     conv_layers: ConvLayers | None = Field(
         default=None,
         description="[channels, kernel, stride] of each convolution; null for the usual three.",
+    )
+    image_layout: Layout | dict[str, Layout] = Field(
+        default="auto",
+        description="Axes of images: H height, W width, C channels, S frames of a stack; flat for "
+        "no image, auto to tell by size. For several images a mapping from their paths.",
     )
     conv_features: Size = Field(default=512, description="Width of the layer after the conv net.")
     log_std_init: Annotated[Float, Field(ge=-20, le=5)] = Field(

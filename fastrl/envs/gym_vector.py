@@ -155,14 +155,16 @@ class GymVector:
         except Exception as error:
             raise self._raised("reset(options={'reset_mask': …})", error) from error
         arrays = [np.asarray(value) for value in flatten(self.spec.observation_space, observation)]
-        for array, found in zip(rows, arrays, strict=True):
+        indices, everyone = np.flatnonzero(ended).tolist(), range(self.num_envs)
+        for number, (array, found) in enumerate(zip(rows, arrays, strict=True)):
             if found.shape == array.shape:
-                untouched = found[~ended].astype(array.dtype, copy=False)
+                fitting = self._writer.fitting(number, found, array.dtype, everyone)
+                untouched = fitting[~ended].astype(array.dtype, copy=False)
                 if not np.array_equal(array[~ended], untouched, equal_nan=array.dtype.kind == "f"):
                     raise self._inseparable("its reset ignores options['reset_mask']")
-                array[ended] = found[ended]
-            elif found.shape == (np.count_nonzero(ended), *array.shape[1:]):
-                array[ended] = found
+                array[ended] = fitting[ended]
+            elif found.shape == (len(indices), *array.shape[1:]):
+                array[ended] = self._writer.fitting(number, found, array.dtype, indices)
             else:
                 raise EnvError(
                     f"'{self.spec.id}' returned observations of shape {found.shape} from "
@@ -177,16 +179,16 @@ class GymVector:
         )
 
     def _write(self, observation: Any, rows: Rows) -> None:  # noqa: ANN401
-        for array, value in zip(
-            rows, flatten(self.spec.observation_space, observation), strict=True
-        ):
+        values = flatten(self.spec.observation_space, observation)
+        for number, (array, value) in enumerate(zip(rows, values, strict=True)):
             found = np.asarray(value)
             if found.shape != array.shape:
                 raise EnvError(
                     f"'{self.spec.id}' returned observations of shape {found.shape}; "
                     f"expected {array.shape}"
                 )
-            np.copyto(array, found, casting="unsafe")
+            fitting = self._writer.fitting(number, found, array.dtype, range(self.num_envs))
+            np.copyto(array, fitting, casting="unsafe")
 
     def _write_final(self, infos: dict[str, Any], ended: NDArray[np.bool_], rows: Rows) -> None:
         # The second name is that of gymnasium before 1.0.
@@ -200,8 +202,10 @@ class GymVector:
                 self._writer.write_one(index, found[index], rows)
             return
         values = flatten(self.spec.observation_space, found)
-        for array, value in zip(rows, values, strict=True):
-            array[ended] = np.asarray(value)[ended]
+        indices = np.flatnonzero(ended).tolist()
+        for number, (array, value) in enumerate(zip(rows, values, strict=True)):
+            part = np.asarray(value)[ended]
+            array[ended] = self._writer.fitting(number, part, array.dtype, indices)
 
     def _raised(self, where: str, error: Exception) -> EnvError:
         text = " ".join(str(error).split())

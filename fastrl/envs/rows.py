@@ -40,7 +40,8 @@ class ObservationWriter:
 
         Args:
             observations: n observations of the space.
-            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype.
+            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, which
+                integers must fit.
 
         Raises:
             EnvError: An observation does not fit; names the environment's index.
@@ -61,8 +62,8 @@ class ObservationWriter:
                 for write_leaf, column in zip(column_writers, columns, strict=True):
                     write_leaf(column)
             except _MISFITS:
-                # One at a time finds who is to blame; nobody is where an environment returns
-                # lists, or wider integers than its space says.
+                # One at a time finds the environment that is to blame; none is where lists are
+                # returned.
                 for index, observation in enumerate(observations):
                     self.write_one(index, observation, rows)
 
@@ -87,20 +88,64 @@ class ObservationWriter:
         for number, (value, array) in enumerate(zip(values, rows, strict=True)):
             array[index] = self._checked(index, value, number, array)
 
+    def fitting(
+        self, number: int, found: NDArray[Any], dtype: np.dtype[Any], indices: Sequence[int]
+    ) -> NDArray[Any]:
+        """Return a leaf of several environments' observations, after a look at its numbers.
+
+        Args:
+            number: Of the leaf, in the order of the space.
+            found: ``[k, *shape]``.
+            dtype: Of the rows that it is written into.
+            indices: Of the k environments.
+
+        Raises:
+            EnvError: A number does not fit the dtype; names the environment's index.
+        """
+        if found.dtype == dtype:
+            return found
+        if not _holds(dtype.kind, found.dtype.kind):
+            raise self._misfit(indices[0], f"of dtype {found.dtype}", found[0], number)
+        if (misfits := beyond(found, dtype)) is not None:
+            row = int(np.argwhere(misfits)[0][0])
+            problem = _does_not_fit(found[misfits][0], dtype)
+            raise self._misfit(indices[row], problem, found[row], number)
+        return found
+
     def _checked(self, index: int, value: Any, number: int, array: NDArray[Any]) -> NDArray[Any]:  # noqa: ANN401
         try:
             found = np.asarray(value)
-            if found.shape == array.shape[1:] and _holds(array.dtype.kind, found.dtype.kind):
-                return found
-            problem = f"of shape {found.shape} and dtype {found.dtype}"
         except ValueError:
-            problem = "that is ragged"
+            raise self._misfit(index, "that is ragged", value, number) from None
+        if found.shape != array.shape[1:] or not _holds(array.dtype.kind, found.dtype.kind):
+            problem = f"of shape {found.shape} and dtype {found.dtype}"
+            raise self._misfit(index, problem, value, number)
+        if found.dtype != array.dtype and (misfits := beyond(found, array.dtype)) is not None:
+            problem = _does_not_fit(found[misfits].flat[0], array.dtype)
+            raise self._misfit(index, problem, value, number)
+        return found
+
+    def _misfit(self, index: int, problem: str, value: object, number: int) -> EnvError:
         path, leaf = self._leaves[number]
         where = f" at '{path}'" if path else ""
-        raise EnvError(
+        return EnvError(
             f"env {self._first + index} returned an observation{where} {problem}: "
             f"{_shorten(value)}; its space is {leaf}"
         )
+
+
+def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | None:
+    """Return which integers of ``found`` another dtype cannot hold, None where it holds all.
+
+    Those would wrap around when they are cast; of a bool, all but 0 and 1 would become true.
+    """
+    if dtype.kind == "f" or np.can_cast(found.dtype, dtype, "safe") or not found.size:
+        return None
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if limits[0] <= int(found.min()) and int(found.max()) <= limits[1]:
+        return None
+    misfits: NDArray[np.bool_] = (found < limits[0]) | (found > limits[1])
+    return misfits
 
 
 def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:
@@ -109,13 +154,18 @@ def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:
         return partial(_copy_rows, array)
     height = array.shape[1]
     flat = array.reshape(-1, *array.shape[2:])
+    # Floats may be rounded. Integers of a wider dtype are looked at before they are cast.
+    casting: Any = "same_kind" if array.dtype.kind == "f" else "safe"
 
     def write(values: Sequence[Any]) -> None:
         # One call for all rows costs half as much as a row at a time. It would let pass two wrong
         # heights that even out, hence the set.
         if set(map(len, values)) != {height}:
             raise ValueError
-        np.concatenate(values, out=flat, casting="same_kind")
+        try:
+            np.concatenate(values, out=flat, casting=casting)
+        except TypeError:
+            _copy_fitting(array, np.asarray(values))
 
     return write
 
@@ -123,11 +173,26 @@ def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:
 def _copy_rows(array: NDArray[Any], values: Sequence[Any]) -> None:
     if array.ndim > 1:
         raise ValueError
-    np.copyto(array, np.asarray(values), casting="same_kind")
+    _copy_fitting(array, np.asarray(values))
+
+
+def _copy_fitting(array: NDArray[Any], found: NDArray[Any]) -> None:
+    if found.shape != array.shape:
+        raise ValueError
+    kind = found.dtype.kind
+    if found.dtype != array.dtype and (
+        not _holds(array.dtype.kind, kind) or beyond(found, array.dtype) is not None
+    ):
+        raise ValueError
+    np.copyto(array, found, casting="unsafe")
 
 
 def _holds(kind: str, found: str) -> bool:
     return found in "biuf" and (found != "f" or kind == "f")
+
+
+def _does_not_fit(number: object, dtype: np.dtype[Any]) -> str:
+    return f"with the number {number}, which does not fit {dtype}"
 
 
 def _shorten(value: object) -> str:

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.rows import beyond
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 
@@ -164,6 +165,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         if rows.dtype != leaf.dtype:
             if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
                 raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
+            if (misfits := beyond(rows, np.dtype(leaf.dtype))) is not None:
+                raise EnvError(f"the action {rows[misfits][0]} does not fit {leaf.dtype}")
             rows = rows.astype(leaf.dtype)
         shape = (self.num_envs, *_shape(leaf))
         if rows.shape != shape:
@@ -192,7 +195,8 @@ def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
 def _stored(space: spaces.Space[Any], *, exact: bool) -> spaces.Space[Any]:
     """Return the space of what is stored: float64 is halved, unless exactness is asked for."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _stored(each, exact=exact) for key, each in space.items()})
+        # Pairs keep their order, where a mapping would be sorted.
+        return spaces.Dict([(key, _stored(each, exact=exact)) for key, each in space.items()])
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple([_stored(each, exact=exact) for each in space.spaces])
     if not exact and isinstance(space, spaces.Box) and space.dtype == np.float64:

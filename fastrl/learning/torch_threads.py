@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from fastrl.config import Config
+from fastrl.config import Config, ModelConfig
 from fastrl.cores import usable_cores
-from fastrl.models.networks import has_images
+from fastrl.models.images import has_images
 from fastrl.spec import EnvSpec
 
 
@@ -31,9 +31,9 @@ def learner_threads(config: Config, env_spec: EnvSpec) -> int:
     networks.
     """
     threads = config.algorithm.torch_threads
-    return policy_threads(env_spec) if threads == "auto" else threads
+    return policy_threads(env_spec, config.model) if threads == "auto" else threads
 
 
-def policy_threads(env_spec: EnvSpec) -> int:
+def policy_threads(env_spec: EnvSpec, config: ModelConfig | None = None) -> int:
     """Return how many torch threads a policy is worth: all cores for images, else one."""
-    return usable_cores() if has_images(env_spec.observation_space) else 1
+    return usable_cores() if has_images(env_spec.observation_space, config) else 1

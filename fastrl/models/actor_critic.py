@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from fastrl.arguments import instance
 from fastrl.config import ModelConfig
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.distributions import ActionDistribution
-from fastrl.models.networks import Body, is_image, orthogonal, require_memory
+from fastrl.models.images import ImageLayout, image_layouts
+from fastrl.models.networks import Body, is_bounded, orthogonal, require_memory
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
@@ -51,8 +51,10 @@ class ActorCritic(nn.Module):
         space = env_spec.observation_space
         self.observation_specs = env_spec.observation
         _require_memory_for_actions(env_spec, config)
+        layouts = image_layouts(space, config)
         self.normalizers = nn.ModuleList(
-            _normalizer(leaf, config.normalize_observations) for leaf in leaves(space).values()
+            _normalizer(leaf, layouts[path], config.normalize_observations)
+            for path, leaf in leaves(space).items()
         )
         self.distribution = ActionDistribution(env_spec, action_bounds, config.log_std_init)
         self.actor_body = Body(space, config)
@@ -133,9 +135,9 @@ class ActorCritic(nn.Module):
         return leading, found
 
 
-def _normalizer(leaf: spaces.Space[object], wanted: bool) -> nn.Module:
-    """Return a normaliser for numbers; images, bytes and indices are scaled already."""
-    if wanted and isinstance(leaf, spaces.Box) and not is_image(leaf) and leaf.dtype != np.uint8:
+def _normalizer(leaf: spaces.Space[object], layout: ImageLayout | None, wanted: bool) -> nn.Module:
+    """Return a normaliser for numbers; what has bounds or indices is scaled already."""
+    if wanted and isinstance(leaf, spaces.Box) and not is_bounded(leaf, layout):
         return RunningNormalizer(tuple(leaf.shape))
     return nn.Identity()
 

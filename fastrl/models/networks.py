@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, EnvError, cause
 from fastrl.free_memory import free_bytes
+from fastrl.models.images import SMALLEST_SIDE, ImageLayout, image_layouts
 from fastrl.spaces import leaves
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -30,12 +32,12 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 _CONV_LAYERS = (
     (36, ((32, 8, 4), (64, 4, 2), (64, 3, 1))),
     (16, ((32, 3, 2), (64, 3, 2), (64, 3, 1))),
-    (7, ((32, 3, 1), (64, 3, 1), (64, 3, 1))),
+    (SMALLEST_SIDE, ((32, 3, 1), (64, 3, 1), (64, 3, 1))),
 )
 _COPIES = 4
 """The weights, their gradient, and two averages that an optimiser keeps."""
-_SMALLEST_SIDE = 7
-_SMALLEST_GREY_SIDE = 36
+_WIDEST_SPAN = 2**24
+"""Bounds that are further apart say what numbers the dtype has, not which of them come."""
 
 
 def orthogonal(layer: nn.Module, gain: float) -> None:
@@ -71,39 +73,15 @@ def require_memory(num_weights: int, what: str) -> None:
         raise ConfigError(f"{what}: a layer of {size} does not fit here")
 
 
-def is_image(space: spaces.Space[Any]) -> bool:
-    """Say whether a leaf goes through a conv net.
-
-    Images are boxes of three axes whose sides have at least 7 pixels; and grey images without a
-    channel axis, which are told from matrices by being uint8 and at least 36 pixels wide and high.
-    """
-    if not isinstance(space, spaces.Box):
-        return False
-    if len(space.shape) == 2:
-        return space.dtype == np.uint8 and min(space.shape) >= _SMALLEST_GREY_SIDE
-    return len(space.shape) == 3 and min(_image_shape(space.shape)[1:]) >= _SMALLEST_SIDE
-
-
-def has_images(space: spaces.Space[Any]) -> bool:
-    """Say whether any leaf of a space goes through a conv net."""
-    return any(is_image(leaf) for leaf in leaves(space).values())
-
-
-def _usual_layers(side: int) -> Sequence[tuple[int, int, int]]:
-    return next(layers for smallest, layers in _CONV_LAYERS if side >= smallest)
-
-
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[-1] in (1, 3, 4)
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return (channels, height, width) of ``[H, W, C]``, ``[C, H, W]`` or ``[H, W]``."""
-    if len(shape) == 2:
-        return (1, shape[0], shape[1])
-    if _channels_last(shape):
-        return (shape[2], shape[0], shape[1])
-    return (shape[0], shape[1], shape[2])
+def _usual_layers(layout: ImageLayout) -> Sequence[tuple[int, int, int]]:
+    side = min(layout.height, layout.width)
+    for smallest, layers in _CONV_LAYERS:
+        if side >= smallest:
+            return layers
+    raise ConfigError(
+        f"model.image_layout: {layout} are too small for the usual convolutions; set "
+        "model.conv_layers, or flat for no image"
+    )
 
 
 class LeafEncoder(nn.Module):
@@ -119,16 +97,15 @@ class LeafEncoder(nn.Module):
 class ImageEncoder(LeafEncoder):
     """Convolutions and one linear layer, ReLU after each; see `ModelConfig.conv_layers`.
 
-    The channel axis is the last one where that has a length of 1, 3 or 4, otherwise the first, so
-    a stack of frames may be ``[4, 84, 84]`` or ``[84, 84, 4]``. uint8 is scaled to [0, 1].
+    The frames of a stack become channels. Pixels are scaled as `Scaling` says.
     """
 
-    def __init__(self, space: spaces.Box, config: ModelConfig) -> None:
+    def __init__(self, space: spaces.Box, layout: ImageLayout, config: ModelConfig) -> None:
         super().__init__()
-        channels, height, width = _image_shape(space.shape)
+        channels, height, width = layout.channels, layout.height, layout.width
         features = config.conv_features
         layers: list[nn.Module] = []
-        for outputs, kernel, stride in config.conv_layers or _usual_layers(min(height, width)):
+        for outputs, kernel, stride in config.conv_layers or _usual_layers(layout):
             if kernel > min(height, width):
                 raise ConfigError(
                     f"model.conv_layers: a kernel of {kernel} does not fit into the {height} × "
@@ -142,31 +119,27 @@ class ImageEncoder(LeafEncoder):
         layers += [nn.Flatten(), nn.Linear(channels * height * width, features), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.num_features = features
-        self._add_channel = len(space.shape) == 2
-        self._channels_last = _channels_last(space.shape)
-        self._scale = _scale(space)
+        self._arrange = layout.arrange
+        self.scaling = Scaling(space, layout)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return features of images ``[n, *shape]``."""
-        if self._add_channel:
-            image = image.unsqueeze(1)
-        elif self._channels_last:
-            image = image.permute(0, 3, 1, 2)
-        features: Tensor = self.layers(_to_float(image, self._scale))
+        features: Tensor = self.layers(self.scaling(self._arrange(image)))
         return features
 
 
 class VectorEncoder(LeafEncoder):
-    """Flattens a ``Box`` or ``MultiBinary``; uint8 boxes are scaled to [0, 1]."""
+    """Flattens a ``Box`` or ``MultiBinary``; bytes are scaled as `Scaling` says."""
 
     def __init__(self, space: spaces.Box | spaces.MultiBinary) -> None:
         super().__init__()
         self.num_features = math.prod(space.shape)
-        self._scale = _scale(space)
+        self.scaling = Scaling(space)
 
     def forward(self, vector: Tensor) -> Tensor:
         """Return ``[n, num_features]``."""
-        return _to_float(vector.flatten(1) if vector.ndim > 1 else vector[:, None], self._scale)
+        floats: Tensor = self.scaling(vector)
+        return floats.flatten(1) if floats.ndim > 1 else floats[:, None]
 
 
 class OneHotEncoder(LeafEncoder):
@@ -195,24 +168,75 @@ class OneHotEncoder(LeafEncoder):
             ) from error
 
 
-def _scale(space: spaces.Space[Any]) -> float:
-    return 1 / 255 if isinstance(space, spaces.Box) and space.dtype == np.uint8 else 1.0
+def is_bounded(space: spaces.Space[Any], layout: ImageLayout | None) -> bool:
+    """Say whether a leaf is scaled by its bounds, so that there is nothing left to normalise.
+
+    Bytes are, and images whose bounds are finite; other boxes hold numbers of any size.
+    """
+    if not isinstance(space, spaces.Box):
+        return False
+    if layout is None:
+        return space.dtype == np.uint8
+    with np.errstate(over="ignore"):
+        span = space.high.astype(np.float64) - space.low.astype(np.float64)
+    return bool((span <= _WIDEST_SPAN).all())
 
 
-def _to_float(tensor: Tensor, scale: float) -> Tensor:
-    # Converting first and scaling in place takes half the time of multiplying integers by a float.
-    floats = tensor.float()
-    if scale == 1.0:
-        return floats
-    return floats * scale if floats is tensor else floats.mul_(scale)
+class Scaling(nn.Module):
+    """Converts numbers to float32, and maps the bounds of bytes and images to [0, 1].
+
+    Bounds within [-1, 1] are left as they are.
+
+    Args:
+        space: One leaf; see `is_bounded`.
+        layout: Of images, which are scaled after `ImageLayout.arrange`; None for other leaves.
+    """
+
+    low: Tensor | float
+    scale: Tensor | float
+
+    def __init__(self, space: spaces.Space[Any], layout: ImageLayout | None = None) -> None:
+        super().__init__()
+        self.low, self.scale = 0.0, 1.0
+        if not isinstance(space, spaces.Box) or not is_bounded(space, layout):
+            return
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        if low.min() >= -1 and high.max() <= 1:
+            return
+        self._keep("low", low, layout)
+        self._keep("scale", 1 / np.where(high > low, high - low, 1.0), layout)
+
+    def _keep(self, name: str, values: NDArray[np.float64], layout: ImageLayout | None) -> None:
+        """Keep values ``[*shape]``, as one number where they are equal, which is quicker."""
+        if (values == values.flat[0]).all():
+            setattr(self, name, float(values.flat[0]))
+            return
+        tensor = torch.from_numpy(values).float()
+        arranged = tensor if layout is None else layout.arrange(tensor[None])[0]
+        delattr(self, name)
+        # What follows from the space is no part of checkpoints.
+        self.register_buffer(name, arranged.contiguous(), persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Return ``[n, *shape] float32``."""
+        # Converting first and scaling in place takes half the time of multiplying integers by a
+        # float.
+        floats = numbers.float()
+        if isinstance(self.low, Tensor) or self.low != 0.0:
+            floats = floats - self.low if floats is numbers else floats.sub_(self.low)
+        elif isinstance(self.scale, float) and self.scale == 1.0:
+            return floats
+        return floats * self.scale if floats is numbers else floats.mul_(self.scale)
 
 
-def leaf_encoder(space: spaces.Space[Any], config: ModelConfig) -> LeafEncoder:
-    """Return the encoder of one leaf of an observation space."""
+def leaf_encoder(
+    space: spaces.Space[Any], layout: ImageLayout | None, config: ModelConfig
+) -> LeafEncoder:
+    """Return the encoder of one leaf of an observation space, an image where it has a layout."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return OneHotEncoder(space)
-    if is_image(space):
-        return ImageEncoder(space, config)  # type: ignore[arg-type]
+    if layout is not None:
+        return ImageEncoder(space, layout, config)  # type: ignore[arg-type]
     return VectorEncoder(space)  # type: ignore[arg-type]
 
 
@@ -229,8 +253,11 @@ class Body(nn.Module):
     def __init__(self, space: spaces.Space[Any], config: ModelConfig) -> None:
         super().__init__()
         found = leaves(space)
-        self.encoders = nn.ModuleList(leaf_encoder(leaf, config) for leaf in found.values())
-        only_image = len(found) == 1 and is_image(space)
+        layouts = image_layouts(space, config)
+        self.encoders = nn.ModuleList(
+            leaf_encoder(leaf, layouts[path], config) for path, leaf in found.items()
+        )
+        only_image = len(found) == 1 and all(layouts.values())
         hidden_sizes = () if only_image else config.hidden_sizes
         inputs = sum(encoder.num_features for encoder in self._leaf_encoders())
         self.mlp = mlp(inputs, hidden_sizes, config.activation)

@@ -14,7 +14,7 @@ from fastrl.cores import usable_cores
 from fastrl.devices import existing_device
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
-from fastrl.models.networks import has_images
+from fastrl.models.images import has_images
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
@@ -61,7 +61,7 @@ def make_plan(
     free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
     # What takes long had better begin early, and a GPU works beside the cores.
     infers_shortly = config.sampler.devices == ("cpu",) and not has_images(
-        env_spec.observation_space
+        env_spec.observation_space, config.model
     )
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202

@@ -162,7 +162,9 @@ def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
         truncated=np.zeros(env.num_envs, np.bool_),
         final_observation=_rows(env),
     )
-    taken = [tuple(map(np.asarray, flatten(space, space.sample()))) for _ in range(64)]
+    taken = [
+        tuple(map(np.asarray, flatten(env.spec.action_space, space.sample()))) for _ in range(64)
+    ]
     batches = itertools.cycle([replace(views, action=action) for action in taken])
     env.reset(range(env.num_envs), views.observation)
 

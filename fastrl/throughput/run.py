@@ -12,11 +12,10 @@ from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory
 from fastrl.errors import ConfigError
-from fastrl.models.networks import is_image
+from fastrl.models.images import image_layouts
 from fastrl.sampling.build import initial_weights, make_plan, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
-from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import LimitProbe
 from fastrl.throughput.live import LiveFps
@@ -89,7 +88,7 @@ def policy_name(config: Config, env_spec: EnvSpec) -> str:
     model = config.model
     if model.class_path:
         return model.class_path
-    images = [is_image(leaf) for leaf in leaves(env_spec.observation_space).values()]
+    images = [bool(x) for x in image_layouts(env_spec.observation_space, model).values()]
     parts = ["conv net"] if any(images) else []
     # What a single image goes through besides belongs to the conv net.
     if images != [True]:

@@ -16,7 +16,9 @@ from fastrl.envs.make import EnvFactory
 from fastrl.errors import EnvError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads, torch_threads
+from fastrl.models.images import describe_images
 from fastrl.sampling import Sampler, make_plan, make_sampler
+from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.durable import WriteError
@@ -131,7 +133,7 @@ class Session:
             stack.callback(sampler.close)
             saver = Saver(config, self._plan, self._learner, window, store)
             saver.save()
-            for remark in _remarks(config):
+            for remark in _remarks(config, self._plan.env_spec):
                 journal.say(remark)
             sampler.start()
             if config.sampler.mode == "async":
@@ -248,8 +250,10 @@ class _Duties:
         return self.candidates is not None and self.candidates.after_update(update.steps)
 
 
-def _remarks(config: Config) -> Iterator[str]:
-    """Yield what is allowed and yet seldom meant."""
+def _remarks(config: Config, env_spec: EnvSpec) -> Iterator[str]:
+    """Yield what was decided by guess, and what is allowed and yet seldom meant."""
+    if config.model.class_path is None:
+        yield from describe_images(env_spec.observation_space, config.model)
     transitions = config.sampler.rollout_length * config.topology.num_envs
     algorithm = config.algorithm
     if isinstance(algorithm, PPOConfig) and algorithm.minibatch_size > transitions:

@@ -20,8 +20,8 @@ from fastrl.cores import usable_cores
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
+from fastrl.models.images import has_images
 from fastrl.models.inference import bfloat16
-from fastrl.models.networks import has_images
 from fastrl.sampling.build import make_plan
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.tuning.apply import candidate_of, with_candidate
@@ -171,7 +171,7 @@ class Tuning(Closing):
         if batch is None and options.objective == "train_fps":
             batch = (config.topology.num_envs,) * 2
         default = candidate_of(config)
-        images = has_images(plan.env_spec.observation_space)
+        images = has_images(plan.env_spec.observation_space, config.model)
         small = with_few_envs(default)
         worker_bytes = self._bench.calibrate(small)
         process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)

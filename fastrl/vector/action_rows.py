@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
+from fastrl.envs.rows import beyond
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.failures import ArgumentError, brief
 from fastrl.vector.spec import InstanceSpec
@@ -81,6 +82,11 @@ class ActionRows:
                 raise ArgumentError(
                     f"actions{where} are of dtype {found.dtype}; expected {row.dtype} for "
                     f"{leaves(self._space)[path]}"
+                )
+            if (misfits := beyond(found, row.dtype)) is not None:
+                raise ArgumentError(
+                    f"actions{where} hold the number {found[misfits].flat[0]}, which does not fit "
+                    f"{row.dtype}, the dtype of {leaves(self._space)[path]}"
                 )
             checked.append(found)
         return checked

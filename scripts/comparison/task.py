@@ -16,9 +16,9 @@ from fastrl.envs.batched_env import Rows
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.native import NAMESPACE
 from fastrl.errors import EnvError
-from fastrl.models.networks import is_image
+from fastrl.models.images import image_layouts
 from fastrl.sampling.build import initial_weights, make_plan
-from fastrl.spaces import flatten, leaves
+from fastrl.spaces import flatten
 from fastrl.workers.plan import SamplingPlan
 
 _SLOW_STEP_S = 2e-4
@@ -70,7 +70,7 @@ class Task:
             return model.class_path
         sizes = "×".join(str(size) for size in model.hidden_sizes)
         mlp = f"MLP {sizes} {model.activation}"
-        images = [is_image(leaf) for leaf in leaves(space).values()]
+        images = image_layouts(space, model).values()
         return "conv net" if all(images) else f"conv net and {mlp}" if any(images) else mlp
 
     @cached_property

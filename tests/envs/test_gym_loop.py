@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastrl.envs import EnvFactory, GymLoop
 from fastrl.errors import EnvError, SpaceError
+from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
 from tests import counting_env
 from tests.counting_env import CountingEnv, Place, decode, length_of, reward_of
@@ -193,9 +194,9 @@ class Scripted(gymnasium.Env):
 GOOD = (np.ones(2, np.float32), 1.0, False, False, {})
 
 
-def step_scripted(*results, space=None):
+def step_scripted(*results, space=None, first=None):
     """Step one environment per result; all are good but those given."""
-    envs = [Scripted([result], space) for result in results]
+    envs = [Scripted([result], space, first) for result in results]
     spec = EnvSpec("scripted", envs[0].observation_space, envs[0].action_space)
     loop = GymLoop(envs, spec)
     loop.reset(range(len(envs)), rows(spec.observation, len(envs)))
@@ -242,6 +243,73 @@ def test_floats_are_not_written_into_integers():
     space = spaces.Box(0, 255, (2,), np.uint8)
     with pytest.raises(EnvError, match=r"env 1 .*dtype float64"):
         step_scripted(observing(np.array([1, 2], np.uint8)), observing(np.ones(2)), space=space)
+
+
+INTEGERS = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.bool_]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(INTEGERS),
+    st.sampled_from([np.int64, np.int32, np.int16, np.uint16, None]),
+    st.integers(-(2**15), 2**31 - 1) | st.integers(-2, 2) | st.sampled_from([255, 256, 300]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_integers_arrive_as_they_are_or_are_refused(dtype, given_as, value, nested, late):
+    """``given_as`` is None for a list of Python's own numbers."""
+    if given_as is not None and not np.iinfo(given_as).min <= value <= np.iinfo(given_as).max:
+        value %= 2**15
+    box = spaces.Box(0, 1, (2,), dtype)
+    space = spaces.Dict({"lamp": box}) if nested else box
+    row = [0, value] if given_as is None else np.array([0, value], given_as)
+    plain = np.array([0, 1], dtype)
+    seen, good = ({"lamp": row}, {"lamp": plain}) if nested else (row, plain)
+    results = ([observing(good)] * 3 + [observing(seen)])[:: 1 if late else -1]
+    index, (stored,) = 3 if late else 0, observation_specs(space).values()
+    if np.array(value).astype(stored.numpy_dtype) != value:
+        with pytest.raises(EnvError, match=f"the number {value}, which does not fit") as caught:
+            step_scripted(*results, space=space, first=good)
+        assert str(caught.value).startswith(f"env {index} returned an observation")
+        assert ("at 'lamp'" in str(caught.value)) == nested
+    else:
+        found = step_scripted(*results, space=space, first=good)
+        assert found.observation[0][index].tolist() == [0, value]
+
+
+def test_integers_beyond_the_widest_rows_are_refused():
+    space = spaces.Box(0, 2**64 - 1, (2,), np.uint64)
+    good = observing(np.array([1, 2**63 - 1], np.uint64))
+    assert step_scripted(good, space=space).observation[0].tolist() == [[1, 2**63 - 1]]
+    with pytest.raises(EnvError, match=r"env 1 .*number 9223372036854775808, which does not"):
+        step_scripted(good, observing(np.array([1, 2**63], np.uint64)), space=space)
+
+
+def test_integer_that_does_not_fit_is_refused_after_a_reset_as_well():
+    env = Scripted([], spaces.Box(0, 255, (2,), np.uint8))
+    env.reset = lambda **_: (np.array([3, -1]), {})
+    spec = EnvSpec("scripted", env.observation_space, env.action_space)
+    with pytest.raises(EnvError, match=r"^env 0 .*the number -1, which does not fit uint8"):
+        GymLoop([env], spec).reset([1], rows(spec.observation, 1))
+
+
+def test_keys_of_a_dict_are_what_they_were():
+    space = spaces.Dict({2: spaces.Discrete(3), (0, "a"): spaces.Box(-1, 1, (1,), np.float32)})
+    seen = []
+
+    class Keyed(Scripted):
+        action_space = space
+
+        def step(self, action):
+            seen.append(action)
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    envs = [Keyed([], space, first=space.sample()) for _ in range(2)]
+    spec = EnvSpec("keyed", space, space)
+    assert list(spec.observation) == ["2", "(0, 'a')"]
+    run(GymLoop(envs, spec), [0, 1], random_actions(spec, 2, 3))
+    assert len(seen) == 6
+    assert all(space.contains(action) for action in seen)
 
 
 def test_original_exception_is_the_cause():

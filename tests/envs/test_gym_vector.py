@@ -217,6 +217,21 @@ def test_wrong_batch_of_observations_is_refused():
         steps(GymVector(env, spec))
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_integer_that_does_not_fit_is_refused(mode):
+    class Wide(Vector):
+        def step(self, actions):
+            _, *rest = super().step(actions)
+            return np.array([[0] * 4, [0, 299 + self.count, 0, 0]]), *rest
+
+    env = Wide(mode)
+    space = gymnasium.spaces.Box(0, 255, (4,), np.uint8)
+    env.reset = lambda **_: (np.zeros((2, 4), np.uint8), {})
+    env.count = 0
+    with pytest.raises(EnvError, match=r"env 1 .*number 300, which does not fit uint8.*its space"):
+        steps(GymVector(env, EnvSpec("wide", space, env.single_action_space)), 1)
+
+
 def test_close_closes_once():
     env = Vector()
     vector = GymVector(env, spec_of(env))

@@ -35,6 +35,16 @@ TWO_LEAVES = EnvSpec(
     spaces.Box(-1, 1, (2, 3)),
 )
 TWO_CHOICES = EnvSpec("two choices", spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]))
+BYTES = EnvSpec(
+    "bytes",
+    spaces.Dict(
+        {
+            "bits": spaces.Box(0, 1, (4,), np.uint8),
+            "levels": spaces.Box(np.array([1, 2], np.uint8), np.array([9, 4], np.uint8)),
+        }
+    ),
+    spaces.Discrete(3),
+)
 IMAGE = EnvSpec("image", spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2))
 MODELS = {
     "discrete": (DISCRETE, {}),
@@ -43,6 +53,7 @@ MODELS = {
     "relu": (DISCRETE, {"activation": "relu", "hidden_sizes": (8, 16, 4)}),
     "no hidden layer": (DISCRETE, {"hidden_sizes": (), "shared_body": True}),
     "two leaves": (TWO_LEAVES, {"normalize_observations": True}),
+    "bytes": (BYTES, {"normalize_observations": True}),
 }
 ROWS = 50
 

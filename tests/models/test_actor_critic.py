@@ -95,6 +95,23 @@ def test_observations_are_normalised_only_where_they_are_numbers():
     assert names == ["normalizers.1.mean", "normalizers.1.var", "normalizers.1.count"]
 
 
+@pytest.mark.parametrize(
+    ("space", "normalised"),
+    [
+        (spaces.Box(0, 1, (8,), np.uint8), False),
+        (spaces.Box(0, 9, (8,), np.int16), True),
+        (spaces.Box(0, 255, (9, 9, 3), np.float32), False),
+        (spaces.Box(0, 65535, (40, 40), np.uint16), False),
+        (spaces.Box(-np.inf, np.inf, (9, 9, 3), np.float32), True),
+    ],
+    ids=str,
+)
+def test_what_is_not_scaled_is_normalised(space, normalised):
+    config = SMALL.model_copy(update={"normalize_observations": True})
+    names = [name for name in model_for(space, config=config).state_dict() if "normal" in name]
+    assert bool(names) == normalised
+
+
 def test_normalisation_changes_only_by_update():
     config = SMALL.model_copy(update={"normalize_observations": True})
     model = model_for(config=config)

@@ -3,10 +3,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, EnvError
-from fastrl.models.networks import Body, is_image
+from fastrl.models.images import has_images, image_layouts
+from fastrl.models.networks import Body, Scaling, is_bounded
 
 CONFIG = ModelConfig(hidden_sizes=(24, 16), conv_features=32)
 
@@ -43,26 +46,10 @@ def test_images_of_any_layout_and_size_are_encoded(shape, dtype):
     space = image(shape, dtype)
     observation = torch.from_numpy(np.stack([space.sample() for _ in range(2)]))
     features = encode(space, observation)
-    width = CONFIG.conv_features if is_image(space) else CONFIG.hidden_sizes[-1]
+    width = CONFIG.conv_features if has_images(space) else CONFIG.hidden_sizes[-1]
     assert features.shape == (2, width)
     assert features.dtype == torch.float32
     assert features.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "expected"),
-    [
-        ((7, 7, 3), np.uint8, True),
-        ((6, 7, 3), np.uint8, False),
-        ((3, 6, 7), np.float32, False),
-        ((84, 84), np.uint8, True),
-        ((84, 84), np.float32, False),
-        ((20, 20), np.uint8, False),
-        ((128,), np.uint8, False),
-    ],
-)
-def test_images_are_told_from_other_boxes(shape, dtype, expected):
-    assert is_image(image(shape, dtype)) == expected
 
 
 def test_an_image_looks_the_same_with_its_channels_first_or_last():
@@ -79,6 +66,62 @@ def test_bytes_are_scaled_to_one():
     ram = torch.randint(0, 255, (2, 128), dtype=torch.uint8)
     scaled = encode(image((128,), np.float32), ram.float() / 255)
     torch.testing.assert_close(encode(image((128,)), ram), scaled)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32, np.float64]),
+    st.integers(-(2**15), 2**16 - 1),
+    st.integers(1, 2**16 - 1),
+    st.sampled_from([(8, 9, 3), (3, 8, 9), (2, 8, 9, 3), (5,)]),
+)
+def test_bounds_of_bytes_and_images_become_0_and_1(dtype, low, span, shape):
+    high = low + span
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        low = max(limits.min, min(low, limits.max - 1))
+        high = max(low + 1, min(high, limits.max))
+    space = spaces.Box(low, high, shape, dtype)
+    ((path, layout),) = image_layouts(space, ModelConfig()).items()
+    assert path == ""
+    assert is_bounded(space, layout) == (layout is not None or dtype == np.uint8)
+    scaling = Scaling(space, layout)
+    ends = [torch.from_numpy(np.full((2, *shape), end).astype(dtype)) for end in (low, high)]
+    found = [scaling(end).unique().tolist() for end in ends]
+    if is_bounded(space, layout) and (low < -1 or high > 1):
+        assert found[0] == pytest.approx([0], abs=1e-6)
+        assert found[1] == pytest.approx([1], abs=1e-6)
+    else:
+        assert found == [[low], [high]]
+    assert (ends[0] == low).all()
+
+
+def test_each_number_is_scaled_by_its_own_bounds():
+    low, high = np.array([0, 10, 7], np.uint8), np.array([4, 20, 7], np.uint8)
+    scaling = Scaling(spaces.Box(low, high, dtype=np.uint8))
+    numbers = torch.tensor([[0, 10, 7], [4, 15, 7]], dtype=torch.uint8)
+    assert scaling(numbers).tolist() == [[0, 0, 0], [1, 0.5, 0]]
+    assert not scaling.state_dict()
+
+
+def test_each_pixel_of_a_stack_is_scaled_by_its_own_bounds():
+    high = np.arange(1, 1 + 2 * 7 * 8 * 3).reshape(2, 7, 8, 3)
+    space = spaces.Box(np.zeros_like(high), high, dtype=np.int64)
+    layout = image_layouts(space, ModelConfig())[""]
+    scaled = Scaling(space, layout)(layout.arrange(torch.from_numpy(high)[None]))
+    torch.testing.assert_close(scaled, torch.ones(1, 6, 7, 8))
+
+
+def test_numbers_keep_their_scale():
+    for space in (
+        spaces.Box(0, 255, (5,), np.float32),
+        spaces.Box(0, 9, (5,), np.int16),
+        spaces.Box(-np.inf, np.inf, (9, 9, 3), np.float32),
+        spaces.Box(-1, 1, (9, 9, 3), np.float32),
+        spaces.Box(-1e30, 1e30, (9, 9, 3), np.float64),
+    ):
+        numbers = torch.rand(2, *space.shape)
+        assert torch.equal(Scaling(space, image_layouts(space, CONFIG)[""])(numbers), numbers)
 
 
 def test_a_single_image_goes_without_the_mlp():

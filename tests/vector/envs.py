@@ -145,3 +145,34 @@ class ClosingEnv(WaitingEnv):
         self.open.discard(self.number)
         if self.fault == "close":
             raise OSError("cannot be closed")
+
+
+class KeyedEnv(gymnasium.Env):
+    """Has dictionaries whose keys are no text; an episode has three steps.
+
+    Args:
+        lamp: The first number that a step observes.
+    """
+
+    action_space = spaces.Dict({1: spaces.MultiBinary(2), (2, "b"): spaces.Discrete(3)})
+    observation_space = spaces.Dict(
+        {
+            3: spaces.Dict({"lamp": spaces.Box(0, 255, (2,), np.uint8)}),
+            4: spaces.Tuple((spaces.Discrete(4), spaces.Box(-1, 1, (1,), np.float32))),
+        }
+    )
+
+    def __init__(self, lamp=0):
+        self.lamp, self.action = lamp, None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.action, self.count = action, self.count + 1
+        seen = self.observation_space.sample()
+        seen[3] = {"lamp": np.array([self.lamp, 1])}
+        return seen, float(action[1].sum()), self.count == 3, False, {}

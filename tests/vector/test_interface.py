@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 import fastrl
 from fastrl.errors import ConfigError, EnvError
 from fastrl.vector import ArgumentError
-from tests.vector.envs import OtherSpaceEnv, TellingEnv, WordyEnv
+from tests.vector.envs import KeyedEnv, OtherSpaceEnv, TellingEnv, WordyEnv
 
 BACKENDS = ("serial", "threads", "processes")
 
@@ -194,6 +194,51 @@ def test_actions_that_do_not_fit_are_refused_before_any_step(telling, actions, m
     with pytest.raises(ArgumentError, match=message):
         telling.step(actions)
     assert telling.get_attr("count") == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(300, "300"), (-1, "-1")])
+def test_integers_that_do_not_fit_are_refused(backend, value, shown):
+    envs = fastrl.make_vec(lambda: KeyedEnv(lamp=value), 2, backend=backend)
+    envs.reset(seed=0)
+    with pytest.raises(
+        EnvError,
+        match=rf"env [01] .* at '3/lamp' with the number {shown}, which does not fit uint8",
+    ):
+        envs.step(envs.action_space.sample())
+    envs.close()
+
+
+def test_actions_that_their_dtype_does_not_hold_are_refused():
+    envs = fastrl.make_vec(KeyedEnv, 2, backend="serial")
+    envs.reset(seed=0)
+    actions = {1: np.array([[0, 300], [1, 1]]), (2, "b"): np.zeros(2, np.int64)}
+    with pytest.raises(ArgumentError, match="at '1' hold the number 300, which does not fit int8"):
+        envs.step(actions)
+    envs.close()
+
+
+def test_keys_of_dicts_are_what_they_were(backend):
+    envs = fastrl.make_vec(KeyedEnv, 2, backend=backend)
+    observation, _ = envs.reset(seed=0)
+    assert envs.observation_space.contains(observation)
+    for _ in range(3):
+        actions = envs.action_space.sample()
+        observation, *_, infos = envs.step(actions)
+        assert envs.observation_space.contains(observation)
+    assert infos["final_obs"][1].keys() == {3, 4}
+    for index, action in enumerate(envs.get_attr("action")):
+        assert action.keys() == actions.keys()
+        assert np.array_equal(action[1], actions[1][index])
+    envs.close()
+
+
+def test_keys_of_dicts_are_what_they_were_for_sends():
+    envs = fastrl.make_vec(KeyedEnv, 2, backend="threads", num_workers=2)
+    envs.reset(seed=0)
+    actions = envs.action_space.sample()
+    envs.send({key: part[:1] for key, part in actions.items()}, [0])
+    assert envs.recv()[0].keys() == {3, 4}
+    envs.close()
 
 
 def test_actions_of_an_empty_space_are_refused_in_one_line():
