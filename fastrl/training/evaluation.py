@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastrl.arguments import whole
 from fastrl.closing import build_all, close_all, closed_after
+from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel, sampling_mode
@@ -111,7 +112,8 @@ class EpisodePlayer:
         self._terminated, self._truncated = np.zeros((2, self._width), np.bool_)
         self._observed = _tensors(env_spec.observation, self._observation)
         self._acted = _tensors(env_spec.action, self._action)
-        self._envs = build_all(build_env(1) for _ in range(self._width))
+        self._claim = Claim()
+        self._envs = build_all(self._built(build_env, env_spec) for _ in range(self._width))
         self._views = [self._view(index) for index in range(self._width)]
 
     def play(self, model: PolicyModel, protocol: EvaluationProtocol) -> EvaluationResult:
@@ -143,7 +145,19 @@ class EpisodePlayer:
 
     def close(self) -> None:
         """Close the environments."""
+        self._claim.release()
         close_all(self._envs)
+
+    def _built(self, build_env: Callable[[int], BatchedEnv], env_spec: EnvSpec) -> BatchedEnv:
+        env = build_env(1)
+        try:
+            self._claim.add(env, 0)
+            who = f"an environment of '{env_spec.id}' for evaluation"
+            check_spaces(env.spec, env_spec, who, different=True)
+        except BaseException:
+            env.close()
+            raise
+        return env
 
     def _begin(
         self, slot: int, playing: dict[int, int], waiting: Iterator[int], seeds: Sequence[int]

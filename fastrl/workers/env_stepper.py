@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.closing import build_all, close_all
+from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.shared.finite import first_not_finite, is_finite
@@ -48,7 +49,9 @@ class EnvStepper:
         self._replaced = replaced
         self._slots = [topology.slots(env_worker, group) for group in range(topology.groups)]
         size = topology.envs_per_group
-        self._envs = build_all(plan.build_env(size) for _ in range(topology.groups))
+        self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
+        self._claim = Claim()
+        self._envs = build_all(self._built(size, first) for first in self._first)
         self._views = [
             [self._bank_views(bank, slots) for slots in self._slots] for bank in range(NUM_BANKS)
         ]
@@ -56,7 +59,6 @@ class EnvStepper:
         self._unstarted = set(range(topology.groups))
         self._resetting = np.zeros(1, np.int64) if resetting is None else resetting
         self._stepping = _tell_resets(self._envs, self._resetting)
-        self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
 
     def begin(self, rollout: int) -> None:
         """Write the first observations of a rollout: those that ended the one before.
@@ -120,7 +122,34 @@ class EnvStepper:
 
     def close(self) -> None:
         """Close all environments."""
+        self._claim.release()
         close_all(self._envs)
+
+    def _built(self, size: int, first: int) -> BatchedEnv:
+        """Build a group whose first environment has the index ``first`` in the run.
+
+        Raises:
+            EnvError: It cannot be built, is another group, or has other spaces than were probed.
+        """
+        wanted = self._plan.env_spec
+        try:
+            env = self._plan.build_env(size)
+        except EnvError as error:
+            _renumber(error, first)
+            raise
+        try:
+            self._claim.add(env, first)
+            who = f"env {first} of '{wanted.id}'"
+            check_spaces(env.spec, wanted, who)
+            if wanted.episode_info and env.spec.episode_info != wanted.episode_info:
+                raise EnvError(
+                    f"{who} has the episode_info {env.spec.episode_info}, the first has "
+                    f"{wanted.episode_info}; all environments must have the same"
+                )
+        except BaseException:
+            env.close()
+            raise
+        return env
 
     def _reset(self, group: int, observation: Rows) -> None:
         """Start an episode in every environment of a group, for the first time."""
@@ -158,10 +187,11 @@ class EnvStepper:
 
 def _renumber(error: EnvError, first: int) -> None:
     """Let an error name an environment of the run, where it has counted them from 0."""
-    named = _NAMED.match(str(error))
-    if named is not None:
-        text = f"env {first + int(named[1])}{str(error)[named.end() :]}"
-        error.args = (text, *error.args[1:])
+    # What follows the first colon may be the environment's own words.
+    head, colon, tail = str(error).partition(": ")
+    if _NAMED.match(head):
+        head = _NAMED.sub(lambda named: f"env {first + int(named[1])}", head)
+        error.args = (f"{head}{colon}{tail}", *error.args[1:])
 
 
 def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:
