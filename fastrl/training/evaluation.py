@@ -15,6 +15,7 @@ from fastrl.arguments import whole
 from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.global_streams import seeded_streams
 from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spaces import TensorSpec
@@ -90,7 +91,8 @@ class EpisodePlayer:
 
     Every environment is built alone and seeded anew for each of its episodes, so an episode
     depends on its seed and on the policy, not on what was played before. All go on until each has
-    ended: none is favoured for being short.
+    ended: none is favoured for being short. The global random streams are seeded anew for each
+    evaluation, and those of the caller stay where they are.
 
     Args:
         env_spec: What the environments observe and accept.
@@ -113,7 +115,8 @@ class EpisodePlayer:
         self._observed = _tensors(env_spec.observation, self._observation)
         self._acted = _tensors(env_spec.action, self._action)
         self._claim = Claim()
-        self._envs = build_all(self._built(build_env, env_spec) for _ in range(self._width))
+        with seeded_streams(0):
+            self._envs = build_all(self._built(build_env, env_spec) for _ in range(self._width))
         self._views = [self._view(index) for index in range(self._width)]
 
     def play(self, model: PolicyModel, protocol: EvaluationProtocol) -> EvaluationResult:
@@ -122,7 +125,7 @@ class EpisodePlayer:
         Raises:
             EnvError: An environment raised or broke its contract.
         """
-        with sampling_mode(model):
+        with sampling_mode(model), seeded_streams(protocol.seed, 1):
             return self._play(self._policy(model, protocol), protocol)
 
     def _play(self, act: Callable[[], None], protocol: EvaluationProtocol) -> EvaluationResult:
