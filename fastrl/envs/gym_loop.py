@@ -21,7 +21,7 @@ from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.episode_clock import EpisodeClock
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
@@ -190,9 +190,6 @@ def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
         # Arrays of one number, perhaps.
         pass
     for index, reward in enumerate(rewards):
-        try:
-            row[index] = np.asarray(reward).item()
-        except (TypeError, ValueError, OverflowError):
-            row[index] = np.nan
+        row[index] = number_of(reward, index)
         if np.isnan(row[index]):
             raise EnvError(f"env {index} returned the reward {brief(reward)}; expected a number")

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from fastrl.envs.agreement import Claim, check_spaces
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import EnvError
 from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows, splitter
@@ -255,7 +255,7 @@ class ConcurrentEnvs:
             return 0.0, False, False, await self._reset_one(index)
         result = await self._overlap.one(index, self.envs[index].step, action)
         observation, reward, terminated, truncated, info = result
-        reward = np.asarray(reward, np.float64).item()
+        reward = number_of(reward, index)
         if terminated or truncated:
             if self.autoreset is AutoresetMode.SAME_STEP:
                 # A copy: the environment may write its next observation into the same array.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastrl.closing import close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.episode_clock import NEVER, EpisodeClock
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import EnvError
 from fastrl.vector.action_rows import single_action, splitter
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
@@ -81,7 +81,7 @@ class EnvGroup:
         self._writer: ObservationWriter | None = None
         self._actions: Callable[[], Sequence[Any]] = self._own_objects
         if spec.fits_rows:
-            self._writer = writer = ObservationWriter(spec.observation_space, envs.start)
+            self._writer = writer = ObservationWriter(spec.observation_space, envs.start, at)
             self._write_all = [writer.into(bank.observation) for bank in self._banks]
             self._action_rows = tuple(leaf[rows] for leaf in exchange.action)
             self._actions = splitter(spec.action_space, self._action_rows)
@@ -119,10 +119,7 @@ class EnvGroup:
             self.observation_objects = observations
         else:
             self._write_all[bank](observations)
-        try:
-            views.reward[:] = rewards
-        except (TypeError, ValueError):
-            _write_one_by_one(rewards, views.reward, start)
+        self._write_rewards(rewards, views.reward, start)
         return gather(infos, self._num_envs) if infos else {}
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
@@ -153,7 +150,7 @@ class EnvGroup:
         views.terminated[index], views.truncated[index] = flags
         self._flagged.add(bank)
         self._write_one(index, observations[index], views)
-        _write_one_by_one([reward], views.reward[index : index + 1], env_index)
+        self._write_rewards([reward], views.reward[index : index + 1], env_index)
         return infos[env_index]
 
     def reset(
@@ -285,12 +282,15 @@ class EnvGroup:
         else:
             self._writer.write_one(index, observation, views.observation)
 
-
-def _write_one_by_one(rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
-    for index, reward in enumerate(rewards):
+    def _write_rewards(self, rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
         try:
-            row[index] = np.asarray(reward, np.float64).item()
+            row[:] = rewards
+            # NumPy makes a NaN of None.
+            if row.dot(row) >= 0:
+                return
         except (TypeError, ValueError):
-            raise EnvError(
-                f"env {first + index} returned the reward {reward!r}; expected a number"
-            ) from None
+            # Arrays of one number, perhaps.
+            pass
+        for index, reward in enumerate(rewards, first):
+            self._at[0] = index
+            row[index - first] = number_of(reward, index)

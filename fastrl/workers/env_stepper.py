@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
 from fastrl.envs.agreement import Claim, check_spaces
-from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
 from fastrl.errors import EnvError
 from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
-
-_NAMED = re.compile(r"env (\d+)\b")
 
 
 class EnvStepper:
@@ -104,21 +102,38 @@ class EnvStepper:
         views = self._views[bank][group][t]
         try:
             self._envs[group].step(views)
+            if self._plan.check_steps:
+                self._check(views)
         except EnvError as error:
-            _renumber(error, self._first[group])
+            self._blame(error, views, self._first[group])
             raise
-        if self._plan.check_steps:
-            self._check(views, self._first[group])
         return int(np.count_nonzero(views.terminated)) + int(np.count_nonzero(views.truncated))
 
-    def _check(self, views: StepViews, first: int) -> None:
+    def _check(self, views: StepViews) -> None:
         """Refuse a step with a NaN or an infinity; takes about 2 µs."""
         names = ("reward", *(f"observation {leaf}".rstrip() for leaf in self._leaves))
         for name, row in zip(names, (views.reward, *views.observation), strict=True):
             if row.dtype.kind == "f" and not is_finite(row):
                 index = first_not_finite(row)
-                who = f"env {first + index[0]} of '{self._plan.env_spec.id}'"
+                who = f"env {index[0]} of '{self._plan.env_spec.id}'"
                 raise EnvError(f"{who} gave the {name} {row[index]}")
+
+    def _blame(self, error: EnvError, views: StepViews, first: int) -> None:
+        """Name the environment of the run, and the policy where that is at fault."""
+        named = renumber(error, first)
+        finite = np.ones(len(views.reward), np.bool_)
+        for row in views.action:
+            finite &= np.isfinite(row).reshape(len(row), -1).all(axis=1)
+        suspects = range(len(finite)) if named is None else [named - first]
+        for index in suspects:
+            if 0 <= index < len(finite) and not finite[index]:
+                action = brief([row[index].tolist() for row in views.action], 80)
+                told = (
+                    f"env {first + index} of '{self._plan.env_spec.id}' was given the action "
+                    f"{action}, which is not finite: the policy is at fault, not the environment"
+                )
+                error.args = (f"{told} ({error})", *error.args[1:])
+                return
 
     def close(self) -> None:
         """Close all environments."""
@@ -135,7 +150,7 @@ class EnvStepper:
         try:
             env = self._plan.build_env(size)
         except EnvError as error:
-            _renumber(error, first)
+            renumber(error, first)
             raise
         try:
             self._claim.add(env, first)
@@ -158,7 +173,7 @@ class EnvStepper:
         try:
             self._envs[group].reset(seeds, observation)
         except EnvError as error:
-            _renumber(error, self._first[group])
+            renumber(error, self._first[group])
             raise
         self._resetting[0] = self._stepping
         self._unstarted.discard(group)
@@ -183,15 +198,6 @@ class EnvStepper:
             )
             for t in range(self._table.rollout_length)
         ]
-
-
-def _renumber(error: EnvError, first: int) -> None:
-    """Let an error name an environment of the run, where it has counted them from 0."""
-    # What follows the first colon may be the environment's own words.
-    head, colon, tail = str(error).partition(": ")
-    if _NAMED.match(head):
-        head = _NAMED.sub(lambda named: f"env {first + int(named[1])}", head)
-        error.args = (f"{head}{colon}{tail}", *error.args[1:])
 
 
 def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:
