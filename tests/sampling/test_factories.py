@@ -129,8 +129,22 @@ def test_factory_that_returns_another_kind_is_refused():
         EnvFactory(in_turn(*builds), {}).batched(3)
 
 
+class Old:
+    """Has the methods of old gym, so that each call of a factory gets another adapter."""
+
+    observation_space, action_space = CountingEnv().observation_space, spaces.Discrete(5)
+
+    def __init__(self, env):
+        self.reset, self.step = env.reset, env.step
+
+    def close(self):
+        pass
+
+
+OLD = Old(CountingEnv())
 SHARED = [
     lambda one: one,
+    lambda one: OLD,
     lambda one: TimeLimit(one, 5),
     lambda one: gymnasium.wrappers.OrderEnforcing(gymnasium.wrappers.TransformReward(one, abs)),
 ]

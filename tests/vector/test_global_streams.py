@@ -66,3 +66,14 @@ def test_backends_without_processes_draw_from_the_streams_of_the_caller(backend)
         assert states() == before
         envs.step(np.zeros(2, int))
         assert states() != before
+
+
+def test_timing_an_environment_leaves_the_streams_of_the_caller(monkeypatch):
+    monkeypatch.setattr("fastrl.vector.choice.usable_cores", lambda: 1)
+    found = []
+    for backend in ("auto", "serial"):
+        np.random.seed(0)
+        with fastrl.make_vec(DrawingEnv, 4, backend=backend) as envs:
+            assert envs.backend == "serial"
+            found.append(envs.reset()[0][:, 1])
+    assert np.array_equal(*found)
