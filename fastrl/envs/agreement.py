@@ -39,14 +39,14 @@ class Claim:
     """
 
     def __init__(self) -> None:
-        self._held: list[Any] = []
+        self._held: dict[int, Any] = {}
 
     def add(self, env: Any, index: int) -> None:  # noqa: ANN401
         """Claim an environment.
 
         Args:
             env: A single, vector or batched environment.
-            index: What it is called in messages.
+            index: What it is called in messages, another one for each.
 
         Raises:
             EnvError: It, or what it wraps, is claimed already.
@@ -56,12 +56,10 @@ class Claim:
             owner = _OWNERS.get(id(base))
             if owner is None:
                 _OWNERS[id(base)] = self
-                self._held.append(base)
+                self._held[index] = base
                 return
         if owner is self:
-            number = index - len(self._held)
-            number += next(i for i, held in enumerate(self._held) if held is base)
-            other = f"env {number}"
+            other = next(f"env {number}" for number, held in self._held.items() if held is base)
         else:
             other = "an environment that is in use"
         raise EnvError(
@@ -72,7 +70,7 @@ class Claim:
     def release(self) -> None:
         """Let others claim the environments; safe to call twice."""
         with _LOCK:
-            for base in self._held:
+            for base in self._held.values():
                 _OWNERS.pop(id(base), None)
         self._held.clear()
 
@@ -139,9 +137,9 @@ def _difference(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> str:
         if not (isinstance(leaf, spaces.Box) and isinstance(other, spaces.Box)):
             return f" ({leaf} and {other}{where})" if path else ""
         for bound in ("low", "high"):
-            mine, his = getattr(leaf, bound), getattr(other, bound)
-            unequal = np.argwhere(mine != his)
+            low_or_high, expected = getattr(leaf, bound), getattr(other, bound)
+            unequal = np.argwhere(low_or_high != expected)
             if len(unequal):
                 at = tuple(unequal[0].tolist())
-                return f" ({bound}{list(at)}{where} is {mine[at]}, not {his[at]})"
+                return f" ({bound}{list(at)}{where} is {low_or_high[at]}, not {expected[at]})"
     return ""

@@ -116,7 +116,9 @@ class EpisodePlayer:
         self._acted = _tensors(env_spec.action, self._action)
         self._claim = Claim()
         with seeded_streams(0):
-            self._envs = build_all(self._built(build_env, env_spec) for _ in range(self._width))
+            self._envs = build_all(
+                self._built(index, build_env, env_spec) for index in range(self._width)
+            )
         self._views = [self._view(index) for index in range(self._width)]
 
     def play(self, model: PolicyModel, protocol: EvaluationProtocol) -> EvaluationResult:
@@ -151,10 +153,12 @@ class EpisodePlayer:
         self._claim.release()
         close_all(self._envs)
 
-    def _built(self, build_env: Callable[[int], BatchedEnv], env_spec: EnvSpec) -> BatchedEnv:
+    def _built(
+        self, index: int, build_env: Callable[[int], BatchedEnv], env_spec: EnvSpec
+    ) -> BatchedEnv:
         env = build_env(1)
         try:
-            self._claim.add(env, 0)
+            self._claim.add(env, index)
             who = f"an environment of '{env_spec.id}' for evaluation"
             check_spaces(env.spec, env_spec, who, different=True)
         except BaseException:

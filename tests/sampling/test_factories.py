@@ -162,9 +162,9 @@ def test_the_same_object_twice_is_refused(wrap, topology):
 
 
 def test_the_same_batch_twice_is_refused():
-    batch = CountingEnvs(1)
-    plan = make_plan(Topology(2, 1, 0, 2), 4, build_env=lambda num_envs: batch)
-    with pytest.raises(EnvError, match=r"^env 1 is the same object as env 0"), SerialSampler(plan):
+    batch = CountingEnvs(2)
+    plan = make_plan(Topology(4, 1, 0, 2), 4, build_env=lambda num_envs: batch)
+    with pytest.raises(EnvError, match=r"^env 2 is the same object as env 0"), SerialSampler(plan):
         pass
 
 
@@ -201,7 +201,7 @@ def test_one_object_is_no_environment_of_several_threads():
 
 def test_evaluation_refuses_the_same_object_twice_and_other_actions():
     one, protocol = CountingEnvs(1), EvaluationProtocol(2, 0)
-    with pytest.raises(EnvError, match="is the same object"):
+    with pytest.raises(EnvError, match="env 1 is the same object as env 0"):
         evaluate(CountingPolicy(), one.spec, lambda num_envs: one, protocol)
     spec = EnvSpec("counting", one.spec.observation_space, spaces.Discrete(2))
     with pytest.raises(EnvError, match=r"for evaluation has the action_space Discrete\(5\)"):
