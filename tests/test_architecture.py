@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "cgroups", "compiled", "allocator", "closing"),
+    ("errors", "cgroups", "compiled", "allocator", "closing", "global_streams"),
     ("arguments", "cores", "free_memory"),
     ("devices", "machine"),
     ("spaces",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
 Rows = tuple[NDArray[Any], ...]
@@ -74,3 +76,26 @@ class BatchedEnv(Protocol):
     def close(self) -> None:
         """Free what the environments hold; safe to call twice."""
         ...
+
+
+_NAMED = re.compile(r"env (\d+)\b")
+
+
+def renumber(error: EnvError, first: int) -> int | None:
+    """Let the error of a batch name environments of the run, which the batch counts from 0.
+
+    Args:
+        error: Changed in place, if it begins with an environment's index.
+        first: Index of the batch's first environment in the run.
+
+    Returns:
+        The index that it names now, None if it names none.
+    """
+    # What follows the first colon may be the environment's own words.
+    head, colon, tail = str(error).partition(": ")
+    named = _NAMED.match(head)
+    if named is None:
+        return None
+    head = _NAMED.sub(lambda found: f"env {first + int(found[1])}", head)
+    error.args = (f"{head}{colon}{tail}", *error.args[1:])
+    return first + int(named[1])

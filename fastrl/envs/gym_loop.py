@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief
 from fastrl.closing import close_all
 from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.episode_clock import EpisodeClock
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
 _LOGGER = logging.getLogger(__name__)
-_NEVER = 2**63 - 1
 
 
 class GymLoop:
@@ -40,19 +41,20 @@ class GymLoop:
         envs: Sequence[gymnasium.Env[Any, Any]],
         spec: EnvSpec,
         *,
-        time_limit: int | None = None,
+        time_limits: Sequence[int | None] = (),
         action_bounds: ActionBounds = "clip",
     ) -> None:
         """Take over ``envs``, which are closed by `close`.
 
         Args:
-            envs: Environments with the spaces of ``spec``.
+            envs: Environments with the spaces of ``spec``, none of them stepped by anything else.
             spec: What each of them observes and accepts.
-            time_limit: Steps after which this loop truncates an episode; None leaves time limits
-                to the environments.
+            time_limits: Steps after which this loop truncates an episode of each environment; None
+                leaves its time limit to the environment. By default all are left to them.
             action_bounds: How actions are kept inside a bounded ``Box``.
 
         Raises:
+            EnvError: An environment has other spaces, or is in use already; names it by index.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
@@ -61,12 +63,11 @@ class GymLoop:
         self._steps = [env.step for env in envs]
         self._split = ActionConverter(spec.action_space, action_bounds).split
         self._writer = ObservationWriter(spec.observation_space)
-        self._limit = time_limit or _NEVER
-        # Steps of the whole batch so far, the count at which each episode's time is up, and the
-        # earliest of those, or less: it is found anew only when it is reached.
-        self._clock = 0
-        self._deadlines = [self._limit] * self.num_envs
-        self._next_deadline = self._limit
+        self._claim = Claim()
+        for index, env in enumerate(envs):
+            self._claim.add(env, index)
+            check_spaces(env, spec, f"env {index} of '{spec.id}'")
+        self._clock = EpisodeClock(time_limits or [None] * self.num_envs)
         self._resetting = np.zeros(1, np.int64)
 
     def tell_resets(self, resetting: NDArray[np.int64]) -> None:
@@ -81,9 +82,7 @@ class GymLoop:
         """
         for index, seed in enumerate(seeds):
             self._writer.write_one(index, self._reset_env(index, int(seed)), observation)
-        self._clock = 0
-        self._deadlines = [self._limit] * self.num_envs
-        self._next_deadline = self._limit
+            self._clock.restart(index)
 
     def step(self, views: StepViews) -> None:
         """Step every environment once; see `BatchedEnv.step`.
@@ -92,6 +91,7 @@ class GymLoop:
             EnvError: An environment raised or broke its contract; names it by index.
         """
         actions = self._split(views.action)
+        clock = self._clock
         observations: list[Any] = []
         rewards: list[Any] = []
         ended: list[tuple[int, bool]] = []
@@ -100,20 +100,22 @@ class GymLoop:
         try:
             for step, action in zip(self._steps, actions, strict=True):
                 observation, reward, terminated, truncated, info = step(action)
-                add_observation(observation)
-                add_reward(reward)
+                # Before the rewards, whose number says who raised: flags may be no flags.
+                if terminated or truncated:
+                    ended.append((len(rewards), bool(terminated)))
                 if infos is not None:
                     infos.append(info)
-                if terminated or truncated:
-                    ended.append((len(rewards) - 1, bool(terminated)))
+                add_observation(observation)
+                add_reward(reward)
         except USERS_FAILURES as error:
             self._blame_step(len(rewards), actions, error)
 
         views.terminated.fill(False)
         views.truncated.fill(False)
-        self._clock += 1
-        if self._clock >= self._next_deadline:
-            self._add_timed_out(ended)
+        clock.now += 1
+        if clock.now >= clock.next_due:
+            already = {index for index, _ in ended}
+            ended.extend((index, False) for index in clock.due() if index not in already)
         if infos is not None and views.episode_info is not None:
             for index, _ in ended:
                 self._note_figures(index, infos[index], views.episode_info[index])
@@ -129,6 +131,7 @@ class GymLoop:
         not to be lost for it.
         """
         envs, self._envs, self._steps = self._envs, [], []
+        self._claim.release()
         try:
             close_all(envs)
         except USERS_FAILURES as error:
@@ -148,13 +151,6 @@ class GymLoop:
                     "expected a number"
                 ) from None
 
-    def _add_timed_out(self, ended: list[tuple[int, bool]]) -> None:
-        already = {index for index, _ in ended}
-        late = [i for i, deadline in enumerate(self._deadlines) if deadline <= self._clock]
-        ended.extend((index, False) for index in late if index not in already)
-        later = (deadline for deadline in self._deadlines if deadline > self._clock)
-        self._next_deadline = min(later, default=self._clock + self._limit)
-
     def _restart(
         self, ended: list[tuple[int, bool]], observations: list[Any], views: StepViews
     ) -> None:
@@ -164,7 +160,7 @@ class GymLoop:
             self._writer.write_one(index, observations[index], views.final_observation)
             (views.terminated if terminated else views.truncated)[index] = True
             observations[index] = self._reset_env(index, None)
-            self._deadlines[index] = self._clock + self._limit
+            self._clock.restart(index)
 
     def _reset_env(self, index: int, seed: int | None) -> Any:  # noqa: ANN401
         self._resetting[0] = 1
@@ -194,9 +190,6 @@ def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
         # Arrays of one number, perhaps.
         pass
     for index, reward in enumerate(rewards):
-        try:
-            row[index] = np.asarray(reward).item()
-        except (TypeError, ValueError, OverflowError):
-            row[index] = np.nan
+        row[index] = number_of(reward, index)
         if np.isnan(row[index]):
             raise EnvError(f"env {index} returned the reward {brief(reward)}; expected a number")

@@ -26,6 +26,7 @@ from gymnasium.vector import (
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
@@ -64,11 +65,14 @@ class GymVector:
                 those that are seeded at construction and never after, such as EnvPool's.
 
         Raises:
-            EnvError: ``env`` does not say how it resets, or ends episodes that cannot be told.
+            EnvError: ``env`` does not say how it resets, flags lost lives in an autoreset mode that
+                overwrites their last observations, or is in use already.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
         self.num_envs = int(env.num_envs)
+        self._claim = Claim()
+        self._claim.add(env, 0)
         self._env: VectorEnv[Any, Any, Any] | None = _stepped_on(env)
         self._rebuild = rebuild
         self._mode = _autoreset_mode(env, spec.id)
@@ -129,6 +133,7 @@ class GymVector:
     def close(self) -> None:
         """Close the vector environment; safe to call twice."""
         env, self._env = self._env, None
+        self._claim.release()
         if env is not None:
             env.close()
 

@@ -31,7 +31,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from fastrl.arguments import brief
-from fastrl.closing import build_all
+from fastrl.closing import build_all, close_all
 from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
@@ -168,10 +168,12 @@ class EnvFactory:
     def _batched(self, env: Any, num_envs: int) -> BatchedEnv:  # noqa: ANN401
         spec = self._spec(env)
         if _is_single(env):
-            others = build_all(self._build(1) for _ in range(num_envs - 1))
-            envs = [peel(each)[0] for each in (env, *others)]
-            limit = peel(env)[1]
-            return GymLoop(envs, spec, time_limit=limit, action_bounds=self.action_bounds)
+            others = build_all(self._build_like_the_first(i) for i in range(1, num_envs))
+            try:
+                return self._loop([env, *others], spec)
+            except BaseException:
+                close_all(others)
+                raise
         if env.num_envs != num_envs:
             raise EnvError(
                 f"'{self.name}' holds {env.num_envs} environments where {num_envs} were asked "
@@ -181,6 +183,25 @@ class EnvFactory:
             rebuild = partial(self._build, num_envs) if self._seeded_when_built else None
             return GymVector(env, spec, action_bounds=self.action_bounds, rebuild=rebuild)
         return cast("BatchedEnv", env)
+
+    def _build_like_the_first(self, index: int) -> Env:
+        env = self._build(1)
+        if _is_single(env):
+            return env
+        env.close()
+        raise EnvError(
+            f"env {index} of '{self.name}' is a {type(env).__name__}, the first is a single "
+            "environment; the factory must always return the same kind"
+        )
+
+    def _loop(self, envs: Sequence[Env], spec: EnvSpec) -> GymLoop:
+        peeled = [peel(env) for env in envs]
+        return GymLoop(
+            [env for env, _ in peeled],
+            spec,
+            time_limits=[limit for _, limit in peeled],
+            action_bounds=self.action_bounds,
+        )
 
     def probe(self) -> EnvSpec:
         """Build one environment, return its spaces and time limit, and close it.

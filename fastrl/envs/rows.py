@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.envs.batched_env import Rows
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves
@@ -20,18 +21,26 @@ _MISFITS = (TypeError, ValueError, KeyError, IndexError)
 class ObservationWriter:
     """Writes observations of one space into rows, and refuses those that do not fit."""
 
-    def __init__(self, space: spaces.Space[Any], first: int = 0) -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        first: int = 0,
+        at: MutableSequence[int] | None = None,
+    ) -> None:
         """Prepare for observations of ``space``.
 
         Args:
             space: Of one environment.
             first: What row 0 is called in messages.
+            at: Its element 0 says which environment's observation was looked at last, for callers
+                that explain errors.
 
         Raises:
             SpaceError: The space is unsupported.
         """
         self._space = space
         self._first = first
+        self._at: MutableSequence[int] = [0] if at is None else at
         self._leaves = tuple(leaves(space).items())
         self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
 
@@ -75,6 +84,7 @@ class ObservationWriter:
         Raises:
             EnvError: The observation does not fit; names the index.
         """
+        self._at[0] = self._first + index
         if not self._nested:
             rows[0][index] = self._checked(index, observation, 0, rows[0])
             return
@@ -146,6 +156,19 @@ def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | Non
         return None
     misfits: NDArray[np.bool_] = (found < limits[0]) | (found > limits[1])
     return misfits
+
+
+def number_of(reward: Any, index: int) -> float:  # noqa: ANN401
+    """Return a reward, which may be an array of one number, as a number.
+
+    Raises:
+        EnvError: It is none; names the environment ``index``.
+    """
+    try:
+        return float(np.asarray(reward).item())
+    except (TypeError, ValueError, OverflowError):
+        told = f"env {index} returned the reward {brief(reward)}; expected a number"
+        raise EnvError(told) from None
 
 
 def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.compiled import cached_njit
+from fastrl.models.action_parts import LOG_STD_RANGE
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 _EPSILON = 1e-8
 """Added to the deviation of advantages, as in `fastrl.learning.losses`."""
+_LEAST_LOG_STD, _MOST_LOG_STD = LOG_STD_RANGE
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -180,7 +182,7 @@ def gaussian_gradient(
 
     Args:
         mean: ``[n, K]``.
-        log_std: ``[K]``.
+        log_std: ``[K]``; used within `LOG_STD_RANGE`, and without a gradient outside.
         value: ``[n]``.
         action: ``[N, K]``.
         index: ``[n] int64``: rows of ``action`` and ``columns``.
@@ -194,8 +196,15 @@ def gaussian_gradient(
     rows, width = mean.shape
     log_prob = np.empty(rows, np.float64)
     slope = np.empty(rows, np.float64)
-    inverse = np.exp(-log_std)
-    constant = np.sum(log_std) + width * _LOG_SQRT_2PI
+    bounded = log_std.copy()
+    for column in range(width):
+        # NaN stays what it is.
+        if bounded[column] < _LEAST_LOG_STD:
+            bounded[column] = _LEAST_LOG_STD
+        elif bounded[column] > _MOST_LOG_STD:
+            bounded[column] = _MOST_LOG_STD
+    inverse = np.exp(-bounded)
+    constant = np.sum(bounded) + width * _LOG_SQRT_2PI
     for row in range(rows):
         squares = 0.0
         for column in range(width):
@@ -213,4 +222,6 @@ def gaussian_gradient(
             z = mean_gradient[row, column]
             mean_gradient[row, column] = slope[row] * z * inverse[column]
             sums[column] += slope[row] * (z * z - 1)
-    log_std_gradient[:] = sums
+    for column in range(width):
+        is_free = bounded[column] == log_std[column] or np.isnan(log_std[column])
+        log_std_gradient[column] = sums[column] if is_free else 0.0

@@ -22,6 +22,9 @@ from fastrl.errors import SpaceError
 ActionBounds = Literal["clip", "squash"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+LOG_STD_RANGE = (-20.0, 20.0)
+"""Bounds of log standard deviations: far from where float32 overflows in a sample, an inverse or a
+square, and so wide that training which goes well never comes near."""
 _IMPOSSIBLE = -1e9
 """Logit of padding: its probability is exactly 0, and 0 times it is 0, not NaN."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastrl.models.action_parts import ActionBounds, ActionPart, action_part
+from fastrl.models.action_parts import LOG_STD_RANGE, ActionBounds, ActionPart, action_part
 from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
 
@@ -23,7 +23,8 @@ class ActionDistribution(nn.Module):
         parts: Distribution of each leaf, by path.
         num_parameters: Columns of ``parameters``: those of all parts side by side.
         noise_size: Columns of the noise that a sample consumes.
-        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves.
+        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves. Used within
+            `LOG_STD_RANGE`, and without a gradient outside.
 
     Args:
         env_spec: Gives the action space.
@@ -53,6 +54,10 @@ class ActionDistribution(nn.Module):
         self._noise_widths = [part.num_noise for part in parts]
         self._log_std_widths = [part.num_log_std for part in parts]
         self.log_std = nn.Parameter(torch.full((sum(self._log_std_widths),), log_std_init))
+
+    def bounded_log_std(self) -> Tensor:
+        """Return ``log_std`` within `LOG_STD_RANGE`, where it is the same bit for bit."""
+        return self.log_std.clamp(*LOG_STD_RANGE)
 
     def draw_noise(
         self,
@@ -106,7 +111,7 @@ class ActionDistribution(nn.Module):
     def _split(self, parameters: Tensor) -> list[tuple[str, ActionPart, Tensor, Tensor]]:
         """Return (path, part, its parameters, its log standard deviations) of each leaf."""
         columns = parameters.float().split(self._parameter_widths, -1)
-        log_stds = self.log_std.float().split(self._log_std_widths)
+        log_stds = self.bounded_log_std().float().split(self._log_std_widths)
         paths, parts = self.parts.keys(), self.parts.values()
         return list(zip(paths, parts, columns, log_stds, strict=True))
 

@@ -13,6 +13,7 @@ from fastrl.arguments import instance
 from fastrl.closing import Closing, Held
 from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
+from fastrl.shared.finite import BadNumber
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
@@ -72,11 +73,15 @@ class BaseSampler(Closing):
         if self._closed:
             raise FastrlError("this sampler is closed; make a new one to go on sampling")
 
-    def _bad_number(self, field: str, value: float, rollout: int, step: int, slot: int) -> EnvError:
+    def _bad_number(self, bad: BadNumber, rollout: int) -> EnvError:
         """Return what is said of a number that is not finite."""
+        step, slot, *_ = bad.where
+        is_policys = bad.field.partition("/")[0] in ("action", "log_prob", "value")
+        fault = "; the policy gave it, not the environment" if is_policys else ""
         return EnvError(
-            f"{field} is {value} at step {step} of rollout {self._plan.first_rollout + rollout}, "
-            f"in env {self._env_of(slot)} of '{self.env_spec.id}'; see faults.bad_numbers"
+            f"{bad.field} is {bad.value} at step {step} of rollout "
+            f"{self._plan.first_rollout + rollout}, in env {self._env_of(slot)} of "
+            f"'{self.env_spec.id}'{fault}; see faults.bad_numbers"
         )
 
     def _env_of(self, slot: int) -> int:
@@ -166,5 +171,4 @@ class TableSampler(BaseSampler):
     def _refuse_bad_numbers(self, rollout: int) -> None:
         found = self._context.table.first_bad_number(rollout % NUM_BANKS)
         if found is not None:
-            field, (step, slot, *_), value = found
-            raise self._bad_number(field, value, rollout, step, slot)
+            raise self._bad_number(found, rollout)

@@ -87,11 +87,8 @@ class Crew:
 
     def _start(self, name: str) -> None:
         kind, _, index = name.rpartition("-")
-        if kind == "env-worker":
-            replaced = self._replaced[name]
-            self._supervisor.start(name, run_env_worker, self._context, int(index), replaced)
-        else:
-            self._supervisor.start(name, run_model_worker, self._context, int(index))
+        run = run_env_worker if kind == "env-worker" else run_model_worker
+        self._supervisor.start(name, run, self._context, int(index), self._replaced[name])
 
     def _replace(self, error: WorkerError) -> None:
         name = error.worker

@@ -23,6 +23,7 @@ from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
 from fastrl.errors import ConfigError
 from fastrl.sampling.base import BaseSampler
 from fastrl.shared.counters import Counter, CounterBoard
+from fastrl.shared.finite import BadNumber, first_cause
 from fastrl.shared.rollout_buffer import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
 from fastrl.spaces import unflatten
@@ -162,11 +163,15 @@ class DeviceSampler(BaseSampler):
         # A sum shows it in one pass and is one number; large ones may overflow as well.
         if torch.stack([tensor.sum() for tensor in numbers.values()]).isfinite().all():
             return
+        bad = []
         for name, tensor in numbers.items():
-            bad = (~tensor.isfinite()).nonzero()
-            if len(bad):
-                step, slot, *_ = where = tuple(bad[0].tolist())
-                raise self._bad_number(name, tensor[where].item(), index, step, slot)
+            places = (~tensor.isfinite()).nonzero()
+            if len(places):
+                where = tuple(places[0].tolist())
+                bad.append(BadNumber(name, where, tensor[where].item()))
+        first = first_cause(bad)
+        if first is not None:
+            raise self._bad_number(first, index)
 
     def _count(self, rollout: Rollout) -> None:
         row = self._watch.row

@@ -10,7 +10,7 @@ from typing import Any
 from fastrl.arguments import function, whole
 from fastrl.errors import WorkerError
 
-_NAMED_ENV = re.compile(r"^[\w-]+ failed: \w*Error: env (\d+) of ")
+_NAMED_ENV = re.compile(r"^[\w-]+ failed: \w*Error: env (\d+)\b")
 _LISTED = 8
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastrl.allocator import keep_freed_memory
 from fastrl.closing import close_all
+from fastrl.global_streams import StreamsOfWorkers
 from fastrl.sampling.base import TableSampler
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
@@ -22,7 +23,9 @@ from fastrl.workers.policy_runner import PolicyRunner, Request
 class SerialSampler(TableSampler):
     """Steps the same groups with the same batches as a lock-step `ProcessSampler`.
 
-    Both give the same numbers, bit for bit, for the same plan.
+    Both give the same numbers, bit for bit, for the same plan, also where environments draw from
+    the global random streams of Python, NumPy, or torch on the CPU: each env worker has its own
+    ones here as well, and those of the caller stay where they are.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class SerialSampler(TableSampler):
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._steppers: list[EnvStepper] = []
         self._policies: list[PolicyRunner] = []
+        workers = range(self.topology.num_env_workers)
+        self._streams = StreamsOfWorkers([plan.env_worker_stream(worker) for worker in workers])
 
     def start(self) -> None:
         """Build the environments and the policy; what fails here closes the sampler.
@@ -45,18 +50,22 @@ class SerialSampler(TableSampler):
         """
         self._check_open()
         if not self._steppers:
-            with self._closed_if_it_fails():
+            with self._closed_if_it_fails(), self._streams.borrowed():
                 self._build()
 
     def _build(self) -> None:
         keep_freed_memory()
         context, topology = self._context, self.topology
         for worker in range(topology.num_env_workers):
+            self._streams.turn_to(worker)
             self._steppers.append(EnvStepper(context.plan, context.table, worker))
-        self._policies = [
-            PolicyRunner(context.plan, context.table, context.weights, policy)
-            for policy in range(topology.num_policies)
-        ]
+        for policy in range(topology.num_policies):
+            if not topology.num_model_workers:
+                # The env worker itself builds it.
+                self._streams.turn_to(policy)
+            self._policies.append(
+                PolicyRunner(context.plan, context.table, context.weights, policy)
+            )
         self._watches = [
             Stopwatch(self.counters, f"env-worker-{worker}")
             for worker in range(topology.num_env_workers)
@@ -73,9 +82,10 @@ class SerialSampler(TableSampler):
         """
         self.start()
         rollout = self._next_rollout
-        with self._closed_if_it_fails():
+        with self._closed_if_it_fails(), self._streams.borrowed():
             self._before_filling(rollout)
-            for stepper in self._steppers:
+            for worker, stepper in enumerate(self._steppers):
+                self._streams.turn_to(worker)
                 stepper.begin(rollout)
             for policy, runner in enumerate(self._policies):
                 runner.begin(rollout)
@@ -84,10 +94,12 @@ class SerialSampler(TableSampler):
         return sealed
 
     def _fill(self, policy: int, bank: int) -> None:
+        self._streams.turn_to(self.topology.env_workers_of(policy)[0])
         for t in range(self.rollout_length):
             for group in range(self.topology.groups):
                 self._infer(policy, bank, t, group)
                 for worker in self.topology.env_workers_of(policy):
+                    self._streams.turn_to(worker)
                     self._step(worker, bank, t, group)
         for group in range(self.topology.groups):
             self._infer(policy, bank, self.rollout_length, group)

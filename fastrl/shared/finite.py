@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,22 @@ from fastrl.compiled import cached_njit
 CHECKED_BYTES = 1 << 19
 """Looked at together: more would have left the caches by then, less would cost more calls."""
 
+
+class BadNumber(NamedTuple):
+    """A number that is not finite.
+
+    Attributes:
+        field: Of the table.
+        where: Step, slot, and perhaps others.
+        value: NaN or an infinity.
+    """
+
+    field: str
+    where: tuple[int, ...]
+    value: float
+
+
+_ORDER = {"action": 1, "log_prob": 1, "value": 1, "reward": 2, "final_value": 3}
 Block = tuple[NDArray[Any], int, int, int, int]
 """An array ``[T, B · width]``, and which of its rows and columns are meant."""
 
@@ -68,6 +84,22 @@ def first_not_finite(numbers: NDArray[Any]) -> tuple[int, ...]:
     """Return the index of the first element of any array that is not finite."""
     flat = int(np.flatnonzero(~np.isfinite(numbers).ravel())[0])
     return tuple(int(index) for index in np.unravel_index(flat, numbers.shape))
+
+
+def first_cause(found: Iterable[BadNumber]) -> BadNumber | None:
+    """Return the bad number from which the others may have come; None if there is none.
+
+    That is the one of the earliest step. Within a step the policy observes, then answers, and what
+    the environment returns comes last.
+
+    Args:
+        found: The first of each field.
+    """
+    return min(
+        found,
+        key=lambda bad: (bad.where[0], _ORDER.get(bad.field.partition("/")[0], 0)),
+        default=None,
+    )
 
 
 def compile_finite() -> None:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.shared.finite import FiniteCheck, first_not_finite, is_finite
+from fastrl.shared.finite import (
+    BadNumber,
+    FiniteCheck,
+    first_cause,
+    first_not_finite,
+    is_finite,
+)
 from fastrl.shared.layout import Field, table_fields
 from fastrl.shared.memory import SharedBlock, align
 from fastrl.spec import EnvSpec
@@ -103,18 +109,19 @@ class Table:
                 first = tuple(unwritten.nonzero()[0].tolist())
                 raise FastrlError(f"field '{name}' was never written at {first} (axes T, B, …)")
 
-    def first_bad_number(self, bank: int) -> tuple[str, tuple[int, ...], float] | None:
-        """Return (field, index, value) of the first NaN or infinity in a sealed bank.
+    def first_bad_number(self, bank: int) -> BadNumber | None:
+        """Return the first NaN or infinity in a sealed bank; see `first_cause`.
 
         None if there is none. Final observations are left out: what is not finite of them shows
         in ``final_value``.
         """
+        found = []
         for name, tensor in self._numbers(bank):
             numbers = tensor.numpy()
             if not is_finite(numbers):
                 index = first_not_finite(numbers)
-                return name, index, float(numbers[index])
-        return None
+                found.append(BadNumber(name, index, float(numbers[index])))
+        return first_cause(found)
 
     def finite_check(self, slots: slice) -> FiniteCheck:
         """Return the quick look at what `first_bad_number` looks at, in some slots."""

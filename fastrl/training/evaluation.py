@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fastrl.arguments import whole
 from fastrl.closing import build_all, close_all, closed_after
+from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.global_streams import seeded_streams
 from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spaces import TensorSpec
@@ -89,7 +91,8 @@ class EpisodePlayer:
 
     Every environment is built alone and seeded anew for each of its episodes, so an episode
     depends on its seed and on the policy, not on what was played before. All go on until each has
-    ended: none is favoured for being short.
+    ended: none is favoured for being short. The global random streams are seeded anew for each
+    evaluation, and those of the caller stay where they are.
 
     Args:
         env_spec: What the environments observe and accept.
@@ -111,7 +114,11 @@ class EpisodePlayer:
         self._terminated, self._truncated = np.zeros((2, self._width), np.bool_)
         self._observed = _tensors(env_spec.observation, self._observation)
         self._acted = _tensors(env_spec.action, self._action)
-        self._envs = build_all(build_env(1) for _ in range(self._width))
+        self._claim = Claim()
+        with seeded_streams(0):
+            self._envs = build_all(
+                self._built(index, build_env, env_spec) for index in range(self._width)
+            )
         self._views = [self._view(index) for index in range(self._width)]
 
     def play(self, model: PolicyModel, protocol: EvaluationProtocol) -> EvaluationResult:
@@ -120,7 +127,7 @@ class EpisodePlayer:
         Raises:
             EnvError: An environment raised or broke its contract.
         """
-        with sampling_mode(model):
+        with sampling_mode(model), seeded_streams(protocol.seed, 1):
             return self._play(self._policy(model, protocol), protocol)
 
     def _play(self, act: Callable[[], None], protocol: EvaluationProtocol) -> EvaluationResult:
@@ -143,7 +150,21 @@ class EpisodePlayer:
 
     def close(self) -> None:
         """Close the environments."""
+        self._claim.release()
         close_all(self._envs)
+
+    def _built(
+        self, index: int, build_env: Callable[[int], BatchedEnv], env_spec: EnvSpec
+    ) -> BatchedEnv:
+        env = build_env(1)
+        try:
+            self._claim.add(env, index)
+            who = f"an environment of '{env_spec.id}' for evaluation"
+            check_spaces(env.spec, env_spec, who, different=True)
+        except BaseException:
+            env.close()
+            raise
+        return env
 
     def _begin(
         self, slot: int, playing: dict[int, int], waiting: Iterator[int], seeds: Sequence[int]

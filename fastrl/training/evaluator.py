@@ -191,6 +191,7 @@ class _Counted:
             env.close,
         )
         self._step, self._steps_made = env.step, steps_made
+        self.unwrapped = env
 
     def step(self, views: StepViews) -> None:
         self._step(views)

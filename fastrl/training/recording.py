@@ -19,6 +19,7 @@ from fastrl.envs.make import EnvFactory
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
+from fastrl.global_streams import seeded_streams
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
 from fastrl.training.durable import make_directory
@@ -62,7 +63,8 @@ class Recorder:
         """
         draw_without_screen()
         returns: list[float] = []
-        with sampling_mode(model), closing(self._drawable()) as env:
+        streams = seeded_streams(self.protocol.seed, 1)
+        with sampling_mode(model), streams, closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
             frames = self._frames(env, model, returns)
             # The first frame shows whether it can be drawn, before a file is begun.

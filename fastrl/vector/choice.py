@@ -11,6 +11,7 @@ import torch
 
 from fastrl.closing import closed_after
 from fastrl.cores import usable_cores
+from fastrl.global_streams import seeded_streams
 from fastrl.vector.failures import EnvFailure, summary
 from fastrl.vector.spec import Env, VectorPlan
 
@@ -64,20 +65,26 @@ def choose_backend(plan: VectorPlan) -> str:
     """
     if plan.num_envs == 1:
         return "serial"
+    # However many steps it is timed for, what the caller draws next stays the same.
+    with seeded_streams(0):
+        env, cost = _timed(plan)
+    if getattr(env, "render_mode", None) == "human":
+        # One window waits for its next frame; by the time all are drawn, that has come.
+        cost = StepCost(cost.busy_s, cost.busy_s)
+    return cheapest(cost, plan.num_envs, usable_cores(), torch.get_num_threads() - 1)
+
+
+def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
     env = plan.instance(0).build()
     try:
         with closed_after(env):
-            cost = step_cost(env)
+            return env, step_cost(env)
     except Exception as error:
         raise EnvFailure(
             f"env 0 of '{plan.name}' (serial) raised {summary(error)}, while it was timed",
             worker="serial",
             env_index=0,
         ) from error
-    if getattr(env, "render_mode", None) == "human":
-        # One window waits for its next frame; by the time all are drawn, that has come.
-        cost = StepCost(cost.busy_s, cost.busy_s)
-    return cheapest(cost, plan.num_envs, usable_cores(), torch.get_num_threads() - 1)
 
 
 def cheapest(cost: StepCost, num_envs: int, cores: int, idle_threads: int = 0) -> str:

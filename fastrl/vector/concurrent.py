@@ -16,11 +16,11 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.agreement import Claim, check_spaces
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import EnvError
 from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows, splitter
-from fastrl.vector.env_group import check_new, check_spaces
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError
 from fastrl.vector.infos import Infos, combine, gather
@@ -82,9 +82,10 @@ class ConcurrentEnvs:
         self.timeout_s = timeout_s
         name = name or type(first).__name__
         spec = InstanceSpec(name, first.observation_space, first.action_space)
+        self._claim = Claim()
         for index, env in enumerate(self.envs):
-            check_new(env, self.envs[:index], index)
-            check_spaces(env, spec, index)
+            self._claim.add(env, index)
+            check_spaces(env, spec, f"env {index} of '{name}'")
         self._overlap = Overlap(self.envs, name, timeout_s)
         self._boundary = _Boundary(spec, self.num_envs)
         self._ended: set[int] = set()
@@ -216,6 +217,7 @@ class ConcurrentEnvs:
 
         A step that is under way ends with gymnasium's ``ClosedEnvironmentError``.
         """
+        self._claim.release()
         await self._overlap.close()
 
     async def __aenter__(self) -> ConcurrentEnvs:
@@ -253,7 +255,7 @@ class ConcurrentEnvs:
             return 0.0, False, False, await self._reset_one(index)
         result = await self._overlap.one(index, self.envs[index].step, action)
         observation, reward, terminated, truncated, info = result
-        reward = np.asarray(reward, np.float64).item()
+        reward = number_of(reward, index)
         if terminated or truncated:
             if self.autoreset is AutoresetMode.SAME_STEP:
                 # A copy: the environment may write its next observation into the same array.

@@ -14,13 +14,14 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from fastrl.closing import close_all
-from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.agreement import Claim, check_spaces
+from fastrl.envs.episode_clock import NEVER, EpisodeClock
+from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import EnvError
 from fastrl.vector.action_rows import single_action, splitter
-from fastrl.vector.episode_clock import EpisodeClock
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
 from fastrl.vector.infos import Columns, gather
-from fastrl.vector.instance import NEVER, Instance
+from fastrl.vector.instance import Instance
 from fastrl.vector.spec import Env, InstanceSpec, VectorPlan
 
 Step = Callable[[Any], tuple[Any, Any, Any, Any, dict[str, Any]]]
@@ -56,14 +57,16 @@ class EnvGroup:
         self._exchange = exchange
         self._mode, self._num_envs = plan.autoreset, plan.num_envs
         self._instances: list[Instance] = []
+        self._claim = Claim()
         try:
             for index in envs:
                 at[0] = index
                 env = first or plan.instance(index).build()
                 first = None
-                check_new(env, [each.env for each in self._instances], index)
+                self._claim.add(env, index)
                 self._instances.append(Instance(env))
-                check_spaces(env, spec, index, different=plan.different_spaces)
+                who = f"env {index} of '{spec.name}'"
+                check_spaces(env, spec, who, different=plan.different_spaces)
         except BaseException:
             self.close()
             raise
@@ -78,7 +81,7 @@ class EnvGroup:
         self._writer: ObservationWriter | None = None
         self._actions: Callable[[], Sequence[Any]] = self._own_objects
         if spec.fits_rows:
-            self._writer = writer = ObservationWriter(spec.observation_space, envs.start)
+            self._writer = writer = ObservationWriter(spec.observation_space, envs.start, at)
             self._write_all = [writer.into(bank.observation) for bank in self._banks]
             self._action_rows = tuple(leaf[rows] for leaf in exchange.action)
             self._actions = splitter(spec.action_space, self._action_rows)
@@ -116,10 +119,7 @@ class EnvGroup:
             self.observation_objects = observations
         else:
             self._write_all[bank](observations)
-        try:
-            views.reward[:] = rewards
-        except (TypeError, ValueError):
-            _write_one_by_one(rewards, views.reward, start)
+        self._write_rewards(rewards, views.reward, start)
         return gather(infos, self._num_envs) if infos else {}
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class EnvGroup:
         views.terminated[index], views.truncated[index] = flags
         self._flagged.add(bank)
         self._write_one(index, observations[index], views)
-        _write_one_by_one([reward], views.reward[index : index + 1], env_index)
+        self._write_rewards([reward], views.reward[index : index + 1], env_index)
         return infos[env_index]
 
     def reset(
@@ -202,6 +202,7 @@ class EnvGroup:
     def close(self) -> None:
         """Close all environments; safe to call twice."""
         instances, self._instances = self._instances, []
+        self._claim.release()
         close_all(each.env for each in instances)
 
     def _own_objects(self) -> Sequence[Any]:
@@ -281,56 +282,15 @@ class EnvGroup:
         else:
             self._writer.write_one(index, observation, views.observation)
 
-
-def _write_one_by_one(rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
-    for index, reward in enumerate(rewards):
+    def _write_rewards(self, rewards: Sequence[Any], row: NDArray[np.float64], first: int) -> None:
         try:
-            row[index] = np.asarray(reward, np.float64).item()
+            row[:] = rewards
+            # NumPy makes a NaN of None.
+            if row.dot(row) >= 0:
+                return
         except (TypeError, ValueError):
-            raise EnvError(
-                f"env {first + index} returned the reward {reward!r}; expected a number"
-            ) from None
-
-
-def check_new(env: Any, others: Sequence[Any], index: int) -> None:  # noqa: ANN401
-    """Refuse an environment that is one of the others.
-
-    Raises:
-        EnvError: It is.
-    """
-    for number, other in enumerate(others, index - len(others)):
-        if env is other:
-            raise EnvError(
-                f"env {index} is the same object as env {number}: the factory must return a new "
-                "environment whenever it is called"
-            )
-
-
-def check_spaces(
-    env: Any,  # noqa: ANN401
-    spec: InstanceSpec,
-    index: int,
-    *,
-    different: bool = False,
-) -> None:
-    """Refuse an environment that differs from the first.
-
-    Args:
-        env: The environment.
-        spec: Of the first.
-        index: Of the environment.
-        different: Whether bounds may differ.
-
-    Raises:
-        EnvError: It has other spaces.
-    """
-    for kind in ("observation_space", "action_space"):
-        wanted, found = getattr(spec, kind), getattr(env, kind)
-        same = found == wanted
-        if different and not same:
-            same = getattr(found, "shape", None) == wanted.shape and found.dtype == wanted.dtype
-        if not same:
-            raise EnvError(
-                f"env {index} of '{spec.name}' has the {kind} {found}, env 0 has {wanted}; all "
-                "instances must have the same"
-            )
+            # Arrays of one number, perhaps.
+            pass
+        for index, reward in enumerate(rewards, first):
+            self._at[0] = index
+            row[index - first] = number_of(reward, index)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from fastrl.arguments import brief as shown
 from fastrl.errors import ConfigError, EnvError, WorkerError
 
 _MOST = 2**24
+NOT_FINITE = "; the action is not finite, so what chose it is at fault"
 
 
 class ArgumentError(ConfigError, ValueError):
@@ -42,6 +46,16 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - it is told, not made, b
 
 class EnvTimeoutError(EnvFailure, TimeoutError):
     """An environment did not finish within the deadline."""
+
+
+def is_finite_action(action: Any) -> bool:  # noqa: ANN401
+    """Return whether an action, which may be nested, has no NaN and no infinity."""
+    if isinstance(action, Mapping):
+        return all(map(is_finite_action, action.values()))
+    if isinstance(action, tuple | list):
+        return all(map(is_finite_action, action))
+    found = np.asarray(action)
+    return found.dtype.kind not in "fc" or bool(np.isfinite(found).all())
 
 
 def at_least_one(name: str, value: object) -> int:

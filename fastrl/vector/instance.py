@@ -8,9 +8,9 @@ from typing import Any
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from fastrl.envs.classic_control.screen import quicken
+from fastrl.envs.episode_clock import NEVER
 from fastrl.vector.spec import Env
 
-NEVER = 2**62
 _LIFECYCLE = frozenset({"reset", "step", "close"})
 
 

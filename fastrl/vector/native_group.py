@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.envs.batched_env import renumber
+from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError
@@ -26,7 +28,7 @@ class NativeGroup:
         vector: The batch; its environments step all together.
         exchange: Where actions are read and results written.
         envs: Indices of the environments.
-        at: Its element 0 always says which environment comes first.
+        at: Its element 0 says which environment an error names, else which comes first.
         tell: Returns the infos of a step in place of the batch; see `crafter_infos`.
     """
 
@@ -41,7 +43,7 @@ class NativeGroup:
         *,
         tell: Tell | None = None,
     ) -> None:
-        self.envs = envs
+        self.envs, self._at = envs, at
         self._vector, self._tell = vector, tell
         self.observation_objects: list[Any] = []
         at[0] = envs.start
@@ -55,7 +57,13 @@ class NativeGroup:
         actions = [leaf.copy() for leaf in self._action]
         space = self._vector.single_action_space
         paths = dict(zip(_paths(space), actions, strict=True))
-        seen, reward, terminated, truncated, infos = self._vector.step(unflatten(space, paths))
+        try:
+            found = self._vector.step(unflatten(space, paths))
+        except EnvError as error:
+            named = renumber(error, self.envs.start)
+            self._at[0] = self.envs.start if named is None else named
+            raise
+        seen, reward, terminated, truncated, infos = found
         views = self._banks[bank]
         self._write(seen, bank)
         views.reward[:] = reward

@@ -12,7 +12,14 @@ from typing import Any
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError
 
 from fastrl.vector.daemon_threads import DaemonThreads
-from fastrl.vector.failures import EnvFailure, EnvTimeoutError, brief, summary
+from fastrl.vector.failures import (
+    NOT_FINITE,
+    EnvFailure,
+    EnvTimeoutError,
+    brief,
+    is_finite_action,
+    summary,
+)
 
 CLOSE_S = 2.0
 """How long environments may take to close before they are left behind."""
@@ -184,8 +191,9 @@ class Overlap:
         action = None if actions is None else actions[index]
         given = "" if actions is None else f"(action={brief(action)})"
         told = f"last seed {seed}" if seed is not None else "never seeded"
+        fault = "" if is_finite_action(action) else NOT_FINITE
         return kind(
-            f"env {index} of '{self._name}' ({told}) {what}, in {doing}{given}",
+            f"env {index} of '{self._name}' ({told}) {what}, in {doing}{given}{fault}",
             worker="event-loop",
             env_index=index,
             action=action,

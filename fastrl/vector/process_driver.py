@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import threading
 import time
@@ -15,6 +16,7 @@ import cloudpickle
 from gymnasium.error import ClosedEnvironmentError
 
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.global_streams import sequence_after_numpys
 from fastrl.vector.driver import Ready, Request, spaces_of_all
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError, summary
@@ -31,6 +33,7 @@ _PIPE_BYTES = 2**15
 """A pipe takes this much at once: that of a worker which waits for an order is empty."""
 CLOSE_S = 2.0
 """How long workers may take to close their environments before they are killed."""
+_MADE = itertools.count()
 _SLICE_S = 0.1
 """How often a waiting caller looks after the workers."""
 
@@ -49,7 +52,8 @@ class ProcessDriver:
             reason = str(error).partition("; lower ")[0]
             raise FastrlError(f"{plan.num_envs} environments are too many: {reason}") from error
         self._control = Control(plan.num_workers, plan.num_envs)
-        context = VectorContext(plan, self.spec, self.exchange, self._control)
+        streams = sequence_after_numpys(next(_MADE))
+        context = VectorContext(plan, self.spec, self.exchange, self._control, streams)
         self._supervisor = Supervisor(self._control.stop, plan.torch_threads, CLOSE_S)
         self._names = [f"env-worker-{index}" for index in range(plan.num_workers)]
         self._orders: list[Connection] = []

@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 
 from fastrl.closing import Closing
 from fastrl.vector.driver import Driver, Refusal, Request
-from fastrl.vector.failures import ArgumentError, EnvFailure, brief
+from fastrl.vector.failures import NOT_FINITE, ArgumentError, EnvFailure, brief, is_finite_action
 from fastrl.vector.instance import is_lifecycle
 from fastrl.vector.seeds import checked_seeds
 from fastrl.vector.spec import VectorPlan
@@ -247,9 +247,14 @@ class Session(VectorEnv[Any, Any, Any], Closing):
         """Return the latest action of an environment."""
         return None
 
+    def _doing(self, env_index: int, doing: str) -> str:
+        """Return what an environment did in a call that did ``doing``."""
+        return doing
+
     def _explained(self, failure: EnvFailure, doing: str) -> EnvFailure:
         index = failure.env_index
         assert index is not None
+        doing = self._doing(index, doing)
         action = self._action_of(index) if doing == "step" else None
         seed = self._seeds[index]
         given = f"(action={brief(action)})" if doing == "step" else ""
@@ -258,6 +263,8 @@ class Session(VectorEnv[Any, Any, Any], Closing):
             f"env {index} of '{self.plan.name}' ({failure.worker}, {told}) "
             f"{failure.args[0]}, in {doing}{given}"
         )
+        if action is not None and not is_finite_action(action):
+            message += NOT_FINITE
         return type(failure)(
             message,
             worker=failure.worker,

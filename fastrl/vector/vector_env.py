@@ -83,6 +83,7 @@ class FastVectorEnv(Session):
         self._bank = 0
         self._was_reset = False
         self._in_flight = np.zeros(self.num_envs, np.bool_)
+        self._sent_reset = np.zeros(self.num_envs, np.bool_)
 
     def reset(
         self,
@@ -227,6 +228,7 @@ class FastVectorEnv(Session):
             new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
         ]
         self._driver.exchange.reset_seed[:] = rows
+        self._sent_reset[:] = True
         self._was_reset = True
         self._dispatch(np.arange(self.num_envs))
 
@@ -277,7 +279,7 @@ class FastVectorEnv(Session):
         with self._explaining("step"):
             ready = self._driver.receive(count, self._deadline(timeout))
         ids = np.array(ready.envs, np.int64)
-        self._in_flight[ids] = False
+        self._in_flight[ids] = self._sent_reset[ids] = False
         self._settle_pending()
         bank = self._banks[self._bank]
         infos = combine([gather(ready.infos)], count)
@@ -312,6 +314,9 @@ class FastVectorEnv(Session):
     def _settle_pending(self) -> None:
         if not self._in_flight.any():
             self._pending = _NOTHING
+
+    def _doing(self, env_index: int, doing: str) -> str:
+        return "reset" if self._sent_reset[env_index] else doing
 
     def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
         return self._actions.of(env_index)

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
+from fastrl.global_streams import seed_global_streams
 from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import Refusal, Request
@@ -196,12 +197,14 @@ class VectorContext:
         spec: What every environment must agree with.
         exchange: Where actions are read and results written.
         control: Who asks whom for what.
+        streams: What seeds the global random streams of the workers until a reset does.
     """
 
     plan: VectorPlan
     spec: InstanceSpec
     exchange: Exchange
     control: Control
+    streams: np.random.SeedSequence
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle plan and spec by value."""
@@ -222,6 +225,8 @@ def run_vector_worker(
     """Serve until the vector environment is closed. Entry point of the process."""
     control, plan = context.control, context.plan
     envs, at = plan.envs_of(worker), control.at(worker)
+    entropy, key = context.streams.entropy, context.streams.spawn_key
+    seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(*key, worker)))
     group = build_group(plan, context.spec, context.exchange, envs, at)
     stop_timers()
     # The environments live as long as the process: without this every full collection walks
@@ -248,6 +253,7 @@ class _Server:
         self._worker, self._group = worker, group
         self._orders, self._answers = orders, answers
         self._taken = 0
+        self._reset_seeds = context.exchange.reset_seed
 
     def serve(self) -> None:
         control, worker, group = self._control, self._worker, self._group
@@ -270,6 +276,8 @@ class _Server:
 
     def _serve_request(self, request: Request) -> None:
         group = self._group
+        if request.method == "reset":
+            self._seed_streams(*request.per_env)
         try:
             answer = request.serve(group)
         except Exception as error:
@@ -282,11 +290,26 @@ class _Server:
         control, worker = self._control, self._worker
         while (sent := control.next_sent(worker, self._taken)) is not None:
             index, bank = sent
+            envs = self._group.envs
+            if index == envs.start and self._reset_seeds[index] >= 0:
+                seeds = self._reset_seeds[envs.start : envs.stop]
+                self._seed_streams(seeds.tolist(), (seeds >= 0).tolist())
             info = self._group.step_one(index, bank)
             self._taken += 1
             control.answer_one(worker, index, mail=bool(info))
             if info:
                 self._answers.send_bytes(_dumps(info))
+
+    def _seed_streams(self, seeds: Sequence[int | None], mask: Sequence[bool]) -> None:
+        """Seed the global random streams where all environments of this worker are seeded.
+
+        The index of the first one tells workers apart whose environments have equal seeds.
+        """
+        known = [seed for seed, chosen in zip(seeds, mask, strict=True) if chosen]
+        if len(known) == len(seeds) and None not in known:
+            entropy = [int(seed or 0) for seed in known]
+            first = self._group.envs.start
+            seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(first,)))
 
     def _mail(self, answer: Any) -> None:  # noqa: ANN401
         payload = _dumps(answer)

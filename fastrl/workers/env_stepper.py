@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
-from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.agreement import Claim, check_spaces
+from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
 from fastrl.errors import EnvError
 from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
-
-_NAMED = re.compile(r"env (\d+)\b")
 
 
 class EnvStepper:
@@ -48,7 +47,9 @@ class EnvStepper:
         self._replaced = replaced
         self._slots = [topology.slots(env_worker, group) for group in range(topology.groups)]
         size = topology.envs_per_group
-        self._envs = build_all(plan.build_env(size) for _ in range(topology.groups))
+        self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
+        self._claim = Claim()
+        self._envs = build_all(self._built(size, first) for first in self._first)
         self._views = [
             [self._bank_views(bank, slots) for slots in self._slots] for bank in range(NUM_BANKS)
         ]
@@ -56,7 +57,6 @@ class EnvStepper:
         self._unstarted = set(range(topology.groups))
         self._resetting = np.zeros(1, np.int64) if resetting is None else resetting
         self._stepping = _tell_resets(self._envs, self._resetting)
-        self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
 
     def begin(self, rollout: int) -> None:
         """Write the first observations of a rollout: those that ended the one before.
@@ -102,25 +102,69 @@ class EnvStepper:
         views = self._views[bank][group][t]
         try:
             self._envs[group].step(views)
+            if self._plan.check_steps:
+                self._check(views)
         except EnvError as error:
-            _renumber(error, self._first[group])
+            self._blame(error, views, self._first[group])
             raise
-        if self._plan.check_steps:
-            self._check(views, self._first[group])
         return int(np.count_nonzero(views.terminated)) + int(np.count_nonzero(views.truncated))
 
-    def _check(self, views: StepViews, first: int) -> None:
+    def _check(self, views: StepViews) -> None:
         """Refuse a step with a NaN or an infinity; takes about 2 µs."""
         names = ("reward", *(f"observation {leaf}".rstrip() for leaf in self._leaves))
         for name, row in zip(names, (views.reward, *views.observation), strict=True):
             if row.dtype.kind == "f" and not is_finite(row):
                 index = first_not_finite(row)
-                who = f"env {first + index[0]} of '{self._plan.env_spec.id}'"
+                who = f"env {index[0]} of '{self._plan.env_spec.id}'"
                 raise EnvError(f"{who} gave the {name} {row[index]}")
+
+    def _blame(self, error: EnvError, views: StepViews, first: int) -> None:
+        """Name the environment of the run, and the policy where that is at fault."""
+        named = renumber(error, first)
+        finite = np.ones(len(views.reward), np.bool_)
+        for row in views.action:
+            finite &= np.isfinite(row).reshape(len(row), -1).all(axis=1)
+        suspects = range(len(finite)) if named is None else [named - first]
+        for index in suspects:
+            if 0 <= index < len(finite) and not finite[index]:
+                action = brief([row[index].tolist() for row in views.action], 80)
+                told = (
+                    f"env {first + index} of '{self._plan.env_spec.id}' was given the action "
+                    f"{action}, which is not finite: the policy is at fault, not the environment"
+                )
+                error.args = (f"{told} ({error})", *error.args[1:])
+                return
 
     def close(self) -> None:
         """Close all environments."""
+        self._claim.release()
         close_all(self._envs)
+
+    def _built(self, size: int, first: int) -> BatchedEnv:
+        """Build a group whose first environment has the index ``first`` in the run.
+
+        Raises:
+            EnvError: It cannot be built, is another group, or has other spaces than were probed.
+        """
+        wanted = self._plan.env_spec
+        try:
+            env = self._plan.build_env(size)
+        except EnvError as error:
+            renumber(error, first)
+            raise
+        try:
+            self._claim.add(env, first)
+            who = f"env {first} of '{wanted.id}'"
+            check_spaces(env.spec, wanted, who)
+            if wanted.episode_info and env.spec.episode_info != wanted.episode_info:
+                raise EnvError(
+                    f"{who} has the episode_info {env.spec.episode_info}, the first has "
+                    f"{wanted.episode_info}; all environments must have the same"
+                )
+        except BaseException:
+            env.close()
+            raise
+        return env
 
     def _reset(self, group: int, observation: Rows) -> None:
         """Start an episode in every environment of a group, for the first time."""
@@ -129,7 +173,7 @@ class EnvStepper:
         try:
             self._envs[group].reset(seeds, observation)
         except EnvError as error:
-            _renumber(error, self._first[group])
+            renumber(error, self._first[group])
             raise
         self._resetting[0] = self._stepping
         self._unstarted.discard(group)
@@ -154,14 +198,6 @@ class EnvStepper:
             )
             for t in range(self._table.rollout_length)
         ]
-
-
-def _renumber(error: EnvError, first: int) -> None:
-    """Let an error name an environment of the run, where it has counted them from 0."""
-    named = _NAMED.match(str(error))
-    if named is not None:
-        text = f"env {first + int(named[1])}{str(error)[named.end() :]}"
-        error.args = (text, *error.args[1:])
 
 
 def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:

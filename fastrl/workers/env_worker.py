@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
+from fastrl.global_streams import seed_global_streams
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
@@ -28,6 +29,7 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
     """
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
     resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
+    seed_global_streams(context.plan.env_worker_stream(env_worker, replaced))
     stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting)
     stop_timers()
     with closed_after(stepper):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from fastrl.global_streams import seed_global_streams
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
@@ -18,12 +19,18 @@ _COUNT = REPEAT - 1
 """`count_of` without a call, where it is needed at every hand-over."""
 
 
-def run_model_worker(context: WorkerContext, model_worker: int) -> None:
+def run_model_worker(context: WorkerContext, model_worker: int, replaced: int = 0) -> None:
     """Answer requests until the run is stopped. Entry point of the process.
 
     What was not answered yet when a predecessor ended is answered by this one, with the actions
     that it would have chosen, but for newer weights.
+
+    Args:
+        context: What the workers share.
+        model_worker: Index of this one.
+        replaced: How many workers this one is the successor of.
     """
+    seed_global_streams(context.plan.model_worker_stream(model_worker, replaced))
     policy = PolicyRunner(context.plan, context.table, context.weights, model_worker)
     inbox = _Inbox(context, model_worker)
     for rollout in inbox.begun():

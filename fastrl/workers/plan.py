@@ -96,6 +96,21 @@ class SamplingPlan:
             for key in keys
         ]
 
+    def env_worker_stream(self, env_worker: int, replaced: int = 0) -> np.random.SeedSequence:
+        """Return what seeds the global streams of an env worker, see `fastrl.global_streams`.
+
+        Like those of `env_seeds` they are others after a worker was replaced or a run resumed.
+        """
+        return self._worker_stream(2, env_worker, replaced)
+
+    def model_worker_stream(self, model_worker: int, replaced: int = 0) -> np.random.SeedSequence:
+        """Return the same for a model worker."""
+        return self._worker_stream(3, model_worker, replaced)
+
+    def _worker_stream(self, kind: int, worker: int, replaced: int) -> np.random.SeedSequence:
+        key = (kind, self.first_rollout, worker, replaced)
+        return np.random.SeedSequence(self.seed, spawn_key=key)
+
     def policy_generator(self, policy: int, rollout: int) -> torch.Generator:
         """Return the random stream from which a policy runner draws the actions of a rollout.
 

@@ -96,7 +96,7 @@ def _known(kind, tag, episode, step):
 def test_time_limit_truncates_each_env_on_its_own_clock(lengths, limit, steps):
     envs = [CountingEnv(length=length) for length in lengths]
     spec = EnvSpec("counting", envs[0].observation_space, envs[0].action_space)
-    loop = GymLoop(envs, spec, time_limit=limit)
+    loop = GymLoop(envs, spec, time_limits=[limit] * len(envs))
     stream = run(loop, range(len(envs)), random_actions(spec, len(envs), steps))
     for i, length in enumerate(lengths):
         end = min(length, limit)

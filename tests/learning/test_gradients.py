@@ -307,3 +307,39 @@ def test_gpu_gives_the_gradient_that_the_cpu_gives(spec):
     engine.backward()
     torch.testing.assert_close(found.cpu(), metrics, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(flat.gradient.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def model_with(log_std) -> ActorCritic:
+    model = model_of(CONTINUOUS)
+    model.distribution.log_std.data = torch.tensor(log_std)
+    return model
+
+
+@pytest.mark.parametrize("log_std", [[0.1, 300.0], [20.0, 25.0]], ids=str)
+def test_mlp_engine_equals_autograd_beyond_the_bounds_of_log_std(log_std):
+    model = model_with(log_std)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    check(MLPEngine(model), flat, model, batch, A2C)
+
+
+@pytest.mark.parametrize(("low", "is_free"), [(-20.0, True), (-20.5, False), (-300.0, False)])
+def test_log_std_has_no_gradient_beyond_its_bounds(low, is_free):
+    # The two ways to compute it differ here: a sample that is so near to the mean is rounded.
+    model = model_with([low, 0.1])
+    batch, index = batch_of(CONTINUOUS, model), torch.arange(ROWS)
+    flat = FlatParameters(model.parameters())
+    engine = MLPEngine(model)
+    engine.load(batch, A2C)
+    flat.gradient.fill_(7.0)
+    engine.forward(index)
+    engine.backward()
+    found = model.distribution.log_std.grad
+    assert found is not None
+    assert flat.gradient.isfinite().all()
+    (expected,) = torch.autograd.grad(
+        objective(*model.evaluate(batch.observation, batch.action), batch.columns[index], A2C)[0],
+        model.distribution.log_std,
+    )
+    for gradient in (found, expected):
+        assert (gradient != 0).tolist() == [is_free, True]

@@ -295,3 +295,22 @@ def test_half_precision_parameters_are_computed_in_float32():
 def test_unsupported_spaces_are_refused_by_name(space, action_bounds, message):
     with pytest.raises(SpaceError, match=message):
         ActionDistribution(spec_of(space), action_bounds)
+
+
+@pytest.mark.parametrize("action_bounds", ["clip", "squash"])
+def test_log_std_is_used_within_bounds_and_as_it_is_there(action_bounds):
+    inside = torch.linspace(-19.0, 19.0, 100)
+    distribution = distribution_over(spaces.Box(-1, 1, (100,)), action_bounds, inside)
+    assert torch.equal(distribution.bounded_log_std(), inside)
+    for log_std in (-1e4, 1e4):
+        distribution, parameters, noise = a_batch(BOX, action_bounds, 0, 1.0)
+        with torch.no_grad():
+            distribution.log_std.fill_(log_std)
+        action = distribution.sample(parameters, noise)
+        log_prob, entropy = (
+            distribution.log_prob(parameters, action),
+            distribution.entropy(parameters),
+        )
+        assert all(x.isfinite().all() for x in (action[""], log_prob, entropy))
+        (gradient,) = torch.autograd.grad((log_prob + entropy).sum(), distribution.log_std)
+        assert (gradient == 0).all()

@@ -153,8 +153,9 @@ class Program:
         """Copy the model's parameters and running statistics to where the kernel reads them."""
         for layer in self._layers:
             layer.pack()
+        bounded = self._model.distribution.bounded_log_std()
         for constants, first in self._constants:
-            log_std = self._model.distribution.log_std[first : first + len(constants) // 2]
+            log_std = bounded[first : first + len(constants) // 2]
             constants[0] = -(log_std + _LOG_SQRT_2PI).sum()
             constants[1::2] = log_std.exp()
             constants[2::2] = (-log_std).exp()

@@ -321,3 +321,15 @@ def test_compiled_code_refuses_tensors_that_do_not_fit(change, message):
     change(batch)
     with pytest.raises(ValueError, match=message):
         batch.run(MlpEngine(model))
+
+
+@pytest.mark.parametrize("log_std", [-300.0, 300.0])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_log_std_is_bounded_before_actions_overflow(engine, log_std):
+    model = model_for(BOX)
+    with torch.no_grad():
+        model.distribution.log_std.fill_(log_std)
+    batch = Batch(model, 9).run(ENGINES[engine](model))
+    assert_agrees(model, batch)
+    for numbers in (batch.out.action[""], batch.out.log_prob):
+        assert numbers.isfinite().all()

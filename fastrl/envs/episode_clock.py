@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+NEVER = 2**62
+"""The limit of an environment without one."""
+
 
 class EpisodeClock:
     """Counts steps of some environments against their time limits.
@@ -12,21 +15,21 @@ class EpisodeClock:
     with a few cheap environments an array of counters would cost as much as one of them.
 
     Args:
-        limits: Steps after which each environment's episode is cut off.
+        limits: Steps after which each environment's episode is cut off; None for no limit.
 
     Attributes:
         now: Steps of all environments; whoever steps them all adds one.
         next_due: No episode is due before ``now`` is this.
     """
 
-    def __init__(self, limits: Sequence[int]) -> None:
+    def __init__(self, limits: Sequence[int | None]) -> None:
         self.now, self.next_due = 0, 0
         self._begun = [0] * len(limits)
         self.limit(limits)
 
-    def limit(self, limits: Sequence[int]) -> None:
+    def limit(self, limits: Sequence[int | None]) -> None:
         """Give all environments new limits."""
-        self._limits = list(limits)
+        self._limits = [NEVER if limit is None else limit for limit in limits]
         self._settle()
 
     def restart(self, index: int) -> None:
