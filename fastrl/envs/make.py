@@ -49,7 +49,7 @@ from fastrl.envs.lookup import (
     takes_argument,
 )
 from fastrl.envs.screens import draw_without_screen
-from fastrl.envs.wrappers import peel
+from fastrl.envs.wrappers import peel, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
@@ -310,7 +310,7 @@ class EnvFactory:
         if self.max_episode_steps is None or "max_episode_steps" in taken:
             return env
         if _is_single(env):
-            return TimeLimit(peel(env)[0], self.max_episode_steps)
+            return with_time_limit(env, self.max_episode_steps)
         raise EnvError(
             f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
             "the argument max_episode_steps"
