@@ -3,11 +3,16 @@
 A worker gathers the dicts of its own environments into columns, which are small to send and quick
 to put together; the vector environment combines the columns of all workers. The outcome is that
 of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those that have it.
+
+Two things differ, so that no value is lost. Where gymnasium takes the dtype of the first
+environment, numbers of several types here get the dtype that holds them all. Values that fit no
+common array, such as arrays of different lengths, are elements of an array of objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import chain
 from operator import methodcaller
@@ -52,10 +57,26 @@ Columns = dict[str, tuple[list[int], Any]] | InfoTable | Finished
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
 
 _FINAL = "final_obs"
+_INT64 = range(-(2**63), 2**63)
 _FLOATS = frozenset({float, np.float64, np.float32})
 _NUMBERS = _FLOATS | {int, bool}
 """Looked up first: to ask a class for its base classes takes longer."""
 _VALUES, _TYPES = methodcaller("values"), partial(map, type)
+_REUSABLE = (dict, list, tuple, set, np.ndarray)
+
+
+def kept(value: Any) -> Any:  # noqa: ANN401
+    """Return an info as it is now: environments may write the next one into the same objects.
+
+    Dicts, lists, tuples, sets and arrays are copied, at every depth; other objects are not.
+    """
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: kept(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(kept, value))
+    return set(value) if type(value) is set else value
 
 
 def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns:
@@ -84,10 +105,10 @@ def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns
     for name, values, mask in zip(names, columns, masks, strict=True):
         kind = type(values[0])
         told[f"_{name}"] = mask
-        if kind in _NUMBERS and len(set(map(type, values))) == 1:
+        if kind in _FLOATS and len(set(map(type, values))) == 1:
             told[name] = np.array(values, kind)
         else:
-            told[name] = _finished_column(name, indices, values)
+            told[name] = _column(name, [(indices, _packed(name, indices, values))], num_envs)
     return Finished((told,))
 
 
@@ -101,8 +122,9 @@ def _table(
         dtype, narrow = _dtype_of(types)
         if dtype is not None:
             count = len(names) * len(indices)
-            flat: NDArray[Any] = np.fromiter(chain.from_iterable(columns), dtype, count)
-            return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
+            with suppress(OverflowError):
+                flat: NDArray[Any] = np.fromiter(chain.from_iterable(columns), dtype, count)
+                return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
     packed = [_packed(name, indices, values) for name, values in zip(names, columns, strict=True)]
     return InfoTable(names, indices, packed)
 
@@ -123,30 +145,82 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
 
 
 def _filled_in(parts: Sequence[Any], num_envs: int) -> Infos:
-    infos: Infos = {}
-    nested: dict[str, list[Columns]] = {}
+    found: dict[str, list[tuple[list[int], Any]]] = {}
     for part in parts:
-        last: list[int] | None = None
-        for key, (indices, values) in part.items():
-            if indices is not last:  # keys that the same environments have share their indices
-                last, rows = indices, _as_rows(indices)
-            mask = infos.get(f"_{key}")
-            if mask is None:
-                mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
-            mask[rows] = True
-            if isinstance(values, dict | InfoTable):
-                nested.setdefault(key, []).append(values)
-                continue
-            array = infos.get(key)
-            if array is None:
-                array = infos[key] = _empty(key, values, num_envs)
-            if isinstance(values, np.ndarray):
-                array[rows] = values
-            else:
-                _fill(array, indices, values)
-    for key, columns in nested.items():
-        infos[key] = combine(columns, num_envs)
+        for key, column in part.items():
+            found.setdefault(key, []).append(column)
+    infos: Infos = {}
+    for key, pieces in found.items():
+        mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
+        for indices, _ in pieces:
+            mask[_as_rows(indices)] = True
+        infos[key] = _column(key, pieces, num_envs)
     return infos
+
+
+def _column(key: str, pieces: Sequence[tuple[list[int], Any]], num_envs: int) -> Any:  # noqa: ANN401
+    """Return the values of one key, of all environments.
+
+    Args:
+        key: Its name.
+        pieces: Indices of environments, and their values as in `Columns`.
+        num_envs: Number of environments.
+    """
+    if all(isinstance(values, dict | InfoTable) for _, values in pieces):
+        return combine([values for _, values in pieces], num_envs)
+    common = None if key == _FINAL else _common([values for _, values in pieces])
+    if common is not None:
+        dtype, shape = common
+        array: NDArray[Any] = np.zeros((num_envs, *shape), dtype)
+        for indices, values in pieces:
+            array[_as_rows(indices)] = values
+        return array
+    array = np.full(num_envs, None, dtype=object)
+    for indices, values in pieces:
+        if isinstance(values, dict | InfoTable):
+            infos = separate(combine([values], num_envs), num_envs)
+            values = [infos[index] for index in indices]
+        # One by one: NumPy would take a list of sequences apart.
+        for index, value in zip(indices, values, strict=True):
+            array[index] = value
+    return array
+
+
+def _common(columns: Sequence[Any]) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Return dtype and shape of an array that holds every value, None where there is none."""
+    kinds: set[tuple[np.dtype[Any], tuple[int, ...]] | None] = set()
+    for values in columns:
+        if isinstance(values, np.ndarray):
+            kinds.add((values.dtype, values.shape[1:]))
+        elif isinstance(values, dict | InfoTable):
+            return None
+        else:
+            kinds.update(map(_kind_of, values))
+    if None in kinds:
+        return None
+    dtypes, shapes = zip(*cast("set[Any]", kinds), strict=True)
+    dtype = _holding_all(frozenset(dtypes))
+    return (dtype, shapes[0]) if dtype is not None and len(set(shapes)) == 1 else None
+
+
+def _kind_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:  # noqa: ANN401
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape
+    kind = type(value)
+    if not _is_number(kind) or (kind is int and value not in _INT64):
+        return None
+    return np.dtype(kind), ()
+
+
+@lru_cache(maxsize=256)
+def _holding_all(dtypes: frozenset[np.dtype[Any]]) -> np.dtype[Any] | None:
+    """Return the dtype that holds numbers of several, None where there is none."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    kinds = {dtype.kind for dtype in dtypes}
+    if kinds <= set("biufc") or kinds in ({"U"}, {"S"}):
+        return np.result_type(*dtypes)
+    return None
 
 
 def _are_whole(parts: Sequence[Columns], num_envs: int) -> bool:
@@ -189,21 +263,8 @@ def _joined_column(
     array = _concatenated(values, axis=0)
     if array is not None:
         return array
-    if all(isinstance(each, dict | InfoTable) for each in values):
-        return combine(values, num_envs)
-    columns = [{name: (part.indices, each)} for part, each in zip(parts, values, strict=True)]
-    return combine(columns, num_envs)[name]
-
-
-def _finished_column(name: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
-    packed = _packed(name, indices, values)
-    if type(packed) is np.ndarray:
-        return packed
-    if isinstance(packed, dict | InfoTable):
-        return combine((packed,), len(indices))
-    array = _empty(name, packed, len(indices))
-    _fill(array, indices, packed)
-    return array
+    pieces = [(part.indices, each) for part, each in zip(parts, values, strict=True)]
+    return _column(name, pieces, num_envs)
 
 
 def _concatenated(arrays: Sequence[Any], axis: int) -> NDArray[Any] | None:
@@ -267,18 +328,17 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
 def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
     if key == _FINAL:
         return values
+    kinds = set(map(type, values))
     first = values[0]
-    kind = type(first)
-    if _is_number(kind):
-        # Where types differ, the first environment of all decides; see `combine`.
-        same = len(set(map(type, values))) == 1
-        return np.array(values, dtype=kind) if same else values
-    if isinstance(first, np.ndarray):
-        same = all(getattr(value, "shape", None) == first.shape for value in values)
-        return np.array(values, dtype=first.dtype) if same else values
-    if all(isinstance(value, dict) for value in values):
+    if len(kinds) == 1 and _is_number(kind := type(first)):
+        with suppress(OverflowError):
+            return np.array(values, dtype=kind)
+    elif isinstance(first, np.ndarray):
+        if len(kinds) == 1 and len({(each.dtype, each.shape) for each in values}) == 1:
+            return np.array(values, dtype=first.dtype)
+    elif all(issubclass(kind, dict) for kind in kinds):
         return gather(dict(zip(indices, values, strict=True)))
-    return values
+    return values if kinds.isdisjoint(_REUSABLE) else list(map(kept, values))
 
 
 def _as_rows(indices: list[int]) -> slice | list[int]:
@@ -304,17 +364,3 @@ def _in_order(first: int, stop: int) -> list[int]:
 
 def _is_number(kind: type) -> bool:
     return kind in _NUMBERS or issubclass(kind, np.number)
-
-
-def _empty(key: str, values: Any, num_envs: int) -> Any:  # noqa: ANN401
-    if isinstance(values, np.ndarray):
-        return np.zeros((num_envs, *values.shape[1:]), values.dtype)
-    if key != _FINAL and _is_number(type(values[0])):
-        return np.zeros(num_envs, type(values[0]))
-    return np.full(num_envs, None, dtype=object)
-
-
-def _fill(array: Any, indices: list[int], values: Sequence[Any]) -> None:  # noqa: ANN401
-    # One by one: NumPy would take a list of sequences apart.
-    for index, value in zip(indices, values, strict=True):
-        array[index] = value
