@@ -14,15 +14,24 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorEnv,
+    VectorWrapper,
+)
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.vector_wrappers import known_wrapper
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
+
+_PER_ENV = ("rewards", "terminated", "truncated")
 
 Rebuild = Callable[[Sequence[int]], "VectorEnv[Any, Any, Any]"]
 
@@ -95,6 +104,12 @@ class GymVector:
             observation, reward, terminated, truncated, infos = self._open().step(actions)
         except Exception as error:
             raise self._raised("step", error) from error
+        for name, value in zip(_PER_ENV, (reward, terminated, truncated), strict=True):
+            if np.shape(value) != (self.num_envs,):
+                raise EnvError(
+                    f"'{self.spec.id}' returned {name} of shape {np.shape(value)}; "
+                    f"expected ({self.num_envs},)"
+                )
         np.copyto(views.reward, reward, casting="unsafe")
         np.copyto(views.terminated, terminated, casting="unsafe")
         np.greater(truncated, views.terminated, out=views.truncated)
@@ -154,7 +169,12 @@ class GymVector:
                 )
             np.copyto(array, found, casting="unsafe")
 
-    def _write_final(self, infos: dict[str, Any], ended: NDArray[np.bool_], rows: Rows) -> None:
+    def _write_final(self, infos: Any, ended: NDArray[np.bool_], rows: Rows) -> None:  # noqa: ANN401
+        if not isinstance(infos, dict):
+            raise EnvError(
+                f"'{self.spec.id}' returned infos as a {type(infos).__name__}; expected a dict, "
+                "so leave out DictInfoToList"
+            )
         # The second name is that of gymnasium before 1.0.
         found = infos.get("final_obs", infos.get("final_observation"))
         if found is None:
@@ -199,6 +219,8 @@ def _reset_some(env: VectorEnv[Any, Any, Any], ended: NDArray[np.bool_]) -> Any:
     """Reset the sub-environments of ``ended``; may return observations of these, or of all."""
     if isinstance(env, CartPoleVectorEnv):
         return _reset_some_cartpoles(env, ended)
+    if isinstance(env, VectorWrapper) and (wrapped := known_wrapper(env)):
+        return wrapped(env, _reset_some(env.env, ended), ended)
     observation, infos = env.reset(options={"reset_mask": ended})
     ids = infos.get("env_id")
     if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):

@@ -49,6 +49,7 @@ from fastrl.envs.lookup import (
     takes_argument,
 )
 from fastrl.envs.screens import draw_without_screen
+from fastrl.envs.vector_wrappers import check_wrapper
 from fastrl.envs.wrappers import peel, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
@@ -230,6 +231,7 @@ class EnvFactory:
                 env = self._create(num_envs, seeds)
             for wrapper in self.wrappers:
                 wrap = attribute(wrapper, "env.wrappers") if isinstance(wrapper, str) else wrapper
+                check_wrapper(wrap, env, self.name)
                 env = wrap(env)
         except FastrlError:
             raise
