@@ -4,15 +4,14 @@ A worker gathers the dicts of its own environments into columns, which are small
 to put together; the vector environment combines the columns of all workers. The outcome is that
 of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those that have it.
 
-Two things differ, so that no value is lost. Where gymnasium takes the dtype of the first
+Two things differ, so that no value is cut off. Where gymnasium takes the dtype of the first
 environment, numbers of several types here get the dtype that holds them all. Values that fit no
 common array, such as arrays of different lengths, are elements of an array of objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from operator import methodcaller
@@ -55,6 +54,9 @@ class Finished(tuple[Infos]):
 
 Columns = dict[str, tuple[list[int], Any]] | InfoTable | Finished
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
+
+Piece = tuple[slice | list[int], list[int], Any]
+"""Environments as rows and as indices, and what they told of one key, as in `Columns`."""
 
 _FINAL = "final_obs"
 _INT64 = range(-(2**63), 2**63)
@@ -105,10 +107,13 @@ def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns
     for name, values, mask in zip(names, columns, masks, strict=True):
         kind = type(values[0])
         told[f"_{name}"] = mask
-        if kind in _FLOATS and len(set(map(type, values))) == 1:
-            told[name] = np.array(values, kind)
-        else:
-            told[name] = _column(name, [(indices, _packed(name, indices, values))], num_envs)
+        alike = kind in _NUMBERS and len(set(map(type, values))) == 1
+        array = _array(values, kind) if alike else None
+        if array is None:
+            array = _packed(name, indices, values)
+            if type(array) is not np.ndarray:
+                array = _column(name, [(slice(None), indices, array)], num_envs)
+        told[name] = array
     return Finished((told,))
 
 
@@ -121,9 +126,8 @@ def _table(
         (types,) = kinds
         dtype, narrow = _dtype_of(types)
         if dtype is not None:
-            count = len(names) * len(indices)
-            with suppress(OverflowError):
-                flat: NDArray[Any] = np.fromiter(chain.from_iterable(columns), dtype, count)
+            flat = _array(chain.from_iterable(columns), dtype, len(names) * len(indices))
+            if flat is not None:
                 return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
     packed = [_packed(name, indices, values) for name, values in zip(names, columns, strict=True)]
     return InfoTable(names, indices, packed)
@@ -145,38 +149,36 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
 
 
 def _filled_in(parts: Sequence[Any], num_envs: int) -> Infos:
-    found: dict[str, list[tuple[list[int], Any]]] = {}
+    found: dict[str, list[Piece]] = {}
     for part in parts:
-        for key, column in part.items():
-            found.setdefault(key, []).append(column)
+        last: list[int] | None = None
+        for key, (indices, values) in part.items():
+            if indices is not last:  # keys that the same environments have share their indices
+                last, rows = indices, _as_rows(indices)
+            found.setdefault(key, []).append((rows, indices, values))
     infos: Infos = {}
     for key, pieces in found.items():
         mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
-        for indices, _ in pieces:
-            mask[_as_rows(indices)] = True
+        for rows, _, _ in pieces:
+            mask[rows] = True
         infos[key] = _column(key, pieces, num_envs)
     return infos
 
 
-def _column(key: str, pieces: Sequence[tuple[list[int], Any]], num_envs: int) -> Any:  # noqa: ANN401
-    """Return the values of one key, of all environments.
-
-    Args:
-        key: Its name.
-        pieces: Indices of environments, and their values as in `Columns`.
-        num_envs: Number of environments.
-    """
-    if all(isinstance(values, dict | InfoTable) for _, values in pieces):
-        return combine([values for _, values in pieces], num_envs)
-    common = None if key == _FINAL else _common([values for _, values in pieces])
+def _column(key: str, pieces: Sequence[Piece], num_envs: int) -> Any:  # noqa: ANN401
+    """Return the values of one key, of all environments."""
+    columns = [values for _, _, values in pieces]
+    if all(isinstance(values, dict | InfoTable) for values in columns):
+        return combine(columns, num_envs)
+    common = None if key == _FINAL else _common(columns)
     if common is not None:
         dtype, shape = common
         array: NDArray[Any] = np.zeros((num_envs, *shape), dtype)
-        for indices, values in pieces:
-            array[_as_rows(indices)] = values
+        for rows, _, values in pieces:
+            array[rows] = values
         return array
     array = np.full(num_envs, None, dtype=object)
-    for indices, values in pieces:
+    for _, indices, values in pieces:
         if isinstance(values, dict | InfoTable):
             infos = separate(combine([values], num_envs), num_envs)
             values = [infos[index] for index in indices]
@@ -188,28 +190,34 @@ def _column(key: str, pieces: Sequence[tuple[list[int], Any]], num_envs: int) ->
 
 def _common(columns: Sequence[Any]) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
     """Return dtype and shape of an array that holds every value, None where there is none."""
-    kinds: set[tuple[np.dtype[Any], tuple[int, ...]] | None] = set()
+    first = columns[0]
+    if len(columns) == 1 and type(first) is np.ndarray:
+        return first.dtype, first.shape[1:]
+    kinds: set[Any] = set()
     for values in columns:
         if isinstance(values, np.ndarray):
             kinds.add((values.dtype, values.shape[1:]))
-        elif isinstance(values, dict | InfoTable):
+        elif isinstance(values, dict | InfoTable) or not _are_arrays(values):
             return None
         else:
             kinds.update(map(_kind_of, values))
-    if None in kinds:
-        return None
-    dtypes, shapes = zip(*cast("set[Any]", kinds), strict=True)
+    dtypes, shapes = zip(*kinds, strict=True)
     dtype = _holding_all(frozenset(dtypes))
     return (dtype, shapes[0]) if dtype is not None and len(set(shapes)) == 1 else None
 
 
-def _kind_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]] | None:  # noqa: ANN401
+def _are_arrays(values: Sequence[Any]) -> bool:
+    """Return whether all are arrays, or numbers of at most 64 bits."""
+    kinds = set(map(type, values))
+    if not all(_is_number(kind) or issubclass(kind, np.ndarray) for kind in kinds):
+        return False
+    return int not in kinds or all(type(each) is not int or each in _INT64 for each in values)
+
+
+def _kind_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:  # noqa: ANN401
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape
-    kind = type(value)
-    if not _is_number(kind) or (kind is int and value not in _INT64):
-        return None
-    return np.dtype(kind), ()
+    return np.dtype(type(value)), ()
 
 
 @lru_cache(maxsize=256)
@@ -263,7 +271,8 @@ def _joined_column(
     array = _concatenated(values, axis=0)
     if array is not None:
         return array
-    pieces = [(part.indices, each) for part, each in zip(parts, values, strict=True)]
+    indices = [part.indices for part in parts]
+    pieces = list(zip(map(_as_rows, indices), indices, values, strict=True))
     return _column(name, pieces, num_envs)
 
 
@@ -331,14 +340,24 @@ def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa
     kinds = set(map(type, values))
     first = values[0]
     if len(kinds) == 1 and _is_number(kind := type(first)):
-        with suppress(OverflowError):
-            return np.array(values, dtype=kind)
+        array = _array(values, kind)
+        if array is not None:
+            return array
     elif isinstance(first, np.ndarray):
-        if len(kinds) == 1 and len({(each.dtype, each.shape) for each in values}) == 1:
-            return np.array(values, dtype=first.dtype)
+        dtype, shape = first.dtype, first.shape
+        if len(kinds) == 1 and all(v.dtype == dtype and v.shape == shape for v in values):
+            return np.array(values, dtype=dtype)
     elif all(issubclass(kind, dict) for kind in kinds):
         return gather(dict(zip(indices, values, strict=True)))
     return values if kinds.isdisjoint(_REUSABLE) else list(map(kept, values))
+
+
+def _array(numbers: Iterable[Any], dtype: Any, count: int = -1) -> NDArray[Any] | None:  # noqa: ANN401
+    """Return numbers as an array, None where a whole number needs more than 64 bits."""
+    try:
+        return np.fromiter(numbers, dtype, count)
+    except OverflowError:
+        return None
 
 
 def _as_rows(indices: list[int]) -> slice | list[int]:
@@ -363,4 +382,7 @@ def _in_order(first: int, stop: int) -> list[int]:
 
 
 def _is_number(kind: type) -> bool:
-    return kind in _NUMBERS or issubclass(kind, np.number)
+    # Durations have units, which may differ.
+    return kind in _NUMBERS or (
+        issubclass(kind, np.number) and not issubclass(kind, np.timedelta64)
+    )

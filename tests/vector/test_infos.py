@@ -116,7 +116,8 @@ def arrays(shape, dtype):
 SHAPES = [(), (1,), (3,), (1, 3), (0,)]
 ARRAYS = [arrays(shape, dtype) for shape in SHAPES for dtype in (np.int64, np.float32, np.bool_)]
 HUGE = st.sampled_from([2**63, -(2**70), 1])
-ANY = st.one_of(*NUMBERS, *OTHERS, *ARRAYS, HUGE)
+DURATIONS = st.sampled_from([np.timedelta64(3, "s"), np.timedelta64(3, "ms")])
+ANY = st.one_of(*NUMBERS, *OTHERS, *ARRAYS, HUGE, DURATIONS)
 KEYS = ("a", "b", "c")
 
 
