@@ -30,9 +30,12 @@ from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.vector_wrappers import known_wrapper
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
+
+_PER_ENV = ("rewards", "terminated", "truncated")
 
 Rebuild = Callable[[Sequence[int]], "VectorEnv[Any, Any, Any]"]
 
@@ -111,6 +114,12 @@ class GymVector:
             observation, reward, terminated, truncated, infos = self._open().step(actions)
         except Exception as error:
             raise self._raised("step", error) from error
+        for name, value in zip(_PER_ENV, (reward, terminated, truncated), strict=True):
+            if np.shape(value) != (self.num_envs,):
+                raise EnvError(
+                    f"'{self.spec.id}' returned {name} of shape {np.shape(value)}; "
+                    f"expected ({self.num_envs},)"
+                )
         np.copyto(views.reward, reward, casting="unsafe")
         np.copyto(views.terminated, terminated, casting="unsafe")
         np.greater(truncated, views.terminated, out=views.truncated)
@@ -195,7 +204,12 @@ class GymVector:
             fitting = self._writer.fitting(number, found, array.dtype, range(self.num_envs))
             np.copyto(array, fitting, casting="unsafe")
 
-    def _write_final(self, infos: dict[str, Any], ended: NDArray[np.bool_], rows: Rows) -> None:
+    def _write_final(self, infos: Any, ended: NDArray[np.bool_], rows: Rows) -> None:  # noqa: ANN401
+        if not isinstance(infos, dict):
+            raise EnvError(
+                f"'{self.spec.id}' returned infos as a {type(infos).__name__}; expected a dict, "
+                "so leave out DictInfoToList"
+            )
         # The second name is that of gymnasium before 1.0.
         found = infos.get("final_obs", infos.get("final_observation"))
         if found is None:
@@ -326,6 +340,8 @@ def _reset_some(env: VectorEnv[Any, Any, Any], ended: NDArray[np.bool_]) -> Any:
     """Reset the sub-environments of ``ended``; may return observations of these, or of all."""
     if isinstance(env, CartPoleVectorEnv):
         return _reset_some_cartpoles(env, ended)
+    if isinstance(env, VectorWrapper) and (wrapped := known_wrapper(env)):
+        return wrapped(env, _reset_some(env.env, ended), ended)
     observation, infos = env.reset(options={"reset_mask": ended})
     ids = infos.get("env_id")
     if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import TimeLimit
 
 from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
@@ -50,7 +49,8 @@ from fastrl.envs.lookup import (
 )
 from fastrl.envs.old_numpy import OLD_NUMPY
 from fastrl.envs.screens import draw_without_screen
-from fastrl.envs.wrappers import peel
+from fastrl.envs.vector_wrappers import check_wrapper
+from fastrl.envs.wrappers import peel, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
@@ -254,6 +254,7 @@ class EnvFactory:
                 env = self._create(num_envs, seeds)
             for wrapper in self.wrappers:
                 wrap = attribute(wrapper, "env.wrappers") if isinstance(wrapper, str) else wrapper
+                check_wrapper(wrap, env, self.name)
                 env = wrapped_by(wrap, env)
         except FastrlError:
             raise
@@ -335,7 +336,7 @@ class EnvFactory:
         if limit is None:
             return env
         if _is_single(env):
-            return TimeLimit(peel(env)[0], limit)
+            return with_time_limit(env, limit)
         raise EnvError(
             f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
             "the argument max_episode_steps"

@@ -29,7 +29,9 @@ class AtariOptions:
         frameskip: Frames per step.
         stack_num: Screens per observation.
         noop_max: Most idle frames at the beginning of an episode.
-        img_height: Height of a screen in pixels; its width is the same.
+        img_height: Height of a screen in pixels.
+        img_width: Its width in pixels, None for the height.
+        grayscale: Whether screens are grey; coloured ones have a last axis of length 3.
         episodic_life: Whether the loss of a life ends the episode, and the game with it.
         reward_clipping: Whether rewards become -1, 0 or 1.
         use_fire_reset: Whether FIRE is pressed where the game waits for it.
@@ -39,9 +41,16 @@ class AtariOptions:
     stack_num: int = 4
     noop_max: int = 30
     img_height: int = 84
+    img_width: int | None = None
+    grayscale: bool = True
     episodic_life: bool = False
     reward_clipping: bool = True
     use_fire_reset: bool = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a screen in pixels."""
+        return self.img_width or self.img_height, self.img_height
 
 
 class FireReset(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -86,12 +95,14 @@ def make_atari(name: str, options: AtariOptions, **kwargs: Any) -> Env:  # noqa:
         env,
         noop_max=options.noop_max,
         frame_skip=options.frameskip,
-        screen_size=options.img_height,
+        screen_size=options.size,
+        grayscale_obs=options.grayscale,
         terminal_on_life_loss=options.episodic_life,
     )
     if options.reward_clipping:
         env = TransformReward(env, sign)
-    return FrameStackObservation(env, options.stack_num)
+    # As ALE's batch and Stable-Baselines3 have it: no screens before the first one.
+    return FrameStackObservation(env, options.stack_num, padding_type="zero")
 
 
 def atari_factory(name: str, kwargs: Mapping[str, Any]) -> partial[Env]:
@@ -104,4 +115,4 @@ def native_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ALE's own vector environment."""
     options, rest = split_options(kwargs)
     given = {field.name: getattr(options, field.name) for field in fields(AtariOptions)}
-    return {**rest, **given, "img_width": options.img_height}
+    return {**rest, **given, "img_width": options.size[0]}

@@ -23,7 +23,7 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows, splitter
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError
-from fastrl.vector.infos import Infos, combine, gather
+from fastrl.vector.infos import Infos, combine, gather, kept
 from fastrl.vector.instance import is_lifecycle
 from fastrl.vector.overlap import Overlap
 from fastrl.vector.seeds import checked_mask, checked_options, checked_seeds
@@ -118,9 +118,8 @@ class ConcurrentEnvs:
         with self._overlap.alone("reset"):
             seeds = checked_seeds(seed, self.num_envs)
             given = checked_options(options)
-            chosen = np.flatnonzero(checked_mask(given, self.num_envs)).tolist()
-            if len(chosen) < self.num_envs and not self._was_reset:
-                raise ArgumentError("reset all environments before some of them")
+            mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
+            chosen = np.flatnonzero(mask).tolist()
             if seed is None and self._next_seeds is not None:
                 seeds, self._next_seeds = self._next_seeds, None
             for index in chosen:
@@ -258,8 +257,8 @@ class ConcurrentEnvs:
         reward = number_of(reward, index)
         if terminated or truncated:
             if self.autoreset is AutoresetMode.SAME_STEP:
-                # A copy: the environment may write its next observation into the same array.
-                final = {"final_obs": copy.deepcopy(observation), "final_info": info}
+                # Copies: the environment may write the next ones into the same objects.
+                final = {"final_obs": copy.deepcopy(observation), "final_info": kept(info)}
                 info = {**final, **await self._reset_one(index)}
                 return reward, bool(terminated), bool(truncated), info
             self._ended.add(index)

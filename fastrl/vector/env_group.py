@@ -20,7 +20,7 @@ from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.errors import EnvError
 from fastrl.vector.action_rows import single_action, splitter
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
-from fastrl.vector.infos import Columns, gather
+from fastrl.vector.infos import Columns, gather, kept
 from fastrl.vector.instance import Instance
 from fastrl.vector.spec import Env, InstanceSpec, VectorPlan
 
@@ -244,11 +244,12 @@ class EnvGroup:
             self._ended.add(index)
             return
         env_index = self._at[0] = self.envs.start + index
-        # A copy: the environment may write its next observation into the same array.
+        # Copies: the environment may write the next ones into the same objects.
         final = observations[index]
         final = final.copy() if type(final) is np.ndarray else copy.deepcopy(final)
+        final_info = kept(infos.get(env_index, {}))
         observations[index], info = self._reset(index, None, None)
-        infos[env_index] = {"final_obs": final, "final_info": infos.get(env_index, {}), **info}
+        infos[env_index] = {"final_obs": final, "final_info": final_info, **info}
 
     def _steps_after_ends(self, indices: Sequence[int] | None = None) -> list[Step]:
         """Return the steps of all environments, where those whose episode is over reset."""

@@ -3,11 +3,15 @@
 A worker gathers the dicts of its own environments into columns, which are small to send and quick
 to put together; the vector environment combines the columns of all workers. The outcome is that
 of `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those that have it.
+
+Two things differ, so that no value is cut off. Where gymnasium takes the dtype of the first
+environment, numbers of several types here get the dtype that holds them all. Values that fit no
+common array, such as arrays of different lengths, are elements of an array of objects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from operator import methodcaller
@@ -51,11 +55,30 @@ class Finished(tuple[Infos]):
 Columns = dict[str, tuple[list[int], Any]] | InfoTable | Finished
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
 
+Piece = tuple[slice | list[int], list[int], Any]
+"""Environments as rows and as indices, and what they told of one key, as in `Columns`."""
+
 _FINAL = "final_obs"
+_INT64 = range(-(2**63), 2**63)
 _FLOATS = frozenset({float, np.float64, np.float32})
 _NUMBERS = _FLOATS | {int, bool}
 """Looked up first: to ask a class for its base classes takes longer."""
 _VALUES, _TYPES = methodcaller("values"), partial(map, type)
+_REUSABLE = (dict, list, tuple, set, np.ndarray)
+
+
+def kept(value: Any) -> Any:  # noqa: ANN401
+    """Return an info as it is now: environments may write the next one into the same objects.
+
+    Dicts, lists, tuples, sets and arrays are copied, at every depth; other objects are not.
+    """
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: kept(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(kept, value))
+    return set(value) if type(value) is set else value
 
 
 def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns:
@@ -84,10 +107,13 @@ def gather(infos: Mapping[int, Mapping[str, Any]], num_envs: int = 0) -> Columns
     for name, values, mask in zip(names, columns, masks, strict=True):
         kind = type(values[0])
         told[f"_{name}"] = mask
-        if kind in _NUMBERS and len(set(map(type, values))) == 1:
-            told[name] = np.array(values, kind)
-        else:
-            told[name] = _finished_column(name, indices, values)
+        alike = kind in _NUMBERS and len(set(map(type, values))) == 1
+        array = _array(values, kind) if alike else None
+        if array is None:
+            array = _packed(name, indices, values)
+            if type(array) is not np.ndarray:
+                array = _column(name, [(slice(None), indices, array)], num_envs)
+        told[name] = array
     return Finished((told,))
 
 
@@ -100,9 +126,9 @@ def _table(
         (types,) = kinds
         dtype, narrow = _dtype_of(types)
         if dtype is not None:
-            count = len(names) * len(indices)
-            flat: NDArray[Any] = np.fromiter(chain.from_iterable(columns), dtype, count)
-            return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
+            flat = _array(chain.from_iterable(columns), dtype, len(names) * len(indices))
+            if flat is not None:
+                return InfoTable(names, indices, flat.reshape(len(names), len(indices)), narrow)
     packed = [_packed(name, indices, values) for name, values in zip(names, columns, strict=True)]
     return InfoTable(names, indices, packed)
 
@@ -123,30 +149,86 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
 
 
 def _filled_in(parts: Sequence[Any], num_envs: int) -> Infos:
-    infos: Infos = {}
-    nested: dict[str, list[Columns]] = {}
+    found: dict[str, list[Piece]] = {}
     for part in parts:
         last: list[int] | None = None
         for key, (indices, values) in part.items():
             if indices is not last:  # keys that the same environments have share their indices
                 last, rows = indices, _as_rows(indices)
-            mask = infos.get(f"_{key}")
-            if mask is None:
-                mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
+            found.setdefault(key, []).append((rows, indices, values))
+    infos: Infos = {}
+    for key, pieces in found.items():
+        mask = infos[f"_{key}"] = np.zeros(num_envs, np.bool_)
+        for rows, _, _ in pieces:
             mask[rows] = True
-            if isinstance(values, dict | InfoTable):
-                nested.setdefault(key, []).append(values)
-                continue
-            array = infos.get(key)
-            if array is None:
-                array = infos[key] = _empty(key, values, num_envs)
-            if isinstance(values, np.ndarray):
-                array[rows] = values
-            else:
-                _fill(array, indices, values)
-    for key, columns in nested.items():
-        infos[key] = combine(columns, num_envs)
+        infos[key] = _column(key, pieces, num_envs)
     return infos
+
+
+def _column(key: str, pieces: Sequence[Piece], num_envs: int) -> Any:  # noqa: ANN401
+    """Return the values of one key, of all environments."""
+    columns = [values for _, _, values in pieces]
+    if all(isinstance(values, dict | InfoTable) for values in columns):
+        return combine(columns, num_envs)
+    common = None if key == _FINAL else _common(columns)
+    if common is not None:
+        dtype, shape = common
+        array: NDArray[Any] = np.zeros((num_envs, *shape), dtype)
+        for rows, _, values in pieces:
+            array[rows] = values
+        return array
+    array = np.full(num_envs, None, dtype=object)
+    for _, indices, values in pieces:
+        if isinstance(values, dict | InfoTable):
+            infos = separate(combine([values], num_envs), num_envs)
+            values = [infos[index] for index in indices]
+        # One by one: NumPy would take a list of sequences apart.
+        for index, value in zip(indices, values, strict=True):
+            array[index] = value
+    return array
+
+
+def _common(columns: Sequence[Any]) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Return dtype and shape of an array that holds every value, None where there is none."""
+    first = columns[0]
+    if len(columns) == 1 and type(first) is np.ndarray:
+        return first.dtype, first.shape[1:]
+    kinds: set[Any] = set()
+    for values in columns:
+        if isinstance(values, np.ndarray):
+            kinds.add((values.dtype, values.shape[1:]))
+        elif isinstance(values, dict | InfoTable) or not _are_arrays(values):
+            return None
+        else:
+            kinds.update(map(_kind_of, values))
+    dtypes, shapes = zip(*kinds, strict=True)
+    dtype = _holding_all(frozenset(dtypes))
+    return (dtype, shapes[0]) if dtype is not None and len(set(shapes)) == 1 else None
+
+
+def _are_arrays(values: Sequence[Any]) -> bool:
+    """Return whether all are arrays, or numbers of at most 64 bits."""
+    kinds = set(map(type, values))
+    if not all(_is_number(kind) or issubclass(kind, np.ndarray) for kind in kinds):
+        return False
+    return int not in kinds or all(type(each) is not int or each in _INT64 for each in values)
+
+
+def _kind_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:  # noqa: ANN401
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape
+    return np.dtype(type(value)), ()
+
+
+@lru_cache(maxsize=256)
+def _holding_all(dtypes: frozenset[np.dtype[Any]]) -> np.dtype[Any] | None:
+    """Return the dtype that holds numbers of several, None where there is none."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    kinds = {dtype.kind for dtype in dtypes}
+    if kinds <= set("biufc") or kinds in ({"U"}, {"S"}):
+        return np.result_type(*dtypes)
+    return None
 
 
 def _are_whole(parts: Sequence[Columns], num_envs: int) -> bool:
@@ -189,21 +271,9 @@ def _joined_column(
     array = _concatenated(values, axis=0)
     if array is not None:
         return array
-    if all(isinstance(each, dict | InfoTable) for each in values):
-        return combine(values, num_envs)
-    columns = [{name: (part.indices, each)} for part, each in zip(parts, values, strict=True)]
-    return combine(columns, num_envs)[name]
-
-
-def _finished_column(name: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
-    packed = _packed(name, indices, values)
-    if type(packed) is np.ndarray:
-        return packed
-    if isinstance(packed, dict | InfoTable):
-        return combine((packed,), len(indices))
-    array = _empty(name, packed, len(indices))
-    _fill(array, indices, packed)
-    return array
+    indices = [part.indices for part in parts]
+    pieces = list(zip(map(_as_rows, indices), indices, values, strict=True))
+    return _column(name, pieces, num_envs)
 
 
 def _concatenated(arrays: Sequence[Any], axis: int) -> NDArray[Any] | None:
@@ -267,18 +337,27 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
 def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:  # noqa: ANN401
     if key == _FINAL:
         return values
+    kinds = set(map(type, values))
     first = values[0]
-    kind = type(first)
-    if _is_number(kind):
-        # Where types differ, the first environment of all decides; see `combine`.
-        same = len(set(map(type, values))) == 1
-        return np.array(values, dtype=kind) if same else values
-    if isinstance(first, np.ndarray):
-        same = all(getattr(value, "shape", None) == first.shape for value in values)
-        return np.array(values, dtype=first.dtype) if same else values
-    if all(isinstance(value, dict) for value in values):
+    if len(kinds) == 1 and _is_number(kind := type(first)):
+        array = _array(values, kind)
+        if array is not None:
+            return array
+    elif isinstance(first, np.ndarray):
+        dtype, shape = first.dtype, first.shape
+        if len(kinds) == 1 and all(v.dtype == dtype and v.shape == shape for v in values):
+            return np.array(values, dtype=dtype)
+    elif all(issubclass(kind, dict) for kind in kinds):
         return gather(dict(zip(indices, values, strict=True)))
-    return values
+    return values if kinds.isdisjoint(_REUSABLE) else list(map(kept, values))
+
+
+def _array(numbers: Iterable[Any], dtype: Any, count: int = -1) -> NDArray[Any] | None:  # noqa: ANN401
+    """Return numbers as an array, None where a whole number needs more than 64 bits."""
+    try:
+        return np.fromiter(numbers, dtype, count)
+    except OverflowError:
+        return None
 
 
 def _as_rows(indices: list[int]) -> slice | list[int]:
@@ -303,18 +382,7 @@ def _in_order(first: int, stop: int) -> list[int]:
 
 
 def _is_number(kind: type) -> bool:
-    return kind in _NUMBERS or issubclass(kind, np.number)
-
-
-def _empty(key: str, values: Any, num_envs: int) -> Any:  # noqa: ANN401
-    if isinstance(values, np.ndarray):
-        return np.zeros((num_envs, *values.shape[1:]), values.dtype)
-    if key != _FINAL and _is_number(type(values[0])):
-        return np.zeros(num_envs, type(values[0]))
-    return np.full(num_envs, None, dtype=object)
-
-
-def _fill(array: Any, indices: list[int], values: Sequence[Any]) -> None:  # noqa: ANN401
-    # One by one: NumPy would take a list of sequences apart.
-    for index, value in zip(indices, values, strict=True):
-        array[index] = value
+    # Durations have units, which may differ.
+    return kind in _NUMBERS or (
+        issubclass(kind, np.number) and not issubclass(kind, np.timedelta64)
+    )

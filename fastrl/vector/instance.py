@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.episode_clock import NEVER
+from fastrl.envs.wrappers import watchers
 from fastrl.vector.spec import Env
 
 _LIFECYCLE = frozenset({"reset", "step", "close"})
@@ -28,15 +29,10 @@ class Instance:
 
     def __init__(self, env: Env) -> None:
         self.env = env
-        self._limits: list[TimeLimit[Any, Any]] = []
-        self._enforcers: list[OrderEnforcing[Any, Any]] = []
-        bare: Env = env
-        while isinstance(bare, TimeLimit | OrderEnforcing | PassiveEnvChecker):
-            if isinstance(bare, TimeLimit):
-                self._limits.append(bare)
-            elif isinstance(bare, OrderEnforcing):
-                self._enforcers.append(bare)
-            bare = bare.env
+        skipped = watchers(env)
+        bare: Env = skipped[-1].env if skipped else env
+        self._limits = [each for each in skipped if isinstance(each, TimeLimit)]
+        self._enforcers = [each for each in skipped if isinstance(each, OrderEnforcing)]
         self._bare = bare
         quicken(env.unwrapped)
         self.step: Callable[[Any], Any] = bare.step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from gymnasium.vector import AutoresetMode
@@ -13,6 +14,7 @@ from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import nearest, registered_spec
+from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
 from fastrl.vector.concurrent import ConcurrentEnvs
@@ -81,9 +83,10 @@ def make_vec(
         num_envs: How many; the length of the list by default.
         backend: ``serial`` steps all in turn, ``threads`` overlaps calls that wait, ``processes``
             uses all cores, ``native`` steps fastrl's or ALE's own batched environment. ``auto``
-            takes ``native`` for ids that are batched by themselves and for ``Crafter-v1``, whose
-            batch is the same to the last bit, and otherwise times one environment and takes
-            ``processes`` where they pay, else ``serial``.
+            takes ``native`` for ids that are batched by themselves, where the batch takes the
+            arguments, and for ``Crafter-v1``, whose batch is the same to the last bit, and
+            otherwise times one environment and takes ``processes`` where they pay, else
+            ``serial``.
         num_workers: Processes, by default one per usable core; or threads, by default one per
             environment.
         autoreset: Whether the next episode begins in the step that ends one, in the next step, or
@@ -121,21 +124,49 @@ def make_vec(
         start_timeout_s=deadline("start_timeout_s", start_timeout_s),
         env_kwargs=recipe.kwargs_of_all,
     )
-    chosen: str = backend
-    twin = False
-    if chosen == "auto":
-        alone = not wrappers and atari_preprocessing and recipe.is_uniform
-        twin = alone and _has_twin(recipe, plan.autoreset)
-        batched = alone and is_native(recipe.ids[0])
-        chosen = "native" if batched or twin else choose_backend(plan)
-    if chosen == "native":
+    start = partial(_start, copy=copy, output=output)
+    if backend not in ("auto", "native"):
+        workers = _workers(backend, num_workers, plan.num_envs)
+        return start(replace(plan, num_workers=workers), backend)
+    alone = not wrappers and atari_preprocessing and recipe.is_uniform
+    twin = backend == "auto" and alone and _has_twin(recipe, plan.autoreset)
+    refusal: Exception | None = None
+    if backend == "native" or twin or (alone and is_native(recipe.ids[0])):
         if wrappers:
             raise ArgumentError("native environments take no wrappers; take another backend")
-        plan = _native(plan, recipe, max_episode_steps, as_single=twin)
-        plan = _with_native_workers(plan, num_workers)
-    else:
-        plan = replace(plan, num_workers=_workers(chosen, num_workers, plan.num_envs))
-    return _start(plan, chosen, copy=copy, output=output)
+        try:
+            native = _native(plan, recipe, max_episode_steps, as_single=twin)
+            return start(_with_native_workers(native, num_workers), "native")
+        except (ArgumentError, EnvError) as error:
+            # ALE's single games take arguments that its batch does not know.
+            if backend == "native" or isinstance(error, EnvFailure) or not is_atari(recipe.ids[0]):
+                raise
+            refusal = error
+    return _start_single(plan, num_workers, start, refusal)
+
+
+def _start_single(
+    plan: VectorPlan,
+    num_workers: int | None,
+    start: Callable[[VectorPlan, str], FastVectorEnv],
+    refusal: Exception | None,
+) -> FastVectorEnv:
+    """Start single environments on the backend that suits them.
+
+    Args:
+        plan: What to build.
+        num_workers: Of the caller, None for the default.
+        start: Starts a plan on a backend.
+        refusal: Why a batch could not be built; raised if single environments cannot be either.
+    """
+    try:
+        chosen = choose_backend(plan)
+        workers = _workers(chosen, num_workers, plan.num_envs)
+        return start(replace(plan, num_workers=workers), chosen)
+    except FastrlError:
+        if refusal is not None:
+            raise refusal from None
+        raise
 
 
 def make_concurrent(

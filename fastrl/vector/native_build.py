@@ -114,6 +114,7 @@ def is_twin(name: object, kwargs: Mapping[str, Any], autoreset: AutoresetMode) -
         name == plain
         and spec is not None
         and spec.entry_point == entry_point
+        and not spec.additional_wrappers
         and kwargs.keys() <= _SAME_OPTIONS
         and autoreset is AutoresetMode.SAME_STEP
     )

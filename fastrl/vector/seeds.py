@@ -65,11 +65,19 @@ def checked_options(options: object) -> dict[str, Any] | None:
     return None if options is None else dict(options)
 
 
-def checked_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bool_]:
+def checked_mask(
+    options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
+) -> NDArray[np.bool_]:
     """Take ``reset_mask`` out of the options of a reset; all environments where there is none.
 
+    Args:
+        options: Of the reset.
+        num_envs: Number of environments.
+        was_reset: Whether all environments were reset before.
+
     Raises:
-        ArgumentError: It is no array ``[num_envs]`` of bool, or names no environment.
+        ArgumentError: It is no array ``[num_envs]`` of bool, or names no environment, or leaves
+            environments out that were never reset.
     """
     if options is None or "reset_mask" not in options:
         return np.ones(num_envs, np.bool_)
@@ -82,4 +90,6 @@ def checked_mask(options: dict[str, Any] | None, num_envs: int) -> NDArray[np.bo
         )
     if not mask.any():
         raise ArgumentError("options['reset_mask'] names no environment")
+    if not was_reset and not mask.all():
+        raise ArgumentError("reset all environments before some of them")
     return mask

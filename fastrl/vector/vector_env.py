@@ -115,10 +115,10 @@ class FastVectorEnv(Session):
         self._begin("reset_async", Pending.RESET)
         try:
             seeds = checked_seeds(seed, self.num_envs)
+            given = checked_options(options)
+            mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
             if seed is None and self._next_seeds is not None:
                 seeds, self._next_seeds = self._next_seeds, None
-            given = checked_options(options)
-            mask = checked_mask(given, self.num_envs)
             if self.plan.native is not None:
                 check_all_or_none(seeds, mask)
         except Exception:

@@ -337,6 +337,27 @@ def test_masks_that_do_not_fit_are_refused(telling, options, error, message):
     telling.step(zeros(telling))
 
 
+@pytest.mark.parametrize(
+    ("env", "backend"),
+    [
+        *((TellingEnv, backend) for backend in BACKENDS),
+        ("fastrl/CartPole-v1", "native"),
+        ("Crafter-v1", "native"),
+    ],
+)
+def test_first_reset_is_one_of_all_environments(env, backend):
+    envs = fastrl.make_vec(env, 3, backend=backend, num_workers=2)
+    some = np.array([True, False, True])
+    with pytest.raises(ValueError, match="reset all environments before some of them"):
+        envs.reset(seed=1, options={"reset_mask": some})
+    with pytest.raises(ValueError, match="reset the environments before the first step"):
+        envs.step(envs.action_space.sample())
+    envs.reset(options={"reset_mask": np.ones(3, np.bool_)})
+    envs.reset(options={"reset_mask": some})
+    envs.step(envs.action_space.sample())
+    envs.close()
+
+
 def test_options_of_the_caller_are_left_as_they_are(telling):
     telling.reset(seed=0)
     options = {"reset_mask": np.array([True, False, False])}

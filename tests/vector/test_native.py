@@ -211,7 +211,7 @@ def plain_breakout():
 
     env = FireReset(gymnasium.make("ALE/Breakout-v5", frameskip=1))
     env = TransformReward(AtariPreprocessing(env, terminal_on_life_loss=True), np.sign)
-    return FrameStackObservation(env, 4)
+    return FrameStackObservation(env, 4, padding_type="zero")
 
 
 class TestAtari:
@@ -270,6 +270,47 @@ class TestAtari:
         assert ends >= 3
         ours.close()
         theirs.close()
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"stack_num": 2, "img_width": 60}, {"img_height": 50, "grayscale": False}]
+    )
+    def test_batch_and_single_games_show_the_same_screens(self, options):
+        plain = {"noop_max": 0, "use_fire_reset": False, "repeat_action_probability": 0.0}
+        plain |= {"max_num_frames_per_episode": 21, **options}
+        make = partial(fastrl.make_vec, "ALE/Pong-v5", 2, **plain)
+        batch, single = make(backend="native"), make(backend="serial")
+        assert single.observation_space == batch.observation_space
+        batch.action_space.seed(0)
+        assert np.array_equal(batch.reset(seed=1)[0], single.reset(seed=1)[0])
+        ends = 0
+        for _ in range(20):
+            actions = batch.action_space.sample()
+            (ours, _, _, truncated, infos), expected = single.step(actions), batch.step(actions)
+            assert np.array_equal(ours, expected[0])
+            assert np.array_equal(truncated, expected[3])
+            for index in np.flatnonzero(truncated):
+                ends += 1
+                finals = infos["final_obs"][index], expected[4]["final_obs"][index]
+                assert np.array_equal(*finals)
+        assert ends >= 4
+        single.close(), batch.close()
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"difficulty": 0},
+            {"render_mode": "rgb_array"},
+            {"max_episode_steps": 9},
+            {"autoreset": "disabled"},
+            {"env_kwargs": [{"mode": 0}, {}]},
+        ],
+    )
+    def test_single_games_are_stepped_where_the_batch_knows_no_such_argument(self, arguments):
+        envs = fastrl.make_vec("ALE/Pong-v5", 2, **arguments)
+        assert envs.backend in ("serial", "processes")
+        envs.close()
+        with pytest.raises(EnvError, match="unexpected keyword argument 'wings'"):
+            fastrl.make_vec("ALE/Pong-v5", 2, wings=2)
 
     def test_raw_screens_where_no_preprocessing_is_wanted(self):
         envs = fastrl.make_vec("ALE/Breakout-v5", 2, backend="serial", atari_preprocessing=False)
