@@ -42,6 +42,7 @@ class ObservationWriter:
         self._first = first
         self._at: MutableSequence[int] = [0] if at is None else at
         self._leaves = tuple(leaves(space).items())
+        self._dtypes = [np.dtype(leaf.dtype) for _, leaf in self._leaves]
         self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
 
     def write_all(self, observations: Sequence[Any], rows: Rows) -> None:
@@ -59,7 +60,10 @@ class ObservationWriter:
 
     def into(self, rows: Rows) -> Callable[[Sequence[Any]], None]:
         """Return `write_all` for rows that stay the same: what it asks of them is asked once."""
-        column_writers = [_column_writer(array) for array in rows]
+        column_writers = [
+            _column_writer(array, self._limit(number, array.dtype))
+            for number, array in enumerate(rows)
+        ]
         write_column = column_writers[0]
 
         def write(observations: Sequence[Any]) -> None:
@@ -112,13 +116,14 @@ class ObservationWriter:
         Raises:
             EnvError: A number does not fit the dtype; names the environment's index.
         """
-        if found.dtype == dtype:
+        limit = self._limit(number, dtype)
+        if found.dtype == limit:
             return found
         if not _holds(dtype.kind, found.dtype.kind):
             raise self._misfit(indices[0], f"of dtype {found.dtype}", found[0], number)
-        if (misfits := beyond(found, dtype)) is not None:
+        if (misfits := beyond(found, limit)) is not None:
             row = int(np.argwhere(misfits)[0][0])
-            problem = _does_not_fit(found[misfits][0], dtype)
+            problem = _does_not_fit(found[misfits][0], limit)
             raise self._misfit(indices[row], problem, found[row], number)
         return found
 
@@ -130,10 +135,18 @@ class ObservationWriter:
         if found.shape != array.shape[1:] or not _holds(array.dtype.kind, found.dtype.kind):
             problem = f"of shape {found.shape} and dtype {found.dtype}"
             raise self._misfit(index, problem, value, number)
-        if found.dtype != array.dtype and (misfits := beyond(found, array.dtype)) is not None:
-            problem = _does_not_fit(found[misfits].flat[0], array.dtype)
+        limit = self._limit(number, array.dtype)
+        if found.dtype != limit and (misfits := beyond(found, limit)) is not None:
+            problem = _does_not_fit(found[misfits].flat[0], limit)
             raise self._misfit(index, problem, value, number)
         return found
+
+    def _limit(self, number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Return the dtype that integers of a leaf must fit: its own, if rows hold all of that."""
+        own = self._dtypes[number]
+        if own == dtype or own.kind == "f":
+            return dtype
+        return own if np.can_cast(own, dtype, "safe") else dtype
 
     def _misfit(self, index: int, problem: str, value: object, number: int) -> EnvError:
         path, leaf = self._leaves[number]
@@ -171,41 +184,59 @@ def number_of(reward: Any, index: int) -> float:  # noqa: ANN401
         raise EnvError(told) from None
 
 
-def _column_writer(array: NDArray[Any]) -> Callable[[Sequence[Any]], None]:
-    """Return what writes one value per environment into ``array [n, *shape]``."""
-    if array.ndim == 1 or not array.flags.c_contiguous:
-        return partial(_copy_rows, array)
-    height = array.shape[1]
-    flat = array.reshape(-1, *array.shape[2:])
+def _column_writer(array: NDArray[Any], limit: np.dtype[Any]) -> Callable[[Sequence[Any]], None]:
+    """Return what writes one value per environment into ``array [n, *shape]``.
+
+    Args:
+        array: Rows that stay the same.
+        limit: Dtype that integers must fit.
+    """
     # Floats may be rounded. Integers of a wider dtype are looked at before they are cast.
     casting: Any = "same_kind" if array.dtype.kind == "f" else "safe"
+    if array.ndim == 1 or not array.flags.c_contiguous:
+        return partial(_copy_rows, array, limit, casting)
+    height = array.shape[1]
+    flat = array.reshape(-1, *array.shape[2:])
+    is_wider = array.dtype != limit
 
     def write(values: Sequence[Any]) -> None:
         # One call for all rows costs half as much as a row at a time. It would let pass two wrong
         # heights that even out, hence the set.
         if set(map(len, values)) != {height}:
             raise ValueError
+        if is_wider and {getattr(each, "dtype", None) for each in values} != {limit}:
+            _copy_fitting(array, limit, np.asarray(values))
+            return
         try:
             np.concatenate(values, out=flat, casting=casting)
         except TypeError:
-            _copy_fitting(array, np.asarray(values))
+            _copy_fitting(array, limit, np.asarray(values))
 
     return write
 
 
-def _copy_rows(array: NDArray[Any], values: Sequence[Any]) -> None:
+def _copy_rows(
+    array: NDArray[Any],
+    limit: np.dtype[Any],
+    casting: Any,  # noqa: ANN401
+    values: Sequence[Any],
+) -> None:
     if array.ndim > 1:
         raise ValueError
-    _copy_fitting(array, np.asarray(values))
+    found = np.asarray(values)
+    if array.dtype != limit and found.dtype != limit:
+        _copy_fitting(array, limit, found)
+        return
+    try:
+        np.copyto(array, found, casting=casting)
+    except TypeError:
+        _copy_fitting(array, limit, found)
 
 
-def _copy_fitting(array: NDArray[Any], found: NDArray[Any]) -> None:
-    if found.shape != array.shape:
+def _copy_fitting(array: NDArray[Any], limit: np.dtype[Any], found: NDArray[Any]) -> None:
+    if found.shape != array.shape or not _holds(array.dtype.kind, found.dtype.kind):
         raise ValueError
-    kind = found.dtype.kind
-    if found.dtype != array.dtype and (
-        not _holds(array.dtype.kind, kind) or beyond(found, array.dtype) is not None
-    ):
+    if found.dtype != limit and beyond(found, limit) is not None:
         raise ValueError
     np.copyto(array, found, casting="unsafe")
 
