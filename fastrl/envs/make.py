@@ -303,6 +303,8 @@ class EnvFactory:
             offered["randomize"] = self.randomize
         if self.max_episode_steps is not None:
             offered["max_episode_steps"] = self.max_episode_steps
+        if self.action_bounds != "clip" and "action_bounds" not in self.kwargs:
+            offered["action_bounds"] = self.action_bounds
         taken = {name: value for name, value in offered.items() if takes_argument(function, name)}
         env = function(**{**self.kwargs, **taken})
         if is_legacy_env(env):
