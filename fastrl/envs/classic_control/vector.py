@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from fastrl.envs.animation import Frame
 from fastrl.envs.classic_control.batch import ClassicControlBatch
-from fastrl.envs.classic_control.render import FRAMES_PER_S, Frame, Renderer, checked_render_mode
+from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer, checked_render_mode
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.spaces import unflatten
