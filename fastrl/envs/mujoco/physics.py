@@ -42,20 +42,20 @@ def bound(name: str) -> str:
     return "not negative" if name in _NOT_NEGATIVE else ""
 
 
-def is_within(name: str, values: NDArray[Any], base: NDArray[Any]) -> bool:
-    """Return whether values of a field are as `bound` says.
+def within(name: str, values: NDArray[Any], base: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values of a field are finite and as `bound` says, in their shape.
 
     Args:
         name: The field.
         values: Values of some elements.
         base: The model's own values of these.
     """
-    if not bound(name):
-        return True
-    fits = values >= 0
+    fits: NDArray[np.bool_] = np.isfinite(values)
     if name in _POSITIVE:
-        fits &= (values > 0) | (base <= 0)
-    return bool(np.all(fits))
+        fits &= (values > 0) | ((values == 0) & (base <= 0))
+    elif name in _NOT_NEGATIVE:
+        fits &= values >= 0
+    return fits
 
 
 class Fields:
@@ -195,7 +195,7 @@ class Physics:
                     f"the model's field '{name}' of env {index} must have the shape "
                     f"{base.shape}: {error}"
                 ) from None
-            if not np.isfinite(rows[index]).all() or not is_within(name, rows[index], base):
+            if not within(name, rows[index], base).all():
                 raise EnvError(
                     f"the model's field '{name}' of env {index} must be "
                     f"{bound(name) or 'finite'}, got {brief(value)}"

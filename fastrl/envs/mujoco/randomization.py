@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.lookup import nearest, nearest_or_all
-from fastrl.envs.mujoco.physics import Physics, Rows, bound, is_within
+from fastrl.envs.mujoco.physics import Physics, Rows, bound, within
 from fastrl.errors import EnvError
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]
@@ -82,17 +82,23 @@ class _Rule:
 
     def apply(self, row: int, generator: np.random.Generator) -> None:
         base = self.base if self.elements is None else self.base[self.elements]
+        value = self._drawn(base, generator)
         for _ in range(_TRIES):
-            drawn = self.distribution.draw(generator, () if self.shared else base.shape)
-            value = _OPERATIONS[self.operation](base, drawn)
-            if is_within(self.name, value, base):
+            fits = within(self.name, value, base)
+            if fits.all():
                 break
+            again = self._drawn(base, generator)
+            value = again if self.shared else np.where(fits, value, again)
         else:
             raise self._out_of_bounds(value)
         if self.elements is None:
             self.values[row] = value
         else:
             self.values[row, self.elements] = value
+
+    def _drawn(self, base: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+        drawn = self.distribution.draw(generator, () if self.shared else base.shape)
+        return _OPERATIONS[self.operation](base, drawn)
 
     def check_ends(self) -> None:
         """Refuse a distribution that has values that the field cannot take.
@@ -103,7 +109,7 @@ class _Rule:
         base = self.base if self.elements is None else self.base[self.elements]
         for end in self.distribution.ends:
             value = _OPERATIONS[self.operation](base, end)
-            if not np.isfinite(value).all() or not is_within(self.name, value, base):
+            if not within(self.name, value, base).all():
                 raise self._out_of_bounds(value)
 
     def _out_of_bounds(self, value: NDArray[Any]) -> EnvError:

@@ -93,11 +93,19 @@ def test_values_that_no_model_can_have_are_refused_at_the_start(jumper_class, fi
 
 
 def test_normal_draw_beyond_the_bounds_is_drawn_again(jumper_class, drive):
-    randomize = {"body_mass": {"set": {"normal": [0.1, 1.0]}, "of": "trunk"}}
+    randomize = {
+        "body_mass": {"set": {"normal": [0.1, 1.0]}, "of": ["trunk", "foot"]},
+        "geom_friction": {"scale": {"normal": [0.0, 1.0]}},
+        "dof_armature": {"set": {"normal": [0.0, 1.0]}, "shared": True},
+    }
     driver = drive(jumper_class(2, 3, randomize))
     for seed in range(30):
         driver.reset(seed)
-        assert (driver.env.physics.parameter("body_mass")[:, 1] > 0).all()
+        assert (driver.env.physics.parameter("body_mass")[:, 1:] > 0).all()
+        assert (driver.env.physics.parameter("geom_friction") >= 0).all()
+        armature = driver.env.physics.parameter("dof_armature")
+        assert (armature >= 0).all()
+        assert (armature[:, 0] == armature[:, 1]).all()
 
 
 def test_parameters_of_each_environment_are_checked_and_their_time_steps_count():
