@@ -184,9 +184,10 @@ class ClassicControlBatch:
         kept = [batch.params.copy() for _, batch in self._parts]
         params = dict(zip(fields, map(np.asarray, self.params()), strict=True))
         given = reset_parameters(self.spec.id, options, params)
-        for name, value in given.items():
+        for name in given:
             if name in self.randomized:
                 raise EnvError(f"reset options {list(options)}: env.randomize draws '{name}'")
+        for name, value in given.items():
             numbers = np.broadcast_to(np.asarray(value, np.float32), self.num_envs)
             for envs, batch in self._parts:
                 own = batch.params.ndim == 2
