@@ -29,14 +29,15 @@ class ActionConverter:
     See `fastrl.spaces.action_specs` for how samples are stored.
     """
 
-    def __init__(self, space: spaces.Space[Any], bounds: ActionBounds = "clip") -> None:
+    def __init__(self, space: spaces.Space[Any], bounds: ActionBounds | None = "clip") -> None:
         """Prepare the conversion of every leaf of ``space``.
 
         Args:
             space: Action space of one environment.
             bounds: ``clip`` clips each element to its finite bounds and leaves unbounded
                 elements alone; ``squash`` maps a sample x to the interval [low, high] by
-                ``low + (high - low) * (tanh(x) + 1) / 2``.
+                ``low + (high - low) * (tanh(x) + 1) / 2``; None keeps values and floating dtype
+                as they are given.
 
         Raises:
             SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
@@ -89,14 +90,21 @@ class ActionConverter:
         return {path: convert(array) for (path, convert), array in pairs}
 
 
-def _convert(leaf: spaces.Space[Any], bounds: ActionBounds, path: str) -> Convert:
+def _convert(leaf: spaces.Space[Any], bounds: ActionBounds | None, path: str) -> Convert:
     if isinstance(leaf, spaces.Box):
+        if bounds is None:
+            return _given(leaf)
         return _squash(leaf, path) if bounds == "squash" else _clip(leaf)
     start = np.asarray(getattr(leaf, "start", 0))
     dtype = np.dtype(leaf.dtype)
     if start.any():
         return lambda rows: (rows + start).astype(dtype)
     return lambda rows: rows.astype(dtype)
+
+
+def _given(box: spaces.Box) -> Convert:
+    kind, dtype = box.dtype.kind, box.dtype
+    return lambda rows: rows.copy() if rows.dtype.kind == kind == "f" else rows.astype(dtype)
 
 
 def _clip(box: spaces.Box) -> Convert:

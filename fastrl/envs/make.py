@@ -330,6 +330,8 @@ class EnvFactory:
             offered["randomize"] = self.randomize
         if self.max_episode_steps is not None:
             offered["max_episode_steps"] = self.max_episode_steps
+        if self.action_bounds != "clip" and "action_bounds" not in self.kwargs:
+            offered["action_bounds"] = self.action_bounds
         taken = {name: value for name, value in offered.items() if takes_argument(function, name)}
         limit = None if "max_episode_steps" in taken else self.max_episode_steps
         env = build_legacy(function, {**self.kwargs, **taken}, limit)

@@ -42,9 +42,10 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Args:
             batched: The environments.
             copy: Return copies of the observations; else views that the next step overwrites.
-            exact: Keep observations in the dtypes of their spaces and rewards in float64, for
-                environments that write into views of any floating dtype; else observations are
-                as in the shared table (float64 becomes float32) and rewards float32.
+            exact: Keep observations in the dtypes of their spaces, rewards in float64, and actions
+                in float64 where they are given so, for environments that take views of any
+                floating dtype; else observations are as in the shared table (float64 becomes
+                float32), rewards float32, and actions in the dtype of their space.
             info: Return what ``batched.info()`` knows of each step, arrays ``[n]`` by name.
 
         Raises:
@@ -59,7 +60,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.action_space = batch_space(spec.action_space, self.num_envs)
         self.single_observation_space = _stored(spec.observation_space, exact=exact)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self._copy = copy
+        self._copy, self._exact = copy, exact
         self._info = info
         self._paths = tuple(leaves(self.single_observation_space))
         self._views = StepViews(
@@ -162,7 +163,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     ) -> NDArray[Any]:
         """Return actions as they are stored; others would make compiled code compile again."""
         rows = np.asarray(actions)
-        if rows.dtype != leaf.dtype:
+        kept = self._exact and rows.dtype == np.float64 and np.dtype(leaf.dtype).kind == "f"
+        if rows.dtype != leaf.dtype and not kept:
             if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
                 raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
             if (misfits := beyond(rows, np.dtype(leaf.dtype))) is not None:

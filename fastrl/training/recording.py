@@ -12,9 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionConverter
+from fastrl.envs.animation import Frame, FrameWriter, open_animation
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.screens import draw_without_screen
@@ -24,8 +24,6 @@ from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
 from fastrl.training.durable import make_directory
 from fastrl.training.evaluation import EvaluationProtocol
-
-Frame = NDArray[np.uint8]
 
 _SUFFIXES = (".mp4", ".gif")
 _SMALLEST_SIDE = 240
@@ -157,17 +155,13 @@ def check_video_path(path: Path) -> None:
         )
 
 
-def _writer(path: Path, fps: float) -> Any:  # noqa: ANN401
+def _writer(path: Path, fps: float) -> FrameWriter:
     check_video_path(path)
-    import imageio.v2 as imageio
-
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
     try:
         make_directory(path.parent)
-        if path.suffix.lower() == ".gif":
-            return imageio.get_writer(path, format="GIF", duration=1000 / fps, loop=0)
-        return imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
+        return open_animation(path, fps)
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
 

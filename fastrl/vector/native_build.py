@@ -176,7 +176,5 @@ def _set_model_fields(vector: Vector, fields: Mapping[str, list[Any]]) -> None:
         raise ArgumentError("env_kwargs: these environments cannot differ")
     physics = vector.batched.physics  # type: ignore[attr-defined]
     for name, values in fields.items():
-        rows = physics.expand(name)
-        for index, value in enumerate(values):
-            rows[index] = value
+        physics.assign(name, values)
     physics.derive(np.ones(vector.num_envs, np.bool_))

@@ -153,7 +153,8 @@ def test_single_environment_draws_parameters_as_the_batch_does():
     stream = run(batch, [5], taken)
     single.reset(seed=5)
     for t, action in enumerate(taken):
-        observation, reward, *ends, _ = single.step(action[0][0])
+        # Samplers keep actions inside their space before an environment sees them.
+        observation, reward, *ends, _ = single.step(np.clip(action[0][0], -1, 1))
         assert reward == pytest.approx(stream.rewards[t][0], rel=1e-6)
     assert ends == [False, True]
     np.testing.assert_allclose(stream.finals[-1][0][0], observation, rtol=1e-6)

@@ -5,6 +5,7 @@ import importlib.util
 import imageio.v2 as imageio
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from fastrl.config import ModelConfig
 from fastrl.envs.make import EnvFactory
@@ -13,7 +14,7 @@ from fastrl.models import build_model
 from fastrl.training import recording
 from fastrl.training.evaluation import EvaluationProtocol, evaluate
 from fastrl.training.recording import Recorder
-from tests.training.clockwork import EPISODE
+from tests.training.clockwork import EPISODE, Clockwork
 
 CLOCKWORK = EnvFactory("tests.training.clockwork:Clockwork")
 
@@ -50,6 +51,19 @@ def test_video_shows_every_step_of_every_episode(tmp_path, frames):
     brightness = [int(frame[0, 0, 0]) for frame in frames]
     assert brightness == [60 * step for step in range(EPISODE + 1)] * 2
     assert imageio.mimread(path)[0].shape[:2] == (240, 320)
+
+
+@pytest.mark.parametrize("fps", [125, 67, 50, 30, 8])
+def test_gif_runs_at_the_speed_of_the_environment(tmp_path, monkeypatch, fps):
+    monkeypatch.setitem(Clockwork.metadata, "render_fps", fps)
+    path = tmp_path / "x.gif"
+
+    recorder(episodes=8)(model(), path)
+
+    with Image.open(path) as image:
+        shown = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+    assert min(shown) >= 20
+    assert sum(shown) == pytest.approx(8 * (EPISODE + 1) * 1000 / fps, abs=5.001)
 
 
 def test_returns_are_those_of_the_evaluation(tmp_path):

@@ -59,6 +59,8 @@ class AcrobotParams(NamedTuple):
         max_velocity2: Bound of ``velocity2`` in rad/s.
         goal_height: Height of the free end above which the episode terminates, in links.
         reset_bound: Every quantity of the first state is uniform within ± this.
+        reset_center: What that is around.
+        book_or_nips: 0 for the dynamics of the ``book``, 1 for those of the paper (``nips``).
         max_episode_steps: Time limit, int32.
     """
 
@@ -75,6 +77,8 @@ class AcrobotParams(NamedTuple):
     max_velocity2: Tensor
     goal_height: Tensor
     reset_bound: Tensor
+    reset_center: Tensor
+    book_or_nips: Tensor
     max_episode_steps: Tensor
 
 
@@ -98,15 +102,22 @@ class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
         "max_velocity2": _MAX_VELOCITY_2,
         "goal_height": 1.0,
         "reset_bound": 0.1,
+        "reset_center": 0.0,
+        "book_or_nips": 0.0,
         "max_episode_steps": 500,
+    }
+    switches: ClassVar = {"book_or_nips": {"book": 0.0, "nips": 1.0}}
+    missing: ClassVar = {
+        "torque_noise_max": "its steps are not random; gymnasium's own 'Acrobot-v1' has it"
     }
     noise_size = 4
 
     def initial(self, noise: Tensor, params: AcrobotParams) -> AcrobotState:
         """See `TensorEnv.initial`."""
-        bound = params.reset_bound
+        low = params.reset_center - params.reset_bound
+        high = params.reset_center + params.reset_bound
         theta1, theta2, velocity1, velocity2 = (
-            uniform(noise[..., index], -bound, bound) for index in range(4)
+            uniform(noise[..., index], low, high) for index in range(4)
         )
         return AcrobotState(theta1, theta2, velocity1, velocity2, no_time(theta1))
 
@@ -179,7 +190,9 @@ def _derivatives(motion: _Motion, torque: Tensor, params: AcrobotParams) -> _Mot
         * torch.sin(theta1)
         + phi2
     )
-    acceleration2 = (torque + d2 / d1 * phi1 - coupling * velocity1**2 - phi2) / (
+    # The paper left this term out.
+    thrown = torch.where(params.book_or_nips == 0, coupling, 0.0) * velocity1**2
+    acceleration2 = (torque + d2 / d1 * phi1 - thrown - phi2) / (
         params.mass2 * params.center2**2 + params.inertia - d2**2 / d1
     )
     acceleration1 = -(d2 * acceleration2 + phi1) / d1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.classic_control import kernels
+from fastrl.envs.classic_control.first_states import reset_parameters
 from fastrl.envs.classic_control.kernel_tasks import Batch, Views
 from fastrl.envs.classic_control.streams import new_streams, peek
-from fastrl.envs.lookup import nearest_or_all
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.make import make_tensor
-from fastrl.envs.tensor.randomize import exposed, quantiles, randomizable
+from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable
 from fastrl.errors import EnvError
 
 _FEWEST_ENVS_PER_THREAD = 65_536
@@ -36,7 +37,8 @@ class Options:
     Attributes:
         params: Parameters by name: a number, or one for each environment, ``[n]``.
         max_episode_steps: Time limit in steps; None keeps the id's own.
-        action_bounds: How actions are kept inside a bounded ``Box``.
+        action_bounds: How actions are kept inside a bounded ``Box`` before anything is computed
+            from them; None leaves that to the dynamics, as gymnasium's environments do.
         randomize: Distributions of parameters; see `fastrl.envs.tensor.randomize`.
         expose_params: Observe ``{"observation": …, "params": …}``, where the latter are the
             randomised parameters ``[R]``: they are recorded with the rollout, and a policy sees
@@ -46,7 +48,7 @@ class Options:
 
     params: Mapping[str, Any] | None = None
     max_episode_steps: int | None = None
-    action_bounds: ActionBounds = "clip"
+    action_bounds: ActionBounds | None = "clip"
     randomize: Mapping[str, Any] | None = None
     expose_params: bool = False
     num_threads: int = 1
@@ -165,6 +167,38 @@ class ClassicControlBatch:
         if self._exposes:
             self._show(observation[1])
 
+    @contextmanager
+    def beginning(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Let the episodes that are begun in this context begin where options say.
+
+        Args:
+            options: Those of gymnasium's ``reset``; see `first_states`.
+
+        Raises:
+            EnvError: An option is unknown or does not fit, or its parameter is randomised.
+        """
+        if not options:
+            yield
+            return
+        fields = self._env.params_type._fields
+        kept = [batch.params.copy() for _, batch in self._parts]
+        params = dict(zip(fields, map(np.asarray, self.params()), strict=True))
+        given = reset_parameters(self.spec.id, options, params)
+        for name in given:
+            if name in self.randomized:
+                raise EnvError(f"reset options {list(options)}: env.randomize draws '{name}'")
+        for name, value in given.items():
+            numbers = np.broadcast_to(np.asarray(value, np.float32), self.num_envs)
+            for envs, batch in self._parts:
+                own = batch.params.ndim == 2
+                batch.params[fields.index(name)] = numbers[envs] if own else numbers[0]
+        try:
+            yield
+        finally:
+            rows = [fields.index(name) for name in given]
+            for (_, batch), before in zip(self._parts, kept, strict=True):
+                batch.params[rows] = before[rows]
+
     def close(self) -> None:
         """End the threads; safe to call twice."""
         if self._pool is not None:
@@ -262,13 +296,8 @@ def _values(
     env: TensorEnv[Any, Any], given: Mapping[str, Any], num_envs: int
 ) -> NDArray[np.float32]:
     """Return parameters ``[P]``, or ``[P, n]`` if some differ between environments."""
-    known = randomizable(env)
-    for name in given:
-        if name not in known:
-            hint = nearest_or_all(name, known)
-            raise EnvError(f"'{env.spec.id}' has no parameter '{name}'{hint}")
-    values = {**env.defaults, **given}
-    columns = [_numbers(name, values[name], num_envs) for name in known]
+    values = {**env.defaults, **named(env, given)}
+    columns = [_numbers(name, values[name], num_envs) for name in randomizable(env)]
     return np.stack(np.broadcast_arrays(*columns)).astype(np.float32)
 
 

@@ -52,6 +52,10 @@ class CartPoleParams(NamedTuple):
         theta_threshold: Angle beyond which the episode terminates, in rad.
         x_threshold: Position beyond which the episode terminates, in m.
         reset_bound: Every quantity of the first state is uniform within ± this.
+        reset_center: What that is around.
+        kinematics_integrator: 0 for ``euler``; 1 for ``semi-implicit``, which moves by the
+            velocities after the step.
+        sutton_barto_reward: 1 pays 0 for every step and -1 for the one that terminates.
         max_episode_steps: Time limit, int32.
     """
 
@@ -64,6 +68,9 @@ class CartPoleParams(NamedTuple):
     theta_threshold: Tensor
     x_threshold: Tensor
     reset_bound: Tensor
+    reset_center: Tensor
+    kinematics_integrator: Tensor
+    sutton_barto_reward: Tensor
     max_episode_steps: Tensor
 
 
@@ -83,16 +90,23 @@ class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
         "theta_threshold": _THETA_THRESHOLD,
         "x_threshold": _X_THRESHOLD,
         "reset_bound": 0.05,
+        "reset_center": 0.0,
+        "kinematics_integrator": 0.0,
+        "sutton_barto_reward": 0.0,
         "max_episode_steps": 500,
+    }
+    aliases: ClassVar = {"theta_threshold_radians": "theta_threshold"}
+    switches: ClassVar = {
+        "kinematics_integrator": {"euler": 0.0, "semi-implicit": 1.0},
+        "sutton_barto_reward": {},
     }
     noise_size = 4
 
     def initial(self, noise: Tensor, params: CartPoleParams) -> CartPoleState:
         """See `TensorEnv.initial`."""
-        bound = params.reset_bound
-        x, x_dot, theta, theta_dot = (
-            uniform(noise[..., index], -bound, bound) for index in range(4)
-        )
+        low = params.reset_center - params.reset_bound
+        high = params.reset_center + params.reset_bound
+        x, x_dot, theta, theta_dot = (uniform(noise[..., index], low, high) for index in range(4))
         return CartPoleState(x, x_dot, theta, theta_dot, no_time(x))
 
     def transition(
@@ -108,17 +122,22 @@ class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
             params.length * (4 / 3 - params.masspole * cosine**2 / total_mass)
         )
         x_acceleration = push - polemass_length * theta_acceleration * cosine / total_mass
+        x_dot = state.x_dot + params.tau * x_acceleration
+        theta_dot = state.theta_dot + params.tau * theta_acceleration
+        explicit = params.kinematics_integrator == 0
         reached = CartPoleState(
-            x=state.x + params.tau * state.x_dot,
-            x_dot=state.x_dot + params.tau * x_acceleration,
-            theta=state.theta + params.tau * state.theta_dot,
-            theta_dot=state.theta_dot + params.tau * theta_acceleration,
+            x=state.x + params.tau * torch.where(explicit, state.x_dot, x_dot),
+            x_dot=x_dot,
+            theta=state.theta + params.tau * torch.where(explicit, state.theta_dot, theta_dot),
+            theta_dot=theta_dot,
             time=state.time + 1,
         )
         terminated = (reached.x.abs() > params.x_threshold) | (
             reached.theta.abs() > params.theta_threshold
         )
-        return reached, torch.ones_like(reached.x_dot), terminated
+        usual = params.sutton_barto_reward == 0
+        reward = torch.where(usual, torch.ones_like(x_dot), -terminated.to(x_dot.dtype))
+        return reached, reward, terminated
 
     def observe(self, state: CartPoleState) -> Tensor:
         """Return ``[*, 4]``: x, x_dot, theta, theta_dot."""

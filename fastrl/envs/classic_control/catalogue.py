@@ -44,12 +44,14 @@ def make_vec(
         autoreset_mode: When the next episode begins where one ended: in the same step, or in the
             next one, whose action is then ignored.
         render_mode: ``rgb_array``, or None where nothing is drawn.
-        **kwargs: Those of `build`.
+        **kwargs: Those of `build`. Actions are taken as they are given, as gymnasium takes them,
+            unless ``action_bounds`` says otherwise.
 
     Raises:
         EnvError: There is no such environment, or an argument is unknown or does not fit.
     """
-    return ClassicControlVectorEnv(build(name, num_envs, **kwargs), autoreset_mode, render_mode)
+    batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
+    return ClassicControlVectorEnv(batch, autoreset_mode, render_mode)
 
 
 def make_single(
@@ -67,7 +69,7 @@ def make_single(
     Raises:
         EnvError: There is no such environment, or an argument is unknown or does not fit.
     """
-    options = dataclasses.replace(_options(kwargs), max_episode_steps=2**31 - 1)
+    options = _options({"action_bounds": None, **kwargs, "max_episode_steps": 2**31 - 1})
     return ClassicControlEnv(
         ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options), render_mode
     )

@@ -104,6 +104,8 @@ def _advance_cartpole(batch: Batch, views: Views, first: int, last: int) -> None
     tau = column(batch.params, _CARTPOLE.tau, first, last)
     theta_threshold = column(batch.params, _CARTPOLE.theta_threshold, first, last)
     x_threshold = column(batch.params, _CARTPOLE.x_threshold, first, last)
+    integrator = column(batch.params, _CARTPOLE.kinematics_integrator, first, last)
+    sutton_barto = column(batch.params, _CARTPOLE.sutton_barto_reward, first, last)
     xs, x_dots = batch.state[0, first:last], batch.state[1, first:last]
     thetas, theta_dots = batch.state[2, first:last], batch.state[3, first:last]
     action, reward = views.action[first:last], views.reward[first:last]
@@ -119,13 +121,16 @@ def _advance_cartpole(batch: Batch, views: Views, first: int, last: int) -> None
             at(length, i) * (f32(4 / 3) - at(masspole, i) * cosine * cosine / total)
         )
         x_acceleration = push - lever * theta_acceleration * cosine / total
-        x = xs[i] + dt * x_dot
-        theta = thetas[i] + dt * theta_dot
-        xs[i], thetas[i] = x, theta
         x_dots[i] = x_dot + dt * x_acceleration
         theta_dots[i] = theta_dot + dt * theta_acceleration
-        terminated[i] = (abs(x) > at(x_threshold, i)) | (abs(theta) > at(theta_threshold, i))
-        reward[i] = f32(1)
+        explicit = at(integrator, i) == f32(0)
+        x = xs[i] + dt * (x_dot if explicit else x_dots[i])
+        theta = thetas[i] + dt * (theta_dot if explicit else theta_dots[i])
+        xs[i], thetas[i] = x, theta
+        done = (abs(x) > at(x_threshold, i)) | (abs(theta) > at(theta_threshold, i))
+        terminated[i] = done
+        paid = f32(-1) if done else f32(0)
+        reward[i] = f32(1) if at(sutton_barto, i) == f32(0) else paid
 
 
 def _observe_cartpole(batch: Batch, target: NDArray[np.float32], first: int, last: int) -> None:
@@ -138,8 +143,10 @@ def _observe_cartpole(batch: Batch, target: NDArray[np.float32], first: int, las
 
 def _initialize_cartpole(batch: Batch, env: int) -> None:
     bound = at(column(batch.params, _CARTPOLE.reset_bound, env, env + 1), 0)
+    center = at(column(batch.params, _CARTPOLE.reset_center, env, env + 1), 0)
+    low, high = center - bound, center + bound
     for quantity in range(4):
-        batch.state[quantity, env] = between(batch.noise, env, quantity, -bound, bound)
+        batch.state[quantity, env] = between(batch.noise, env, quantity, low, high)
 
 
 def _advance_pendulum(batch: Batch, views: Views, first: int, last: int) -> None:
@@ -273,7 +280,7 @@ def _accelerations(
     ``body`` has what depends on parameters alone; see `_advance_acrobot`.
     """
     velocity1, velocity2 = velocities
-    own1, own2, coupling, weight1, weight2 = body
+    own1, own2, coupling, weight1, weight2, thrown = body
     sine1, cosine1 = sincos(angles[0])
     sine2, cosine2 = sincos(angles[1])
     d1 = own1 + f32(2) * coupling * cosine2
@@ -282,9 +289,8 @@ def _accelerations(
     phi2 = weight2 * (sine1 * cosine2 + cosine1 * sine2)
     phi1 = weight1 * sine1 + phi2 - swing * velocity2 * (velocity2 + f32(2) * velocity1)
     ratio = d2 / d1
-    acceleration2 = (torque + ratio * phi1 - swing * velocity1 * velocity1 - phi2) / (
-        own2 - d2 * ratio
-    )
+    push = thrown * sine2 * velocity1 * velocity1
+    acceleration2 = (torque + ratio * phi1 - push - phi2) / (own2 - d2 * ratio)
     return -(d2 * acceleration2 + phi1) / d1, acceleration2
 
 
@@ -301,6 +307,7 @@ def _advance_acrobot(batch: Batch, views: Views, first: int, last: int) -> None:
     max_velocity1 = column(batch.params, _ACROBOT.max_velocity1, first, last)
     max_velocity2 = column(batch.params, _ACROBOT.max_velocity2, first, last)
     goal_height = column(batch.params, _ACROBOT.goal_height, first, last)
+    book_or_nips = column(batch.params, _ACROBOT.book_or_nips, first, last)
     theta1s, theta2s = batch.state[0, first:last], batch.state[1, first:last]
     velocity1s, velocity2s = batch.state[2, first:last], batch.state[3, first:last]
     action, reward = views.action[first:last], views.reward[first:last]
@@ -308,15 +315,17 @@ def _advance_acrobot(batch: Batch, views: Views, first: int, last: int) -> None:
     for i in range(theta1s.size):
         q1, q2, v1, v2 = theta1s[i], theta2s[i], velocity1s[i], velocity2s[i]
         own2 = at(mass2, i) * at(center2, i) * at(center2, i) + at(inertia, i)
+        coupling = at(mass2, i) * at(length1, i) * at(center2, i)
         body = (
             at(mass1, i) * at(center1, i) * at(center1, i)
             + at(mass2, i) * at(length1, i) * at(length1, i)
             + at(inertia, i)
             + own2,
             own2,
-            at(mass2, i) * at(length1, i) * at(center2, i),
+            coupling,
             (at(mass1, i) * at(center1, i) + at(mass2, i) * at(length1, i)) * at(gravity, i),
             at(mass2, i) * at(center2, i) * at(gravity, i),
+            coupling if at(book_or_nips, i) == f32(0) else f32(0),
         )
         # One step of fourth-order Runge-Kutta.
         push, h, half = f32(action[i] - 1) * at(torque, i), at(dt, i), f32(0.5) * at(dt, i)
@@ -353,8 +362,10 @@ def _observe_acrobot(batch: Batch, target: NDArray[np.float32], first: int, last
 
 def _initialize_acrobot(batch: Batch, env: int) -> None:
     bound = at(column(batch.params, _ACROBOT.reset_bound, env, env + 1), 0)
+    center = at(column(batch.params, _ACROBOT.reset_center, env, env + 1), 0)
+    low, high = center - bound, center + bound
     for quantity in range(4):
-        batch.state[quantity, env] = between(batch.noise, env, quantity, -bound, bound)
+        batch.state[quantity, env] = between(batch.noise, env, quantity, low, high)
 
 
 ACROBOT = Loops(_advance_acrobot, _observe_acrobot, _initialize_acrobot)

@@ -84,6 +84,7 @@ class Pendulum(TensorEnv[PendulumState, PendulumParams]):
         "reset_speed": 1.0,
         "max_episode_steps": 200,
     }
+    aliases: ClassVar = {"g": "gravity", "m": "mass", "l": "length"}
     noise_size = 2
     supports_gradients = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from importlib.util import find_spec
@@ -17,14 +18,12 @@ from gymnasium.envs.classic_control import (
     MountainCarEnv,
     PendulumEnv,
 )
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.envs.animation import Frame, open_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import nearest
 from fastrl.errors import EnvError
-
-Frame = NDArray[np.uint8]
 
 _INSTALL = "pip install 'fastrl[video]'"
 _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
@@ -63,6 +62,7 @@ class Renderer:
             raise EnvError(f"cannot draw '{name}'{nearest(name, _ENVS)}")
         self._name = name
         self._env: Any = _ENVS[name](render_mode="rgb_array")
+        self._usual = {theirs: getattr(self._env, theirs) for theirs in _SHOWN[name].values()}
         quicken(self._env)
 
     def render(
@@ -86,9 +86,10 @@ class Renderer:
         state = getattr(state, "inner", state)
         *quantities, _ = (_number(quantity, index) for quantity in state)
         self._env.state = np.array(quantities)
-        if params is not None:
-            for name, theirs in _SHOWN[self._name].items():
-                setattr(self._env, theirs, _number(getattr(params, name), index))
+        for name, theirs in _SHOWN[self._name].items():
+            usual = self._usual[theirs]
+            shown = usual if params is None else _number(getattr(params, name), index)
+            setattr(self._env, theirs, shown)
         if self._name == "Pendulum-v1":
             bound = self._env.max_torque
             self._env.last_u = None if torque is None else max(-bound, min(torque, bound))
@@ -113,20 +114,15 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
         fps: Pictures per second.
 
     Raises:
-        EnvError: The format is unknown, or a package for it is missing.
+        EnvError: The format is unknown, a package for it is missing, or the speed is none.
     """
-    import imageio.v2 as imageio
-
-    match path.suffix.lower():
-        case ".gif":
-            writer = imageio.get_writer(path, format="GIF", duration=1000 / fps, loop=0)
-        case ".mp4":
-            if find_spec("imageio_ffmpeg") is None:
-                raise EnvError(f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}")
-            writer = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
-        case _:
-            raise EnvError(f"'{path}' must end in .gif or .mp4")
-    with closing(writer):
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise EnvError(f"'{path}' must end in .gif or .mp4")
+    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise EnvError(f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}")
+    if not 0 < fps < math.inf:
+        raise EnvError(f"fps must be a number of pictures per second above 0, got {fps!r}")
+    with closing(open_animation(path, fps)) as writer:
         for frame in frames:
             writer.append_data(frame)
 

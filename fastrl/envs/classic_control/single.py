@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.classic_control.batch import ClassicControlBatch
 from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer, checked_render_mode
-from fastrl.errors import EnvError
 from fastrl.spaces import leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
@@ -56,16 +55,15 @@ class ClassicControlEnv(gymnasium.Env[Any, Any]):
         """Begin an episode: the first of a seed's stream, or without a seed the next.
 
         Raises:
-            EnvError: There are options; none are known.
+            EnvError: An option is unknown or does not fit; see `first_states`.
         """
         super().reset(seed=seed)
-        if options:
-            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {list(options)}")
-        if seed is None and self._seeded:
-            self.batched.restart(np.ones(1, np.bool_), self._observation)
-        else:
-            first = int(self.np_random.integers(_MAX_SEED)) if seed is None else seed
-            self.batched.reset([first], self._observation)
+        with self.batched.beginning(options or {}):
+            if seed is None and self._seeded:
+                self.batched.restart(np.ones(1, np.bool_), self._observation)
+            else:
+                first = int(self.np_random.integers(_MAX_SEED)) if seed is None else seed
+                self.batched.reset([first], self._observation)
         self._seeded = True
         self._action = None
         return self._copied(), {}

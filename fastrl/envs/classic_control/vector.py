@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from fastrl.envs.animation import Frame
 from fastrl.envs.classic_control.batch import ClassicControlBatch
-from fastrl.envs.classic_control.render import FRAMES_PER_S, Frame, Renderer, checked_render_mode
+from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer, checked_render_mode
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.spaces import unflatten
@@ -75,25 +76,28 @@ class ClassicControlVectorEnv(BatchedVectorEnv):
             seed: One for each environment, or the first of consecutive ones; None goes on from
                 the last seed.
             options: ``reset_mask``, ``[n]`` bool: the environments to reset, which go on with
-                their streams.
+                their streams. Others say where these episodes begin; see `first_states`.
 
         Raises:
             EnvError: There is not one seed per environment, an option is unknown, or some
                 environments are to be reset with a seed or before the first reset of all.
         """
-        if not options:
-            self._waiting[:] = False
-            return super().reset(seed=seed)
-        mask = np.asarray(options.get("reset_mask"))
-        if set(options) != {"reset_mask"} or mask.shape != (self.num_envs,) or mask.dtype != bool:
-            raise EnvError(
-                f"options: expected {{'reset_mask': [{self.num_envs}] bool}}, got {options}"
-            )
-        if seed is not None or not self.batched.started:
-            raise EnvError("options['reset_mask'] needs a reset of all before it, and no seed")
-        self.batched.restart(mask, self._views.observation)
-        self._waiting[mask] = False
-        return self._observation(), {}
+        bounds = dict(options or {})
+        given = bounds.pop("reset_mask", None)
+        with self.batched.beginning(bounds):
+            if given is None:
+                self._waiting[:] = False
+                return super().reset(seed=seed)
+            mask = np.asarray(given)
+            if mask.shape != (self.num_envs,) or mask.dtype != bool:
+                raise EnvError(
+                    f"options: expected {{'reset_mask': [{self.num_envs}] bool}}, got {options}"
+                )
+            if seed is not None or not self.batched.started:
+                raise EnvError("options['reset_mask'] needs a reset of all before it, and no seed")
+            self.batched.restart(mask, self._views.observation)
+            self._waiting[mask] = False
+            return self._observation(), {}
 
     def step(
         self,

@@ -33,9 +33,10 @@ from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews
-from fastrl.envs.mujoco.keywords import Parameters, parse
+from fastrl.envs.mujoco.keywords import Parameters, is_whole, parse
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.physics import Rows as Which
 from fastrl.envs.mujoco.randomization import Randomization
@@ -60,14 +61,15 @@ class Step:
 
     Attributes:
         now: Fields after the step.
-        action: ``[n, nu]`` float32: what was applied.
+        action: ``[n, nu]`` float32 (float64 where gymnasium's interface was given that): what
+            MuJoCo got, which clamps it to the actuators' ranges by itself.
         before: What `MujocoBatchedEnv.tracked` returned before the step.
         after: What it returned after the step.
         terminated: ``[n]`` bool, as `MujocoBatchedEnv.terminated` returned it; None for never.
     """
 
     now: Fields
-    action: NDArray[np.float32]
+    action: NDArray[Any]
     before: Any
     after: Any
     terminated: NDArray[np.bool_] | None
@@ -108,7 +110,7 @@ class MujocoBatchedEnv(ABC):
         randomize: Mapping[str, Any] | None = None,
         *,
         num_threads: int = 1,
-        action_bounds: ActionBounds = "clip",
+        action_bounds: ActionBounds | None = "clip",
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Load the model and create the simulations; `reset` starts their episodes.
@@ -118,17 +120,16 @@ class MujocoBatchedEnv(ABC):
             max_episode_steps: Time limit in steps; None keeps the class's, -1 is no limit.
             randomize: Distributions of fields of the model; see `fastrl.envs.mujoco.randomization`.
             num_threads: Threads that step; one is right inside an env worker.
-            action_bounds: How actions are kept inside the actuators' ranges.
+            action_bounds: How actions are kept inside the actuators' ranges before anything is
+                computed from them; None leaves that to MuJoCo, so that costs are those of the
+                actions as given, as in gymnasium's robots.
             **kwargs: Fields of `Params`.
 
         Raises:
             EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
         """
-        if num_envs < 1 or num_threads < 1:
-            raise EnvError(
-                f"num_envs and num_threads must be at least 1, got {num_envs} and {num_threads}"
-            )
-        self.num_envs = num_envs
+        self.num_envs = _whole("num_envs", num_envs)
+        num_threads = _whole("num_threads", num_threads)
         self.params = parse(self._name, self.Params, kwargs)
         path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
         self.physics = Physics(path, num_envs, self.fields(), num_threads)
@@ -287,15 +288,24 @@ class MujocoBatchedEnv(ABC):
         Args:
             render_mode: ``rgb_array`` or None.
             view: How pictures are taken.
-            **kwargs: Those of the class.
+            **kwargs: Those of the class, but that ``action_bounds`` is None by default.
 
         Raises:
             EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
         """
-        return SingleMujocoEnv(cls(1, **kwargs), view or View(), render_mode)
+        batched = cls(1, **kwargs)
+        if "action_bounds" not in kwargs:
+            batched.take_actions_as_given()
+        return SingleMujocoEnv(batched, view or View(), render_mode)
+
+    def take_actions_as_given(self) -> None:
+        """Leave it to MuJoCo to keep actions inside the actuators' ranges; see `__init__`."""
+        self._actions = ActionConverter(self.spec.action_space, None)
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
         self._clock = 0
+        # The model may have been given other time steps since.
+        self.dt = _dt(self.physics, self._nstep)
         self._restart(np.arange(self.num_envs), first=first)
         self._tracked = self._track()
         _write(self.observation(self.physics.now), observation[0])
@@ -347,9 +357,10 @@ def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
 
 
 def _sum(terms: Terms) -> Any:  # noqa: ANN401
-    total: Any = None
-    for term in terms.values():
-        total = term if total is None else total + term
+    # In float64: the sum of two flags would be a flag, and small integers would wrap around.
+    total, *others = (np.asarray(term, np.float64) for term in terms.values())
+    for term in others:
+        total = total + term
     return total
 
 
@@ -360,16 +371,20 @@ def _dt(physics: Physics, nstep: int) -> Any:  # noqa: ANN401
 
 def _limit(asked: int | None, default: int | None) -> int | None:
     limit = default if asked is None else asked
-    if limit is not None and limit < 1 and limit != -1:
-        raise EnvError(f"max_episode_steps must be at least 1, or -1 for no limit, got {limit}")
-    return None if limit == -1 else limit
+    if limit is None or (is_whole(limit) and limit == -1):
+        return None
+    return _whole("max_episode_steps", limit, ", or -1 for no limit")
 
 
 def _frame_skip(asked: Any, default: int) -> int:  # noqa: ANN401
-    frame_skip = default if asked is None else asked
-    if frame_skip < 1:
-        raise EnvError(f"frame_skip must be at least 1, got {frame_skip}")
-    return int(frame_skip)
+    return _whole("frame_skip", default if asked is None else asked)
+
+
+def _whole(name: str, value: Any, hint: str = "") -> int:  # noqa: ANN401
+    """Return a whole number as Python's, which no sum with it makes overflow."""
+    if not is_whole(value) or value < 1:
+        raise EnvError(f"{name} must be a whole number of at least 1{hint}, got {brief(value)}")
+    return int(value)
 
 
 def _model_path(xml_file: str | Path) -> Path:

@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
 from fastrl.envs.mujoco_clock import timers_off
@@ -27,6 +28,34 @@ Rows = NDArray[np.bool_] | NDArray[np.intp]
 _STATE = ("qpos", "qvel", "ctrl")
 # What MuJoCo computes after the constraint solver, and only where it is asked to.
 _POST_CONSTRAINT = frozenset({"cacc", "cfrc_int", "cfrc_ext"})
+# Values of the model with which the dynamics mean nothing; MuJoCo steps some of them to NaN.
+_POSITIVE = frozenset({"body_inertia", "body_mass", "geom_size", "timestep"})
+_NOT_NEGATIVE = frozenset(
+    {"density", "dof_armature", "dof_frictionloss", "geom_friction", "viscosity"}
+)
+
+
+def bound(name: str) -> str:
+    """Return what values of a field of the model must be; empty where any finite number will do."""
+    if name in _POSITIVE:
+        return "above 0 where the model's own value is, and not negative elsewhere"
+    return "not negative" if name in _NOT_NEGATIVE else ""
+
+
+def within(name: str, values: NDArray[Any], base: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which values of a field are finite and as `bound` says, in their shape.
+
+    Args:
+        name: The field.
+        values: Values of some elements.
+        base: The model's own values of these.
+    """
+    fits: NDArray[np.bool_] = np.isfinite(values)
+    if name in _POSITIVE:
+        fits &= (values > 0) | ((values == 0) & (base <= 0))
+    elif name in _NOT_NEGATIVE:
+        fits &= values >= 0
+    return fits
 
 
 class Fields:
@@ -146,6 +175,32 @@ class Physics:
                 raise EnvError(f"the model's field '{name}': {error}{hint}") from None
         return self._expanded[name]
 
+    def assign(self, name: str, values: Sequence[Any]) -> None:
+        """Give every simulation its own value of a field of the model.
+
+        Args:
+            name: The field; see `expand`.
+            values: One of the field's shape for each simulation.
+
+        Raises:
+            EnvError: The model has no such field, or a value does not fit.
+        """
+        rows = self.expand(name)
+        base = rows[0].copy()
+        for index, value in enumerate(values):
+            try:
+                rows[index] = value
+            except (TypeError, ValueError) as error:
+                raise EnvError(
+                    f"the model's field '{name}' of env {index} must have the shape "
+                    f"{base.shape}: {error}"
+                ) from None
+            if not within(name, rows[index], base).all():
+                raise EnvError(
+                    f"the model's field '{name}' of env {index} must be "
+                    f"{bound(name) or 'finite'}, got {brief(value)}"
+                )
+
     def derive(self, rows: Rows) -> None:
         """Recompute what MuJoCo derives from expanded fields, such as masses of subtrees."""
         try:
@@ -193,6 +248,8 @@ def _load(path: Path, *, contact_forces: bool) -> mujoco.MjModel:
             model = spec.compile()
     except (ValueError, OSError) as error:
         raise EnvError(f"cannot load '{path}': {' '.join(str(error).split())}") from error
+    if not 0 < model.opt.timestep < np.inf:
+        raise EnvError(f"'{path}': the option timestep must be above 0 s, got {model.opt.timestep}")
     if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
         # This solver knows no islands, yet MuJoCo looks for them: 4 % of a humanoid's step.
         # Newton's solves by island, and without them differs in the last bits, if rarely.

@@ -11,21 +11,23 @@ to the model's own value::
 ``scale``, ``add`` and ``set`` take a distribution or a constant; parameters of a distribution are
 numbers, or lists that broadcast against the elements. ``of`` selects elements of the field by name
 or index. ``shared`` draws one number for all of them. ``every: env`` keeps the first draw for
-good, ``every: episode`` (the default) draws anew.
+good, ``every: episode`` (the default) draws anew. A mass, inertia, size or time step stays above 0,
+and a friction, armature, density or viscosity does not become negative: a distribution that could
+leave these bounds is an error, but that ``normal`` draws again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.lookup import nearest, nearest_or_all
-from fastrl.envs.mujoco.physics import Physics, Rows
+from fastrl.envs.mujoco.physics import Physics, Rows, bound, within
 from fastrl.errors import EnvError
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]
@@ -35,6 +37,8 @@ _OPERATIONS: dict[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
     "add": np.add,
     "set": lambda base, drawn: np.broadcast_to(drawn, base.shape),
 }
+_TRIES = 1000
+"""Draws until a normal one is within the field's bounds."""
 _OPTIONS = ("of", "shared", "every")
 _EVERY = ("episode", "env")
 # Fields that no derived constant of the model depends on.
@@ -55,27 +59,62 @@ _NAMED = {
 }
 
 
+class _Distribution(NamedTuple):
+    """What is drawn, and its least and greatest values; none where it has no ends."""
+
+    draw: Draw
+    ends: tuple[NDArray[Any], ...] = ()
+
+
 @dataclass(frozen=True)
 class _Rule:
     """How one field is drawn."""
 
+    name: str
     values: NDArray[Any]
     base: NDArray[Any]
     elements: NDArray[np.intp] | None
     operation: str
-    draw: Draw
+    distribution: _Distribution
     shared: bool
     every_episode: bool
     where: str
 
     def apply(self, row: int, generator: np.random.Generator) -> None:
         base = self.base if self.elements is None else self.base[self.elements]
-        drawn = self.draw(generator, () if self.shared else base.shape)
-        value = _OPERATIONS[self.operation](base, drawn)
+        value = self._drawn(base, generator)
+        for _ in range(_TRIES):
+            fits = within(self.name, value, base)
+            if fits.all():
+                break
+            again = self._drawn(base, generator)
+            value = again if self.shared else np.where(fits, value, again)
+        else:
+            raise self._out_of_bounds(value)
         if self.elements is None:
             self.values[row] = value
         else:
             self.values[row, self.elements] = value
+
+    def _drawn(self, base: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+        drawn = self.distribution.draw(generator, () if self.shared else base.shape)
+        return _OPERATIONS[self.operation](base, drawn)
+
+    def check_ends(self) -> None:
+        """Refuse a distribution that has values that the field cannot take.
+
+        Raises:
+            EnvError: Says which value.
+        """
+        base = self.base if self.elements is None else self.base[self.elements]
+        for end in self.distribution.ends:
+            value = _OPERATIONS[self.operation](base, end)
+            if not within(self.name, value, base).all():
+                raise self._out_of_bounds(value)
+
+    def _out_of_bounds(self, value: NDArray[Any]) -> EnvError:
+        wanted = bound(self.name) or "finite"
+        return EnvError(f"{self.where}: must be {wanted}; it may become {np.min(value):.4g}")
 
 
 class Randomization:
@@ -133,11 +172,12 @@ def _rule(physics: Physics, name: str, specification: object) -> _Rule:
     values = physics.expand(name)
     of = specification.get("of")
     rule = _Rule(
+        name=name,
         values=values,
         base=values[0].copy(),
         elements=None if of is None else _elements(physics.model, name, of),
         operation=operations[0],
-        draw=_distribution(specification[operations[0]], f"{where}.{operations[0]}"),
+        distribution=_distribution(specification[operations[0]], f"{where}.{operations[0]}"),
         shared=shared,
         every_episode=every == "episode",
         where=where,
@@ -150,6 +190,7 @@ def _try(rule: _Rule) -> None:
     """Draw once and put the value back, so that what does not fit shows at the start."""
     kept = rule.values[0].copy()
     try:
+        rule.check_ends()
         rule.apply(0, np.random.default_rng(0))
     except (ValueError, IndexError, TypeError) as error:
         wanted = "" if rule.elements is None else f" of elements {rule.elements.tolist()}"
@@ -160,10 +201,10 @@ def _try(rule: _Rule) -> None:
         rule.values[0] = kept
 
 
-def _distribution(specification: object, where: str) -> Draw:
+def _distribution(specification: object, where: str) -> _Distribution:
     if not isinstance(specification, Mapping):
         constant = _numbers(specification, where)
-        return lambda generator, shape: constant
+        return _Distribution(lambda generator, shape: constant, (constant,))
     if len(specification) != 1:
         raise EnvError(f"{where}: expected one distribution, got {list(specification)}")
     ((name, arguments),) = specification.items()
@@ -172,7 +213,10 @@ def _distribution(specification: object, where: str) -> Draw:
         choices = _numbers(arguments, where)
         if choices.ndim == 0 or not len(choices):
             raise EnvError(f"{where}: expected a list of values, got {arguments!r}")
-        return lambda generator, shape: choices[generator.integers(len(choices), size=shape)]
+        return _Distribution(
+            lambda generator, shape: choices[generator.integers(len(choices), size=shape)],
+            (choices.min(0), choices.max(0)),
+        )
     if name not in _TWO_PARAMETERS:
         known = ("choice", *_TWO_PARAMETERS)
         hint = nearest_or_all(str(name), known)
@@ -183,7 +227,10 @@ def _distribution(specification: object, where: str) -> Draw:
     if name == "log_uniform" and min(first.min(), second.min()) <= 0:
         raise EnvError(f"{where}: expected numbers above 0, got {arguments!r}")
     sample = _TWO_PARAMETERS[name]
-    return lambda generator, shape: sample(generator, first, second, _common(shape, first, second))
+    return _Distribution(
+        lambda generator, shape: sample(generator, first, second, _common(shape, first, second)),
+        () if name == "normal" else (first, second),
+    )
 
 
 def _common(shape: tuple[int, ...], *parameters: NDArray[Any]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import copy
 import importlib
 import os
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,29 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
+from fastrl.envs.lookup import nearest_or_all
+from fastrl.envs.mujoco.keywords import is_whole
 from fastrl.envs.mujoco.physics import Physics
 from fastrl.envs.screens import has_screen
 from fastrl.errors import EnvError
 
 _BACKENDS = ("glfw", "egl", "osmesa")
-_MAX_GEOMETRIES = 10_000
+_GREATEST_SIDE = 16_384
+_CAMERA = frozenset(
+    {
+        "azimuth",
+        "distance",
+        "elevation",
+        "fixedcamid",
+        "lookat",
+        "orthographic",
+        "trackbodyid",
+        "type",
+    }
+)
+"""What can be said of a free camera; see MuJoCo's ``mjvCamera``."""
+_FLAGS = int(mujoco.mjtVisFlag.mjNVISFLAG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +54,85 @@ class View:
         width: Of the picture, in pixels.
         height: Of the picture, in pixels.
         camera: Name or index of one of the model's cameras, -1 for a free one that sees it all;
-            None for the model's first camera where it has one.
+            None for the model's first camera where it has one, or for a free one where
+            ``camera_config`` says what it is like.
+        camera_config: Attributes of a free camera, such as ``distance``, as in gymnasium's
+            ``default_camera_config``; what it does not say is as in gymnasium's pictures.
+        max_geom: Geometries in a picture at most.
+        visual_options: MuJoCo's flags of what is drawn (``mjtVisFlag``), by index.
+
+    Raises:
+        EnvError: A value does not fit.
     """
 
     width: int = 480
     height: int = 480
     camera: int | str | None = None
+    camera_config: Mapping[str, Any] | None = None
+    max_geom: int = 10_000
+    visual_options: Mapping[int, bool] | None = None
+
+    def __post_init__(self) -> None:
+        """Reject values that do not fit."""
+        for name, most in (
+            ("width", _GREATEST_SIDE),
+            ("height", _GREATEST_SIDE),
+            ("max_geom", 10**6),
+        ):
+            number = getattr(self, name)
+            if not is_whole(number) or not 1 <= number <= most:
+                raise EnvError(
+                    f"{name} must be a whole number from 1 to {most:,}, got {brief(number)}"
+                )
+        if not (self.camera is None or isinstance(self.camera, str) or is_whole(self.camera)):
+            raise EnvError(f"a camera is a name or an index, got {brief(self.camera)}")
+        if self.visual_options is not None:
+            _check_flags(self.visual_options)
+        if self.camera_config is None:
+            return
+        if self.camera not in (None, -1):
+            raise EnvError(
+                "default_camera_config is for a free camera; leave out either it or the camera "
+                f"{self.camera!r}"
+            )
+        _check_config(self.camera_config)
+
+
+def _check_flags(options: Any) -> None:  # noqa: ANN401
+    """Refuse what are no flags by index."""
+    if not isinstance(options, Mapping) or not all(
+        is_whole(flag) and 0 <= flag < _FLAGS and isinstance(value, bool | np.bool_ | int)
+        for flag, value in options.items()
+    ):
+        raise EnvError(
+            f"visual_options are true or false by index, 0 to {_FLAGS - 1}, got {brief(options)}"
+        )
+
+
+def _check_config(config: Any) -> None:  # noqa: ANN401
+    """Refuse what are no attributes of a free camera."""
+    if not isinstance(config, Mapping):
+        raise EnvError(f"default_camera_config must be attributes by name, got {brief(config)}")
+    for name, value in config.items():
+        if name not in _CAMERA:
+            hint = nearest_or_all(str(name), sorted(_CAMERA))
+            raise EnvError(f"default_camera_config: a camera has no '{name}'{hint}")
+        try:
+            fits = bool(np.isfinite(np.asarray(value, np.float64)).all())
+            _set(mujoco.MjvCamera(), name, value)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            wanted = "three numbers" if name == "lookat" else "a number"
+            raise EnvError(f"default_camera_config: {name} must be {wanted}, got {brief(value)}")
+
+
+def _set(camera: mujoco.MjvCamera, name: str, value: Any) -> None:  # noqa: ANN401
+    """Set an attribute of a camera, be it a number or a place."""
+    if name == "lookat":
+        camera.lookat[:] = np.asarray(value, np.float64).reshape(3)
+    else:
+        setattr(camera, name, value)
 
 
 def checked_render_mode(mode: str | None) -> str | None:
@@ -71,9 +162,14 @@ class Photographer:
         size.offwidth = max(size.offwidth, view.width)
         size.offheight = max(size.offheight, view.height)
         self._data = mujoco.MjData(self._model)
-        self._camera = _camera(self._model, view.camera)
-        self._scene = mujoco.MjvScene(self._model, _MAX_GEOMETRIES)
+        self._camera = camera(self._model, view)
+        if view.camera_config is not None:
+            physics.copy_to(0, self._model, self._data)
+            _arrange(self._camera, self._model, self._data, view.camera_config)
+        self._scene = mujoco.MjvScene(self._model, view.max_geom)
         self._options = mujoco.MjvOption()
+        for flag, value in (view.visual_options or {}).items():
+            self._options.flags[flag] = value
         self._rectangle = mujoco.MjrRect(0, 0, view.width, view.height)
         self._context, self._gl = _open(self._model, view)
         self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
@@ -108,12 +204,28 @@ class Photographer:
         atexit.unregister(self._finalizer)
 
 
-def _camera(model: mujoco.MjModel, wanted: int | str | None) -> mujoco.MjvCamera:
-    """Return a camera of the model, or a free one.
+def _arrange(
+    camera: mujoco.MjvCamera,
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    config: Mapping[str, Any],
+) -> None:
+    """Place a free camera where gymnasium places it, but for what ``config`` says."""
+    fresh = mujoco.MjvCamera()
+    camera.azimuth, camera.elevation = fresh.azimuth, fresh.elevation
+    camera.lookat[:] = np.median(data.geom_xpos, axis=0)
+    camera.distance = model.stat.extent
+    for name, value in config.items():
+        _set(camera, name, value)
+
+
+def camera(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
+    """Return the camera of a view: one of the model's, or a free one.
 
     Raises:
         EnvError: The model has no such camera.
     """
+    wanted = -1 if view.camera_config is not None else view.camera
     names = [model.camera(index).name for index in range(model.ncam)]
     if isinstance(wanted, str):
         if wanted not in names:
@@ -123,13 +235,13 @@ def _camera(model: mujoco.MjModel, wanted: int | str | None) -> mujoco.MjvCamera
         wanted = 0 if names else -1
     elif not -1 <= wanted < len(names):
         raise EnvError(f"the model has no camera {wanted}; it has {names}, and -1 is a free one")
-    camera = mujoco.MjvCamera()
+    found = mujoco.MjvCamera()
     if wanted < 0:
-        mujoco.mjv_defaultFreeCamera(model, camera)
+        mujoco.mjv_defaultFreeCamera(model, found)
     else:
-        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        camera.fixedcamid = wanted
-    return camera
+        found.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        found.fixedcamid = wanted
+    return found
 
 
 def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:

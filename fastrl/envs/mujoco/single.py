@@ -62,13 +62,22 @@ class SingleMujocoEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        """Step once; the last observation of an episode is that of its end."""
+        """Step once; the last observation of an episode is that of its end.
+
+        Raises:
+            EnvError: The action has another shape; some would silently be broadcast.
+        """
+        action = np.asarray(action)
+        if action.shape != self.action_space.shape:
+            raise EnvError(
+                f"the action has the shape {action.shape}; expected {self.action_space.shape}"
+            )
         # Exact: the batch writes into views of any floating dtype.
         reward: Any = np.zeros(1)
         terminated, truncated = np.zeros(1, np.bool_), np.zeros(1, np.bool_)
         self.batched.step(
             StepViews(
-                action=(np.asarray(action)[None],),
+                action=(action[None],),
                 observation=(self._observation,),
                 reward=reward,
                 terminated=terminated,

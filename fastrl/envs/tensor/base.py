@@ -53,6 +53,9 @@ class TensorEnv(ABC, Generic[S, P]):
         state_type: The class of its states.
         params_type: The class of its parameters.
         defaults: Their values in gymnasium's environment, by field of ``params_type``.
+        aliases: What gymnasium calls parameters, where that differs: their names here.
+        switches: Parameters that are 0 or 1, and the words that stand for these.
+        missing: Gymnasium's arguments that do not exist here, and what to do without them.
         noise_size: Random numbers that each call of `reset` and `step` consumes per environment.
         supports_gradients: Whether the dynamics can be differentiated.
         differentiable: Whether gradients flow through `reset` and `step`. They stop where an
@@ -63,6 +66,9 @@ class TensorEnv(ABC, Generic[S, P]):
     state_type: type[S]
     params_type: type[P]
     defaults: ClassVar[Mapping[str, float]]
+    aliases: ClassVar[Mapping[str, str]] = {}
+    switches: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    missing: ClassVar[Mapping[str, str]] = {}
     noise_size: int
     supports_gradients: bool = False
 

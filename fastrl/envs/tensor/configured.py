@@ -12,7 +12,7 @@ from fastrl.envs.make import EnvFactory
 from fastrl.envs.native import NAMESPACE
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.make import TENSOR_ENVS, make_tensor
-from fastrl.envs.tensor.randomize import Randomized, randomizable
+from fastrl.envs.tensor.randomize import Randomized, named
 from fastrl.errors import EnvError
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     env, params = make_tensor(name, device=device)
     given = dict(config.kwargs)
     expose = given.pop("expose_params", False)
-    known = randomizable(env)
-    for key, value in given.items():
-        if key not in known:
-            raise EnvError(f"env.kwargs: '{name}' has no parameter '{key}'{nearest(key, known)}")
+    for key, value in named(env, given).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise EnvError(f"env.kwargs.{key}: expected a number, got {value!r}")
         params = params._replace(**{key: torch.full_like(getattr(params, key), value)})

@@ -58,6 +58,39 @@ def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
     return [name for name in env.defaults if name != "max_episode_steps"]
 
 
+def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters by their names here, with words as the numbers they stand for.
+
+    Args:
+        env: The environment.
+        given: Parameters by name, here or in gymnasium.
+
+    Raises:
+        EnvError: One is unknown, is given twice, or is a switch that is neither on nor off.
+    """
+    known, found = randomizable(env), {}
+    for key, value in given.items():
+        name = env.aliases.get(key, key)
+        if name in env.missing:
+            raise EnvError(f"'{env.spec.id}' has no '{name}' here: {env.missing[name]}")
+        if name not in known:
+            hint = nearest_or_all(str(key), [*known, *env.aliases])
+            raise EnvError(f"'{env.spec.id}' has no parameter '{key}'{hint}")
+        if name in found:
+            raise EnvError(f"'{env.spec.id}': '{key}' is another name of a parameter given too")
+        found[name] = _switched(name, value, env.switches[name]) if name in env.switches else value
+    return found
+
+
+def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:  # noqa: ANN401
+    """Return a switch as 0.0 or 1.0, or one of these for each environment."""
+    numbers = np.array([words.get(each, each) for each in np.ravel(value).tolist()])
+    if numbers.dtype.kind not in "biuf" or not np.isin(numbers, (0, 1)).all():
+        known = " or ".join(map(repr, words)) or "true or false"
+        raise EnvError(f"env.kwargs.{name}: expected {known}, got {value!r}")
+    return numbers.astype(np.float64) if np.ndim(value) else float(numbers[0])
+
+
 def exposed(spec: EnvSpec, count: int) -> EnvSpec:
     """Return the spec of an environment that also observes ``count`` randomised parameters.
 

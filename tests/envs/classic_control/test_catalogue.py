@@ -167,12 +167,32 @@ assert env.reset(seed=0)[0].shape == (2, 3)
         (lambda: vector(render_mode="human"), "render_mode must be 'rgb_array' or None"),
         (lambda: vector(lenght=1), "no parameter 'lenght'; did you mean 'length'"),
         (lambda: catalogue.build("fastrl/CartPole-v7", 1), "did you mean 'CartPole-v1'"),
-        (lambda: vector().reset(options={"low": 1}), "expected {'reset_mask'"),
+        (lambda: vector().reset(options={"reset_mask": [1]}), "expected {'reset_mask'"),
+        (
+            lambda: vector().reset(options={"lower": 1}),
+            "no reset option 'lower'; did you mean 'low",
+        ),
+        (lambda: vector().reset(options={"low": 1}), "'low' must not be above 'high', got 1.0 and"),
+        (lambda: vector().reset(options={"low": "a"}), "'low' must be a number, got 'a'"),
         (
             lambda: vector().reset(options={"reset_mask": np.ones(N, bool)}),
             "needs a reset of all before it",
         ),
-        (lambda: gymnasium.make("fastrl/CartPole-v1").reset(options={"low": 1}), "no reset opt"),
+        (lambda: gymnasium.make("fastrl/CartPole-v1").reset(options={"x": 1}), "no reset option"),
+        (
+            lambda: vector("Pendulum-v1").reset(options={"x_init": -1}),
+            "must not be negative, got -1",
+        ),
+        (
+            lambda: vector(kinematics_integrator="rk4"),
+            "expected 'euler' or 'semi-implicit', got 'rk4'",
+        ),
+        (lambda: vector(sutton_barto_reward=0.5), "expected true or false, got 0.5"),
+        (
+            lambda: vector("Acrobot-v1", torque_noise_max=1.0),
+            "'Acrobot-v1' has no 'torque_noise_max'",
+        ),
+        (lambda: vector("Pendulum-v1", g=1.0, gravity=2.0), "'gravity' is another name of a param"),
     ],
 )
 def test_misuse_says_what_would_be_right(build, message):

@@ -55,6 +55,30 @@ def test_parameters_show():
 
 
 @needs_pygame
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("Acrobot-v1", "length1", 0.5),
+        ("CartPole-v1", "length", 1.0),
+        ("CartPole-v1", "x_threshold", 4.0),
+        ("MountainCar-v0", "goal_position", 0.2),
+        ("MountainCarContinuous-v0", "goal_position", 0.2),
+    ],
+)
+def test_picture_without_parameters_is_of_the_usual_ones_whatever_was_drawn_before(
+    name, field, value
+):
+    env, params = make_tensor(name)
+    _, state = env.reset(torch.full((env.noise_size,), 0.75), params)
+    renderer = Renderer(name)
+    usual = renderer.render(state).copy()
+    other = renderer.render(state, None, params._replace(**{field: torch.tensor(value)})).copy()
+    assert (other != usual).any()
+    np.testing.assert_array_equal(renderer.render(state), usual)
+    renderer.close()
+
+
+@needs_pygame
 def test_environments_render_themselves():
     many = gymnasium.make_vec("fastrl/Pendulum-v1", num_envs=2, render_mode="rgb_array")
     many.reset(seed=0)
@@ -91,6 +115,9 @@ def test_animation_is_a_video_where_asked_for(tmp_path):
 def test_what_cannot_be_drawn_says_so(tmp_path):
     with pytest.raises(EnvError, match="must end in"):
         save_animation(pictures(), tmp_path / "a.avi", fps=10)
+    with pytest.raises(EnvError, match="fps must be a number of pictures per second above 0"):
+        save_animation(pictures(), tmp_path / "a.gif", fps=0)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(EnvError, match="cannot draw 'CartPol'; did you mean 'CartPole-v1'"):
         Renderer("CartPol")
 

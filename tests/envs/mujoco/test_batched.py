@@ -101,6 +101,49 @@ def test_termination_wins_over_the_time_limit(jumper_class, drive):
     assert not driver.truncated.any()
 
 
+@pytest.mark.parametrize("limit", [2**31, 2**63, np.int32(2**31 - 1), np.int64(2**63 - 1)])
+def test_limit_of_any_size_cuts_no_episode_before_its_time(jumper_class, drive, limit):
+    driver = drive(jumper_class(1, max_episode_steps=limit))
+    driver.reset()
+    lengths, steps = [], 0
+    while len(lengths) < 2:
+        driver.step(-1.0)
+        steps += 1
+        assert not driver.truncated.any()
+        if driver.terminated.any():
+            lengths.append(steps)
+
+    assert driver.env.spec.max_episode_steps == limit
+
+
+@pytest.mark.parametrize(
+    ("terms", "reward"),
+    [
+        ({"first": np.array([True]), "second": np.array([True])}, 2.0),
+        ({"first": True, "second": True, "third": False}, 2.0),
+        ({"first": np.array([100], np.int8), "second": np.array([100], np.int8)}, 200.0),
+        ({"first": np.array([1], np.uint8), "second": np.array([-2], np.int8)}, -1.0),
+        ({"first": np.array([2049], np.float16), "second": np.array([1], np.float16)}, 2049.0),
+    ],
+)
+def test_terms_of_any_dtype_are_added_as_numbers(jumper_class, drive, terms, reward):
+    driver = drive(type("Odd", (jumper_class,), {"reward": lambda *_: terms})(1))
+    driver.reset()
+
+    driver.step()
+
+    assert driver.reward.tolist() == [reward]
+
+
+def test_model_without_a_time_step_is_refused(jumper_class, tmp_path):
+    path = tmp_path / "still.xml"
+    text = (tmp_path / "jumper.xml").read_text()
+    path.write_text(text.replace('timestep="0.01"', 'timestep="0"'))
+
+    with pytest.raises(EnvError, match=r"the option timestep must be above 0 s, got 0\.0"):
+        type("Still", (jumper_class,), {"xml_file": str(path)})(1)
+
+
 def test_limit_of_minus_one_is_none(jumper_class):
     assert jumper_class(1, -1).spec.max_episode_steps is None
 
@@ -186,8 +229,29 @@ def test_factory_builds_a_users_class_with_its_arguments(jumper_class):
         ({"terminate_when_unhealthy": 1}, "should be like True, got 1"),
         ({"reset_noise_scale": "small"}, "should be like 0.005, got 'small'"),
         ({"xml_file": "./nowhere.xml"}, "nowhere.xml"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be at least 1"),
-        ({"num_threads": 0}, "must be at least 1, got 2 and 0"),
+        ({"max_episode_steps": 0}, "of at least 1, or -1 for no limit, got 0"),
+        ({"num_threads": 0}, "num_threads must be a whole number of at least 1, got 0"),
+        ({"frame_skip": 2.5}, "frame_skip should be like 4, got 2.5"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
+        ({"ctrl_cost_weight": float("nan")}, "ctrl_cost_weight should be like 0.001, got nan"),
+        ({"healthy_reward": float("inf")}, "healthy_reward should be like 1.0, got inf"),
+        ({"healthy_z_range": (0.7, float("nan"))}, "should be like (0.7, inf), got (0.7, nan)"),
+        ({"reset_noise_scale": -0.1}, "reset_noise_scale must not be negative, got -0.1"),
+        ({"width": 0}, "width must be a whole number from 1 to 16,384, got 0"),
+        ({"camera_id": 7}, "the model has no camera 7; it has ['track']"),
+        ({"camera_name": "front"}, "the model has no camera 'front'; it has ['track']"),
+        ({"camera_id": 0, "camera_name": "track"}, "name two cameras; leave one out"),
+        ({"camera_id": "track"}, "camera_id must be a whole number, got 'track'"),
+        ({"camera_name": 0}, "camera_name must be text, got 0"),
+        ({"default_camera_config": {"distanc": 3}}, "no 'distanc'; did you mean 'distance'"),
+        ({"default_camera_config": {"distance": "far"}}, "distance must be a number, got 'far'"),
+        ({"default_camera_config": {"lookat": [1, 2]}}, "lookat must be three numbers, got [1, 2]"),
+        (
+            {"default_camera_config": {"distance": 3}, "camera_id": 0},
+            "default_camera_config is for a free camera",
+        ),
+        ({"visual_options": {99: True}}, "visual_options are true or false by index, 0 to"),
+        ({"max_geom": 0}, "max_geom must be a whole number from 1"),
     ],
 )
 def test_mistakes_say_what_would_be_right(kwargs, message):
@@ -255,7 +319,8 @@ def test_function_that_returns_something_else_is_named(
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
+        ({"frame_skip": 2.5}, "frame_skip must be a whole number of at least 1, got 2.5"),
         ({"xml_file": ""}, "xml_file: '' is no file"),
         ({"xml_file": "/"}, "xml_file: '/' is no file"),
     ],

@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -85,7 +86,7 @@ def test_factory_builds_classes_by_their_import_path():
 
 
 def test_what_concerns_rendering_only_is_left_to_gymnasium():
-    assert build("fastrl/Reacher-v5", 1, render_mode="rgb_array", camera_id=1).num_envs == 1
+    assert build("fastrl/Reacher-v5", 1, render_mode="rgb_array", camera_id=-1).num_envs == 1
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,32 @@ def test_every_environment_of_a_vector_is_drawn_with_its_own_parameters(drawn):
         for _ in range(10):
             envs.step(envs.action_space.sample())
         assert not np.array_equal(envs.render()[0], pictures[0])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        {"camera_name": "track", "visual_options": {int(mujoco.mjtVisFlag.mjVIS_JOINT): True}},
+        {"default_camera_config": {"distance": 6.0, "azimuth": 30.0}, "max_geom": 500},
+    ],
+)
+def test_cameras_are_gymnasiums(drawn, view):
+    with (
+        closing(drawn(gymnasium.make_vec, "fastrl/HalfCheetah-v5", num_envs=1, **view)) as ours,
+        closing(drawn(gymnasium.make, "fastrl/HalfCheetah-v5", **view)) as theirs,
+    ):
+        difference = np.abs(ours.render()[0].astype(int) - theirs.render())
+        assert difference.max() <= 1
+
+
+def test_single_environment_of_an_id_refuses_what_the_batch_refuses():
+    for wrong, message in (
+        ({"frame_skip": 2.5}, "frame_skip should be like 5, got 2.5"),
+        ({"camera_id": 3}, "no camera 3"),
+        ({"ctrl_cost_weigh": 1.0}, "did you mean 'ctrl_cost_weight'"),
+    ):
+        with pytest.raises(EnvError, match=message):
+            gymnasium.make("fastrl/HalfCheetah-v5", **wrong)
 
 
 def test_vector_without_a_render_mode_is_not_drawn():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
+
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
 
+import fastrl
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import build
-from fastrl.errors import EnvError
+from fastrl.errors import EnvError, FastrlError
 
 
 def test_step_with_drawn_parameters_is_that_of_gymnasium_with_the_same_model(drive):
@@ -65,6 +69,60 @@ def test_parameters_are_drawn_anew_in_every_episode_unless_they_are_kept(jumper_
     assert driver.truncated.all()
     assert (physics.parameter("body_mass")[:, 1:] != mass[:, 1:]).all()
     assert np.array_equal(physics.parameter("geom_friction"), friction)
+
+
+@pytest.mark.parametrize(
+    ("field", "rule"),
+    [
+        ("timestep", {"set": 0.0}),
+        ("timestep", {"add": {"uniform": [-1.0, 0.0]}}),
+        ("body_mass", {"set": -1.0, "of": "trunk"}),
+        ("body_mass", {"scale": {"choice": [1.0, 0.0]}}),
+        ("body_mass", {"set": {"normal": [-5.0, 0.1]}}),
+        ("body_inertia", {"scale": {"uniform": [-0.1, 1.0]}}),
+        ("geom_friction", {"add": {"uniform": [-2.0, 0.0]}}),
+        ("geom_size", {"scale": -1.0}),
+        ("dof_armature", {"set": -0.1}),
+    ],
+)
+def test_values_that_no_model_can_have_are_refused_at_the_start(jumper_class, field, rule):
+    with pytest.raises(
+        EnvError, match=rf"^randomize\.{field}: must be .*; it may become -?[0-9.]+$"
+    ):
+        jumper_class(2, randomize={field: rule})
+
+
+def test_normal_draw_beyond_the_bounds_is_drawn_again(jumper_class, drive):
+    randomize = {
+        "body_mass": {"set": {"normal": [0.1, 1.0]}, "of": ["trunk", "foot"]},
+        "geom_friction": {"scale": {"normal": [0.0, 1.0]}},
+        "dof_armature": {"set": {"normal": [0.0, 1.0]}, "shared": True},
+    }
+    driver = drive(jumper_class(2, 3, randomize))
+    for seed in range(30):
+        driver.reset(seed)
+        assert (driver.env.physics.parameter("body_mass")[:, 1:] > 0).all()
+        assert (driver.env.physics.parameter("geom_friction") >= 0).all()
+        armature = driver.env.physics.parameter("dof_armature")
+        assert (armature >= 0).all()
+        assert (armature[:, 0] == armature[:, 1]).all()
+
+
+def test_parameters_of_each_environment_are_checked_and_their_time_steps_count():
+    make = partial(fastrl.make_vec, "fastrl/HalfCheetah-v5", num_envs=2, backend="native")
+    with pytest.raises(FastrlError, match=r"'body_mass' of env 1 must be above 0 .*got -1"):
+        make(env_kwargs=[{"body_mass": 1.0}, {"body_mass": -1}])
+    with pytest.raises(FastrlError, match=r"'body_mass' of env 0 must have the shape \(8,\)"):
+        make(env_kwargs=[{"body_mass": [1.0, 2.0]}] * 2)
+    usual, quick = gymnasium.make("HalfCheetah-v5"), gymnasium.make("HalfCheetah-v5")
+    quick.unwrapped.model.opt.timestep = 0.005
+    with closing(make(env_kwargs=[{"timestep": 0.01}, {"timestep": 0.005}])) as envs:
+        envs.reset(seed=0)
+        action = np.ones((2, 6), np.float32)
+        _, rewards, *_ = envs.step(action)
+        for seed, single in enumerate((usual, quick)):
+            single.reset(seed=seed)
+            assert rewards[seed] == pytest.approx(single.step(action[0])[1], abs=1e-9)
 
 
 def test_draws_are_decided_by_the_seed(jumper_class, drive):

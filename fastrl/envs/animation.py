@@ -1,0 +1,111 @@
+"""Animations from pictures: GIF at the right speed, MP4 by imageio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frame = NDArray[np.uint8]
+
+_CENTISECOND = 10
+"""Milliseconds of the unit in which a GIF tells how long a picture is shown."""
+_SHORTEST = 2
+"""Centiseconds that a picture is shown at least: browsers show shorter ones for ten."""
+
+
+class FrameWriter(Protocol):
+    """Takes the pictures of an animation one after the other."""
+
+    def append_data(self, frame: Frame) -> None:
+        """Add ``[height, width, 3] uint8``."""
+        ...
+
+    def close(self) -> None:
+        """Finish the file."""
+        ...
+
+
+class GifWriter:
+    """Writes a GIF whose length is that of its pictures at their speed, to a centisecond.
+
+    Delays are whole centiseconds, so they differ by one where the speed demands it. Above 50
+    pictures per second some are left out.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """Open the file.
+
+        Args:
+            path: The file.
+            fps: Pictures per second.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self._file = path.open("wb")
+        self._fps = fps
+        self._count = 0
+        self._images: list[Any] = []
+        # When each picture that is shown begins, in centiseconds.
+        self._starts: list[int] = []
+
+    def append_data(self, frame: Frame) -> None:
+        """Add ``[height, width, 3] uint8``."""
+        from PIL import Image
+
+        start = self._time(self._count)
+        self._count += 1
+        if not self._starts or start - self._starts[-1] >= _SHORTEST:
+            self._starts.append(start)
+            self._images.append(Image.fromarray(np.asarray(frame, np.uint8)))
+
+    def close(self) -> None:
+        """Write the file; safe to call twice."""
+        images, self._images = self._images, []
+        with self._file:
+            if images:
+                self._write(images)
+
+    def _write(self, images: list[Any]) -> None:
+        end = self._time(self._count)
+        if len(images) > 1 and end - self._starts[-1] < _SHORTEST:
+            images.pop()
+            self._starts.pop()
+        end = max(end, self._starts[-1] + _SHORTEST)
+        ends = [*self._starts[1:], end]
+        durations = [
+            (end - start) * _CENTISECOND for start, end in zip(self._starts, ends, strict=True)
+        ]
+        images[0].save(
+            self._file,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=durations,
+            loop=0,
+        )
+
+    def _time(self, count: int) -> int:
+        """Return when picture ``count`` begins, in centiseconds."""
+        return round(count * 100 / self._fps)
+
+
+def open_animation(path: Path, fps: float) -> FrameWriter:
+    """Return what writes pictures into a file that ends in .gif, or else into an MP4.
+
+    Args:
+        path: The file.
+        fps: Pictures per second.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if path.suffix.lower() == ".gif":
+        return GifWriter(path, fps)
+    import imageio.v2 as imageio
+
+    writer: FrameWriter = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
+    return writer
