@@ -6,8 +6,8 @@ then holds ``final_obs`` and the mask ``_final_obs``, as `gymnasium.vector.SyncV
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
@@ -60,6 +61,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._copy = copy
         self._info = info
+        self._seeded = False
         self._paths = tuple(leaves(self.single_observation_space))
         self._views = StepViews(
             action=(),
@@ -82,8 +84,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Start an episode in every environment.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None goes on from
-                the last seed.
+            seed: One for each environment, or the first of consecutive ones; None goes on with
+                the random stream of each environment.
             options: None are known.
 
         Raises:
@@ -91,16 +93,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """
         if options:
             raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {list(options)}")
-        if seed is None:
-            seeds = self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
-        elif isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-            seeds = [int(seed) + index for index in range(self.num_envs)]
-        else:
-            seeds = [int(each) for each in seed]
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        self.batched.reset(seeds, self._views.observation)
+        if seed is not None or not self._seeded or not self._go_on():
+            self.batched.reset(self._seeds(seed), self._views.observation)
+            self._seeded = True
         return self._observation(), {}
 
     def step(
@@ -139,6 +134,28 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Close the environments."""
         self.batched.close()
+
+    def _go_on(self) -> bool:
+        """Begin every environment's next episode from its own stream; False where none can."""
+        return False
+
+    def _seeds(self, seed: int | Sequence[int] | None) -> list[int]:
+        """Return one seed per environment, and draw later ones from the given."""
+        if seed is None:
+            return cast(
+                "list[int]", self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
+            )
+        if isinstance(seed, int | np.integer) and seed >= 0:
+            super().reset(seed=int(seed))
+            return [int(seed) + index for index in range(self.num_envs)]
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+        if not all(isinstance(each, int | np.integer) and each >= 0 for each in seeds):
+            raise EnvError(f"seed: expected whole numbers of at least 0, got {brief(seed)}")
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        seeds = [int(each) for each in seeds]
+        self.np_random = np.random.default_rng(seeds)
+        return seeds
 
     def _rows(self) -> Rows:
         found = leaves(self.single_observation_space).values()
