@@ -14,13 +14,38 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import Rows
-from fastrl.errors import SpaceError
+from fastrl.errors import EnvError, SpaceError
 from fastrl.spaces import action_specs, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
 """How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
 
 Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+_TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
+"""Kinds of numbers that stand for actions of each kind."""
+
+
+def as_stored(actions: Any, leaf: spaces.Space[Any], shape: tuple[int, ...]) -> NDArray[Any]:  # noqa: ANN401
+    """Return actions in the dtype of their space; others would make compiled code compile again.
+
+    Args:
+        actions: What a caller passed for one leaf.
+        leaf: Its space.
+        shape: What they must have.
+
+    Raises:
+        EnvError: They are of another shape or kind.
+    """
+    rows = np.asarray(actions)
+    if rows.dtype != leaf.dtype:
+        if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
+            raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
+        rows = rows.astype(leaf.dtype)
+    if rows.shape != shape:
+        raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+    return rows
 
 
 class ActionConverter:

@@ -16,13 +16,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief
+from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
-_TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
-"""Kinds of numbers that stand for actions of each kind."""
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
@@ -166,9 +165,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def _action_rows(self, actions: Any) -> Rows:  # noqa: ANN401
         found = flatten(self.single_action_space, actions)
-        return tuple(
-            self._action_row(*each) for each in zip(found, self._starts, self._leaves, strict=True)
-        )
+        each = zip(found, self._starts, self._leaves, strict=True)
+        return tuple(self._action_row(*one) for one in each)
 
     def _action_row(
         self,
@@ -176,15 +174,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         start: NDArray[Any],
         leaf: spaces.Space[Any],
     ) -> NDArray[Any]:
-        """Return actions as they are stored; others would make compiled code compile again."""
-        rows = np.asarray(actions)
-        if rows.dtype != leaf.dtype:
-            if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
-                raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
-            rows = rows.astype(leaf.dtype)
-        shape = (self.num_envs, *_shape(leaf))
-        if rows.shape != shape:
-            raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+        rows = as_stored(actions, leaf, (self.num_envs, *_shape(leaf)))
         return rows - start if start.any() else rows
 
     def _observation(self) -> Any:  # noqa: ANN401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl import load_config, make_sampler
-from fastrl.envs import EnvFactory
+from fastrl.envs import EnvFactory, native
 from fastrl.envs.catalogue import list_environments
 from fastrl.envs.classic_control.catalogue import ClassicControlBatch
 from fastrl.envs.crafter import CrafterEnv
@@ -22,7 +23,7 @@ from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, SingleMujocoEnv
 from fastrl.envs.native import FAMILIES, NAMESPACE
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.errors import EnvError
-from tests.envs.stepping import assert_same, random_actions, run
+from tests.envs.stepping import assert_same, random_actions, run, views
 
 NAMES = [NAMESPACE + name for family in FAMILIES for name in family.names]
 
@@ -254,6 +255,23 @@ def test_seeds_that_are_none_are_refused(seed):
     env = gymnasium.make_vec("fastrl/CartPole-v1", num_envs=2)
     with pytest.raises(EnvError, match="seed"):
         env.reset(seed=seed)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "InvertedPendulum-v5", "Crafter-v1"])
+@pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40, 2**63, 2**70])
+def test_time_limits_of_any_size_are_kept_or_refused(name, limit):
+    kwargs = {"area": (9, 9), "symbolic": True} if name == "Crafter-v1" else {}
+    build = partial(native.build, f"fastrl/{name}", 1, max_episode_steps=limit, **kwargs)
+    if limit >= 2**31 and name != "InvertedPendulum-v5":
+        with pytest.raises(EnvError, match="max_episode_steps must be at most 2,147,483,647"):
+            build()
+        return
+    env = build()
+    discrete = env.spec.action_space.shape == ()
+    seen = views(env.spec, 1, (np.zeros(1, np.int64) if discrete else np.zeros((1, 1)),))
+    env.reset([0], seen.observation)
+    env.step(seen)
+    assert not seen.truncated.any()
 
 
 def _leaves(observation):

@@ -34,7 +34,7 @@ from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import Rows, StepViews, check_restart, step_shapes, wrong_shapes
 from fastrl.envs.mujoco.keywords import Parameters, parse
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.physics import Rows as Which
@@ -146,6 +146,7 @@ class MujocoBatchedEnv(ABC):
             _action_space(self.physics),
             _limit(max_episode_steps, self.time_limit),
         )
+        self._shapes = step_shapes(self.spec, num_envs)
         self._actions = ActionConverter(self.spec.action_space, action_bounds)
         self._limit = self.spec.max_episode_steps or _NEVER
         self._clock = 0
@@ -235,10 +236,13 @@ class MujocoBatchedEnv(ABC):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: It was never reset, MuJoCo gave up on an environment (names it by index), or
-                the subclass's functions return something else than they should.
+            EnvError: It was never reset, the views do not fit, MuJoCo gave up on an environment
+                (names it by index), or the subclass's functions return something else than they
+                should.
         """
         self._check_seeded()
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
         physics, now = self.physics, self.physics.now
         action = self._actions.batch(views.action)
         now.ctrl[:] = action
@@ -295,6 +299,7 @@ class MujocoBatchedEnv(ABC):
         return SingleMujocoEnv(cls(1, **kwargs), view or View(), render_mode)
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
+        check_restart(self.spec, self.num_envs, observation)
         self._clock = 0
         self._restart(np.arange(self.num_envs), first=first)
         self._tracked = self._track()
