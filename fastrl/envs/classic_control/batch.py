@@ -296,8 +296,10 @@ def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> 
         num_actions: How many there are.
 
     Raises:
-        EnvError: Names the first, and its environment.
+        EnvError: Names the first, and its environment; or they are of another dtype.
     """
+    if actions.dtype != np.int64:
+        raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
     if kernels.count_outside(actions, num_actions):
         index = int(np.flatnonzero((actions < 0) | (actions >= num_actions))[0])
         raise wrong_choice(f"env {index} of '{name}'", num_actions, actions[index])

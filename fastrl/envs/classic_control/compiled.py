@@ -77,6 +77,7 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
         Raises:
             EnvError: A tensor is of another shape or dtype, on another device, or wants gradients;
                 or a discrete action is none.
+            ConfigError: State or parameters are another environment's.
         """
         batch = self._batch(state, noise, params)
         views = self._views(action, batch.time.size)

@@ -284,6 +284,8 @@ def test_discrete_actions_that_are_none_step_nothing(action):
     before = env.state()
     with pytest.raises(EnvError, match=f"env 2 of 'CartPole-v1': action {action} is not one of 0"):
         env.step(seen)
+    with pytest.raises(EnvError, match="actions are of dtype float64; expected int64"):
+        env.step(dataclasses.replace(seen, action=(np.zeros(3),)))
     assert all(torch.equal(a, b) for a, b in zip(before, env.state(), strict=True))
 
 
