@@ -14,13 +14,49 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import Rows
-from fastrl.errors import SpaceError
+from fastrl.envs.rows import beyond
+from fastrl.errors import EnvError, SpaceError
 from fastrl.spaces import action_specs, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
 """How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
 
 Convert = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+_TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
+"""Kinds of numbers that stand for actions of each kind."""
+
+
+def as_stored(
+    actions: Any,  # noqa: ANN401
+    leaf: spaces.Space[Any],
+    shape: tuple[int, ...],
+    *,
+    keep_float64: bool = False,
+) -> NDArray[Any]:
+    """Return actions in the dtype of their space; others would make compiled code compile again.
+
+    Args:
+        actions: What a caller passed for one leaf.
+        leaf: Its space.
+        shape: What they must have.
+        keep_float64: Return actions of float64 as they are where the space is of another float.
+
+    Raises:
+        EnvError: They are of another shape or kind, or do not fit the dtype of the space.
+    """
+    rows, dtype = np.asarray(actions), np.dtype(leaf.dtype)
+    kept = keep_float64 and rows.dtype == np.float64 and dtype.kind == "f"
+    if rows.dtype != dtype and not kept:
+        if rows.dtype.kind not in _TAKEN.get(dtype.kind, ""):
+            raise EnvError(f"actions are of dtype {rows.dtype}; expected {dtype}")
+        if (misfits := beyond(rows, dtype)) is not None:
+            raise EnvError(f"the action {rows[misfits].flat[0]} does not fit {dtype}")
+        rows = rows.astype(dtype)
+    if rows.shape != shape:
+        raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+    return rows
 
 
 class ActionConverter:

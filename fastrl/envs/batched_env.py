@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
+
+_SHAPE: Callable[[NDArray[Any]], tuple[int, ...]] = attrgetter("shape")
 
 Rows = tuple[NDArray[Any], ...]
 """One array ``[n, *leaf.shape]`` per leaf of a space, in the order of `fastrl.spaces.leaves`."""
@@ -42,6 +45,57 @@ class StepViews:
     truncated: NDArray[np.bool_]
     final_observation: Rows
     episode_info: NDArray[np.float32] | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all arrays, in the order of the attributes; without ``episode_info``."""
+        flat = (self.reward, self.terminated, self.truncated)
+        # Asked for in every step: a comprehension would take twice the time.
+        return tuple(map(_SHAPE, (*self.action, *self.observation, *flat, *self.final_observation)))
+
+
+def step_shapes(spec: EnvSpec, num_envs: int) -> tuple[tuple[int, ...], ...]:
+    """Return what `StepViews.shapes` must be for n environments."""
+    seen = [(num_envs, *leaf.shape) for leaf in spec.observation.values()]
+    action = [(num_envs, *leaf.shape) for leaf in spec.action.values()]
+    return (*action, *seen, *[(num_envs,)] * 3, *seen)
+
+
+def wrong_shapes(
+    spec: EnvSpec,
+    expected: tuple[tuple[int, ...], ...],
+    found: tuple[tuple[int, ...], ...],
+) -> EnvError:
+    """Return the error of views that do not fit: compiled code does not look where arrays end."""
+    return EnvError(
+        f"'{spec.id}' steps action, observation, reward, terminated, truncated and "
+        f"final_observation of shapes {', '.join(map(str, expected))}; got "
+        f"{', '.join(map(str, found))}"
+    )
+
+
+def check_restart(
+    spec: EnvSpec, num_envs: int, observation: Rows, chosen: NDArray[np.bool_] | None = None
+) -> None:
+    """Refuse rows or a mask that do not fit n environments.
+
+    Args:
+        spec: Of the environments.
+        num_envs: Number of environments, n.
+        observation: Per leaf ``[n, *shape]``.
+        chosen: ``[n]`` bool: which episodes begin.
+
+    Raises:
+        EnvError: Says what was expected, and what came.
+    """
+    expected = tuple((num_envs, *leaf.shape) for leaf in spec.observation.values())
+    found = tuple(leaf.shape for leaf in observation)
+    if found != expected:
+        raise EnvError(f"'{spec.id}': expected observations of shapes {expected}, got {found}")
+    if chosen is not None and (chosen.shape != (num_envs,) or chosen.dtype != np.bool_):
+        raise EnvError(
+            f"'{spec.id}': expected a mask ({num_envs},) bool, got {chosen.shape} {chosen.dtype}"
+        )
 
 
 @runtime_checkable

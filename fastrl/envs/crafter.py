@@ -20,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.envs.crafter_view import crafter_view
+from fastrl.errors import EnvError
 
 
 class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
@@ -82,7 +83,14 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(
         self, action: np.int64 | int
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Take one of the 17 actions."""
+        """Take one of the 17 actions.
+
+        Raises:
+            EnvError: It is none of them; the original would take negative ones for the last.
+        """
+        if not 0 <= action < len(constants.actions):
+            last = len(constants.actions) - 1
+            raise EnvError(f"'Crafter-v1': action {action} is not one of 0 to {last}")
         frame, reward, over, info = self._game.step(action)
         self._frame = frame
         if not self._semantic:

@@ -6,8 +6,8 @@ then holds ``final_obs`` and the mask ``_final_obs``, as `gymnasium.vector.SyncV
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -15,14 +15,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
+from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
-from fastrl.envs.rows import beyond
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
-_TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
-"""Kinds of numbers that stand for actions of each kind."""
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
@@ -62,6 +61,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._copy, self._exact = copy, exact
         self._info = info
+        self._seeded = False
         self._paths = tuple(leaves(self.single_observation_space))
         self._views = StepViews(
             action=(),
@@ -84,8 +84,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Start an episode in every environment.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None goes on from
-                the last seed.
+            seed: One for each environment, or the first of consecutive ones; None goes on with
+                the random stream of each environment.
             options: None are known.
 
         Raises:
@@ -93,16 +93,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """
         if options:
             raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {list(options)}")
-        if seed is None:
-            seeds = self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
-        elif isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-            seeds = [int(seed) + index for index in range(self.num_envs)]
-        else:
-            seeds = [int(each) for each in seed]
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        self.batched.reset(seeds, self._views.observation)
+        if seed is not None or not self._seeded or not self._go_on():
+            self.batched.reset(self._seeds(seed), self._views.observation)
+            self._seeded = True
         return self._observation(), {}
 
     def step(
@@ -142,6 +135,28 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         """Close the environments."""
         self.batched.close()
 
+    def _go_on(self) -> bool:
+        """Begin every environment's next episode from its own stream; False where none can."""
+        return False
+
+    def _seeds(self, seed: int | Sequence[int] | None) -> list[int]:
+        """Return one seed per environment, and draw later ones from the given."""
+        if seed is None:
+            return cast(
+                "list[int]", self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
+            )
+        if isinstance(seed, int | np.integer) and seed >= 0:
+            super().reset(seed=int(seed))
+            return [int(seed) + index for index in range(self.num_envs)]
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed]
+        if not all(isinstance(each, int | np.integer) and each >= 0 for each in seeds):
+            raise EnvError(f"seed: expected whole numbers of at least 0, got {brief(seed)}")
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        seeds = [int(each) for each in seeds]
+        self.np_random = np.random.default_rng(seeds)
+        return seeds
+
     def _rows(self) -> Rows:
         found = leaves(self.single_observation_space).values()
         return tuple(np.zeros((self.num_envs, *_shape(leaf)), leaf.dtype) for leaf in found)
@@ -151,9 +166,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def _action_rows(self, actions: Any) -> Rows:  # noqa: ANN401
         found = flatten(self.single_action_space, actions)
-        return tuple(
-            self._action_row(*each) for each in zip(found, self._starts, self._leaves, strict=True)
-        )
+        each = zip(found, self._starts, self._leaves, strict=True)
+        return tuple(self._action_row(*one) for one in each)
 
     def _action_row(
         self,
@@ -161,18 +175,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         start: NDArray[Any],
         leaf: spaces.Space[Any],
     ) -> NDArray[Any]:
-        """Return actions as they are stored; others would make compiled code compile again."""
-        rows = np.asarray(actions)
-        kept = self._exact and rows.dtype == np.float64 and np.dtype(leaf.dtype).kind == "f"
-        if rows.dtype != leaf.dtype and not kept:
-            if rows.dtype.kind not in _TAKEN.get(np.dtype(leaf.dtype).kind, ""):
-                raise EnvError(f"actions are of dtype {rows.dtype}; expected {leaf.dtype}")
-            if (misfits := beyond(rows, np.dtype(leaf.dtype))) is not None:
-                raise EnvError(f"the action {rows[misfits][0]} does not fit {leaf.dtype}")
-            rows = rows.astype(leaf.dtype)
         shape = (self.num_envs, *_shape(leaf))
-        if rows.shape != shape:
-            raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+        rows = as_stored(actions, leaf, shape, keep_float64=self._exact)
         return rows - start if start.any() else rows
 
     def _observation(self) -> Any:  # noqa: ANN401

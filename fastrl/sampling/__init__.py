@@ -1,6 +1,6 @@
 """Samplers: whatever collects rollouts, in this process or in many."""
 
-from fastrl.sampling.build import initial_weights, make_plan, make_sampler
+from fastrl.sampling.build import env_factory, initial_weights, make_plan, make_sampler
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy, Suspect
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
@@ -16,6 +16,7 @@ __all__ = [
     "Sampler",
     "SerialSampler",
     "Suspect",
+    "env_factory",
     "initial_weights",
     "make_plan",
     "make_sampler",

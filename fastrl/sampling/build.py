@@ -30,6 +30,17 @@ _SPINS = 300
 """About 40 µs: longer than a hand-over takes when nobody has to be woken."""
 
 
+def env_factory(config: Config) -> EnvFactory:
+    """Return what builds the environments of a run, for sampling as well as for evaluation.
+
+    Raises:
+        EnvError: ``sampler.kind`` is device, and there is no tensor environment of this id.
+    """
+    # On one device compiled loops step where the configuration names gymnasium's id.
+    build = compiled_factory if config.sampler.kind == "device" else EnvFactory.from_config
+    return build(config.env)
+
+
 def make_plan(
     config: Config, *, random_actions: bool = False, env_spec: EnvSpec | None = None
 ) -> SamplingPlan:
@@ -50,14 +61,12 @@ def make_plan(
     _checked(config, "make_plan")
     if env_spec is not None:
         instance("env_spec", env_spec, EnvSpec)
-    topology = config.topology
-    if config.sampler.kind == "device":
+    topology, factory = config.topology, env_factory(config)
+    if env_spec is None and config.sampler.kind == "device":
         # It steps in this process anyway.
-        factory = compiled_factory(config.env)
-        env_spec = env_spec or factory.probe()
-    else:
-        factory = EnvFactory.from_config(config.env)
-        env_spec = env_spec or call_in_child(factory.probe, config.sampler.start_timeout_s)
+        env_spec = factory.probe()
+    elif env_spec is None:
+        env_spec = call_in_child(factory.probe, config.sampler.start_timeout_s)
     free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
     # What takes long had better begin early, and a GPU works beside the cores.
     infers_shortly = config.sampler.devices == ("cpu",) and not has_images(

@@ -9,11 +9,9 @@ from rich.console import Console
 from fastrl.arguments import instance, taken
 from fastrl.config import Config
 from fastrl.cores import usable_cores
-from fastrl.envs.make import EnvFactory
-from fastrl.envs.tensor.configured import compiled_factory
 from fastrl.errors import ConfigError
 from fastrl.models.images import image_layouts
-from fastrl.sampling.build import initial_weights, make_plan, make_sampler
+from fastrl.sampling.build import env_factory, initial_weights, make_plan, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.spec import EnvSpec
@@ -67,7 +65,7 @@ def run_throughput(
         stack.callback(sampler.close)
         probe = None
         if with_limit:
-            factory = (compiled_factory if kind == "device" else EnvFactory.from_config)(config.env)
+            factory = env_factory(config)
             probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
         live = stack.enter_context(LiveFps(console))
         measurement = measure(sampler, protocol, probe, live)

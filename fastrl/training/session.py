@@ -13,11 +13,11 @@ from rich.console import Console
 
 from fastrl.config import Config, PPOConfig
 from fastrl.envs.make import EnvFactory
-from fastrl.errors import EnvError, WorkerError
+from fastrl.errors import ConfigError, EnvError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.images import describe_images
-from fastrl.sampling import Sampler, make_plan, make_sampler
+from fastrl.sampling import Sampler, env_factory, make_plan, make_sampler
 from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
@@ -102,7 +102,8 @@ class Session:
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
         self._record: Recorder | None = None
         if config.evaluation.enabled and config.evaluation.env_kwargs:
-            call_in_child(evaluation_factory(config).probe, config.sampler.start_timeout_s)
+            probe = evaluation_factory(config).probe
+            _check_evaluated(call_in_child(probe, config.sampler.start_timeout_s), plan.env_spec)
         if config.evaluation.enabled and config.evaluation.video:
             one = EvaluationProtocol(1, config.evaluation.seed, config.evaluation.deterministic)
             self._record = Recorder(evaluation_factory(config), plan.env_spec, one)
@@ -265,8 +266,24 @@ def _remarks(config: Config, env_spec: EnvSpec) -> Iterator[str]:
 
 def evaluation_factory(config: Config) -> EnvFactory:
     """Return what builds the environments in which policies are evaluated."""
-    factory = EnvFactory.from_config(config.env)
+    factory = env_factory(config)
     return dataclasses.replace(factory, kwargs={**factory.kwargs, **config.evaluation.env_kwargs})
+
+
+def _check_evaluated(found: EnvSpec, sampled: EnvSpec) -> None:
+    """Refuse arguments that give evaluated environments other observations or actions.
+
+    Raises:
+        ConfigError: Names what differs.
+    """
+    for kind in ("observation", "action"):
+        theirs, ours = getattr(found, kind), getattr(sampled, kind)
+        if theirs != ours:
+            raise ConfigError(
+                f"evaluation.env_kwargs: the policy cannot play an {kind} space of "
+                f"{getattr(found, f'{kind}_space')}; it learns "
+                f"{getattr(sampled, f'{kind}_space')}"
+            )
 
 
 def final_protocol(config: Config) -> EvaluationProtocol:

@@ -17,12 +17,11 @@ from fastrl.arguments import brief
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.cores import usable_cores
-from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
 from fastrl.models.images import has_images
 from fastrl.models.inference import bfloat16
-from fastrl.sampling.build import make_plan
+from fastrl.sampling.build import env_factory, make_plan
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.tuning.apply import candidate_of, with_candidate
 from fastrl.tuning.candidate import Candidate
@@ -193,7 +192,7 @@ class Tuning(Closing):
     def _measure_limit(self, best: Candidate) -> None:
         """Measure limit and best in turn; an environment that cannot be built alone has none."""
         try:
-            factory = EnvFactory.from_config(self._config.env)
+            factory = env_factory(self._config)
             # What is bare of a batched environment is a batch of the best's size.
             plan = make_plan(with_candidate(self._config, best), env_spec=self._bench.plan.env_spec)
             with LimitProbe(plan, factory, usable_cores(), timeout_s=20) as probe:

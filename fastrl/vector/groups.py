@@ -35,7 +35,10 @@ def spec_of(first: Any, name: str) -> InstanceSpec:  # noqa: ANN401
 
 def probe(plan: VectorPlan) -> InstanceSpec:
     """Build the first environment, or batch; return what it says of itself, and close it."""
-    first = build_first(plan)
+    native = plan.native
+    # Spaces follow parameters: only a batch of all has those that hold for every worker's.
+    whole = native is not None and native.own
+    first = native.build(range(plan.num_envs)) if native and whole else build_first(plan)
     try:
         return spec_of(first, plan.name)
     finally:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrl import load_config, make_sampler
-from fastrl.envs import EnvFactory
+from fastrl.envs import EnvFactory, native
 from fastrl.envs.catalogue import list_environments
 from fastrl.envs.classic_control.catalogue import ClassicControlBatch
 from fastrl.envs.crafter import CrafterEnv
@@ -19,7 +23,7 @@ from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, SingleMujocoEnv
 from fastrl.envs.native import FAMILIES, NAMESPACE
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.errors import EnvError
-from tests.envs.stepping import assert_same, random_actions, run
+from tests.envs.stepping import assert_same, random_actions, run, views
 
 NAMES = [NAMESPACE + name for family in FAMILIES for name in family.names]
 
@@ -194,3 +198,82 @@ def test_time_limit_may_be_lifted_by_minus_one_only(name):
     gymnasium.make_vec(name, num_envs=1, max_episode_steps=-1).close()
     with pytest.raises(EnvError, match=r"at least 1, or -1 for no limit, got -3$"):
         gymnasium.make_vec(name, num_envs=1, max_episode_steps=-3)
+
+
+FAMILY_OF = {
+    "fastrl/CartPole-v1": {},
+    "fastrl/Pendulum-v1": {"autoreset_mode": "NextStep", "max_episode_steps": 3},
+    "fastrl/Acrobot-v1": {"randomize": {"mass1": {"uniform": [0.5, 2.0]}}},
+    "fastrl/InvertedPendulum-v5": {"max_episode_steps": 3},
+    "fastrl/Crafter-v1": {"area": (16, 16), "symbolic": True, "length": 3},
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_OF)
+@settings(max_examples=4)
+@given(
+    seed=st.one_of(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 99), min_size=2, max_size=2)),
+    steps=st.integers(0, 5),
+)
+def test_reset_without_a_seed_goes_on_from_the_seeds_before(name, seed, steps):
+    def played(seed):
+        env = gymnasium.make_vec(name, num_envs=2, **FAMILY_OF[name])
+        env.action_space.seed(0)
+        seen = [env.reset(seed=seed)[0]]
+        seen += [env.step(env.action_space.sample())[0] for _ in range(steps)]
+        seen += [env.reset()[0], env.reset()[0]]
+        env.close()
+        return [np.concatenate([np.ravel(leaf) for leaf in _leaves(each)]) for each in seen]
+
+    first = played(seed)
+    np.testing.assert_array_equal(first, played(seed))
+    assert not np.array_equal(first[-1], first[-2])
+    seeds = seed if isinstance(seed, list) else [seed, seed + 1]
+    np.testing.assert_array_equal(first, played(seeds))
+
+
+def test_later_resets_of_robots_are_those_of_gymnasiums_vector_env():
+    ours = gymnasium.make_vec("fastrl/InvertedPendulum-v5", num_envs=2)
+    theirs = SyncVectorEnv(
+        [lambda: gymnasium.make("InvertedPendulum-v5")] * 2, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    for seed in ([5, 3], None, None, 4, None):
+        np.testing.assert_array_equal(ours.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
+
+
+@pytest.mark.parametrize("name", ["fastrl/Pendulum-v1", "fastrl/Crafter-v1"])
+def test_single_environments_go_on_as_well(name):
+    def played():
+        env = gymnasium.make(name, disable_env_checker=True)
+        seen = [env.reset(seed=3)[0], env.step(env.action_space.sample())[0] * 0]
+        return [*seen, env.reset()[0], env.reset()[0]]
+
+    np.testing.assert_array_equal(played(), played())
+
+
+@pytest.mark.parametrize("seed", [-1, "abc", [1], [1, None], [0.5, 1], 1.5])
+def test_seeds_that_are_none_are_refused(seed):
+    env = gymnasium.make_vec("fastrl/CartPole-v1", num_envs=2)
+    with pytest.raises(EnvError, match="seed"):
+        env.reset(seed=seed)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "InvertedPendulum-v5", "Crafter-v1"])
+@pytest.mark.parametrize("limit", [2**31 - 1, 2**31, 2**40, 2**63, 2**70])
+def test_time_limits_of_any_size_are_kept_or_refused(name, limit):
+    kwargs = {"area": (9, 9), "symbolic": True} if name == "Crafter-v1" else {}
+    build = partial(native.build, f"fastrl/{name}", 1, max_episode_steps=limit, **kwargs)
+    if limit >= 2**31 and name != "InvertedPendulum-v5":
+        with pytest.raises(EnvError, match="max_episode_steps must be at most 2,147,483,647"):
+            build()
+        return
+    env = build()
+    discrete = env.spec.action_space.shape == ()
+    seen = views(env.spec, 1, (np.zeros(1, np.int64) if discrete else np.zeros((1, 1)),))
+    env.reset([0], seen.observation)
+    env.step(seen)
+    assert not seen.truncated.any()
+
+
+def _leaves(observation):
+    return observation.values() if isinstance(observation, dict) else [observation]

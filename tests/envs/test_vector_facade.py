@@ -152,3 +152,13 @@ def test_actions_that_do_not_fit_are_refused_before_any_step(actions, message):
         envs.step(actions)
     observation, *_ = envs.step([5, 6])
     assert observation["count"].tolist() == [1, 1]
+
+
+def test_environments_that_cannot_go_on_draw_later_seeds_from_the_first():
+    def drawn():
+        envs = BatchedVectorEnv(EnvFactory("CartPole-v1").batched(2))
+        return [envs.reset(seed=seed)[0] for seed in ([4, 9], None, None)]
+
+    first = drawn()
+    np.testing.assert_array_equal(first, drawn())
+    assert not np.array_equal(first[1], first[2])

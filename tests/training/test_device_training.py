@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fastrl.config import load_config
-from fastrl.training.run import resume, train
+from fastrl.envs.tensor import TENSOR_ENVS
+from fastrl.errors import ConfigError
+from fastrl.training.run import evaluate_run, record_run, resume, train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -36,6 +38,40 @@ def test_run_trains_saves_and_goes_on(tmp_path):
     assert trained.config.sampler.num_env_workers == 1
     again = resume(trained.path, ["total_steps=3000"])
     assert again.outcome.steps == 3072
+
+
+SHORT = ("total_steps=64", "sampler.envs_per_worker=2", "evaluation.final_episodes=1")
+
+
+@pytest.mark.parametrize("name", TENSOR_ENVS)
+def test_what_evaluates_and_records_takes_the_same_parameters_as_what_samples(tmp_path, name):
+    first = {"Acrobot-v1": "mass1", "CartPole-v1": "masscart", "Pendulum-v1": "mass"}
+    scaled = first.get(name, "max_speed")
+    changes = (
+        f"env.id={name}",
+        "env.kwargs={expose_params: true}",
+        f"env.randomize={{{scaled}: {{uniform: [0.05, 0.06]}}, gravity: {{choice: [5.0]}}}}",
+        "env.max_episode_steps=5",
+        "evaluation.video=true",
+    )
+    trained = train(config(tmp_path, *SHORT, *changes))
+    again = evaluate_run(trained.path).result
+    assert again == trained.outcome.evaluation
+    assert again.lengths <= (5,)
+    path, returns = record_run(trained.path, video=tmp_path / "found.gif", episodes=1)
+    assert path.stat().st_size > 0
+    assert len(returns) == 1
+
+
+def test_parameters_reach_the_evaluation(tmp_path):
+    trained = train(config(tmp_path, *SHORT, "env.kwargs={theta_threshold: 1.0e-6}"))
+    assert trained.outcome.evaluation.lengths == (1,)
+
+
+def test_evaluation_in_other_spaces_is_refused_before_training(tmp_path):
+    changes = ("env.randomize={length: {uniform: [0.4, 0.6]}}", "total_steps=100000000")
+    with pytest.raises(ConfigError, match=r"evaluation\.env_kwargs: .* observation space"):
+        train(config(tmp_path, *changes, "evaluation.env_kwargs={expose_params: true}"))
 
 
 @pytest.mark.slow

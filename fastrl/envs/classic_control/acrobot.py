@@ -7,6 +7,7 @@ Runge-Kutta step, as in gymnasium's ``Acrobot-v1``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -110,7 +111,20 @@ class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
     missing: ClassVar = {
         "torque_noise_max": "its steps are not random; gymnasium's own 'Acrobot-v1' has it"
     }
+    positive = frozenset({"length1", "mass1", "mass2", "dt"})
+    non_negative = frozenset(
+        {"center1", "center2", "inertia", "max_velocity1", "max_velocity2", "reset_bound"}
+    )
     noise_size = 4
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Box, spaces.Discrete]:
+        """See `TensorEnv.spaces_within`."""
+        first = max(high["reset_center"], -low["reset_center"]) + high["reset_bound"]
+        speeds = [max(high[f"max_velocity{link}"], first) for link in (1, 2)]
+        seen = np.array([1.0, 1.0, 1.0, 1.0, *speeds], np.float32)
+        return spaces.Box(-seen, seen), spaces.Discrete(3)
 
     def initial(self, noise: Tensor, params: AcrobotParams) -> AcrobotState:
         """See `TensorEnv.initial`."""

@@ -15,19 +15,28 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import (
+    Rows,
+    StepViews,
+    check_restart,
+    step_shapes,
+    wrong_shapes,
+)
 from fastrl.envs.classic_control import kernels
 from fastrl.envs.classic_control.first_states import reset_parameters
 from fastrl.envs.classic_control.kernel_tasks import Batch, Views
 from fastrl.envs.classic_control.streams import new_streams, peek
-from fastrl.envs.tensor.base import TensorEnv
+from fastrl.envs.tensor.base import TensorEnv, wrong_choice
 from fastrl.envs.tensor.make import make_tensor
-from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable
+from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable, reach
 from fastrl.errors import EnvError
 
 _FEWEST_ENVS_PER_THREAD = 65_536
 _ENVS_PER_THREAD = {"Acrobot-v1": 4_096}
 """Waking a thread takes some 60 µs (AMD EPYC, 2 cores), in which it could have stepped 5,000."""
+LARGEST = 2**31 - 1
+"""Greatest time limit in steps: time is kept as int32."""
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,14 @@ class ClassicControlBatch:
         options = options or Options()
         self._env, _ = make_tensor(name)
         for size in ("num_threads", "max_episode_steps"):
-            _require_positive(size, getattr(options, size))
-        _require_positive("num_envs", num_envs)
+            _require_size(size, getattr(options, size))
+        _require_size("num_envs", num_envs)
         self.num_envs = num_envs
-        self._quantiles = quantiles(options.randomize or {}, randomizable(self._env))
+        randomize = options.randomize or {}
+        self._quantiles = quantiles(randomize, randomizable(self._env))
+        params = _values(self._env, options.params or {}, num_envs)
+        bounds = dict(zip(randomizable(self._env), _bounds(params), strict=True))
+        self._env = self._env.within(bounds | reach(randomize, self._quantiles))
         self.randomized = tuple(self._quantiles)
         self._exposes = options.expose_params
         limit = options.max_episode_steps or self._env.spec.max_episode_steps
@@ -95,9 +108,11 @@ class ClassicControlBatch:
         fields = list(self._env.params_type._fields)
         self._randomized_rows = [fields.index(each) for each in self.randomized]
         converter = ActionConverter(self.spec.action_space, options.action_bounds)
-        discrete = isinstance(self.spec.action_space, spaces.Discrete)
-        self._convert = None if discrete else converter.batch
-        self._parts = self._allocate(options)
+        action = self.spec.action_space
+        self._num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
+        self._convert = None if self._num_actions else converter.batch
+        self._shapes = step_shapes(self.spec, num_envs)
+        self._parts = self._allocate(options, params)
         self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
         self.started = False
 
@@ -105,10 +120,11 @@ class ClassicControlBatch:
         """Start an episode in every environment; see `BatchedEnv.reset`.
 
         Raises:
-            EnvError: There is not one seed per environment.
+            EnvError: There is not one seed per environment, or the observations do not fit.
         """
         if len(seeds) != self.num_envs:
             raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        check_restart(self.spec, self.num_envs, observation)
         for envs, batch in self._parts:
             batch.noise[:] = new_streams(seeds[envs])
         self.started = True
@@ -134,7 +150,8 @@ class ClassicControlBatch:
                 that is left to `restart`.
 
         Raises:
-            EnvError: The environments were never reset.
+            EnvError: The environments were never reset, the views do not fit, or a discrete action
+                is none; no environment was stepped.
         """
         if not self.started:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
@@ -160,7 +177,11 @@ class ClassicControlBatch:
         Args:
             chosen: ``[n]`` bool: which environments.
             observation: Per leaf ``[n, *shape]``; rows of other environments are left alone.
+
+        Raises:
+            EnvError: The arrays are of other shapes, or the first is not of bool.
         """
+        check_restart(self.spec, self.num_envs, observation, chosen)
         for envs, batch in self._parts:
             self._draw_params(batch, chosen[envs])
             kernels.begin(batch, chosen[envs], observation[0][envs])
@@ -211,7 +232,18 @@ class ClassicControlBatch:
         return self._env.state_type(*map(torch.from_numpy, (*rows, time)))
 
     def load_state(self, state: Any) -> None:  # noqa: ANN401
-        """Put the environments into states, of the tensor program's class, of tensors ``[n]``."""
+        """Put the environments into states, of the tensor program's class, of tensors ``[n]``.
+
+        Raises:
+            EnvError: The state is another environment's, or of another number of environments.
+        """
+        shapes = [tuple(quantity.shape) for quantity in state]
+        if not isinstance(state, self._env.state_type) or set(shapes) != {(self.num_envs,)}:
+            name = self._env.state_type.__name__
+            raise EnvError(
+                f"expected a {name} of tensors ({self.num_envs},), "
+                f"got a {type(state).__name__} of {shapes}"
+            )
         *quantities, time = (quantity.numpy() for quantity in state)
         for envs, batch in self._parts:
             batch.state[:] = [quantity[envs] for quantity in quantities]
@@ -226,10 +258,9 @@ class ClassicControlBatch:
         limit = torch.tensor(self.spec.max_episode_steps, dtype=torch.int32)
         return self._env.params_type(*map(torch.as_tensor, rows), limit)
 
-    def _allocate(self, options: Options) -> list[tuple[slice, Batch]]:
+    def _allocate(self, options: Options, params: NDArray[np.float32]) -> list[tuple[slice, Batch]]:
         """Return the batch that each thread steps, and which environments these are."""
         kind: Any = kernels.BATCHES[self.spec.id]
-        params = _values(self._env, options.params or {}, self.num_envs)
         if self.randomized and params.ndim == 1:
             params = np.repeat(params[:, None], self.num_envs, axis=1)
         worth = self.num_envs // _ENVS_PER_THREAD.get(self.spec.id, _FEWEST_ENVS_PER_THREAD)
@@ -267,10 +298,13 @@ class ClassicControlBatch:
             rows[envs] = batch.params[self._randomized_rows].T
 
     def _bind(self, views: StepViews) -> Views:
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
         if self._convert is None:
             action = views.action[0].view()
             # Actions come writable and not; the compiler would make a version for either.
             action.flags.writeable = False
+            require_choices(self.spec.id, action, self._num_actions)
         else:
             action = self._convert(views.action).reshape(-1)
         return Views(
@@ -287,9 +321,34 @@ def _part(views: Views, envs: slice) -> Views:
     return Views._make(array[envs] for array in views)
 
 
-def _require_positive(name: str, value: int | None) -> None:
+def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
+    """Refuse discrete actions that are none.
+
+    Args:
+        name: Of the environment.
+        actions: ``[n]``.
+        num_actions: How many there are.
+
+    Raises:
+        EnvError: Names the first, and its environment; or they are of another dtype.
+    """
+    if actions.dtype != np.int64:
+        raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
+    if kernels.count_outside(actions, num_actions):
+        index = int(np.flatnonzero((actions < 0) | (actions >= num_actions))[0])
+        raise wrong_choice(f"env {index} of '{name}'", num_actions, actions[index])
+
+
+def _require_size(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise EnvError(f"{name} must be at least 1, got {value}")
+    if value is not None and value > LARGEST:
+        raise EnvError(f"{name} must be at most {LARGEST:,}, got {value}")
+
+
+def _bounds(params: NDArray[np.float32]) -> list[tuple[float, float]]:
+    """Return the least and the greatest value of each parameter ``[P]`` or ``[P, n]``."""
+    return [(float(np.min(row)), float(np.max(row))) for row in params]
 
 
 def _values(
@@ -303,10 +362,12 @@ def _values(
 
 def _numbers(name: str, value: object, num_envs: int) -> NDArray[np.float64]:
     try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        numbers = np.full((), np.nan)
-    if numbers.shape not in ((), (num_envs,)) or not np.isfinite(numbers).all():
+        given = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        given = np.full((), None)
+    numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else np.full((), np.nan)
+    fits = numbers.shape in ((), (num_envs,)) and bool((np.abs(numbers) <= _GREATEST).all())
+    if not fits:
         raise EnvError(
             f"env.kwargs.{name}: expected a finite number, or {num_envs} of them, got {value!r}"
         )

@@ -6,6 +6,7 @@ Dynamics after Barto, Sutton and Anderson (1983), as in gymnasium's ``CartPole-v
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastrl.spec import EnvSpec
 
 _X_THRESHOLD = 2.4
 _THETA_THRESHOLD = 12 * 2 * math.pi / 360
+_THRESHOLDS = ("x_threshold", "theta_threshold")
 _HIGH = np.array([2 * _X_THRESHOLD, np.inf, 2 * _THETA_THRESHOLD, np.inf], np.float32)
 
 
@@ -100,7 +102,18 @@ class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
         "kinematics_integrator": {"euler": 0.0, "semi-implicit": 1.0},
         "sutton_barto_reward": {},
     }
+    positive = frozenset({"masscart", "length", "tau"})
+    non_negative = frozenset({"masspole", "theta_threshold", "x_threshold", "reset_bound"})
     noise_size = 4
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Box, spaces.Discrete]:
+        """See `TensorEnv.spaces_within`."""
+        first = max(high["reset_center"], -low["reset_center"]) + high["reset_bound"]
+        bounds = [max(2 * high[name], first) for name in _THRESHOLDS]
+        seen = np.array([bounds[0], np.inf, bounds[1], np.inf], np.float32)
+        return spaces.Box(-seen, seen), spaces.Discrete(2)
 
     def initial(self, noise: Tensor, params: CartPoleParams) -> CartPoleState:
         """See `TensorEnv.initial`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import copy
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import instance
 from fastrl.envs.classic_control import kernels
+from fastrl.envs.classic_control.batch import LARGEST, require_choices
 from fastrl.envs.classic_control.kernel_tasks import Batch, Views
-from fastrl.envs.tensor.base import Info, Limited, TensorEnv, Timed
+from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed
 from fastrl.errors import EnvError
 
 S = TypeVar("S", bound=Timed)
@@ -57,16 +60,27 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
         """See `TensorEnv.observe`."""
         return self._env.observe(state)
 
+    def within(self, bounds: Bounds) -> Self:
+        """See `TensorEnv.within`."""
+        found = copy.copy(self)
+        found._env = self._env.within(bounds)
+        found.spec = found._env.spec
+        return found
+
     def step(
         self, state: S, action: Tensor, noise: Tensor, params: P
     ) -> tuple[Any, S, Tensor, Tensor, Tensor, Info]:
-        """See `TensorEnv.step`; every tensor has the batch axis, ``[n]``.
+        """See `TensorEnv.step`; the state has the batch axis, ``[n]``.
+
+        Action, noise and parameters have it as well, or are shared by all environments.
 
         Raises:
-            EnvError: The state has no batch axis, or is not in float32.
+            EnvError: A tensor is of another shape or dtype, on another device, or wants gradients;
+                or a discrete action is none.
+            ConfigError: State or parameters are another environment's.
         """
         batch = self._batch(state, noise, params)
-        views = self._views(action)
+        views = self._views(action, batch.time.size)
         kernels.step(batch, views, True)
         tensors = [torch.from_numpy(array) for array in views[1:]]
         observation, reward, terminated, truncated, final = tensors
@@ -76,29 +90,50 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
         return observation, after, reward, terminated, truncated, info
 
     def _batch(self, state: Any, noise: Tensor, params: Any) -> Batch:  # noqa: ANN401
+        instance("state", state, self.state_type)
+        instance("params", params, self.params_type)
         *quantities, time = state
-        if time.ndim != 1 or quantities[0].dtype != torch.float32:
-            raise EnvError(
-                f"'{self.spec.id}' compiled steps n environments in float32; got a state of shape "
-                f"{list(time.shape)} in {quantities[0].dtype}"
+        n = time.numel() if isinstance(time, Tensor) else 0
+        for name, quantity in zip(self.state_type._fields, state, strict=True):  # type: ignore[attr-defined]
+            dtype = torch.int32 if quantity is time else torch.float32
+            _require(f"state.{name}", quantity, dtype, (n,))
+        for name, value in zip(self.params_type._fields, params, strict=True):  # type: ignore[attr-defined]
+            # The time limit is read as a number, so any kind of whole number will do.
+            whole = name == "max_episode_steps" and isinstance(value, Tensor)
+            _require(
+                f"params.{name}", value, value.dtype if whole else torch.float32, (), (1,), (n,)
             )
+        _require("noise", noise, torch.float32, (n, self.noise_size), (self.noise_size,))
         *values, limit = params
+        least, greatest = (int(end) for end in limit.aminmax())
+        if least != greatest or greatest > LARGEST:
+            raise EnvError(
+                "params.max_episode_steps: compiled environments have one time limit of at most "
+                f"{LARGEST:,} steps, got {least} to {greatest}"
+            )
         kind: Any = kernels.BATCHES[self.spec.id]
         batch: Batch = kind(
             params=torch.stack(torch.broadcast_tensors(*values)).numpy(),
             state=torch.stack(quantities).numpy(),
-            time=time.clone().numpy(),
-            time_limit=int(limit),
-            noise=noise.contiguous().numpy(),
+            time=time.clone(memory_format=torch.contiguous_format).numpy(),
+            time_limit=least,
+            noise=noise.expand(n, self.noise_size).contiguous().numpy(),
             noise_size=self.noise_size,
         )
         return batch
 
-    def _views(self, action: Tensor) -> Views:
-        n, shape = len(action), self.spec.observation_space.shape
-        dtype = np.int64 if isinstance(self.spec.action_space, spaces.Discrete) else np.float32
-        actions: NDArray[Any] = np.ascontiguousarray(action.detach().numpy(), dtype).reshape(n)
+    def _views(self, action: Tensor, n: int) -> Views:
+        space, shape = self.spec.action_space, self.spec.observation_space.shape
+        own = space.shape or ()
+        discrete = isinstance(space, spaces.Discrete)
+        given = action.detach() if isinstance(action, Tensor) else action
+        if discrete and isinstance(given, Tensor) and not given.is_floating_point():
+            given = given.long()
+        _require("action", given, torch.int64 if discrete else torch.float32, (n, *own), own)
+        actions: NDArray[Any] = np.ascontiguousarray(given.expand(n, *own).numpy()).reshape(n)
         actions.flags.writeable = False
+        if isinstance(space, spaces.Discrete):
+            require_choices(self.spec.id, actions, int(space.n))
         return Views(
             action=actions,
             observation=np.empty((n, *(shape or ())), np.float32),
@@ -107,3 +142,21 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
             truncated=np.empty(n, np.bool_),
             final_observation=np.zeros((n, *(shape or ())), np.float32),
         )
+
+
+def _require(name: str, given: Any, dtype: torch.dtype, *shapes: tuple[int, ...]) -> None:  # noqa: ANN401
+    """Refuse what compiled code would read beyond its end, or as something else."""
+    if (
+        isinstance(given, Tensor)
+        and given.shape in shapes
+        and given.dtype == dtype
+        and given.device.type == "cpu"
+        and not given.requires_grad
+    ):
+        return
+    got = type(given).__name__
+    if isinstance(given, Tensor):
+        grad = " that requires gradients" if given.requires_grad else ""
+        got = f"{tuple(given.shape)} {given.dtype} on {given.device}{grad}"
+    allowed = " or ".join(map(str, shapes))
+    raise EnvError(f"{name}: expected a tensor of shape {allowed}, {dtype} on the CPU, got {got}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import int32, types
+from numba import int32, types, uint64
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -142,6 +142,22 @@ def step(digest: int) -> Callable[[Batch, Views, bool], int]:
         return total
 
     return step
+
+
+@cached_kernel(_SOURCES, **OPTIONS)
+def count_outside(digest: int) -> Callable[[NDArray[np.int64], int], int]:
+    """Return the kernel that looks for actions that are none."""
+
+    def count_outside(actions: NDArray[np.int64], num_actions: int) -> int:
+        """Return how many of ``actions [n] int64`` are not one of 0 to ``num_actions`` - 1."""
+        _ = digest
+        count, limit = 0, uint64(num_actions)
+        for env in range(actions.size):
+            # Negative ones are large without a sign.
+            count += int(uint64(actions[env]) >= limit)
+        return count
+
+    return count_outside
 
 
 @cached_kernel(_SOURCES, **OPTIONS)

@@ -5,6 +5,7 @@ After Moore (1990), as in gymnasium's ``MountainCar-v0``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -26,10 +27,21 @@ VALLEY = {
 }
 """Parameters that both tasks in this valley have, with their values."""
 
-OBSERVATION_SPACE = spaces.Box(
-    np.array([VALLEY["min_position"], -VALLEY["max_speed"]], np.float32),
-    np.array([VALLEY["max_position"], VALLEY["max_speed"]], np.float32),
-)
+ORDERED = (("min_position", "max_position"), ("reset_low", "reset_high"))
+"""Parameters of both tasks of which the first must not be above the second."""
+
+
+def observation_space(low: Mapping[str, float], high: Mapping[str, float]) -> spaces.Box:
+    """Return the space of positions and velocities for parameters within bounds."""
+    least = min(low["min_position"], low["reset_low"])
+    greatest = max(high["max_position"], high["reset_high"])
+    speed = high["max_speed"]
+    return spaces.Box(
+        np.array([least, -speed], np.float32), np.array([greatest, speed], np.float32)
+    )
+
+
+OBSERVATION_SPACE = observation_space(VALLEY, VALLEY)
 
 
 class MountainCarState(NamedTuple):
@@ -86,7 +98,15 @@ class MountainCar(TensorEnv[MountainCarState, MountainCarParams]):
         "force": 0.001,
         "max_episode_steps": 200,
     }
+    non_negative = frozenset({"max_speed"})
+    ordered = ORDERED
     noise_size = 1
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Box, spaces.Discrete]:
+        """See `TensorEnv.spaces_within`."""
+        return observation_space(low, high), spaces.Discrete(3)
 
     def initial(self, noise: Tensor, params: MountainCarParams) -> MountainCarState:
         """See `TensorEnv.initial`."""

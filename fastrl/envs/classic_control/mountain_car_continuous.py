@@ -5,6 +5,7 @@ As in gymnasium's ``MountainCarContinuous-v0``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from fastrl.envs.classic_control.mountain_car import (
     OBSERVATION_SPACE,
+    ORDERED,
     VALLEY,
     MountainCarState,
+    observation_space,
     stopped_by_wall,
 )
 from fastrl.envs.tensor.base import TensorEnv, columns, no_time, uniform
@@ -68,8 +71,17 @@ class MountainCarContinuous(TensorEnv[MountainCarState, MountainCarContinuousPar
         "max_action": 1.0,
         "max_episode_steps": 999,
     }
+    non_negative = frozenset({"max_speed", "max_action"})
+    ordered = ORDERED
     noise_size = 1
     supports_gradients = True
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Box, spaces.Box]:
+        """See `TensorEnv.spaces_within`."""
+        throttle = high["max_action"]
+        return observation_space(low, high), spaces.Box(-throttle, throttle, (1,))
 
     def initial(self, noise: Tensor, params: MountainCarContinuousParams) -> MountainCarState:
         """See `TensorEnv.initial`."""

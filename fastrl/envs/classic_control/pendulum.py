@@ -7,6 +7,7 @@ turns, and single precision is spent on what is left.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -85,8 +86,18 @@ class Pendulum(TensorEnv[PendulumState, PendulumParams]):
         "max_episode_steps": 200,
     }
     aliases: ClassVar = {"g": "gravity", "m": "mass", "l": "length"}
+    positive = frozenset({"mass", "length", "dt"})
+    non_negative = frozenset({"max_speed", "max_torque", "reset_angle", "reset_speed"})
     noise_size = 2
     supports_gradients = True
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Box, spaces.Box]:
+        """See `TensorEnv.spaces_within`."""
+        speed, torque = max(high["max_speed"], high["reset_speed"]), high["max_torque"]
+        seen = np.array([1.0, 1.0, speed], np.float32)
+        return spaces.Box(-seen, seen), spaces.Box(-torque, torque, (1,))
 
     def initial(self, noise: Tensor, params: PendulumParams) -> PendulumState:
         """See `TensorEnv.initial`."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.classic_control.batch import ClassicControlBatch
 from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer, checked_render_mode
@@ -72,10 +72,9 @@ class ClassicControlEnv(gymnasium.Env[Any, Any]):
         """Step once; an episode that is over is not followed by the next before `reset`.
 
         Raises:
-            EnvError: The environment was never reset.
+            EnvError: The environment was never reset, or the action is not one of its space.
         """
-        dtype = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float32
-        self._action = np.asarray(action, dtype)[None]
+        self._action = as_stored(action, self.action_space, self.action_space.shape or ())[None]
         views = StepViews(
             action=(self._action,),
             observation=self._observation,

@@ -73,8 +73,8 @@ class ClassicControlVectorEnv(BatchedVectorEnv):
         """Begin an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None goes on from
-                the last seed.
+            seed: One for each environment, or the first of consecutive ones; None goes on with
+                the random stream of each environment.
             options: ``reset_mask``, ``[n]`` bool: the environments to reset, which go on with
                 their streams. Others say where these episodes begin; see `first_states`.
 
@@ -141,6 +141,10 @@ class ClassicControlVectorEnv(BatchedVectorEnv):
         super().close_extras(**kwargs)
         if self._renderer is not None:
             self._renderer.close()
+
+    def _go_on(self) -> bool:
+        self.batched.restart(np.ones(self.num_envs, np.bool_), self._views.observation)
+        return True
 
     def _final(self, ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
         # Thousands of episodes may end in a step: too many for an object each.

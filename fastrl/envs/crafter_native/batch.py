@@ -9,7 +9,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import (
+    Rows,
+    StepViews,
+    check_restart,
+    step_shapes,
+    wrong_shapes,
+)
 from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import rules
 from fastrl.envs.crafter_native.daylight import Daylight
@@ -21,7 +27,7 @@ from fastrl.envs.crafter_native.kernels import (
     reset_worlds,
     step_worlds,
 )
-from fastrl.envs.crafter_native.options import CrafterOptions
+from fastrl.envs.crafter_native.options import LARGEST, CrafterOptions
 from fastrl.envs.crafter_native.render import render_scratch
 from fastrl.envs.crafter_native.state import allocate
 from fastrl.envs.crafter_native.textures import SPRITES, Geometry, draw_pictures, geometry
@@ -33,7 +39,6 @@ from fastrl.spec import EnvSpec
 ID = "fastrl/Crafter-v1"
 EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
 """How often each achievement was reached, by the names that the single environment uses."""
-_NO_LIMIT = 2**31 - 1
 _MAX_SEED = 2**31 - 1
 
 
@@ -68,6 +73,8 @@ class CrafterBatch:
         self.num_envs = num_envs
         layout = geometry(options.view, options.size)
         self.spec = _spec(options, layout)
+        self._shapes = step_shapes(self.spec, num_envs)
+        self._dtypes = [leaf.numpy_dtype for leaf in self.spec.observation.values()]
         self._rewarded = options.reward
         self._symbolic = options.symbolic
         self._row = (options.size[1], 3 * options.size[0])
@@ -76,7 +83,7 @@ class CrafterBatch:
         pictures = draw_pictures(layout)
         self._game = Game(
             reach=2 * max(options.view),
-            length=options.length or _NO_LIMIT,
+            length=options.length or LARGEST,
             daylight=self._daylight.table,
             symbolic=options.symbolic,
             layout=layout,
@@ -152,9 +159,10 @@ class CrafterBatch:
             seeds: One for each environment that is chosen: its first episode starts.
 
         Raises:
-            EnvError: The environments were never reset.
+            EnvError: The environments were never reset, or an array does not fit.
         """
         self._check_seeded()
+        check_restart(self.spec, self.num_envs, observation, chosen)
         which = np.flatnonzero(np.ones(self.num_envs) if chosen is None else chosen).tolist()
         for index, seed in zip(which, seeds or (), strict=seeds is not None):
             self._seeds[index], self._episodes[index] = int(seed), 0
@@ -174,11 +182,15 @@ class CrafterBatch:
 
         Raises:
             EnvError: An action is none of the 17; names the environment's index. None was stepped.
-                Or the environments were never reset.
+                Or the environments were never reset, or the views do not fit.
         """
         self._check_seeded()
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
+        if views.action[0].dtype.kind not in "iu":
+            raise EnvError(f"actions are of dtype {views.action[0].dtype}; expected int64")
         self._see_ahead()
-        np.copyto(self._actions, views.action[0])
+        np.copyto(self._actions, views.action[0], casting="unsafe")
         rows = tuple(map(np.ascontiguousarray, views.observation))
         final_rows = tuple(map(np.ascontiguousarray, views.final_observation))
         outcome = self._outcome
@@ -271,7 +283,14 @@ class CrafterBatch:
             self._plan(index)
 
     def _screens(self, rows: Rows) -> Screens:
-        """Return rows as kernels take them: of one type each, whatever is observed."""
+        """Return rows as kernels take them: of one type each, whatever is observed.
+
+        Raises:
+            EnvError: They are of another dtype.
+        """
+        found = [leaf.dtype for leaf in rows]
+        if rows and found != self._dtypes:
+            raise EnvError(f"'{self.spec.id}' writes observations {self._dtypes}, got {found}")
         image, shown = _NO_IMAGES, (_NO_INVENTORY, _NO_MAPS, _NO_DAYLIGHT)
         if rows and self._symbolic:
             daylight, inventory, cells = rows

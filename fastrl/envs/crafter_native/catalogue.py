@@ -9,7 +9,7 @@ from typing import Any
 from fastrl.envs.actions import ActionBounds
 from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native.batch import CrafterBatch
-from fastrl.envs.crafter_native.options import CrafterOptions
+from fastrl.envs.crafter_native.options import LARGEST, CrafterOptions
 from fastrl.envs.crafter_native.vector import CrafterVector
 from fastrl.errors import EnvError
 
@@ -90,5 +90,7 @@ def _with_limit(options: Mapping[str, Any], max_episode_steps: int | None) -> Cr
         raise EnvError(
             f"max_episode_steps must be at least 1, or -1 for no limit, got {max_episode_steps}"
         )
+    if max_episode_steps > LARGEST:
+        raise EnvError(f"max_episode_steps must be at most {LARGEST:,}, got {max_episode_steps}")
     limits = (max_episode_steps, options.get("length"))
     return replace(chosen, length=min((each for each in limits if each and each > 0), default=None))

@@ -10,6 +10,9 @@ from fastrl.envs.crafter_native.textures import Pair
 from fastrl.envs.lookup import nearest_or_all
 from fastrl.errors import EnvError
 
+LARGEST = 2**31 - 1
+"""Greatest time limit in steps: worlds count them in int32."""
+
 
 @dataclass(frozen=True)
 class CrafterOptions:
@@ -55,8 +58,11 @@ class CrafterOptions:
             if not isinstance(options.get(name, True), bool):
                 raise EnvError(f"{name}={options[name]!r}: must be true or false")
         length = options.get("length")
-        if length is not None and (not _is_whole(length) or length < 0):
-            raise EnvError(f"length={length!r}: must be a number of steps, or null for no limit")
+        if length is not None and (not _is_whole(length) or not 0 <= length <= LARGEST):
+            raise EnvError(
+                f"length={length!r}: must be a number of steps up to {LARGEST:,}, or null for no "
+                "limit"
+            )
         return cls(**options)
 
 

@@ -50,7 +50,6 @@ class CrafterVector(BatchedVectorEnv):
         self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
         self._crafter = batched
         self._first_seed = seed
-        self._seeded = False
 
     def reset(
         self,
@@ -72,20 +71,18 @@ class CrafterVector(BatchedVectorEnv):
         """
         if options is not None and set(options) == {"reset_mask"}:
             return self._restart_some(options["reset_mask"], seed), {}
-        if seed is None and not options and self._seeded:
-            self._crafter.restart(self._views.observation)
-            return self._observation(), {}
-        observation = super().reset(
-            seed=self._first_seed if seed is None else seed, options=options
-        )
-        self._seeded = True
-        return observation
+        first = self._first_seed if seed is None and not self._seeded else seed
+        return super().reset(seed=first, options=options)
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """Return what each player sees, ``[height, width, 3]``; None without a render mode."""
         if self.render_mode is None:
             return None
         return tuple(image.copy() for image in self._views.observation[0])
+
+    def _go_on(self) -> bool:
+        self._crafter.restart(self._views.observation)
+        return True
 
     def _restart_some(self, mask: Any, seed: int | Sequence[int] | None) -> Any:  # noqa: ANN401
         """Start an episode in the environments of a mask; return the observation of all."""

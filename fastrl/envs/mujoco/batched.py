@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import brief
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.batched_env import Rows, StepViews, check_restart, step_shapes, wrong_shapes
 from fastrl.envs.mujoco.keywords import Parameters, is_whole, parse
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.physics import Rows as Which
@@ -147,6 +147,7 @@ class MujocoBatchedEnv(ABC):
             _action_space(self.physics),
             _limit(max_episode_steps, self.time_limit),
         )
+        self._shapes = step_shapes(self.spec, num_envs)
         self._actions = ActionConverter(self.spec.action_space, action_bounds)
         self._limit = self.spec.max_episode_steps or _NEVER
         self._clock = 0
@@ -236,10 +237,13 @@ class MujocoBatchedEnv(ABC):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: It was never reset, MuJoCo gave up on an environment (names it by index), or
-                the subclass's functions return something else than they should.
+            EnvError: It was never reset, the views do not fit, MuJoCo gave up on an environment
+                (names it by index), or the subclass's functions return something else than they
+                should.
         """
         self._check_seeded()
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
         physics, now = self.physics, self.physics.now
         action = self._actions.batch(views.action)
         now.ctrl[:] = action
@@ -303,6 +307,7 @@ class MujocoBatchedEnv(ABC):
         self._actions = ActionConverter(self.spec.action_space, None)
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
+        check_restart(self.spec, self.num_envs, observation)
         self._clock = 0
         # The model may have been given other time steps since.
         self.dt = _dt(self.physics, self._nstep)

@@ -59,6 +59,10 @@ class MujocoVectorEnv(BatchedVectorEnv):
             self._photographer = Photographer(self.batched.physics, self._view)
         return tuple(self._photographer.picture(index) for index in range(self.num_envs))
 
+    def _go_on(self) -> bool:
+        self.batched.restart(self._views.observation)
+        return True
+
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Free the renderer, and close the environments."""
         photographer, self._photographer = self._photographer, None

@@ -8,11 +8,14 @@ environment, for n, and under `torch.func.vmap` over any of its arguments.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.errors import EnvError
@@ -40,6 +43,8 @@ class Limited(Protocol):
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
 Info = dict[str, Any]
+Bounds = Mapping[str, tuple[float, float]]
+"""Least and greatest value of parameters, by name."""
 
 
 class TensorEnv(ABC, Generic[S, P]):
@@ -56,6 +61,9 @@ class TensorEnv(ABC, Generic[S, P]):
         aliases: What gymnasium calls parameters, where that differs: their names here.
         switches: Parameters that are 0 or 1, and the words that stand for these.
         missing: Gymnasium's arguments that do not exist here, and what to do without them.
+        positive: Parameters that must be above 0.
+        non_negative: Parameters that must be at least 0.
+        ordered: Pairs of parameters of which the first must not be above the second.
         noise_size: Random numbers that each call of `reset` and `step` consumes per environment.
         supports_gradients: Whether the dynamics can be differentiated.
         differentiable: Whether gradients flow through `reset` and `step`. They stop where an
@@ -65,10 +73,13 @@ class TensorEnv(ABC, Generic[S, P]):
     spec: EnvSpec
     state_type: type[S]
     params_type: type[P]
-    defaults: ClassVar[Mapping[str, float]]
+    defaults: ClassVar[Mapping[str, float]] = {}
     aliases: ClassVar[Mapping[str, str]] = {}
     switches: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     missing: ClassVar[Mapping[str, str]] = {}
+    positive: ClassVar[frozenset[str]] = frozenset()
+    non_negative: ClassVar[frozenset[str]] = frozenset()
+    ordered: ClassVar[Sequence[tuple[str, str]]] = ()
     noise_size: int
     supports_gradients: bool = False
 
@@ -84,6 +95,7 @@ class TensorEnv(ABC, Generic[S, P]):
                 "'Pendulum-v1' and 'MountainCarContinuous-v0' can"
             )
         self.differentiable = differentiable
+        self._bounds: Bounds = {name: (value, value) for name, value in self.defaults.items()}
 
     def default_params(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -98,6 +110,66 @@ class TensorEnv(ABC, Generic[S, P]):
             for field, value in self.defaults.items()
         }
         return self.params_type(**values)
+
+    def spaces_within(
+        self, low: Mapping[str, float], high: Mapping[str, float]
+    ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+        """Return the spaces of observations and actions for parameters within bounds.
+
+        Args:
+            low: Least value of each parameter.
+            high: Greatest value of each parameter.
+        """
+        return self.spec.observation_space, self.spec.action_space
+
+    def within(self, bounds: Bounds) -> Self:
+        """Return this environment with spaces that hold for all parameters within bounds.
+
+        Args:
+            bounds: Of some parameters; others stay as they are.
+
+        Raises:
+            EnvError: A parameter cannot have such a value.
+        """
+        found = copy.copy(self)
+        found._bounds = {**self._bounds, **bounds}
+        self._check_bounds(found._bounds)
+        low, high = ({name: both[side] for name, both in found._bounds.items()} for side in (0, 1))
+        seen, action = self.spaces_within(low, high)
+        found.spec = replace(self.spec, observation_space=seen, action_space=action)
+        return found
+
+    def fitted(self, params: P) -> Self:
+        """Return this environment with spaces that hold for these parameters.
+
+        Args:
+            params: Shared, or one per environment.
+
+        Raises:
+            EnvError: A parameter has an impossible value.
+        """
+        given = {name: getattr(params, name) for name in getattr(params, "_fields", ())}
+        return self.within(
+            {
+                name: (float(value.min()), float(value.max()))
+                for name, value in given.items()
+                if isinstance(value, Tensor)
+            }
+        )
+
+    def _check_bounds(self, bounds: Bounds) -> None:
+        for name, (low, high) in bounds.items():
+            got = f"got {low:g}" if low == high else f"got values from {low:g} to {high:g}"
+            if name in self.positive and low <= 0:
+                raise EnvError(f"'{self.spec.id}': {name} must be above 0, {got}")
+            if name in self.non_negative and low < 0:
+                raise EnvError(f"'{self.spec.id}': {name} must be at least 0, {got}")
+        for least, greatest in self.ordered:
+            if bounds[least][0] > bounds[greatest][1]:
+                raise EnvError(
+                    f"'{self.spec.id}': {least} must not be above {greatest}, "
+                    f"got {bounds[least][0]:g} and {bounds[greatest][1]:g}"
+                )
 
     @abstractmethod
     def initial(self, noise: Tensor, params: P) -> S:
@@ -144,7 +216,14 @@ class TensorEnv(ABC, Generic[S, P]):
         Args:
             noise: ``[*, noise_size]``, uniform in [0, 1); see `draw_noise`.
             params: The environment's parameters.
+
+        Raises:
+            EnvError: The noise has another last axis. Not checked in a graph.
         """
+        if not torch.compiler.is_compiling() and noise.shape[-1:] != (self.noise_size,):
+            raise EnvError(
+                f"noise must be a tensor of shape (…, {self.noise_size}), got {tuple(noise.shape)}"
+            )
         with torch.set_grad_enabled(self._gradients_flow()):
             state = self.initial(noise, params)
             return self.observe(state), state
@@ -170,13 +249,16 @@ class TensorEnv(ABC, Generic[S, P]):
             info: ``final_observation``: what the step led to, before any reset.
 
         Raises:
-            EnvError: Action or noise have another shape; most would silently be broadcast. Not
-                looked at in a graph.
+            EnvError: Action or noise have another shape; most would silently be broadcast. Or an
+                action is not one of a discrete space, which is checked on the CPU only, as a GPU
+                would have to be waited for. Not checked in a graph.
         """
         if not torch.compiler.is_compiling():
             shape = self.spec.action_space.shape or ()
             _require_shape("action", action, state.time, tuple(shape))
             _require_shape("noise", noise, state.time, (self.noise_size,))
+            if isinstance(self.spec.action_space, spaces.Discrete):
+                _require_choice(self.spec, action)
         with torch.set_grad_enabled(self._gradients_flow()):
             reached, reward, terminated = self.transition(state, action, params)
             truncated = ~terminated & (reached.time >= params.max_episode_steps)
@@ -202,6 +284,27 @@ def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...])
         return
     got = f"shape {shape}" if shape is not None else type(given).__name__
     raise EnvError(f"{name} must be a tensor of shape {(*batch, *own)}, got {got}")
+
+
+def _require_choice(spec: EnvSpec, action: Tensor) -> None:
+    """Refuse what is not an index of a discrete action."""
+    count = int(cast(spaces.Discrete, spec.action_space).n)
+    if action.is_floating_point():
+        raise EnvError(f"action must be a tensor of whole numbers, got {action.dtype}")
+    if action.device.type != "cpu":
+        return
+    outside = (action < 0) | (action >= count)
+    try:
+        if not bool(outside.any()):
+            return
+    except RuntimeError:  # under vmap values cannot be read
+        return
+    raise wrong_choice(f"'{spec.id}'", count, action[outside].flatten()[0].item())
+
+
+def wrong_choice(where: str, count: int, action: float) -> EnvError:
+    """Return the error of an action that is not one of a discrete space."""
+    return EnvError(f"{where}: action {action} is not one of 0 to {count - 1}")
 
 
 def columns(*values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,10 +46,13 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     env, params = make_tensor(name, device=device)
     given = dict(config.kwargs)
     expose = given.pop("expose_params", False)
+    bounds = {}
     for key, value in named(env, given).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EnvError(f"env.kwargs.{key}: expected a number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+            raise EnvError(f"env.kwargs.{key}: expected a finite number, got {value!r}")
+        bounds[key] = (float(value), float(value))
         params = params._replace(**{key: torch.full_like(getattr(params, key), value)})
+    env = env.within(bounds)
     if config.max_episode_steps is not None:
         env.spec = dataclasses.replace(env.spec, max_episode_steps=config.max_episode_steps)
         limit = torch.full_like(params.max_episode_steps, config.max_episode_steps)

@@ -10,10 +10,11 @@ A specification maps parameters to distributions, as in YAML::
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.envs.lookup import nearest_or_all
-from fastrl.envs.tensor.base import Info, Limited, TensorEnv, Timed, columns
+from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed, columns
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -51,6 +52,25 @@ def quantiles(specification: Mapping[str, Any], known: Sequence[str]) -> dict[st
         for name in known
         if name in specification
     }
+
+
+def reach(
+    specification: Mapping[str, Any], found: Mapping[str, Quantile]
+) -> dict[str, tuple[float, float]]:
+    """Return the least and the greatest value that each randomised parameter is drawn as.
+
+    Args:
+        specification: See this module's docstring.
+        found: What `quantiles` returned for it.
+    """
+    # Noise comes in multiples of 2^-24.
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    bounds = {}
+    for name, quantile in found.items():
+        ((kind, numbers),) = specification[name].items()
+        values = numbers if kind == "choice" else quantile(ends).tolist()
+        bounds[name] = (float(min(values)), float(max(values)))
+    return bounds
 
 
 def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
@@ -142,18 +162,29 @@ class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
             expose: Observe ``{"observation": …, "params": …}``, so that a policy sees them.
 
         Raises:
-            EnvError: A parameter or distribution is unknown, or its numbers do not fit.
+            EnvError: A parameter or distribution is unknown, its numbers do not fit, or it draws
+                impossible values.
         """
         self.params_type = env.params_type
         self.state_type = RandomizedState
         self.supports_gradients = env.supports_gradients
-        self._env = env
         self._quantiles = quantiles(specification, randomizable(env))
         self.names = tuple(self._quantiles)
         self.noise_size = env.noise_size + len(self.names)
-        self.spec = exposed(env.spec, len(self.names)) if expose else env.spec
         self._exposes = expose
+        self._take(env.within(reach(specification, self._quantiles)))
         super().__init__(differentiable=env.differentiable)
+
+    def within(self, bounds: Bounds) -> Self:
+        """See `TensorEnv.within`; randomised parameters keep the bounds of their distributions."""
+        own = {name: both for name, both in bounds.items() if name not in self.names}
+        found = copy.copy(self)
+        found._take(self._env.within(own))
+        return found
+
+    def _take(self, env: TensorEnv[S, P]) -> None:
+        self._env = env
+        self.spec = exposed(env.spec, len(self.names)) if self._exposes else env.spec
 
     def default_params(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

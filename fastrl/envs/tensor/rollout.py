@@ -115,7 +115,11 @@ class Rollouts(Generic[S, P]):
             steps_per_graph: How many steps `torch.compile` makes one graph of, at most; on a GPU
                 that is a CUDA graph, on a CPU it needs a C++ compiler. More take longer to
                 compile. 0 runs every operation by itself.
+
+        Raises:
+            EnvError: A parameter has an impossible value.
         """
+        env = env.fitted(params)
         self._env, self._policy, self._params = env, policy, params
         self._device = params.max_episode_steps.device
         self._inside = _bounding(env.spec.action_space, squash, self._device)

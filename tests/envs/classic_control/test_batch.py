@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.classic_control.batch import ClassicControlBatch, Options
 from fastrl.envs.classic_control.streams import new_streams, peek
-from fastrl.envs.tensor import make_tensor
+from fastrl.envs.tensor import Randomized, make_tensor
 from fastrl.errors import EnvError, SpaceError
 from tests.envs.classic_control.gymnasium_twin import NAMES
 from tests.envs.stepping import assert_same, random_actions, rows, run, views
@@ -175,6 +180,141 @@ def test_states_can_be_read_and_put_back():
 def test_wrong_options_say_what_would_be_right(name, options, message):
     with pytest.raises(EnvError, match=message):
         ClassicControlBatch(name, 4, options)
+
+
+IMPOSSIBLE = [
+    ("CartPole-v1", {"masscart": 0.0}, "masscart must be above 0, got 0"),
+    ("CartPole-v1", {"masspole": [0.1, -0.5]}, "masspole must be at least 0, got values from -0.5"),
+    ("CartPole-v1", {"tau": 0}, "tau must be above 0"),
+    ("CartPole-v1", {"length": 1e39}, "env.kwargs.length: expected a finite number"),
+    ("CartPole-v1", {"length": "0.5"}, "env.kwargs.length: expected a finite number"),
+    ("CartPole-v1", {"length": True}, "env.kwargs.length: expected a finite number"),
+    ("Pendulum-v1", {"mass": -1.0}, "'Pendulum-v1': mass must be above 0, got -1"),
+    ("Acrobot-v1", {"mass2": -1.0}, "mass2 must be above 0"),
+    ("MountainCar-v0", {"min_position": 1.0}, "min_position must not be above max_position"),
+    ("MountainCarContinuous-v0", {"max_speed": -1.0}, "max_speed must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "message"), IMPOSSIBLE)
+def test_impossible_parameters_are_refused(name, params, message):
+    with pytest.raises(EnvError, match=message):
+        ClassicControlBatch(name, 2, Options(params=params))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        ({"normal": [0.1, 0.1]}, "masspole must be at least 0, got values from -0.4"),
+        ({"choice": [0.1, -1]}, "masspole must be at least 0, got values from -1 to 0.1"),
+        ({"uniform": [-0.1, 1]}, "masspole must be at least 0, got values from -0.1 to 1"),
+    ],
+)
+def test_distributions_of_impossible_parameters_are_refused(distribution, message):
+    specification = {"masspole": distribution}
+    with pytest.raises(EnvError, match=message):
+        ClassicControlBatch("CartPole-v1", 2, Options(randomize=specification))
+    with pytest.raises(EnvError, match=message):
+        Randomized(make_tensor("CartPole-v1")[0], specification)
+
+
+BOUNDING = {
+    "Acrobot-v1": ("max_velocity1", "max_velocity2", "reset_bound"),
+    "CartPole-v1": ("x_threshold", "theta_threshold", "reset_bound"),
+    "MountainCar-v0": ("max_speed", "min_position", "reset_low"),
+    "MountainCarContinuous-v0": ("max_speed", "max_position", "max_action"),
+    "Pendulum-v1": ("max_speed", "max_torque", "reset_speed"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=8)
+@given(st.data(), st.sampled_from(["shared", "each", "uniform", "choice"]))
+def test_spaces_hold_what_is_observed_and_taken_for_any_parameters(name, data, kind):
+    env, _ = make_tensor(name)
+    which = data.draw(st.sampled_from(BOUNDING[name]))
+    scale = data.draw(st.floats(0.5, 4.0))
+    far = abs(env.defaults[which]) * scale
+    if which in ("min_position", "reset_low"):
+        far = -max(far, 0.7)
+    values = sorted([env.defaults[which], far])
+    given_ = {
+        "shared": Options(params={which: far}),
+        "each": Options(params={which: values}),
+        "uniform": Options(randomize={which: {"uniform": values}}),
+        "choice": Options(randomize={which: {"choice": values}}),
+    }[kind]
+    batch = ClassicControlBatch(name, 2, given_)
+    seen, action = batch.spec.observation_space, batch.spec.action_space
+    for observation in stream_of(name, [1, 2], 60, given_).observations:
+        assert (observation[0] >= seen.low - 1e-6).all()
+        assert (observation[0] <= seen.high + 1e-6).all()
+    if which in ("max_torque", "max_action"):
+        least = far if kind == "shared" else values[1]
+        assert action.high == pytest.approx(least)
+        assert action.low == pytest.approx(-least)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spaces_of_the_usual_parameters_are_gymnasiums(name):
+    original = gymnasium.make(name)
+    for env in (ClassicControlBatch(name, 2), make_tensor(name)[0].within({})):
+        assert env.spec.observation_space == original.observation_space
+        assert env.spec.action_space == original.action_space
+
+
+def test_torque_beyond_the_usual_reaches_the_pendulum():
+    low, high = (
+        ClassicControlBatch("Pendulum-v1", 1, Options(params={"max_torque": m})) for m in (2.0, 5.0)
+    )
+    after = []
+    for env in (low, high):
+        seen = views(env.spec, 1, (np.full((1, 1), 5.0, np.float32),))
+        env.reset([0], seen.observation)
+        env.step(seen)
+        after.append(seen.observation[0][0, 2])
+    assert after[1] - after[0] == pytest.approx(3 / 1.0 * 3.0 * 0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("action", [5, -1, 1000])
+def test_discrete_actions_that_are_none_step_nothing(action):
+    env = ClassicControlBatch("CartPole-v1", 3)
+    seen = views(env.spec, 3, (np.array([0, 1, action]),))
+    env.reset([1, 2, 3], seen.observation)
+    before = env.state()
+    with pytest.raises(EnvError, match=f"env 2 of 'CartPole-v1': action {action} is not one of 0"):
+        env.step(seen)
+    with pytest.raises(EnvError, match="actions are of dtype float64; expected int64"):
+        env.step(dataclasses.replace(seen, action=(np.zeros(3),)))
+    assert all(torch.equal(a, b) for a, b in zip(before, env.state(), strict=True))
+
+
+def test_single_environment_refuses_actions_that_are_none():
+    env = gymnasium.make("fastrl/CartPole-v1")
+    env.reset(seed=0)
+    for action in (2, -1, 0.5, "left", [0, 1]):
+        with pytest.raises((EnvError, AssertionError), match="action"):
+            env.unwrapped.step(action)
+
+
+@pytest.mark.parametrize(
+    "field", ["action", "observation", "reward", "terminated", "truncated", "final_observation"]
+)
+def test_views_that_do_not_fit_are_refused(field):
+    env = ClassicControlBatch("Pendulum-v1", 3)
+    seen = views(env.spec, 3, (np.zeros((3, 1), np.float32),))
+    env.reset([1, 2, 3], seen.observation)
+    value = getattr(seen, field)
+    short = tuple(leaf[:1] for leaf in value) if isinstance(value, tuple) else value[:1]
+    with pytest.raises(EnvError, match="steps action, observation"):
+        env.step(dataclasses.replace(seen, **{field: short}))
+    for chosen in (np.ones(1, np.bool_), np.array([0, 1, 2])):
+        with pytest.raises(EnvError, match="expected a mask"):
+            env.restart(chosen, seen.observation)
+    with pytest.raises(EnvError, match="expected observations"):
+        env.reset([1, 2, 3], (seen.observation[0][:2],))
+    with pytest.raises(EnvError, match="expected a PendulumState"):
+        env.load_state([torch.zeros(1)] * 3)
 
 
 def test_misuse_is_an_error():

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from fastrl.envs.tensor import RandomPolicy, Rollouts, make_tensor
-from fastrl.errors import EnvError
+from fastrl.errors import ConfigError, EnvError
 from tests.envs.classic_control.gymnasium_twin import NAMES
 
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
@@ -54,5 +56,99 @@ def test_what_cannot_be_compiled_says_so():
         make_tensor("Pendulum-v1", compiled=True, dtype=torch.float64)
     env, params = make_tensor("Pendulum-v1", compiled=True)
     _, state = env.reset(env.draw_noise(()), params)
-    with pytest.raises(EnvError, match=r"got a state of shape \[\]"):
+    with pytest.raises(EnvError, match=r"state\.theta: .* got \(\) torch\.float32"):
         env.step(state, torch.zeros(1), env.draw_noise(()), params)
+
+
+def arguments_of(name, n=4):
+    env, params = make_tensor(name, compiled=True)
+    noise = env.draw_noise((n,), torch.Generator().manual_seed(0))
+    _, state = env.reset(noise, params)
+    own = env.spec.action_space.shape
+    action = torch.zeros(n, *own, dtype=torch.float32 if own else torch.int64)
+    return env, {"state": state, "action": action, "noise": noise, "params": params}
+
+
+def spoilt(tensor, how):
+    match how:
+        case "longer":
+            return torch.cat([tensor, tensor])
+        case "shorter":
+            return tensor[:2]
+        case "one row":
+            return tensor[:1]
+        case "more axes":
+            return tensor[None]
+        case "float64":
+            return tensor.double()
+        case "elsewhere":
+            return tensor.to("meta")
+        case "gradients":
+            return tensor.float().requires_grad_()
+        case _:
+            return None
+
+
+SPOILT = ("longer", "shorter", "one row", "more axes", "float64", "elsewhere", "gradients", "none")
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+@settings(max_examples=40)
+@given(st.data(), st.sampled_from(SPOILT))
+def test_what_compiled_code_would_misread_is_refused(name, data, how):
+    env, given_ = arguments_of(name)
+    which = data.draw(st.sampled_from(list(given_)))
+    value = given_[which]
+    # An action's gradient is dropped, as policies give some that have one.
+    assume((which, how) != ("action", "gradients") or name == "CartPole-v1")
+    if which in ("state", "params"):
+        field = data.draw(st.sampled_from(value._fields))
+        tensor = getattr(value, field)
+        assume(field != "max_episode_steps" or how not in ("float64", "gradients"))
+        if which == "params":
+            tensor = tensor.repeat(4)
+            assume(how != "one row")
+        given_[which] = value._replace(**{field: spoilt(tensor, how)})
+    else:
+        given_[which] = spoilt(value, how)
+    with pytest.raises(EnvError, match=which):
+        env.step(**given_)
+
+
+def test_states_and_parameters_of_another_environment_are_refused():
+    env, given_ = arguments_of("CartPole-v1")
+    _, others = arguments_of("Pendulum-v1")
+    for which in ("state", "params"):
+        with pytest.raises(ConfigError, match=f"{which} must be a CartPole"):
+            env.step(**given_ | {which: others[which]})
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_rows_that_are_shared_or_strided_step_as_their_copies(name):
+    env, whole = arguments_of(name)
+    noise, action = whole["noise"][:1].expand(4, -1), whole["action"]
+    wanted = env.step(**whole | {"noise": noise.clone()})
+    shared = env.step(**whole | {"noise": noise[0], "action": action[0]})
+    strided = whole | {
+        "state": type(whole["state"])(*(q.repeat_interleave(2)[::2] for q in whole["state"])),
+        "action": action.repeat_interleave(2, 0)[::2],
+        "noise": noise.repeat_interleave(2, 1)[:, ::2],
+    }
+    for found in (shared, env.step(**strided)):
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[2], wanted[2])
+
+
+@pytest.mark.parametrize("action", [5, -1, 1000, 2, 2**62, -(2**63)])
+def test_actions_that_are_none_are_refused(action):
+    env, given_ = arguments_of("CartPole-v1")
+    given_["action"][2] = action
+    with pytest.raises(EnvError, match=f"env 2 of 'CartPole-v1': action {action} is not one of 0"):
+        env.step(**given_)
+
+
+def test_time_limit_beyond_what_time_is_counted_in_is_refused():
+    env, given_ = arguments_of("CartPole-v1")
+    given_["params"] = given_["params"]._replace(max_episode_steps=torch.tensor(2**31))
+    with pytest.raises(EnvError, match=r"max_episode_steps: .* at most 2,147,483,647"):
+        env.step(**given_)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,40 @@ def test_an_action_that_is_none_is_refused_before_anything_is_stepped():
     with pytest.raises(EnvError, match=r"env 1 of 'fastrl/Crafter-v1': action 17 .* 0 to 16"):
         env.step(seen)
     assert env.info()["steps"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_arrays_that_do_not_fit_are_refused(symbolic):
+    env = batch(3, symbolic=symbolic)
+    seen = views(env.spec, 3, (np.zeros(3, np.int64),))
+    env.reset([0, 1, 2], seen.observation)
+    short = tuple(leaf[:1] for leaf in seen.observation)
+    for field, value in (
+        ("action", (np.zeros(1, np.int64),)),
+        ("observation", short),
+        ("final_observation", short),
+        ("reward", seen.reward[:1]),
+    ):
+        with pytest.raises(EnvError, match="steps action, observation"):
+            env.step(replace(seen, **{field: value}))
+    with pytest.raises(EnvError, match="actions are of dtype float64; expected int64"):
+        env.step(replace(seen, action=(np.zeros(3),)))
+    others = tuple(leaf.astype(np.float64) for leaf in seen.observation)
+    with pytest.raises(EnvError, match="writes observations"):
+        env.step(replace(seen, observation=others))
+    with pytest.raises(EnvError, match="expected observations"):
+        env.restart(short)
+    with pytest.raises(EnvError, match="expected a mask"):
+        env.restart(seen.observation, np.ones(2, np.bool_))
+    assert env.info()["steps"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("action", [-1, 17])
+def test_single_world_refuses_actions_that_are_none(action):
+    env = EnvFactory("Crafter-v1", {"area": (16, 16)}).single()
+    env.reset(seed=0)
+    with pytest.raises(EnvError, match=f"action {action} is not one of 0 to 16"):
+        env.step(action)
 
 
 def test_seeds_come_first():

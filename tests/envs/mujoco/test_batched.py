@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from fastrl.envs import BatchedEnv, EnvFactory
 from fastrl.envs.mujoco import build
 from fastrl.errors import EnvError
+from tests.envs.stepping import views
 
 
 def test_robot_is_a_batched_env_with_the_models_actions(jumper_class):
@@ -333,6 +334,23 @@ def test_attribute_that_cannot_be_is_named(jumper_class, attributes, message):
 def test_step_before_the_first_reset_is_refused(jumper_class, drive):
     with pytest.raises(EnvError, match="before its first reset"):
         drive(jumper_class(1)).step()
+
+
+@pytest.mark.parametrize(
+    "field", ["action", "observation", "reward", "terminated", "truncated", "final_observation"]
+)
+def test_arrays_that_would_be_broadcast_are_refused(jumper_class, field):
+    env = jumper_class(3)
+    seen = views(env.spec, 3, (np.zeros((3, 1), np.float32),))
+    env.reset([1, 2, 3], seen.observation)
+    before = env.physics.now.qpos.copy()
+    value = getattr(seen, field)
+    short = tuple(leaf[:1] for leaf in value) if isinstance(value, tuple) else value[:1]
+    with pytest.raises(EnvError, match="steps action, observation"):
+        env.step(replace(seen, **{field: short}))
+    with pytest.raises(EnvError, match="expected observations"):
+        env.reset([1, 2, 3], (seen.observation[0][:1],))
+    np.testing.assert_array_equal(before, env.physics.now.qpos)
 
 
 def test_wrong_number_of_seeds_is_refused(jumper_class):

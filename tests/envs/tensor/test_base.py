@@ -8,7 +8,6 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrl.envs.tensor import TENSOR_ENVS, Randomized, RandomPolicy, make_tensor
-from fastrl.envs.tensor.randomize import randomizable
 from fastrl.errors import ConfigError, EnvError
 
 NAMES = sorted(TENSOR_ENVS)
@@ -81,8 +80,36 @@ def test_action_of_another_shape_is_refused(name, action):
         env.step(state, action, noise, params)
 
 
+@pytest.mark.parametrize("name", ["Acrobot-v1", "CartPole-v1", "MountainCar-v0"])
+@pytest.mark.parametrize("action", [3, -1, 1000])
+def test_discrete_action_that_is_none_is_refused(name, action):
+    env, params, _, state, noise = started(name, 3)
+    with pytest.raises(EnvError, match=f"'{name}': action {action} is not one of 0 to"):
+        env.step(state, torch.tensor([0, action, 1]), noise, params)
+    with pytest.raises(EnvError, match=r"whole numbers, got torch\.float32"):
+        env.step(state, torch.tensor([0.0, 0.5, 1.0]), noise, params)
+
+
+def test_spaces_follow_the_parameters():
+    env, params = make_tensor("Pendulum-v1")
+    fitted = env.fitted(
+        params._replace(max_torque=torch.tensor([1.0, 5.0]), max_speed=torch.tensor(20.0))
+    )
+    assert fitted.spec.action_space == spaces.Box(-5, 5, (1,))
+    assert fitted.spec.observation_space.high.tolist() == [1, 1, 20]
+    assert env.spec.action_space == spaces.Box(-2, 2, (1,))
+    drawn = Randomized(env, {"max_torque": {"choice": [3.0, 4.0]}}).fitted(params)
+    assert drawn.spec.action_space == spaces.Box(-4, 4, (1,))
+    compiled = make_tensor("Pendulum-v1", compiled=True)[0].fitted(params)
+    assert compiled.spec == env.spec
+    with pytest.raises(EnvError, match="'Pendulum-v1': mass must be above 0, got -1"):
+        env.fitted(params._replace(mass=torch.tensor(-1.0)))
+
+
 def test_noise_of_another_shape_is_refused():
     env, params, _, state, noise = started("CartPole-v1", 4)
+    with pytest.raises(EnvError, match=r"^noise must be a tensor of shape \(…, 4\), got \(4, 5\)"):
+        env.reset(torch.zeros(4, 5), params)
     with pytest.raises(EnvError, match=r"^noise must be a tensor of shape \(4, 4\), got shape"):
         env.step(state, some_actions(env, 4), noise[:2], params)
 
@@ -204,19 +231,27 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def elsewhere(tree):
+    """Return tensors without values."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to("meta")
+    parts = [elsewhere(part) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+
+
 @ALL
 @pytest.mark.parametrize("randomized", [False, True])
 def test_no_operation_of_a_step_waits_for_the_device(name, randomized):
     env, params = make_tensor(name)
     if randomized:
-        field = randomizable(env)[0]
-        env = Randomized(env, {field: {"choice": [0.9, 1, 1.1]}}, expose=True)
+        env = Randomized(env, {"gravity": {"choice": [0.9, 1, 1.1]}}, expose=True)
     policy = RandomPolicy(env.spec)
     _, state = env.reset(env.draw_noise((4,)), params)
     noise = env.draw_noise((4,)), policy.draw_noise((4,))
     with Operations() as operations:
         action, _, _ = policy.act(None, {}, noise[1])
-        env.step(state, action[""], noise[0], params)
+        # Not on the CPU, where the values of discrete actions are checked.
+        env.step(*(elsewhere(each) for each in (state, action[""], noise[0], params)))
     # What a CUDA graph cannot record: shapes or branches that depend on values, and copies.
     waiting = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "copy_", "lift_fresh"}
     assert "where" in operations.names
