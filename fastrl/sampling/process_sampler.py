@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fastrl.arguments import instance
+from fastrl.arguments import instance, seconds
+from fastrl.errors import WorkerError
 from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
 from fastrl.sampling.faults import FaultPolicy
+from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.plan import SamplingPlan
@@ -20,6 +22,8 @@ _SLICE_S = 0.1
 """How often a waiting learner looks after workers that have nothing to show."""
 _LOOK_S = 0.5
 """How often it does so while others have."""
+_POLL_S = 0.001
+"""How often it is looked whether workers are at rest."""
 
 
 class ProcessSampler(TableSampler):
@@ -54,7 +58,7 @@ class ProcessSampler(TableSampler):
         self._faults = instance("faults", faults, FaultPolicy)
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._asynchronous = asynchronous
-        self._permitted, self._looked_s = 0, 0.0
+        self._permitted, self._looked_s, self._pauses = 0, 0.0, 0
         self._crew: Crew | None = None
 
     def start(self) -> None:
@@ -84,10 +88,48 @@ class ProcessSampler(TableSampler):
             FastrlError: The sampler was closed.
         """
         self.start()
+        if self._context.hand_over.paused[0]:
+            self._context.hand_over.resume()
         self._permit()
         try:
             self._wait_until_sealed(self._next_rollout)
             return self._sealed()
+        except BaseException:
+            self.close()
+            raise
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """Return once every worker has said that it waits; the next `collect` goes on.
+
+        Env workers complete the step that they have begun, and model workers answer what was asked.
+        From then on nothing is stepped or inferred, be a rollout complete or not.
+
+        Args:
+            timeout_s: How long that may take.
+
+        Raises:
+            WorkerError: A worker raised, died or made no progress within its deadline, more often
+                than it may; or one was still busy after ``timeout_s``.
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+        seconds("timeout_s", timeout_s)
+        if self._crew is None:
+            return
+        hand_over, topology = self._context.hand_over, self.topology
+        names, until_s = self.counters.worker_names, time.monotonic() + timeout_s
+        if not hand_over.paused[0]:
+            self._pauses += 1
+            hand_over.paused[0] = self._pauses
+        try:
+            for worker in range(topology.num_env_workers):
+                hand_over.permit(worker).post()
+            self._wait_until_at_rest(names[: topology.num_env_workers], timeout_s, until_s)
+            # Only now, as until then env workers may have asked for more.
+            hand_over.models_paused[0] = self._pauses
+            for worker in range(topology.num_model_workers):
+                hand_over.doorbell(worker).post()
+            self._wait_until_at_rest(names, timeout_s, until_s)
         except BaseException:
             self.close()
             raise
@@ -112,6 +154,22 @@ class ProcessSampler(TableSampler):
             for worker in range(self.topology.num_env_workers):
                 self._context.hand_over.permit(worker).post()
         self._permitted = until
+
+    def _wait_until_at_rest(self, names: Sequence[str], timeout_s: float, until_s: float) -> None:
+        assert self._crew is not None
+        self._crew.look()
+        looked_s = time.monotonic()
+        while busy := [name for name in names if not self._is_at_rest(name)]:
+            now_s = time.monotonic()
+            if now_s > until_s:
+                raise WorkerError(busy[0], f"{busy[0]} was not at rest within {timeout_s:g} s")
+            if now_s > looked_s + _SLICE_S:
+                self._crew.look()
+                looked_s = now_s
+            time.sleep(_POLL_S)
+
+    def _is_at_rest(self, name: str) -> bool:
+        return int(self.counters.row(name)[Counter.AT_REST]) == self._pauses
 
     def _is_suspected(self, rollout: int) -> bool:
         return self._context.hand_over.is_suspected(rollout)

@@ -29,7 +29,6 @@ SHARES = {
     "waiting": Counter.WAITING_NS,
     "hand-over": Counter.HAND_OVER_NS,
 }
-_IDLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def measure(
         for _ in range(protocol.repeats):
             if probe is not None:
                 with live.showing("measuring the limit …"):
-                    _rest(sampler)
+                    sampler.pause()
                     result.limits.append(probe.measure(protocol.seconds / 2))
             first, last = _window(sampler, meter, protocol.seconds)
             result.fps.append(steps_per_s(first, last))
@@ -194,13 +193,6 @@ def _pids(sampler: Sampler) -> dict[str, int]:
     if isinstance(sampler, ProcessSampler):
         return sampler.pids()
     return dict.fromkeys(sampler.counters.worker_names, os.getpid())
-
-
-def _rest(sampler: Sampler) -> None:
-    """Wait until the workers have filled what they may fill, so that every core is free."""
-    steps = -1
-    while steps != (steps := sampler.counters.env_steps()):
-        time.sleep(_IDLE_S)
 
 
 def _shares(names: tuple[str, ...], spent: np.ndarray) -> dict[str, dict[str, float]]:

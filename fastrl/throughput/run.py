@@ -66,11 +66,12 @@ def run_throughput(
         sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
     with ExitStack() as stack:
         stack.callback(sampler.close)
+        live = stack.enter_context(LiveFps(console))
         probe = None
         if with_limit:
             factory = (compiled_factory if kind == "device" else EnvFactory.from_config)(config.env)
-            probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
-        live = stack.enter_context(LiveFps(console))
+            with live.showing("starting bare environments …"):
+                probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
         measurement = measure(sampler, protocol, probe, live)
     return Report(
         env=config.env.id,

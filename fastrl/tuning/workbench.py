@@ -44,8 +44,6 @@ _ROLLOUT_S = 0.05
 _SHORTEST_ROLLOUT = 4
 _CALIBRATION_S = 4.0
 """Longest time in which it is seen what resets cost."""
-_QUIET_S = 0.015
-"""How long no step may be made by workers that rest."""
 
 
 def with_few_envs(c: Candidate) -> Candidate:
@@ -95,7 +93,7 @@ class Rig(ABC):
         with self._limited():
             first = self._after(_SETTLE_S)
             last = self._after(seconds)
-            self._rest()
+            self._sampler.pause(self._limit_s)
         steps, spent_s = last[1] - first[1], last[0] - first[0]
         spent, learnt_s = last[2] - first[2], last[3] - first[3]
         in_parallel = min(self._topology.num_env_workers, usable_cores())
@@ -125,9 +123,13 @@ class Rig(ABC):
                 spent = counters.snapshot() - first
         return Resets.seen(spent, self._topology.envs_per_group, time_limit)
 
+    def pids(self) -> list[int]:
+        """Return the process ids of its workers."""
+        return list(self._sampler.pids().values())
+
     def unique_bytes(self) -> int:
         """Return the memory that a worker holds alone."""
-        return unique_bytes(self._sampler.pids().values())
+        return unique_bytes(self.pids())
 
     def close(self) -> None:
         """End it."""
@@ -143,12 +145,6 @@ class Rig(ABC):
 
     def _learning_s(self) -> float:
         return 0.0
-
-    def _rest(self) -> None:
-        """Wait until the workers have filled what they may fill."""
-        steps = -1
-        while steps != (steps := self._sampler.counters.env_steps()):
-            time.sleep(_QUIET_S)
 
     def _after(self, seconds: float) -> tuple[float, int, np.ndarray, float]:
         """Go on for so long; return the time, the steps, the counters, the time of learning."""
@@ -192,7 +188,7 @@ class Rig(ABC):
 
         def give_up() -> None:
             late.set()
-            for pid in self._sampler.pids().values():
+            for pid in self.pids():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -306,6 +302,10 @@ class Workbench(Closing):
             return rig.unique_bytes()
         finally:
             rig.close()
+
+    def pids(self) -> list[int]:
+        """Return the process ids of all workers of the candidates that are kept."""
+        return [pid for rig in self._rigs.values() for pid in rig.pids()]
 
     def close(self) -> None:
         """End all processes."""

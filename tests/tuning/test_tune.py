@@ -18,6 +18,7 @@ from fastrl.tuning import Candidate, memory, workbench
 from fastrl.tuning.resets import Resets
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
+from tests.sampling.test_pause import used_s
 
 TINY = ["env.id=CartPole-v1", "sampler.envs_per_worker=4", "sampler.num_env_workers=2"]
 
@@ -38,6 +39,20 @@ def test_a_workbench_measures_in_turn_and_ends_what_it_started():
             # Of all candidates the two latest are kept.
             assert len(children() - before) <= 2 + 3
     assert not children() - before
+
+
+@pytest.mark.parametrize("objective", ["fps", "train_fps"])
+def test_a_candidate_whose_steps_are_long_rests_while_others_are_measured(objective):
+    overrides = ["env.id=tests.tuning.failing_env:make_busy", "sampler.rollout_length=2"]
+    overrides += ["sampler.mode=async", "algorithm.minibatch_size=16"]
+    with Workbench(load_config(None, [*TINY, *overrides]), objective) as bench:
+        # No counter moves in the 0.16 s of a group's step.
+        bench(Candidate(32, 1, 1), 0.01)
+        pids = list(bench.pids())
+        assert len(pids) == 2
+        before_s = used_s(pids)
+        time.sleep(0.1)
+        assert used_s(pids) - before_s < 0.04
 
 
 def test_candidates_do_not_build_the_environment_just_to_look_at_it(monkeypatch):
