@@ -52,6 +52,12 @@ def make_busy():
     return BusyEnv()
 
 
+def make_slow_to_build():
+    """Return an environment of which 16 take seconds to build."""
+    time.sleep(0.1)
+    return CountedEnv()
+
+
 def make_slow():
     """Return an environment of which 64 take seconds for a step."""
     return CountedEnv(step_s=0.03)

@@ -14,7 +14,7 @@ import torch
 from fastrl.config import load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling import build, make_plan
-from fastrl.tuning import Candidate, memory, workbench
+from fastrl.tuning import Candidate, Sample, memory, tune, workbench
 from fastrl.tuning.resets import Resets
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
@@ -90,6 +90,32 @@ def test_a_candidate_that_takes_too_long_is_given_up():
         assert bench(Candidate(1, 1), 0.05).fps > 0
 
 
+def test_a_candidate_that_is_slow_to_start_is_measured_like_any_other():
+    config = load_config(None, ["env.id=tests.tuning.failing_env:make_slow_to_build", *TINY[1:]])
+    with Workbench(config, limit_s=1.0, start_limit_s=60.0) as bench:
+        sample = bench(Candidate(16, 1), 0.05)
+    assert sample.fps > 0
+    assert sample.notes["start_s"] > 1.6
+
+
+def test_a_short_budget_is_for_trials_and_not_for_setting_up(monkeypatch):
+    class Bench(Workbench):
+        def calibrate(self, candidate):
+            time.sleep(1.0)
+            return 2**20
+
+        def __call__(self, candidate, seconds):
+            return Sample(1000.0 * candidate.num_env_workers)
+
+    monkeypatch.setattr(tune, "Workbench", Bench)
+    for with_limit in (False, True):
+        options = TuneOptions("train_fps", 1.0, with_limit=with_limit)
+        with Tuning(load_config(None, TINY), options) as tuning:
+            monkeypatch.setattr(tuning, "_measure_limit", lambda best: None)
+            tried = {trial.candidate for trial in tuning.run().finding.trials}
+        assert len(tried) > 1
+
+
 def test_a_batch_is_kept_in_training():
     config = load_config(None, [*TINY, "sampler.rollout_length=8"])
     options = TuneOptions("train_fps", 10, with_limit=False)
@@ -160,7 +186,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     plan = make_plan(config)
     before = psutil.Process().num_fds()
     with pytest.raises(ConfigError, match="no learner"):
-        workbench.TrainingRig(config, plan, False, 5.0, Resets())
+        workbench.TrainingRig(config, plan, False, workbench.Limits(5.0, 5.0), Resets())
     assert psutil.Process().num_fds() == before
 
 
