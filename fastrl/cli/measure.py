@@ -57,7 +57,8 @@ def throughput(
             "--warm-up",
             metavar="S",
             min=0,
-            help="Seconds before the first window; long episodes need more.",
+            help="Seconds before the first window, from the first steps on; long episodes need "
+            "more.",
         ),
     ] = 1.0,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -58,7 +59,7 @@ class ProcessSampler(TableSampler):
         self._faults = instance("faults", faults, FaultPolicy)
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._asynchronous = asynchronous
-        self._permitted, self._looked_s, self._pauses = 0, 0.0, 0
+        self._permitted, self._looked_s, self._pauses, self._parts = 0, 0.0, 0, 0
         self._crew: Crew | None = None
 
     def start(self) -> None:
@@ -87,13 +88,29 @@ class ProcessSampler(TableSampler):
                 than it may.
             FastrlError: The sampler was closed.
         """
+        rollout = self._collected(math.inf)
+        assert rollout is not None
+        return rollout
+
+    def sample_for(self, seconds: float) -> None:
+        """Take rollouts as fast as they fill, and drop them; may end in the middle of one.
+
+        Raises:
+            WorkerError: See `collect`.
+            FastrlError: The sampler was closed.
+        """
+        until_s = time.monotonic() + seconds
+        while self._collected(until_s) is not None:
+            pass
+
+    def _collected(self, until_s: float) -> Rollout | None:
+        """Return the next rollout, or None where it is not complete by then (monotonic time)."""
         self.start()
         if self._context.hand_over.paused[0]:
             self._context.hand_over.resume()
         self._permit()
         try:
-            self._wait_until_sealed(self._next_rollout)
-            return self._sealed()
+            return self._sealed() if self._wait_until_sealed(self._next_rollout, until_s) else None
         except BaseException:
             self.close()
             raise
@@ -174,17 +191,25 @@ class ProcessSampler(TableSampler):
     def _is_suspected(self, rollout: int) -> bool:
         return self._context.hand_over.is_suspected(rollout)
 
-    def _wait_until_sealed(self, rollout: int) -> None:
-        """Wait for all parts; one whose worker died before it could post is seen a slice later."""
+    def _wait_until_sealed(self, rollout: int, until_s: float) -> bool:
+        """Wait for all parts; one whose worker died before it could post is seen a slice later.
+
+        Returns:
+            Whether they are there; False once the time has come.
+        """
         assert self._crew is not None
-        hand_over, parts = self._context.hand_over, 0
+        hand_over = self._context.hand_over
         signal = hand_over.sealed(rollout % NUM_BANKS)
         while True:
-            posted = signal.wait(_SLICE_S)
-            parts += posted
-            may_be_sealed = parts >= hand_over.parts or not posted
+            posted = signal.wait(min(_SLICE_S, max(0.0, until_s - time.monotonic())))
+            self._parts += posted
+            may_be_sealed = self._parts >= hand_over.parts or not posted
             if may_be_sealed and hand_over.is_sealed(rollout, self.rollout_length):
-                return
-            if not posted or time.monotonic() > self._looked_s + _LOOK_S:
+                self._parts = 0
+                return True
+            now_s = time.monotonic()
+            if not posted or now_s > self._looked_s + _LOOK_S:
                 self._crew.look()
                 self._looked_s = time.monotonic()
+            if now_s > until_s:
+                return False

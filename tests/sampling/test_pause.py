@@ -16,7 +16,7 @@ from fastrl.sampling.faults import FaultPolicy
 from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
-from tests.tuning.busy import busy
+from tests.tuning.busy import busy, used_s
 
 WATCHED_S = 0.15
 TOPOLOGIES = (Topology(4, 2, 0, 1), Topology(4, 2, 1, 2), Topology(4, 2, 2, 1))
@@ -38,12 +38,6 @@ class BusyEnvs(CountingEnvs):
 def busy_plan(topology, length, step_s, **others):
     plan = make_plan(topology, length)
     return dataclasses.replace(plan, build_env=partial(BusyEnvs, step_s=step_s), **others)
-
-
-def used_s(pids):
-    """Return the processor's time that processes have used."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(each.user + each.system for each in times)
 
 
 def assert_at_rest(sampler):

@@ -62,9 +62,10 @@ def test_what_measures_the_limit_waits_to_be_asked_once_it_is_made():
     with probe("CartPole-v1", f"env.wrappers=[{__name__}:Sleepy]") as limits:
         pids = limits.pids().values()
         before = [psutil.Process(pid).num_ctx_switches().voluntary for pid in pids]
-        time.sleep(0.1)
+        time.sleep(0.2)
         after = [psutil.Process(pid).num_ctx_switches().voluntary for pid in pids]
-        assert after == before
+    # Stepping would be 40 of them.
+    assert max(late - early for late, early in zip(after, before, strict=True)) < 5
 
 
 def test_bare_environment_that_was_killed_is_named():

@@ -1,5 +1,6 @@
 """The throughput test counts what was sampled, and says everything that its JSON promises."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,9 +22,19 @@ from fastrl.throughput.limits import Limit
 from fastrl.throughput.measure import measure
 from fastrl.throughput.run import policy_name
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
+from tests.sampling.counting import CountingEnvs, weights
 from tests.sampling.counting import make_plan as make_counting_plan
-from tests.sampling.counting import weights
-from tests.sampling.test_pause import busy_plan, used_s
+from tests.sampling.test_pause import busy_plan
+from tests.tuning.busy import used_s
+
+
+class SlowEnvs(CountingEnvs):
+    """Take a tenth of a second for a step."""
+
+    def step(self, views):
+        time.sleep(0.1)
+        super().step(views)
+
 
 OVERRIDES = ["env.id=CartPole-v1", "sampler.num_env_workers=2", "sampler.envs_per_worker=4"]
 
@@ -97,6 +108,21 @@ def test_limit_is_measured_while_all_workers_wait():
 
         measure(sampler, Protocol(0.1, 2, 0.0), SimpleNamespace(measure=measure_limit))
     assert moved == [False] * 4
+
+
+def test_steps_that_take_long_are_measured_within_a_few_of_them():
+    """A rollout of these would take half a minute."""
+    plan = dataclasses.replace(
+        make_counting_plan(Topology(2, 1, 0, 1), 256),
+        build_env=lambda num_envs: SlowEnvs(num_envs),
+    )
+    with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
+        began_s = time.monotonic()
+        found = measure(sampler, Protocol(0.3, 2, 0.1))
+        assert time.monotonic() - began_s < 20
+    # Whole steps of 0.1 s for two environments, however short the window.
+    assert found.frames >= 2 * 2 * 3
+    assert found.fps_median < 21
 
 
 def test_random_actions_need_no_policy():

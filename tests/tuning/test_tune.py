@@ -18,7 +18,7 @@ from fastrl.tuning import Candidate, Sample, memory, tune, workbench
 from fastrl.tuning.resets import Resets
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
-from tests.sampling.test_pause import used_s
+from tests.tuning.busy import used_s
 
 TINY = ["env.id=CartPole-v1", "sampler.envs_per_worker=4", "sampler.num_env_workers=2"]
 
