@@ -11,7 +11,6 @@ takes turns with fastrl's sampler and with the limit.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from command_line import Parser, count, duration, output
 
 from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.allocator import keep_freed_memory
@@ -42,11 +42,11 @@ _LATE_S = 120.0
 
 def main() -> int:
     """Measure in turns, print, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=duration, default=10.0, help="of a turn")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--json", type=output)
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. sampler.envs_per_worker=16")
     args = parser.parse_intermixed_args()
     config = load_config(args.config, ["sampler.mode=async", *args.overrides])
