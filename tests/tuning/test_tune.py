@@ -108,8 +108,8 @@ def test_a_short_budget_is_for_trials_and_not_for_setting_up(monkeypatch):
             return Sample(1000.0 * candidate.num_env_workers)
 
     monkeypatch.setattr(tune, "Workbench", Bench)
-    for with_limit in (False, True):
-        options = TuneOptions("train_fps", 1.0, with_limit=with_limit)
+    for with_limit, budget_s in ((False, 2.0), (True, 3.0)):
+        options = TuneOptions("train_fps", budget_s, with_limit=with_limit)
         with Tuning(load_config(None, TINY), options) as tuning:
             monkeypatch.setattr(tuning, "_measure_limit", lambda best: None)
             tried = {trial.candidate for trial in tuning.run().finding.trials}
