@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import crafter
 import numpy as np
+from command_line import Parser, count, duration, output, whole
 from native_bench import CLOCKS, Steps, best, measure, ratio, save, table
 
 from fastrl.envs.batched_env import BatchedEnv, StepViews
@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", "--num-envs", nargs="+", type=int, default=[8, 32, 128])
-    parser.add_argument("--craftax", type=int, default=0, help="its envs; 0 leaves it out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
+    parser = Parser(description=__doc__)
+    parser.add_argument("-n", "--num-envs", nargs="+", type=count, default=[8, 32, 128])
+    parser.add_argument("--craftax", type=whole, default=0, help="its envs; 0 leaves it out")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--seconds", type=duration, default=2.0, help="per measurement")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     parser.add_argument("--name", default="one core", help="of the part of the report")
     return parser.parse_args()
 

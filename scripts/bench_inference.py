@@ -9,15 +9,14 @@ other work on the core does not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import Parser, count, duration, output
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
@@ -77,15 +76,15 @@ def measure(model: ActorCritic, batch: int, rounds: int, round_s: float) -> dict
 
 def main() -> None:
     """Print a table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description="Cost of the policy per frame, by engine.")
+    parser = Parser(description="Cost of the policy per frame, by engine.")
     parser.add_argument("--task", choices=TASKS, default="cartpole")
-    parser.add_argument("--hidden", type=int, nargs="*", default=[64, 64], metavar="WIDTH")
+    parser.add_argument("--hidden", type=count, nargs="*", default=[64, 64], metavar="WIDTH")
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64, 256, 1024], metavar="ROWS"
+        "--batch", type=count, nargs="+", default=[1, 8, 16, 32, 64, 256, 1024], metavar="ROWS"
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--round-seconds", type=float, default=0.03)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rounds", type=count, default=7)
+    parser.add_argument("--round-seconds", type=duration, default=0.03)
+    parser.add_argument("--json", type=output, metavar="FILE")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import gymnasium
 import numpy as np
+from command_line import Parser, count, duration, output
 from native_bench import CLOCKS, best, measure, ratio, save, table
 
 from fastrl.envs.batched_env import StepViews
@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--env", nargs="+", default=["HalfCheetah-v5"], choices=list(ENVIRONMENTS))
-    parser.add_argument("-n", "--num-envs", nargs="+", type=int, default=[32, 128])
-    parser.add_argument("--threads", type=int, default=1, help="of fastrl and of EnvPool")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
+    parser.add_argument("-n", "--num-envs", nargs="+", type=count, default=[32, 128])
+    parser.add_argument("--threads", type=count, default=1, help="of fastrl and of EnvPool")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--seconds", type=duration, default=1.0, help="per measurement")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     return parser.parse_args()
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import Parser, count, duration, output
 from tensor_bench import players, policy_players, report
 from tensor_bench.gymnax_player import gymnax
 from tensor_bench.players import Run, Setting
@@ -79,7 +80,7 @@ def _place(row: dict[str, Any]) -> tuple[int, int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -88,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--envs", nargs="+", choices=TENSOR_ENVS, default=list(TENSOR_ENVS), metavar="ID")
     add("--workloads", nargs="+", choices=report.WORKLOADS, default=list(report.WORKLOADS))
     add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
-    add("--sizes", nargs="+", type=int, default=_SIZES, metavar="N", help="of the scaling")
-    add("--seconds", type=float, default=0.5, help="length of a window (0.5)")
-    add("--repeats", type=int, default=5, help="number of rounds (5)")
-    add("--threads", type=int, default=usable_cores(), help="threads of every method (all cores)")
+    add("--sizes", nargs="+", type=count, default=_SIZES, metavar="N", help="of the scaling")
+    add("--seconds", type=duration, default=0.5, help="length of a window (0.5)")
+    add("--repeats", type=count, default=5, help="number of rounds (5)")
+    add("--threads", type=count, default=usable_cores(), help="threads of every method (all cores)")
     add("--compile", action="store_true", help="torch.compile the tensor programs on the CPU too")
     add("--add", action="store_true", help="to what the JSON file has")
-    add("--json", type=Path, default=Path("results/tensor_envs.json"))
-    add("--plot", type=Path, default=Path("imgs/tensor_envs.png"))
+    add("--json", type=output, default=Path("results/tensor_envs.json"))
+    add("--plot", type=output, default=Path("imgs/tensor_envs.png"))
     return parser
 
 

@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from command_line import Parser, count, duration
 
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
@@ -224,14 +225,14 @@ def _rollout(config: Config) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("config", type=Path)
     add("overrides", nargs="*", help="key=value")
-    add("--seconds", type=float, default=8.0, help="length of a measurement (8)")
-    add("--repeats", type=int, default=3, help="number of rounds (3)")
+    add("--seconds", type=duration, default=8.0, help="length of a measurement (8)")
+    add("--repeats", type=count, default=3, help="number of rounds (3)")
     add("--method", choices=METHODS, help=argparse.SUPPRESS)
     return parser
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from command_line import Parser, count, duration, output
 from tuner_bench import surfaces
 from tuner_bench.rivals import RIVALS
 from tuner_bench.surfaces import Surface
@@ -92,12 +93,12 @@ def _recorded() -> dict[str, list[Surface]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--machines", type=int, default=40, help="synthetic machines")
-    parser.add_argument("--repeats", type=int, default=3, help="runs on each surface")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[30, 60, 120])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--machines", type=count, default=40, help="synthetic machines")
+    parser.add_argument("--repeats", type=count, default=3, help="runs on each surface")
+    parser.add_argument("--budgets", type=duration, nargs="+", default=[30, 60, 120])
     parser.add_argument("--tuners", nargs="+", default=list(RIVALS), choices=list(RIVALS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     return parser
 
 

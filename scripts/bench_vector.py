@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from command_line import Parser, count, duration, output
 from vector_bench.measure import measure
 from vector_bench.methods import METHODS, MPI
 from vector_bench.one_env import make_one
@@ -86,19 +87,19 @@ def measured(
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--sizes", type=sizes, default=SIZES, help="such as 1,16,128")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*METHODS])
-    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seconds", type=duration, default=0.5, help="per measurement")
+    parser.add_argument("--rounds", type=count, default=1)
     parser.add_argument("--scenes", action="store_true", help="measure envs that wait, instead")
     parser.add_argument("--turns", action="store_true", help="a few envs against linear growth")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--add", action="store_true", help="add rounds to the rows that there are")
     kept.add_argument("--new", action="store_true", help="drop all that the JSON file has")
-    parser.add_argument("--json", type=Path, default=ROOT / "results/bench_vector.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "imgs/bench_vector.png")
+    parser.add_argument("--json", type=output, default=ROOT / "results/bench_vector.json")
+    parser.add_argument("--plot", type=output, default=ROOT / "imgs/bench_vector.png")
     options = parser.parse_args()
     for method in options.methods:
         if method not in (*METHODS, MPI):

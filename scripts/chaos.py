@@ -5,7 +5,6 @@ python scripts/chaos.py --faults 200 --kills 100 --fuzz 10000 --json results/cha
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
@@ -15,6 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from command_line import Parser, duration, output, whole
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,13 +29,13 @@ from scripts.storm.witness import DEADLINE_S, SCORE, UNLIMITED, Witness
 
 def main() -> int:
     """Run what is asked for, write the JSON; 1 if anything was not as promised."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--faults", type=int, default=0, help="in one training run")
-    parser.add_argument("--kills", type=int, default=0, help="of a whole training run")
-    parser.add_argument("--fuzz", type=int, default=0, help="configurations")
-    parser.add_argument("--max-seconds", type=float, default=3600.0, help="for each part")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=whole, default=0, help="in one training run")
+    parser.add_argument("--kills", type=whole, default=0, help="of a whole training run")
+    parser.add_argument("--fuzz", type=whole, default=0, help="configurations")
+    parser.add_argument("--max-seconds", type=duration, default=3600.0, help="for each part")
+    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--json", type=output)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
 

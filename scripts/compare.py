@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import Parser, count, duration, output, whole
 from comparison.picture import draw
 from comparison.report import Comparison
 from comparison.rounds import LABELS, Options, compare, one_line, say
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--env", metavar="ID", help="the environment")
     add("--methods", nargs="+", choices=LABELS, default=LABELS, metavar="NAME", help="see --list")
     add("--list", action="store_true", help="list the methods and exit")
-    add("--num-envs", nargs="+", type=_count, default=(), help="sizes to try for every peer")
+    add("--num-envs", nargs="+", type=count, default=(), help="sizes to try for every peer")
     best = parser.add_mutually_exclusive_group()
     best.add_argument(
         "--best", type=_topology, metavar="n,N,M,groups", help="fastrl's best, already known"
@@ -83,13 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         "--grid", nargs="+", type=_topology, default=(), metavar="n,N,M,groups",
         help="search fastrl's best among these; by default among a few for this machine",
     )  # fmt: skip
-    add("--seconds", type=_duration, default=3.0, help="length of a window (3)")
-    add("--repeats", type=_count, default=5, help="number of rounds (5)")
-    add("--scan-seconds", type=_duration, default=1.0, help="length of a window of the scan (1)")
-    add("--seed", type=int, help="seed of environments, policy and order")
+    add("--seconds", type=duration, default=3.0, help="length of a window (3)")
+    add("--repeats", type=count, default=5, help="number of rounds (5)")
+    add("--scan-seconds", type=duration, default=1.0, help="length of a window of the scan (1)")
+    add("--seed", type=whole, help="seed of environments, policy and order")
     add("--limit", action="store_true", help="measure the physical limit in every round")
-    add("--json", type=Path, metavar="FILE", help="results/compare_<env>.json")
-    add("--plot", type=Path, metavar="FILE", help="imgs/compare_<env>.png")
+    add("--json", type=output, metavar="FILE", help="results/compare_<env>.json")
+    add("--plot", type=output, metavar="FILE", help="imgs/compare_<env>.png")
     add("--no-plot", action="store_true", help="write no plot")
     add(
         "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
@@ -153,22 +154,6 @@ def _topology(text: str) -> Topology:
         return Topology(envs, workers, models, groups)
     except (ValueError, ConfigError) as error:
         raise argparse.ArgumentTypeError(f"'{text}' is not n,N,M,groups: {error}") from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _duration(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
-    return seconds
 
 
 def _terminate(*_: object) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from command_line import Parser, count, delay
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fastrl
@@ -164,13 +165,13 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--num-envs", type=int, default=200)
-    parser.add_argument("--episodes", type=int, default=50, help="in every environment")
+    parser.add_argument("--num-envs", type=count, default=200)
+    parser.add_argument("--episodes", type=count, default=50, help="in every environment")
     parser.add_argument("--how", default="auto", choices=HOW)
-    parser.add_argument("--wait-ms", type=float, default=0.0, help="that every step waits")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long")
+    parser.add_argument("--wait-ms", type=delay, default=0.0, help="that every step waits")
+    parser.add_argument("--seconds", type=delay, default=0.0, help="stop after so long")
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--pictures", action="store_true", help="draw arrays, not a window")
     parser.add_argument("--verbose", action="store_true")

@@ -9,11 +9,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from command_line import Parser, output
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ENV, MODEL, TABLE, LEARN, QUIET = "#dbe9f6", "#fde5cc", "#eeeeee", "#dcefdc", "#f7f7f7"
 EDGE, TEXT = "#44546a", "#1f2933"
+
+
+TARGET = Path(__file__).parents[1] / "imgs" / "parallelism_scheme.png"
 
 
 def box(axes: Axes, left: float, bottom: float, width: float, height: float, **style: str) -> None:
@@ -106,12 +110,14 @@ def draw(axes: Axes) -> None:
 
 def main() -> None:
     """Write the picture."""
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=output, default=TARGET, help="a picture, such as a .png")
+    target = parser.parse_args().output
     figure, axes = plt.subplots(figsize=(11, 5.2), dpi=160)
     axes.set_xlim(-0.1, 14.6)
     axes.set_ylim(-0.2, 6.6)
     axes.axis("off")
     draw(axes)
-    target = Path(__file__).parents[1] / "imgs" / "parallelism_scheme.png"
     figure.savefig(target, bbox_inches="tight", facecolor="white")
     print(target)
 

@@ -10,7 +10,6 @@ first row of metrics and its last.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from command_line import Parser, count, output, several
 
 from fastrl.errors import WorkerError
 from fastrl.machine import circumstances
@@ -35,11 +35,11 @@ TURN_S = 0.1
 
 def main() -> int:
     """Train, print, write the JSON; 1 if evaluation is not shown to cost at most 5 %."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
-    parser.add_argument("--steps", type=int, default=100_000, help="of each run")
-    parser.add_argument("--rounds", type=int, default=8, help="pairs of runs")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=count, default=100_000, help="of each run")
+    parser.add_argument("--rounds", type=several, default=8, help="pairs of runs")
+    parser.add_argument("--json", type=output)
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. evaluation.every_steps=20000")
     args = parser.parse_intermixed_args()
 

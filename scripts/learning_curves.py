@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Parser, count, duration, whole
 
 from fastrl.machine import circumstances
 from fastrl.training.metrics import read_rows
@@ -137,22 +138,25 @@ def _last_row(run: Path) -> dict[str, float]:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("config", type=Path, nargs="?")
     add("overrides", nargs="*", help="key=value")
-    add("--seeds", type=int, default=3, help="number of seeds (3)")
-    add("--first-seed", type=int, default=0)
-    add("--jobs", type=int, default=1, help="runs at a time (1)")
+    add("--seeds", type=count, default=3, help="number of seeds (3)")
+    add("--first-seed", type=whole, default=0)
+    add("--jobs", type=count, default=1, help="runs at a time (1)")
     add("--name", help="of the files, without learning_; that of the configuration by default")
     add(
         "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
         help="train nothing: draw what these JSON files hold",
     )  # fmt: skip
     add(
-        "--at-least", type=float, default=float("-inf"), help="evaluation that each seed must reach"
+        "--at-least",
+        type=duration,
+        default=float("-inf"),
+        help="evaluation that each seed must reach",
     )
     return parser
 

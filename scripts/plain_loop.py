@@ -11,7 +11,6 @@ takes turns with fastrl's sampler and with the limit.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 import cloudpickle
 import torch
+from command_line import Parser, count, duration, output
 
 from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.allocator import keep_freed_memory
@@ -42,11 +42,11 @@ _LATE_S = 120.0
 
 def main() -> int:
     """Measure in turns, print, write the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=duration, default=10.0, help="of a turn")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--json", type=output)
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. sampler.envs_per_worker=16")
     args = parser.parse_intermixed_args()
     config = load_config(args.config, ["sampler.mode=async", *args.overrides])
@@ -84,17 +84,10 @@ def measure(config: Config, rounds: int, seconds: float) -> list[dict[str, float
     ):
         found = []
         for _ in range(rounds):
-            rest(sampler)
+            sampler.pause()
             limit, plain = probe.measure(seconds).fps, loops.fps(seconds)
             found.append({"limit": limit, "plain": plain, "fastrl": sampled(sampler, seconds)})
         return found
-
-
-def rest(sampler: ProcessSampler) -> None:
-    """Wait until the workers have filled what they may fill."""
-    steps = -1
-    while steps != (steps := sampler.counters.env_steps()):
-        time.sleep(0.5)
 
 
 def sampled(sampler: ProcessSampler, seconds: float) -> float:
@@ -119,6 +112,7 @@ class PlainLoops(Closing):
             there.close()
             self._ends.append(here)
             self._processes.append(process)
+        self._answers(0.0)  # that they are ready
 
     def close(self) -> None:
         """End the processes."""
@@ -129,9 +123,12 @@ class PlainLoops(Closing):
         """Let all loops run for so long; return their frames per second."""
         for end in self._ends:
             end.send(seconds)
+        return sum(self._answers(seconds))
+
+    def _answers(self, seconds: float) -> list[float]:
         if not all(end.poll(seconds + _LATE_S) for end in self._ends):
             raise WorkerError("plain-loop", "did not answer")
-        return sum(end.recv() for end in self._ends)
+        return [end.recv() for end in self._ends]
 
 
 def serve(payload: bytes, end: Connection) -> None:
@@ -140,6 +137,7 @@ def serve(payload: bytes, end: Connection) -> None:
     keep_freed_memory()
     run = plain_loop(*cloudpickle.loads(payload))
     run()
+    end.send(0.0)
     while True:
         seconds = end.recv()
         start, steps = time.perf_counter(), 0

@@ -6,9 +6,10 @@ python scripts/report.py --print
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from command_line import Parser
 
 from fastrl.errors import FastrlError
 from fastrl.throughput.published import tables, write_tables
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> int:
     """Write or print the tables; return the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--print", action="store_true", help="write nothing")

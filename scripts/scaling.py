@@ -21,9 +21,11 @@ from typing import Any
 
 import latency_envs
 import numpy as np
+from command_line import Parser, count, duration
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fastrl.cli.arguments import check_output
 from fastrl.config import load_config
 from fastrl.cores import usable_cores
 from fastrl.machine import circumstances
@@ -40,7 +42,9 @@ EPISODES = 4
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the files, print tables; return the exit code."""
     args = _parser().parse_args(arguments)
-    path = args.output / "results" / "scaling.json"
+    path, picture = args.output / "results" / "scaling.json", args.output / "imgs" / "scaling.png"
+    for file in (path, picture):
+        check_output("--output", file)
     found = json.loads(path.read_text()) if path.exists() and args.keep else {}
     workers = {env: _over_workers(env, args) for env in args.envs}
     latency = {kind: _over_latency(kind, args) for kind in (KINDS if args.latencies else ())}
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **circumstances(),
     }
     path.write_text(json.dumps(found, indent=2) + "\n")
-    _draw(found, args.output / "imgs" / "scaling.png")
+    _draw(found, picture)
     return 0
 
 
@@ -64,6 +68,8 @@ def _over_workers(env: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     with Workbench(config) as bench:
         bench.calibrate(first)
+        if not others:
+            ones.append(bench(first, args.seconds).fps)
         for candidate in others:
             fps, ratios = [], []
             for _ in range(args.repeats):
@@ -134,13 +140,13 @@ def _draw(found: dict[str, Any], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--envs", nargs="*", default=["CartPole-v1", "HalfCheetah-v5"])
-    parser.add_argument("--latencies", type=float, nargs="*", default=[1e-5, 1e-4, 1e-3, 1e-2])
-    parser.add_argument("--n", type=int, default=16, help="environments per worker")
-    parser.add_argument("--max-workers", type=int, help="largest N; by default the cores")
-    parser.add_argument("--seconds", type=float, default=0.4, help="length of a window")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--latencies", type=duration, nargs="*", default=[1e-5, 1e-4, 1e-3, 1e-2])
+    parser.add_argument("--n", type=count, default=16, help="environments per worker")
+    parser.add_argument("--max-workers", type=count, help="largest N; by default the cores")
+    parser.add_argument("--seconds", type=duration, default=0.4, help="length of a window")
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--keep", action="store_true", help="keep what else is in the file")
     parser.add_argument("--output", type=Path, default=ROOT)
     return parser

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from command_line import Parser, delay, duration, output
 
 from fastrl import load_config, make_sampler
 from fastrl.machine import circumstances
@@ -60,13 +61,13 @@ class Soak:
 
 def main() -> int:
     """Run, print one line per process, write the JSON; 1 if anything grew."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1", help="to sample from")
     parser.add_argument("--train", type=Path, metavar="CONFIG", help="train instead of sampling")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--warm-up", type=float, default=30.0, help="seconds before the first look")
-    parser.add_argument("--tolerance", type=float, default=0.02)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--minutes", type=duration, default=10.0)
+    parser.add_argument("--warm-up", type=delay, default=30.0, help="seconds before the first look")
+    parser.add_argument("--tolerance", type=delay, default=0.02)
+    parser.add_argument("--json", type=output)
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. sampler.envs_per_worker=64")
     args = parser.parse_args()
 

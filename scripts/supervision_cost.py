@@ -16,7 +16,6 @@ The time that is spent in looking is also taken by the clock, as a share of all 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -24,9 +23,10 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from command_line import Parser, duration, output, several
 
 from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.machine import circumstances
@@ -43,11 +43,11 @@ ENVS_PER_WORKER = {"CartPole-v1": 64, "fastrl/CartPole-v1": 2048}
 
 def main() -> int:
     """Measure, print, write the JSON; 1 if more than 1 % of the time goes into looking."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--envs", nargs="+", default=list(ENVS_PER_WORKER))
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of a turn")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=several, default=300)
+    parser.add_argument("--seconds", type=duration, default=0.2, help="of a turn")
+    parser.add_argument("--json", type=output)
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. sampler.envs_per_worker=64")
     args = parser.parse_args()
 

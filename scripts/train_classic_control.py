@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import Parser, whole
+
 from fastrl.config import load_config
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.training.run import train
@@ -98,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--envs", nargs="+", choices=TENSOR_ENVS, default=list(TENSOR_ENVS), metavar="ID")
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole, default=0)
     return parser
 
 

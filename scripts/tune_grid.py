@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from command_line import Parser, count, duration
+
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
 from fastrl.machine import circumstances
@@ -182,14 +184,16 @@ def _new(config: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["grid", "runs"])
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--env", required=True)
-    parser.add_argument("--max-envs", type=int, default=1024, help="largest n")
-    parser.add_argument("--pause-after", type=float, default=1e9, metavar="SECONDS")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--share", type=float, default=0.1, help="of the grid's time, for a tuning")
+    parser.add_argument("--max-envs", type=count, default=1024, help="largest n")
+    parser.add_argument("--pause-after", type=duration, default=1e9, metavar="SECONDS")
+    parser.add_argument("--runs", type=count, default=5)
+    parser.add_argument(
+        "--share", type=duration, default=0.1, help="of the grid's time, for a tuning"
+    )
     return parser
 
 

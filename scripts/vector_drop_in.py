@@ -9,17 +9,16 @@ Stable-Baselines3's PPO as it is.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from command_line import Parser, count, output
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import nn
 
@@ -150,15 +149,15 @@ def ways(program: str, env: str, num_envs: int) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     """Time all ways in turn, and print and write how many steps per second they made."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", default="loop", choices=("loop", "sb3"))
     parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--num-envs", type=int, default=16)
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--torch-threads", type=int, help="torch's own choice by default")
+    parser.add_argument("--num-envs", type=count, default=16)
+    parser.add_argument("--updates", type=count, default=3)
+    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--torch-threads", type=count, help="torch's own choice by default")
     parser.add_argument("--envs", help="some of the ways, separated by commas")
-    parser.add_argument("--json", type=Path, help="add the figures to this file")
+    parser.add_argument("--json", type=output, help="add the figures to this file")
     options = parser.parse_args()
     if options.torch_threads is not None:
         torch.set_num_threads(options.torch_threads)

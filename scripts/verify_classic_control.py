@@ -24,6 +24,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from command_line import Parser, count, duration, output
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -84,14 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--envs", nargs="+", choices=NAMES, default=NAMES, metavar="ID")
-    add("--episodes", type=int, default=1000, help="of each part (1000)")
-    add("--minutes", type=float, default=60.0, help="after which no part is begun (60)")
-    add("--json", type=Path, default=ROOT / "results" / "identity_classic_control.json")
+    add("--episodes", type=count, default=1000, help="of each part (1000)")
+    add("--minutes", type=duration, default=60.0, help="after which no part is begun (60)")
+    add("--json", type=output, default=ROOT / "results" / "identity_classic_control.json")
     return parser
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from command_line import Parser, count, duration, output
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -72,15 +73,15 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(SOURCES))
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no part after these")
-    parser.add_argument("--states", type=int, default=100, help="of each robot")
-    parser.add_argument("--seeds", type=int, default=30, help="of each kind of Crafter player")
-    parser.add_argument("--steps", type=int, help="default 1,000 for robots, 2,000 for Crafter")
+    parser.add_argument("--minutes", type=duration, default=60.0, help="begin no part after these")
+    parser.add_argument("--states", type=count, default=100, help="of each robot")
+    parser.add_argument("--seeds", type=count, default=30, help="of each kind of Crafter player")
+    parser.add_argument("--steps", type=count, help="default 1,000 for robots, 2,000 for Crafter")
     parser.add_argument("--policy", type=Path, help="directory of a training run on Crafter")
     parser.add_argument("--reverse", action="store_true", help="for a second process")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output)
     args = parser.parse_args()
     args.steps = args.steps or {"mujoco": 1000, "crafter": 2000}[args.what]
     return args

@@ -48,17 +48,23 @@ def train(
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of the run's directory under runs/."),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Where the sampler is 'auto': tune anew, whatever is kept."),
+    ] = False,
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' goes on."""
     path, overrides = split_arguments(arguments)
     resolved = load_config(path, overrides)
+    if fresh and resolved.sampler.tune_s is None:
+        raise ConfigError("--fresh tunes anew, and nothing is tuned here; write 'sampler: auto'")
     from fastrl.training import train as train_run
 
     console = Console(stderr=True)
     if resolved.sampler.tune_s is not None:
         from fastrl.tuning.auto import tuned
 
-        resolved = tuned(resolved, console)
+        resolved = tuned(resolved, console, fresh=fresh)
     return _report(train_run(resolved, name=name, console=console))
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
-from fastrl.cli.output import table_console
+from fastrl.cli.output import show_tables
 from fastrl.config import load_config
 
 
@@ -57,7 +57,8 @@ def throughput(
             "--warm-up",
             metavar="S",
             min=0,
-            help="Seconds before the first window; long episodes need more.",
+            help="Seconds before the first window, from the first steps on; long episodes need "
+            "more.",
         ),
     ] = 1.0,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
@@ -106,6 +107,6 @@ def throughput(
         console=Console(stderr=True),
         command=shlex.join(["fastrl", *sys.argv[1:]]),
     )
-    table_console().print(measured.to_rich())
+    show_tables(measured.to_rich())
     if json_file is not None:
         json_file.write_text(json.dumps(measured.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,14 @@ import io
 import os
 import sys
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+_NARROW = 60
+"""Columns of a terminal below which a table's cells would hold a word each."""
 
 
 def write(text: str) -> None:
@@ -28,6 +35,38 @@ def table_console() -> Console:
     """Return a console that cuts tables to the terminal's width, and not in a pipe."""
     console = Console(markup=False, highlight=False)
     return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def show_tables(shown: Group | Table, console: Console | None = None) -> None:
+    """Print tables; one that the terminal is too narrow for as lines, nothing of it cut.
+
+    Args:
+        shown: A table, or a group of them.
+        console: Where to; `table_console` by default.
+    """
+    console = console or table_console()
+    for part in shown.renderables if isinstance(shown, Group) else (shown,):
+        is_wide = Measurement.get(console, console.options, part).maximum >= console.width
+        if isinstance(part, Table) and is_wide and console.width < _NARROW:
+            _list(part, console)
+        else:
+            console.print(part)
+
+
+def _list(table: Table, console: Console) -> None:
+    """Print the rows one below the other: the first cell, then the others with their heads."""
+
+    def say(text: object, indent: int) -> None:
+        console.print(Padding(Text(str(text), overflow="fold"), (0, 0, 0, indent)))
+
+    if table.title:
+        say(table.title, 0)
+    heads = [str(column.header) if table.show_header else "" for column in table.columns]
+    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+        say(str(first).strip(), 0)
+        for head, cell in zip(heads[1:], others, strict=True):
+            if str(cell):
+                say(f"{head}: {cell}".removeprefix(": "), 2)
 
 
 def say_what_can_be_said() -> None:

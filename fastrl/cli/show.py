@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from fastrl.cli.arguments import ConfigArguments, split_arguments
-from fastrl.cli.output import note, table_console, write
+from fastrl.cli.output import note, show_tables, write
 from fastrl.config import config_schema, config_to_yaml, load_config
 from fastrl.errors import ConfigError
 
@@ -47,7 +47,7 @@ def envs(
     for listing in found if everything else usable:
         limit = "" if listing.max_episode_steps is None else str(listing.max_episode_steps)
         table.add_row(*[listing.id, limit, listing.problem][: len(table.columns)])
-    table_console().print(table)
+    show_tables(table)
     if len(found) > len(usable) and not everything:
         missing = len(found) - len(usable)
         note(f"{missing} more need packages that are not installed; see fastrl envs --all")

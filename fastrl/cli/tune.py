@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
-from fastrl.cli.output import note, table_console
+from fastrl.cli.output import note, show_tables
 from fastrl.config import Config, load_config
 from fastrl.errors import ConfigError
 
@@ -110,7 +110,7 @@ def tune(
         except KeyboardInterrupt:
             tuning.close()
             report, interrupted = tuning.report(), True
-    table_console().print(report.to_rich())
+    show_tables(report.to_rich())
     if json_file is not None:
         json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     if plots is not None:

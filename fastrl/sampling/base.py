@@ -45,6 +45,14 @@ class BaseSampler(Closing):
     def collect(self) -> Rollout:
         """Return the next rollout."""
 
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """Return at once: outside of `collect` nothing is computed.
+
+        Raises:
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """Give the policy new parameters from the next rollout on; return their version.
 

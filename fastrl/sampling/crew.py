@@ -103,6 +103,7 @@ class Crew:
             self._policy.on_fault(fault)
         self._replaced[name] += 1
         self._watch.restart(name)
+        self._context.counters.row(name)[Counter.AT_REST] = 0  # that was its predecessor
         self._start(name)
 
     def _count(self, error: WorkerError) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fastrl.arguments import instance
+from fastrl.arguments import instance, seconds
+from fastrl.errors import WorkerError
 from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
 from fastrl.sampling.faults import FaultPolicy
+from fastrl.shared.counters import Counter
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.plan import SamplingPlan
@@ -20,6 +23,8 @@ _SLICE_S = 0.1
 """How often a waiting learner looks after workers that have nothing to show."""
 _LOOK_S = 0.5
 """How often it does so while others have."""
+_POLL_S = 0.001
+"""How often it is looked whether workers are at rest."""
 
 
 class ProcessSampler(TableSampler):
@@ -54,7 +59,7 @@ class ProcessSampler(TableSampler):
         self._faults = instance("faults", faults, FaultPolicy)
         super().__init__(plan, state_dict, debug=debug, check_numbers=check_numbers)
         self._asynchronous = asynchronous
-        self._permitted, self._looked_s = 0, 0.0
+        self._permitted, self._looked_s, self._pauses, self._parts = 0, 0.0, 0, 0
         self._crew: Crew | None = None
 
     def start(self) -> None:
@@ -83,11 +88,65 @@ class ProcessSampler(TableSampler):
                 than it may.
             FastrlError: The sampler was closed.
         """
+        rollout = self._collected(math.inf)
+        assert rollout is not None
+        return rollout
+
+    def sample_for(self, seconds: float) -> None:
+        """Take rollouts as fast as they fill, and drop them; may end in the middle of one.
+
+        Raises:
+            WorkerError: See `collect`.
+            FastrlError: The sampler was closed.
+        """
+        until_s = time.monotonic() + seconds
+        while self._collected(until_s) is not None:
+            pass
+
+    def _collected(self, until_s: float) -> Rollout | None:
+        """Return the next rollout, or None where it is not complete by then (monotonic time)."""
         self.start()
+        if self._context.hand_over.paused[0]:
+            self._context.hand_over.resume()
         self._permit()
         try:
-            self._wait_until_sealed(self._next_rollout)
-            return self._sealed()
+            return self._sealed() if self._wait_until_sealed(self._next_rollout, until_s) else None
+        except BaseException:
+            self.close()
+            raise
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """Return once every worker has said that it waits; the next `collect` goes on.
+
+        Env workers complete the step that they have begun, and model workers answer what was asked.
+        From then on nothing is stepped or inferred, be a rollout complete or not.
+
+        Args:
+            timeout_s: How long that may take.
+
+        Raises:
+            WorkerError: A worker raised, died or made no progress within its deadline, more often
+                than it may; or one was still busy after ``timeout_s``.
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+        seconds("timeout_s", timeout_s)
+        if self._crew is None:
+            return
+        hand_over, topology = self._context.hand_over, self.topology
+        names, until_s = self.counters.worker_names, time.monotonic() + timeout_s
+        if not hand_over.paused[0]:
+            self._pauses += 1
+            hand_over.paused[0] = self._pauses
+        try:
+            for worker in range(topology.num_env_workers):
+                hand_over.permit(worker).post()
+            self._wait_until_at_rest(names[: topology.num_env_workers], timeout_s, until_s)
+            # Only now, as until then env workers may have asked for more.
+            hand_over.models_paused[0] = self._pauses
+            for worker in range(topology.num_model_workers):
+                hand_over.doorbell(worker).post()
+            self._wait_until_at_rest(names, timeout_s, until_s)
         except BaseException:
             self.close()
             raise
@@ -113,20 +172,44 @@ class ProcessSampler(TableSampler):
                 self._context.hand_over.permit(worker).post()
         self._permitted = until
 
+    def _wait_until_at_rest(self, names: Sequence[str], timeout_s: float, until_s: float) -> None:
+        assert self._crew is not None
+        self._crew.look()
+        looked_s = time.monotonic()
+        while busy := [name for name in names if not self._is_at_rest(name)]:
+            now_s = time.monotonic()
+            if now_s > until_s:
+                raise WorkerError(busy[0], f"{busy[0]} was not at rest within {timeout_s:g} s")
+            if now_s > looked_s + _SLICE_S:
+                self._crew.look()
+                looked_s = now_s
+            time.sleep(_POLL_S)
+
+    def _is_at_rest(self, name: str) -> bool:
+        return int(self.counters.row(name)[Counter.AT_REST]) == self._pauses
+
     def _is_suspected(self, rollout: int) -> bool:
         return self._context.hand_over.is_suspected(rollout)
 
-    def _wait_until_sealed(self, rollout: int) -> None:
-        """Wait for all parts; one whose worker died before it could post is seen a slice later."""
+    def _wait_until_sealed(self, rollout: int, until_s: float) -> bool:
+        """Wait for all parts; one whose worker died before it could post is seen a slice later.
+
+        Returns:
+            Whether they are there; False once the time has come.
+        """
         assert self._crew is not None
-        hand_over, parts = self._context.hand_over, 0
+        hand_over = self._context.hand_over
         signal = hand_over.sealed(rollout % NUM_BANKS)
         while True:
-            posted = signal.wait(_SLICE_S)
-            parts += posted
-            may_be_sealed = parts >= hand_over.parts or not posted
+            posted = signal.wait(min(_SLICE_S, max(0.0, until_s - time.monotonic())))
+            self._parts += posted
+            may_be_sealed = self._parts >= hand_over.parts or not posted
             if may_be_sealed and hand_over.is_sealed(rollout, self.rollout_length):
-                return
-            if not posted or time.monotonic() > self._looked_s + _LOOK_S:
+                self._parts = 0
+                return True
+            now_s = time.monotonic()
+            if not posted or now_s > self._looked_s + _LOOK_S:
                 self._crew.look()
                 self._looked_s = time.monotonic()
+            if now_s > until_s:
+                return False

@@ -41,6 +41,14 @@ class Sampler(Protocol):
         """
         ...
 
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """Return once no core is busy with this sampler; the next `collect` goes on.
+
+        Raises:
+            WorkerError: A worker failed, or was still busy after ``timeout_s``.
+        """
+        ...
+
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """Give the policy new parameters from the next rollout on; return their version.
 

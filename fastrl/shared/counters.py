@@ -34,6 +34,8 @@ class Counter(IntEnum):
     """Steps of a group in which an episode ended, and the next one was begun."""
     ENDING_STEPS_NS = 13
     """What those took, a part of ``STEPPING_NS``."""
+    AT_REST = 14
+    """Not a sum: the number of the latest pause in which the worker waited for its end."""
 
 
 class CounterBoard:

@@ -38,7 +38,12 @@ from fastrl.workers.supervisor import Supervisor
 _BATCH_SIZES = tuple(2**exponent for exponent in range(3, 13))
 _MAX_POLICY_CALL_S = 0.25
 _CHUNK = 16
-"""Steps between two looks at the clock."""
+"""Steps between two looks at the clock, where steps are short."""
+_SHORT_S = 1e-3
+_START_S = 20.0
+"""How much longer a process may take to start than to answer."""
+_WARM_STEPS, _WARM_S = 64, 0.5
+"""What is stepped before the first measurement: so many steps, or for so long."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,16 @@ class Limit:
 class LimitProbe(Closing):
     """Processes that stand by to measure the limit, so that it can be interleaved with sampling.
 
+    Once it is made, all of them wait to be asked.
+
     Args:
         plan: Says the policy; its environments are built by ``factory``.
         factory: Builds the environments.
         cores: Number of cores to keep busy.
         timeout_s: Longest wait for an answer, beyond the time asked for.
+
+    Raises:
+        WorkerError: A measuring process failed, or was not ready in time.
     """
 
     def __init__(
@@ -82,6 +92,12 @@ class LimitProbe(Closing):
         self._policy = None
         if plan.build_model is not None and plan.device(0).type == "cpu":
             self._policy = self._start("bare-policy", _time_policy, plan)
+        try:
+            for each in (*self._envs, *([self._policy] if self._policy else [])):
+                self._answer(each, _START_S)
+        except BaseException:
+            self.close()
+            raise
 
     def measure(self, seconds: float) -> Limit:
         """Measure for about ``seconds``, mostly the environment.
@@ -132,22 +148,35 @@ class _Bare:
 
 
 def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Step one bare environment, or one native batch, with random actions whenever asked."""
+    """Step one bare environment, or one native batch, with random actions whenever asked.
+
+    Entry point of a process; its first answer says that it is ready.
+    """
     factory, num_envs = cloudpickle.loads(payload)
     if factory.is_native:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
     else:
         run, size = _bare_loop(*peel(factory.single())), 1
     stop_timers()
-    run(4 * _CHUNK)
+    chunk = _warm_up(run)
+    tell.send(0.0)
     while True:
         seconds, done = asked.recv(), 0
         start = now = time.perf_counter()
         while now - start < seconds:
-            run(_CHUNK)
-            done += _CHUNK * size
+            run(chunk)
+            done += chunk * size
             now = time.perf_counter()
         tell.send((now - start) / done)
+
+
+def _warm_up(run: Callable[[int], None]) -> int:
+    """Step for a while; return how many steps to make between two looks at the clock."""
+    steps, passed_s, start = 0, 0.0, time.perf_counter()
+    while steps < _WARM_STEPS and passed_s < _WARM_S:
+        run(1)
+        steps, passed_s = steps + 1, time.perf_counter() - start
+    return _CHUNK if passed_s / steps < _SHORT_S else 1
 
 
 def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
@@ -204,8 +233,12 @@ def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], No
 
 
 def _time_policy(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Time the policy alone, at its best batch size, whenever asked."""
+    """Time the policy alone, at its best batch size, whenever asked.
+
+    Entry point of a process; its first answer says that it is ready.
+    """
     calls = _policy_calls(cloudpickle.loads(payload))
+    tell.send(0.0)
     while True:
         seconds, best = asked.recv(), float("inf")
         for size, call in calls:

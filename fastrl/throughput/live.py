@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from fastrl.shared.counters import Counter
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 
 _SPAN = 20
-"""Readings over which the live figure is averaged: one second."""
+"""Readings over which the live figure is averaged: one second; more where none made a step."""
 
 
 class LiveFps:
@@ -67,11 +69,18 @@ class LiveFps:
     def _line(self) -> Text:
         if self._instead:
             return Text(self._instead)
-        readings = self._meter.readings[-_SPAN:] if self._meter else []
-        if len(readings) < 2:
+        readings = self._meter.readings if self._meter else []
+        if not readings:
             return Text("starting workers …")
-        fps = steps_per_s(readings[0], readings[-1])
-        return Text(f"{fps:>12,.0f} frames/s   {readings[-1].env_steps:>14,} frames")
+        last = readings[-1]
+        if not last.env_steps:
+            ready = np.count_nonzero(last.counters[:, Counter.HEARTBEAT_NS])
+            return Text(f"starting workers … {ready} of {len(last.counters)} are ready")
+        span = _SPAN
+        while span < len(readings) and readings[-span].env_steps == last.env_steps:
+            span *= 2  # steps that take seconds
+        fps = steps_per_s(readings[-span:][0], last)
+        return Text(f"{fps:>12,.0f} frames/s   {last.env_steps:>14,} frames")
 
     def _print_lines(self) -> None:
         assert self._console is not None

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from fastrl.errors import ConfigError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.shared.counters import Counter
+from fastrl.shared.table import NUM_BANKS
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.workers.throughput_meter import REPORT_TIMEOUT_S, Reading, ThroughputMeter, steps_per_s
@@ -29,7 +31,6 @@ SHARES = {
     "waiting": Counter.WAITING_NS,
     "hand-over": Counter.HAND_OVER_NS,
 }
-_IDLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Protocol:
     Attributes:
         seconds: Length of one window.
         repeats: Number of windows.
-        warm_up_s: Time sampled before the first window, after the first rollout.
+        warm_up_s: Time sampled before the first window, from when every env worker has made a
+            step; up to five times as much where rollouts are long, to fill two of them.
     """
 
     seconds: float = 5.0
@@ -116,6 +118,11 @@ class Measurement:
         return float(np.median([fps / limit.fps for fps, limit in pairs]))
 
 
+_MOMENT_S = 0.05
+_LONG_WARM_UP = 5
+"""How many times the warm-up it may take until both banks have been filled."""
+
+
 def measure(
     sampler: Sampler,
     protocol: Protocol,
@@ -137,12 +144,12 @@ def measure(
     live = live or LiveFps(None)
     result, spent = Measurement(), np.zeros_like(sampler.counters.snapshot())
     with ThroughputMeter(sampler.counters) as meter:
-        result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
         live.watch(meter)
+        result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
         for _ in range(protocol.repeats):
             if probe is not None:
                 with live.showing("measuring the limit …"):
-                    _rest(sampler)
+                    sampler.pause()
                     result.limits.append(probe.measure(protocol.seconds / 2))
             first, last = _window(sampler, meter, protocol.seconds)
             result.fps.append(steps_per_s(first, last))
@@ -158,26 +165,54 @@ def _warm_up(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> float:
     """Start the sampler, sample for a while; return the time to its first transition."""
     start_ns = time.monotonic_ns()
     sampler.start()
-    sampler.collect()
+    while not _has_made(sampler, 1):
+        _sample(sampler)
     first_ns = next((r.at_ns for r in meter.readings if r.env_steps > 0), time.monotonic_ns())
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        sampler.collect()
+    began_s, enough = time.monotonic(), NUM_BANKS * sampler.rollout_length
+    while (passed_s := time.monotonic() - began_s) < _LONG_WARM_UP * seconds:
+        # In the first rollouts every step is prepared, see `PolicyRunner`.
+        if passed_s >= seconds and _has_made(sampler, enough):
+            break
+        _sample(sampler)
     return max(0.0, (first_ns - start_ns) / 1e9)
 
 
-def _window(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> tuple[Reading, Reading]:
-    """Sample for one window; return the readings at its ends."""
-    sampler.collect()
-    if not isinstance(sampler, ProcessSampler):
-        return _window_here(sampler, seconds)
-    start_ns = time.monotonic_ns()
-    end_ns = start_ns + int(seconds * 1e9)
-    while time.monotonic_ns() < end_ns or meter.count_since(start_ns) < 2:
+def _has_made(sampler: Sampler, steps: int) -> bool:
+    """Return whether every environment has made so many steps."""
+    per_worker = steps * sampler.topology.envs_per_worker
+    made = sampler.counters.snapshot()[: sampler.topology.num_env_workers, Counter.ENV_STEPS]
+    return bool(made.min() >= per_worker)
+
+
+def _sample(sampler: Sampler) -> None:
+    """Sample for a moment, or, in this process, a whole rollout."""
+    if isinstance(sampler, ProcessSampler):
+        sampler.sample_for(_MOMENT_S)
+    else:
         sampler.collect()
-        if time.monotonic_ns() > end_ns + int(REPORT_TIMEOUT_S * 1e9):
-            break
-    return meter.ends(start_ns)
+
+
+def _window(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> tuple[Reading, Reading]:
+    """Sample for one window; return the readings at its ends.
+
+    It begins and ends with a step, so that steps which take long are counted as a whole.
+    """
+    if not isinstance(sampler, ProcessSampler):
+        sampler.collect()
+        return _window_here(sampler, seconds)
+    seen, first, start_ns = max(1, len(meter.readings)), None, time.monotonic_ns()
+    while True:
+        sampler.sample_for(_MOMENT_S)
+        for before, now in pairwise(meter.readings[seen - 1 :]):
+            seen += 1
+            if now.env_steps == before.env_steps:
+                continue
+            first = first or now
+            if now.at_ns - first.at_ns >= seconds * 1e9:
+                return first, now
+        if time.monotonic_ns() > max(start_ns, meter.latest_ns) + REPORT_TIMEOUT_S * 1e9:
+            meter.wait_since(time.monotonic_ns())
+        meter.count_since(start_ns)
 
 
 def _window_here(sampler: Sampler, seconds: float) -> tuple[Reading, Reading]:
@@ -194,13 +229,6 @@ def _pids(sampler: Sampler) -> dict[str, int]:
     if isinstance(sampler, ProcessSampler):
         return sampler.pids()
     return dict.fromkeys(sampler.counters.worker_names, os.getpid())
-
-
-def _rest(sampler: Sampler) -> None:
-    """Wait until the workers have filled what they may fill, so that every core is free."""
-    steps = -1
-    while steps != (steps := sampler.counters.env_steps()):
-        time.sleep(_IDLE_S)
 
 
 def _shares(names: tuple[str, ...], spent: np.ndarray) -> dict[str, dict[str, float]]:

@@ -49,14 +49,16 @@ def write_tables(readme: Path, results: Path) -> None:
         ConfigError: A file cannot be read, or the markers are not there once.
     """
     try:
-        text = readme.read_text(encoding="utf-8")
+        with readme.open(encoding="utf-8", newline="") as file:
+            text = file.read()
     except OSError as error:
         raise ConfigError(f"{readme} cannot be read: {error.strerror}") from error
     parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
     if [part for part in parts if part in (BEGIN, END)] != [BEGIN, END]:
         raise ConfigError(f"{readme}: the lines '{BEGIN}' and '{END}' must be there once each")
-    parts[2] = f"\n{tables(results)}\n"
-    readme.write_text("".join(parts), encoding="utf-8")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    parts[2] = f"\n{tables(results)}\n".replace("\n", newline)
+    readme.write_text("".join(parts), encoding="utf-8", newline="")
 
 
 def tables(results: Path) -> str:

@@ -63,11 +63,11 @@ def run_throughput(
         sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
     with ExitStack() as stack:
         stack.callback(sampler.close)
+        live = stack.enter_context(LiveFps(console))
         probe = None
         if with_limit:
-            factory = env_factory(config)
-            probe = stack.enter_context(LimitProbe(plan, factory, usable_cores()))
-        live = stack.enter_context(LiveFps(console))
+            with live.showing("starting bare environments …"):
+                probe = stack.enter_context(LimitProbe(plan, env_factory(config), usable_cores()))
         measurement = measure(sampler, protocol, probe, live)
     return Report(
         env=config.env.id,

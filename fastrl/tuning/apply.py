@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,9 @@ def write_into(path: Path, config: Config, candidate: Candidate) -> None:
     """
     yaml = _yaml()
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, YAMLError) as error:
+        content = path.read_bytes()
+        tree = yaml.load(content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(f"{path} cannot be changed: {_one_line(error)}") from error
     before = _alone(path, config)
     if tree is None:
@@ -70,7 +73,7 @@ def write_into(path: Path, config: Config, candidate: Candidate) -> None:
         section[key] = value
     if "base" not in tree:
         section.pop("tune_s", None)
-    _replace(path, _text(yaml, tree), config)
+    _replace(path, _like(content, _text(yaml, tree)), config)
 
 
 def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
@@ -85,7 +88,7 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
     else:
         tree["env"] = {"id": config.env.id}
     tree["sampler"] = _changes(_alone(base, config), candidate)
-    _replace(path, _text(_yaml(), tree), config)
+    _replace(path, _text(_yaml(), tree).encode(), config)
 
 
 def _keys(candidate: Candidate, *, typed: bool = False) -> dict[str, Any]:
@@ -121,16 +124,30 @@ def _text(yaml: YAML, tree: Any) -> str:  # noqa: ANN401
     return stream.getvalue()
 
 
-def _replace(path: Path, text: str, config: Config) -> None:
-    """Write a configuration, after it was found to be valid."""
-    temporary = path.with_name(f".{path.name}.new")
+def _like(before: bytes, text: str) -> bytes:
+    """Return a text with the line ends, and the mark at its beginning, that a file has."""
+    if before.count(b"\r\n") * 2 > before.count(b"\n"):
+        text = text.replace("\n", "\r\n")
+    mark = codecs.BOM_UTF8 if before.startswith(codecs.BOM_UTF8) else b""
+    return mark + text.encode()
+
+
+def _replace(path: Path, content: bytes, config: Config) -> None:
+    """Write a configuration, after it was found to be valid; a link stays, and so does the mode."""
+    # Beside the link, where its base is looked for, and beside the file, which it replaces.
+    target = path.resolve()
+    trial, new = path.with_name(f".{path.name}.new"), target.with_name(f".{target.name}.new")
     try:
-        temporary.write_text(text, encoding="utf-8")
         try:
-            load_config(temporary, [f"env.id={config.env.id}"])
-            os.replace(temporary, path)
+            trial.write_bytes(content)
+            load_config(trial, [f"env.id={config.env.id}"])
+            new.write_bytes(content)
+            if target.exists():
+                shutil.copymode(target, new)
+            os.replace(new, target)
         finally:
-            temporary.unlink(missing_ok=True)
+            trial.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {_one_line(error)}") from error
 

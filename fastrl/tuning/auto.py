@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, suppress
 
 from rich.console import Console
@@ -10,21 +11,24 @@ from fastrl.config import Config
 from fastrl.errors import ConfigError
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.finding import TIME_IS_UP
 from fastrl.tuning.study import StudyJournal
 from fastrl.tuning.trials import Journal, Trial, TrialError
 from fastrl.tuning.tune import TuneOptions, Tuning, study_name, study_path
 
 
-def tuned(config: Config, console: Console | None = None) -> Config:
+def tuned(config: Config, console: Console | None = None, *, fresh: bool = False) -> Config:
     """Return a configuration with nothing left to tune.
 
-    What was found is kept in the user's cache directory, for this machine, environment, policy,
-    way of learning and versions of packages. The number of environments stays as configured, since
-    it changes what is learnt.
+    What was found is kept in the user's cache directory, for this machine, environment and its
+    code, policy, way of learning and versions of packages. A tuning whose time was up is gone on
+    with where there is more time. The number of environments stays as configured, since it changes
+    what is learnt.
 
     Args:
         config: Tuned where ``sampler.tune_s`` says for how long; otherwise returned as it is.
         console: Where to say what was found; nowhere by default.
+        fresh: Forget what was found before.
 
     Raises:
         ConfigError: The sampler has nothing to tune.
@@ -37,7 +41,7 @@ def tuned(config: Config, console: Console | None = None) -> Config:
         update={"sampler": config.sampler.model_copy(update={"tune_s": None})}
     )
     try:
-        best, how = _find(config, TuneOptions("train_fps", budget_s, with_limit=False))
+        best, how = _find(config, TuneOptions("train_fps", budget_s, with_limit=False), fresh)
     except TrialError as error:
         _say(console, f"not tuned, as {error}")
         return config
@@ -45,23 +49,25 @@ def tuned(config: Config, console: Console | None = None) -> Config:
     return with_candidate(config, best)
 
 
-def _find(config: Config, options: TuneOptions) -> tuple[Candidate, str]:
+def _find(config: Config, options: TuneOptions, fresh: bool) -> tuple[Candidate, str]:
     with ExitStack() as stack:
         journal = None
         try:
             name = study_name(config, options)
-            journal = stack.enter_context(StudyJournal(study_path(), name))
+            journal = stack.enter_context(StudyJournal(study_path(), name, fresh=fresh))
         except ConfigError:
             # Without a cache directory it is tuned every time.
             journal = None
-        if journal is not None and (kept := journal.result) is not None:
+        kept = None if journal is None else journal.result
+        if journal is not None and kept is not None and options.budget_s <= journal.enough_s:
             return kept, "tuned before"
         kept_as_possible = None if journal is None else _BestEffort(journal)
         tuning = stack.enter_context(Tuning(config, options, kept_as_possible))
         finding = tuning.run().finding
         if journal is not None:
+            enough_s = options.budget_s if finding.ended == TIME_IS_UP else math.inf
             with suppress(ConfigError):
-                journal.keep_result(finding.best)
+                journal.keep_result(finding.best, enough_s)
         return finding.best, f"tuned in {finding.spent_s:.0f} s"
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.trials import Trial
 
+TIME_IS_UP = "the time is up"
+"""Why a search ended that might have found more."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -21,6 +24,8 @@ class Settings:
         num_seeds: Usual good choices to begin with.
         num_doubts: Candidates that must fail in a row before only neighbours are tried.
         seed: Of the candidates that are drawn at random.
+        limit_s: Least time after which a trial is given up; recorded ones that were given up sooner
+            are tried again.
     """
 
     budget_s: float = 120.0
@@ -29,6 +34,7 @@ class Settings:
     num_seeds: int = 6
     num_doubts: int = 12
     seed: int = 0
+    limit_s: float = 0.0
 
 
 @dataclass(frozen=True)

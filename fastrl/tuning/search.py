@@ -19,7 +19,7 @@ import numpy as np
 
 from fastrl.tuning.budget import Budget
 from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.finding import Finding, Settings
+from fastrl.tuning.finding import TIME_IS_UP, Finding, Settings
 from fastrl.tuning.race import Noise, Race, Verdict
 from fastrl.tuning.space import Space
 from fastrl.tuning.surrogate import Surrogate
@@ -92,7 +92,7 @@ class Search:
         self._settings = settings or Settings()
         self._journal = journal or MemoryJournal()
         self._clock, self._watch = clock, watch
-        self._replay = Replay(self._journal.recorded())
+        self._replay = Replay(self._journal.recorded(), self._settings.limit_s)
         self._rng = np.random.default_rng(self._settings.seed)
         self._noise = Noise()
         self._known = _Known()
@@ -133,7 +133,7 @@ class Search:
                 pass
             self._ended = "no neighbour is faster"
         except _BudgetSpentError:
-            self._ended = "the time is up"
+            self._ended = TIME_IS_UP
         if self.incumbent is None:
             raise TrialError(f"nothing could be measured: {self._trials[-1].error}")
         self._compare_with_default()

@@ -77,18 +77,29 @@ class StudyJournal(Closing):
 
     @property
     def result(self) -> Candidate | None:
-        """What a search that has ended has found, None before."""
+        """What the latest search that has ended has found, None before."""
         found = self._study.user_attrs.get("best")
         return None if found is None else _candidate(found)
 
-    def keep_result(self, best: Candidate) -> None:
+    @property
+    def enough_s(self) -> float:
+        """The largest budget with which the result is final."""
+        found = self._study.user_attrs.get("enough_s")
+        return float(found) if isinstance(found, int | float) else 0.0
+
+    def keep_result(self, best: Candidate, enough_s: float) -> None:
         """Keep what a search has found.
+
+        Args:
+            best: The choice.
+            enough_s: The budget that it was found with; infinite where more would change nothing.
 
         Raises:
             ConfigError: The file cannot be written.
         """
         with self._told("written"):
             self._study.set_user_attr("best", best.to_dict())
+            self._study.set_user_attr("enough_s", enough_s)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,14 @@ class TrialError(FastrlError):
 
     Attributes:
         exhausted: Whether more environments can only make it worse: memory or time ran out.
+        limit_s: The time that ran out, None where it was something else.
     """
 
-    def __init__(self, message: str, *, exhausted: bool = False) -> None:
+    def __init__(
+        self, message: str, *, exhausted: bool = False, limit_s: float | None = None
+    ) -> None:
         super().__init__(message)
-        self.exhausted = exhausted
+        self.exhausted, self.limit_s = exhausted, limit_s
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Measure(Protocol):
 _TURN_S = 0.2
 """Length of a turn, roughly: a core may change its speed by a factor of 1.6 within a second, but
 changing turns takes time, too."""
+
+
+_LIMIT_NOTE = "limit_s"
+"""Note of a trial that was given up, after so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,9 @@ def attempt(measure: Measure, candidate: Candidate | None, seconds: float) -> At
         sample = measure(candidate, seconds)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return Attempt(error=reason, exhausted=_is_exhausted(error))
+        limit_s = getattr(error, "limit_s", None)
+        notes = {} if limit_s is None else {_LIMIT_NOTE: limit_s}
+        return Attempt(notes=notes, error=reason, exhausted=_is_exhausted(error))
     if sample.fps <= 0:
         return Attempt(error="it made no step")
     return Attempt(sample.fps, sample.notes)
@@ -183,11 +193,12 @@ class Replay:
         trials: Oldest first; of equal questions the oldest answer comes first. Where none has
             succeeded, whatever was wrong may not be any more: then there are no answers. Nor is a
             failure one if the same question was answered later.
+        limit_s: Trials that were given up after less are not answers either.
     """
 
-    def __init__(self, trials: Iterable[Trial]) -> None:
+    def __init__(self, trials: Iterable[Trial], limit_s: float = 0.0) -> None:
         self._left: dict[Any, deque[Trial]] = defaultdict(deque)
-        trials = list(trials)
+        trials = [t for t in trials if not t.notes.get(_LIMIT_NOTE, math.inf) < limit_s]
         if all(trial.fps is None for trial in trials):
             return
         for trial in trials:

@@ -29,6 +29,7 @@ from fastrl.tuning.finding import Finding, Settings
 from fastrl.tuning.memory import MemoryNeed, unique_bytes
 from fastrl.tuning.report import TuneReport
 from fastrl.tuning.search import Search
+from fastrl.tuning.sources import sources
 from fastrl.tuning.space import Space
 from fastrl.tuning.trials import Journal, Trial
 from fastrl.tuning.workbench import Objective, Workbench, with_few_envs
@@ -37,12 +38,12 @@ from fastrl.workers.supervisor import call_in_child
 
 _LIMIT_ROUNDS = 3
 _LIMIT_WINDOW_S = 0.6
-_LIMIT_S = 6.0
-"""What starting and measuring the limit takes."""
+_LIMIT_S, _LIMIT_SHARE = 6.0, 0.15
+"""What starting and measuring the limit takes, and its share of long budgets."""
 _SHORT_S = 20.0
 """Budgets for which little is measured more than once."""
 _MOST_TORCH_THREADS = 8
-_METHOD = 2
+_METHOD = 3
 """Raised whenever a window comes to mean something else, so that older ones are measured anew."""
 _MOST_DIGITS = 12
 
@@ -53,7 +54,8 @@ class TuneOptions:
 
     Attributes:
         objective: ``fps`` of sampling alone, or ``train_fps`` with the learner.
-        budget_s: Wall time, of an earlier tuning that is gone on with as well.
+        budget_s: Wall time of all trials, of an earlier tuning that is gone on with as well.
+            Setting up comes first: starting processes, and learning what resets cost.
         batch: Smallest and largest B = N · n; None for any where only sampling counts, and for
             the configured one in training.
         with_limit: Measure the physical limit at the end.
@@ -94,21 +96,24 @@ class Tuning(Closing):
             raise ConfigError(f"sampler.kind: only 'process' is tuned, got '{config.sampler.kind}'")
         self._config, self._options, self._command = config, options, command
         self._stack = ExitStack()
-        self._began_s = time.monotonic()
+        self._began_s = self._ready_s = time.monotonic()
         self._limits: list[tuple[Limit, float]] = []
         try:
-            self._bench = Workbench(config, options.objective, max(5.0, options.budget_s / 6))
+            self._limit_s = max(5.0, options.budget_s / 6)
+            # A start takes as long whatever the budget; what takes most of it is of no use.
+            start_limit_s = max(self._limit_s, options.budget_s / 2)
+            self._bench = Workbench(config, options.objective, self._limit_s, start_limit_s)
             self._stack.callback(self._bench.close)
             self.space = self._build_space()
             default = self.space.nearest(candidate_of(config))
             if not self.space.contains(default) and options.batch is not None:
                 raise ConfigError(f"--batch: no n and N make {options.batch[0]}:{options.batch[1]}")
-            share = 0.85 if options.with_limit else 0.97
+            self._ready_s = time.monotonic()
             self._search = Search(
                 self.space,
                 default,
                 self._bench,
-                self._settings(share * options.budget_s),
+                self._settings(),
                 journal=journal,
                 watch=lambda trial: watch(trial, self._search.incumbent) if watch else None,
             )
@@ -116,15 +121,15 @@ class Tuning(Closing):
             self._stack.close()
             raise
 
-    def _settings(self, search_s: float) -> Settings:
-        """Return how to search, for so long at most, in what setting up has left of the time."""
+    def _settings(self) -> Settings:
+        """Return how to search, with what the limit leaves of the time."""
         options = self._options
-        left_s = self._left_s()
-        is_short = options.budget_s < _SHORT_S
+        limit_s = min(max(_LIMIT_S, _LIMIT_SHARE * options.budget_s), options.budget_s / 2)
         return Settings(
-            budget_s=max(0.0, min(search_s, left_s - (_LIMIT_S if options.with_limit else 0.0))),
-            final_rounds=1 if is_short else 3,
+            budget_s=options.budget_s - limit_s if options.with_limit else 0.97 * options.budget_s,
+            final_rounds=1 if options.budget_s < _SHORT_S else 3,
             seed=options.seed,
+            limit_s=self._limit_s,
         )
 
     def run(self) -> TuneReport:
@@ -140,7 +145,7 @@ class Tuning(Closing):
 
     def _left_s(self) -> float:
         """Return what is left of the time."""
-        return self._options.budget_s - (time.monotonic() - self._began_s)
+        return self._options.budget_s - (time.monotonic() - self._ready_s)
 
     def report(self) -> TuneReport:
         """Return the best so far, also after an interrupt.
@@ -219,9 +224,9 @@ def study_path() -> Path:
 def study_name(config: Config, options: TuneOptions) -> str:
     """Return a name that is equal where measurements are worth the same.
 
-    That is: the machine with its devices, the versions of packages, the environment, the policy and
-    its engine, the length of rollouts, whether they are in lock step, and for training all that is
-    learnt with.
+    That is: the machine with its devices, the versions of packages, the environment and its code
+    (see `sources`), the policy and its engine, the length of rollouts, whether they are in lock
+    step, and for training all that is learnt with.
     """
     sampler = config.sampler
     what = {
@@ -229,6 +234,7 @@ def study_name(config: Config, options: TuneOptions) -> str:
         "devices": _devices(),
         "versions": versions(),
         "env": config.env.model_dump(mode="json"),
+        "sources": sources(config),
         "model": config.model.model_dump(mode="json"),
         "rollout_length": sampler.rollout_length,
         "engine": sampler.engine,

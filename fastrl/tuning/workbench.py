@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -44,14 +44,25 @@ _ROLLOUT_S = 0.05
 _SHORTEST_ROLLOUT = 4
 _CALIBRATION_S = 4.0
 """Longest time in which it is seen what resets cost."""
-_QUIET_S = 0.015
-"""How long no step may be made by workers that rest."""
 
 
 def with_few_envs(c: Candidate) -> Candidate:
     """Return a candidate like it with at most 8 environments per worker, or one per group."""
     few = min(8, c.envs_per_worker)
     return c.but(envs_per_worker=few // c.groups * c.groups or c.groups)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a candidate may take.
+
+    Attributes:
+        start_s: Until its first rollout is complete.
+        window_s: For a window, beside that.
+    """
+
+    start_s: float
+    window_s: float
 
 
 class Rig(ABC):
@@ -64,15 +75,15 @@ class Rig(ABC):
     start_s: float = 0.0
 
     def __init__(
-        self, plan: SamplingPlan, asynchronous: bool, limit_s: float, resets: Resets
+        self, plan: SamplingPlan, asynchronous: bool, limits: Limits, resets: Resets
     ) -> None:
-        self._limit_s, self._resets, self._topology = limit_s, resets, plan.topology
+        self._limits, self._resets, self._topology = limits, resets, plan.topology
         self._asynchronous = asynchronous
         deadlines = Deadlines(
-            start_timeout_s=limit_s,
-            stall_timeout_s=limit_s,
-            step_timeout_s=limit_s,
-            reset_timeout_s=limit_s,
+            start_timeout_s=limits.start_s,
+            stall_timeout_s=limits.start_s,
+            step_timeout_s=limits.start_s,
+            reset_timeout_s=limits.start_s,
         )
         self._sampler = ProcessSampler(
             plan,
@@ -85,17 +96,17 @@ class Rig(ABC):
     def start(self) -> None:
         """Sample until the first rollout is complete."""
         began_s = time.perf_counter()
-        with self._limited():
+        with self._limited(self._limits.start_s):
             self._sampler.start()
             self._go()
         self.start_s = time.perf_counter() - began_s
 
     def window(self, seconds: float) -> Sample:
         """Sample for so long, and rest."""
-        with self._limited():
+        with self._limited(self._limits.window_s):
             first = self._after(_SETTLE_S)
             last = self._after(seconds)
-            self._rest()
+            self._sampler.pause(self._limits.window_s)
         steps, spent_s = last[1] - first[1], last[0] - first[0]
         spent, learnt_s = last[2] - first[2], last[3] - first[3]
         in_parallel = min(self._topology.num_env_workers, usable_cores())
@@ -117,7 +128,7 @@ class Rig(ABC):
             time_limit: Steps after which episodes end at the latest.
         """
         counters, enough = self._sampler.counters, ENDS_PER_ENV * self._topology.num_envs
-        with self._limited():
+        with self._limited(self._limits.window_s):
             first, until_s = counters.snapshot(), time.perf_counter() + seconds
             spent = counters.snapshot() - first
             while time.perf_counter() < until_s and spent[:, Counter.EPISODES].sum() < enough:
@@ -125,9 +136,13 @@ class Rig(ABC):
                 spent = counters.snapshot() - first
         return Resets.seen(spent, self._topology.envs_per_group, time_limit)
 
+    def pids(self) -> list[int]:
+        """Return the process ids of its workers."""
+        return list(self._sampler.pids().values())
+
     def unique_bytes(self) -> int:
         """Return the memory that a worker holds alone."""
-        return unique_bytes(self._sampler.pids().values())
+        return unique_bytes(self.pids())
 
     def close(self) -> None:
         """End it."""
@@ -143,12 +158,6 @@ class Rig(ABC):
 
     def _learning_s(self) -> float:
         return 0.0
-
-    def _rest(self) -> None:
-        """Wait until the workers have filled what they may fill."""
-        steps = -1
-        while steps != (steps := self._sampler.counters.env_steps()):
-            time.sleep(_QUIET_S)
 
     def _after(self, seconds: float) -> tuple[float, int, np.ndarray, float]:
         """Go on for so long; return the time, the steps, the counters, the time of learning."""
@@ -182,7 +191,7 @@ class Rig(ABC):
         return shares
 
     @contextmanager
-    def _limited(self) -> Iterator[None]:
+    def _limited(self, limit_s: float) -> Iterator[None]:
         """End the workers, and with them whatever waits for them, when it takes too long.
 
         Raises:
@@ -192,19 +201,20 @@ class Rig(ABC):
 
         def give_up() -> None:
             late.set()
-            for pid in self._sampler.pids().values():
+            for pid in self.pids():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
-        timer = threading.Timer(self._limit_s, give_up)
+        timer = threading.Timer(limit_s, give_up)
         timer.daemon = True
         timer.start()
         try:
             yield
         except FastrlError as error:
             if late.is_set():
-                told = f"took longer than {self._limit_s:.0f} s"
-                raise TrialError(told, exhausted=True) from error
+                told = f"took longer than {limit_s:.0f} s"
+                window_s = self._limits.window_s
+                raise TrialError(told, exhausted=True, limit_s=window_s) from error
             raise
         finally:
             timer.cancel()
@@ -228,14 +238,14 @@ class TrainingRig(Rig):
         config: Config,
         plan: SamplingPlan,
         asynchronous: bool,
-        limit_s: float,
+        limits: Limits,
         resets: Resets,
     ) -> None:
         # Schedules must not end while it is measured. Before the sampler, which holds memory.
         self._learner = build_learner(
             config.model_copy(update={"total_steps": 2**60}), plan.env_spec
         )
-        super().__init__(plan, asynchronous, limit_s, resets)
+        super().__init__(plan, asynchronous, limits, resets)
         self._learnt_s = 0.0
 
     def _go(self) -> None:
@@ -258,11 +268,24 @@ class Workbench(Closing):
     Args:
         config: The run; what a candidate says replaces what it says.
         objective: ``fps`` samples only; ``train_fps`` learns from it, too.
-        limit_s: Longest time for starting a candidate, and for a window.
+        limit_s: Longest time for a window.
+        start_limit_s: Longest time for starting a candidate, ``limit_s`` by default. Where it is
+            given, all until one has been measured have ``sampler.start_timeout_s`` if that is more.
     """
 
-    def __init__(self, config: Config, objective: Objective = "fps", limit_s: float = 20.0) -> None:
-        self._config, self._objective, self._limit_s = config, objective, limit_s
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective = "fps",
+        limit_s: float = 20.0,
+        start_limit_s: float | None = None,
+    ) -> None:
+        self._config, self._objective = config, objective
+        self._limits = Limits(limit_s if start_limit_s is None else start_limit_s, limit_s)
+        self._first_start_s = self._limits.start_s
+        if start_limit_s is not None:
+            self._first_start_s = max(start_limit_s, config.sampler.start_timeout_s)
+        self._has_measured = False
         self._rigs: dict[Candidate, Rig] = {}
         self._fps, self._resets = 0.0, Resets()
         self.plan = make_plan(config)
@@ -283,7 +306,7 @@ class Workbench(Closing):
             if rig is not None:
                 rig.close()
             raise
-        self._rigs[candidate] = rig
+        self._rigs[candidate], self._has_measured = rig, True
         self._fps = max(self._fps, sample.fps)
         return sample
 
@@ -301,11 +324,15 @@ class Workbench(Closing):
         rig = self._started(with_few_envs(candidate), rollout_length=_SHORTEST_ROLLOUT)
         try:
             self._fps = rig.window(_SETTLE_S).fps
-            seconds = min(_CALIBRATION_S, self._limit_s / 4)
+            seconds = min(_CALIBRATION_S, self._limits.window_s / 4)
             self._resets = rig.watch_resets(seconds, self.plan.env_spec.max_episode_steps)
             return rig.unique_bytes()
         finally:
             rig.close()
+
+    def pids(self) -> list[int]:
+        """Return the process ids of all workers of the candidates that are kept."""
+        return [pid for rig in self._rigs.values() for pid in rig.pids()]
 
     def close(self) -> None:
         """End all processes."""
@@ -320,14 +347,17 @@ class Workbench(Closing):
     def _started(self, candidate: Candidate, rollout_length: int | None = None) -> Rig:
         config = with_candidate(self._config, candidate)
         plan = make_plan(config, env_spec=self.plan.env_spec)
+        limits = self._limits
+        if not self._has_measured:
+            limits = replace(limits, start_s=self._first_start_s)
         rig: Rig
         if self._objective == "train_fps":
             asynchronous = config.sampler.mode == "async"
-            rig = TrainingRig(config, plan, asynchronous, self._limit_s, self._resets)
+            rig = TrainingRig(config, plan, asynchronous, limits, self._resets)
         else:
             length = rollout_length or self._trial_length(candidate, plan.rollout_length)
             plan = replace(plan, rollout_length=length)
-            rig = SamplingRig(plan, True, self._limit_s, self._resets)
+            rig = SamplingRig(plan, True, limits, self._resets)
         try:
             rig.start()
         except BaseException:

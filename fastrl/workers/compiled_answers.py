@@ -114,7 +114,7 @@ class CompiledAnswers:
                     self._program, self._calls[request.bank, request.t, position] = bound
 
     def run(self) -> int:
-        """Answer until a request needs Python, or nobody has asked for `SLICE_S`.
+        """Answer until a request needs Python, the sampler is paused, or `SLICE_S` without any.
 
         Returns:
             Monotonic time in ns up to which the worker's time has been charged.
@@ -261,7 +261,7 @@ def _answer(digest: int) -> Callable[..., int]:
         program: int,
         version: int,
     ) -> int:
-        """Answer until a request needs Python, or nobody has asked for `SLICE_S`.
+        """Answer until a request needs Python, the sampler is paused, or `SLICE_S` without any.
 
         Args:
             lines: `HandOver.lines`.
@@ -294,6 +294,8 @@ def _answer(digest: int) -> Callable[..., int]:
             last_ns = now_ns
             if count == _FOR_PYTHON:
                 break
+            if count == _NOTHING and lines[len(lines) - 1, 2] != 0:
+                break  # to rest: `HandOver.models_paused`
             if count == _NOTHING:
                 is_woken = _sleep(doorbell, spin_ns, clock)
                 woken_ns = _now(clock)

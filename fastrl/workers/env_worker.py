@@ -60,14 +60,16 @@ class _Loop(ABC):
         self._groups = range(self._topology.groups)
         self._rows = [context.hand_over.row(env_worker, group) for group in self._groups]
         self._length = context.plan.rollout_length
+        self._paused, self._permit = context.hand_over.paused, context.hand_over.permit(env_worker)
 
     def begin(self, rollout: int) -> None:
         """Wait until the bank is free, and take over where the last rollout ended."""
         hand_over, watch = self._hand_over, self._watch
         watch.charge(Counter.HAND_OVER_NS)
-        permit = hand_over.permit(self._env_worker)
+        self._rest()
         while hand_over.permitted[0] <= rollout:
-            hand_over.pause(permit, self._context.plan.spins)
+            hand_over.pause(self._permit, self._context.plan.spins)
+            self._rest()
         watch.charge(Counter.WAITING_NS)
         self._stepper.begin(rollout)
         watch.charge(Counter.STEPPING_NS)
@@ -84,6 +86,11 @@ class _Loop(ABC):
         there is nothing to truncate: the rollout before ends with the value of their last
         observation anyway, and the next one starts with new episodes.
         """
+
+    def _rest(self) -> None:
+        """Wait for as long as the sampler is paused."""
+        if self._paused[0]:
+            self._hand_over.rest(self._paused, self._permit, self._watch)
 
     def _position(self) -> Position:
         return position_of(int(self._row[Counter.ENV_STEPS]), self._topology, self._length)
@@ -121,11 +128,14 @@ class _Alone(_Loop):
 
     def fill(self, at: Position) -> None:
         bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
+        paused = self._paused
         if at.at_start:
             policy.begin(at.rollout)
         first = at.group
         for t in range(at.t, self._length):
             for group in range(first, len(self._groups)):
+                if paused[0]:
+                    self._rest()
                 policy.serve((self._requests[bank][t][group],))
                 watch.charge(Counter.INFERENCE_NS)
                 self._step(bank, t, group)
@@ -196,7 +206,7 @@ class _WithModelWorker(_Loop):
         super().begin(rollout)
 
     def fill(self, at: Position) -> None:
-        bank, answered = at.rollout % NUM_BANKS, self._hand_over.answered
+        bank, answered, paused = at.rollout % NUM_BANKS, self._hand_over.answered, self._paused
         if at.at_start:
             for group in self._groups:
                 self._ask_for(group, at.rollout * (self._length + 1) + 1)
@@ -207,6 +217,8 @@ class _WithModelWorker(_Loop):
                 row = self._rows[group]
                 if not (self._signals[group].try_wait() and answered[row] == self._asked[group]):
                     self._wait(group, row)
+                if paused[0]:
+                    self._rest()
                 self._step(bank, t, group)
                 self._ask(group, 1)
             first = 0
@@ -217,6 +229,7 @@ class _WithModelWorker(_Loop):
         for group, row in enumerate(self._rows):
             # The model worker may still be at what the predecessor has asked for.
             self._wait(group, row)
+            self._rest()
             steps, count = at.steps_of(group), count_of(requested[row])
             if at.at_start or steps == self._length:
                 # At the edge of a rollout: what ends the one before may not have been asked for.
@@ -255,9 +268,14 @@ class _WithModelWorker(_Loop):
 
     def _wait(self, group: int, row: int) -> None:
         """Wait until the model worker has answered the group."""
-        hand_over, answered = self._hand_over, self._hand_over.answered
+        hand_over, answered, rested = self._hand_over, self._hand_over.answered, False
         while answered[row] != self._asked[group]:
             self._ring()
-            hand_over.pause(self._signals[group], self._context.plan.spins)
+            if self._paused[0]:
+                rested = True
+                self._rest()
+            else:
+                hand_over.pause(self._signals[group], self._context.plan.spins)
         woken_ns = self._watch.charge(Counter.WAITING_NS)
-        self._watch.record_latency(hand_over.answered_ns[row], woken_ns)
+        if not rested:
+            self._watch.record_latency(hand_over.answered_ns[row], woken_ns)

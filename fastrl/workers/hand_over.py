@@ -57,9 +57,13 @@ class HandOver:
         suspected: For each bank ``[N · G]`` int64: 1 + the last rollout in it whose part of this
             group may hold numbers that are not finite; written by whoever writes ``answered``.
         permitted: ``[1]`` int64: rollouts that env workers may fill; written by the learner.
+        paused: ``[1]`` int64: number of the pause in which env workers neither step nor ask, 0
+            where there is none; written by the learner, see `rest`.
+        models_paused: ``[1]`` int64: the same for model workers, which answer what was asked before
+            they rest; set once all env workers are at rest.
         lines: ``[2 · N · G + 2, 8]`` int64: where all of them are, for compiled code: ``requested``
             and its time of every group, then ``answered`` and its time of every group, then
-            ``permitted``, then whether the run was asked to end.
+            ``permitted``, then whether the run was asked to end, ``paused`` and ``models_paused``.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -123,6 +127,29 @@ class HandOver:
         if self._stop[0]:
             raise StopRequestedError("the run was asked to end")
 
+    def rest(self, paused: memoryview, signal: Signal, watch: Stopwatch) -> None:
+        """Say that the worker waits, and wait until the pause is over; its time is not charged.
+
+        Args:
+            paused: ``paused`` or ``models_paused``.
+            signal: Posted when the pause begins and when it ends.
+            watch: The worker's.
+
+        Raises:
+            StopRequestedError: The run was asked to end.
+        """
+        watch.charge(Counter.WAITING_NS)
+        while number := paused[0]:
+            watch.row[Counter.AT_REST] = number
+            self.pause(signal)
+        watch.skip(time.monotonic_ns())
+
+    def resume(self) -> None:
+        """End a pause."""
+        self.paused[0] = self.models_paused[0] = 0
+        for index in (*range(self._first_action), *range(self._first_doorbell, self._first_sealed)):
+            self._signals[index].post()
+
     def close(self) -> None:
         """Drop the memory's descriptors."""
         self._signals.close()
@@ -148,6 +175,7 @@ class HandOver:
         self._suspected = lines[num_groups : 2 * num_groups, 2 : 2 + NUM_BANKS]
         self.suspected = tuple(self._suspected[:, bank].data for bank in range(NUM_BANKS))
         self.permitted, self._stop = lines[-2, :1].data, lines[-1, :1].data
+        self.paused, self.models_paused = lines[-1, 1:2].data, lines[-1, 2:3].data
 
 
 _TRAVELS = (

@@ -105,13 +105,18 @@ class _Inbox:
 
     def take(self) -> list[tuple[int, Request]]:
         """Return (position, request) of every group to serve now; blocks until there is one."""
-        ready = self._ready()
+        hand_over = self._hand_over
+        # In this order: once model workers are paused, env workers ask for nothing more.
+        paused, ready = hand_over.models_paused[0], self._ready()
         if not ready:
             self._watch.charge(Counter.HAND_OVER_NS)
             while not ready:
-                self._hand_over.pause(self._doorbell, self._plan.spins)
+                if paused:
+                    hand_over.rest(hand_over.models_paused, self._doorbell, self._watch)
+                else:
+                    hand_over.pause(self._doorbell, self._plan.spins)
                 self.silence()
-                ready = self._ready()
+                paused, ready = hand_over.models_paused[0], self._ready()
             woken_ns = self._watch.charge(Counter.WAITING_NS)
             self._record_latencies(ready, woken_ns)
         self._watch.charge(Counter.HAND_OVER_NS)

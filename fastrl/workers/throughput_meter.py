@@ -86,6 +86,11 @@ class ThroughputMeter(Closing):
         """Return the process id of the throughput process by name."""
         return self._supervisor.pids()
 
+    @property
+    def latest_ns(self) -> int:
+        """Monotonic time of the latest reading, 0 before the first."""
+        return self.readings[-1].at_ns if self.readings else 0
+
     def wait_since(
         self, start_ns: int, count: int = 1, timeout_s: float = REPORT_TIMEOUT_S
     ) -> None:

@@ -147,6 +147,9 @@ class Watch:
 
     def _is_busy(self, index: int) -> bool:
         """Return whether a worker has something to do that nobody else has to do first."""
+        paused = self._hand_over.paused[0]
+        if paused and self._counters.row(self._names[index])[Counter.AT_REST] == paused:
+            return False
         if index < self._topology.num_env_workers:
             return self._env_worker_is_busy(index)
         rows = [

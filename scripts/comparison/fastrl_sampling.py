@@ -11,8 +11,6 @@ from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.spec import Topology
 
-_IDLE_S = 0.3
-
 
 class FastrlSampling:
     """fastrl's sampler, collected from as fast as it fills.
@@ -46,10 +44,8 @@ class FastrlSampling:
         return sampler.counters.env_steps() - before
 
     def rest(self) -> None:
-        """Wait until the workers have filled what they may fill, in asynchronous mode a bank."""
-        steps = -1
-        while steps != (steps := self._running().counters.env_steps()):
-            time.sleep(_IDLE_S)
+        """Wait until every worker says that it waits."""
+        self._running().pause()
 
     def close(self) -> None:
         """End the workers."""

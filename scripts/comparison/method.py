@@ -125,7 +125,7 @@ class Peer(ABC):
         return frames
 
     def rest(self) -> None:  # noqa: B027
-        """Return at once: what may still be under way ends within a step."""
+        """Return at once: outside of `run` nothing is stepped."""
 
     def close(self) -> None:
         """End the worker processes, if there are any, and close the environments."""

@@ -253,22 +253,37 @@ class EnvPoolAsync(EnvPoolSync):
     def to_try(cls, task: Task, sizes: tuple[int, ...]) -> list[Settings]:
         """Return numbers of environments with batches of a half and of a quarter of them."""
         return [
-            Settings(size, batch_size=size // part)
+            Settings(size, batch_size=_divisor(size, size // part))
             for size in sizes or cls.sizes(task)
             for part in (2, 4)
             if size >= part
         ]
 
     def _begin(self) -> None:
+        self._held: list[tuple[Any, Any]] = []
         self._env.async_reset()
 
     def run(self, seconds: float) -> int:
         """Step for ``seconds``; what was stepped before this call is not counted."""
-        assert self.chosen.batch_size is not None
         end = time.perf_counter() + seconds
-        for _ in range(self.chosen.num_envs // self.chosen.batch_size):
-            self._step()
+        if not self._held:
+            for _ in range(self._batches):
+                self._step()
+        for observation, env_ids in self._held:
+            self._env.send(self._act(observation), env_ids)
+        self._held.clear()
         return super().run(end - time.perf_counter())
+
+    def rest(self) -> None:
+        """Wait for all steps that were begun; they are answered when it runs again."""
+        while len(self._held) < self._batches:
+            observation, _, _, _, info = self._env.recv()
+            self._held.append((observation, info["env_id"]))
+
+    @property
+    def _batches(self) -> int:
+        assert self.chosen.batch_size is not None
+        return self.chosen.num_envs // self.chosen.batch_size
 
     def _step(self) -> int:
         observation, _, _, _, info = self._env.recv()
@@ -293,6 +308,11 @@ class _BuildEnv:
 
 def _builders(peer: Peer) -> list[Callable[[], gymnasium.Env[Any, Any]]]:
     return [_BuildEnv(peer.task.factory)] * peer.chosen.num_envs
+
+
+def _divisor(size: int, most: int) -> int:
+    """Return the largest divisor of a size that is at most so large."""
+    return next(d for d in range(most, 0, -1) if size % d == 0)
 
 
 def _process_counts(task: Task) -> tuple[int, ...]:

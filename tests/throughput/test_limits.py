@@ -6,6 +6,7 @@ import signal
 import time
 
 import gymnasium
+import psutil
 import pytest
 
 from fastrl.config import load_config
@@ -55,6 +56,16 @@ def test_bare_environment_that_raises_is_named():
 def test_wrappers_that_are_configured_belong_to_the_bare_environment():
     with probe("CartPole-v1", f"env.wrappers=[{__name__}:Sleepy]") as limits:
         assert limits.measure(0.1).t_step_s > 0.005
+
+
+def test_what_measures_the_limit_waits_to_be_asked_once_it_is_made():
+    with probe("CartPole-v1", f"env.wrappers=[{__name__}:Sleepy]") as limits:
+        pids = limits.pids().values()
+        before = [psutil.Process(pid).num_ctx_switches().voluntary for pid in pids]
+        time.sleep(0.2)
+        after = [psutil.Process(pid).num_ctx_switches().voluntary for pid in pids]
+    # Stepping would be 40 of them.
+    assert max(late - early for late, early in zip(after, before, strict=True)) < 5
 
 
 def test_bare_environment_that_was_killed_is_named():

@@ -6,16 +6,20 @@ import io
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from fastrl.shared.counters import Counter
 from fastrl.throughput.live import LiveFps
 
 SECOND_NS = 1_000_000_000
 
 
-def reading(at_s, env_steps):
-    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps)
+def reading(at_s, env_steps, ready=2):
+    counters = np.zeros((2, len(Counter)), np.int64)
+    counters[:ready, Counter.HEARTBEAT_NS] = 1
+    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps, counters=counters)
 
 
 @pytest.fixture(params=[False, True], ids=["lines", "terminal"])
@@ -44,6 +48,21 @@ def test_figures_follow_the_meter_and_give_way_to_what_else_goes_on(shown):
         wait_for("measuring the limit …")
     live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 77)]))
     wait_for("77 frames/s")
+
+
+def test_workers_that_are_ready_are_counted_and_frames_from_the_first_on(shown):
+    live, wait_for = shown
+    live.watch(SimpleNamespace(readings=[reading(0, 0, 0), reading(1, 0, 1)]))
+    wait_for("starting workers … 1 of 2 are ready")
+    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 8), reading(2, 8)]))
+    wait_for(" 8 frames")
+
+
+def test_steps_that_take_seconds_have_a_speed(shown):
+    live, wait_for = shown
+    readings = [reading(at_s, 100 * (at_s // 30)) for at_s in range(90)]
+    live.watch(SimpleNamespace(readings=readings))
+    wait_for("3 frames/s")
 
 
 def test_without_a_console_nothing_is_shown(capsys):

@@ -1,9 +1,11 @@
 """The throughput test counts what was sampled, and says everything that its JSON promises."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +15,26 @@ from fastrl import ConfigError, DeviceSampler, Protocol, make_plan, run_throughp
 from fastrl.config import load_config
 from fastrl.envs import EnvFactory
 from fastrl.envs.tensor.configured import configured
-from fastrl.spec import EnvSpec
+from fastrl.sampling import ProcessSampler
+from fastrl.spec import EnvSpec, Topology
 from fastrl.throughput import LimitProbe
+from fastrl.throughput.limits import Limit
 from fastrl.throughput.measure import measure
 from fastrl.throughput.run import policy_name
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
+from tests.sampling.counting import CountingEnvs, weights
 from tests.sampling.counting import make_plan as make_counting_plan
+from tests.sampling.test_pause import busy_plan
+from tests.tuning.busy import used_s
+
+
+class SlowEnvs(CountingEnvs):
+    """Take a tenth of a second for a step."""
+
+    def step(self, views):
+        time.sleep(0.1)
+        super().step(views)
+
 
 OVERRIDES = ["env.id=CartPole-v1", "sampler.num_env_workers=2", "sampler.envs_per_worker=4"]
 
@@ -65,9 +81,6 @@ def test_every_process_is_accounted_for(report):
 
 
 def test_meter_agrees_with_the_counters():
-    from fastrl.sampling import ProcessSampler
-    from fastrl.spec import Topology
-
     with ProcessSampler(make_counting_plan(Topology(4, 2), 10)) as sampler:
         with ThroughputMeter(sampler.counters, interval_s=0.01) as meter:
             for _ in range(20):
@@ -77,6 +90,39 @@ def test_meter_agrees_with_the_counters():
         assert last.env_steps == 20 * rollout.num_steps
         span_s = (last.at_ns - first.at_ns) / 1e9
         assert steps_per_s(first, last) * span_s == pytest.approx(last.env_steps - first.env_steps)
+
+
+def test_limit_is_measured_while_all_workers_wait():
+    plan = busy_plan(Topology(32, 1, 1, 1), 2, 0.005)  # a step takes 0.16 s
+    moved = []
+
+    with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
+
+        def measure_limit(seconds):
+            before_s = used_s(sampler.pids().values())
+            counters = sampler.counters.snapshot()
+            time.sleep(0.1)
+            moved.append((sampler.counters.snapshot() != counters).any())
+            moved.append(used_s(sampler.pids().values()) - before_s > 0.04)
+            return Limit(1, 1.0, 0.0)
+
+        measure(sampler, Protocol(0.1, 2, 0.0), SimpleNamespace(measure=measure_limit))
+    assert moved == [False] * 4
+
+
+def test_steps_that_take_long_are_measured_within_a_few_of_them():
+    """A rollout of these would take half a minute."""
+    plan = dataclasses.replace(
+        make_counting_plan(Topology(2, 1, 0, 1), 256),
+        build_env=lambda num_envs: SlowEnvs(num_envs),
+    )
+    with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
+        began_s = time.monotonic()
+        found = measure(sampler, Protocol(0.3, 2, 0.1))
+        assert time.monotonic() - began_s < 20
+    # Whole steps of 0.1 s for two environments, however short the window.
+    assert found.frames >= 2 * 2 * 3
+    assert found.fps_median < 21
 
 
 def test_random_actions_need_no_policy():

@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from tests.tuning.busy import busy
+
 
 class CountedEnv(gymnasium.Env):
     """Does nothing."""
@@ -34,6 +36,25 @@ def make():
     built += 1
     if built > 8:
         raise RuntimeError("too many on purpose")
+    return CountedEnv()
+
+
+class BusyEnv(CountedEnv):
+    """Computes in every step."""
+
+    def step(self, action):
+        busy(0.005)
+        return super().step(action)
+
+
+def make_busy():
+    """Return an environment of which 32 compute for a sixth of a second in a step."""
+    return BusyEnv()
+
+
+def make_slow_to_build():
+    """Return an environment of which 16 take seconds to build."""
+    time.sleep(0.1)
     return CountedEnv()
 
 

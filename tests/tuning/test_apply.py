@@ -36,6 +36,25 @@ def test_a_configuration_takes_a_candidate_and_gives_it_back(candidate):
     assert candidate_of(with_candidate(config, candidate)) == candidate
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_writing_keeps_links_modes_and_line_ends(tmp_path, newline, mark):
+    (tmp_path / "kept").mkdir()
+    file, link = tmp_path / "kept" / "run.yaml", tmp_path / "link.yaml"
+    file.write_bytes((mark + TEXT.replace("\n", newline)).encode())
+    file.chmod(0o640)
+    link.symlink_to(file)
+    before = load_config(link)
+    write_into(link, before, BEST)
+    assert link.readlink() == file
+    assert file.stat().st_mode & 0o777 == 0o640
+    text = file.read_bytes().decode()
+    assert text.startswith(f"{mark}# What this file is for.{newline}")
+    assert text.count("\n") == text.count(newline)
+    assert load_config(link) == with_candidate(before, BEST)
+    assert {*tmp_path.rglob("*")} == {file.parent, file, link}
+
+
 @pytest.mark.parametrize("candidate", [BEST, FAR])
 def test_writing_keeps_comments_and_all_other_keys(path, candidate):
     before = load_config(path)

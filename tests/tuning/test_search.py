@@ -40,6 +40,26 @@ def test_the_choice_is_allowed_and_hardly_ever_slower_than_the_default(machine, 
     assert surface.speed(finding.best) >= 0.93 * surface.speed(surface.default)
 
 
+def test_what_was_given_up_sooner_is_tried_again():
+    """A tuning with more time gives candidates more, which may be enough for those."""
+    surface, asked = surfaces.machine(0), []
+
+    def measure(candidate, seconds):
+        asked.append(candidate)
+        if candidate != surface.default:
+            raise TrialError("took longer than 5 s", exhausted=True, limit_s=5.0)
+        return Sample(1.0)
+
+    journal = MemoryJournal()
+    search_on(surface, journal=journal, measure=measure, limit_s=5.0).run()
+    given_up = set(asked) - {surface.default}
+    asked.clear()
+    search_on(surface, journal=journal, measure=measure, limit_s=5.0).run()
+    assert not given_up & set(asked)
+    search_on(surface, journal=journal, measure=measure, limit_s=10.0).run()
+    assert given_up & set(asked)
+
+
 @few
 @given(SEEDS, st.floats(5, 100))
 def test_the_budget_is_kept_up_to_the_last_trial(machine, budget_s):

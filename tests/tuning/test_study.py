@@ -87,7 +87,7 @@ def test_a_file_that_does_not_take_a_trial_is_told_in_one_line(tmp_path):
         with closing(sqlite3.connect(path)) as file:
             file.execute("DROP TABLE studies")
         with pytest.raises(ConfigError, match=r"^.*study\.db cannot be written: [^\n]*$"):
-            journal.keep_result(BEST)
+            journal.keep_result(BEST, 30.0)
     with pytest.raises(ConfigError, match=r"study\.db cannot be used as a study"):
         StudyJournal(path, "x")
 

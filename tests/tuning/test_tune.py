@@ -14,10 +14,11 @@ import torch
 from fastrl.config import load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling import build, make_plan
-from fastrl.tuning import Candidate, memory, workbench
+from fastrl.tuning import Candidate, Sample, memory, tune, workbench
 from fastrl.tuning.resets import Resets
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
+from tests.tuning.busy import used_s
 
 TINY = ["env.id=CartPole-v1", "sampler.envs_per_worker=4", "sampler.num_env_workers=2"]
 
@@ -38,6 +39,20 @@ def test_a_workbench_measures_in_turn_and_ends_what_it_started():
             # Of all candidates the two latest are kept.
             assert len(children() - before) <= 2 + 3
     assert not children() - before
+
+
+@pytest.mark.parametrize("objective", ["fps", "train_fps"])
+def test_a_candidate_whose_steps_are_long_rests_while_others_are_measured(objective):
+    overrides = ["env.id=tests.tuning.failing_env:make_busy", "sampler.rollout_length=2"]
+    overrides += ["sampler.mode=async", "algorithm.minibatch_size=16"]
+    with Workbench(load_config(None, [*TINY, *overrides]), objective) as bench:
+        # No counter moves in the 0.16 s of a group's step.
+        bench(Candidate(32, 1, 1), 0.01)
+        pids = list(bench.pids())
+        assert len(pids) == 2
+        before_s = used_s(pids)
+        time.sleep(0.1)
+        assert used_s(pids) - before_s < 0.04
 
 
 def test_candidates_do_not_build_the_environment_just_to_look_at_it(monkeypatch):
@@ -73,6 +88,32 @@ def test_a_candidate_that_takes_too_long_is_given_up():
         with pytest.raises(FastrlError):
             bench(Candidate(64, 1), 0.05)
         assert bench(Candidate(1, 1), 0.05).fps > 0
+
+
+def test_a_candidate_that_is_slow_to_start_is_measured_like_any_other():
+    config = load_config(None, ["env.id=tests.tuning.failing_env:make_slow_to_build", *TINY[1:]])
+    with Workbench(config, limit_s=1.0, start_limit_s=60.0) as bench:
+        sample = bench(Candidate(16, 1), 0.05)
+    assert sample.fps > 0
+    assert sample.notes["start_s"] > 1.6
+
+
+def test_a_short_budget_is_for_trials_and_not_for_setting_up(monkeypatch):
+    class Bench(Workbench):
+        def calibrate(self, candidate):
+            time.sleep(1.0)
+            return 2**20
+
+        def __call__(self, candidate, seconds):
+            return Sample(1000.0 * candidate.num_env_workers)
+
+    monkeypatch.setattr(tune, "Workbench", Bench)
+    for with_limit, budget_s in ((False, 2.0), (True, 3.0)):
+        options = TuneOptions("train_fps", budget_s, with_limit=with_limit)
+        with Tuning(load_config(None, TINY), options) as tuning:
+            monkeypatch.setattr(tuning, "_measure_limit", lambda best: None)
+            tried = {trial.candidate for trial in tuning.run().finding.trials}
+        assert len(tried) > 1
 
 
 def test_a_batch_is_kept_in_training():
@@ -145,7 +186,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     plan = make_plan(config)
     before = psutil.Process().num_fds()
     with pytest.raises(ConfigError, match="no learner"):
-        workbench.TrainingRig(config, plan, False, 5.0, Resets())
+        workbench.TrainingRig(config, plan, False, workbench.Limits(5.0, 5.0), Resets())
     assert psutil.Process().num_fds() == before
 
 
