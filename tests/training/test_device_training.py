@@ -55,7 +55,7 @@ def test_what_evaluates_and_records_takes_the_same_parameters_as_what_samples(tm
         "evaluation.video=true",
     )
     trained = train(config(tmp_path, *SHORT, *changes))
-    again = evaluate_run(trained.path).result
+    again = evaluate_run(trained.path, checkpoint="last").result
     assert again == trained.outcome.evaluation
     assert again.lengths <= (5,)
     path, returns = record_run(trained.path, video=tmp_path / "found.gif", episodes=1)
