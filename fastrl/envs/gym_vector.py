@@ -3,10 +3,11 @@
 `BatchedEnv` resets in the step in which an episode ends. A vector environment in mode SAME_STEP
 does so itself. In mode DISABLED the ended sub-environments are reset here, at once, by
 ``reset(options={"reset_mask": mask})``. Mode NEXT_STEP would spend the following step on the reset
-and ignore its action, which is no transition: where all sub-environments have ended, that step is
-taken here and swallowed; where some have, either they alone are stepped, which EnvPool can do, or
-they are reset by mask, where ``reset`` documents the mask. Either way each sub-environment goes on
-in its own random stream, and its transitions are those of the single environment.
+and ignore its action, which is no transition: either the ended sub-environments alone are stepped,
+which EnvPool can do, or they are reset by mask, where ``reset`` documents the mask. Where it does
+not, all must end at once, and that step is taken here and swallowed. Either way each
+sub-environment goes on in its own random stream, and its transitions are those of the single
+environment.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class GymVector:
         self._env: VectorEnv[Any, Any, Any] | None = _stepped_on(env)
         self._rebuild = rebuild
         self._mode = _autoreset_mode(env, spec.id)
+        # In mode DISABLED nothing else is possible.
+        self._resets_some = self._mode is not AutoresetMode.NEXT_STEP or _takes_reset_mask(self._env)
         self._games_go_on = _flags_lost_lives(env, self._mode, spec.id)
         self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
         self._writer = ObservationWriter(spec.observation_space)
@@ -134,7 +137,7 @@ class GymVector:
             final[ended] = rows[ended]
         if self._games_go_on:
             ended &= views.truncated | (infos["lives"] == 0)
-        if self._mode is AutoresetMode.NEXT_STEP and ended.all():
+        if not self._resets_some and ended.all():
             self._step_on(actions, views.observation)
         elif ended.any():
             self._restart(ended, views.observation)
@@ -162,7 +165,7 @@ class GymVector:
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
         """Reset the ended sub-environments and write their observations, and only theirs."""
         env = self._open()
-        if self._mode is AutoresetMode.NEXT_STEP and not _takes_reset_mask(env):
+        if not self._resets_some:
             raise self._inseparable("its reset does not document options['reset_mask']")
         try:
             observation = _reset_some(env, ended)

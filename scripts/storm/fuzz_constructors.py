@@ -186,6 +186,8 @@ def _env(pick: random.Random) -> tuple[str, dict[str, Any]]:
 def _odd_arguments(pick: random.Random, directory: Path) -> Call:
     """Give something odd where something of fastrl's own belongs."""
     odd = oddity(pick)
+    # None would be the default, with which it plays 100 episodes.
+    no_default = -1 if odd is None else odd
     config, topology = fastrl.load_config(None, ["env.id=CartPole-v1"]), fastrl.Topology(2, 1)
     spec = fastrl.EnvSpec("any", spaces.Discrete(2), spaces.Discrete(2))
     name, call = pick.choice(
@@ -206,8 +208,8 @@ def _odd_arguments(pick: random.Random, directory: Path) -> Call:
             ("build_learner", lambda: build_learner(config, odd)),
             ("train", lambda: fastrl.train(odd)),
             ("resume", lambda: fastrl.resume(odd)),
-            ("evaluate_run", lambda: fastrl.evaluate_run(directory / "run", episodes=odd or -1)),
-            ("evaluate_run seed", lambda: fastrl.evaluate_run(directory / "run", seed=odd or -1)),
+            ("evaluate_run", lambda: fastrl.evaluate_run(directory / "run", episodes=no_default)),
+            ("evaluate_run seed", lambda: fastrl.evaluate_run(directory / "run", seed=no_default)),
             ("run_throughput", lambda: fastrl.run_throughput(odd, fastrl.Protocol())),
             ("Protocol", lambda: fastrl.Protocol(odd, odd, odd)),
             ("save_config", lambda: fastrl.save_config(config, odd)),

@@ -297,13 +297,15 @@ def test_keys_of_a_dict_are_what_they_were():
     seen = []
 
     class Keyed(Scripted):
-        action_space = space
+        def __init__(self):
+            super().__init__([], space, first=space.sample())
+            self.action_space = space
 
         def step(self, action):
             seen.append(action)
             return self.observation_space.sample(), 0.0, False, False, {}
 
-    envs = [Keyed([], space, first=space.sample()) for _ in range(2)]
+    envs = [Keyed() for _ in range(2)]
     spec = EnvSpec("keyed", space, space)
     assert list(spec.observation) == ["2", "(0, 'a')"]
     run(GymLoop(envs, spec), [0, 1], random_actions(spec, 2, 3))
