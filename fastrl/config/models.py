@@ -61,9 +61,11 @@ class EnvConfig(Section):
     )
     wrappers: Annotated[tuple[ImportPath, ...], BeforeValidator(sequence)] = Field(
         default=(),
-        description="Wrappers 'package.module:callable', applied in order; imported as named. Around "
-        "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that change "
-        "observations need the autoreset mode NextStep.",
+        description=(
+            "Wrappers 'package.module:callable', applied in order; imported as named. Around "
+            "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that change "
+            "observations need the autoreset mode NextStep."
+        ),
     )
     episode_info: Annotated[tuple[Text, ...], BeforeValidator(sequence)] = Field(
         default=(),

@@ -81,7 +81,8 @@ class GymVector:
         self._rebuild = rebuild
         self._mode = _autoreset_mode(env, spec.id)
         # In mode DISABLED nothing else is possible.
-        self._resets_some = self._mode is not AutoresetMode.NEXT_STEP or _takes_reset_mask(self._env)
+        is_next_step = self._mode is AutoresetMode.NEXT_STEP
+        self._resets_some = not is_next_step or _takes_reset_mask(self._env)
         self._games_go_on = _flags_lost_lives(env, self._mode, spec.id)
         self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
         self._writer = ObservationWriter(spec.observation_space)
