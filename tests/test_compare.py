@@ -153,7 +153,7 @@ def test_envpool_is_left_out_where_it_has_not_the_same_environment(overrides, re
 
 def test_command_writes_json_table_and_plot(tmp_path, capsys):
     compare = importlib.import_module("compare")
-    found, plot = tmp_path / "out" / "found.json", tmp_path / "found.png"
+    found, plot = tmp_path / "found.json", tmp_path / "found.png"
     code = compare.main(
         [
             *TINY,
@@ -190,7 +190,7 @@ def test_command_writes_json_table_and_plot(tmp_path, capsys):
     assert "| gymnasium SyncVectorEnv | num_envs=" in table
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert multiprocessing.active_children() == []
-    again = tmp_path / "again" / "found.png"
+    again = tmp_path / "again.png"
     assert compare.main(["--redraw", str(found), "--plot", str(again)]) == 0
     assert again.read_bytes() == plot.read_bytes()
 
@@ -229,8 +229,8 @@ def test_list_names_every_method(capsys):
     [
         (["--best", "4,1,0"], "'4,1,0' is not n,N,M,groups"),
         (["--best", "3,1,0,2"], "divisible by groups"),
-        (["--num-envs", "0"], "'0' is not a whole number above 0"),
-        (["--seconds", "nan"], "'nan' is not a number of seconds above 0"),
+        (["--num-envs", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--seconds", "nan"], "must be a number of at least 0, got 'nan'"),
         (["--methods", "gym"], "invalid choice: 'gym'"),
     ],
 )

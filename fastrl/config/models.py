@@ -63,8 +63,8 @@ class EnvConfig(Section):
         default=(),
         description=(
             "Wrappers 'package.module:callable', applied in order; imported as named. Around "
-            "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that change "
-            "observations need the autoreset mode NextStep."
+            "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that "
+            "change observations need the autoreset mode NextStep."
         ),
     )
     episode_info: Annotated[tuple[Text, ...], BeforeValidator(sequence)] = Field(
