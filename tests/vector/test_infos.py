@@ -73,7 +73,7 @@ def rewrite(old, new):
             old[key][:] = value
         elif not isinstance(value, np.ndarray):
             old[key] = value
-        elif getattr(had, "shape", None) == value.shape and had.dtype == value.dtype:
+        elif isinstance(had, np.ndarray) and (had.shape, had.dtype) == (value.shape, value.dtype):
             had[...] = value
         else:
             old[key] = value.copy()

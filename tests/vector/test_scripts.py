@@ -105,4 +105,4 @@ def test_what_does_not_exist_is_told_in_one_line(command, run, capsys):
 )
 def test_arguments_of_the_measurement_that_make_no_sense_are_refused(arguments, run, capsys):
     assert run("bench_vector.py", *arguments.split()) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("bench_vector.py: error: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("bench_vector: error: ")
