@@ -1,4 +1,4 @@
-"""Environments that break their contract, in every way that is told apart."""
+"""Environments that break their contract, in every way that has its own message."""
 
 from __future__ import annotations
 

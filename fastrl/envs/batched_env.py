@@ -77,7 +77,7 @@ def wrong_shapes(
 def check_restart(
     spec: EnvSpec, num_envs: int, observation: Rows, chosen: NDArray[np.bool_] | None = None
 ) -> None:
-    """Refuse rows or a mask that do not fit n environments.
+    """Reject rows or a mask that do not fit n environments.
 
     Args:
         spec: Of the environments.

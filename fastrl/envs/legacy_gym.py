@@ -33,7 +33,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
     truncation where ``info["TimeLimit.truncated"]`` says so, and a termination otherwise.
 
     Attributes of the old environment and of its wrappers, private ones as well, can be read here
-    as if they were this one's own; `set_wrapper_attr` sets them where they are.
+    from this adapter; `set_wrapper_attr` sets them on the object that has them.
     """
 
     def __init__(self, env: Any, render_mode: str | None = None) -> None:  # noqa: ANN401
@@ -41,7 +41,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
 
         Args:
             env: The old environment.
-            render_mode: What to draw where the old environment is told by ``render(mode)``.
+            render_mode: What to draw where the old environment takes it in ``render(mode)``.
 
         Raises:
             SpaceError: A space is of a kind that gymnasium does not have.

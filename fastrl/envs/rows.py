@@ -175,7 +175,7 @@ def number_of(reward: Any, index: int) -> float:  # noqa: ANN401
     """Return a reward, which may be an array of one number, as a number.
 
     Raises:
-        EnvError: It is none; names the environment ``index``.
+        EnvError: It is not a number; names the environment ``index``.
     """
     try:
         return float(np.asarray(reward).item())

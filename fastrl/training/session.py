@@ -271,7 +271,7 @@ def evaluation_factory(config: Config) -> EnvFactory:
 
 
 def _check_evaluated(found: EnvSpec, sampled: EnvSpec) -> None:
-    """Refuse arguments that give evaluated environments other observations or actions.
+    """Reject `evaluation.env_kwargs` that change the observation or action space.
 
     Raises:
         ConfigError: Names what differs.

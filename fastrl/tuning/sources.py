@@ -81,7 +81,7 @@ def _file_of(name: str) -> Path | None:
     else:
         try:
             spec = importlib.util.find_spec(top)
-        except (ImportError, ValueError):  # such as of a module that somebody has made by hand
+        except (ImportError, ValueError):  # modules created at run time have no spec
             return None
         origin = None if spec is None else spec.origin
         places = list((spec and spec.submodule_search_locations) or ())

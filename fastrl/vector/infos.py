@@ -56,7 +56,7 @@ Columns = dict[str, tuple[list[int], Any]] | InfoTable | Finished
 """Per key the environments that have it, and their values: an array, a list, or nested columns."""
 
 Piece = tuple[slice | list[int], list[int], Any]
-"""Environments as rows and as indices, and what they told of one key, as in `Columns`."""
+"""Environments as rows and as indices, and their values of one key, as in `Columns`."""
 
 _FINAL = "final_obs"
 _INT64 = range(-(2**63), 2**63)

@@ -71,7 +71,7 @@ class OnPaper:
 
 @pytest.fixture
 def on_paper(monkeypatch):
-    """Return what tunes so often as is told, with how such a tuning ends."""
+    """Return a tuning that runs the given number of times, and how it ends."""
     monkeypatch.setattr(auto, "Tuning", OnPaper)
 
     def tune(seconds, ends_with="the time is up", **options):

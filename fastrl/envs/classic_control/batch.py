@@ -151,7 +151,7 @@ class ClassicControlBatch:
 
         Raises:
             EnvError: The environments were never reset, the views do not fit, or a discrete action
-                is none; no environment was stepped.
+                is outside its space; no environment was stepped.
         """
         if not self.started:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
@@ -322,7 +322,7 @@ def _part(views: Views, envs: slice) -> Views:
 
 
 def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
-    """Refuse discrete actions that are none.
+    """Reject discrete actions outside the space.
 
     Args:
         name: Of the environment.

@@ -145,7 +145,7 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
 
 
 def _require(name: str, given: Any, dtype: torch.dtype, *shapes: tuple[int, ...]) -> None:  # noqa: ANN401
-    """Refuse what compiled code would read beyond its end, or as something else."""
+    """Reject arrays that compiled code would read out of bounds or as another dtype."""
     if (
         isinstance(given, Tensor)
         and given.shape in shapes

@@ -146,7 +146,7 @@ def step(digest: int) -> Callable[[Batch, Views, bool], int]:
 
 @cached_kernel(_SOURCES, **OPTIONS)
 def count_outside(digest: int) -> Callable[[NDArray[np.int64], int], int]:
-    """Return the kernel that looks for actions that are none."""
+    """Return the kernel that counts actions outside the space."""
 
     def count_outside(actions: NDArray[np.int64], num_actions: int) -> int:
         """Return how many of ``actions [n] int64`` are not one of 0 to ``num_actions`` - 1."""

@@ -101,7 +101,7 @@ class _Rule:
         return _OPERATIONS[self.operation](base, drawn)
 
     def check_ends(self) -> None:
-        """Refuse a distribution that has values that the field cannot take.
+        """Reject a distribution with values that the field cannot take.
 
         Raises:
             EnvError: Says which value.

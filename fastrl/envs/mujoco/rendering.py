@@ -99,7 +99,7 @@ class View:
 
 
 def _check_flags(options: Any) -> None:  # noqa: ANN401
-    """Refuse what are no flags by index."""
+    """Reject anything but a mapping from flag indices to booleans."""
     if not isinstance(options, Mapping) or not all(
         is_whole(flag) and 0 <= flag < _FLAGS and isinstance(value, bool | np.bool_ | int)
         for flag, value in options.items()
@@ -110,7 +110,7 @@ def _check_flags(options: Any) -> None:  # noqa: ANN401
 
 
 def _check_config(config: Any) -> None:  # noqa: ANN401
-    """Refuse what are no attributes of a free camera."""
+    """Reject names that are not attributes of a free camera."""
     if not isinstance(config, Mapping):
         raise EnvError(f"default_camera_config must be attributes by name, got {brief(config)}")
     for name, value in config.items():

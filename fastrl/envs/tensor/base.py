@@ -287,7 +287,7 @@ def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...])
 
 
 def _require_choice(spec: EnvSpec, action: Tensor) -> None:
-    """Refuse what is not an index of a discrete action."""
+    """Reject values that are not indices of discrete actions."""
     count = int(cast(spaces.Discrete, spec.action_space).n)
     if action.is_floating_point():
         raise EnvError(f"action must be a tensor of whole numbers, got {action.dtype}")
