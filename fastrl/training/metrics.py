@@ -78,7 +78,7 @@ def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
         # Before rows are dropped from the file: where it fails, the next session drops them again.
         yield WeightsAndBiases(run, config, steps)
     else:
-        # The run there would lack the rows of this session.
+        # The run there would lack the rows that are written from here on.
         with writing(run.wandb):
             run.wandb.unlink(missing_ok=True)
     yield JsonLines(run.metrics, steps)
