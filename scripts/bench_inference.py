@@ -37,7 +37,7 @@ def build_policy(task: str, hidden_sizes: tuple[int, ...]) -> ActorCritic:
     width, action_space = TASKS[task]
     observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
     env_spec = EnvSpec(task, observation_space, action_space)
-    return ActorCritic(env_spec, ModelConfig(hidden_sizes=hidden_sizes))
+    return ActorCritic(env_spec, ModelConfig(hidden_sizes=hidden_sizes, shared_body=True))
 
 
 def bound_call(model: ActorCritic, engine: InferenceEngine, batch: int) -> Callable[[], None]:

@@ -11,6 +11,9 @@ from typing import NoReturn
 from fastrl.cli.arguments import check_output
 from fastrl.errors import ConfigError
 
+MEASURED_MODEL = "model.shared_body=true"
+"""One network for policy and value, as in configs/throughput.yaml: what results/ measured."""
+
 
 class Parser(argparse.ArgumentParser):
     """Says in one line, without the usage, what is wrong, and exits with 2."""

@@ -6,7 +6,7 @@
 
 Each method first gets a quick scan of its settings, then all of them, at their best settings, are
 measured in turn, in several rounds and in a new order each. The result is a JSON file, a Markdown
-table beside it and a plot. Peers that are not installed are left out: pip install fastrl[compare].
+table beside it and a plot. Peers that are not installed are left out: pip install -e '.[compare]'.
 Sample Factory takes an interpreter of its own: see comparison/sample_factory_peer.py.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import Parser, count, duration, output, whole
+from command_line import MEASURED_MODEL, Parser, count, duration, output, whole
 from comparison.picture import draw
 from comparison.report import Comparison
 from comparison.rounds import LABELS, Options, compare, one_line, say
@@ -106,7 +106,8 @@ def _task(args: argparse.Namespace) -> Task:
     if args.seed is not None:
         overrides.append(f"seed={args.seed}")
     # Nothing is learnt, so no worker need wait for another; the user's keys come later and win.
-    config = load_config(path, ["sampler.mode=async", *overrides])
+    usual = ["sampler.mode=async"] if path else ["sampler.mode=async", MEASURED_MODEL]
+    config = load_config(path, [*usual, *overrides])
     if config.sampler.kind != "process":
         raise ConfigError("sampler.kind: a comparison needs 'process', got 'serial'")
     return Task.from_config(config)

@@ -21,7 +21,7 @@ from typing import Any
 
 import latency_envs
 import numpy as np
-from command_line import Parser, count, duration
+from command_line import MEASURED_MODEL, Parser, count, duration
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _over_workers(env: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    config = load_config(None, [f"env.id={env}"])
+    config = load_config(None, [f"env.id={env}", MEASURED_MODEL])
     first, *others = [
         Candidate(args.n, count) for count in range(1, (args.max_workers or usable_cores()) + 1)
     ]
@@ -85,7 +85,7 @@ def _over_workers(env: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def _over_latency(kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for step_s in args.latencies:
-        overrides = [f"env.id=latency_envs:{kind}", f"env.kwargs.step_s={step_s}"]
+        overrides = [f"env.id=latency_envs:{kind}", f"env.kwargs.step_s={step_s}", MEASURED_MODEL]
         workers, bare_s = usable_cores(), _bare_step_s(kind, step_s)
         seconds = max(args.seconds, EPISODES * latency_envs.LENGTH * args.n * bare_s)
         with Workbench(load_config(None, overrides), limit_s=60.0) as bench:

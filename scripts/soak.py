@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command_line import Parser, delay, duration, output
+from command_line import MEASURED_MODEL, Parser, delay, duration, output
 
 from fastrl import load_config, make_sampler
 from fastrl.machine import circumstances
@@ -106,7 +106,9 @@ def main() -> int:
 
 def sample(args: argparse.Namespace) -> Soak:
     """Sample in this process and its workers."""
-    config = load_config(None, [f"env.id={args.env}", "sampler.mode=async", *args.overrides])
+    config = load_config(
+        None, [f"env.id={args.env}", "sampler.mode=async", MEASURED_MODEL, *args.overrides]
+    )
     with make_sampler(config) as sampler:
         end = time.monotonic() + args.warm_up
         while time.monotonic() < end:

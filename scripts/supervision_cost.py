@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from command_line import Parser, duration, output, several
+from command_line import MEASURED_MODEL, Parser, duration, output, several
 
 from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.machine import circumstances
@@ -79,7 +79,7 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Return frames per second of every variant, and what it costs against ``nothing``."""
     size = f"sampler.envs_per_worker={ENVS_PER_WORKER.get(env, 64)}"
-    config = load_config(None, [f"env.id={env}", size, *overrides])
+    config = load_config(None, [f"env.id={env}", size, MEASURED_MODEL, *overrides])
     plan = make_plan(config)
     fps: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import Parser, count, duration
+from command_line import MEASURED_MODEL, Parser, count, duration
 
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
@@ -40,7 +40,7 @@ TURN_S, PAIRS = 0.2, 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the file, print a summary; return the exit code."""
     args = _parser().parse_args(arguments)
-    config = load_config(None, [f"env.id={args.env}", *args.overrides])
+    config = load_config(None, [f"env.id={args.env}", MEASURED_MODEL, *args.overrides])
     name = args.env.replace("/", "-").replace(":", "-")
     path = ROOT / "results" / f"tune_grid_{name}.json"
     if args.what == "grid":

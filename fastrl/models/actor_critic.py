@@ -28,6 +28,11 @@ class ActorCritic(nn.Module):
     Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
     leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
 
+    `mode`, `act` and `value` take tensors by leaf path, ``{"": tensor}`` for a plain space. The
+    actions that they return are those of the distribution: with ``clip`` continuous ones are not
+    yet clipped to the bounds of their space, and discrete ones count from 0, whatever the space's
+    ``start`` is. `fastrl.envs.actions.ActionConverter` makes of them what an environment accepts.
+
     Attributes:
         observation_specs: Shape and dtype of each observation leaf, by path.
 
@@ -35,7 +40,7 @@ class ActorCritic(nn.Module):
         env_spec: Gives the spaces.
         config: Sizes, activation and initialisation; see `Body` for what they apply to. With
             ``shared_body`` the value is a second head on the actor's body, otherwise it has a
-            body of its own.
+            separate body. ``auto`` shares the body where an observation is an image.
         action_bounds: See `ActionDistribution`.
 
     Raises:
@@ -58,7 +63,10 @@ class ActorCritic(nn.Module):
         )
         self.distribution = ActionDistribution(env_spec, action_bounds, config.log_std_init)
         self.actor_body = Body(space, config)
-        self.critic_body = None if config.shared_body else Body(space, config)
+        is_shared = config.shared_body
+        if is_shared == "auto":
+            is_shared = any(layouts.values())
+        self.critic_body = None if is_shared else Body(space, config)
         features = self.actor_body.num_features
         self.actor_head = nn.Linear(features, self.distribution.num_parameters)
         self.critic_head = nn.Linear(features, 1)

@@ -66,7 +66,7 @@ class Setting:
 def model_of(spec: EnvSpec, hidden_sizes: tuple[int, ...]) -> ActorCritic:
     """Return the policy that acts."""
     torch.manual_seed(0)
-    return ActorCritic(spec, ModelConfig(hidden_sizes=hidden_sizes))
+    return ActorCritic(spec, ModelConfig(hidden_sizes=hidden_sizes, shared_body=True))
 
 
 def gymnasium_single(setting: Setting) -> Run | None:

@@ -32,7 +32,7 @@ class EnvWorkers:
                 rollout_length=setting.length,
                 mode="async",
             ),
-            model=ModelConfig(hidden_sizes=setting.hidden_sizes),
+            model=ModelConfig(hidden_sizes=setting.hidden_sizes, shared_body=True),
         )
         self._length = setting.length
         self._sampler = make_sampler(config)

@@ -9,6 +9,7 @@ import pytest
 from fastrl.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+RESULTS = CONFIGS.parent / "results"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
@@ -30,6 +31,14 @@ def test_file_is_a_configuration(path):
 )
 def test_file_names_its_environment(name, env_id):
     assert load_config(CONFIGS / f"{name}.yaml").env.id == env_id
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("learning_*.json")), ids=lambda path: path.stem
+)
+def test_no_default_decides_what_network_a_published_result_was_learnt_with(path):
+    config = CONFIGS / f"{path.stem.removeprefix('learning_')}.yaml"
+    assert isinstance(load_config(config).model.shared_body, bool)
 
 
 def test_cartpole_ppo_has_the_settings_of_its_source():

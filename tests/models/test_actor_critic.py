@@ -72,6 +72,20 @@ def test_separate_bodies_share_no_parameters():
     assert all(name.startswith("critic_") for name in touched)
 
 
+@pytest.mark.parametrize(
+    ("name", "shares"), [("vector", False), ("index", False), ("image", True), ("nested", True)]
+)
+def test_by_default_images_share_a_body_and_vectors_do_not(name, shares):
+    assert (model_for(OBSERVATIONS[name]).critic_body is None) == shares
+
+
+def test_a_body_may_be_shared_or_not_whatever_is_observed():
+    for name in OBSERVATIONS:
+        for shares in (True, False):
+            config = SMALL.model_copy(update={"shared_body": shares})
+            assert (model_for(OBSERVATIONS[name], config=config).critic_body is None) == shares
+
+
 def test_a_new_policy_is_nearly_uniform_and_its_heads_have_the_usual_gains():
     model = model_for(config=ModelConfig())
     assert model.actor_head.weight.norm(dim=1).max().item() == pytest.approx(0.01, rel=1e-4)
