@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for each other while other processes have their cores must sleep:
     # spinning, an update of a conv net on a busy machine takes minutes. Read once, by OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # As python -m does: the user's own modules lie where the command is given.
+    # The user's modules lie where the command is given; none of them hides an installed package.
     if "" not in sys.path:
-        sys.path.insert(0, "")
+        sys.path.append("")
     say_what_can_be_said()
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)

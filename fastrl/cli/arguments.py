@@ -10,12 +10,17 @@ from typing import Annotated
 import typer
 
 from fastrl.errors import ConfigError
+from fastrl.imports import look_beside
 
+EnvOption = Annotated[
+    str | None, typer.Option("--env", metavar="ID", help="Environment id.", show_default=False)
+]
 ConfigArguments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="CONFIG|KEY=VALUE",
-        help="A YAML file, and keys to change such as sampler.envs_per_worker=64.",
+        metavar="CONFIG|ENV|KEY=VALUE",
+        help="A YAML file or an environment's id, and keys to change such as "
+        "sampler.envs_per_worker=64.",
         show_default=False,
     ),
 ]
@@ -47,21 +52,42 @@ def check_output(option: str, file: Path | None, *, directory: bool = False) -> 
         raise ConfigError(f"{option}: no permission to write '{file}'")
 
 
-def split_arguments(arguments: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+def split_arguments(
+    arguments: Sequence[str] | None, env: str | None = None
+) -> tuple[Path | None, list[str]]:
     """Return the configuration file among the arguments of a command, and the overrides.
 
+    An argument that is neither a file nor ``key=value`` is the id of an environment. Modules that
+    lie beside the file can be imported from here on.
+
+    Args:
+        arguments: Of the command.
+        env: The id that the option ``--env`` gave.
+
     Raises:
-        ConfigError: More than one argument is neither a file nor ``key=value``.
+        ConfigError: There are two files or two ids.
     """
     files: list[str] = []
+    ids: list[str] = [] if env is None else [env]
     overrides: list[str] = []
     for argument in arguments or ():
         # A directory may be called 'lr=0.001'; isfile, unlike Path, answers for any text.
-        is_file = "=" not in argument or os.path.isfile(argument)
-        (files if is_file else overrides).append(argument)
-    if len(files) > 1:
-        raise ConfigError(
-            f"'{files[1]}' is a second configuration file after '{files[0]}'; "
-            "changes are written key=value"
-        )
-    return (Path(files[0]) if files else None), overrides
+        if os.path.isfile(argument) or _is_named_like_a_file(argument):
+            files.append(argument)
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            ids.append(argument)
+    for given, kind in ((files, "configuration file"), (ids, "environment")):
+        if len(given) > 1:
+            raise ConfigError(
+                f"'{given[1]}' is a second {kind} after '{given[0]}'; changes are written key=value"
+            )
+    if files:
+        look_beside(Path(files[0]))
+    named = [f"env.id={name}" for name in ids]
+    return (Path(files[0]) if files else None), [*named, *overrides]
+
+
+def _is_named_like_a_file(argument: str) -> bool:
+    return "=" not in argument and argument.lower().endswith((".yaml", ".yml"))

@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
+from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import show_tables
 from fastrl.config import load_config
 
 
 def throughput(
     arguments: ConfigArguments = None,
-    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="Environment id.")] = None,
+    env: EnvOption = None,
     envs_per_worker: Annotated[
         int | None, typer.Option("-n", metavar="INT", help="Environments per env worker.")
     ] = None,
@@ -68,24 +68,12 @@ def throughput(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
     ] = None,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report", help="Measure nothing: fill README.md's tables from results/ here."
-        ),
-    ] = False,
 ) -> None:
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
-    if report:
-        from fastrl.throughput.published import write_tables
-
-        write_tables(Path("README.md"), Path("results"))
-        return
     from fastrl.throughput.measure import Protocol
     from fastrl.throughput.run import run_throughput
 
     options = {
-        "env.id": env,
         "sampler.envs_per_worker": envs_per_worker,
         "sampler.num_env_workers": num_env_workers,
         "sampler.num_model_workers": num_model_workers,
@@ -93,7 +81,7 @@ def throughput(
         "sampler.device": device,
         "sampler.mode": mode,
     }
-    path, overrides = split_arguments(arguments)
+    path, overrides = split_arguments(arguments, env)
     overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
     resolved = load_config(path, overrides)
     if mode is None and resolved.sampler.kind == "process":

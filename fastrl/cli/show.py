@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fastrl.cli.arguments import ConfigArguments, split_arguments
+from fastrl.cli.arguments import ConfigArguments, EnvOption, split_arguments
 from fastrl.cli.output import note, show_tables, write
 from fastrl.config import config_schema, config_to_yaml, load_config
 from fastrl.errors import ConfigError
@@ -16,6 +16,7 @@ from fastrl.errors import ConfigError
 
 def config(
     arguments: ConfigArguments = None,
+    env: EnvOption = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of configuration files.")
     ] = False,
@@ -24,7 +25,7 @@ def config(
     if schema:
         write(json.dumps(config_schema(), indent=2))
         return
-    path, overrides = split_arguments(arguments)
+    path, overrides = split_arguments(arguments, env)
     write(config_to_yaml(load_config(path, overrides)).rstrip("\n"))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
+from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import note, show_tables
 from fastrl.config import Config, load_config
 from fastrl.errors import ConfigError
@@ -29,7 +29,7 @@ _BUSY = 0.25
 
 def tune(
     arguments: ConfigArguments = None,
-    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="Environment id.")] = None,
+    env: EnvOption = None,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=_BUDGET_HELP)] = "120s",
     objective: Annotated[
         str,
@@ -69,9 +69,7 @@ def tune(
     ] = 0,
 ) -> int:
     """Find the fastest way to sample an environment with a policy on this machine."""
-    path, overrides = split_arguments(arguments)
-    if env is not None:
-        overrides.append(f"env.id={env}")
+    path, overrides = split_arguments(arguments, env)
     config = load_config(path, overrides)
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")

@@ -17,6 +17,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
 from fastrl.errors import EnvError
+from fastrl.extras import how_to_install
+from fastrl.imports import import_module, is_of_standard_library
 
 _EXTRAS = {"ale_py": "atari", "gym": "gym", "envpool": "compare"}
 
@@ -29,17 +31,19 @@ def attribute(path: str, key: str) -> Any:  # noqa: ANN401
         key: Where the user wrote it, such as ``env.wrappers``.
 
     Raises:
-        EnvError: The path is malformed, the module cannot be imported or lacks the name.
+        EnvError: The path is malformed, the module cannot be imported or lacks the name, or the
+            object is Python's own.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise EnvError(f"{key}: '{path}' is no import path; write 'package.module:name'")
     module = _import(module_name, f"{key}: '{path}'")
     try:
-        return attrgetter(name)(module)
+        found = attrgetter(name)(module)
     except AttributeError:
         hint = nearest(name, (known for known in vars(module) if not known.startswith("_")))
         raise EnvError(f"{key}: module '{module_name}' has no '{name}'{hint}") from None
+    return _not_of_python(found, f"{key}: '{path}'")
 
 
 def of_script(path: Any) -> Any:  # noqa: ANN401
@@ -73,14 +77,14 @@ def factory(path: str, key: str) -> Callable[..., Any] | None:
     Gymnasium writes ids the same way: the module is imported to register ``name``.
 
     Raises:
-        EnvError: The module cannot be imported.
+        EnvError: The module cannot be imported, or the callable is Python's own.
     """
     module_name, _, name = path.partition(":")
     module = _import(module_name, f"{key}: '{path}'")
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
-    return found if callable(found) else None
+    return _not_of_python(found, f"{key}: '{path}'") if callable(found) else None
 
 
 def registered_spec(path: str) -> GymnasiumSpec:
@@ -121,7 +125,7 @@ def optional_package(name: str, needed_by: str) -> ModuleType:
         if error.name != name:
             raise
         raise EnvError(
-            f"'{needed_by}' needs the package '{name}': pip install 'fastrl[{_EXTRAS[name]}]'"
+            f"'{needed_by}' needs the package '{name}': {how_to_install(_EXTRAS[name])}"
         ) from None
 
 
@@ -145,11 +149,20 @@ def takes_argument(function: Callable[..., Any], name: str) -> bool:
         return False
 
 
+def _not_of_python(found: Any, where: str) -> Any:  # noqa: ANN401
+    if is_of_standard_library(found):
+        raise EnvError(
+            f"{where} is part of Python's standard library; name a class or function that builds "
+            "environments"
+        )
+    return found
+
+
 def _import(name: str, where: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
         raise EnvError(f"{where}: '{name}' is no name of a module; write 'package.module:name'")
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except ImportError as error:
         if getattr(error, "name", None) in _EXTRAS:
             return optional_package(str(error.name), where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.imports import import_module, is_of_standard_library
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spec import EnvSpec
@@ -137,7 +137,9 @@ def sampling_mode(model: PolicyModel) -> Iterator[None]:
 
 def _import(class_path: str) -> Any:  # noqa: ANN401
     module, _, name = class_path.partition(":")
-    found: Any = importlib.import_module(module)
+    found: Any = import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
+    if is_of_standard_library(found):
+        raise ImportError("it is part of Python's standard library")
     return found

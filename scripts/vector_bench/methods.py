@@ -16,6 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import fastrl
 from fastrl.errors import FastrlError
+from fastrl.extras import how_to_install
 from vector_bench.one_env import make_one
 
 MPI = "MPI"
@@ -104,7 +105,7 @@ class Mpi:
         beside = Path(sys.executable).with_name("mpiexec")
         mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
         if mpiexec is None or find_spec("mpi4py") is None:
-            raise FastrlError("MPI is not installed: pip install 'fastrl[mpi]'")
+            raise FastrlError(f"MPI is not installed: {how_to_install('mpi')}")
         program = [sys.executable, "-m", "vector_bench.mpi_program", env_id, str(seconds)]
         try:
             done = subprocess.run(

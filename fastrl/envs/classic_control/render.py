@@ -24,8 +24,8 @@ from fastrl.envs.animation import Frame, open_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import nearest
 from fastrl.errors import EnvError
+from fastrl.extras import how_to_install
 
-_INSTALL = "pip install 'fastrl[video]'"
 _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "Acrobot-v1": AcrobotEnv,
     "CartPole-v1": CartPoleEnv,
@@ -97,7 +97,7 @@ class Renderer:
             return np.asarray(self._env.render(), np.uint8)
         except gymnasium.error.DependencyNotInstalled as error:
             raise EnvError(
-                f"drawing '{self._name}' needs the package 'pygame': {_INSTALL}"
+                f"drawing '{self._name}' needs the package 'pygame': {how_to_install('video')}"
             ) from error
 
     def close(self) -> None:
@@ -119,7 +119,9 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise EnvError(f"'{path}' must end in .gif or .mp4")
     if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise EnvError(f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}")
+        raise EnvError(
+            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}"
+        )
     if not 0 < fps < math.inf:
         raise EnvError(f"fps must be a number of pictures per second above 0, got {fps!r}")
     with closing(open_animation(path, fps)) as writer:

@@ -1,0 +1,35 @@
+"""Hints about optional packages name these packages, never another project's."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fastrl.extras import how_to_install
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_a_hint_names_the_packages_of_the_extra(extra):
+    command = how_to_install(extra)
+    assert command.startswith("pip install ")
+    for requirement in EXTRAS[extra]:
+        name = re.match(r"[\w-]+(\[[\w-]+\])?", requirement)[0]
+        assert name in command or ".[" in command
+
+
+def test_without_metadata_the_hint_is_about_the_checkout(monkeypatch):
+    monkeypatch.setattr("fastrl.extras.requires", lambda _: None)
+    assert "pip install -e '.[video]'" in how_to_install("video")
+
+
+def test_no_hint_installs_a_package_that_is_called_fastrl():
+    named = re.compile(r"pip install ['\"]?fastrl")
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    texts += [path for room in ("fastrl", "scripts") for path in ROOT.glob(f"{room}/**/*.py")]
+    assert [path for path in texts if named.search(path.read_text())] == []
