@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from fastrl.cli.arguments import ConfigArguments, check_output, split_arguments
+from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import note, write
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
@@ -32,6 +32,10 @@ Seed = Annotated[
 Sampled = Annotated[
     bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Import the code that a run from elsewhere names; read it first."),
+]
 CheckpointName = Annotated[
     str | None,
     typer.Option(
@@ -44,6 +48,7 @@ CheckpointName = Annotated[
 
 def train(
     arguments: ConfigArguments = None,
+    env: EnvOption = None,
     name: Annotated[
         str | None,
         typer.Option("--name", metavar="NAME", help="Name of the run's directory under runs/."),
@@ -54,7 +59,7 @@ def train(
     ] = False,
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' goes on."""
-    path, overrides = split_arguments(arguments)
+    path, overrides = split_arguments(arguments, env)
     resolved = load_config(path, overrides)
     if fresh and resolved.sampler.tune_s is None:
         raise ConfigError("--fresh tunes anew, and nothing is tuned here; write 'sampler: auto'")
@@ -80,13 +85,14 @@ def resume(
             "--checkpoint", metavar="NAME", help="Where to go on; newer ones are set aside."
         ),
     ] = "last",
+    trust: Trust = False,
 ) -> int:
     """Go on with a run that was stopped."""
     from fastrl.training import resume as resume_run
 
     changes = overrides or ()
     console = Console(stderr=True)
-    return _report(resume_run(run, changes, checkpoint=checkpoint, console=console))
+    return _report(resume_run(run, changes, checkpoint=checkpoint, trust=trust, console=console))
 
 
 def evaluate(
@@ -98,6 +104,7 @@ def evaluate(
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
+    trust: Trust = False,
 ) -> None:
     """Play episodes with a trained policy and print how it did."""
     from fastrl.training import evaluate_run
@@ -108,6 +115,8 @@ def evaluate(
         deterministic=False if sampled else None,
         seed=seed,
         checkpoint=checkpoint,
+        trust=trust,
+        console=Console(stderr=True),
     )
     write(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
 
@@ -129,6 +138,7 @@ def record(
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
+    trust: Trust = False,
 ) -> None:
     """Write a video of a trained policy."""
     from fastrl.training import record_run
@@ -140,6 +150,7 @@ def record(
         deterministic=False if sampled else None,
         seed=seed,
         checkpoint=checkpoint,
+        trust=trust,
     )
     played = ", ".join(f"{value:,.1f}" for value in returns)
     write(f"{path}: return {played}")
@@ -155,14 +166,21 @@ def plot(
     evaluation: Annotated[
         bool, typer.Option("--evaluation", help="Plot evaluations instead of training returns.")
     ] = False,
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="Of the rows, such as info/is_success.")
+    ] = "return_mean",
+    title: Annotated[
+        str | None,
+        typer.Option("--title", metavar="TEXT", help="By default what all runs have in common."),
+    ] = None,
 ) -> None:
     """Draw learning curves; runs that differ in their seed alone become one, with its spread."""
-    if output.suffix.lower() != ".png":
-        raise ConfigError(f"--output '{output}' must end in .png")
-    check_output("--output", output)
-    from fastrl.training.plotting import plot_runs
+    from fastrl.training.plotting import FORMATS, plot_runs
 
-    plot_runs(runs, output, kind="evaluation" if evaluation else "training")
+    if output.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--output '{output}' must end in {', '.join(FORMATS)}")
+    check_output("--output", output)
+    plot_runs(runs, output, "evaluation" if evaluation else "training", metric, title)
     write(str(output))
 
 
@@ -179,17 +197,29 @@ def _report(trained: TrainedRun) -> int:
         write(f"evaluation ({how} actions): {_describe(outcome.evaluation)}")
     write(f"run: {trained.path}")
     if outcome.interrupted is not None:
-        note(f"stopped and saved; to go on: fastrl resume {trained.path}")
+        note(_how_to_go_on(trained))
         return _EXIT_SIGNAL + outcome.interrupted.value
-    wanted = config.evaluation.stop_at
-    if wanted is None or outcome.evaluation is None or outcome.evaluation.return_mean >= wanted:
+    wanted, metric = config.evaluation.stop_at, config.evaluation.metric
+    if wanted is None or outcome.evaluation is None or outcome.evaluation.score(metric) >= wanted:
         return 0
-    note(f"the return did not reach evaluation.stop_at={wanted:g}")
+    what = "the return" if metric == "return_mean" else metric
+    note(f"{what} did not reach evaluation.stop_at={wanted:g}")
     return EXIT_NOT_REACHED
 
 
+def _how_to_go_on(trained: TrainedRun) -> str:
+    if trained.outcome.steps < trained.config.total_steps:
+        return f"stopped and saved; to go on: fastrl resume {trained.path}"
+    return (
+        f"trained and saved; the final evaluation was stopped: fastrl eval {trained.path} plays "
+        f"episodes, fastrl resume {trained.path} finishes the run"
+    )
+
+
 def _describe(result: EvaluationResult) -> str:
+    info = "".join(f", {name} {mean:.4g}" for name, mean in result.info_means().items())
+    remark = f" ({result.remark()})" if result.remark() else ""
     return (
         f"return {result.return_mean:,.1f} ± {result.return_std:,.1f} over "
-        f"{len(result.returns)} episodes, {result.length_mean:,.0f} steps each"
+        f"{len(result.returns)} episodes, {result.length_mean:,.0f} steps each{info}{remark}"
     )

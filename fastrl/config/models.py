@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
+    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -251,8 +252,9 @@ class ModelConfig(Section):
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = Field(
         default="tanh", description="Non-linearity of the hidden layers."
     )
-    shared_body: Bool = Field(
-        default=True, description="Policy and value share all but the last layer."
+    shared_body: Bool | Literal["auto"] = Field(
+        default="auto",
+        description="Policy and value share all but the last layer; auto where there are images.",
     )
     conv_layers: ConvLayers | None = Field(
         default=None,
@@ -295,9 +297,18 @@ class EvaluationConfig(Section):
     env_kwargs: dict[str, JsonValue] = Field(
         default={}, description="Keyword arguments for the environment that are others than env's."
     )
+    max_steps: Steps = Field(
+        default=1_000_000,
+        description="Environment steps of all episodes after which an evaluation ends.",
+    )
+    max_s: Seconds = Field(default=600.0, description="Seconds after which an evaluation ends.")
+    metric: Annotated[str, StringConstraints(pattern=r"^(return_mean|info/.{1,200})$")] = Field(
+        default="return_mean",
+        description="What is compared: return_mean, or info/NAME of env.episode_info.",
+    )
     stop_at: Float | None = Field(
         default=None,
-        description="Mean return of an evaluation that ends training; null for total_steps alone.",
+        description="Metric of an evaluation that ends training; null for total_steps alone.",
     )
     video: Bool = Field(
         default=False,

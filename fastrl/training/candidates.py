@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from fastrl.config import Config
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.evaluation import INFO, EvaluationResult
 from fastrl.training.evaluator import Evaluator
 
 _POLL_S = 0.02
@@ -22,8 +22,9 @@ class Candidates:
     A policy that falls due while another one is being played is kept until that one is done; of
     several only the newest is. Evaluations may come late and be fewer, but never hold up training.
 
-    All policies play the same episodes, and the highest mean return is the best; of equal ones
-    that is the later policy. A session that goes on with a run has the best one of before played
+    All policies play the same episodes, and the highest score is the best, the mean return or what
+    ``evaluation.metric`` says; of equal ones that is the later policy. A score that is not finite
+    is lower than every other. A session that goes on with a run has the best one of before played
     again, since that one may have played other episodes.
 
     Attributes:
@@ -46,6 +47,7 @@ class Candidates:
         report: Callable[[EvaluationResult, int], None],
     ) -> None:
         self._every_steps, self._stop_at = config.evaluation.every_steps, config.evaluation.stop_at
+        self._metric = config.evaluation.metric
         self._keep_best = config.checkpoint.keep_best
         self._evaluator, self._store = evaluator, store
         self._snapshot, self._report = snapshot, report
@@ -53,7 +55,7 @@ class Candidates:
         self._played: Checkpoint | None = None
         self._pending: Checkpoint | None = None
         self._earlier = self._best() if self._keep_best else None
-        self._best_mean = -math.inf
+        self._best_score = -math.inf
         self._looked_s = -math.inf
         self.passed: tuple[Checkpoint, EvaluationResult] | None = None
 
@@ -90,7 +92,7 @@ class Candidates:
         result: EvaluationResult,
         play: Callable[[Checkpoint], EvaluationResult],
     ) -> None:
-        """Keep the final policy as the best one, unless the best so far has a higher mean.
+        """Keep the final policy as the best one, unless the best so far has a higher score.
 
         Both play the same episodes, which are more than those of the candidates and others: the
         highest of many means over few episodes is higher than what its policy is worth.
@@ -103,10 +105,10 @@ class Candidates:
         best = self._best() if self._keep_best else None
         if best is not None and best.steps != final.steps:
             other = play(best)
-            if other.return_mean > result.return_mean:
+            if self._score(other) > self._score(result):
                 self._keep(best, other)
                 return
-        if self._keep_best:
+        if self._keep_best and math.isfinite(self._score(result)):
             self._keep(final, result)
 
     def _best(self) -> Checkpoint | None:
@@ -123,8 +125,13 @@ class Candidates:
             "return_mean": result.return_mean,
             "return_std": result.return_std,
             "episodes": len(result.returns),
+            **{f"{INFO}{name}": mean for name, mean in result.info_means().items()},
         }
         self._store.save_best(checkpoint, about)
+
+    def _score(self, result: EvaluationResult) -> float:
+        score = result.score(self._metric)
+        return score if math.isfinite(score) else -math.inf
 
     def _next_after(self, steps: int) -> int:
         return (steps // self._every_steps + 1) * self._every_steps
@@ -151,12 +158,13 @@ class Candidates:
             return
         played, self._played = self._played, None
         if played is self._earlier:
-            self._earlier, self._best_mean = None, result.return_mean
+            self._earlier, self._best_score = None, self._score(result)
             return
         self._report(result, played.steps)
-        if self._keep_best and result.return_mean >= self._best_mean:
-            self._best_mean = result.return_mean
+        score = self._score(result)
+        if self._keep_best and math.isfinite(score) and score >= self._best_score:
+            self._best_score = score
             self._keep(played, result)
-        reached = self._stop_at is not None and result.return_mean >= self._stop_at
+        reached = self._stop_at is not None and score >= self._stop_at
         if reached and self.passed is None:
             self.passed = (played, result)

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
+from fastrl.free_memory import free_bytes
 from fastrl.training.durable import sync_directory, write_and_sync, write_durably
 
 FORMAT = "fastrl checkpoint"
@@ -31,6 +33,7 @@ FORMAT_VERSION = 1
 
 _MODEL, _STATE, _META, _BEST = "model.safetensors", "state.pt", "meta.json", "best.json"
 _PREFIX = "step_"
+_MOST_JSON_BYTES = 2**24
 
 
 class CheckpointError(FastrlError):
@@ -114,10 +117,11 @@ class CheckpointStore:
     def best(self) -> dict[str, Any] | None:
         """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
         try:
-            found = json.loads(_content(self._directory / _BEST))
+            found = json.loads(_content(self._directory / _BEST, _MOST_JSON_BYTES))
         except (OSError, ValueError, RecursionError):
             return None
-        is_whole = isinstance(found, dict) and isinstance(found.get("return_mean"), float | int)
+        mean = found.get("return_mean") if isinstance(found, dict) else None
+        is_whole = isinstance(mean, float | int) and math.isfinite(mean)
         return found if is_whole and found.get("checkpoint") in self.names() else None
 
     def load(self, name: str) -> Checkpoint:
@@ -254,7 +258,7 @@ def _read(path: Path) -> Checkpoint:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(_content(path / _META))
+        meta = json.loads(_content(path / _META, _MOST_JSON_BYTES))
     except OSError as error:
         raise _damaged(path, f"{_META}: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -274,14 +278,21 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _content(path: Path) -> bytes:
-    """Return what is in a file; whoever opens a pipe waits for ever.
+def _content(path: Path, at_most: int | None = None) -> bytes:
+    """Return what is in a file.
+
+    Args:
+        path: The file; a pipe, which would be waited for, is an error.
+        at_most: Its size in bytes; by default what is free of the memory.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or is larger.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", str(path))
+    size = path.stat().st_size
+    if size > (free_bytes() if at_most is None else at_most):
+        raise OSError(errno.EFBIG, f"{size:,} bytes are too large", str(path))
     return path.read_bytes()
 
 

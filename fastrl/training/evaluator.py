@@ -16,9 +16,10 @@ import cloudpickle
 import numpy as np
 from torch import Tensor
 
-from fastrl.closing import closed_after
-from fastrl.envs.batched_env import BatchedEnv, StepViews
+from fastrl.closing import Closing, closed_after
+from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import WorkerError
+from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.memory import SharedBlock
 from fastrl.shared.weights import WeightStore
@@ -34,6 +35,7 @@ _NICENESS = 19
 STALL_S = 300.0
 """How long the process may go without a step before it is replaced."""
 _RESTARTS = 3
+_POLL_S = 0.1
 _NAME = "evaluator"
 _LOGGER = logging.getLogger(__name__)
 
@@ -59,6 +61,19 @@ class EvaluationPlan:
     videos: Path = Path("videos")
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the process is asked for.
+
+    Attributes:
+        steps: Environment steps that the policy has learnt from; names the video.
+        protocol: Other episodes than the plan's, of which there is no video; None for the plan's.
+    """
+
+    steps: int
+    protocol: EvaluationProtocol | None = None
+
+
 class Evaluator:
     """Evaluates one policy at a time in a process of its own, of the lowest priority.
 
@@ -71,8 +86,8 @@ class Evaluator:
 
     def __init__(self, plan: EvaluationPlan, state_dict: Mapping[str, Tensor]) -> None:
         self._store = WeightStore(state_dict)
-        self._progress = SharedBlock(8)
-        self._steps_made = self._progress.array(np.int64, (1,))
+        self._progress = SharedBlock(16)
+        self._made = self._progress.array(np.int64, (2,))
         self._payload = cloudpickle.dumps(plan)
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
         self._restarts_left = _RESTARTS
@@ -89,9 +104,35 @@ class Evaluator:
         Raises:
             WorkerError: The process failed again and again.
         """
+        self._request(state_dict, _Request(steps))
+
+    def play(
+        self,
+        state_dict: Mapping[str, Tensor],
+        protocol: EvaluationProtocol,
+        watch: Callable[[int, int], None],
+    ) -> EvaluationResult:
+        """Evaluate these parameters in other episodes than the plan's, and wait for the result.
+
+        Not while it is busy. The process may use the threads of a learner meanwhile.
+
+        Args:
+            state_dict: Parameters of the policy.
+            protocol: What is played.
+            watch: Called now and then with the number of episodes and of steps played.
+
+        Raises:
+            WorkerError: The process failed again and again.
+        """
+        self._request(state_dict, _Request(0, protocol))
+        while (result := self.poll(timeout_s=_POLL_S)) is None:
+            watch(int(self._made[1]), int(self._made[0]))
+        return result
+
+    def _request(self, state_dict: Mapping[str, Tensor], request: _Request) -> None:
         assert not self.busy
         self._store.publish(state_dict)
-        self._asked, self.busy = steps, True
+        self._asked, self.busy = request, True
         self._ask_for_it()
 
     def poll(self, timeout_s: float = 0.0) -> EvaluationResult | None:
@@ -153,7 +194,7 @@ class Evaluator:
 
         A process of the lowest priority may have to wait long for its turn.
         """
-        now_s, seen = time.monotonic(), int(self._steps_made[0])
+        now_s, seen = time.monotonic(), int(self._made[0])
         self._silent_s += min(now_s - self._looked_s, 1.0)
         self._looked_s = now_s
         if seen != self._seen:
@@ -180,24 +221,6 @@ class Evaluator:
         self._progress.close()
 
 
-class _Counted:
-    """A batched environment that counts its steps where others see it."""
-
-    def __init__(self, env: BatchedEnv, steps_made: memoryview) -> None:
-        self.spec, self.num_envs, self.reset, self.close = (
-            env.spec,
-            env.num_envs,
-            env.reset,
-            env.close,
-        )
-        self._step, self._steps_made = env.step, steps_made
-        self.unwrapped = env
-
-    def step(self, views: StepViews) -> None:
-        self._step(views)
-        self._steps_made[0] += 1
-
-
 def _yield_to_all() -> None:
     """Take what others leave idle of the cores, and less than a hundredth of what they want.
 
@@ -217,22 +240,53 @@ def run_evaluator(
     requests: Connection,
     answers: Connection,
 ) -> None:
-    """Evaluate what is asked for until nobody asks any more. Entry point of the process."""
+    """Evaluate what is asked for until the pipe is closed. Entry point of the process."""
     _yield_to_all()
     plan: EvaluationPlan = cloudpickle.loads(payload)
     model: Any = plan.build_model()
-    steps_made = progress.array(np.int64, (1,)).data
+    made = progress.array(np.int64, (2,))
 
-    def build(num_envs: int) -> BatchedEnv:
-        return _Counted(plan.build_env(num_envs), steps_made)
+    def watch(episodes: int, steps: int) -> None:
+        made[:] = steps, episodes
 
-    player = EpisodePlayer(plan.env_spec, build, plan.protocol.episodes)
-    with closed_after(player), suppress(EOFError):
+    players = _Players(plan)
+    with closed_after(players), suppress(EOFError):
+        # Before anything is asked for: what cannot be built is known when training begins.
+        players.get(plan.protocol)
         while True:
-            steps = requests.recv()
+            request: _Request = requests.recv()
             newest = store.read()
             assert newest is not None
             model.load_state_dict(newest[1])
-            answers.send(player.play(model, plan.protocol))
+            made[:] = 0
+            if request.protocol is not None:
+                player = players.get(request.protocol)
+                with torch_threads(policy_threads(plan.env_spec)):
+                    answers.send(player.play(model, request.protocol, watch))
+                continue
+            answers.send(players.get(plan.protocol).play(model, plan.protocol, watch))
             if plan.record is not None:
-                plan.record(model, plan.videos / f"step_{steps:012d}{video_suffix()}")
+                plan.record(model, plan.videos / f"step_{request.steps:012d}{video_suffix()}")
+
+
+class _Players(Closing):
+    """The player of the last evaluation, kept for the next one with as many episodes."""
+
+    def __init__(self, plan: EvaluationPlan) -> None:
+        self._plan = plan
+        self._episodes = 0
+        self._player: EpisodePlayer | None = None
+
+    def get(self, protocol: EvaluationProtocol) -> EpisodePlayer:
+        """Return a player of as many episodes."""
+        if self._player is None or self._episodes != protocol.episodes:
+            self.close()
+            plan, self._episodes = self._plan, protocol.episodes
+            self._player = EpisodePlayer(plan.env_spec, plan.build_env, protocol.episodes)
+        return self._player
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._player is not None:
+            self._player.close()
+            self._player = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fastrl.sampling import Fault
-from fastrl.training.durable import WriteError
+from fastrl.training.durable import WriteError, open_inside
 
 
 class FaultLog:
@@ -41,7 +42,8 @@ class FaultLog:
         """
         row = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **fault.to_dict()}
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            descriptor = open_inside(self._path, os.O_WRONLY | os.O_APPEND)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise WriteError.of(self._path, error) from error

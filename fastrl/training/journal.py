@@ -5,11 +5,15 @@ from __future__ import annotations
 from fastrl.config import Config
 from fastrl.sampling import Fault, Sampler
 from fastrl.shared.counters import Counter
-from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.evaluation import INFO, EvaluationResult
 from fastrl.training.fault_log import FaultLog
 from fastrl.training.metrics import MetricsLog
 from fastrl.training.progress import Progress
+from fastrl.training.remarks import LearningSigns
 from fastrl.training.window import Update, Window
+
+FINAL = "final_evaluation"
+"""Kind of the row of the evaluation after the last step, whose episodes are others."""
 
 _ROWS_PER_RUN = 200
 
@@ -26,6 +30,7 @@ class Journal:
         progress: Where they are shown.
         window: Opened now.
         faults: Where workers that failed are written down.
+        signs: Which rows of metrics are reported as a sign that nothing is learnt.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class Journal:
         progress: Progress,
         window: Window,
         faults: FaultLog,
+        signs: LearningSigns,
     ) -> None:
         self._log, self._progress, self.window, self._faults = log, progress, window, faults
+        self._signs = signs
         self._every_s = config.logging.every_s
         every_steps = config.logging.every_steps
         self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
@@ -60,23 +67,37 @@ class Journal:
             row["restarts"] = self._faults.count
             self._log.write("training", row)
             self._progress.show(row)
+            for sign in self._signs.look(row):
+                self._progress.remark(sign)
 
     def note_fault(self, fault: Fault) -> None:
         """Write down that a worker failed and is replaced."""
         self._faults.write(fault)
-        self._progress.say(str(fault))
+        self._progress.remark(str(fault))
 
-    def note_evaluation(self, result: EvaluationResult, steps: int) -> None:
-        """Write down how the policy did as it was after ``steps``."""
+    def note_evaluation(
+        self, result: EvaluationResult, steps: int, kind: str = "evaluation"
+    ) -> None:
+        """Write down how the policy did as it was after ``steps``, in a row of that kind."""
         row = {
             "steps": steps,
             "return_mean": result.return_mean,
             "return_std": result.return_std,
             "length_mean": result.length_mean,
             "episodes": len(result.returns),
+            "cut": result.cut,
+            **{f"{INFO}{name}": mean for name, mean in result.info_means().items()},
         }
-        self._log.write("evaluation", row)
+        self._log.write(kind, row)
         self._progress.show_evaluation(result, steps)
+
+    def watch_evaluation(self, line: str) -> None:
+        """Show how far an evaluation is that training waits for."""
+        self._progress.update(line)
+
+    def remark(self, line: str) -> None:
+        """Show a line that stays to be read."""
+        self._progress.remark(line)
 
     def say(self, activity: str) -> None:
         """Show what is done besides training."""

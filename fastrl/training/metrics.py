@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import math
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 from fastrl.closing import build_all, close_all
 from fastrl.config import Config, LoggingConfig
 from fastrl.errors import ConfigError
-from fastrl.training.durable import write_durably, writing
+from fastrl.extras import how_to_install
+from fastrl.free_memory import free_bytes
+from fastrl.training.durable import open_inside, open_new, write_durably, writing
 from fastrl.training.run_directory import RunDirectory
 
 _MOST_STEPS = 2**62
@@ -99,9 +102,10 @@ class JsonLines:
     def __init__(self, path: Path, steps: int) -> None:
         kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["steps"] <= steps]
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        with os.fdopen(open_new(partial), "w", encoding="utf-8") as file:
+            file.writelines(kept)
         partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = os.fdopen(open_inside(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
 
     def write(self, kind: str, row: Row) -> None:
         """Append a line."""
@@ -236,7 +240,7 @@ def check_packages(settings: LoggingConfig) -> None:
         ConfigError: Names the package and how to get it.
     """
     if settings.wandb and find_spec("wandb") is None:
-        raise ConfigError("logging.wandb: needs the package 'wandb': pip install 'fastrl[wandb]'")
+        raise ConfigError(f"logging.wandb: needs the package 'wandb': {how_to_install('wandb')}")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -249,6 +253,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise OSError(errno.EINVAL, "it is no file", str(path))
     if not path.exists():
         return
+    if path.is_file() and path.stat().st_size > free_bytes():
+        raise OSError(errno.EFBIG, "it is larger than the free memory", str(path))
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:

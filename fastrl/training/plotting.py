@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,57 +15,91 @@ from numpy.typing import NDArray
 from fastrl.config import Config
 from fastrl.envs.native import NAMESPACE
 from fastrl.errors import ConfigError
+from fastrl.training.journal import FINAL
 from fastrl.training.metrics import read_rows
 from fastrl.training.run_directory import find_run, read_config
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and returns, ``[rows]`` each."""
+"""Steps and values, ``[rows]`` each."""
+
+FORMATS = (".png", ".pdf", ".svg")
+"""Endings of the files that a picture can be written to."""
 
 _POINTS = 300
+_FEW_POINTS = 20
 _KEYS_SHOWN = 3
+_LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
+"""Letters in a line of a label, and in a row of the legend."""
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
 """Keys in which runs of one curve may differ."""
 
 
-def plot_runs(runs: Sequence[str | Path], output: Path, kind: str = "training") -> None:
-    """Draw the return over steps, one curve per configuration.
+def plot_runs(
+    runs: Sequence[str | Path],
+    output: Path,
+    kind: str = "training",
+    metric: str = "return_mean",
+    title: str | None = None,
+) -> None:
+    """Draw a metric over steps, one curve per configuration.
 
     Runs whose configurations differ in the seed, or in what does not change learning, become one
-    curve: the mean of their returns, and a band of one standard deviation to both sides.
+    curve: the mean over these runs, and a band of one standard deviation to both sides. The
+    evaluation after the last step is a point of its own, since its episodes are others.
 
     Args:
         runs: Directories of runs, or their names under ``runs/``.
-        output: The PNG.
+        output: A file that ends in .png, .pdf or .svg.
         kind: Which rows of metrics: ``training`` (mean over the last 100 episodes) or
             ``evaluation``.
+        metric: Which number of these rows, such as ``info/is_success``.
+        title: Of the picture; by default what all runs have in common.
 
     Raises:
         ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
     """
     if isinstance(runs, str | Path):
         runs = [runs]
-    groups: dict[str, list[tuple[Config, Curve]]] = {}
+    groups: dict[str, list[tuple[Config, Path]]] = {}
     for path in dict.fromkeys(find_run(run) for run in runs):
         config = read_config(path)
-        groups.setdefault(_family(config), []).append((config, read_curve(path, kind)))
-    labels = _labels([members[0][0] for members in groups.values()])
-    curves = [[curve for _, curve in members] for members in groups.values()]
+        groups.setdefault(_family(config), []).append((config, path))
+    common, labels = _labels([members[0][0] for members in groups.values()])
+    curves: dict[str, list[Curve]] = {}
+    finals: dict[str, list[Curve]] = {}
+    for label, members in zip(labels, groups.values(), strict=True):
+        curves[label] = [read_curve(path, kind, metric) for _, path in members]
+        if kind == "evaluation":
+            found = [_read(path, FINAL, metric)[0] for _, path in members]
+            finals[label] = [final for final in found if len(final[0])]
+    ylabel = "return" if metric == "return_mean" else metric
     draw_curves(
-        dict(zip(labels, curves, strict=True)),
+        curves,
         output,
-        "return" if kind == "training" else f"return ({kind})",
+        ylabel if kind == "training" else f"{ylabel} ({kind})",
+        common if title is None else title,
+        finals,
     )
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[Curve]], output: Path, ylabel: str = "return"
+    curves: Mapping[str, Sequence[Curve]],
+    output: Path,
+    ylabel: str = "return",
+    title: str = "",
+    finals: Mapping[str, Sequence[Curve]] | None = None,
 ) -> None:
     """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
 
     Args:
         curves: Those of all seeds, by what the legend says.
-        output: The PNG.
+        output: A file that ends in .png, .pdf or .svg.
         ylabel: What the curves show.
+        title: Above them.
+        finals: Points that belong to no curve, by the same labels: final evaluations.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -75,20 +110,27 @@ def draw_curves(
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axes = plt.subplots(layout="constrained")
+    handles: list[Any] = []
     for label, seeds in curves.items():
         steps, mean, spread = mean_curve(seeds)
         many = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
-        (line,) = axes.plot(steps, mean, label=label + many)
+        text = "\n".join(textwrap.wrap(f"{label}{many}", _LABEL_WIDTH)).replace("$", r"\$")
+        marker = "o" if len(steps) == 1 else "." if len(steps) <= _FEW_POINTS else None
+        (line,) = axes.plot(steps, mean, marker=marker, label=text)
+        handles.append(line)
         if len(seeds) > 1:
             axes.fill_between(
                 steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, lw=0
             )
+        for last, value in (finals or {}).get(label, ()):
+            axes.plot(last, value, "D", color=line.get_color(), markeredgecolor="black", ms=6)
     axes.set_xlabel("environment steps")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel(ylabel)
+    axes.set_title(title.replace("$", r"\$"), fontsize="medium")
     axes.grid(alpha=0.3)
-    axes.legend()
+    _add_legend(figure, handles, _signs(curves, finals))
     try:
         figure.savefig(output, dpi=150)
     except OSError as error:
@@ -97,24 +139,67 @@ def draw_curves(
         plt.close(figure)
 
 
-def read_curve(path: Path, kind: str) -> Curve:
-    """Return the returns of a run.
+def _signs(
+    curves: Mapping[str, Sequence[Curve]], finals: Mapping[str, Sequence[Curve]] | None
+) -> list[Any]:
+    """Return what the legend explains besides the curves."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    signs: list[Any] = []
+    if any(len(seeds) > 1 for seeds in curves.values()):
+        signs.append(Patch(color="grey", alpha=0.3, label="± one standard deviation over seeds"))
+    if any((finals or {}).values()):
+        signs.append(
+            Line2D([], [], ls="", marker="D", color="grey", mec="black", label="final evaluation")
+        )
+    return signs
+
+
+def _add_legend(figure: Figure, curves: list[Any], signs: list[Any]) -> None:
+    """Put a legend below the axes, as wide as the figure, and make room for it."""
+    handles = [*(curves if any(line.get_label() for line in curves) else []), *signs]
+    widest = max((_width(each.get_label()) for each in handles), default=0)
+    columns = max(1, min(len(handles), _LEGEND_WIDTH // (widest + 6)))
+    lines = sum(each.get_label().count("\n") + 1 for each in handles)
+    figure.set_size_inches(7.5, 4.5 + 0.2 * lines / columns)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _width(label: str) -> int:
+    return max(len(line) for line in label.split("\n"))
+
+
+def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
+    """Return a metric of a run.
 
     Raises:
-        ConfigError: There are none, or they cannot be read.
+        ConfigError: There is none, or it cannot be read.
     """
+    curve, others = _read(path, kind, metric)
+    if len(curve[0]):
+        return curve
+    if metric == "return_mean":
+        raise ConfigError(f"'{path}' has no {kind} returns yet")
+    known = f"; there are {', '.join(sorted(others))}" if others else ""
+    raise ConfigError(f"'{path}' has no {kind} metric '{metric}'{known}")
+
+
+def _read(path: Path, kind: str, metric: str) -> tuple[Curve, set[str]]:
+    """Return a metric of a run, perhaps without any row, and the names of others."""
+    rows: list[tuple[float, float]] = []
+    others: set[str] = set()
     try:
-        rows = [
-            (row["steps"], row["return_mean"])
-            for row in read_rows(path / "metrics.jsonl")
-            if row.get("kind") == kind and _is_number(row.get("return_mean"))
-        ]
+        for row in read_rows(path / "metrics.jsonl"):
+            if row.get("kind") == kind:
+                others |= row.keys()
+                if _is_number(row.get(metric)):
+                    rows.append((row["steps"], row[metric]))
     except OSError as error:
         raise ConfigError(f"metrics of '{path}' cannot be read: {error.strerror}") from None
-    if not rows:
-        raise ConfigError(f"'{path}' has no {kind} returns yet")
-    steps, returns = np.array(rows, np.float64).T
-    return steps, returns
+    steps, values = np.array(rows, np.float64).reshape(-1, 2).T
+    return (steps, values), others - {"kind", "steps"}
 
 
 def _is_number(value: object) -> bool:
@@ -131,7 +216,7 @@ def mean_curve(
         return steps, returns, np.zeros_like(returns)
     first = max(steps[0] for steps, _ in curves)
     last = min(steps[-1] for steps, _ in curves)
-    steps = np.linspace(first, max(first, last), _POINTS)
+    steps = np.linspace(first, last, _POINTS) if first < last else np.array([first])
     returns = np.stack([np.interp(steps, *curve) for curve in curves])
     return steps, returns.mean(0), returns.std(0)
 
@@ -147,22 +232,46 @@ def _family(config: Config) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-def _labels(configs: Sequence[Config]) -> list[str]:
-    """Return a name for each configuration, with the keys that tell it from its namesakes."""
+def _labels(configs: Sequence[Config]) -> tuple[str, list[str]]:
+    """Return what all configurations are called, and for each a label of what tells it apart.
+
+    Where environment and algorithm are the same they are the common name, else part of the labels.
+    Of the keys that differ, those are named that tell most configurations apart.
+    """
     names = [curve_name(config.env.id, config.algorithm.name) for config in configs]
-    keys = [_flat(config) for config in configs]
-    labels = []
-    for name, own in zip(names, keys, strict=True):
-        namesakes = [each for other, each in zip(names, keys, strict=True) if other == name]
-        differing = [
-            f"{key}={json.dumps(value)}"
-            for key, value in own.items()
-            if any(each.get(key) != value for each in namesakes)
-        ]
-        more = ", …" if len(differing) > _KEYS_SHOWN else ""
-        told = ", ".join(differing[:_KEYS_SHOWN]) + more
-        labels.append(f"{name}, {told}" if told else name)
-    return labels
+    trees = [_flat(config) for config in configs]
+    is_same = len(set(names)) == 1
+    told: list[tuple[str, ...]] = [() if is_same else (name,) for name in names]
+    keys = list(dict.fromkeys(key for tree in trees for key in tree))
+    chosen: list[str] = []
+    while len(set(told)) < len(told) and len(chosen) < _KEYS_SHOWN:
+        best = max(keys, key=lambda key: len(set(_with(told, trees, key))))
+        finer = _with(told, trees, best)
+        if len(set(finer)) == len(set(told)):
+            break
+        told = finer
+        chosen.append(best)
+    labels = [", ".join(parts) for parts in told]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label}, #{number}".lstrip(", ") for number, label in enumerate(labels, 1)]
+    return (names[0] if is_same else ""), labels
+
+
+def _with(
+    told: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
+) -> list[tuple[str, ...]]:
+    """Return labels that name one more key, by its last part where no other key ends so."""
+    last = key.rpartition(".")[2]
+    alike = {each for tree in trees for each in tree if each.rpartition(".")[2] == last}
+    short = last if len(alike) == 1 else key
+    return [
+        (*parts, f"{short}={_shown(tree[key])}") if key in tree else parts
+        for parts, tree in zip(told, trees, strict=True)
+    ]
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Self
 
@@ -66,16 +66,35 @@ class Progress:
 
     def show_evaluation(self, result: EvaluationResult, steps: int) -> None:
         """Show an evaluation of the policy as it was after ``steps``."""
+        info = "".join(f", {name} {mean:.4g}" for name, mean in result.info_means().items())
         self._evaluation = (
             f"{result.return_mean:,.1f} ± {result.return_std:,.1f} over {len(result.returns)} "
-            f"episodes at {steps:,} steps"
+            f"episodes at {steps:,} steps{info}"
         )
         self._print(f"evaluation: return {self._evaluation}")
+        if result.remark():
+            self.remark(f"evaluation: {result.remark()}")
 
     def say(self, activity: str) -> None:
         """Show what is done besides training."""
         self._activity = activity
         self._print(activity)
+
+    def update(self, activity: str) -> None:
+        """Show how far an activity is: in the panel at once, in lines when one is due."""
+        self._activity = activity
+        now_s = time.perf_counter()
+        if now_s - self._said_s >= self._every_s:
+            self._said_s = now_s
+            self._print(activity)
+
+    def remark(self, line: str) -> None:
+        """Print a line that stays, above the panel where there is one."""
+        if self._console is not None:
+            try:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            except OSError:  # the terminal, or who read the pipe, is gone; training goes on
+                self._console = None
 
     def __enter__(self) -> Self:
         """Start showing."""
@@ -90,11 +109,8 @@ class Progress:
                 self._live.stop()
 
     def _print(self, line: str) -> None:
-        if self._live is None and self._console is not None:
-            try:
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-            except OSError:  # the terminal, or who read the pipe, is gone; training goes on
-                self._console = None
+        if self._live is None:
+            self.remark(line)
 
     def _line(self) -> str:
         row = self._row
@@ -142,6 +158,51 @@ class Progress:
             return "-:--:--"
         left_s = max(0, self._total_steps - self._steps) / fps
         return str(timedelta(seconds=round(min(left_s, 1e8))))
+
+
+class Remaining:
+    """Estimates how long episodes take that are still to be played.
+
+    Args:
+        episodes: How many are played in all.
+    """
+
+    def __init__(self, episodes: int) -> None:
+        self._episodes, self._began_s = episodes, time.perf_counter()
+
+    def after(self, done: int, steps: int) -> str:
+        """Return in words how far it is, with the time left from the first ended episode on."""
+        elapsed_s = time.perf_counter() - self._began_s
+        left = "-:--:--"
+        if done:
+            left_s = elapsed_s * (self._episodes - done) / done
+            left = str(timedelta(seconds=round(min(left_s, 1e8))))
+        return f"{done} of {self._episodes} episodes, {steps:,} steps, {left} left"
+
+
+@contextmanager
+def watched_episodes(
+    console: Console | None, episodes: int
+) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far an evaluation is.
+
+    Yields:
+        A function to call with the number of episodes and of steps played, as often as you like.
+    """
+    if console is None or not console.is_terminal:
+        yield lambda done, steps: None
+        return
+    clock, shown_s = Remaining(episodes), -math.inf
+    with console.status("building environments …") as status:
+
+        def watch(done: int, steps: int) -> None:
+            nonlocal shown_s
+            now_s = time.perf_counter()
+            if now_s - shown_s >= 1 / _REFRESHES_PER_S:
+                shown_s = now_s
+                status.update(clock.after(done, steps))
+
+        yield watch
 
 
 def _numbers(row: Row, names: tuple[str, ...]) -> str:

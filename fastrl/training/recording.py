@@ -19,6 +19,7 @@ from fastrl.envs.make import EnvFactory
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
+from fastrl.extras import how_to_install
 from fastrl.global_streams import seeded_streams
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
@@ -28,7 +29,6 @@ from fastrl.training.evaluation import EvaluationProtocol
 _SUFFIXES = (".mp4", ".gif")
 _SMALLEST_SIDE = 240
 """Frames with smaller sides are enlarged by a whole factor: most players blur them otherwise."""
-_INSTALL = "pip install 'fastrl[video]'"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def check_video_path(path: Path) -> None:
         raise ConfigError(f"'{path}' must end in {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
         raise ConfigError(
-            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {_INSTALL}; GIF needs nothing"
+            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}; "
+            "GIF needs nothing"
         )
 
 
@@ -180,5 +181,5 @@ def _drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
 
 def _hint(error: Exception) -> str:
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
-        return _INSTALL
+        return how_to_install("video")
     return "MuJoCo draws with OpenGL: on Debian, apt install libegl1, and MUJOCO_GL=egl"

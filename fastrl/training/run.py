@@ -18,6 +18,7 @@ from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.progress import watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
     RunDirectory,
@@ -25,9 +26,11 @@ from fastrl.training.run_directory import (
     make_run_directory,
     new_run_path,
     read_config,
+    require_own_files,
 )
 from fastrl.training.saver import check_environment, load_model
 from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
+from fastrl.training.trust import require_trust
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,10 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     checkpoint: str = "last",
+    trust: bool = False,
     console: Console | None = None,
 ) -> TrainedRun:
-    """Go on with a run from one of its checkpoints.
+    """Go on with a run from one of its checkpoints; play its final evaluation if only that is left.
 
     Environments start new episodes, with other seeds than at the beginning. Everything else goes
     on as if the run had not been stopped.
@@ -102,14 +106,18 @@ def resume(
         run: Its directory, or its name under ``runs/``.
         overrides: Changes to its configuration, ``section.key=value`` each.
         checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
+        trust: Whether code that the configuration of a run from elsewhere names may be imported.
         console: Where to show progress; nowhere by default.
 
     Raises:
-        ConfigError: There is no such run, it is being trained in, or it is at its end.
+        ConfigError: There is no such run, it is being trained in, is at its end, or would import
+            code that this user has not trusted.
         CheckpointError: The checkpoint is damaged or foreign.
         FastrlError: As for `train`.
     """
     path = find_run(run)
+    if not trust:
+        require_trust(path, read_config(path))
     with closing(RunDirectory.open(path)) as directory:
         config = _resolved(read_config(path, overrides))
         if any(text.partition("=")[0].strip() == "run_dir" for text in overrides):
@@ -118,7 +126,8 @@ def resume(
         store = CheckpointStore(directory.checkpoints)
         store.clean()
         start = _start(store, checkpoint, directory)
-        if start is not None and start.steps >= config.total_steps:
+        is_over = directory.has_summary  # else the final evaluation may be left to do
+        if start is not None and start.steps >= config.total_steps and is_over:
             enough = config.total_steps if start.steps < 2 * config.total_steps else start.steps
             raise ConfigError(
                 f"'{path}' has trained its {start.steps} steps; to go on: "
@@ -139,6 +148,8 @@ def evaluate_run(
     deterministic: bool | None = None,
     seed: int | None = None,
     checkpoint: str | None = None,
+    trust: bool = False,
+    console: Console | None = None,
 ) -> Evaluated:
     """Play episodes with a policy of a run, in this process.
 
@@ -150,16 +161,19 @@ def evaluate_run(
             that of the evaluations that have chosen the best checkpoint.
         checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
             there is one, else the last.
+        trust: As for `resume`.
+        console: Where to show progress, if it is a terminal; nowhere by default.
 
     Raises:
-        ConfigError: There is no such run.
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    config, found = _open(run, checkpoint)
+    config, found = _open(run, checkpoint, trust)
     factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)
-    result = evaluate(model, env_spec, factory.batched, protocol)
+    with watched_episodes(console, protocol.episodes) as watch:
+        result = evaluate(model, env_spec, factory.batched, protocol, watch)
     return Evaluated(found.name, found.steps, result)
 
 
@@ -171,6 +185,7 @@ def record_run(
     deterministic: bool | None = None,
     seed: int | None = None,
     checkpoint: str | None = None,
+    trust: bool = False,
 ) -> tuple[Path, list[float]]:
     """Write a video of a policy of a run; return where it is, and the returns of its episodes.
 
@@ -182,15 +197,20 @@ def record_run(
         deterministic: As for `evaluate_run`.
         seed: As for `evaluate_run`.
         checkpoint: As for `evaluate_run`.
+        trust: As for `resume`.
 
     Raises:
-        ConfigError: There is no such run, or the file cannot be written here.
+        ConfigError: There is no such run, it would import code that this user has not trusted, or
+            the file cannot be written here.
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be drawn.
     """
-    config, found = _open(run, checkpoint)
-    named = find_run(run) / "videos" / f"{found.name}{video_suffix()}"
+    config, found = _open(run, checkpoint, trust)
+    directory = find_run(run)
+    named = directory / "videos" / f"{found.name}{video_suffix()}"
     path = named if video is None else Path(video)
+    if video is None:
+        require_own_files(directory)
     check_video_path(path)
     factory, env_spec, model = _policy(config, found)
     recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
@@ -219,12 +239,15 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
         raise CheckpointError(f"{error}{hint}") from error
 
 
-def _open(run: str | Path, checkpoint: str | None) -> tuple[Config, Checkpoint]:
+def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Config, Checkpoint]:
     path = find_run(run)
+    config = read_config(path)
+    if not trust:
+        require_trust(path, config)
     store = CheckpointStore(path / "checkpoints")
     if checkpoint is None:
         checkpoint = "last" if store.best() is None else "best"
-    return read_config(path), _load(store, checkpoint)
+    return config, _load(store, checkpoint)
 
 
 def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
@@ -244,4 +267,7 @@ def _protocol(
         episodes=usual.episodes if episodes is None else episodes,
         seed=usual.seed if seed is None else seed,
         deterministic=usual.deterministic if deterministic is None else deterministic,
+        # So many episodes were asked for.
+        max_steps=usual.max_steps if episodes is None else None,
+        max_s=usual.max_s if episodes is None else None,
     )

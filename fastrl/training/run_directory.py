@@ -16,7 +16,14 @@ from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
-from fastrl.training.durable import make_directory, write_durably, writing
+from fastrl.training.durable import (
+    make_directory,
+    open_inside,
+    require_no_links,
+    write_durably,
+    writing,
+)
+from fastrl.training.trust import SIGNATURE, sign
 
 RUNS = Path("runs")
 """Where runs are that were not given a directory."""
@@ -27,6 +34,8 @@ _BEFORE_CONFIG = {
     "checkpoints",
     "versions.json",
     ".versions.json.partial",
+    SIGNATURE,
+    f".{SIGNATURE}.partial",
     ".config.yaml.partial",
 }
 _NAMES = 100
@@ -38,7 +47,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
-    ``config.yaml`` holds every key as it is used, ``versions.json`` the packages and the machine,
+    ``config.yaml`` holds every key as it is used, ``signature`` says that this user wrote it,
+    ``versions.json`` holds the packages and the machine,
     ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
     the run, ``faults.jsonl`` the workers that failed, ``checkpoints/`` and ``videos/`` what their
     names say, and ``summary.json`` the outcome once training has ended.
@@ -64,6 +74,7 @@ class RunDirectory:
             raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
         try:
             run._refuse_used()
+            require_own_files(path)
             with writing(path):
                 (path / "checkpoints").mkdir(exist_ok=True)
             run._write_json("versions.json", {"versions": versions(), "machine": machine()})
@@ -79,9 +90,15 @@ class RunDirectory:
         """Lock the directory of a run, to go on with it.
 
         Raises:
-            ConfigError: It is no run, or is in use.
+            ConfigError: It is no run, is in use, or has links that lead out of it.
         """
-        return cls(path, _locked(path))
+        run = cls(path, _locked(path))
+        try:
+            require_own_files(path)
+        except FastrlError:
+            run.close()
+            raise
+        return run
 
     @property
     def name(self) -> str:
@@ -109,6 +126,11 @@ class RunDirectory:
         return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
     @property
+    def has_summary(self) -> bool:
+        """Whether the run has come to its end, its final evaluation included."""
+        return (self.path / "summary.json").exists()
+
+    @property
     def faults(self) -> Path:
         """Workers that failed, one JSON object per line."""
         return self.path / "faults.jsonl"
@@ -124,11 +146,12 @@ class RunDirectory:
         return self.path / "wandb.json"
 
     def write_config(self, config: Config) -> None:
-        """Replace the configuration.
+        """Replace the configuration, and sign what it says about code.
 
         Raises:
             WriteError: It cannot be written.
         """
+        sign(self.path, config)
         with writing(self.path / "config.yaml"):
             write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
 
@@ -187,6 +210,21 @@ def find_run(name: str | Path) -> Path:
         recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
         hint = f"; the latest is {recent[-1].parent}" if recent else ""
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
+
+
+def require_own_files(path: Path) -> None:
+    """Reject the directory of a run that holds symbolic links, apart from those of wandb.
+
+    Raises:
+        ConfigError: It holds one.
+    """
+    try:
+        require_no_links(path, passed_over=("wandb",))
+    except OSError as error:
+        raise ConfigError(
+            f"'{error.filename or path}' cannot be written to: {error.strerror or error}; a run "
+            "writes only inside its directory"
+        ) from None
 
 
 def make_run_directory(config: Config, name: str | None) -> RunDirectory:
@@ -259,9 +297,9 @@ def _locked(path: Path) -> int:
     """Return the descriptor of a lock that ends with this process, however it ends."""
     file = path / ".lock"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_inside(file, os.O_RDWR)
     except OSError as error:
-        raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
+        raise ConfigError(f"'{file}' cannot be locked: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -273,6 +311,8 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
         raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
     with suppress(OSError):  # only says who it is
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        before = os.pread(descriptor, 20, 0)
+        if not before or before.isdigit():
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor

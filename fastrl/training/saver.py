@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,7 +111,7 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
         restore_random_state(checkpoint.state["random"])
-        info = {name: tuple(map(int, row)) for name, row in about["episode_info"].items()}
+        info = {name: _counts(name, row) for name, row in about["episode_info"].items()}
         return Counted(float(about["wall_s"]), int(about["episodes"]), info)
     except FastrlError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
@@ -123,6 +123,18 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
             f"checkpoint {checkpoint.name} holds no state of this run: "
             f"{type(error).__name__}: {told}"
         ) from error
+
+
+def _counts(name: str, row: Sequence[int]) -> tuple[int, int]:
+    """Return the episodes that reported a figure, and those in which it was positive.
+
+    Raises:
+        ValueError: These are no two such numbers.
+    """
+    told, positive = row
+    if type(told) is not int or type(positive) is not int or not 0 <= positive <= told:
+        raise ValueError(f"episode_info '{name}' is {row}")
+    return told, positive
 
 
 def check_environment(checkpoint: Checkpoint, config: Config) -> None:

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
-from fastrl.config import Config, PPOConfig
+from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError, EnvError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads, torch_threads
-from fastrl.models.images import describe_images
+from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.policy import PolicyModel
 from fastrl.sampling import Sampler, env_factory, make_plan, make_sampler
 from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.durable import WriteError
 from fastrl.training.episode_info import EpisodeInfo
-from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.evaluation import (
+    INFO,
+    RETURN_MEAN,
+    EvaluationProtocol,
+    EvaluationResult,
+)
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
 from fastrl.training.fault_log import FaultLog
 from fastrl.training.interrupts import Interrupts, StopSignal
-from fastrl.training.journal import IdleTime, Journal
+from fastrl.training.journal import FINAL, IdleTime, Journal
 from fastrl.training.metrics import MetricsLog, check_packages
-from fastrl.training.progress import Progress
+from fastrl.training.progress import Progress, Remaining
 from fastrl.training.recording import Recorder
+from fastrl.training.remarks import LearningSigns, remarks
 from fastrl.training.run_directory import RunDirectory
-from fastrl.training.saver import Counted, Saver, load_model, restore
+from fastrl.training.saver import Counted, Saver, restore
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
 from fastrl.workers.supervisor import call_in_child
@@ -69,8 +75,14 @@ class Outcome:
             "eval_return_mean": None if result is None else result.return_mean,
             "eval_return_std": None if result is None else result.return_std,
             "eval_episodes": 0 if result is None else len(result.returns),
+            "eval_cut": 0 if result is None else result.cut,
+            **self._eval_info(),
             **self._info(),
         }
+
+    def _eval_info(self) -> dict[str, Any]:
+        means = {} if self.evaluation is None else self.evaluation.info_means()
+        return {"eval_info": means} if means else {}
 
     def _info(self) -> dict[str, Any]:
         score, shares = self.info.achievement_score(), self.info.shares()
@@ -101,6 +113,8 @@ class Session:
         self._counted = Counted() if start is None else restore(start, config, self._learner)
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
         self._record: Recorder | None = None
+        if config.evaluation.enabled:
+            _check_metric(config, plan.env_spec)
         if config.evaluation.enabled and config.evaluation.env_kwargs:
             probe = evaluation_factory(config).probe
             _check_evaluated(call_in_child(probe, config.sampler.start_timeout_s), plan.env_spec)
@@ -128,37 +142,52 @@ class Session:
             stack.callback(log.close)
             progress = stack.enter_context(self._build_progress(directory))
             window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
-            journal = Journal(config, log, progress, window, FaultLog(directory.faults))
-            # Before anything that is there once per environment: it knows what memory there is.
-            sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
-            stack.callback(sampler.close)
+            signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
+            journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
             saver = Saver(config, self._plan, self._learner, window, store)
-            saver.save()
-            for remark in _remarks(config, self._plan.env_spec):
-                journal.say(remark)
-            sampler.start()
-            if config.sampler.mode == "async":
-                journal.watch(IdleTime(sampler))
-            candidates = None
+            training = stack.enter_context(ExitStack())
+            # A run that was stopped in its final evaluation has only that left.
+            is_trained = self._learner.steps >= config.total_steps
+            sampler = None if is_trained else self._start_sampler(journal, saver, training)
+            evaluator = candidates = None
             if config.evaluation.enabled:
                 evaluator = self._build_evaluator(directory)
                 stack.callback(evaluator.close)
                 candidates = Candidates(
                     config, evaluator, store, saver.snapshot, journal.note_evaluation
                 )
-            stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
-            finished = self._train(sampler, _Duties(journal, saver, candidates), interrupts)
+            if sampler is not None:
+                finished = self._train(sampler, _Duties(journal, saver, candidates), interrupts)
+                saver.save()
+                training.close()
+                if not finished:
+                    return Outcome(
+                        self._learner.steps, window.wall_s, interrupted=interrupts.requested
+                    )
             steps, wall_s = self._learner.steps, window.wall_s
-            saver.save()
-            sampler.close()
-            if not finished:
-                return Outcome(steps, wall_s, interrupted=interrupts.requested)
             result = None
-            if candidates is not None:
-                result = self._judge(candidates, saver, journal, interrupts)
+            if evaluator is not None and candidates is not None:
+                referee = _Referee(config, evaluator, candidates, saver, journal, interrupts)
+                result = referee.judge()
             outcome = Outcome(steps, wall_s, result, interrupts.requested, window.info)
-            directory.write_summary(outcome.summary(config))
+            if result is not None or candidates is None:
+                directory.write_summary(outcome.summary(config))
             return outcome
+
+    def _start_sampler(self, journal: Journal, saver: Saver, stack: ExitStack) -> Sampler:
+        """Return a sampler that samples until the stack is closed; the run is saved before."""
+        config = self._config
+        # Before anything that is there once per environment: it knows what memory there is.
+        sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
+        stack.callback(sampler.close)
+        saver.save()
+        for remark in remarks(config, self._plan.env_spec):
+            journal.remark(remark)
+        sampler.start()
+        if config.sampler.mode == "async":
+            journal.watch(IdleTime(sampler))
+        stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
+        return sampler
 
     def _train(self, sampler: Sampler, duties: _Duties, interrupts: Interrupts) -> bool:
         """Return whether training came to its end."""
@@ -180,41 +209,6 @@ class Session:
         finally:
             duties.journal.flush()
 
-    def _judge(
-        self, candidates: Candidates, saver: Saver, journal: Journal, interrupts: Interrupts
-    ) -> EvaluationResult | None:
-        """Evaluate the policy that passed, else the last one; None if that was interrupted.
-
-        The best one so far plays the same episodes, and the better of the two is kept.
-        """
-        episodes = self._config.evaluation.final_episodes
-        result = None
-
-        def play(policy: Checkpoint) -> EvaluationResult:
-            journal.say(
-                f"evaluating the policy of {policy.steps:,} steps over {episodes} episodes …"
-            )
-            with interrupts.breakable():
-                return self._evaluate(policy)
-
-        with suppress(StopSignal):
-            with interrupts.breakable():
-                candidates.finish()
-            final, passed = candidates.passed or (saver.snapshot(), None)
-            if passed is not None and len(passed.returns) >= episodes:
-                return passed
-            result = play(final)
-            journal.note_evaluation(result, final.steps)
-            candidates.judge(final, result, play)
-        return result
-
-    def _evaluate(self, checkpoint: Checkpoint) -> EvaluationResult:
-        assert self._plan.build_model is not None
-        model = self._plan.build_model()
-        load_model(model, checkpoint.model, checkpoint.name)
-        factory, protocol = evaluation_factory(self._config), final_protocol(self._config)
-        return evaluate(model, self._plan.env_spec, factory.batched, protocol)
-
     def _build_progress(self, run: RunDirectory) -> Progress:
         config = self._config
         algorithm = config.algorithm.name.upper()
@@ -222,18 +216,65 @@ class Session:
         return Progress(self._console, title, config.total_steps, config.logging.every_s)
 
     def _build_evaluator(self, run: RunDirectory) -> Evaluator:
-        config, settings, plan = self._config, self._config.evaluation, self._plan
+        config, plan = self._config, self._plan
         assert plan.build_model is not None
         factory = evaluation_factory(config)
         evaluation = EvaluationPlan(
             env_spec=plan.env_spec,
             build_env=factory.batched,
             build_model=plan.build_model,
-            protocol=EvaluationProtocol(settings.episodes, settings.seed, settings.deterministic),
+            protocol=protocol(config),
             record=self._record,
             videos=run.videos,
         )
         return Evaluator(evaluation, self._learner.weights())
+
+
+@dataclass(frozen=True)
+class _Referee:
+    """Evaluates what training ended with."""
+
+    config: Config
+    evaluator: Evaluator
+    candidates: Candidates
+    saver: Saver
+    journal: Journal
+    interrupts: Interrupts
+
+    def judge(self) -> EvaluationResult | None:
+        """Evaluate the policy that passed, else the last one; None if that was interrupted.
+
+        The best one so far plays the same episodes, and the better of the two is kept.
+
+        Raises:
+            WorkerError: The evaluation process failed again and again.
+        """
+        result = None
+        with suppress(StopSignal):
+            with self.interrupts.breakable():
+                self.candidates.finish()
+            final, passed = self.candidates.passed or (self.saver.snapshot(), None)
+            if passed is not None and len(passed.returns) >= self._episodes:
+                return passed
+            result = self._play(final)
+            self.journal.note_evaluation(result, final.steps, FINAL)
+            self.candidates.judge(final, result, self._play)
+        return result
+
+    @property
+    def _episodes(self) -> int:
+        return self.config.evaluation.final_episodes
+
+    def _play(self, policy: Checkpoint) -> EvaluationResult:
+        what, episodes = f"evaluating the policy of {policy.steps:,} steps", self._episodes
+        self.journal.say(f"{what} over {episodes} episodes …")
+        clock = Remaining(episodes)
+
+        def watch(done: int, steps: int) -> None:
+            self.journal.watch_evaluation(f"{what}: {clock.after(done, steps)}")
+
+        with self.interrupts.breakable():
+            return self.evaluator.play(policy.model, final_protocol(self.config), watch)
 
 
 @dataclass(frozen=True)
@@ -251,17 +292,8 @@ class _Duties:
         return self.candidates is not None and self.candidates.after_update(update.steps)
 
 
-def _remarks(config: Config, env_spec: EnvSpec) -> Iterator[str]:
-    """Yield what was decided by guess, and what is allowed and yet seldom meant."""
-    if config.model.class_path is None:
-        yield from describe_images(env_spec.observation_space, config.model)
-    transitions = config.sampler.rollout_length * config.topology.num_envs
-    algorithm = config.algorithm
-    if isinstance(algorithm, PPOConfig) and algorithm.minibatch_size > transitions:
-        yield (
-            f"algorithm.minibatch_size ({algorithm.minibatch_size:,}) is more than the "
-            f"{transitions:,} transitions of a rollout: every epoch is one gradient step"
-        )
+def _is_body_shared(model: PolicyModel) -> bool:
+    return isinstance(model, ActorCritic) and model.critic_body is None
 
 
 def evaluation_factory(config: Config) -> EnvFactory:
@@ -286,7 +318,38 @@ def _check_evaluated(found: EnvSpec, sampled: EnvSpec) -> None:
             )
 
 
+def protocol(config: Config) -> EvaluationProtocol:
+    """Return what is played during training."""
+    settings = config.evaluation
+    return EvaluationProtocol(
+        settings.episodes,
+        settings.seed,
+        settings.deterministic,
+        settings.max_steps,
+        settings.max_s,
+        cuts_bad_numbers=config.faults.bad_numbers != "raise",
+    )
+
+
 def final_protocol(config: Config) -> EvaluationProtocol:
     """Return what is played after training: other episodes than those that chose the best."""
     settings = config.evaluation
-    return EvaluationProtocol(settings.final_episodes, settings.seed + 1, settings.deterministic)
+    return dataclasses.replace(
+        protocol(config), episodes=settings.final_episodes, seed=settings.seed + 1
+    )
+
+
+def _check_metric(config: Config, env_spec: EnvSpec) -> None:
+    """Reject an `evaluation.metric` that the environment does not report.
+
+    Raises:
+        ConfigError: Names what it does report.
+    """
+    metric = config.evaluation.metric
+    if metric == RETURN_MEAN or metric.removeprefix(INFO) in env_spec.episode_info:
+        return
+    known = ", ".join(f"{INFO}{name}" for name in env_spec.episode_info) or "nothing else"
+    raise ConfigError(
+        f"evaluation.metric: '{metric}' is not reported by '{env_spec.id}', which reports "
+        f"{RETURN_MEAN} and {known}; env.episode_info names more"
+    )

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from fastrl.config import Config, load_config
 from fastrl.cores import usable_cores
 from fastrl.errors import ConfigError
+from fastrl.training.durable import write_and_sync
 from fastrl.tuning.candidate import Candidate
 
 _ALWAYS = ("envs_per_worker", "num_env_workers", "num_model_workers", "groups")
@@ -139,9 +140,9 @@ def _replace(path: Path, content: bytes, config: Config) -> None:
     trial, new = path.with_name(f".{path.name}.new"), target.with_name(f".{target.name}.new")
     try:
         try:
-            trial.write_bytes(content)
+            write_and_sync(trial, content)
             load_config(trial, [f"env.id={config.env.id}"])
-            new.write_bytes(content)
+            write_and_sync(new, content)
             if target.exists():
                 shutil.copymode(target, new)
             os.replace(new, target)

@@ -93,6 +93,14 @@ class EndlessUndefined(Endless):
         return super()._observe() * (np.nan if self._step == 20 else 1.0)
 
 
+class EndlessUnbounded(Endless):
+    """Gives an infinite reward in its 25th step."""
+
+    def step(self, action):
+        observation, reward, *over, info = super().step(action)
+        return observation, np.inf if self._step == 25 else reward, *over, info
+
+
 class Breaking(Clockwork):
     """Raises in its 30th step."""
 

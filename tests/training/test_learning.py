@@ -27,6 +27,14 @@ def test_agent_reaches_the_score_within_its_steps(tmp_path, name, wanted, seed):
     assert evaluated_at_the_end(name, f"seed={seed}", f"run_dir={tmp_path / 'run'}", stop) >= wanted
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_the_defaults_learn_a_small_task_of_large_returns(tmp_path, seed):
+    changes = ("env.id=tests.training.reach:Reach", "total_steps=81920", f"seed={seed}")
+    run = ("sampler.num_env_workers=2", f"run_dir={tmp_path / 'run'}")
+    evaluation = train(load_config(None, [*changes, *run])).outcome.evaluation
+    assert evaluation.return_mean > -12
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "wanted"), REACHED_AT_THE_END)

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from fastrl.config import EnvConfig, SamplerConfig
 from fastrl.errors import ConfigError
@@ -54,9 +59,26 @@ def test_seeds_become_one_curve_and_other_configurations_another(finished, drawn
     assert returns.tolist() == [11, 21, 31]
 
 
-def test_curves_of_one_environment_are_told_apart_by_what_differs(finished, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(plt.Axes, "legend", lambda self: seen.extend(self.get_lines()))
+@pytest.fixture
+def legend(monkeypatch):
+    """Return a function that gives the labels of the last legend, and the title below."""
+    seen = {}
+
+    def add(figure, handles, **_):
+        seen["labels"] = [handle.get_label() for handle in handles]
+
+    title = plt.Axes.set_title
+
+    def set_title(axes, text, **kwargs):
+        seen["title"] = text
+        return title(axes, text, **kwargs)
+
+    monkeypatch.setattr(Figure, "legend", add)
+    monkeypatch.setattr(plt.Axes, "set_title", set_title)
+    return seen
+
+
+def test_curves_of_one_environment_are_told_apart_by_what_differs(finished, tmp_path, legend):
     sampler = SamplerConfig(kind="serial", envs_per_worker=2)
     runs = [
         finished("a"),
@@ -65,26 +87,102 @@ def test_curves_of_one_environment_are_told_apart_by_what_differs(finished, tmp_
         finished("d", sampler=sampler),
     ]
     plot_runs(runs, tmp_path / "x.png")
-    name = "tests.training.clockwork:Clockwork PPO, total_steps="
-    sizes = "sampler.envs_per_worker="
-    assert [line.get_label() for line in seen] == [
-        f"{name}512, {sizes}4, sampler.num_env_workers=2, … (2 seeds)",
-        f"{name}1024, {sizes}4, sampler.num_env_workers=2, …",
-        f'{name}512, {sizes}2, sampler.num_env_workers="auto", …',
+    assert legend["title"] == "tests.training.clockwork:Clockwork PPO"
+    assert legend["labels"] == [
+        "total_steps=512, envs_per_worker=4 (2 seeds)",
+        "total_steps=1024, envs_per_worker=4",
+        "total_steps=512, envs_per_worker=2",
+        "± one standard deviation over seeds",
     ]
 
 
-def test_compiled_environment_has_the_name_of_its_original(finished, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(plt.Axes, "legend", lambda self: seen.extend(self.get_lines()))
+def test_different_environments_are_told_apart_by_their_names(finished, tmp_path, legend):
+    first, second = EnvConfig(id="CartPole-v1"), EnvConfig(id="Acrobot-v1")
+    plot_runs([finished("a", env=first), finished("b", env=second)], tmp_path / "x.png")
+    assert legend == {"title": "", "labels": ["CartPole-v1 PPO", "Acrobot-v1 PPO"]}
+    plot_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "x.png", title="Mine")
+    assert legend["title"] == "Mine"
+
+
+def test_compiled_environment_has_the_name_of_its_original(finished, tmp_path, legend):
     original, compiled = EnvConfig(id="CartPole-v1"), EnvConfig(id="fastrl/CartPole-v1")
     plot_runs([finished("a", env=compiled)], tmp_path / "x.png")
+    assert legend == {"title": "CartPole-v1 PPO"}
     plot_runs([finished("b", env=original), tmp_path / "a"], tmp_path / "x.png")
-    assert [line.get_label() for line in seen] == [
-        "CartPole-v1 PPO",
-        'CartPole-v1 PPO, env.id="CartPole-v1"',
-        'CartPole-v1 PPO, env.id="fastrl/CartPole-v1"',
-    ]
+    assert legend["labels"] == ["id=CartPole-v1", "id=fastrl/CartPole-v1"]
+
+
+def inside(figure):
+    """Return whether every text and every legend is drawn within the figure, and off the axes."""
+    figure.canvas.draw()
+    renderer, box = figure.canvas.get_renderer(), figure.bbox
+    (axes,), legends = figure.axes, figure.legends
+    parts = [axes.get_tightbbox(renderer), *(each.get_window_extent(renderer) for each in legends)]
+    clear = all(not axes.bbox.overlaps(each.get_window_extent(renderer)) for each in legends)
+    return clear and all(
+        part.x0 >= box.x0 and part.x1 <= box.x1 and part.y0 >= box.y0 and part.y1 <= box.y1
+        for part in parts
+    )
+
+
+@given(
+    st.lists(st.text("abc_=$0.", min_size=1, max_size=150), min_size=1, max_size=12, unique=True),
+    st.integers(1, 3),
+    st.integers(1, 30),
+)
+@settings(max_examples=8)
+def test_legends_are_within_the_figure_and_off_the_curves(labels, seeds, points):
+    steps = np.arange(1.0, points + 1)
+    curves = {label: [(steps, steps + n) for n in range(seeds)] for label in labels}
+    drawn = []
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plt, "close", drawn.append)
+        plotting.draw_curves(curves, Path(directory) / "x.png")
+        (figure,) = drawn
+        assert inside(figure)
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("suffix", plotting.FORMATS)
+def test_pictures_have_the_format_of_their_name(finished, tmp_path, suffix):
+    output = tmp_path / f"x{suffix}"
+    plot_runs([finished("a")], output)
+    begins = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+    assert output.read_bytes().startswith(begins[suffix])
+
+
+def test_a_curve_of_one_point_is_a_visible_mark(finished, tmp_path, monkeypatch):
+    run = finished("a")
+    row = {"kind": "training", "steps": 10, "return_mean": 1.0}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plot_runs([run, finished("b", total_steps=1024)], tmp_path / "x.png")
+    first, second = drawn[0].axes[0].get_lines()
+    assert (first.get_marker(), len(first.get_xdata())) == ("o", 1)
+    assert len(second.get_xdata()) == 3
+
+
+def test_any_number_of_the_rows_can_be_drawn(finished, drawn, tmp_path):
+    run = finished("a")
+    rows = [{"kind": "training", "steps": n, "info/is_success": n / 10} for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_runs(run, tmp_path / "x.png", metric="info/is_success")
+    assert drawn[0][0][1].tolist() == [0.1, 0.2]
+    with pytest.raises(ConfigError, match="no training metric 'fps'; there are info/is_success"):
+        plot_runs(run, tmp_path / "x.png", metric="fps")
+
+
+def test_the_final_evaluation_is_a_point_and_no_part_of_the_curve(finished, tmp_path, monkeypatch):
+    run = finished("a", kind="evaluation")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "final_evaluation", "steps": 40, "return_mean": 7}) + "\n")
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plot_runs(run, tmp_path / "x.png", "evaluation")
+    curve, point = drawn[0].axes[0].get_lines()
+    assert list(curve.get_xdata()) == [10, 20, 30]
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([40], [7])
 
 
 def test_spread_is_over_curves_where_all_have_values():

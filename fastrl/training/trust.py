@@ -1,0 +1,134 @@
+"""Whose code a run directory would import: what this user trained, and what comes from elsewhere.
+
+A configuration names code, and loading a run imports it. A run that this user trained, or trusted
+once, carries a signature: a keyed hash of all that its configuration says about code. The key never
+leaves the user's data directory, so a directory from elsewhere has no valid signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from fastrl.config import Config
+from fastrl.errors import ConfigError
+from fastrl.training.durable import make_directory, write_durably, writing
+
+SIGNATURE = "signature"
+"""Name of the file in a run's directory."""
+
+_KEY_BYTES = 32
+_KINDS = ("vector", "gym", "envpool")
+_KNOWN_IDS = ("fastrl.envs.atari:sb3_atari", "crafter:Env")
+_KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
+
+
+def named_code(config: Config) -> list[str]:
+    """Return the import paths that a configuration names, each with its key.
+
+    Registered ids, gymnasium's wrappers and fastrl's factories are left out: they import nothing
+    but these packages.
+    """
+    named = []
+    if not _is_known_id(config.env.id):
+        named.append(f"'{config.env.id}' (env.id)")
+    for wrapper in config.env.wrappers:
+        module, _, name = wrapper.partition(":")
+        if module not in _KNOWN_WRAPPERS or "." in name:
+            named.append(f"'{wrapper}' (env.wrappers)")
+    if config.model.class_path is not None:
+        named.append(f"'{config.model.class_path}' (model.class_path)")
+    return named
+
+
+def sign(directory: Path, config: Config) -> None:
+    """Mark a run as this user's.
+
+    Where the user's data directory cannot be written, the run gets no signature.
+
+    Raises:
+        WriteError: The run's directory cannot be written.
+    """
+    key = _key(make=True)
+    if key is not None:
+        with writing(directory / SIGNATURE):
+            write_durably(directory / SIGNATURE, _signature(key, config).encode())
+
+
+def require_trust(directory: Path, config: Config) -> None:
+    """Reject a run from elsewhere that would import code.
+
+    Args:
+        directory: Of the run.
+        config: As the directory has it.
+
+    Raises:
+        ConfigError: The run has no signature of this user; names what would be imported.
+    """
+    named = named_code(config)
+    if not named or _is_signed(directory, config):
+        return
+    raise ConfigError(
+        f"'{directory}' was not trained by this user, and would import {', '.join(named)}; read "
+        "that code first, then add --trust"
+    )
+
+
+def _is_known_id(env_id: str) -> bool:
+    kind, colon, rest = env_id.partition(":")
+    is_registered = not colon or (kind in _KINDS and ":" not in rest)
+    return is_registered or env_id in _KNOWN_IDS
+
+
+def _is_signed(directory: Path, config: Config) -> bool:
+    key = _key(make=False)
+    if key is None:
+        return False
+    with suppress(OSError, ValueError):
+        file = directory / SIGNATURE
+        found = file.read_bytes() if file.is_file() else b""
+        return hmac.compare_digest(found, _signature(key, config).encode())
+    return False
+
+
+def _signature(key: bytes, config: Config) -> str:
+    said = {
+        "env.id": config.env.id,
+        "env.kwargs": config.env.kwargs,
+        "env.wrappers": config.env.wrappers,
+        "evaluation.env_kwargs": config.evaluation.env_kwargs,
+        "model.class_path": config.model.class_path,
+        "model.kwargs": config.model.kwargs,
+    }
+    return hmac.new(key, json.dumps(said, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """Return this user's key; None where there is none."""
+    data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    file = Path(data) / "fastrl" / "key"
+    with suppress(OSError, RuntimeError):
+        if make and not file.exists():
+            _make_key(file)
+        key = file.read_bytes()
+        return key if len(key) == _KEY_BYTES else None
+    return None
+
+
+def _make_key(file: Path) -> None:
+    """Write a new key, unless another process does so first."""
+    make_directory(file.parent)
+    new = file.with_name(f"key.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as opened:
+            opened.write(secrets.token_bytes(_KEY_BYTES))
+        with suppress(FileExistsError):
+            os.link(new, file)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""What a configuration may import, and whose run directories may do so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fastrl.cli import main
+from fastrl.errors import ConfigError
+from fastrl.training import evaluate_run, record_run, resume, train
+from tests.training.clockwork import small_run
+
+REACH = "tests.training.reach:Reach"
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory):
+    """Return the directory of a run that imports code; to be copied."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    config = small_run(path, total_steps=64)
+    env = config.env.model_copy(update={"id": REACH, "kwargs": {}})
+    train(config.model_copy(update={"env": env}))
+    return path
+
+
+@pytest.fixture
+def run(custom, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(custom, path)
+    return path
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Let this process be another user's."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "other"))
+
+
+def change(run, section, key, value):
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree[section][key] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os:system",
+        "subprocess:Popen",
+        "builtins:eval",
+        "tests.training.borrowed:os.system",
+        "tests.training.borrowed:system",
+        "tests.training.borrowed:touch",
+        "tests.training.borrowed:Touch",
+    ],
+)
+@pytest.mark.parametrize("key", ["env.id", "env.wrappers", "model.class_path"])
+def test_nothing_of_the_standard_library_is_called(tmp_path, monkeypatch, capsys, path, key):
+    monkeypatch.chdir(tmp_path)
+    value = f"[{path}]" if key == "env.wrappers" else path
+    overrides = [f"{key}={value}"]
+    if key == "env.id":
+        overrides.append("env.kwargs={command: touch found}")
+    else:
+        overrides.append("env.id=CartPole-v1")
+    assert main(["train", *overrides]) == 2
+    err = capsys.readouterr().err
+    assert "standard library" in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_this_user_needs_no_trust(run):
+    assert evaluate_run(run, episodes=1).result.returns
+    resume(run, ["total_steps=128"])
+    evaluate_run(run, episodes=1)
+
+
+def test_a_moved_run_keeps_its_signature(run, tmp_path):
+    evaluate_run(run.rename(tmp_path / "moved"), episodes=1)
+
+
+@pytest.mark.parametrize("load", [resume, evaluate_run, record_run])
+def test_a_run_of_another_user_names_what_it_would_import(run, elsewhere, load):
+    before = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"'{REACH}' \(env\.id\).*--trust"):
+        load(run)
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+def test_trust_is_given_once_for_all_that_is_resumed(run, elsewhere):
+    evaluate_run(run, episodes=1, trust=True)
+    with pytest.raises(ConfigError, match="--trust"):
+        evaluate_run(run, episodes=1)
+    resume(run, ["total_steps=128"], trust=True)
+    evaluate_run(run, episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("env", "id", "tests.training.reach:Noise"),
+        ("env", "kwargs", {"command": "anything"}),
+        ("env", "wrappers", ["tests.training.reach:Reach"]),
+        ("model", "class_path", "tests.training.reach:Reach"),
+        ("evaluation", "env_kwargs", {"command": "anything"}),
+    ],
+)
+def test_a_signature_is_of_all_that_the_configuration_says_about_code(run, section, key, value):
+    change(run, section, key, value)
+    with pytest.raises(ConfigError, match="was not trained by this user"):
+        evaluate_run(run, episodes=1)
+
+
+def test_what_says_nothing_about_code_may_change(run):
+    change(run, "evaluation", "every_steps", 10)
+    evaluate_run(run, episodes=1)
+
+
+def test_a_run_that_imports_nothing_needs_no_trust(trained, tmp_path, elsewhere):
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    if ":" in yaml.safe_load((path / "config.yaml").read_text())["env"]["id"]:
+        change(path, "env", "id", "CartPole-v1")
+        with pytest.raises(Exception, match="environment"):
+            evaluate_run(path, episodes=1)
+    else:
+        evaluate_run(path, episodes=1)
+
+
+def test_the_option_says_that_the_code_was_read(run, elsewhere, capsys):
+    assert main(["eval", str(run), "--episodes", "1"]) == 2
+    assert REACH in capsys.readouterr().err
+    assert main(["eval", str(run), "--episodes", "1", "--trust"]) == 0
+
+
+def test_a_module_in_the_current_directory_hides_no_installed_package(tmp_path):
+    (tmp_path / "typer.py").write_text("raise SystemExit('hidden')")
+    (tmp_path / "gymnasium.py").write_text("raise SystemExit('hidden')")
+    # As the command is started; python -m looks in the current directory first by itself.
+    command = ["-P", "-c", "import sys; from fastrl.cli import main; sys.exit(main())"]
+    done = subprocess.run(
+        [sys.executable, *command, "envs", "CartPole-v1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CartPole-v1" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["current", "beside"])
+def test_modules_are_found_in_the_current_directory_and_beside_the_configuration(tmp_path, place):
+    (tmp_path / "current").mkdir()
+    (tmp_path / "beside").mkdir()
+    source = (
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Mine(CartPoleEnv):\n    pass\n"
+    )
+    (tmp_path / place / "my_own_task.py").write_text(source)
+    config = tmp_path / "beside" / "task.yaml"
+    config.write_text(
+        "env: {id: 'my_own_task:Mine', max_episode_steps: 20}\n"
+        "total_steps: 64\n"
+        "sampler: {num_env_workers: 1, envs_per_worker: 2, rollout_length: 16}\n"
+        "evaluation: {enabled: false}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrl", "train", str(config), f"run_dir={tmp_path / 'run'}"],
+        cwd=tmp_path / "current",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_is_nowhere_is_one_line_that_says_where_it_was_looked_for(capsys):
+    assert main(["train", "env.id=no_such_module_at_all:Env"]) == 2
+    err = capsys.readouterr().err
+    assert "the current directory, beside the configuration" in err
+    assert len(err.splitlines()) == 1
