@@ -115,10 +115,11 @@ def draw_curves(
     for label, seeds in curves.items():
         steps, mean, spread = mean_curve(seeds)
         many = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
-        text = "\n".join(textwrap.wrap(f"{label}{many}", _LABEL_WIDTH)).replace("$", r"\$")
+        text = _wrapped(f"{label}{many}")
         marker = "o" if len(steps) == 1 else "." if len(steps) <= _FEW_POINTS else None
         (line,) = axes.plot(steps, mean, marker=marker, label=text)
-        handles.append(line)
+        if text:
+            handles.append(line)
         if len(seeds) > 1:
             axes.fill_between(
                 steps, mean - spread, mean + spread, color=line.get_color(), alpha=0.2, lw=0
@@ -128,7 +129,7 @@ def draw_curves(
     axes.set_xlabel("environment steps")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel(ylabel)
-    axes.set_title(title.replace("$", r"\$"), fontsize="medium")
+    axes.set_title(_wrapped(title), fontsize="medium")
     axes.grid(alpha=0.3)
     _add_legend(figure, handles, _signs(curves, finals))
     try:
@@ -158,13 +159,21 @@ def _signs(
 
 def _add_legend(figure: Figure, curves: list[Any], signs: list[Any]) -> None:
     """Put a legend below the axes, as wide as the figure, and make room for it."""
-    handles = [*(curves if any(line.get_label() for line in curves) else []), *signs]
+    handles = [*curves, *signs]
     widest = max((_width(each.get_label()) for each in handles), default=0)
     columns = max(1, min(len(handles), _LEGEND_WIDTH // (widest + 6)))
     lines = sum(each.get_label().count("\n") + 1 for each in handles)
     figure.set_size_inches(7.5, 4.5 + 0.2 * lines / columns)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _wrapped(text: str) -> str:
+    """Return a text for matplotlib in lines of limited width, without mathematics."""
+    # Legends leave out labels that begin with an underscore.
+    shown = f" {text}" if text.startswith("_") else text
+    lines = textwrap.wrap(shown, _LABEL_WIDTH, drop_whitespace=False)
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _width(label: str) -> int:
