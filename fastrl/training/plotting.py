@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ _FEW_POINTS = 20
 _KEYS_SHOWN = 3
 _LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
 """Letters in a line of a label, and in a row of the legend."""
+_LABEL_LINES = 4
+_STYLES = ("-", "--", ":", "-.")
+"""Lines of the first curves that have all colours, of the next ones, and so on."""
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
 """Keys in which runs of one curve may differ."""
 
@@ -112,12 +115,14 @@ def draw_curves(
 
     figure, axes = plt.subplots(layout="constrained")
     handles: list[Any] = []
-    for label, seeds in curves.items():
+    colours = len(mpl.rcParams["axes.prop_cycle"])
+    for number, (label, seeds) in enumerate(curves.items()):
         steps, mean, spread = mean_curve(seeds)
         many = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
         text = _wrapped(f"{label}{many}")
         marker = "o" if len(steps) == 1 else "." if len(steps) <= _FEW_POINTS else None
-        (line,) = axes.plot(steps, mean, marker=marker, label=text)
+        style = _STYLES[number // colours % len(_STYLES)]
+        (line,) = axes.plot(steps, mean, style, marker=marker, label=text)
         if text:
             handles.append(line)
         if len(seeds) > 1:
@@ -170,10 +175,10 @@ def _add_legend(figure: Figure, curves: list[Any], signs: list[Any]) -> None:
 
 def _wrapped(text: str) -> str:
     """Return a text for matplotlib in lines of limited width, without mathematics."""
+    lines = textwrap.wrap(text, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" …")
+    shown = "\n".join(lines).replace("$", r"\$")
     # Legends leave out labels that begin with an underscore.
-    shown = f" {text}" if text.startswith("_") else text
-    lines = textwrap.wrap(shown, _LABEL_WIDTH, drop_whitespace=False)
-    return "\n".join(lines).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _width(label: str) -> int:
@@ -260,7 +265,8 @@ def _labels(configs: Sequence[Config]) -> tuple[str, list[str]]:
             break
         told = finer
         chosen.append(best)
-    labels = [", ".join(parts) for parts in told]
+    lacking = ", ".join(f"{_short(trees, key)} not set" for key in chosen)
+    labels = [", ".join(parts) or lacking for parts in told]
     if len(set(labels)) < len(labels):
         labels = [f"{label}, #{number}".lstrip(", ") for number, label in enumerate(labels, 1)]
     return (names[0] if is_same else ""), labels
@@ -269,14 +275,19 @@ def _labels(configs: Sequence[Config]) -> tuple[str, list[str]]:
 def _with(
     told: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
 ) -> list[tuple[str, ...]]:
-    """Return labels that name one more key, by its last part where no other key ends so."""
-    last = key.rpartition(".")[2]
-    alike = {each for tree in trees for each in tree if each.rpartition(".")[2] == last}
-    short = last if len(alike) == 1 else key
+    """Return labels that name one more key."""
+    short = _short(trees, key)
     return [
         (*parts, f"{short}={_shown(tree[key])}") if key in tree else parts
         for parts, tree in zip(told, trees, strict=True)
     ]
+
+
+def _short(trees: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return the last part of a key where no other key ends so, else the key."""
+    last = key.rpartition(".")[2]
+    alike = {each for tree in trees for each in tree if each.rpartition(".")[2] == last}
+    return last if len(alike) == 1 else key
 
 
 def _shown(value: object) -> str:
@@ -285,9 +296,12 @@ def _shown(value: object) -> str:
 
 def _flat(config: Config) -> dict[str, Any]:
     """Return what tells a curve from others, by dotted key."""
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OWN_KEYS)
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        section = value if isinstance(value, dict) else {"": value}
-        flat |= {f"{key}.{name}".rstrip("."): each for name, each in section.items()}
-    return flat
+    return dict(_leaves(config.model_dump(mode="json", exclude=_OWN_KEYS), ()))
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield ".".join((*path, name)), value

@@ -112,6 +112,28 @@ def test_compiled_environment_has_the_name_of_its_original(finished, tmp_path, l
     assert legend["labels"] == ["id=CartPole-v1", "id=fastrl/CartPole-v1"]
 
 
+def test_arguments_of_environments_are_named_one_by_one(finished, tmp_path, legend):
+    words = ["long"] * 40
+    kwargs = [{}, {"gravity": 5.0, "words": words}, {"gravity": 9.8, "words": words}]
+    runs = [
+        finished(str(n), env=EnvConfig(id="CartPole-v1", kwargs=each))
+        for n, each in enumerate(kwargs)
+    ]
+    plot_runs(runs, tmp_path / "x.png")
+    assert legend["labels"] == ["gravity not set", "gravity=5.0", "gravity=9.8"]
+
+
+def test_no_two_curves_look_the_same(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    steps = np.arange(30.0)
+    curves = {f"_{n}": [(steps, steps * n)] for n in range(25)}
+    plotting.draw_curves(curves, tmp_path / "x.png")
+    lines = drawn[0].axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(curves)
+    assert len(drawn[0].legends[0].get_texts()) == len(curves)
+
+
 def inside(figure):
     """Return whether every text and every legend is drawn within the figure, and off the axes."""
     figure.canvas.draw()
