@@ -4,6 +4,7 @@ python scripts/draw_scheme.py
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,6 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ENV, MODEL, TABLE, LEARN, QUIET = "#dbe9f6", "#fde5cc", "#eeeeee", "#dcefdc", "#f7f7f7"
 EDGE, TEXT = "#44546a", "#1f2933"
+CAPTION: dict[str, Any] = {"ha": "center", "va": "top", "size": 8.5, "color": TEXT}
 
 
 TARGET = Path(__file__).parents[1] / "imgs" / "parallelism_scheme.png"
@@ -32,6 +34,7 @@ def box(axes: Axes, left: float, bottom: float, width: float, height: float, **s
             facecolor=colour,
             edgecolor=EDGE,
             linewidth=1.2,
+            linestyle=style.get("line", "solid"),
         )
     )
     middle, top = left + width / 2, bottom + height
@@ -58,7 +61,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **st
     if label:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
         axes.text(
-            x,
+            x + float(style.get("shift", "0")),
             y + float(style.get("lift", "0.12")),
             label,
             ha="center",
@@ -72,11 +75,12 @@ def draw(axes: Axes) -> None:
     """Draw the scheme."""
     for index, y in enumerate((5.2, 3.7, 1.5)):
         name = f"env worker {('0', '1', 'N − 1')[index]}"
-        box(axes, 0.2, y, 2.8, 1.15, title=name, note="n environments,\nin G groups", colour=ENV)
+        note = "n environments, G groups;\nwith M = 0 the policy, too"
+        box(axes, 0.0, y, 3.2, 1.15, title=name, note=note, colour=ENV)
     axes.text(1.6, 3.2, "⋮", ha="center", va="center", size=18, color=TEXT)
     box(
         axes,
-        5.6,
+        5.9,
         1.5,
         2.9,
         4.85,
@@ -86,26 +90,43 @@ def draw(axes: Axes) -> None:
         "2 banks: one is filled,\none is learnt from",
         colour=TABLE,
     )
-    for y, name in ((5.2, "0"), (3.4, "M − 1")):
+    axes.text(13.0, 6.62, "only with M > 0; the default is M = 0", **CAPTION)
+    for y, name in ((5.2, "0"), (3.7, "M − 1")):
         note = "policy, on CPU or GPU"
-        box(axes, 11.1, y, 2.9, 1.15, title=f"model worker {name}", note=note, colour=MODEL)
-    axes.text(12.55, 4.87, "⋮", ha="center", va="center", size=18, color=TEXT)
-    box(axes, 11.1, 1.5, 2.9, 1.15, title="learner", note="A2C, PPO", colour=LEARN)
-    box(axes, 0.2, 0.0, 2.8, 0.8, title="throughput process", colour=QUIET)
-    box(axes, 5.6, 0.0, 2.9, 0.8, title="counters", colour=QUIET)
+        style = {"title": f"model worker {name}", "note": note, "line": "dashed"}
+        box(axes, 11.5, y, 3.0, 1.15, colour=MODEL, **style)
+    axes.text(13.0, 5.02, "⋮", ha="center", va="center", size=14, color=TEXT)
+    box(axes, 11.5, 1.5, 3.0, 1.15, title="learner", note="A2C, PPO", colour=LEARN)
+    note = "plays episodes of its own"
+    box(axes, 11.5, -0.4, 3.0, 1.15, title="evaluator", note=note, colour=MODEL)
+    box(axes, 0.0, -0.2, 3.2, 0.8, title="throughput process", colour=QUIET)
+    box(axes, 5.9, -0.2, 2.9, 0.8, title="counters", colour=QUIET)
+    _draw_arrows(axes)
 
-    arrow(axes, (3.0, 5.95), (5.6, 5.95), label="observations, rewards")
-    arrow(axes, (5.6, 5.45), (3.0, 5.45), label="actions", lift="-0.32")
-    arrow(axes, (3.0, 4.28), (5.6, 4.28))
-    arrow(axes, (3.0, 2.08), (5.6, 2.08))
-    arrow(axes, (8.5, 5.95), (11.1, 5.95), label="ready groups, batched")
-    arrow(axes, (11.1, 5.45), (8.5, 5.45), label="actions, values", lift="-0.32")
-    arrow(axes, (8.5, 3.98), (11.1, 3.98))
-    arrow(axes, (8.5, 2.08), (11.1, 2.08), label="rollouts, as views")
-    arrow(axes, (12.55, 2.65), (12.55, 3.4))
-    axes.text(12.75, 3.02, "weights, versioned", ha="left", va="center", size=9, color=TEXT)
-    arrow(axes, (5.6, 0.4), (3.0, 0.4), label="frames per second", line="dashed")
-    arrow(axes, (7.05, 1.5), (7.05, 0.8), line="dashed")
+
+def _draw_arrows(axes: Axes) -> None:
+    arrow(axes, (3.2, 5.95), (5.9, 5.95), label="observations, rewards")
+    arrow(axes, (5.9, 5.45), (3.2, 5.45), label="actions", lift="-0.32")
+    axes.text(4.55, 5.0, "(with M = 0 written\nby the env workers)", **CAPTION)
+    arrow(axes, (3.2, 4.28), (5.9, 4.28))
+    arrow(axes, (3.2, 2.08), (5.9, 2.08))
+    arrow(axes, (8.8, 5.95), (11.5, 5.95), label="ready groups, batched", line="dashed")
+    arrow(axes, (11.5, 5.45), (8.8, 5.45), label="actions, values", lift="-0.32", line="dashed")
+    arrow(axes, (8.8, 4.28), (11.5, 4.28), line="dashed")
+    arrow(axes, (8.8, 2.08), (11.5, 2.08), label="rollouts, as views")
+    arrow(axes, (13.0, 2.65), (13.0, 3.7))
+    axes.text(
+        12.85,
+        3.17,
+        "weights, versioned:\nto model workers, or\nwith M = 0 to env workers",
+        ha="right",
+        va="center",
+        size=9,
+        color=TEXT,
+    )
+    arrow(axes, (13.0, 1.5), (13.0, 0.75), label="weights", shift="0.5", lift="-0.15")
+    arrow(axes, (5.9, 0.2), (3.2, 0.2), label="frames per second")
+    arrow(axes, (7.35, 1.5), (7.35, 0.6))
 
 
 def main() -> None:
@@ -113,9 +134,9 @@ def main() -> None:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=output, default=TARGET, help="a picture, such as a .png")
     target = parser.parse_args().output
-    figure, axes = plt.subplots(figsize=(11, 5.2), dpi=160)
+    figure, axes = plt.subplots(figsize=(11, 5.5), dpi=160)
     axes.set_xlim(-0.1, 14.6)
-    axes.set_ylim(-0.2, 6.6)
+    axes.set_ylim(-0.5, 6.75)
     axes.axis("off")
     draw(axes)
     figure.savefig(target, bbox_inches="tight", facecolor="white")

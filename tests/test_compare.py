@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from gymnasium import spaces
+from matplotlib.figure import Figure
 
 from fastrl.config import load_config
 from fastrl.errors import EnvError
@@ -193,6 +194,21 @@ def test_command_writes_json_table_and_plot(tmp_path, capsys):
     again = tmp_path / "again.png"
     assert compare.main(["--redraw", str(found), "--plot", str(again)]) == 0
     assert again.read_bytes() == plot.read_bytes()
+
+
+def test_picture_has_no_bars_since_its_axis_has_no_zero(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    found = json.loads((ROOT / "results/compare_CartPole-v1.json").read_text())
+    importlib.import_module("comparison.picture").draw(found, tmp_path / "x.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "log"
+    assert list(axes.patches) == []
+    points = max((each.get_offsets() for each in axes.collections), key=len)
+    assert len(points) == len(found["results"])
+    low, high = axes.get_xlim()
+    for result in found["results"]:
+        assert low < result["fps_min"] <= result["fps_max"] < high
 
 
 def test_missing_package_leaves_a_method_out_and_says_so(task, monkeypatch, capsys):

@@ -39,6 +39,29 @@ def test_python_is_python(page):
         compile(block, name_of(page), "exec")
 
 
+def sections_with_python(page):
+    """Return the Python of each section of a page: what a reader copies at once."""
+    sections = page.read_text(encoding="utf-8").split("\n## ")
+    found = ["".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)) for text in sections]
+    return [code for code in found if code]
+
+
+QUICK = [ROOT / "docs" / "guide" / name for name in ("tensor_envs.md", "old_gym.md", "tuning.md")]
+
+
+@pytest.mark.parametrize("page", QUICK, ids=name_of)
+def test_python_of_each_section_runs_as_copied(page, tmp_path, monkeypatch):
+    if page.stem == "old_gym":
+        pytest.importorskip("gym")
+    monkeypatch.chdir(tmp_path)
+    for code in sections_with_python(page):
+        names = {"__name__": "__main__"}
+        exec(compile(code, name_of(page), "exec"), names)
+        # An earlier import in this process would hide that the ids are not registered.
+        if "gymnasium.make" in code:
+            assert "fastrl" in names
+
+
 def test_every_guide_is_in_the_readme():
     readme = PAGES[0].read_text(encoding="utf-8")
     guides = [page for page in PAGES if page.parent.name == "guide"]

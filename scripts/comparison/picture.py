@@ -19,8 +19,9 @@ _FEW_LABELS = 30
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Write a bar per method on a logarithmic axis, whiskers from minimum to maximum.
+    """Write a point per method on a logarithmic axis, whiskers from minimum to maximum.
 
+    Points, since a bar on an axis without a 0 has a length that means nothing.
     matplotlib is imported here, since worker processes of the peers import this package too.
 
     Args:
@@ -36,19 +37,18 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     ranked = sorted(results, key=lambda result: median(result.fps))
     figure = Figure(figsize=(9, 1.6 + 0.52 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
-    _draw_bars(axes, ranked)
+    _draw_points(axes, ranked)
     _draw_limit(axes, found)
     most = max(*(max(result.fps) for result in ranked), found["limit_fps"] or 0)
-    # A bar's left end has no meaning on a logarithmic axis.
-    _set_scale(axes, median(ranked[0].fps) / 2, most * 1.2)
+    _set_scale(axes, min(ranked[0].fps) / 1.3, most * 1.2)
     axes.set_title(f"{found['env']}: sampling throughput", loc="left", pad=16)
     figure.supxlabel(footer(found), fontsize=8, color=_INK, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _draw_bars(axes: Axes, ranked: Sequence[Result]) -> None:
-    """Draw the bars, what they are at the left, and their figures in a column at the right."""
+def _draw_points(axes: Axes, ranked: Sequence[Result]) -> None:
+    """Draw the points, what they are at the left, and their figures in a column at the right."""
     medians = [median(result.fps) for result in ranked]
     spread = [
         [m - min(result.fps) for m, result in zip(medians, ranked, strict=True)],
@@ -57,7 +57,10 @@ def _draw_bars(axes: Axes, ranked: Sequence[Result]) -> None:
     labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
     colors = [_ACCENT if result.method in FASTRL else _PLAIN for result in ranked]
     rows = list(range(len(ranked)))
-    axes.barh(rows, medians, xerr=spread, color=colors, ecolor=_INK, capsize=3, height=0.66)
+    axes.errorbar(medians, rows, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
+    axes.scatter(medians, rows, c=colors, s=70, edgecolors=_INK, linewidths=0.6, zorder=3)
+    axes.grid(axis="y", color=_PLAIN, linestyle=":", linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.set_yticks(rows, labels, fontsize=8)
     widest = max(len(f"{middle:,.0f}") for middle in medians)
     for row, middle, result in zip(rows, medians, ranked, strict=True):
