@@ -1,5 +1,7 @@
 """Every error that fastrl raises on purpose: one line that says what would be right."""
 
+import traceback
+
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What somebody else's code may raise that must not end this process, as an interrupt may."""
 
@@ -20,12 +22,23 @@ class FastrlError(Exception):
 
 
 def cause(error: BaseException) -> str:
-    """Return type and text of somebody else's error on one line, even if it has no text."""
+    """Return type and text of somebody else's error on one line; its place where it has no text."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # its own __str__
         text = "(its message cannot be printed)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = "" if text else _place(error)
+    return f"{type(error).__name__}{f': {text}' if text else place}"
+
+
+def _place(error: BaseException) -> str:
+    """Return where an error was raised, with the line of code where its file can be read."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    last = frames[-1]
+    line = f": {last.line}" if last.line else ""
+    return f" at {last.filename}:{last.lineno}{line}"
 
 
 class ConfigError(FastrlError):

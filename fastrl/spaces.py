@@ -72,10 +72,23 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
     where = f" at '{path}'" if path else ""
     if not isinstance(space, _LEAF_TYPES):
         told = space if isinstance(space, spaces.Space) else brief(space)
-        raise SpaceError(f"unsupported space {told}{where}; supported are {_SUPPORTED}")
+        raise SpaceError(
+            f"unsupported space {told}{where}; supported are {_SUPPORTED}{_remedy(space)}"
+        )
     if space.shape is not None and 0 in space.shape:
         raise SpaceError(f"{space}{where} has no elements")
     return {path: space}
+
+
+def _remedy(space: object) -> str:
+    """Return what drops the texts of MiniGrid's missions from observations, else nothing."""
+    is_mission = type(space).__module__.partition(".")[0] == "minigrid"
+    if not (is_mission or isinstance(space, spaces.Text)):
+        return ""
+    return (
+        "; a wrapper that drops texts makes it one of these, for MiniGrid "
+        "env.wrappers=[minigrid.wrappers:ImgObsWrapper]"
+    )
 
 
 def observation_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:

@@ -1,8 +1,9 @@
 import pickle
+import re
 
 import pytest
 
-from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
+from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError, cause
 from fastrl.training import CheckpointError
 from fastrl.vector import ArgumentError, EnvTimeoutError
 
@@ -31,3 +32,11 @@ def test_timeout_is_one_line_too():
     error = EnvTimeoutError("env 0\nhangs", worker="serial")
     assert isinstance(error, TimeoutError)
     assert str(error) == "env 0 hangs"
+
+
+def test_cause_without_a_text_shows_its_place():
+    with pytest.raises(AssertionError) as raised:
+        raise AssertionError
+    assert re.fullmatch(r"AssertionError at \S+test_errors\.py:\d+.*", cause(raised.value))
+    assert cause(AssertionError("a text")) == "AssertionError: a text"
+    assert cause(AssertionError()) == "AssertionError"

@@ -45,3 +45,12 @@ def test_parts_of_the_same_name_are_refused(space, path):
 def test_what_has_no_elements_of_a_fixed_number_is_refused(space):
     with pytest.raises(SpaceError, match=r"unsupported space|has no elements"):
         leaves(spaces.Dict({"inner": space}) if isinstance(space, spaces.Space) else space)
+
+
+def test_a_text_names_the_wrapper_that_drops_it():
+    space = spaces.Dict(image=spaces.Box(0, 1, (3,)), mission=spaces.Text(10))
+    with pytest.raises(SpaceError, match=r"'mission'; .*minigrid\.wrappers:ImgObsWrapper"):
+        leaves(space)
+    with pytest.raises(SpaceError) as raised:
+        leaves(spaces.Sequence(spaces.Discrete(2)))
+    assert "minigrid" not in str(raised.value)

@@ -123,6 +123,7 @@ def _suggestion(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
     if name in _ALIASES:
         elsewhere.append(_ALIASES[name])
     near = [prefix + k for k in difflib.get_close_matches(name, own, n=1, cutoff=0.75)]
+    near = near or [prefix + k for k in own if prefix and name in k.split("_")]
     by_leaf = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
     leaf = difflib.get_close_matches(name, by_leaf, n=1, cutoff=0.6)
     candidates = elsewhere or near or [by_leaf[match] for match in leaf]

@@ -124,3 +124,15 @@ def test_missing_environment_is_named():
 
 def test_long_value_is_cut():
     assert len(refusal(f"sampler.mode={'x' * 5000}")) < 150
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("sampler.envs", "sampler.envs_per_worker"),
+        ("sampler.workers", "sampler.num_env_workers or sampler.num_model_workers"),
+        ("model.layers", "model.conv_layers"),
+    ],
+)
+def test_a_word_of_a_key_suggests_the_keys_of_its_section(key, meant):
+    assert refusal(f"{key}=3") == f"{key}: unknown key; did you mean {meant}?"
