@@ -189,7 +189,6 @@ def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
     except (TypeError, ValueError, OverflowError):
         # Arrays of one number, perhaps.
         pass
+    # NaN itself is stored: what becomes of it is up to the sampler's finite check.
     for index, reward in enumerate(rewards):
         row[index] = number_of(reward, index)
-        if np.isnan(row[index]):
-            raise EnvError(f"env {index} returned the reward {brief(reward)}; expected a number")

@@ -135,6 +135,16 @@ class Undefined(Breaking):
             return self._observe() * np.nan, 0.0, False, False, {}
 
 
+class Unrewarded(Breaking):
+    """Gives a NaN for a reward in its 30th step."""
+
+    def step(self, action):
+        try:
+            return super().step(action)
+        except RuntimeError:
+            return self._observe(), np.nan, False, False, {}
+
+
 class Unbounded(Breaking):
     """Gives an infinite reward in its 30th step."""
 

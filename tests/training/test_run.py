@@ -226,7 +226,7 @@ def test_number_that_is_not_finite_ends_the_run_and_is_named(tmp_path, kind, env
     assert CheckpointStore(tmp_path / "run" / "checkpoints").load("last").steps == 192
 
 
-@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded"])
+@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded", "Unrewarded"])
 def test_episode_of_a_bad_number_is_truncated(tmp_path, env_id):
     env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
     faults = FaultsConfig(bad_numbers="truncate_episode", max_restarts=100)
@@ -238,8 +238,9 @@ def test_episode_of_a_bad_number_is_truncated(tmp_path, env_id):
     assert re.search(told, json.loads(first)["cause"])
 
 
-def test_update_of_a_bad_number_is_left_out(tmp_path):
-    env = EnvConfig(id="tests.training.clockwork:Undefined")
+@pytest.mark.parametrize("env_id", ["Undefined", "Unrewarded"])
+def test_update_of_a_bad_number_is_left_out(tmp_path, env_id):
+    env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
     done = train(
         small_run(tmp_path / "run", env=env, faults=FaultsConfig(bad_numbers="skip_update"))
     )
