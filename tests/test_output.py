@@ -1,11 +1,13 @@
 """What the command line prints can be read on narrow terminals, too."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from fastrl.cli.output import show_tables
+from fastrl.cli.output import QuietConsole, show_tables
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit
 from fastrl.throughput.measure import Measurement, Memory
@@ -59,3 +61,23 @@ def test_nothing_is_cut_at_40_columns(report):
 @pytest.mark.parametrize("report", [throughput_report, tune_report])
 def test_tables_are_tables_where_there_is_room(report):
     assert "│" in printed(report(), 200)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "| true"])
+def test_command_succeeds_where_standard_streams_are_closed(closed):
+    command = f"set -o pipefail; {sys.executable} -m fastrl config CartPole-v1 {closed}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_console_whose_reader_is_gone_says_nothing_and_ends_nothing():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    console = QuietConsole(file=Gone())
+    console.print("a line")
+    console.print("another")
+    assert console.quiet

@@ -18,7 +18,14 @@ from typer.exceptions import Abort, TyperException
 from fastrl.cli.arguments import split_arguments
 from fastrl.cli.learn import evaluate, plot, record, resume, train
 from fastrl.cli.measure import throughput
-from fastrl.cli.output import complain, drop_lost_output, one_line, say_what_can_be_said, write
+from fastrl.cli.output import (
+    complain,
+    drop_lost_output,
+    one_line,
+    open_closed_streams,
+    say_what_can_be_said,
+    write,
+)
 from fastrl.cli.show import config, envs
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
@@ -64,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The user's modules lie where the command is given; none of them hides an installed package.
     if "" not in sys.path:
         sys.path.append("")
+    open_closed_streams()
     say_what_can_be_said()
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)

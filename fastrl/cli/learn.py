@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import note, write
+from fastrl.cli.output import QuietConsole, note, write
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
 
@@ -65,7 +64,7 @@ def train(
         raise ConfigError("--fresh tunes anew, and nothing is tuned here; write 'sampler: auto'")
     from fastrl.training import train as train_run
 
-    console = Console(stderr=True)
+    console = QuietConsole(stderr=True)
     if resolved.sampler.tune_s is not None:
         from fastrl.tuning.auto import tuned
 
@@ -91,7 +90,7 @@ def resume(
     from fastrl.training import resume as resume_run
 
     changes = overrides or ()
-    console = Console(stderr=True)
+    console = QuietConsole(stderr=True)
     return _report(resume_run(run, changes, checkpoint=checkpoint, trust=trust, console=console))
 
 
@@ -116,7 +115,7 @@ def evaluate(
         seed=seed,
         checkpoint=checkpoint,
         trust=trust,
-        console=Console(stderr=True),
+        console=QuietConsole(stderr=True),
     )
     write(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import show_tables
+from fastrl.cli.output import QuietConsole, show_tables
 from fastrl.config import load_config
 
 
@@ -92,7 +91,7 @@ def throughput(
         Protocol(seconds, repeats, warm_up),
         with_limit=limit,
         random_actions=no_policy,
-        console=Console(stderr=True),
+        console=QuietConsole(stderr=True),
         command=shlex.join(["fastrl", *sys.argv[1:]]),
     )
     show_tables(measured.to_rich())

@@ -16,14 +16,22 @@ _NARROW = 60
 """Columns of a terminal below which a table's cells would hold a word each."""
 
 
+class QuietConsole(Console):
+    """A console that says nothing more once its reader is gone; rich's would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on without output, as training is worth more than what is said of it."""
+        self.quiet = True
+
+
 def write(text: str) -> None:
     """Write a result as it is: not wrapped, not coloured."""
-    Console(soft_wrap=True).out(text, highlight=False)
+    QuietConsole(soft_wrap=True).out(text, highlight=False)
 
 
 def note(text: str) -> None:
     """Write a remark on standard error."""
-    Console(stderr=True, soft_wrap=True).out(text, highlight=False)
+    QuietConsole(stderr=True, soft_wrap=True).out(text, highlight=False)
 
 
 def complain(text: str) -> None:
@@ -33,8 +41,10 @@ def complain(text: str) -> None:
 
 def table_console() -> Console:
     """Return a console that cuts tables to the terminal's width, and not in a pipe."""
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+    console = QuietConsole(markup=False, highlight=False)
+    return (
+        console if console.is_terminal else QuietConsole(markup=False, highlight=False, width=200)
+    )
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:
@@ -74,6 +84,22 @@ def say_what_can_be_said() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def open_closed_streams() -> None:
+    """Let standard streams that were closed before this process started lead to nowhere.
+
+    Python has None for such a stream, and the next file that is opened takes its descriptor: what
+    native code prints would go into a checkpoint or into another process's pipe.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free descriptor is taken; that is this one, as those below are open now.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def drop_lost_output() -> None:

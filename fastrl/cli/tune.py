@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import note, show_tables
+from fastrl.cli.output import QuietConsole, note, show_tables
 from fastrl.config import Config, load_config
 from fastrl.errors import ConfigError
 
@@ -133,7 +132,7 @@ class _Lines:
     """Tells of every trial on standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = QuietConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._spent_s = 0.0
 
     def __call__(self, trial: Trial, best: Candidate | None) -> None:
