@@ -38,7 +38,6 @@ from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews, check_restart, step_shapes, wrong_shapes
 from fastrl.envs.mujoco.keywords import Parameters, is_whole, parse
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
-from fastrl.envs.mujoco.physics import Rows as Which
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import View
 from fastrl.envs.mujoco.returned import (
@@ -47,6 +46,7 @@ from fastrl.envs.mujoco.returned import (
     check_observation,
     check_terms,
 )
+from fastrl.envs.mujoco.simulations import Rows as Which
 from fastrl.envs.mujoco.single import SingleMujocoEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec

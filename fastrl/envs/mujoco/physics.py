@@ -1,8 +1,8 @@
-"""n simulations of one MuJoCo model, stepped by one call of compiled code.
+"""n simulations of one MuJoCo model, which one call steps.
 
-`mjbatch.Batch` keeps a state vector per simulation and one ``mjData`` per thread, so that what a
-step touches stays in cache however many simulations there are. The state is
-``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping an ``mjData`` of its own.
+A batch of `fastrl.envs.mujoco.simulations` keeps a state vector per simulation and one ``mjData``
+per thread, so that what a step touches stays in cache however many simulations there are. The state
+is ``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping an own ``mjData``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mjbatch
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief
 from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
+from fastrl.envs.mujoco.simulations import Rows, new_batch
 from fastrl.envs.mujoco_clock import timers_off
 from fastrl.errors import EnvError
 
 Floats = NDArray[np.float64]
-Rows = NDArray[np.bool_] | NDArray[np.intp]
 
 _STATE = ("qpos", "qvel", "ctrl")
 # What MuJoCo computes after the constraint solver, and only where it is asked to.
@@ -105,7 +104,7 @@ class Physics:
         """
         wanted = _POST_CONSTRAINT.intersection(fields)
         self.model = _load(path, contact_forces=bool(wanted))
-        self._batch = mjbatch.Batch(self.model, num_sims, num_threads)
+        self._batch = new_batch(self.model, num_sims, num_threads)
         self._state: Floats = self._batch.bind("state")
         self._initial = self._state[0].copy()
         self.now = Fields({name: self._bind(name) for name in (*_STATE, *fields)})
@@ -266,6 +265,6 @@ def _forward_evaluates(model: mujoco.MjModel) -> bool:
 
 
 def _failed(where: str, error: RuntimeError) -> EnvError:
-    # mjbatch names the first one: "sim 3: …".
+    # A batch names the first one: "sim 3: …".
     text = " ".join(str(error).split()).replace("sim ", "env ", 1)
     return EnvError(f"MuJoCo failed in {where}: {text}")

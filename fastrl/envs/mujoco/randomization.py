@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.lookup import nearest, nearest_or_all
-from fastrl.envs.mujoco.physics import Physics, Rows, bound, within
+from fastrl.envs.mujoco.physics import Physics, bound, within
+from fastrl.envs.mujoco.simulations import Rows
 from fastrl.errors import EnvError
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]

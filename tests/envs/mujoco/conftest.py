@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastrl.envs import StepViews
-from fastrl.envs.mujoco import MujocoBatchedEnv
+from fastrl.envs.mujoco import MujocoBatchedEnv, simulations
 
 JUMPER = """
 <mujoco>
@@ -106,3 +106,13 @@ def jumper_class(tmp_path):
 @pytest.fixture
 def drive():
     return Driver
+
+
+@pytest.fixture(params=["mjbatch", "mujoco"], autouse=True)
+def backend(request, monkeypatch):
+    """Run each test with both of what can step simulations."""
+    if request.param == "mujoco":
+        monkeypatch.setattr(simulations, "accelerator", lambda: None)
+    elif simulations.accelerator() is None:
+        pytest.skip("mjbatch is not installed, or made for another version of MuJoCo")
+    return request.param
