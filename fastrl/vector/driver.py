@@ -80,6 +80,11 @@ class Driver(Protocol):
     different_spaces: list[Any]
 
     @property
+    def environments(self) -> Sequence[Any] | None:
+        """The environments, where the caller steps them one by one; else None."""
+        ...
+
+    @property
     def step_now(self) -> Callable[[int], Columns] | None:
         """What does as `begin_step` and `end_step` do, where the caller steps; else None."""
         ...

@@ -194,6 +194,10 @@ class EnvGroup:
         pairs = zip(self._told(mask), chosen, strict=True)
         return [function(each.env, argument) for each, argument in pairs]
 
+    def environments(self) -> list[Env]:
+        """Return all environments, whose time limits know how many steps there were."""
+        return [each.env for each in self._told([True] * len(self._instances))]
+
     def different_spaces(self) -> list[Any]:
         """Return the observation space of every environment, empty where all are the same."""
         found = [each.env.observation_space for each in self._instances]

@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
+from gymnasium import VectorizeMode
 from gymnasium.vector import AutoresetMode
 
 from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.classic_control.screen import quicken
-from fastrl.envs.lookup import nearest, registered_spec
+from fastrl.envs.lookup import registered_spec
 from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
@@ -33,22 +34,18 @@ from fastrl.vector.process_driver import ProcessDriver
 from fastrl.vector.recipe import Id, Recipe
 from fastrl.vector.serial_driver import SerialDriver
 from fastrl.vector.spec import VectorPlan, Wrapper
+from fastrl.vector.stepping import (
+    Autoreset,
+    Backend,
+    ObservationMode,
+    Stepping,
+    checked,
+    checked_mode,
+)
 from fastrl.vector.thread_driver import ThreadDriver
 from fastrl.vector.vector_env import FastVectorEnv, Output
 
-Backend = Literal["auto", "serial", "threads", "processes", "native"]
-Autoreset = Literal["same_step", "next_step", "disabled"]
-
-_MODES: Mapping[str, AutoresetMode] = {
-    "same_step": AutoresetMode.SAME_STEP,
-    "next_step": AutoresetMode.NEXT_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
-_NAMES_OF_GYMNASIUM = {
-    "autoreset_mode": "autoreset='same_step' or 'next_step'",
-    "vectorization_mode": "backend='serial' or 'processes'",
-    "vector_kwargs": "its parts as arguments of their own: autoreset=…, copy=…",
-}
+DEFAULT_AUTORESET = AutoresetMode.SAME_STEP
 _DRIVERS: Mapping[str, Callable[[VectorPlan], Driver]] = {
     "serial": SerialDriver,
     "native": SerialDriver,
@@ -63,16 +60,20 @@ def make_vec(
     *,
     backend: Backend = "auto",
     num_workers: int | None = None,
-    autoreset: Autoreset | AutoresetMode | str = "same_step",
+    autoreset: Autoreset | AutoresetMode | str | None = None,
     env_kwargs: EnvKwargs | None = None,
     env_kwargs_seed: int = 0,
-    wrappers: Sequence[Wrapper] = (),
+    wrappers: Sequence[Wrapper] | None = (),
     max_episode_steps: int | None = None,
     atari_preprocessing: bool = True,
     copy: bool = True,
+    observation_mode: ObservationMode | None = None,
     output: Output = "numpy",
     timeout_s: float = 120.0,
     start_timeout_s: float = 300.0,
+    vectorization_mode: VectorizeMode | str | None = None,
+    vector_kwargs: Mapping[str, Any] | None = None,
+    autoreset_mode: AutoresetMode | str | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> FastVectorEnv:
     """Build ``num_envs`` environments behind gymnasium's vector interface.
@@ -89,8 +90,8 @@ def make_vec(
             ``serial``.
         num_workers: Processes, by default one per usable core; or threads, by default one per
             environment.
-        autoreset: Whether the next episode begins in the step that ends one, in the next step, or
-            when the caller resets.
+        autoreset: Whether the next episode begins in the step that ends one (``same_step``, the
+            default), in the next step (``next_step``), or when the caller resets (``disabled``).
         env_kwargs: Parameters of the instances; see `fastrl.vector.instances`.
         env_kwargs_seed: Seed with which parameters are drawn.
         wrappers: Callables or import paths, applied to every environment in this order.
@@ -99,39 +100,49 @@ def make_vec(
             options are then among the keyword arguments; see `fastrl.vector.atari`.
         copy: Return copies of observations; otherwise views that hold until the second step or
             reset from now.
+        observation_mode: ``same`` refuses environments whose observations have other bounds than
+            those of the first, ``different`` takes them, and a tuple names the observation spaces
+            of all environments and of one. By default bounds may differ where every environment
+            has its own factory or parameters.
         output: ``numpy`` arrays or ``torch`` tensors.
         timeout_s: How long a step, reset or call may take; has no effect on ``serial``.
         start_timeout_s: How long building all environments may take.
+        vectorization_mode: Gymnasium's name for ``backend``: ``sync`` is ``serial``, ``async`` is
+            ``processes``, ``vector_entry_point`` is ``native``.
+        vector_kwargs: As in gymnasium: ``autoreset_mode``, ``copy``, ``observation_mode``.
+            ``shared_memory``, ``context`` and ``daemon`` are taken and have no effect.
+        autoreset_mode: Gymnasium's name for ``autoreset``.
         **kwargs: Parameters of all instances, such as ``render_mode``.
 
     Raises:
-        ArgumentError: An argument is wrong.
+        ArgumentError: An argument is wrong, or two contradict each other.
         EnvError: An environment cannot be built.
         EnvFailure: An environment died or hung while it was built.
     """
-    _checked(backend, Backend, "backend")
-    _checked(output, Output, "output")
-    _refuse_names_of_gymnasium(kwargs)
+    stepping = Stepping.of(backend, autoreset, copy, observation_mode)
+    stepping = stepping.joined(vectorization_mode, vector_kwargs, autoreset_mode)
+    checked(output, Output, "output")
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     plan = VectorPlan(
         name=recipe.name,
         instances=recipe.instances(wrappers, max_episode_steps, atari_preprocessing),
         num_envs=recipe.num_envs,
         num_workers=1,
-        autoreset=_checked_mode(autoreset),
-        different_spaces=len(recipe.own) > 1,
+        autoreset=stepping.autoreset or DEFAULT_AUTORESET,
+        different_spaces=_may_differ(recipe, stepping.observation_mode),
         timeout_s=deadline("timeout_s", timeout_s),
         start_timeout_s=deadline("start_timeout_s", start_timeout_s),
         env_kwargs=recipe.kwargs_of_all,
     )
-    start = partial(_start, copy=copy, output=output)
-    if backend not in ("auto", "native"):
-        workers = _workers(backend, num_workers, plan.num_envs)
-        return start(replace(plan, num_workers=workers), backend)
+    start = partial(_start, stepping=stepping, output=output)
+    chosen = stepping.backend
+    if chosen not in ("auto", "native"):
+        workers = _workers(chosen, num_workers, plan.num_envs)
+        return start(replace(plan, num_workers=workers), chosen)
     alone = not wrappers and atari_preprocessing and recipe.is_uniform
-    twin = backend == "auto" and alone and _has_twin(recipe, plan.autoreset)
+    twin = chosen == "auto" and alone and _has_twin(recipe, plan.autoreset)
     refusal: Exception | None = None
-    if backend == "native" or twin or (alone and is_native(recipe.ids[0])):
+    if chosen == "native" or twin or (alone and is_native(recipe.ids[0])):
         if wrappers:
             raise ArgumentError("native environments take no wrappers; take another backend")
         try:
@@ -139,7 +150,7 @@ def make_vec(
             return start(_with_native_workers(native, num_workers), "native")
         except (ArgumentError, EnvError) as error:
             # ALE's single games take arguments that its batch does not know.
-            if backend == "native" or isinstance(error, EnvFailure) or not is_atari(recipe.ids[0]):
+            if chosen == "native" or isinstance(error, EnvFailure) or not is_atari(recipe.ids[0]):
                 raise
             refusal = error
     return _start_single(plan, num_workers, start, refusal)
@@ -173,12 +184,13 @@ def make_concurrent(
     env: Id | Sequence[Callable[..., Any]],
     num_envs: int | None = None,
     *,
-    autoreset: Autoreset | AutoresetMode | str = "same_step",
+    autoreset: Autoreset | AutoresetMode | str | None = None,
     env_kwargs: EnvKwargs | None = None,
     env_kwargs_seed: int = 0,
-    wrappers: Sequence[Wrapper] = (),
+    wrappers: Sequence[Wrapper] | None = (),
     max_episode_steps: int | None = None,
     timeout_s: float = 120.0,
+    autoreset_mode: AutoresetMode | str | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> ConcurrentEnvs:
     """Build ``num_envs`` environments whose methods are to be awaited, here in this process.
@@ -194,16 +206,21 @@ def make_concurrent(
         wrappers: As for `make_vec`.
         max_episode_steps: As for `make_vec`.
         timeout_s: How long a step, reset or call may take.
+        autoreset_mode: Gymnasium's name for ``autoreset``.
         **kwargs: Parameters of all instances, such as ``render_mode``.
 
     Raises:
         ArgumentError: An argument is wrong.
         EnvError: An environment cannot be built.
     """
-    _refuse_names_of_gymnasium(kwargs)
+    for name in ("vectorization_mode", "vector_kwargs"):
+        if name in kwargs:
+            raise ArgumentError(f"make_concurrent takes no {name}: calls overlap in this process")
+    stepping = Stepping(autoreset=checked_mode(autoreset, "autoreset"))
+    stepping = stepping.joined(None, None, autoreset_mode)
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
-    mode, timeout_s = _checked_mode(autoreset), deadline("timeout_s", timeout_s)
+    mode, timeout_s = stepping.autoreset or DEFAULT_AUTORESET, deadline("timeout_s", timeout_s)
     envs: list[Any] = []
     try:
         envs.extend(instances[i % len(instances)].build() for i in range(recipe.num_envs))
@@ -216,7 +233,13 @@ def make_concurrent(
     return ConcurrentEnvs(envs, autoreset=mode, timeout_s=timeout_s, name=recipe.name)
 
 
-def _start(plan: VectorPlan, backend: str, *, copy: bool, output: Output) -> FastVectorEnv:
+def _may_differ(recipe: Recipe, mode: ObservationMode | None) -> bool:
+    if mode is None:
+        return len(recipe.own) > 1 or not recipe.is_uniform
+    return mode != "same"
+
+
+def _start(plan: VectorPlan, backend: str, *, stepping: Stepping, output: Output) -> FastVectorEnv:
     several = backend == "native" and plan.num_workers > 1
     try:
         driver = _DRIVERS["processes" if several else backend](plan)
@@ -228,7 +251,14 @@ def _start(plan: VectorPlan, backend: str, *, copy: bool, output: Output) -> Fas
             env_index=failure.env_index,
             remote_traceback=failure.remote_traceback,
         ) from failure.__cause__
-    return FastVectorEnv(plan, driver, backend, copy=copy, output=output)
+    mode = stepping.observation_mode
+    try:
+        return FastVectorEnv(
+            plan, driver, backend, copy=stepping.copy, output=output, observation_mode=mode
+        )
+    except BaseException:
+        driver.close()
+        raise
 
 
 def _has_twin(recipe: Recipe, autoreset: AutoresetMode) -> bool:
@@ -273,30 +303,3 @@ def _workers(backend: str, wanted: int | None, num_envs: int) -> int:
         return 1
     default = num_envs if backend == "threads" else usable_cores()
     return min(wanted or default, num_envs)
-
-
-def _checked(value: Any, literal: Any, name: str) -> Any:  # noqa: ANN401
-    known = get_args(literal)
-    if value not in known:
-        hint = nearest(str(value), known)
-        raise ArgumentError(f"{name} must be one of {', '.join(known)}, got '{value}'{hint}")
-    return value
-
-
-def _refuse_names_of_gymnasium(kwargs: Mapping[str, Any]) -> None:
-    """Refuse what would otherwise be taken for a parameter of the environments."""
-    for name, ours in _NAMES_OF_GYMNASIUM.items():
-        if name in kwargs:
-            raise ArgumentError(f"{name} is gymnasium's; write {ours}")
-
-
-def _checked_mode(autoreset: AutoresetMode | str) -> AutoresetMode:
-    if isinstance(autoreset, AutoresetMode):
-        return autoreset
-    for name, mode in _MODES.items():
-        if str(autoreset).lower() in (name, mode.value.lower()):
-            return mode
-    raise ArgumentError(
-        f"autoreset must be one of {', '.join(_MODES)}, got '{autoreset}'"
-        + nearest(str(autoreset), _MODES)
-    )

@@ -42,6 +42,7 @@ class ProcessDriver:
     """Steps the environments of a plan in processes; see `Driver`."""
 
     step_now = None
+    environments = None
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan

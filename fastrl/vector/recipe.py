@@ -92,13 +92,17 @@ class Recipe:
         return [dict(self.own[index % len(self.own)]) for index in range(self.num_envs)]
 
     def instances(
-        self, wrappers: Sequence[Wrapper], max_episode_steps: int | None, atari_preprocessing: bool
+        self,
+        wrappers: Sequence[Wrapper] | None,
+        max_episode_steps: int | None,
+        atari_preprocessing: bool,
     ) -> list[InstanceFactory]:
         """Return a factory for each environment, or a single one where all are the same.
 
         Raises:
             ArgumentError: The wrappers are no list.
         """
+        wrappers = () if wrappers is None else wrappers
         if isinstance(wrappers, str) or not isinstance(wrappers, Sequence):
             raise ArgumentError(
                 f"wrappers must be a list of callables or paths, got {brief(repr(wrappers))}"

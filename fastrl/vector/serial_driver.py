@@ -8,6 +8,7 @@ from typing import Any
 
 from fastrl.envs.mujoco_clock import untimed
 from fastrl.vector.driver import Ready, Refusal, Request
+from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, summary
 from fastrl.vector.groups import build_first, build_group, spec_of
@@ -38,6 +39,11 @@ class SerialDriver:
         if plan.native is not None and plan.native.num_threads > 1:
             self._step = TorchThreads(plan.native.num_threads).around(self._step)
         self.different_spaces = self._group.different_spaces()
+
+    @property
+    def environments(self) -> list[Any] | None:
+        """The environments, up to date; None where they exist as a batch only."""
+        return self._group.environments() if isinstance(self._group, EnvGroup) else None
 
     def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
         """Remember the bank; the work is done by `end_step`."""

@@ -35,6 +35,7 @@ class ThreadDriver:
     """
 
     step_now = None
+    environments = None
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import Space
+from gymnasium.spaces.utils import is_space_dtype_shape_equiv
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import (
     batch_differing_spaces,
     batch_space,
@@ -20,7 +23,7 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.vector.action_rows import ActionObjects, ActionRows
 from fastrl.vector.driver import Driver, Request
 from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
-from fastrl.vector.failures import ArgumentError, at_least_one
+from fastrl.vector.failures import ArgumentError, at_least_one, brief
 from fastrl.vector.infos import Infos, combine, gather
 from fastrl.vector.seeds import (
     check_all_or_none,
@@ -30,20 +33,27 @@ from fastrl.vector.seeds import (
 )
 from fastrl.vector.session import Pending, Session
 from fastrl.vector.spec import VectorPlan
+from fastrl.vector.stepping import ObservationMode
 
 Output = Literal["numpy", "torch"]
 StepResult = tuple[Any, Any, Any, Any, Infos]
 _NOTHING, _STEP = Pending.NOTHING, Pending.STEP
 
 
-class FastVectorEnv(Session):
+class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
     """Steps environments behind gymnasium's interface; see `fastrl.make_vec`.
+
+    `gymnasium.vector.VectorEnv` is a direct base, too: some libraries look no further than those.
 
     Attributes:
         plan: Who steps which environments.
         backend: ``serial``, ``threads``, ``processes`` or ``native``.
         output: ``numpy`` or ``torch``.
         env_kwargs: The parameters of every instance, those drawn included.
+        autoreset_mode: When the next episode begins where one ended; so is
+            ``metadata["autoreset_mode"]``.
+        observation_mode: ``same``, ``different``, or the observation spaces of all environments
+            and of one.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class FastVectorEnv(Session):
         *,
         copy: bool = True,
         output: Output = "numpy",
+        observation_mode: ObservationMode | None = None,
     ) -> None:
         super().__init__(plan, driver)
         self.backend = backend
@@ -61,6 +72,7 @@ class FastVectorEnv(Session):
         self._copy, self.output = copy, output
         spec = driver.spec
         self.spec, self.render_mode = spec.spec, spec.render_mode
+        self.autoreset_mode = plan.autoreset
         self.metadata = dict(spec.metadata) | {"autoreset_mode": plan.autoreset}
         self.single_action_space = spec.action_space
         self.action_space = batch_space(spec.action_space, self.num_envs)
@@ -68,6 +80,11 @@ class FastVectorEnv(Session):
         self.observation_space = batch_space(spec.observation_space, self.num_envs)
         if driver.different_spaces:
             self.observation_space = batch_differing_spaces(driver.different_spaces)
+        self.observation_mode = observation_mode or (
+            "different" if driver.different_spaces else "same"
+        )
+        if isinstance(self.observation_mode, tuple):
+            self._take_spaces(*self.observation_mode)
         self._paths = tuple(leaves(spec.observation_space)) if spec.fits_rows else ()
         self._single = self._paths == ("",)
         self._plain = self._single and copy and output == "numpy"
@@ -286,10 +303,38 @@ class FastVectorEnv(Session):
         infos["env_id"] = ids
         rows = [self._given(row[ids]) for row in bank.observation]
         return (
-            unflatten(self.single_observation_space, dict(zip(self._paths, rows, strict=True))),
+            unflatten(
+                self._driver.spec.observation_space, dict(zip(self._paths, rows, strict=True))
+            ),
             *(self._given(each[ids]) for each in (bank.reward, bank.terminated, bank.truncated)),
             infos,
         )
+
+    @property
+    def envs(self) -> list[Any]:
+        """The environments, to be read and changed where the caller steps them (``serial``).
+
+        Steps and resets of single ones are not noticed. On other backends the name is unknown, as
+        in gymnasium's `AsyncVectorEnv`.
+        """
+        found = self._driver.environments
+        if found is None:
+            raise AttributeError("envs")
+        return list(found)
+
+    def _take_spaces(self, whole: Space[Any], single: Space[Any]) -> None:
+        """Describe observations by spaces of the caller.
+
+        Raises:
+            ArgumentError: The space of one environment has another shape or dtype.
+        """
+        found = self.single_observation_space
+        if not is_space_dtype_shape_equiv(single, found):
+            raise ArgumentError(
+                f"observation_mode: the space of one environment, {brief(single)}, has another "
+                f"shape or dtype than that of the environments, {brief(found)}"
+            )
+        self.observation_space, self.single_observation_space = whole, single
 
     def _check_rows(self, name: str) -> None:
         if not self._paths:
@@ -322,7 +367,7 @@ class FastVectorEnv(Session):
         return self._actions.of(env_index)
 
     def _observation(self, bank: Bank) -> Any:  # noqa: ANN401
-        space = self.single_observation_space
+        space = self._driver.spec.observation_space
         if self._single:
             row = bank.observation[0]
             return self._given(row.copy() if self._copy else row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 import fastrl
@@ -54,8 +55,11 @@ def test_list_of_factories_has_one_for_each_environment():
         ({"env_kwargs": {"g": {"log_uniform": [-1, 2]}}}, "write two numbers above 0"),
         ({"env_kwargs": {"g": {"normal": [0, -1]}}}, "a standard deviation of at least 0"),
         ({"env_kwargs_seed": -1}, "env_kwargs_seed must be a whole number of at least 0, got -1"),
-        ({"autoreset_mode": "NextStep"}, "autoreset_mode is gymnasium's; write autoreset="),
-        ({"vectorization_mode": "sync"}, "vectorization_mode is gymnasium's; write backend="),
+        ({"autoreset_mode": "NxtStep"}, "autoreset_mode must be one of same_step, next_step, dis"),
+        (
+            {"autoreset": "same_step", "autoreset_mode": "NextStep"},
+            "autoreset_mode contradicts autoreset='same_step'; leave one of them out",
+        ),
         ({"wrappers": "module:Wrapper"}, "wrappers must be a list of callables or paths"),
         ({"wrappers": [lambda env: None]}, "returned a NoneType, not an environment"),
     ],
@@ -73,6 +77,60 @@ def test_argument_is_refused_by_its_name(make, arguments, message):
 )
 def test_argument_of_workers_is_refused_by_its_name(arguments, message):
     assert refusal(fastrl.make_vec, "CartPole-v1", 2, backend="processes", **arguments) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"backend": "threads", "vectorization_mode": "sync"},
+            "vectorization_mode='sync' contradicts backend='threads'; leave one of them out",
+        ),
+        (
+            {"vectorization_mode": "asinc"},
+            "vectorization_mode must be one of sync, async, vector_entry_point, got 'asinc'; "
+            "did you mean 'async'?",
+        ),
+        (
+            {"autoreset_mode": "Disabled", "vector_kwargs": {"autoreset_mode": "NextStep"}},
+            "vector_kwargs['autoreset_mode'] contradicts autoreset='disabled'; leave one of them "
+            "out",
+        ),
+        (
+            {"copy": False, "vector_kwargs": {"copy": True}},
+            "vector_kwargs['copy'] contradicts copy=False; leave one of them out",
+        ),
+        (
+            {"observation_mode": "same", "vector_kwargs": {"observation_mode": "different"}},
+            "vector_kwargs['observation_mode'] contradicts observation_mode='same'; leave one of "
+            "them out",
+        ),
+        ({"vector_kwargs": "copy"}, "vector_kwargs must be a mapping, got 'copy'"),
+        (
+            {"vector_kwargs": {"worker": print}},
+            "vector_kwargs: 'worker' is unknown here; known are autoreset_mode, copy, "
+            "observation_mode, shared_memory, context, daemon",
+        ),
+        (
+            {"observation_mode": "some"},
+            "observation_mode must be 'same', 'different' or a tuple of the observation space of "
+            "all environments and that of one, got 'some'",
+        ),
+        (
+            {"observation_mode": (Box(-1, 1, (2, 3)), Box(-1, 1, (3,)))},
+            "observation_mode: the space of one environment, Box(-1.0, 1.0, (3,), float32), has "
+            "another shape or dtype than that of the environments, Box(",
+        ),
+    ],
+)
+def test_names_of_gymnasium_are_refused_where_they_are_unknown_or_contradict(arguments, message):
+    assert refusal(fastrl.make_vec, "CartPole-v1", 2, **arguments).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["vectorization_mode", "vector_kwargs"])
+def test_awaited_environments_have_no_backend(name):
+    told = refusal(make_concurrent, "CartPole-v1", 2, **{name: "sync"})
+    assert told == f"make_concurrent takes no {name}: calls overlap in this process"
 
 
 @pytest.mark.parametrize("seed", [-1, "a", 0.5, [0, -1], [0, "b"], [0, 1.5]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -378,9 +379,10 @@ def test_environments_must_have_spaces_and_be_different_objects(backend):
 
 
 def test_environments_must_have_the_same_spaces(backend):
-    factories = [OtherSpaceEnv, lambda: OtherSpaceEnv(bound=2.0)]
-    with pytest.raises(EnvError, match=r"env 1 of .* has the observation_space"):
-        fastrl.make_vec(factories, backend=backend)
+    for other, mode in (({"bound": 2.0}, "same"), ({"size": 2}, None), ({"size": 2}, "different")):
+        factories = [OtherSpaceEnv, partial(OtherSpaceEnv, **other)]
+        with pytest.raises(EnvError, match=r"env 1 of .* has the observation_space"):
+            fastrl.make_vec(factories, backend=backend, observation_mode=mode)
 
 
 @pytest.mark.parametrize(
