@@ -105,7 +105,7 @@ def naive(options: argparse.Namespace, report: Report) -> None:
 def vector(options: argparse.Namespace, report: Report) -> None:
     """Step all of them with `fastrl.make_vec`."""
     factory = partial(make_env, options)
-    envs = fastrl.make_vec(factory, options.num_envs, backend=options.how)
+    envs = fastrl.make_vec(factory, options.num_envs, backend=options.how, autoreset="same_step")
     envs.action_space.seed(0)
     envs.reset(seed=0)
     left = np.full(options.num_envs, options.episodes)
@@ -119,7 +119,8 @@ def vector(options: argparse.Namespace, report: Report) -> None:
 
 async def concurrent(options: argparse.Namespace, report: Report) -> None:
     """Step all of them with ``await``."""
-    async with make_concurrent(partial(make_env, options), options.num_envs) as envs:
+    factory = partial(make_env, options)
+    async with make_concurrent(factory, options.num_envs, autoreset="same_step") as envs:
         envs.action_space.seed(0)
         await envs.reset(seed=0)
         left = np.full(options.num_envs, options.episodes)

@@ -124,13 +124,14 @@ def sb3(make_envs: Callable[[], Any], updates: int) -> float:
 def ways(program: str, env: str, num_envs: int) -> dict[str, Callable[[], Any]]:
     """Return the one line, by name."""
     factories = [partial(gymnasium.make, env) for _ in range(num_envs)]
+    mode = AutoresetMode.SAME_STEP
+    make = partial(fastrl.make_vec, env, num_envs, autoreset=mode)
     ours = {
-        "fastrl": partial(fastrl.make_vec, env, num_envs, backend="processes"),
-        "fastrl auto": partial(fastrl.make_vec, env, num_envs),
-        "fastrl native": partial(fastrl.make_vec, env, num_envs, backend="native"),
+        "fastrl": partial(make, backend="processes"),
+        "fastrl auto": make,
+        "fastrl native": partial(make, backend="native"),
     }
     if program == "loop":
-        mode = AutoresetMode.SAME_STEP
         return {
             "sync": lambda: SyncVectorEnv(factories, autoreset_mode=mode),
             "async": lambda: AsyncVectorEnv(factories, autoreset_mode=mode),

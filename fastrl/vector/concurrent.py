@@ -61,7 +61,7 @@ class ConcurrentEnvs:
         self,
         envs: Sequence[Any],
         *,
-        autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+        autoreset: AutoresetMode = AutoresetMode.NEXT_STEP,
         timeout_s: float = 120.0,
         name: str = "",
     ) -> None:

@@ -24,6 +24,7 @@ from fastrl.vector.failures import ArgumentError, EnvFailure, at_least_one, brie
 from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
     NativeBuild,
+    default_autoreset,
     is_native,
     is_twin,
     knows_threads,
@@ -45,7 +46,8 @@ from fastrl.vector.stepping import (
 from fastrl.vector.thread_driver import ThreadDriver
 from fastrl.vector.vector_env import FastVectorEnv, Output
 
-DEFAULT_AUTORESET = AutoresetMode.SAME_STEP
+DEFAULT_AUTORESET = AutoresetMode.NEXT_STEP
+"""That of gymnasium's `SyncVectorEnv`."""
 _DRIVERS: Mapping[str, Callable[[VectorPlan], Driver]] = {
     "serial": SerialDriver,
     "native": SerialDriver,
@@ -90,8 +92,10 @@ def make_vec(
             ``serial``.
         num_workers: Processes, by default one per usable core; or threads, by default one per
             environment.
-        autoreset: Whether the next episode begins in the step that ends one (``same_step``, the
-            default), in the next step (``next_step``), or when the caller resets (``disabled``).
+        autoreset: Whether the next episode begins in the step that ends one (``same_step``), in
+            the next step (``next_step``), or when the caller resets (``disabled``). The default is
+            that of gymnasium's `SyncVectorEnv`, ``next_step``; of batches that know only
+            ``same_step`` (``fastrl/…`` robots and ``fastrl/Crafter-v1``) it is that.
         env_kwargs: Parameters of the instances; see `fastrl.vector.instances`.
         env_kwargs_seed: Seed with which parameters are drawn.
         wrappers: Callables or import paths, applied to every environment in this order.
@@ -147,6 +151,8 @@ def make_vec(
             raise ArgumentError("native environments take no wrappers; take another backend")
         try:
             native = _native(plan, recipe, max_episode_steps, as_single=twin)
+            if stepping.autoreset is None:
+                native = _in_its_own_mode(native)
             return start(_with_native_workers(native, num_workers), "native")
         except (ArgumentError, EnvError) as error:
             # ALE's single games take arguments that its batch does not know.
@@ -283,6 +289,12 @@ def _native(
     own = recipe.own if len(recipe.own) > 1 else []
     build = NativeBuild(name, common, own, plan.autoreset, as_single=as_single)
     return replace(plan, name=name, native=build)
+
+
+def _in_its_own_mode(plan: VectorPlan) -> VectorPlan:
+    assert plan.native is not None
+    mode = default_autoreset(plan.native.name, DEFAULT_AUTORESET)
+    return replace(plan, autoreset=mode, native=replace(plan.native, autoreset=mode))
 
 
 def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:

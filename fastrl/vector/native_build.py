@@ -120,6 +120,17 @@ def is_twin(name: object, kwargs: Mapping[str, Any], autoreset: AutoresetMode) -
     )
 
 
+def default_autoreset(name: str, wanted: AutoresetMode) -> AutoresetMode:
+    """Return the autoreset mode that a batch has where the caller asks for none.
+
+    Args:
+        name: Id of the batch.
+        wanted: What single environments have.
+    """
+    knows_all = name.startswith("ALE/") or _is_classic(name)
+    return wanted if knows_all else AutoresetMode.SAME_STEP
+
+
 def native_name(name: object) -> str:
     """Return the id of the batched environment that behaves like ``name``.
 

@@ -133,7 +133,9 @@ def _sb3(kind: str, env_id: str, num_envs: int) -> Sb3:
 
 
 def _fastrl(backend: str, env_id: str, num_envs: int) -> Vector:
-    return Vector(fastrl.make_vec(env_id, num_envs, backend=backend, timeout_s=60))
+    return Vector(
+        fastrl.make_vec(env_id, num_envs, backend=backend, autoreset=SAME_STEP, timeout_s=60)
+    )
 
 
 def _gymnasium(kind: Any, env_id: str, num_envs: int) -> Vector:  # noqa: ANN401

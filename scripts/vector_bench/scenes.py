@@ -156,7 +156,7 @@ def _naive(build: Any, num_envs: int) -> Iterator[Turn]:  # noqa: ANN401
 
 @contextmanager
 def _vector(build: Any, num_envs: int, backend: Any) -> Iterator[Turn]:  # noqa: ANN401
-    envs = fastrl.make_vec(build, num_envs, backend=backend)
+    envs = fastrl.make_vec(build, num_envs, backend=backend, autoreset="same_step")
     envs.reset(seed=0)
     yield partial(_repeat, lambda: envs.step(envs.action_space.sample()), num_envs)
     envs.close()
@@ -172,7 +172,7 @@ def _awaited(build: Any, num_envs: int) -> Iterator[Turn]:  # noqa: ANN401
         return num_envs * steps / (time.perf_counter() - start)
 
     with asyncio.Runner() as runner:
-        envs = make_concurrent(build, num_envs)
+        envs = make_concurrent(build, num_envs, autoreset="same_step")
         runner.run(envs.reset(seed=0))
         yield lambda seconds: runner.run(step_for(seconds))
         runner.run(envs.close())

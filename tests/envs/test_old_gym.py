@@ -132,9 +132,9 @@ def test_gym_s_statistics_are_told_at_the_end():
     envs.reset(seed=0)
     for _ in range(100):
         *_, infos = envs.step(np.ones(1, np.int64))
-        if "final_info" in infos:
+        if "episode" in infos:
             break
-    assert infos["final_info"]["episode"]["l"][0] > 5
+    assert infos["episode"]["l"][0] > 5
     envs.close()
 
 

@@ -92,7 +92,9 @@ def test_what_a_subclass_overrides_is_called(name, steps):
     first = 0.0 if method == "step" else -100.0
     length = steps or LIMIT
 
-    envs = fastrl.make_vec(make, 2, backend="serial", max_episode_steps=steps)
+    envs = fastrl.make_vec(
+        make, 2, backend="serial", max_episode_steps=steps, autoreset="same_step"
+    )
     observation, _ = envs.reset(seed=0)
     assert observation.ravel().tolist() == [first, first]
     for count in range(1, 2 * length + 1):

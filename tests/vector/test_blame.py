@@ -20,9 +20,9 @@ ACTIONS = np.array([3, 4, 5])
 CHEAP = ("serial", "threads")
 
 
-def make(backend, kind, odd, in_reset=None):
+def make(backend, kind, odd, in_reset=None, **kwargs):
     factory = partial(MisfitEnv, kind, 10 + odd, in_reset)
-    return fastrl.make_vec(factory, 3, backend=backend, num_workers=1)
+    return fastrl.make_vec(factory, 3, backend=backend, num_workers=1, **kwargs)
 
 
 def assert_blamed(error, odd, action):
@@ -81,12 +81,14 @@ def test_misfit_of_a_reset(backend, kind):
     assert_blamed(caught.value, 1, None)
 
 
+@pytest.mark.parametrize(("mode", "steps"), [("same_step", 1), ("next_step", 2)])
 @pytest.mark.parametrize("kind", RESET_MISFITS)
 @pytest.mark.parametrize("backend", CHEAP)
-def test_misfit_of_the_reset_after_an_episode(backend, kind):
-    with make(backend, kind, 1, in_reset=1) as envs:
+def test_misfit_of_the_reset_after_an_episode(backend, kind, mode, steps):
+    with make(backend, kind, 1, in_reset=1, autoreset=mode) as envs:
         envs.reset(seed=10)
-        envs.step(ACTIONS)
+        for _ in range(steps):
+            envs.step(ACTIONS)
         with pytest.raises(EnvFailure) as caught:
             envs.step(ACTIONS)
     assert_blamed(caught.value, 1, 4)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import VectorizeMode
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastrl
+from tests.counting_env import CountingEnv
 from tests.vector.envs import OtherSpaceEnv
+from tests.vector.ppo_loop import train
+from tests.vector.test_same_as_gymnasium import assert_same
 
 BACKENDS = ("serial", "threads", "processes")
 
@@ -110,3 +117,99 @@ def test_observation_spaces_of_the_caller_are_taken(backend):
         assert ours.single_observation_space == theirs.single_observation_space == spaces[1]
         assert ours.reset(seed=0)[0] in spaces[0]
     theirs.close()
+
+
+def stepped_alike(ours, theirs, steps=40):
+    """Compare every step of two vector environments; return how many ended an episode."""
+    theirs.action_space.seed(3)
+    assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"]
+    assert_same(ours.reset(seed=5), theirs.reset(seed=5))
+    ends = 0
+    for step in range(steps):
+        actions = theirs.action_space.sample()
+        expected = theirs.step(actions)
+        assert_same(ours.step(actions), expected, f"step {step}")
+        ends += int((expected[2] | expected[3]).any())
+    ours.close(), theirs.close()
+    return ends
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_default_arguments_give_the_steps_of_sync_vector_env(backend):
+    build = partial(gymnasium.make, "CartPole-v1", max_episode_steps=11)
+    ours = fastrl.make_vec([build] * 3, backend=backend)
+    assert stepped_alike(ours, SyncVectorEnv([build] * 3)) >= 3
+
+
+def test_ids_alone_give_the_steps_of_gymnasiums_make_vec():
+    theirs = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync")
+    assert stepped_alike(fastrl.make_vec("CartPole-v1", 3), theirs) >= 3
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    ending=st.sampled_from(["terminated", "truncated", "alternate"]),
+    limit=st.one_of(st.none(), st.integers(1, 6)),
+)
+def test_episodes_of_any_length_end_as_in_sync_vector_env(lengths, ending, limit):
+    builds = [partial(limited, length=each, ending=ending, limit=limit) for each in lengths]
+    ours = fastrl.make_vec(builds, backend="serial")
+    assert stepped_alike(ours, SyncVectorEnv(builds), steps=15) > 0
+
+
+def limited(*, limit, **kwargs):
+    env = CountingEnv(**kwargs)
+    return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+
+
+@pytest.mark.parametrize("wrapper", ["NormalizeObservation", "FlattenObservation"])
+@pytest.mark.parametrize("backend", ["serial", "processes"])
+def test_wrappers_of_vector_environments_give_what_they_give_around_gymnasiums(wrapper, backend):
+    wrap = getattr(gymnasium.wrappers.vector, wrapper)
+    build = partial(gymnasium.make, "CartPole-v1", max_episode_steps=9)
+    ours = wrap(fastrl.make_vec(build, 3, backend=backend))
+    assert stepped_alike(ours, wrap(SyncVectorEnv([build] * 3))) >= 3
+
+
+@contextmanager
+def one_thread():
+    """Keep torch to one thread: more only cost time for small networks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_training_loop_learns_to_the_last_bit_what_it_learns_from_sync_vector_env():
+    def build():
+        return gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("CartPole-v1"))
+
+    with one_thread():
+        theirs = train(SyncVectorEnv([build] * 4))
+        ours = train(fastrl.make_vec([build] * 4))
+    assert np.array_equal(ours[0], theirs[0])
+    assert ours[1:] == theirs[1:]
+    weights, returns, lengths, resets = theirs
+    assert np.isfinite(weights).all()
+    assert returns == lengths
+    assert len(lengths) >= resets > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("fastrl/CartPole-v1", AutoresetMode.NEXT_STEP),
+        ("fastrl/HalfCheetah-v5", AutoresetMode.SAME_STEP),
+        ("fastrl/Crafter-v1", AutoresetMode.SAME_STEP),
+    ],
+)
+def test_batch_that_knows_only_one_autoreset_mode_has_it_by_default(name, mode):
+    with fastrl.make_vec(name, 2) as envs:
+        assert envs.backend == "native"
+        assert envs.autoreset_mode is envs.metadata["autoreset_mode"] is mode
+    if mode is AutoresetMode.SAME_STEP:
+        with pytest.raises(fastrl.vector.ArgumentError, match="knows only the autoreset mode SAME"):
+            fastrl.make_vec(name, 2, autoreset="next_step")

@@ -165,11 +165,13 @@ def play(envs):
 
 
 def play_made(build, backend):
-    return play(fastrl.make_vec(build, NUM_ENVS, backend=backend, num_workers=2))
+    return play(
+        fastrl.make_vec(build, NUM_ENVS, backend=backend, num_workers=2, autoreset="same_step")
+    )
 
 
 def play_sent(build):
-    envs = fastrl.make_vec(build, NUM_ENVS, backend="serial")
+    envs = fastrl.make_vec(build, NUM_ENVS, backend="serial", autoreset="same_step")
     envs.async_reset(seed=list(range(NUM_ENVS)))
     observation, *_, infos = envs.recv()
     results = [(observation, infos)]
@@ -184,7 +186,7 @@ def play_sent(build):
 
 def play_awaited(build):
     async def run():
-        envs = fastrl.vector.make_concurrent(build, NUM_ENVS)
+        envs = fastrl.vector.make_concurrent(build, NUM_ENVS, autoreset="same_step")
         results = [await envs.reset(seed=list(range(NUM_ENVS)))]
         results += [await envs.step(np.zeros(NUM_ENVS, np.int64)) for _ in range(STEPS)]
         await envs.close()
@@ -250,7 +252,9 @@ def test_worker_processes_and_sb3_give_the_same_infos():
     ]
     build = partial(ScriptedEnv, scripts, True)
     check_all_arrived(play_made(build, "processes"), scripts)
-    envs = fastrl.vector.to_sb3(fastrl.make_vec(build, NUM_ENVS, backend="serial"))
+    envs = fastrl.vector.to_sb3(
+        fastrl.make_vec(build, NUM_ENVS, backend="serial", autoreset="same_step")
+    )
     envs._seeds = list(range(NUM_ENVS))
     envs.reset()
     first, steps = expected(scripts)

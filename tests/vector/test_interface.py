@@ -113,7 +113,7 @@ def test_pictures_of_all_environments(backend):
     assert with_pictures.render_mode == "rgb_array"
     assert [frame.shape for frame in frames] == [(4, 5, 3)] * 2
     assert with_pictures.metadata["render_fps"] == 7
-    assert with_pictures.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert with_pictures.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert "autoreset_mode" not in TellingEnv.metadata
     with_pictures.close()
 
@@ -219,7 +219,7 @@ def test_actions_that_their_dtype_does_not_hold_are_refused():
 
 
 def test_keys_of_dicts_are_what_they_were(backend):
-    envs = fastrl.make_vec(KeyedEnv, 2, backend=backend)
+    envs = fastrl.make_vec(KeyedEnv, 2, backend=backend, autoreset="same_step")
     observation, _ = envs.reset(seed=0)
     assert envs.observation_space.contains(observation)
     for _ in range(3):
@@ -263,7 +263,7 @@ def test_whole_numbers_are_asked_for_where_the_space_is_discrete():
 
 
 def test_environment_may_keep_the_action_it_was_given(backend):
-    envs = fastrl.make_vec(TellingEnv, 2, backend=backend)
+    envs = fastrl.make_vec(TellingEnv, 2, backend=backend, autoreset="same_step")
     envs.reset(seed=0)
     for number in range(3):
         envs.step(np.full((2, 2), number / 10))

@@ -61,7 +61,8 @@ def test_partial_reset_of_native_environments():
 
 @pytest.mark.parametrize(("workers", "length"), [(1, 30), (2, 200)])
 def test_crafter_s_batch_stands_for_single_worlds(workers, length):
-    ours = fastrl.make_vec("Crafter-v1", 4, num_workers=workers, length=length, size=(32, 32))
+    options = dict(length=length, size=(32, 32), autoreset="same_step")
+    ours = fastrl.make_vec("Crafter-v1", 4, num_workers=workers, **options)
     build = partial(gymnasium.make, "Crafter-v1", length=length, size=(32, 32))
     theirs = SyncVectorEnv([build] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.backend == "native"
@@ -93,9 +94,10 @@ def test_crafter_s_batch_stands_for_single_worlds(workers, length):
     "arguments",
     [
         {"autoreset": "next_step"},
-        {"wrappers": [lambda env: env]},
-        {"semantic": True},
-        {"env_kwargs": [{"reward": True}, {"reward": False}]},
+        {},
+        {"autoreset": "same_step", "wrappers": [lambda env: env]},
+        {"autoreset": "same_step", "semantic": True},
+        {"autoreset": "same_step", "env_kwargs": [{"reward": True}, {"reward": False}]},
     ],
 )
 def test_single_worlds_are_stepped_where_a_batch_is_not_the_same(arguments):
@@ -258,7 +260,7 @@ class TestAtari:
 
     def test_games_are_those_of_gymnasium_s_own_wrappers(self):
         ours = fastrl.make_vec("ALE/Breakout-v5", 2, backend="serial", episodic_life=True)
-        theirs = SyncVectorEnv([plain_breakout] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+        theirs = SyncVectorEnv([plain_breakout] * 2)
         theirs.action_space.seed(0)
         assert_same(ours.reset(seed=4), theirs.reset(seed=4))
         ends = 0
@@ -277,7 +279,7 @@ class TestAtari:
     def test_batch_and_single_games_show_the_same_screens(self, options):
         plain = {"noop_max": 0, "use_fire_reset": False, "repeat_action_probability": 0.0}
         plain |= {"max_num_frames_per_episode": 21, **options}
-        make = partial(fastrl.make_vec, "ALE/Pong-v5", 2, **plain)
+        make = partial(fastrl.make_vec, "ALE/Pong-v5", 2, autoreset="same_step", **plain)
         batch, single = make(backend="native"), make(backend="serial")
         assert single.observation_space == batch.observation_space
         batch.action_space.seed(0)

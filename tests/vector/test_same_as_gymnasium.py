@@ -94,7 +94,7 @@ def compare(build, backend, mode, num_envs=5, steps=60):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_spaces_without_arrays_of_fixed_size_travel_as_objects(backend):
-    theirs = SyncVectorEnv([WordyEnv] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    theirs = SyncVectorEnv([WordyEnv] * 3)
     ours = fastrl.make_vec(WordyEnv, 3, backend=backend, num_workers=2)
     assert_same(ours.reset(seed=1), theirs.reset(seed=1))
     for _ in range(12):
@@ -128,8 +128,7 @@ def test_partial_resets_are_those_of_sync_vector_env(backend):
 def test_wrappers_and_time_limits_of_the_call_are_those_of_gymnasium():
     wrapper = gymnasium.wrappers.TimeAwareObservation
     theirs = SyncVectorEnv(
-        [lambda: wrapper(gymnasium.make("CartPole-v1", max_episode_steps=9))] * 2,
-        autoreset_mode=AutoresetMode.SAME_STEP,
+        [lambda: wrapper(gymnasium.make("CartPole-v1", max_episode_steps=9))] * 2
     )
     ours = fastrl.make_vec(
         "CartPole-v1", 2, backend="serial", wrappers=[wrapper], max_episode_steps=9

@@ -26,7 +26,9 @@ from fastrl.vector import to_sb3
 
 
 def adapter(env="CartPole-v1", num_envs=3, **kwargs):
-    return to_sb3(fastrl.make_vec(env, num_envs, **{"backend": "serial"} | kwargs))
+    return to_sb3(
+        fastrl.make_vec(env, num_envs, **{"backend": "serial", "autoreset": "same_step"} | kwargs)
+    )
 
 
 @pytest.mark.parametrize("backend", ["serial", "processes"])
