@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,8 +59,13 @@ class Saver:
     ) -> None:
         self._config, self._learner, self._window = config, learner, window
         self._store = store
-        self._env_seeds = _env_seeds(plan)
+        self._plan = plan
         self._saved_steps, self._saved_s = learner.steps, time.monotonic()
+
+    @cached_property
+    def _env_seeds(self) -> Tensor:
+        """Not before the first checkpoint: by then it is known that there is memory for all."""
+        return _env_seeds(self._plan)
 
     def snapshot(self) -> Checkpoint:
         """Return all that the run goes on from, copied, as it is between two updates."""

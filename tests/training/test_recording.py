@@ -85,7 +85,7 @@ def test_unknown_format_is_refused(tmp_path):
 
 def test_missing_encoder_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"imageio-ffmpeg.*fastrl\[video\]"):
+    with pytest.raises(ConfigError, match=r"imageio-ffmpeg.*pip install "):
         recorder()(model(), tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())
 

@@ -58,6 +58,7 @@ def test_summary_has_what_it_promises(finished):
         "eval_return_mean",
         "eval_return_std",
         "eval_episodes",
+        "eval_cut",
     ]
     assert summary["env"] == "tests.training.clockwork:Clockwork"
     assert (summary["algorithm"], summary["seed"], summary["steps"]) == ("ppo", 3, 512)
@@ -81,12 +82,12 @@ def test_rows_of_training_say_how_it_goes(finished):
 
 
 def test_evaluations_are_written_down_and_the_best_is_kept(finished):
+    (final,) = rows(finished.path, "final_evaluation")
+    assert (final["steps"], final["episodes"], final["cut"]) == (512, 5, 0)
     found = rows(finished.path, "evaluation")
-    assert found[-1]["steps"] == 512
-    assert found[-1]["episodes"] == 5
-    during = {row["steps"]: row["return_mean"] for row in found[:-1]}
+    during = {row["steps"]: row["return_mean"] for row in found}
     assert during
-    assert all(row["episodes"] == 3 for row in found[:-1])
+    assert all(row["episodes"] == 3 for row in found)
     best = CheckpointStore(finished.path / "checkpoints").best()
     assert best["return_mean"] == max(during.values()) == during[best["steps"]]
 
@@ -95,7 +96,8 @@ def test_final_policy_is_the_best_where_no_earlier_one_is_better(tmp_path):
     evaluation = EvaluationConfig(every_steps=64, episodes=1, final_episodes=2)
     done = train(small_run(tmp_path / "run", evaluation=evaluation))
     # Training is over before the evaluation process has started.
-    assert [row["steps"] for row in rows(done.path, "evaluation")][-2:] == [512, 512]
+    assert rows(done.path, "evaluation")[-1]["steps"] == 512
+    assert rows(done.path, "final_evaluation")[-1]["steps"] == 512
     found = evaluate_run(done.path)
     best = CheckpointStore(done.path / "checkpoints").best()
     assert (best["checkpoint"], best["steps"]) == (found.checkpoint, found.steps)
@@ -374,11 +376,11 @@ def test_checkpoint_of_something_else_is_one_line(finished, tmp_path):
     written = (path / "config.yaml").read_text()
     (path / "config.yaml").write_text(written.replace(":Clockwork", ":Uneven"))
     with pytest.raises(CheckpointError, match=r"of the environment '.*:Clockwork', this run is of"):
-        evaluate_run(path)
+        evaluate_run(path, trust=True)
     (path / "config.yaml").write_text(written.replace("hidden_sizes: [8]", "hidden_sizes: [9]"))
     told = r"^checkpoint step_\d+ is of another model: actor_body\.mlp\.0\.bias, .* differ$"
     with pytest.raises(CheckpointError, match=told):
-        evaluate_run(path)
+        evaluate_run(path, trust=True)
 
 
 def test_run_that_is_at_its_end_says_how_many_steps_it_takes_to_go_on(finished):
