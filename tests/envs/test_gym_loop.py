@@ -439,7 +439,7 @@ class MuteError(Exception):
     ("error", "told"),
     [
         (SystemExit(0), "SystemExit: 0"),
-        (GeneratorExit(), "GeneratorExit"),
+        (GeneratorExit(), r"GeneratorExit at .*test_gym_loop\.py:\d+: raise self\._error"),
         (MuteError(), r"MuteError: \(its message cannot be printed\)"),
         (ValueError("a\nb"), "ValueError: a b"),
     ],
