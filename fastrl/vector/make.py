@@ -23,6 +23,7 @@ from fastrl.vector.driver import Driver
 from fastrl.vector.failures import ArgumentError, EnvFailure, at_least_one, brief, deadline
 from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
+    AutoresetError,
     NativeBuild,
     default_autoreset,
     is_native,
@@ -155,8 +156,9 @@ def make_vec(
                 native = _in_its_own_mode(native)
             return start(_with_native_workers(native, num_workers), "native")
         except (ArgumentError, EnvError) as error:
-            # ALE's single games take arguments that its batch does not know.
-            if chosen == "native" or isinstance(error, EnvFailure) or not is_atari(recipe.ids[0]):
+            # Single environments know every mode, and ALE's arguments that its batch does not.
+            is_for_single = is_atari(recipe.ids[0]) or isinstance(error, AutoresetError)
+            if chosen == "native" or isinstance(error, EnvFailure) or not is_for_single:
                 raise
             refusal = error
     return _start_single(plan, num_workers, start, refusal)

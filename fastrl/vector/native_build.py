@@ -18,6 +18,12 @@ from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.failures import ArgumentError, brief, summary
 
 Vector = VectorEnv[Any, Any, Any]
+
+
+class AutoresetError(ArgumentError):
+    """A batch does not know the autoreset mode that is asked for; single environments do."""
+
+
 _CLASSIC_SHARED, _CRAFTER_SHARED, _TOLD_SHARED = 4096, 16, 64
 """How many environments are worth a second core; Crafter's infos are put together on one."""
 _CRAFTER = ("Crafter-v1", "fastrl.envs.crafter:CrafterEnv")
@@ -59,6 +65,11 @@ class NativeBuild:
         if self.name.startswith("ALE/"):
             kwargs |= {"autoreset_mode": self.autoreset, "num_threads": self.num_threads}
         elif _is_classic(self.name):
+            if self.autoreset is AutoresetMode.DISABLED:
+                raise AutoresetError(
+                    f"'{self.name}' knows only the autoreset modes SAME_STEP and NEXT_STEP, not "
+                    "DISABLED; take another backend for that"
+                )
             kwargs["autoreset_mode"] = self.autoreset
         if _knows_threads(self.name):
             kwargs["num_threads"] = self.num_threads
@@ -76,7 +87,7 @@ class NativeBuild:
         found = vector.metadata.get("autoreset_mode")
         if found is not self.autoreset:
             vector.close()
-            raise ArgumentError(
+            raise AutoresetError(
                 f"'{self.name}' knows only the autoreset mode {getattr(found, 'name', found)}, "
                 f"not {self.autoreset.name}; take another backend for that"
             )

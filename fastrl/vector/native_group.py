@@ -55,6 +55,7 @@ class NativeGroup:
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
         actions = [leaf.copy() for leaf in self._action]
+        self._check_finite(actions)
         space = self._vector.single_action_space
         paths = dict(zip(_paths(space), actions, strict=True))
         try:
@@ -75,6 +76,13 @@ class NativeGroup:
             return columns
         told = self._tell(self._vector, views.terminated, ended, self.envs.start)
         return columns | dict(told.items()) if columns else told  # type: ignore[union-attr]
+
+    def _check_finite(self, actions: Sequence[NDArray[Any]]) -> None:
+        for leaf in actions:
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                bad = np.argwhere(~np.isfinite(leaf))[0]
+                self._at[0] = self.envs.start + int(bad[0])
+                raise EnvError(f"the action holds {leaf[tuple(bad)]}; expected finite numbers")
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
         """Refuse: these environments step all together.
