@@ -5,6 +5,7 @@ The same code runs in a worker process, in a thread and in the caller itself.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from typing import Any
@@ -17,9 +18,10 @@ from fastrl.closing import close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.episode_clock import NEVER, EpisodeClock
 from fastrl.envs.rows import ObservationWriter, number_of
-from fastrl.errors import EnvError
+from fastrl.errors import USERS_FAILURES, EnvError
 from fastrl.vector.action_rows import single_action, splitter
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Bank, Exchange
+from fastrl.vector.failures import brief
 from fastrl.vector.infos import Columns, gather, kept
 from fastrl.vector.instance import Instance
 from fastrl.vector.spec import Env, InstanceSpec, VectorPlan
@@ -68,7 +70,8 @@ class EnvGroup:
                 who = f"env {index} of '{spec.name}'"
                 check_spaces(env, spec, who, different=plan.different_spaces)
         except BaseException:
-            self.close()
+            with contextlib.suppress(*USERS_FAILURES):  # what failed first is what matters
+                self.close()
             raise
         self._steps: list[Step] = [each.step for each in self._instances]
         self._clock = EpisodeClock([each.limit for each in self._instances])
@@ -106,6 +109,8 @@ class EnvGroup:
             rewards.append(reward)
             if info:
                 infos[index] = info
+            elif info is None:
+                raise _no_info("step", info)
             if terminated or truncated:
                 ended[index - start] = (bool(terminated), bool(truncated))
         views = self._banks[bank]
@@ -223,7 +228,10 @@ class EnvGroup:
     ) -> tuple[Any, dict[str, Any]]:
         self._clock.restart(index)
         self._ended.discard(index)
-        return self._instances[index].reset(seed, options)
+        observation, info = self._instances[index].reset(seed, options)
+        if not isinstance(info, Mapping):
+            raise _no_info("reset", info)
+        return observation, info
 
     def _end_all(
         self,
@@ -299,3 +307,7 @@ class EnvGroup:
         for index, reward in enumerate(rewards, first):
             self._at[0] = index
             row[index - first] = number_of(reward, index)
+
+
+def _no_info(method: str, info: object) -> EnvError:
+    return EnvError(f"{method}() returned the info {brief(info)}; expected a dict")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrl.envs.mujoco_clock import untimed
+from fastrl.errors import USERS_FAILURES
 from fastrl.vector.driver import Ready, Refusal, Request
 from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
@@ -33,7 +34,7 @@ class SerialDriver:
         everyone = range(plan.num_envs)
         try:
             self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, first)
-        except Exception as error:
+        except USERS_FAILURES as error:
             raise self._failure(error) from error
         self._step = untimed(self._group.step)
         if plan.native is not None and plan.native.num_threads > 1:
@@ -66,7 +67,7 @@ class SerialDriver:
         """
         try:
             return self._step(bank)
-        except Exception as error:
+        except USERS_FAILURES as error:
             raise self._failure(error) from error
 
     def begin_request(self, request: Request) -> None:
@@ -82,8 +83,8 @@ class SerialDriver:
         request: Request = self._pending
         try:
             return [request.serve(self._group)]
-        except Exception as error:
-            if request.fatal:
+        except USERS_FAILURES as error:
+            if request.fatal or not isinstance(error, Exception):
                 raise self._failure(error) from error
             return [Refusal(self._at[0], error)]
 
@@ -102,7 +103,7 @@ class SerialDriver:
             for _ in range(count):
                 index, bank = self._queue.popleft()
                 ready.add(index, self._group.step_one(index, bank))
-        except Exception as error:
+        except USERS_FAILURES as error:
             raise self._failure(error) from error
         return ready
 
@@ -118,5 +119,5 @@ class SerialDriver:
         """Close the environments."""
         self._group.close()
 
-    def _failure(self, error: Exception) -> EnvFailure:
+    def _failure(self, error: BaseException) -> EnvFailure:
         return EnvFailure(f"raised {summary(error)}", worker="serial", env_index=self._at[0])
