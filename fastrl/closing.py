@@ -53,7 +53,8 @@ def build_all(built: Iterable[Held]) -> list[Held]:
     try:
         held.extend(built)
     except BaseException:
-        close_all(held)
+        with suppress(Exception):
+            close_all(held)
         raise
     return held
 

@@ -19,8 +19,8 @@ An id is one of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -162,7 +162,8 @@ class EnvFactory:
         try:
             return self._batched(env, num_envs)
         except BaseException:
-            env.close()
+            with suppress(*USERS_FAILURES):  # what failed first is what matters
+                env.close()
             raise
 
     def _batched(self, env: Any, num_envs: int) -> BatchedEnv:  # noqa: ANN401
@@ -172,7 +173,8 @@ class EnvFactory:
             try:
                 return self._loop([env, *others], spec)
             except BaseException:
-                close_all(others)
+                with suppress(*USERS_FAILURES):
+                    close_all(others)
                 raise
         if env.num_envs != num_envs:
             raise EnvError(
@@ -210,11 +212,22 @@ class EnvFactory:
             EnvError: It cannot be built.
             SpaceError: A space is unsupported, or its actions cannot be squashed.
         """
+        with self.probing() as spec:
+            return spec
+
+    @contextmanager
+    def probing(self) -> Iterator[EnvSpec]:
+        """Build one environment, give its spaces and time limit, and close it after the block.
+
+        Raises:
+            EnvError: It cannot be built.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
         env = self._build(1)
         try:
-            return self._spec(env)
+            yield self._spec(env)
         finally:
-            with suppress(Exception):  # what was asked for is known
+            with suppress(*USERS_FAILURES):  # what was asked for is known
                 env.close()
 
     def _spec(self, env: Any) -> EnvSpec:  # noqa: ANN401

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from fastrl.closing import closed_after
 from fastrl.cores import usable_cores
+from fastrl.errors import USERS_FAILURES, FastrlError
 from fastrl.global_streams import seeded_streams
-from fastrl.vector.failures import EnvFailure, summary
-from fastrl.vector.spec import Env, VectorPlan
+from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
+from fastrl.vector.probing import Doing, close_probed, in_time
+from fastrl.vector.spec import Env, VectorPlan, why_not_sent
 
 HAND_OVER_S = 150e-6
 """What a step of worker processes costs besides the environments, on a 2-core AMD EPYC."""
@@ -58,28 +61,56 @@ def choose_backend(plan: VectorPlan) -> str:
     """Return the backend that steps a plan soonest: ``serial``, ``processes`` or ``threads``.
 
     One environment is built here, timed for a twentieth of a second with random actions, and
-    closed. Threads are for environments that wait.
+    closed. Threads are for environments that wait; processes only for what can be sent to them.
 
     Raises:
-        EnvFailure: The environment raised.
+        EnvFailure: The environment raised, or a call overran its deadline.
     """
     if plan.num_envs == 1:
         return "serial"
     # However many steps it is timed for, what the caller draws next stays the same.
-    with seeded_streams(0):
-        env, cost = _timed(plan)
+    try:
+        with seeded_streams(0):
+            env, cost = _timed(plan)
+    except EnvTimeoutError:
+        raise
+    except FastrlError as error:
+        if "main thread" in str(error):  # signal handlers, windows: such environments step there
+            return "serial"
+        raise
     if getattr(env, "render_mode", None) == "human":
         # One window waits for its next frame; by the time all are drawn, that has come.
         cost = StepCost(cost.busy_s, cost.busy_s)
-    return cheapest(cost, plan.num_envs, usable_cores(), torch.get_num_threads() - 1)
+    idle_threads = torch.get_num_threads() - 1
+    found = cheapest(cost, plan.num_envs, usable_cores(), idle_threads)
+    if found == "processes" and why_not_sent(plan):
+        return cheapest(cost, plan.num_envs, 1, idle_threads)
+    return found
 
 
 def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
-    env = plan.instance(0).build()
+    @contextmanager
+    def look(doing: Doing) -> Iterator[tuple[Env, StepCost]]:
+        env = plan.instance(0).build()
+        try:
+            yield env, _cost(plan, env, doing)
+        finally:
+            close_probed(env, plan.name)
+
     try:
-        with closed_after(env):
-            return env, step_cost(env)
-    except Exception as error:
+        return in_time(plan, look)
+    except EnvTimeoutError as error:
+        raise EnvTimeoutError(
+            f"env 0 of '{plan.name}' {error.args[0]}, while it was timed",
+            worker="probe",
+            env_index=0,
+        ) from None
+
+
+def _cost(plan: VectorPlan, env: Env, doing: Doing) -> StepCost:
+    try:
+        return step_cost(env, doing.begin)
+    except USERS_FAILURES as error:
         raise EnvFailure(
             f"env 0 of '{plan.name}' (serial) raised {summary(error)}, while it was timed",
             worker="serial",
@@ -112,13 +143,22 @@ def cheapest(cost: StepCost, num_envs: int, cores: int, idle_threads: int = 0) -
     return min(took, key=lambda backend: took[backend])
 
 
-def step_cost(env: Env) -> StepCost:
-    """Time an environment."""
+def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCost:
+    """Time an environment.
+
+    Args:
+        env: What to time.
+        begin: Is told of every kind of call that follows.
+    """
+    begin("reset()")
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(50)]
+    begin("step()")
     env.step(actions[0])
+    begin("reset()")
     env.reset()
+    begin("step()")
     sleeps = _sleeps()
     steps, ends, resets_s = 0, 0, 0.0
     start, busy = time.perf_counter(), time.thread_time()
@@ -127,7 +167,9 @@ def step_cost(env: Env) -> StepCost:
         steps += 1
         if terminated or truncated:
             ended = time.perf_counter()
+            begin("reset()")
             env.reset()
+            begin("step()")
             ends, resets_s = ends + 1, resets_s + time.perf_counter() - ended
     mean_s = (time.perf_counter() - start) / steps
     busy_s = (time.thread_time() - busy) / steps

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastrl.vector.env_group import EnvGroup
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.native_group import NativeGroup
+from fastrl.vector.probing import close_probed
 from fastrl.vector.spec import InstanceSpec, VectorPlan
 
 Group = EnvGroup | NativeGroup
@@ -33,16 +35,17 @@ def spec_of(first: Any, name: str) -> InstanceSpec:  # noqa: ANN401
     )
 
 
-def probe(plan: VectorPlan) -> InstanceSpec:
-    """Build the first environment, or batch; return what it says of itself, and close it."""
+@contextmanager
+def probe(plan: VectorPlan) -> Iterator[InstanceSpec]:
+    """Build the first environment, or batch; give what it says of itself, then close it."""
     native = plan.native
     # Spaces follow parameters: only a batch of all has those that hold for every worker's.
     whole = native is not None and native.own
     first = native.build(range(plan.num_envs)) if native and whole else build_first(plan)
     try:
-        return spec_of(first, plan.name)
+        yield spec_of(first, plan.name)
     finally:
-        first.close()
+        close_probed(first, plan.name)
 
 
 def build_group(

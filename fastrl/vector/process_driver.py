@@ -23,7 +23,7 @@ from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError, s
 from fastrl.vector.forks import WHY, disown_in_forks
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
-from fastrl.vector.spec import VectorPlan
+from fastrl.vector.spec import VectorPlan, why_not_sent
 from fastrl.vector.torch_threads import TorchThreads
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
 from fastrl.workers.processes import Connection, pipe
@@ -46,6 +46,11 @@ class ProcessDriver:
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
+        if reason := why_not_sent(plan):
+            raise ArgumentError(
+                f"'{plan.name}' cannot be sent to worker processes: {reason}; create what cannot "
+                "be pickled inside the factory, or take backend='serial' or 'threads'"
+            )
         self.spec = call_in_child(partial(probe, plan), plan.start_timeout_s)
         try:
             self.exchange = Exchange(self.spec, plan.num_envs, shared=True)

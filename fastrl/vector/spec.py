@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
 import gymnasium
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -13,9 +15,9 @@ from gymnasium.vector import AutoresetMode
 from fastrl.envs.legacy_gym import wrapped_by
 from fastrl.envs.lookup import attribute
 from fastrl.envs.make import EnvFactory
-from fastrl.errors import EnvError, SpaceError
+from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
 from fastrl.spaces import leaves
-from fastrl.vector.failures import ArgumentError
+from fastrl.vector.failures import ArgumentError, summary
 from fastrl.vector.native_build import NativeBuild
 
 Env = gymnasium.Env[Any, Any]
@@ -46,7 +48,8 @@ class InstanceFactory:
             wrap = attribute(wrapper, "wrappers") if isinstance(wrapper, str) else wrapper
             wrapped = wrapped_by(wrap, env)
             if not callable(getattr(wrapped, "step", None)):
-                env.close()
+                with suppress(*USERS_FAILURES):  # the wrapper is what matters
+                    env.close()
                 raise ArgumentError(
                     f"wrappers: {getattr(wrap, '__qualname__', wrap)} returned a "
                     f"{type(wrapped).__name__}, not an environment"
@@ -152,3 +155,12 @@ class VectorPlan:
     def worker_of(self, env_index: int) -> int:
         """Return who steps an environment."""
         return ((env_index + 1) * self.num_workers - 1) // self.num_envs
+
+
+def why_not_sent(plan: VectorPlan) -> str:
+    """Return why a plan cannot be sent to worker processes; empty if it can."""
+    try:
+        cloudpickle.dumps(plan)
+    except Exception as error:  # pickling fails in as many ways as there are objects
+        return summary(error)
+    return ""

@@ -19,6 +19,7 @@ from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
 from fastrl.vector.forks import WHY, disown_in_forks
 from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
+from fastrl.vector.probing import in_time
 from fastrl.vector.spec import VectorPlan
 
 Task = Callable[[EnvGroup], Any]
@@ -39,7 +40,7 @@ class ThreadDriver:
 
     def __init__(self, plan: VectorPlan) -> None:
         self._plan = plan
-        self.spec = probe(plan)
+        self.spec = in_time(plan, lambda _: probe(plan))
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
         self._round = _Round(plan.num_workers)
         self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()

@@ -154,6 +154,9 @@ class Supervisor:
 def call_in_child(function: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN401
     """Return ``function()``, evaluated in a short-lived process.
 
+    If that is a context manager, what it gives is returned; the process leaves it afterwards, and
+    is killed if that takes longer than `GRACE_S`.
+
     Raises:
         FastrlError: What the function raised, if it was one of fastrl's own errors.
         WorkerError: It raised something else, or did not finish in time.
@@ -175,11 +178,14 @@ def call_in_child(function: Callable[[], Any], timeout_s: float) -> Any:  # noqa
 
 
 def _send_result(payload: bytes, send: Connection) -> None:
-    try:
-        outcome = cloudpickle.loads(payload)()
-    except FastrlError as error:
-        outcome = error
-    send.send_bytes(cloudpickle.dumps(outcome))
+    with contextlib.ExitStack() as opened:
+        try:
+            outcome = cloudpickle.loads(payload)()
+            if isinstance(outcome, contextlib.AbstractContextManager):
+                outcome = opened.enter_context(outcome)
+        except FastrlError as error:
+            outcome = error
+        send.send_bytes(cloudpickle.dumps(outcome))
 
 
 def _last_words(child: _Child) -> tuple[str, str] | None:
