@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastrl.allocator import keep_freed_memory
+from fastrl.workers.descent import end_descendants, ignore_signal
 from fastrl.workers.hand_over import StopRequestedError
 
 if TYPE_CHECKING:
     from fastrl.workers.processes import Connection
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_NAME = 15
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
 """Longest report: a pipe holds 64 KiB, and nobody may be reading it yet."""
 
@@ -93,7 +94,7 @@ def _leave_signals_to_the_supervisor() -> None:
     gets the default for SIGTERM back, so that it can be terminated.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, ignore_signal)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -105,15 +106,16 @@ def _take_name(name: str) -> None:
 
 
 def _die_with_parent(lifeline: Connection) -> None:
-    """End this process when the one that started it is gone, even by SIGKILL."""
+    """End this process and its children when the one that started it is gone, even by SIGKILL.
+
+    The fork server's end does the same (see `fastrl.workers.fork_server`), even where native code
+    never lets this thread run.
+    """
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
             lifeline.recv_bytes()
+        end_descendants()
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
-    if sys.platform.startswith("linux"):
-        # The fork server ends with the process that started it. This also ends a worker whose
-        # native code never lets the thread above run.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,7 +6,6 @@ memory and do not each wait for it.
 
 import contextlib
 import gc
-import signal
 
 import gymnasium  # noqa: F401
 
@@ -22,13 +21,6 @@ with contextlib.suppress(Exception):  # without a compiler, inference runs eager
 
     compile_kernel()
     compile_answers()
-
-# A signal to the whole process group must not take the fork server, and with it all workers, from
-# a run that is being saved. It ends with the process that started it in any case. Its children
-# inherit this, and so are safe from their first instruction on.
-for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    if hasattr(signal, _name):
-        signal.signal(getattr(signal, _name), signal.SIG_IGN)
 
 # Collections in the workers would write to every object's header, and so unshare its page.
 gc.collect()

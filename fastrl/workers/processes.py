@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
@@ -24,13 +26,20 @@ from fastrl.workers.entry import worker_main
 Connection = connection.Connection
 Process = BaseProcess
 
-_PRELOAD = ("fastrl.workers.preload",)
+_PRELOAD = ("fastrl.workers.fork_server", "fastrl.workers.preload")
+_OF_GROUPS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
+)
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _RETRY_S = 20, 0.05
 _LOOK_S, _STOPPED_LOOKS = 1.0, 5
 _DESCRIPTORS = 16
 """More than starting a process takes for a moment."""
+
+_of_this_process_only: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def pipe() -> tuple[Connection, Connection]:
@@ -44,6 +53,11 @@ def pipe() -> tuple[Connection, Connection]:
     except OSError as error:
         raise FastrlError(f"no pipe to a worker can be made: {_reason(error)}") from error
     return receive, send
+
+
+def close_in_forks(end: Connection) -> None:
+    """Close an end of a pipe in every fork of this process: its other end must see our end."""
+    _of_this_process_only.add(end)
 
 
 def _context() -> Any:  # noqa: ANN401
@@ -74,9 +88,10 @@ def started(name: str, args: tuple[Any, ...]) -> Process:
 def _started(name: str, args: tuple[Any, ...]) -> Process:
     _check_descriptors()
     for attempts_left in reversed(range(_START_ATTEMPTS)):
-        process: Process = _context().Process(target=worker_main, args=args, name=f"fastrl-{name}")
+        process: Process = _context().Process(target=_run, args=args, name=f"fastrl-{name}")
         try:
             with _light_start(), _without_a_stopped_server():
+                _ensure_server()
                 process.start()
         except (ConnectionError, EOFError) as error:
             # The fork server was killed; the next attempt starts another one, once the end of this
@@ -98,6 +113,84 @@ def _check_descriptors() -> None:
     finally:
         for descriptor in taken:
             os.close(descriptor)
+
+
+def _run(*args: Any) -> None:  # noqa: ANN401
+    _forget_server()
+    worker_main(*args)
+
+
+def _forget_server() -> None:
+    """Let the fork server of the parent go: it lives as long as a descriptor of it is open."""
+    server = _server()
+    alive, server._forkserver_alive_fd = server._forkserver_alive_fd, None
+    server._forkserver_address = server._forkserver_pid = None
+    if alive is not None:
+        with contextlib.suppress(OSError):
+            os.close(alive)
+
+
+def _ensure_server() -> None:
+    """Start a fork server where none runs, and leave no file of it in the temporary directory."""
+    if sys.platform.startswith("linux"):
+        with _unnamed_address(), _without_signals_to_groups():
+            forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _unnamed_address() -> Iterator[None]:
+    """Let a fork server that is started meanwhile listen at a socket whose file is removed.
+
+    A socket is found by the descriptor of its file, too. So nothing is left where a process is
+    killed, and the path may be longer than the 107 bytes of a socket's address.
+    """
+    directories: list[tuple[str, int]] = []
+
+    def address(family: str) -> str:
+        path = tempfile.mkdtemp(prefix="fastrl-")
+        directories.append((path, os.open(path, os.O_PATH)))
+        return f"/proc/self/fd/{directories[-1][1]}/socket"
+
+    module: Any = forkserver
+    names = vars(connection) | {"arbitrary_address": address}
+    module.connection = types.SimpleNamespace(**names)
+    try:
+        yield
+    finally:
+        module.connection = connection
+        for path, descriptor in directories:
+            _remove_name(path)
+            os.close(descriptor)
+
+
+def _remove_name(directory: str) -> None:
+    """Remove the file of the fork server's socket; clients use a descriptor from now on."""
+    path, server = os.path.join(directory, "socket"), _server()
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_PATH)
+        server._forkserver_address = f"/proc/self/fd/{descriptor}"
+        # The descriptor is closed together with the server's own, as an object of the server.
+        server._fastrl_address = _Descriptor(descriptor)
+        os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
+class _Descriptor:
+    """Closes a descriptor when it is collected."""
+
+    def __init__(self, number: int) -> None:
+        weakref.finalize(self, os.close, number)
+
+
+@contextlib.contextmanager
+def _without_signals_to_groups() -> Iterator[None]:
+    """Keep signals to all processes from a fork server that cannot ignore them yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -151,9 +244,12 @@ def end_stopped_server() -> None:
             os.kill(_server_pid(), signal.SIGKILL)
 
 
+def _server() -> Any:  # noqa: ANN401
+    return vars(forkserver)["_forkserver"]
+
+
 def _server_pid() -> int:
-    server: Any = vars(forkserver)["_forkserver"]
-    return server._forkserver_pid or 0
+    return _server()._forkserver_pid or 0
 
 
 def _server_is_stopped() -> bool:
@@ -168,3 +264,14 @@ def _reason(error: OSError) -> str:
     """Return what the system said; a lack of descriptors has a remedy of its own."""
     lacks = error.errno in (errno.EMFILE, errno.ENFILE)
     return f"{error.strerror or error}{'; raise the limit with ulimit -n' if lacks else ''}"
+
+
+def _after_fork() -> None:
+    """Drop what keeps workers alive that belong to the process of which this is a fork."""
+    for end in list(_of_this_process_only):
+        end.close()
+    _forget_server()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

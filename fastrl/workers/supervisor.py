@@ -16,8 +16,16 @@ from typing import Any
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.workers.descent import descendants_of, end_all
 from fastrl.workers.entry import depth
-from fastrl.workers.processes import Connection, Process, end_stopped_server, pipe, started
+from fastrl.workers.processes import (
+    Connection,
+    Process,
+    close_in_forks,
+    end_stopped_server,
+    pipe,
+    started,
+)
 
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
@@ -55,6 +63,8 @@ class Supervisor:
         self._torch_threads = torch_threads
         self._children: dict[str, _Child] = {}
         self._lifeline_read, lifeline = pipe()
+        for end in (self._lifeline_read, lifeline):
+            close_in_forks(end)
         self._finalizer = weakref.finalize(
             self, _end, os.getpid(), self._children, request_stop, lifeline, grace_s
         )
@@ -124,9 +134,12 @@ class Supervisor:
         return [self._bury(name) for name in self._failed()]
 
     def kill(self, name: str) -> None:
-        """End a worker at once and forget it."""
-        _kill(self._children[name].process)
+        """End a worker and what it has started at once, and forget it."""
+        process = self._children[name].process
+        started_by_it = descendants_of([process.pid or 0])
+        _kill(process)
         self._bury(name)
+        end_all(started_by_it)
 
     def _failed(self) -> list[str]:
         """Return who has ended, or is about to."""
@@ -227,15 +240,20 @@ def _end(
     """Ask, wait, kill, collect; but in a fork of the owner, whose workers they are not."""
     if os.getpid() != owner:
         return
+    pids = [child.process.pid or 0 for child in children.values()]
+    started_by_them = descendants_of(pids)
     request_stop()
     deadline = time.monotonic() + grace_s
     for child in children.values():
         child.process.join(max(0.0, deadline - time.monotonic()))
     end_stopped_server()
+    if any(child.process.is_alive() for child in children.values()):
+        started_by_them += descendants_of(pids)
     for child in children.values():
         _kill(child.process)
     for child in children.values():
         _collect(child)
+    end_all(started_by_them)
     children.clear()
     lifeline.close()
 

@@ -1,0 +1,133 @@
+"""Processes end with the ones that started them, and the children of environments with both."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+
+import psutil
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_MOST_ROUNDS = 100
+"""A tree that starts processes faster than they can be killed is left to the system."""
+
+
+class Forks:
+    """What forks of a worker, which only its environments make, do first.
+
+    They take SIGTERM's default back, so that they can be terminated, and end with their worker.
+    SIGINT and SIGHUP stay as in the worker: a terminal sends them to all processes at once, and a
+    run that is being saved still needs its environments.
+    """
+
+    def __init__(self) -> None:
+        self._worker = 0
+        self._by_main_thread = False
+
+    def begin(self) -> None:
+        """Treat this process as a worker: its forks are children of environments."""
+        self._worker = os.getpid()
+
+    def before(self) -> None:
+        """Note which thread forks, just before it does."""
+        self._by_main_thread = threading.current_thread() is threading.main_thread()
+
+    def after_in_child(self) -> None:
+        """Set up a fork of a worker; do nothing in other forks."""
+        worker, self._worker = self._worker, 0
+        if not worker:
+            return
+        if signal.getsignal(signal.SIGTERM) is ignore_signal:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The system sends the signal when the forking thread ends, not only the process.
+        if self._by_main_thread:
+            end_with(worker)
+
+
+forks = Forks()
+
+
+def ignore_signal(number: int, frame: object) -> None:
+    """Do nothing; unlike SIG_IGN, programs that are started with exec do not inherit this."""
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process when its parent ends, even if native code never returns.
+
+    Args:
+        parent: Process id of the parent. If it has ended already, this process ends now.
+    """
+    if send_at_end_of_parent(signal.SIGKILL) and os.getppid() != parent:
+        os._exit(1)
+
+
+def send_at_end_of_parent(number: int) -> bool:
+    """Have the system send this process a signal when the thread that started it ends.
+
+    Returns:
+        Whether the system can do so.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    return True
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose parents end, where the system offers that."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_descendants() -> None:
+    """Kill all descendants of this process, those included that are started meanwhile."""
+    for _ in range(_MOST_ROUNDS):
+        children = [each for each in psutil.Process().children(recursive=True) if _runs(each)]
+        if not children:
+            return
+        end_all(children)
+
+
+def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
+    """Return the processes that the given descendants of this process have started.
+
+    Args:
+        pids: Process ids, none of which is among what is returned.
+    """
+    roots = set(pids)
+    found: list[psutil.Process] = []
+    parents: dict[int, int] = {}
+    for each in psutil.Process().children(recursive=True):
+        try:
+            parents[each.pid] = each.ppid()
+        except psutil.Error:
+            continue
+        # Parents come before their children.
+        if parents[each.pid] in roots and each.pid not in roots:
+            roots.add(each.pid)
+            found.append(each)
+    return found
+
+
+def end_all(found: Iterable[psutil.Process]) -> None:
+    """Kill those processes that are still there; their numbers may be others' by now."""
+    for each in found:
+        try:
+            each.kill()
+        except psutil.Error:
+            continue
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=forks.before, after_in_child=forks.after_in_child)
