@@ -85,6 +85,10 @@ class EnvConfig(Section):
         default=60.0, description="Deadline in seconds for a batch of steps."
     )
     reset_timeout_s: Seconds = Field(default=120.0, description="Deadline in seconds for a reset.")
+    close_timeout_s: Seconds = Field(
+        default=10.0,
+        description="Deadline in seconds for closing an environment; then its worker is ended.",
+    )
 
 
 class SamplerConfig(Section):

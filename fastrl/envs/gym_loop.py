@@ -71,7 +71,10 @@ class GymLoop:
         self._resetting = np.zeros(1, np.int64)
 
     def tell_resets(self, resetting: NDArray[np.int64]) -> None:
-        """Set ``resetting[0]`` to 1 during every reset from now on, and to 0 after it."""
+        """Set ``resetting[0]`` to 1 during every reset from now on, and to 0 after it.
+
+        `close` adds 1 before it closes an environment.
+        """
         self._resetting = resetting
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
@@ -133,7 +136,7 @@ class GymLoop:
         envs, self._envs, self._steps = self._envs, [], []
         self._claim.release()
         try:
-            close_all(envs)
+            close_all(_Counted(env, self._resetting) for env in envs)
         except USERS_FAILURES as error:
             _LOGGER.warning("'%s' raised in close(): %s", self.spec.id, cause(error))
 
@@ -178,6 +181,18 @@ class GymLoop:
         raise EnvError(
             f"env {index} of '{self.spec.id}' raised in step({action}): {cause(error)}"
         ) from error
+
+
+class _Counted:
+    """Counts that an environment is closed, just before it is."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], count: NDArray[np.int64]) -> None:
+        self._env, self._count = env, count
+
+    def close(self) -> None:
+        """Count, and close."""
+        self._count[0] += 1
+        self._env.close()
 
 
 def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:

@@ -144,6 +144,7 @@ def make_sampler(
         stall_timeout_s=slowest_s,
         step_timeout_s=config.env.step_timeout_s,
         reset_timeout_s=config.env.reset_timeout_s,
+        close_timeout_s=config.env.close_timeout_s,
     )
     return ProcessSampler(
         plan,

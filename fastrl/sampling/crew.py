@@ -6,18 +6,19 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict, deque
+from functools import partial
 from typing import Any
 
 from fastrl.errors import WorkerError
 from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, cause_of, named_env
-from fastrl.shared.counters import Counter
+from fastrl.shared.counters import CLOSING, Counter
 from fastrl.shared.rollout_buffer import RolloutBuffer
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_worker import run_env_worker
 from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.position import Position, position_of
-from fastrl.workers.supervisor import Supervisor
+from fastrl.workers.supervisor import Closes, Supervisor
 from fastrl.workers.watch import Deadlines, Watch
 
 _HOUR_S = 3600.0
@@ -48,7 +49,10 @@ class Crew:
     ) -> None:
         self._context, self._buffer, self._policy = context, buffer, policy
         self._topology = context.plan.topology
-        self._supervisor = Supervisor(context.hand_over.stop, context.plan.torch_threads)
+        closes = Closes(partial(_closing, context), deadlines.close_timeout_s)
+        self._supervisor = Supervisor(
+            context.hand_over.stop, context.plan.torch_threads, closes=closes
+        )
         self._watch = Watch(context, deadlines)
         self._replaced: dict[str, int] = dict.fromkeys(context.counters.worker_names, 0)
         self._stillborn: dict[str, int] = defaultdict(int)
@@ -166,3 +170,8 @@ class Crew:
         if list(rows) == [""]:
             return rows[""]
         return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+
+
+def _closing(context: WorkerContext, worker: str) -> int:
+    """Return how many environments a worker has begun to close; 0 before it does."""
+    return max(0, int(context.counters.row(worker)[Counter.RESETTING]) - CLOSING + 1)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fastrl.shared.memory import SharedBlock
 
 _LATENCIES_KEPT = 1024
+CLOSING = 3
+"""See `Counter.RESETTING`."""
 
 
 class Counter(IntEnum):
@@ -28,7 +30,9 @@ class Counter(IntEnum):
     INFERENCE_CALLS = 8
     LATENCIES = 9
     RESETTING = 10
-    """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell."""
+    """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell;
+    from `CLOSING` on while they are closed, and one more for each.
+    """
     CHECKING_NS = 11
     ENDING_STEPS = 12
     """Steps of a group in which an episode ended, and the next one was begun."""

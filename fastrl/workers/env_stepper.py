@@ -14,6 +14,7 @@ from fastrl.closing import build_all, close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
 from fastrl.errors import EnvError
+from fastrl.shared.counters import CLOSING
 from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
@@ -56,6 +57,7 @@ class EnvStepper:
         self._leaves = tuple(plan.env_spec.observation)
         self._unstarted = set(range(topology.groups))
         self._resetting = np.zeros(1, np.int64) if resetting is None else resetting
+        self._resetting[0] = 0  # a predecessor may have closed its environments
         self._stepping = _tell_resets(self._envs, self._resetting)
 
     def begin(self, rollout: int) -> None:
@@ -138,6 +140,7 @@ class EnvStepper:
     def close(self) -> None:
         """Close all environments."""
         self._claim.release()
+        self._resetting[0] = CLOSING
         close_all(self._envs)
 
     def _built(self, size: int, first: int) -> BatchedEnv:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ from fastrl.workers.processes import (
     started,
 )
 
+_LOGGER = logging.getLogger(__name__)
 GRACE_S = 2.0
 """How long workers may take to end by themselves before they are killed, by default."""
 
@@ -45,6 +47,19 @@ class _Child:
     last_words: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class Closes:
+    """What workers close before they end, which may take longer than their other ends.
+
+    Attributes:
+        begun: Returns by a worker's name how many closes it has begun; 0 before the first.
+        timeout_s: How long each of them may take.
+    """
+
+    begun: Callable[[str], int]
+    timeout_s: float
+
+
 class Supervisor:
     """Owns the processes of one run.
 
@@ -55,10 +70,15 @@ class Supervisor:
         request_stop: Called first when the processes are to end, to wake those that wait.
         torch_threads: Intra-op threads of torch in every worker.
         grace_s: How long workers may take to end by themselves before they are killed.
+        closes: Where given, a deadline for each environment that workers close before they end.
     """
 
     def __init__(
-        self, request_stop: Callable[[], None], torch_threads: int = 1, grace_s: float = GRACE_S
+        self,
+        request_stop: Callable[[], None],
+        torch_threads: int = 1,
+        grace_s: float = GRACE_S,
+        closes: Closes | None = None,
     ) -> None:
         self._torch_threads = torch_threads
         self._children: dict[str, _Child] = {}
@@ -66,7 +86,7 @@ class Supervisor:
         for end in (self._lifeline_read, lifeline):
             close_in_forks(end)
         self._finalizer = weakref.finalize(
-            self, _end, os.getpid(), self._children, request_stop, lifeline, grace_s
+            self, _end, os.getpid(), self._children, request_stop, lifeline, (grace_s, closes)
         )
         # Before multiprocessing's own exit handler, which would wait for the workers for ever.
         atexit.register(self._finalizer)
@@ -235,27 +255,53 @@ def _end(
     children: dict[str, _Child],
     request_stop: Callable[[], None],
     lifeline: Connection,
-    grace_s: float,
+    limits: tuple[float, Closes | None],
 ) -> None:
     """Ask, wait, kill, collect; but in a fork of the owner, whose workers they are not."""
     if os.getpid() != owner:
         return
     pids = [child.process.pid or 0 for child in children.values()]
     started_by_them = descendants_of(pids)
-    request_stop()
-    deadline = time.monotonic() + grace_s
-    for child in children.values():
-        child.process.join(max(0.0, deadline - time.monotonic()))
-    end_stopped_server()
-    if any(child.process.is_alive() for child in children.values()):
-        started_by_them += descendants_of(pids)
-    for child in children.values():
-        _kill(child.process)
-    for child in children.values():
-        _collect(child)
-    end_all(started_by_them)
-    children.clear()
-    lifeline.close()
+    try:
+        request_stop()
+        _wait(children, *limits)
+    finally:
+        # In any case: an impatient user's second Ctrl-C may break off the wait.
+        end_stopped_server()
+        if any(child.process.is_alive() for child in children.values()):
+            started_by_them += descendants_of(pids)
+        for child in children.values():
+            _kill(child.process)
+        for child in children.values():
+            _collect(child)
+        end_all(started_by_them)
+        children.clear()
+        lifeline.close()
+
+
+def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) -> None:
+    """Wait for all to end, as long as each of them may take."""
+    since = {name: (0, time.monotonic()) for name in children}
+    while since:
+        for name, (begun, begun_s) in list(since.items()):
+            if not children[name].process.is_alive():
+                del since[name]
+                continue
+            now = 0 if closes is None else closes.begun(name)
+            limit_s = closes.timeout_s if closes is not None and now else grace_s
+            if now != begun:
+                since[name] = (now, time.monotonic())
+            elif time.monotonic() - begun_s >= limit_s:
+                del since[name]
+                if now:
+                    _LOGGER.warning(
+                        "%s did not close an environment within %g s, and was ended with all that "
+                        "it had started; raise env.close_timeout_s if it needs to",
+                        name,
+                        limit_s,
+                    )
+        sentinels: list[Any] = [children[name].process.sentinel for name in since]
+        connection.wait(sentinels, timeout=_SLICE_S)
 
 
 def _kill(process: Process) -> None:

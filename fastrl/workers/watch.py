@@ -32,12 +32,14 @@ class Deadlines:
             are no model workers.
         reset_timeout_s: For resets; where a batch of environments does not tell when it resets,
             its steps have the longer of both.
+        close_timeout_s: For closing an environment, or a batch that closes all of its own at once.
     """
 
     start_timeout_s: float = 120.0
     stall_timeout_s: float = 120.0
     step_timeout_s: float | None = None
     reset_timeout_s: float | None = None
+    close_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse what is no time.
@@ -45,7 +47,7 @@ class Deadlines:
         Raises:
             ConfigError: Names it.
         """
-        for name in ("start_timeout_s", "stall_timeout_s"):
+        for name in ("start_timeout_s", "stall_timeout_s", "close_timeout_s"):
             seconds(name, getattr(self, name))
         for name in ("step_timeout_s", "reset_timeout_s"):
             if getattr(self, name) is not None:
