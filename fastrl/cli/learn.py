@@ -11,6 +11,7 @@ from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split
 from fastrl.cli.output import QuietConsole, note, write
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
+from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
     from fastrl.training import TrainedRun
@@ -45,6 +46,7 @@ CheckpointName = Annotated[
 ]
 
 
+@without_hangups()
 def train(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
@@ -72,6 +74,7 @@ def train(
     return _report(train_run(resolved, name=name, console=console))
 
 
+@without_hangups()
 def resume(
     run: Run,
     overrides: Annotated[

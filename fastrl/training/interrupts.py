@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+from fastrl.workers.descent import ignore_signal
+
 HURRY_S = 5.0
 """How long after SIGTERM an update may still take; schedulers kill what is not gone in 10 s."""
 
@@ -68,7 +70,7 @@ class Interrupts:
             handlers = {
                 signal.SIGINT: self._handle,
                 signal.SIGTERM: self._handle,
-                signal.SIGHUP: lambda number, frame: None,
+                signal.SIGHUP: ignore_signal,
                 signal.SIGALRM: self._hurry,
             }
             self._before = {

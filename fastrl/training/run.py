@@ -31,6 +31,7 @@ from fastrl.training.run_directory import (
 from fastrl.training.saver import check_environment, load_model
 from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
 from fastrl.training.trust import require_trust
+from fastrl.workers.descent import without_hangups
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Evaluated:
     result: EvaluationResult
 
 
+@without_hangups()
 def train(config: Config, *, name: str | None = None, console: Console | None = None) -> TrainedRun:
     """Train in a new directory until the configured end, or until Ctrl-C or SIGTERM.
 
@@ -89,6 +91,7 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
         return TrainedRun(run.path, config, session.run(run))
 
 
+@without_hangups()
 def resume(
     run: str | Path,
     overrides: Sequence[str] = (),

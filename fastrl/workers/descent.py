@@ -1,17 +1,28 @@
-"""Processes end with the ones that started them, and the children of environments with both."""
+"""Processes end with the ones that started them, and the children of environments with both.
+
+Imports neither torch nor multiprocessing: the fork server and commands use it at once.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import psutil
 
+from fastrl.errors import FastrlError
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+NO_THREAD = (
+    "no thread can be started: too many processes and threads run, or too little memory is free; "
+    "raise the limit (ulimit -u, or the pids limit of the container)"
+)
 _MOST_ROUNDS = 100
 """A tree that starts processes faster than they can be killed is left to the system."""
 
@@ -27,14 +38,25 @@ class Forks:
     def __init__(self) -> None:
         self._worker = 0
         self._by_main_thread = False
+        self._mask: set[int] = set()
 
     def begin(self) -> None:
         """Treat this process as a worker: its forks are children of environments."""
         self._worker = os.getpid()
 
     def before(self) -> None:
-        """Note which thread forks, just before it does."""
-        self._by_main_thread = threading.current_thread() is threading.main_thread()
+        """Note which thread forks, just before it does.
+
+        A SIGTERM that the child gets before it has the default back waits until then.
+        """
+        if self._worker:
+            self._by_main_thread = threading.current_thread() is threading.main_thread()
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def after_in_parent(self) -> None:
+        """Take signals again."""
+        if self._worker:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def after_in_child(self) -> None:
         """Set up a fork of a worker; do nothing in other forks."""
@@ -43,6 +65,7 @@ class Forks:
             return
         if signal.getsignal(signal.SIGTERM) is ignore_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # The system sends the signal when the forking thread ends, not only the process.
         if self._by_main_thread:
             end_with(worker)
@@ -53,6 +76,37 @@ forks = Forks()
 
 def ignore_signal(number: int, frame: object) -> None:
     """Do nothing; unlike SIG_IGN, programs that are started with exec do not inherit this."""
+
+
+@contextlib.contextmanager
+def without_hangups() -> Iterator[None]:
+    """Go on in here when the terminal is closed; signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, ignore_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class NoThreadError(FastrlError):
+    """The system has no threads or no memory left for another one."""
+
+
+def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:  # noqa: ANN401
+    """Return a daemon thread that has been started and runs ``target(*args)``.
+
+    Raises:
+        NoThreadError: The system has none left.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThreadError(NO_THREAD) from error
+    return thread
 
 
 def end_with(parent: int) -> None:
@@ -130,4 +184,8 @@ def _runs(process: psutil.Process) -> bool:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=forks.before, after_in_child=forks.after_in_child)
+    os.register_at_fork(
+        before=forks.before,
+        after_in_parent=forks.after_in_parent,
+        after_in_child=forks.after_in_child,
+    )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -123,6 +124,16 @@ def test_training_goes_on_when_its_terminal_is_closed(on_a_terminal):
     # Who asked for it is gone, so that nothing can be said is no failure of the run.
     assert process.wait(timeout=60) in (143, 1)
     assert last_steps(path) > 64
+
+
+def test_start_goes_on_when_its_terminal_is_closed(on_a_terminal):
+    process, _, path = on_a_terminal
+    while not psutil.Process(process.pid).children():  # the first look at the environment
+        assert process.poll() is None
+        time.sleep(0.001)
+    assert not path.exists()
+    os.killpg(process.pid, signal.SIGHUP)
+    wait_for_steps(path, 64, process)
 
 
 def full_disk_after(monkeypatch, writes):
