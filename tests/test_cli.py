@@ -45,6 +45,13 @@ def run_raising(monkeypatch, run):
     return run_raising
 
 
+def test_lack_of_threads_is_one_line(run_raising):
+    code, out, err = run_raising(RuntimeError("can't start new thread"))
+    assert (code, out) == (2, "")
+    assert err.startswith("fastrl: error: no thread can be started: ")
+    assert len(err.splitlines()) == 1
+
+
 def test_no_command_prints_help(run):
     code, out, err = run()
     assert (code, err) == (0, "")

@@ -29,6 +29,7 @@ from fastrl.cli.output import (
 from fastrl.cli.show import config, envs
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.workers.descent import NO_THREAD
 
 __all__ = ["app", "main", "split_arguments"]
 
@@ -89,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             complain(one_line(str(error)))
         return EXIT_FAILED
+    except RuntimeError as error:
+        # Python's words for it, wherever a library starts a thread.
+        if str(error) != "can't start new thread":
+            raise
+        complain(NO_THREAD)
+        return EXIT_BAD_INPUT
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     finally:

@@ -21,6 +21,7 @@ from fastrl.vector.groups import probe
 from fastrl.vector.infos import Columns
 from fastrl.vector.probing import in_time
 from fastrl.vector.spec import VectorPlan
+from fastrl.workers.descent import start_thread
 
 Task = Callable[[EnvGroup], Any]
 Work = Callable[["_Worker"], None]
@@ -46,8 +47,10 @@ class ThreadDriver:
         self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._why_closed = ""
         disown_in_forks(self)
-        self._workers = [_Worker(i, plan, self._group_of) for i in range(plan.num_workers)]
+        self._workers: list[_Worker] = []
         try:
+            for index in range(plan.num_workers):
+                self._workers.append(_Worker(index, plan, self._group_of))
             self._hand_out([EnvGroup.different_spaces] * plan.num_workers)
             found = self._answers(plan.start_timeout_s)
         except BaseException:
@@ -213,8 +216,7 @@ class _Worker:
         self.busy = False
         self._build = build
         self._group: EnvGroup | None = None
-        self.thread = threading.Thread(target=self._run, name=f"fastrl-{self.name}", daemon=True)
-        self.thread.start()
+        self.thread = start_thread(f"fastrl-{self.name}", self._run)
 
     @property
     def group(self) -> EnvGroup:

@@ -7,13 +7,12 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastrl.allocator import keep_freed_memory
-from fastrl.workers.descent import end_descendants, ignore_signal
+from fastrl.workers.descent import end_descendants, ignore_signal, start_thread
 from fastrl.workers.hand_over import StopRequestedError
 
 if TYPE_CHECKING:
@@ -58,10 +57,10 @@ def worker_main(
     _depth = depth
     _leave_signals_to_the_supervisor()
     _take_name(name)
-    _die_with_parent(lifeline)
     keep_freed_memory()
     torch.set_num_threads(torch_threads)
     try:
+        _die_with_parent(lifeline)
         target(*args)
     except StopRequestedError:
         pass
@@ -118,4 +117,4 @@ def _die_with_parent(lifeline: Connection) -> None:
         end_descendants()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    start_thread("lifeline", watch)

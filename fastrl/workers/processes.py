@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from fastrl.errors import FastrlError
+from fastrl.workers.descent import NoThreadError, start_thread
 from fastrl.workers.entry import worker_main
 
 Connection = connection.Connection
@@ -81,6 +82,8 @@ def started(name: str, args: tuple[Any, ...]) -> Process:
         )
     try:
         return _started(name, args)
+    except NoThreadError as error:
+        raise FastrlError(f"{name} cannot be started: {error}") from error
     except OSError as error:
         raise FastrlError(f"{name} cannot be started: {_reason(error)}") from error
 
@@ -228,8 +231,7 @@ def _without_a_stopped_server() -> Iterator[None]:
         if not done.is_set():
             end_stopped_server()
 
-    watcher = threading.Thread(target=watch, name="fork-server-watch", daemon=True)
-    watcher.start()
+    watcher = start_thread("fork-server-watch", watch)
     try:
         yield
     finally:

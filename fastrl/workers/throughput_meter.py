@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from fastrl.closing import Closing
 from fastrl.errors import WorkerError
 from fastrl.shared.counters import Counter, CounterBoard
+from fastrl.workers.descent import start_thread
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 
@@ -77,10 +77,7 @@ class ThroughputMeter(Closing):
         self._receive, send = pipe()
         self._supervisor.start(_NAME, run_throughput_meter, self._counters, send, self._interval_s)
         send.close()
-        self._thread = threading.Thread(
-            target=self._listen, args=(self._receive,), name=_NAME, daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread(_NAME, self._listen, self._receive)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of the throughput process by name."""

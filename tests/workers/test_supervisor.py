@@ -223,6 +223,29 @@ def test_lack_of_descriptors_is_one_line():
         supervisor.stop()
 
 
+def test_lack_of_threads_is_one_line(supervisor, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(FastrlError, match=r"^worker-0 cannot be started: no thread can be started"):
+        supervisor.start("worker-0", time.sleep, 600)
+
+
+def test_lack_of_threads_in_a_worker_is_reported(supervisor):
+    supervisor.start("worker-0", start_worker_without_threads)
+    told = str(wait_for_error(supervisor))
+    assert told.startswith("worker-0 failed: FastrlError: inner cannot be started: no thread can")
+
+
+def start_worker_without_threads():
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    threading.Thread.start = refuse
+    Supervisor(request_stop=lambda: None).start("inner", time.sleep, 600)
+
+
 def test_fork_server_that_was_killed_is_replaced(supervisor):
     supervisor.start("worker-0", time.sleep, 600)
     server = psutil.Process(supervisor.pids()["worker-0"]).parent()
