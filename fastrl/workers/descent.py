@@ -140,7 +140,7 @@ def adopt_orphans() -> None:
 def end_descendants() -> None:
     """Kill all descendants of this process, those included that are started meanwhile."""
     for _ in range(_MOST_ROUNDS):
-        children = [each for each in psutil.Process().children(recursive=True) if _runs(each)]
+        children = [each for each in _descendants() if _runs(each)]
         if not children:
             return
         end_all(children)
@@ -154,26 +154,28 @@ def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
     """
     roots = set(pids)
     found: list[psutil.Process] = []
-    parents: dict[int, int] = {}
-    for each in psutil.Process().children(recursive=True):
-        try:
-            parents[each.pid] = each.ppid()
-        except psutil.Error:
-            continue
-        # Parents come before their children.
-        if parents[each.pid] in roots and each.pid not in roots:
-            roots.add(each.pid)
-            found.append(each)
+    for each in _descendants():
+        with contextlib.suppress(psutil.Error):
+            # Parents come before their children.
+            if each.ppid() in roots and each.pid not in roots:
+                roots.add(each.pid)
+                found.append(each)
     return found
 
 
 def end_all(found: Iterable[psutil.Process]) -> None:
     """Kill those processes that are still there; their numbers may be others' by now."""
     for each in found:
-        try:
+        with contextlib.suppress(psutil.Error):
             each.kill()
-        except psutil.Error:
-            continue
+
+
+def _descendants() -> list[psutil.Process]:
+    """Return all descendants of this process, parents first; none where they cannot be seen."""
+    try:
+        return psutil.Process().children(recursive=True)
+    except (psutil.Error, OSError):
+        return []
 
 
 def _runs(process: psutil.Process) -> bool:
