@@ -285,7 +285,8 @@ def test_samples_of_compiled_code_follow_the_probabilities():
 def test_a_diverged_policy_shows():
     model = model_for(ACTIONS["Discrete"])
     with torch.no_grad():
-        model.actor_body.mlp[0].weight.fill_(math.nan)
+        for body in (model.actor_body, model.critic_body):
+            body.mlp[0].weight.fill_(math.nan)
     batch = Batch(model, 5).run(MlpEngine(model))
     assert batch.out.value.isnan().all()
     assert batch.out.log_prob.isnan().all()
