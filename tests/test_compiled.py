@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import shutil
 import subprocess
 import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastrl import compiled, once
 
 KERNEL = """
 from pathlib import Path
@@ -42,3 +51,169 @@ def test_kernel_is_found_on_disk_until_a_file_that_it_is_made_of_changes(tmp_pat
     assert run(factor=2) == (6, 0)
     assert run(factor=2) == (6, 1)
     assert run(factor=5) == (15, 0)
+
+
+SIMPLE = """
+def triple(x):
+    return 3 * x
+"""
+
+
+@pytest.fixture
+def triple(tmp_path):
+    """A function that can be compiled, and whose cache lies beside it."""
+    path = tmp_path / "simple.py"
+    path.write_text(SIMPLE)
+    spec = importlib.util.spec_from_file_location("simple", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.triple
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What has been said, by a run that has said nothing yet."""
+    monkeypatch.setattr(once, "_said", set())
+    monkeypatch.setattr(once, "place", lambda: "")
+    caplog.set_level(logging.WARNING, "fastrl.compiled")
+    return caplog
+
+
+def hits_of_a_call(function):
+    """Compile as a new process would; return whether the result came from the disk."""
+    found = compiled.cached_njit(function)
+    assert found(5) == 15
+    return sum(found.stats.cache_hits.values())
+
+
+def files_of(tmp_path):
+    return sorted((tmp_path / "__pycache__").glob("simple.triple*.nb*"))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    damage=st.sampled_from(["emptied", "cut", "zeros", "flipped", "other", "removed"]),
+    which=st.sampled_from([(0,), (1,), (0, 1)]),
+    place=st.floats(0, 1, exclude_max=True),
+)
+def test_damaged_files_are_replaced(triple, tmp_path, damage, which, place):
+    hits_of_a_call(triple)
+    for path in (files_of(tmp_path)[index] for index in which):
+        content = bytearray(path.read_bytes())
+        at = int(place * len(content))
+        if damage == "removed":
+            path.unlink()
+            continue
+        if damage == "flipped":
+            content[at] ^= 255
+        path.write_bytes(
+            {
+                "emptied": b"",
+                "cut": content[:at],
+                "zeros": bytes(len(content)),
+                "other": b"no cache at all",
+                "flipped": content,
+            }[damage]
+        )
+    hits_of_a_call(triple)
+    assert hits_of_a_call(triple) == 1
+
+
+def test_damage_is_said_once(triple, tmp_path, said):
+    hits_of_a_call(triple)
+    for _ in range(2):
+        for path in files_of(tmp_path):
+            path.write_bytes(b"")
+        assert hits_of_a_call(triple) == 0
+    assert [text.split(str(tmp_path))[0] for text in said.messages] == ["compiled code in "]
+    assert said.messages[0].endswith(
+        "cannot be loaded, and is compiled again: EOFError: Ran out of input"
+    )
+
+
+def test_entry_of_an_older_source_is_not_taken_for_the_new_one(triple, tmp_path, said):
+    hits_of_a_call(triple)
+    entry, _ = files_of(tmp_path)
+    older = entry.read_bytes()
+    # The index of a new source is written, but the disk has no room for its entry.
+    path = tmp_path / "simple.py"
+    path.write_text(SIMPLE.replace("3 *", "4 *"))
+    spec = importlib.util.spec_from_file_location("simple", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert compiled.cached_njit(module.triple)(5) == 20
+    entry.write_bytes(older)
+    assert compiled.cached_njit(module.triple)(5) == 20
+    assert said.messages == []
+
+
+def test_disk_without_room_costs_only_time(triple, tmp_path, said, monkeypatch):
+    def refuse(files, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiled._CheckedFiles, "_open_for_write", refuse)
+    assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 0]
+    assert len(said.messages) == 1
+    assert said.messages[0].startswith("compiled code cannot be kept for later")
+    assert str(tmp_path) in said.messages[0]
+    assert "No space left on device; NUMBA_CACHE_DIR names another directory" in said.messages[0]
+    monkeypatch.undo()
+    assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 1]
+
+
+def test_directory_that_vanishes_is_made_again(triple, tmp_path, said):
+    function = compiled.cached_njit(triple)
+    shutil.rmtree(tmp_path / "__pycache__")
+    assert function(5) == 15
+    assert hits_of_a_call(triple) == 1
+    assert said.messages == []
+
+
+def test_files_that_can_be_neither_read_nor_replaced_cost_only_time(triple, tmp_path, said):
+    hits_of_a_call(triple)
+    for path in files_of(tmp_path):
+        path.unlink()
+        (path / "not empty").mkdir(parents=True)
+    assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 0]
+    assert len(said.messages) == 1
+    assert said.messages[0].startswith("compiled code cannot be kept")
+
+
+def test_lack_of_any_directory_is_said_where_something_is_compiled(triple, said, monkeypatch):
+    def refuse(locator):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(compiled.caching._CacheLocator, "ensure_cache_path", refuse)
+    functions = [compiled.cached_njit(triple) for _ in range(2)]
+    assert said.messages == []
+    assert [function(5) for function in functions] == [15, 15]
+    assert len(said.messages) == 1
+    assert "the user's cache can be written; NUMBA_CACHE_DIR" in said.messages[0]
+
+
+IN_MANY_PROCESSES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import simple
+from fastrl.compiled import cached_njit
+from fastrl.workers import processes
+from fastrl.workers.supervisor import call_in_child
+
+def work():
+    return cached_njit(simple.triple)(5)
+
+processes._PRELOAD = processes._PRELOAD[:1]  # the rest takes seconds
+print(call_in_child(work, 60), work())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each process says it")
+def test_run_says_it_once_in_all_its_processes(triple, tmp_path):
+    hits_of_a_call(triple)
+    for path in files_of(tmp_path):
+        path.unlink()
+        (path / "not empty").mkdir(parents=True)
+    command = [sys.executable, "-c", IN_MANY_PROCESSES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "15 15\n"
+    assert done.stderr.count("compiled code cannot be kept") == len(done.stderr.splitlines()) == 1

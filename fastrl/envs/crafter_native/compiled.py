@@ -10,7 +10,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
@@ -87,11 +87,14 @@ def compiling_alone(kernel: Callable[..., object]) -> Iterator[None]:
     if stored.exists():
         yield
         return
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    with stored.with_suffix(".lock").open("w") as lock:
-        _wait_for(lock, stored)
+    with ExitStack() as stack:
+        # Where nothing can be written, each process compiles for itself.
+        with suppress(OSError):
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            _wait_for(stack.enter_context(stored.with_suffix(".lock").open("w")), stored)
         yield
-        stored.touch()
+        with suppress(OSError):
+            stored.touch()
 
 
 def _wait_for(lock: TextIO, stored: Path) -> None:
