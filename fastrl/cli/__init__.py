@@ -29,6 +29,7 @@ from fastrl.cli.output import (
 from fastrl.cli.show import config, envs
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.free_memory import lack_of_memory
 from fastrl.workers.descent import NO_THREAD
 
 __all__ = ["app", "main", "split_arguments"]
@@ -85,22 +86,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         complain(f"{one_line(error.format_message()).rstrip('.')}; see {_command(error)} --help")
         return EXIT_BAD_INPUT
-    except OSError as error:
-        # A pipe or a terminal that is gone, a file that cannot be written.
-        with suppress(OSError):
-            complain(one_line(str(error)))
-        return EXIT_FAILED
-    except RuntimeError as error:
-        # Python's words for it, wherever a library starts a thread.
-        if str(error) != "can't start new thread":
-            raise
-        complain(NO_THREAD)
-        return EXIT_BAD_INPUT
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _complain_of_system(error)
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     finally:
         drop_lost_output()
     return code if isinstance(code, int) else 0
+
+
+def _complain_of_system(error: Exception) -> int:
+    """Say what the system lacks or could not do, and return the exit code.
+
+    Raises:
+        RuntimeError: It is about something else.
+    """
+    # Python's words for it, wherever a library starts a thread.
+    no_thread = NO_THREAD if str(error) == "can't start new thread" else ""
+    lack = no_thread or lack_of_memory(error)
+    if not lack and not isinstance(error, OSError):
+        raise error
+    # A pipe or a terminal may be gone, or a file cannot be written.
+    with suppress(OSError):
+        complain(one_line(lack or str(error)))
+    return EXIT_BAD_INPUT if lack else EXIT_FAILED
 
 
 @app.callback()

@@ -97,8 +97,9 @@ def _refused(num_bytes: int, error: OSError) -> FastrlError:
         return FastrlError("no file descriptors are left; raise the limit with ulimit -n")
     if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
         return FastrlError(
-            f"not enough memory for {num_bytes / 2**20:.0f} MiB of shared tensors; lower "
-            "sampler.rollout_length, sampler.envs_per_worker or sampler.num_env_workers"
+            f"not enough memory for {num_bytes / 2**20:,.0f} MiB of shared tensors, as "
+            f"{free_bytes() / 2**20:,.0f} MiB are free; lower sampler.rollout_length, "
+            "sampler.envs_per_worker or sampler.num_env_workers"
         )
     return FastrlError(f"shared memory cannot be made: {error.strerror or error}")
 
@@ -107,5 +108,8 @@ def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:  # noqa: ANN401
     block = SharedBlock.__new__(SharedBlock)
     block.num_bytes = num_bytes
     block._fd = descriptor.detach()
-    block._map = mmap.mmap(block._fd, num_bytes)
+    try:
+        block._map = mmap.mmap(block._fd, num_bytes)
+    except OSError as error:
+        raise _refused(num_bytes, error) from error
     return block

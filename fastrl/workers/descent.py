@@ -23,6 +23,8 @@ NO_THREAD = (
     "no thread can be started: too many processes and threads run, or too little memory is free; "
     "raise the limit (ulimit -u, or the pids limit of the container)"
 )
+LACKS = 100
+"""A fork server that ends because of an error of the system exits with this plus its number."""
 _MOST_ROUNDS = 100
 """A tree that starts processes faster than they can be killed is left to the system."""
 

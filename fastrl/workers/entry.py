@@ -9,9 +9,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastrl.allocator import keep_freed_memory
+from fastrl.free_memory import lack_of_memory
 from fastrl.workers.descent import end_descendants, ignore_signal, start_thread
 from fastrl.workers.hand_over import StopRequestedError
 
@@ -33,8 +34,7 @@ def depth() -> int:
 
 def worker_main(
     name: str,
-    target: Callable[..., None],
-    args: tuple[Any, ...],
+    work: Callable[[], None],
     report: Connection,
     lifeline: Connection,
     torch_threads: int,
@@ -44,8 +44,7 @@ def worker_main(
 
     Args:
         name: What it is called in messages.
-        target: What it does.
-        args: Arguments of ``target``.
+        work: What it does.
         report: Takes one (summary, traceback) if it fails.
         lifeline: Ends with the process that started this one.
         torch_threads: Intra-op threads of torch.
@@ -61,12 +60,14 @@ def worker_main(
     torch.set_num_threads(torch_threads)
     try:
         _die_with_parent(lifeline)
-        target(*args)
+        work()
     except StopRequestedError:
         pass
     except BaseException as error:
+        lack = lack_of_memory(error)
+        trace = "" if lack else _clipped(traceback.format_exc(), _TRACEBACK_CHARS)
         with contextlib.suppress(OSError):  # nobody may be there any more to read it
-            report.send((_summary(error), _clipped(traceback.format_exc(), _TRACEBACK_CHARS)))
+            report.send((_clipped(lack, _SUMMARY_CHARS) or _summary(error), trace))
         sys.exit(1)
 
 

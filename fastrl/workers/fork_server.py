@@ -6,11 +6,17 @@ Everything here happens before the long imports of `fastrl.workers.preload`.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import os
 import signal
+import sys
+import types
 import warnings
 
+from fastrl.errors import cause
 from fastrl.workers.descent import (
+    LACKS,
     adopt_orphans,
     end_descendants,
     end_with,
@@ -46,6 +52,22 @@ def _after_fork() -> None:
     forks.begin()
 
 
+def _end_with_error(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Tell the starter by the exit code what the system lacks; say anything else in one line."""
+    if os.getpid() != _SERVER:
+        sys.__excepthook__(kind, error, trace)
+        return
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number not in errno.errorcode:
+        number = None
+        with contextlib.suppress(Exception):  # standard error may be closed
+            print(f"fastrl: the fork server ends: {cause(error)}", file=sys.stderr)  # noqa: T201
+    end_descendants()
+    os._exit(1 if number is None else LACKS + number)
+
+
 def _end() -> None:
     if os.getpid() == _SERVER:
         end_descendants()
@@ -66,5 +88,6 @@ send_at_end_of_parent(_AT_END_OF_STARTER)
 # server does not expect.
 warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
 adopt_orphans()
+sys.excepthook = _end_with_error
 atexit.register(_end)
 os.register_at_fork(after_in_child=_after_fork)

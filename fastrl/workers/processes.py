@@ -6,6 +6,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -13,15 +14,16 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Iterator
-from multiprocessing import connection, forkserver
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, forkserver, reduction
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
 
+from fastrl import once
 from fastrl.errors import FastrlError
-from fastrl.workers.descent import NoThreadError, start_thread
+from fastrl.workers.descent import LACKS, NoThreadError, start_thread
 from fastrl.workers.entry import worker_main
 
 Connection = connection.Connection
@@ -35,10 +37,23 @@ _OF_GROUPS = (
 )
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
-_START_ATTEMPTS, _RETRY_S = 20, 0.05
+_START_ATTEMPTS, _END_S, _POLL_S = 5, 1.0, 0.05
+"""How often a fork server that was killed is replaced, and how long it may take to be gone."""
+_CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
+    if hasattr(signal, name)
+)
+"""Signals that a process gets for what it does itself."""
 _LOOK_S, _STOPPED_LOOKS = 1.0, 5
 _DESCRIPTORS = 16
 """More than starting a process takes for a moment."""
+_REMEDIES = {
+    errno.EMFILE: "raise the limit with ulimit -n",
+    errno.ENFILE: "raise the limit with ulimit -n",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u, or the pids limit of the container)",
+    errno.ENOMEM: "lower sampler.num_env_workers, or give the processes more memory",
+}
 
 _of_this_process_only: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -70,8 +85,34 @@ def _context() -> Any:  # noqa: ANN401
     return context
 
 
-def started(name: str, args: tuple[Any, ...]) -> Process:
-    """Return a process that has been started and runs `worker_main` with these arguments.
+class _Packed:
+    """A call that is unpacked in the worker, where failures of unpacking are reported."""
+
+    def __init__(self, call: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
+        self._call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Unpacked, (bytes(reduction.ForkingPickler.dumps(self._call)),)
+
+
+class _Unpacked:
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def __call__(self) -> None:
+        target, args = pickle.loads(self._packed)
+        del self._packed
+        target(*args)
+
+
+def started(name: str, target: Callable[..., None], args: tuple[Any, ...], *rest: Any) -> Process:  # noqa: ANN401
+    """Return a process that has been started and runs ``target(*args)`` in `worker_main`.
+
+    Args:
+        name: What it is called.
+        target: What it does.
+        args: Arguments of ``target``.
+        *rest: Further arguments of `worker_main`.
 
     Raises:
         FastrlError: The system has no descriptors, processes or memory left for it.
@@ -81,7 +122,7 @@ def started(name: str, args: tuple[Any, ...]) -> Process:
             f"{name} cannot be started: this process is daemonic, and such may start no others"
         )
     try:
-        return _started(name, args)
+        return _started(name, (name, _Packed((target, args)), *rest))
     except NoThreadError as error:
         raise FastrlError(f"{name} cannot be started: {error}") from error
     except OSError as error:
@@ -97,14 +138,47 @@ def _started(name: str, args: tuple[Any, ...]) -> Process:
                 _ensure_server()
                 process.start()
         except (ConnectionError, EOFError) as error:
-            # The fork server was killed; the next attempt starts another one, once the end of this
-            # one is seen.
+            _raise_where_the_server_ended_itself()
+            # It was killed, so the next attempt starts another one.
             if not attempts_left:
                 raise ConnectionError(errno.ECONNREFUSED, "the fork server is gone") from error
-            time.sleep(_RETRY_S)
         else:
             return process
     raise AssertionError
+
+
+def _raise_where_the_server_ended_itself() -> None:
+    """Wait until the fork server has ended, and raise `OSError` where another would end as well.
+
+    One that was killed, or told to end, is no reason to give up.
+    """
+    ended = _end_of_server()
+    if ended is None:
+        return
+    if ended.si_code == os.CLD_EXITED and ended.si_status:
+        number = ended.si_status - LACKS
+        if number in errno.errorcode:
+            raise OSError(number, os.strerror(number))
+        raise OSError(errno.ECHILD, f"the fork server ended with exit code {ended.si_status}")
+    if ended.si_code != os.CLD_EXITED and ended.si_status in _CRASHES:
+        name = signal.Signals(ended.si_status).name
+        raise OSError(errno.ECHILD, f"the fork server was ended by {name}")
+
+
+def _end_of_server() -> Any:  # noqa: ANN401
+    """Return how the fork server has ended; None where it runs, or nothing is known of it."""
+    until_s, pid = time.monotonic() + _END_S, _server_pid()
+    while pid and hasattr(os, "waitid"):
+        try:
+            # Not collected, so that multiprocessing sees the end, too, and starts another one.
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+        if ended is not None or time.monotonic() > until_s:
+            return ended
+        time.sleep(_POLL_S)
+    time.sleep(_POLL_S)
+    return None
 
 
 def _check_descriptors() -> None:
@@ -205,9 +279,10 @@ def _light_start() -> Iterator[None]:
     workers do not repeat their imports.
     """
     with _STARTING:
-        main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in _ONE_THREAD}
+        given = dict.fromkeys(_ONE_THREAD, "1") | {once.VARIABLE: once.place()}
+        main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in given}
         sys.modules["__main__"] = types.ModuleType("__main__")
-        os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+        os.environ.update(given)
         try:
             yield
         finally:
@@ -263,9 +338,9 @@ def _server_is_stopped() -> bool:
 
 
 def _reason(error: OSError) -> str:
-    """Return what the system said; a lack of descriptors has a remedy of its own."""
-    lacks = error.errno in (errno.EMFILE, errno.ENFILE)
-    return f"{error.strerror or error}{'; raise the limit with ulimit -n' if lacks else ''}"
+    """Return what the system said, and what can be done about it."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{error.strerror or error}{f'; {remedy}' if remedy else ''}"
 
 
 def _after_fork() -> None:

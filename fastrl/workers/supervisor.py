@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.free_memory import lack_of_memory
 from fastrl.workers.descent import descendants_of, end_all
 from fastrl.workers.entry import depth
 from fastrl.workers.processes import (
@@ -106,9 +107,8 @@ class Supervisor:
             )
         receive, send = pipe()
         with contextlib.closing(send):
-            lifeline, threads = self._lifeline_read, self._torch_threads
-            args_of_main = (name, target, args, send, lifeline, threads, depth() + 1)
-            self._children[name] = _Child(started(name, args_of_main), receive)
+            rest = (send, self._lifeline_read, self._torch_threads, depth() + 1)
+            self._children[name] = _Child(started(name, target, args, *rest), receive)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
@@ -218,6 +218,11 @@ def _send_result(payload: bytes, send: Connection) -> None:
                 outcome = opened.enter_context(outcome)
         except FastrlError as error:
             outcome = error
+        except Exception as error:
+            lack = lack_of_memory(error)
+            if not lack:
+                raise
+            outcome = FastrlError(lack)
         send.send_bytes(cloudpickle.dumps(outcome))
 
 
