@@ -12,6 +12,11 @@ import psutil
 from fastrl import cgroups
 from fastrl.errors import cause
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 # Limit, usage, and what of that is a cache of files, which gives way to whoever needs the memory;
 # in the second version of cgroups and in the first.
 _FILES = (
@@ -27,41 +32,54 @@ _LACKS = (
     "can't allocate memory",
     "out of memory",
     "Storage size calculation overflowed",
-    "Invalid buffer size",
+    "failed to map segment from shared object",
 )
-"""Words of torch, whose errors of a lack of memory are `RuntimeError`."""
+"""Words of torch and of the loader, whose errors of a lack of memory have no class of their own."""
 _TORCH_SIZE = re.compile(r"tried to allocate (\d+) bytes")
 
 
 def lack_of_memory(error: BaseException) -> str:
     """Return in one line that and how much memory lacks; an empty text for all other errors."""
     text = cause(error)
-    is_lack = isinstance(error, MemoryError) or (
-        isinstance(error, OSError) and error.errno == errno.ENOMEM
-    )
-    if not is_lack and not (
-        isinstance(error, RuntimeError) and any(words in text for words in _LACKS)
-    ):
+    is_lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if isinstance(error, RuntimeError | ImportError):
+        is_lack = any(words in text for words in _LACKS)
+    if not is_lack:
         return ""
     size = _TORCH_SIZE.search(text)
-    wanted = f"{int(size[1]) / 2**30:,.1f} GiB are asked for at once" if size else text
+    wanted = f"{_amount(int(size[1]))} are asked for at once" if size else text
+    limit = "" if math.isinf(_left_to_process()) else "raise the limit (ulimit -v), or "
     return (
-        f"not enough memory: {wanted}, and {free_bytes() / 2**30:,.1f} GiB are free; lower "
+        f"not enough memory: {wanted}, and {_amount(free_bytes())} are free; {limit}lower "
         "sampler.envs_per_worker, sampler.num_env_workers, sampler.rollout_length or the sizes "
         "of the model"
     )
 
 
+def _amount(num_bytes: int) -> str:
+    """Return a size as people write it."""
+    exponent = next(each for each in (30, 20, 10) if num_bytes >= 2**each or each == 10)
+    return f"{num_bytes / 2**exponent:,.1f} {'KMG'[exponent // 10 - 1]}iB"
+
+
 def free_bytes(root: Path = Path("/")) -> int:
     """Return the memory that this process and its children may still take.
 
-    Taking more does not fail: the kernel ends a process for it.
+    Taking more does not fail, but for a process whose address space is limited: the kernel ends a
+    process for it.
 
     Args:
         root: Where ``proc`` and ``sys`` are mounted.
     """
     limits = [_left_in(directory) for directory in cgroups.directories("memory", root)]
-    return int(min([psutil.virtual_memory().available, *limits]))
+    return int(min([psutil.virtual_memory().available, _left_to_process(), *limits]))
+
+
+def _left_to_process() -> float:
+    """Return what a limit on the address space (``ulimit -v``) leaves, infinity without one."""
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 0:
+        return math.inf
+    return max(0, limit - psutil.Process().memory_info().vms)
 
 
 def _left_in(directory: Path) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,6 +51,20 @@ def test_lack_of_threads_is_one_line(run_raising):
     assert (code, out) == (2, "")
     assert err.startswith("fastrl: error: no thread can be started: ")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 30.5 GiB for an array"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("can't allocate memory: you tried to allocate 400000000000 bytes"),
+    ],
+)
+def test_lack_of_memory_is_one_line(run_raising, error):
+    code, out, err = run_raising(error)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"fastrl: error: not enough memory: .* .iB are free; lower .*\n", err)
 
 
 def test_no_command_prints_help(run):

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import re
+import resource
+import sys
+
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from fastrl.errors import FastrlError
-from fastrl.free_memory import free_bytes
+from fastrl.free_memory import free_bytes, lack_of_memory
 from fastrl.shared.memory import SharedBlock
 
 
@@ -62,3 +68,56 @@ def test_shared_memory_that_the_container_has_not_is_refused_in_one_line(monkeyp
     SharedBlock(2**19).close()
     with pytest.raises(FastrlError, match="not enough memory for 2 MiB of shared tensors"):
         SharedBlock(2**21)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit has no effect")
+def test_limit_on_the_address_space_is_one_line():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        space = psutil.Process().memory_info().vms + 2**28
+        resource.setrlimit(resource.RLIMIT_AS, (space, before[1]))
+        assert free_bytes() <= 2**28
+        with pytest.raises(FastrlError, match=r"^not enough memory for 512 MiB of .* MiB are free"):
+            SharedBlock(2**29)
+        with pytest.raises(MemoryError) as caught:
+            bytearray(2**29)
+        told = lack_of_memory(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "MiB are free; raise the limit (ulimit -v), or lower" in told
+
+
+def torch_allocates():
+    torch.empty(2**44)
+
+
+def numpy_allocates():
+    np.empty((2**22, 2**22), np.float32)
+
+
+def system_refuses():
+    raise OSError(12, "Cannot allocate memory")
+
+
+def library_does_not_fit():
+    raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (torch_allocates, r"65,536\.0 GiB are asked for at once, and [\d,.]+ .iB are free; lower "),
+        (numpy_allocates, r".*64\.0 TiB for an array with shape \(4194304, 4194304\) .*"),
+        (system_refuses, r"OSError: \[Errno 12\] Cannot allocate memory, and .*"),
+        (library_does_not_fit, r"ImportError: libtorch_cpu.so: failed to map .*"),
+    ],
+)
+def test_lack_of_memory_is_one_line_with_the_sizes(fails, told):
+    with pytest.raises((RuntimeError, MemoryError, OSError, ImportError)) as caught:
+        fails()
+    assert re.match(f"not enough memory: {told}", lack_of_memory(caught.value))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError(28, "full"), ImportError("no")])
+def test_other_errors_are_no_lack_of_memory(error):
+    assert lack_of_memory(error) == ""

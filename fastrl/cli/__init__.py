@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         complain(f"{one_line(error.format_message()).rstrip('.')}; see {_command(error)} --help")
         return EXIT_BAD_INPUT
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (OSError, RuntimeError, ImportError, MemoryError) as error:
         return _complain_of_system(error)
     except (Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -99,7 +99,7 @@ def _complain_of_system(error: Exception) -> int:
     """Say what the system lacks or could not do, and return the exit code.
 
     Raises:
-        RuntimeError: It is about something else.
+        RuntimeError: It is about something else; or an `ImportError` that is.
     """
     # Python's words for it, wherever a library starts a thread.
     no_thread = NO_THREAD if str(error) == "can't start new thread" else ""

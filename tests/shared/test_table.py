@@ -117,7 +117,8 @@ def test_poison_shows_where_a_field_was_not_written(name):
 
 def test_memory_that_is_not_there_is_one_clear_line():
     huge = EnvSpec("test", spaces.Box(0, 1, (1024, 1024)), spaces.Discrete(2))
-    with pytest.raises(FastrlError, match=r"not enough memory for [\d,]+ MiB.* MiB are free; .*rollout_length"):
+    told = r"not enough memory for [\d,]+ MiB.* MiB are free; .*rollout_length"
+    with pytest.raises(FastrlError, match=told):
         Table(huge, 2**20, 1024)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -23,6 +24,16 @@ from fastrl.workers.supervisor import Supervisor, call_in_child
 def fail_with_a_local(number):
     """Raise, with something to find in the traceback."""
     raise ValueError(f"number {number} is bad")
+
+
+def take_too_much():
+    """Ask for more memory than any machine has."""
+    np.empty((2**22, 2**22), np.float32)
+
+
+class FailsToUnpack:
+    def __reduce__(self):
+        return fail_with_a_local, (42,)
 
 
 class UnprintableError(Exception):
@@ -77,6 +88,23 @@ def test_exception_arrives_with_name_and_remote_traceback(supervisor):
     assert error.worker == "worker-7"
     assert "worker-7 failed: ValueError: number 42 is bad" in str(error)
     assert "in fail_with_a_local" in error.remote_traceback
+
+
+def test_lack_of_memory_of_a_worker_is_one_line(supervisor):
+    supervisor.start("worker-7", take_too_much)
+    error = wait_for_error(supervisor)
+    assert re.match(r"worker-7 failed: not enough memory: .*64\.0 TiB.* are free", str(error))
+    assert error.remote_traceback == ""
+
+
+def test_worker_whose_arguments_cannot_be_unpacked_is_reported(supervisor):
+    supervisor.start("worker-7", print, FailsToUnpack())
+    assert "worker-7 failed: ValueError: number 42 is bad" in str(wait_for_error(supervisor))
+
+
+def test_lack_of_memory_of_a_child_is_one_line():
+    with pytest.raises(FastrlError, match=r"^not enough memory: .*64\.0 TiB.* are free"):
+        call_in_child(take_too_much, timeout_s=60)
 
 
 def test_killed_worker_is_reported_with_its_signal(supervisor):
