@@ -79,7 +79,7 @@ def tune(
     check_output("--plots", plots, directory=True)
     if write:
         check_output("--write", path)
-    from fastrl.tuning.study import StudyJournal
+    from fastrl.tuning.study import StudyCache, StudyJournal, undamaged_study
     from fastrl.tuning.tune import (
         TuneOptions,
         Tuning,
@@ -100,7 +100,12 @@ def tune(
     command = shlex.join(["fastrl", *sys.argv[1:]])
     with ExitStack() as stack:
         name = study_name(config, options)
-        journal = stack.enter_context(StudyJournal(study or study_path(), name, fresh=fresh))
+        # A file that is named must be one that can be used; the user's cache need not be.
+        named = None if study is None else StudyJournal(study, name, fresh=fresh)
+        journal = StudyCache(
+            lambda: named or undamaged_study(study_path(), name, fresh=fresh), note
+        )
+        stack.enter_context(journal)
         tuning = stack.enter_context(Tuning(config, options, journal, _Lines(), command))
         try:
             report = tuning.run()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from rich.console import Console
 
 from fastrl.config import Config
-from fastrl.errors import ConfigError
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.finding import TIME_IS_UP
-from fastrl.tuning.study import StudyJournal
-from fastrl.tuning.trials import Journal, Trial, TrialError
+from fastrl.tuning.study import StudyCache, undamaged_study
+from fastrl.tuning.trials import TrialError
 from fastrl.tuning.tune import TuneOptions, Tuning, study_name, study_path
 
 
@@ -41,7 +40,9 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
         update={"sampler": config.sampler.model_copy(update={"tune_s": None})}
     )
     try:
-        best, how = _find(config, TuneOptions("train_fps", budget_s, with_limit=False), fresh)
+        best, how = _find(
+            config, TuneOptions("train_fps", budget_s, with_limit=False), fresh, console
+        )
     except TrialError as error:
         _say(console, f"not tuned, as {error}")
         return config
@@ -49,40 +50,24 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
     return with_candidate(config, best)
 
 
-def _find(config: Config, options: TuneOptions, fresh: bool) -> tuple[Candidate, str]:
+def _find(
+    config: Config, options: TuneOptions, fresh: bool, console: Console | None
+) -> tuple[Candidate, str]:
     with ExitStack() as stack:
-        journal = None
-        try:
-            name = study_name(config, options)
-            journal = stack.enter_context(StudyJournal(study_path(), name, fresh=fresh))
-        except ConfigError:
-            # Without a cache directory it is tuned every time.
-            journal = None
-        kept = None if journal is None else journal.result
-        if journal is not None and kept is not None and options.budget_s <= journal.enough_s:
-            return kept, "tuned before"
-        kept_as_possible = None if journal is None else _BestEffort(journal)
-        tuning = stack.enter_context(Tuning(config, options, kept_as_possible))
+        name = study_name(config, options)
+        kept = StudyCache(
+            lambda: undamaged_study(study_path(), name, fresh=fresh),
+            lambda text: _say(console, text),
+        )
+        stack.enter_context(kept)
+        found = kept.result_of(options.budget_s)
+        if found is not None:
+            return found, "tuned before"
+        tuning = stack.enter_context(Tuning(config, options, kept))
         finding = tuning.run().finding
-        if journal is not None:
-            enough_s = options.budget_s if finding.ended == TIME_IS_UP else math.inf
-            with suppress(ConfigError):
-                journal.keep_result(finding.best, enough_s)
+        enough_s = options.budget_s if finding.ended == TIME_IS_UP else math.inf
+        kept.keep_result(finding.best, enough_s)
         return finding.best, f"tuned in {finding.spent_s:.0f} s"
-
-
-class _BestEffort:
-    """A journal whose file may be full or locked: what it does not keep is measured again."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def recorded(self) -> list[Trial]:
-        return self._journal.recorded()
-
-    def add(self, trial: Trial) -> None:
-        with suppress(ConfigError):
-            self._journal.add(trial)
 
 
 def _say(console: Console | None, text: str) -> None:

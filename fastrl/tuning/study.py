@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from optuna.distributions import IntDistribution
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
 
 from fastrl.closing import Closing
 from fastrl.errors import ConfigError
@@ -61,8 +61,13 @@ class StudyJournal(Closing):
             )
 
     def recorded(self) -> list[Trial]:
-        """Return all trials so far; those that other programs have added are left out."""
-        frozen = self._study.get_trials(deepcopy=False)
+        """Return all trials so far; those that other programs have added are left out.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        with self._told("read"):
+            frozen = self._study.get_trials(deepcopy=False)
         found = (_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED)
         return [trial for trial in found if trial is not None]
 
@@ -78,13 +83,13 @@ class StudyJournal(Closing):
     @property
     def result(self) -> Candidate | None:
         """What the latest search that has ended has found, None before."""
-        found = self._study.user_attrs.get("best")
+        found = self._noted("best")
         return None if found is None else _candidate(found)
 
     @property
     def enough_s(self) -> float:
         """The largest budget with which the result is final."""
-        found = self._study.user_attrs.get("enough_s")
+        found = self._noted("enough_s")
         return float(found) if isinstance(found, int | float) else 0.0
 
     def keep_result(self, best: Candidate, enough_s: float) -> None:
@@ -106,6 +111,10 @@ class StudyJournal(Closing):
         self._storage.remove_session()
         self._storage.engine.dispose()
 
+    def _noted(self, name: str) -> Any:  # noqa: ANN401
+        with self._told("read"):
+            return self._study.user_attrs.get(name)
+
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Say in one line that the file cannot be ``what``."""
@@ -116,6 +125,94 @@ class StudyJournal(Closing):
             reason = error.__cause__ if isinstance(error, OptunaError) else error
             told = " ".join(str(reason or error).split())[:200]
             raise ConfigError(f"{self.path} cannot be {what}: {told}") from error
+
+
+class StudyCache(Closing):
+    """A journal that does without its file where that cannot be opened, read or written.
+
+    What it does not keep is measured again.
+
+    Args:
+        opened: Returns the study, or raises `ConfigError`.
+        say: Called once with the reason why something is not kept.
+    """
+
+    def __init__(self, opened: Callable[[], StudyJournal], say: Callable[[str], None]) -> None:
+        self._say, self._has_said = say, False
+        self._journal: StudyJournal | None = None
+        with self._guarded():
+            self._journal = opened()
+
+    def recorded(self) -> list[Trial]:
+        """Return all trials so far, as far as the file can be read."""
+        with self._guarded():
+            return [] if self._journal is None else self._journal.recorded()
+        return []
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial where that is possible."""
+        with self._guarded():
+            if self._journal is not None:
+                self._journal.add(trial)
+
+    def result_of(self, budget_s: float) -> Candidate | None:
+        """Return what an earlier search with as large a budget has found, None where none has."""
+        with self._guarded():
+            if self._journal is not None and budget_s <= self._journal.enough_s:
+                return self._journal.result
+        return None
+
+    def keep_result(self, best: Candidate, enough_s: float) -> None:
+        """Keep what a search has found where that is possible; see `StudyJournal.keep_result`."""
+        with self._guarded():
+            if self._journal is not None:
+                self._journal.keep_result(best, enough_s)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._journal is not None:
+            self._journal.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            if not self._has_said:
+                self._has_said = True
+                self._say(f"what is measured is not kept: {error}")
+
+
+def undamaged_study(path: Path, name: str, *, fresh: bool = False) -> StudyJournal:
+    """Open a study; a damaged file of the same name is set aside as ``….damaged`` before.
+
+    Raises:
+        ConfigError: See `StudyJournal`.
+    """
+    try:
+        journal = StudyJournal(path, name, fresh=fresh)
+        try:
+            journal.recorded()
+        except ConfigError:
+            journal.close()
+            raise
+        return journal
+    except ConfigError as error:
+        if not _is_damage(error):
+            raise
+        try:
+            path.replace(path.with_suffix(".damaged"))
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+        except OSError:
+            raise error from None
+    return StudyJournal(path, name, fresh=fresh)
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Return whether SQLite has found bytes that it has not written."""
+    while error is not None and type(error) is not DatabaseError:
+        error = error.__cause__
+    return error is not None
 
 
 def _opened(path: Path) -> RDBStorage:

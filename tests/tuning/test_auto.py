@@ -123,4 +123,35 @@ def test_a_file_that_keeps_nothing_does_not_keep_one_from_training(monkeypatch):
     monkeypatch.setattr(StudyJournal, "keep_result", refuse)
     said = Console(file=io.StringIO())
     tuned(load_config(None, [*TINY, "sampler.tune_s=2"]), said)
-    assert said.file.getvalue().startswith("tuned in ")
+    lines = said.file.getvalue().splitlines()
+    assert lines[0] == (
+        "what is measured is not kept: tuning.db cannot be written: database is locked"
+    )
+    assert lines[1].startswith("tuned in ")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "emptied"])
+def test_a_damaged_file_is_replaced(on_paper, cache, damage):
+    assert on_paper(6) == 1
+    path = cache / "fastrl" / "tuning.db"
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "garbage": b"x" * len(content),
+            "cut": content[: len(content) // 2],
+            "emptied": b"",
+        }[damage]
+    )
+    assert [on_paper(6), on_paper(6)] == [1, 0]
+
+
+def test_a_cache_that_cannot_be_made_does_not_keep_one_from_training(cache, monkeypatch):
+    monkeypatch.setattr(auto, "Tuning", OnPaper)
+    OnPaper.ends_with = "the time is up"
+    (cache / "fastrl").write_text("a file in the place of the directory")
+    said = Console(file=io.StringIO())
+    tuned(load_config(None, [*TINY, "sampler.tune_s=6"]), said)
+    first, second = said.file.getvalue().splitlines()
+    assert first.startswith("what is measured is not kept: ")
+    assert second.startswith("tuned in ")
