@@ -169,6 +169,44 @@ def cached_kernel(
     return compiled
 
 
+def compiled_by_torch(function: Function, **options: Any) -> Function:  # noqa: ANN401
+    """Compile with ``torch.compile`` on the first call; where that fails, say so and run as it is.
+
+    It writes what it compiles into a directory, which may be full or not writable, and needs a
+    compiler of C++ on a CPU.
+
+    Args:
+        function: What to compile.
+        **options: Of ``torch.compile``.
+    """
+    import torch
+
+    def given_up(error: Exception) -> Function:
+        if once.is_first("not-compiled"):
+            _LOGGER.warning(
+                "torch cannot compile here, so that it runs uncompiled: %s; "
+                "TORCHINDUCTOR_CACHE_DIR names another directory",
+                cause(getattr(error, "inner_exception", None) or error),
+            )
+        return function
+
+    try:
+        fastest: Any = torch.compile(function, **options)
+        from torch._dynamo.exc import BackendCompilerFailed
+    except OSError as error:
+        return given_up(error)
+
+    def call(*args: Any) -> object:  # noqa: ANN401
+        nonlocal fastest
+        try:
+            return fastest(*args)
+        except (OSError, BackendCompilerFailed) as error:
+            fastest = given_up(error)
+        return fastest(*args)
+
+    return cast(Function, call)
+
+
 def digest_of(sources: Iterable[Path]) -> int:
     """Return 60 bits of a hash of what files contain."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -98,7 +99,8 @@ def files_of(tmp_path):
 )
 def test_damaged_files_are_replaced(triple, tmp_path, damage, which, place):
     hits_of_a_call(triple)
-    for path in (files_of(tmp_path)[index] for index in which):
+    files = files_of(tmp_path)
+    for path in (files[index] for index in which):
         content = bytearray(path.read_bytes())
         at = int(place * len(content))
         if damage == "removed":
@@ -217,3 +219,32 @@ def test_run_says_it_once_in_all_its_processes(triple, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "15 15\n"
     assert done.stderr.count("compiled code cannot be kept") == len(done.stderr.splitlines()) == 1
+
+
+def test_torch_that_has_no_directory_to_compile_in_runs_uncompiled(said, monkeypatch):
+    def refuse(function, **options):
+        raise OSError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    functions = [compiled.compiled_by_torch(lambda x: 2 * x) for _ in range(2)]
+    assert [function(3) for function in functions] == [6, 6]
+    assert said.messages == [
+        "torch cannot compile here, so that it runs uncompiled: PermissionError: [Errno 13] "
+        "Permission denied: '/cache'; TORCHINDUCTOR_CACHE_DIR names another directory"
+    ]
+
+
+@pytest.mark.slow  # imports torch's compiler
+def test_torch_that_has_no_room_to_compile_runs_uncompiled(said, monkeypatch):
+    def refuse(function, **options):
+        def call(*args):
+            full = OSError(28, "No space left on device")
+            raise torch._dynamo.exc.BackendCompilerFailed("inductor", full, None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    function = compiled.compiled_by_torch(lambda x: 2 * x)
+    assert [function(3), function(4)] == [6, 8]
+    assert len(said.messages) == 1
+    assert "No space left on device" in said.messages[0]

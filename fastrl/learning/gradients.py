@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastrl.compiled import compiled_by_torch
 from fastrl.learning.batch import NO_BATCH, Batch
 from fastrl.learning.kernels import objective_gradient
 from fastrl.learning.objective import METRICS, ObjectiveSettings, objective
@@ -45,7 +46,7 @@ class AutogradEngine:
     Args:
         model: Its parameters must be those of ``parameters``.
         parameters: Where gradients go.
-        compiled: Run model and loss through ``torch.compile``.
+        compiled: Run model and loss through ``torch.compile``, where that works.
         bf16: Run the model under autocast.
     """
 
@@ -56,7 +57,7 @@ class AutogradEngine:
         self._device = parameters.value.device
         self._compiled = compiled
         self._by_kernel = self._device.type == "cpu" and not compiled
-        self._objective = torch.compile(self._evaluate_all) if compiled else self._evaluate_all
+        self._objective = compiled_by_torch(self._evaluate_all) if compiled else self._evaluate_all
         self._outputs: tuple[Tensor, ...] = ()
         self._slopes: tuple[Tensor | None, ...] = ()
 

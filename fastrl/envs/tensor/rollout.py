@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from fastrl.compiled import compiled_by_torch
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.policy import TensorPolicy, Weights
 from fastrl.errors import ConfigError
@@ -127,7 +128,7 @@ class Rollouts(Generic[S, P]):
         self._take_steps: Callable[..., tuple[_Steps, Start]] = self._steps
         if steps_per_graph:
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
-            self._take_steps = torch.compile(self._steps, fullgraph=True, mode=mode)
+            self._take_steps = compiled_by_torch(self._steps, fullgraph=True, mode=mode)
 
     def start(self, num_envs: int, generator: torch.Generator | None = None) -> Start:
         """Begin an episode in n environments.
