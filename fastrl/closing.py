@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, Self, TypeVar
 
@@ -59,8 +59,12 @@ def build_all(built: Iterable[Held]) -> list[Held]:
     return held
 
 
-def close_all(held: Iterable[Closable]) -> None:
+def close_all(held: Iterable[Closable], begin: Callable[[], None] = lambda: None) -> None:
     """Close every one, the last first, even where closing another one raises.
+
+    Args:
+        held: What to close.
+        begin: Called just before each close.
 
     Raises:
         Exception: The last that was raised.
@@ -68,3 +72,4 @@ def close_all(held: Iterable[Closable]) -> None:
     with ExitStack() as stack:
         for each in held:
             stack.callback(each.close)
+            stack.callback(begin)

@@ -136,9 +136,12 @@ class GymLoop:
         envs, self._envs, self._steps = self._envs, [], []
         self._claim.release()
         try:
-            close_all(_Counted(env, self._resetting) for env in envs)
+            close_all(envs, self._count_close)
         except USERS_FAILURES as error:
             _LOGGER.warning("'%s' raised in close(): %s", self.spec.id, cause(error))
+
+    def _count_close(self) -> None:
+        self._resetting[0] += 1
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the figures that the specification names; NaN where this episode has none."""
@@ -181,18 +184,6 @@ class GymLoop:
         raise EnvError(
             f"env {index} of '{self.spec.id}' raised in step({action}): {cause(error)}"
         ) from error
-
-
-class _Counted:
-    """Counts that an environment is closed, just before it is."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], count: NDArray[np.int64]) -> None:
-        self._env, self._count = env, count
-
-    def close(self) -> None:
-        """Count, and close."""
-        self._count[0] += 1
-        self._env.close()
 
 
 def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:

@@ -66,7 +66,9 @@ def make_plan(
         # It steps in this process anyway.
         env_spec = factory.probe()
     elif env_spec is None:
-        env_spec = call_in_child(factory.probing, config.sampler.start_timeout_s)
+        env_spec = call_in_child(
+            factory.probing, config.sampler.start_timeout_s, config.env.close_timeout_s
+        )
     free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
     # What takes long had better begin early, and a GPU works beside the cores.
     infers_shortly = config.sampler.devices == ("cpu",) and not has_images(

@@ -41,6 +41,9 @@ class EnvGroup:
         at: Its element 0 always says which environment is being stepped, reset or called, for
             whoever has to explain an error or a silence.
 
+    Attributes:
+        begin_close: Called just before each environment is closed.
+
     Raises:
         EnvError: An environment cannot be built, or has other spaces than the first.
     """
@@ -58,6 +61,7 @@ class EnvGroup:
         self._plan, self._spec, self._at = plan, spec, at
         self._exchange = exchange
         self._mode, self._num_envs = plan.autoreset, plan.num_envs
+        self.begin_close: Callable[[], None] = lambda: None
         self._instances: list[Instance] = []
         self._claim = Claim()
         try:
@@ -212,7 +216,7 @@ class EnvGroup:
         """Close all environments; safe to call twice."""
         instances, self._instances = self._instances, []
         self._claim.release()
-        close_all(each.env for each in instances)
+        close_all((each.env for each in instances), self.begin_close)
 
     def _own_objects(self) -> Sequence[Any]:
         assert self.action_objects is not None

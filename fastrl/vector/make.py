@@ -74,6 +74,7 @@ def make_vec(
     output: Output = "numpy",
     timeout_s: float = 120.0,
     start_timeout_s: float = 300.0,
+    close_timeout_s: float = 10.0,
     vectorization_mode: VectorizeMode | str | None = None,
     vector_kwargs: Mapping[str, Any] | None = None,
     autoreset_mode: AutoresetMode | str | None = None,
@@ -112,6 +113,9 @@ def make_vec(
         output: ``numpy`` arrays or ``torch`` tensors.
         timeout_s: How long a step, reset or call may take; has no effect on ``serial``.
         start_timeout_s: How long building all environments may take.
+        close_timeout_s: How long closing an environment, or a batch of them, may take. Then its
+            worker process is ended with all that it has started, or its thread left behind; has
+            no effect on ``serial``.
         vectorization_mode: Gymnasium's name for ``backend``: ``sync`` is ``serial``, ``async`` is
             ``processes``, ``vector_entry_point`` is ``native``.
         vector_kwargs: As in gymnasium: ``autoreset_mode``, ``copy``, ``observation_mode``.
@@ -137,6 +141,7 @@ def make_vec(
         different_spaces=_may_differ(recipe, stepping.observation_mode),
         timeout_s=deadline("timeout_s", timeout_s),
         start_timeout_s=deadline("start_timeout_s", start_timeout_s),
+        close_timeout_s=deadline("close_timeout_s", close_timeout_s),
         env_kwargs=recipe.kwargs_of_all,
     )
     start = partial(_start, stepping=stepping, output=output)

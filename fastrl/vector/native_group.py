@@ -30,6 +30,9 @@ class NativeGroup:
         envs: Indices of the environments.
         at: Its element 0 says which environment an error names, else which comes first.
         tell: Returns the infos of a step in place of the batch; see `crafter_infos`.
+
+    Attributes:
+        begin_close: Called just before the batch is closed.
     """
 
     action_objects: Sequence[Any] | None = None
@@ -45,6 +48,7 @@ class NativeGroup:
     ) -> None:
         self.envs, self._at = envs, at
         self._vector, self._tell = vector, tell
+        self.begin_close: Callable[[], None] = lambda: None
         self.observation_objects: list[Any] = []
         at[0] = envs.start
         rows = slice(envs.start, envs.stop)
@@ -152,6 +156,7 @@ class NativeGroup:
 
     def close(self) -> None:
         """Close the batch; safe to call twice."""
+        self.begin_close()
         self._vector.close()
 
     def _write(self, observation: Any, bank: int) -> None:  # noqa: ANN401

@@ -17,8 +17,6 @@ from fastrl.vector.failures import EnvTimeoutError
 from fastrl.vector.spec import VectorPlan
 
 Found = TypeVar("Found")
-CLOSE_S = 2.0
-"""How long the environment may take to close before its thread is left to itself."""
 _SLICE_S = 0.1
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,14 +73,15 @@ def in_time(plan: VectorPlan, look: Callable[[Doing], AbstractContextManager[Fou
     thread = threading.Thread(target=run, name="fastrl-probe", daemon=True)
     thread.start()
     found, error = _wait_for(outcome, doing)
-    thread.join(CLOSE_S)
+    thread.join(plan.close_timeout_s)
     if error is not None:
         raise error
     if thread.is_alive():
         _LOGGER.warning(
-            "env 0 of '%s' did not return from close() within %g s; it is left behind",
+            "env 0 of '%s' did not return from close() within %g s, and is left behind; raise "
+            "close_timeout_s if it needs to",
             plan.name,
-            CLOSE_S,
+            plan.close_timeout_s,
         )
     return found  # type: ignore[no-any-return]
 

@@ -27,12 +27,12 @@ from fastrl.vector.spec import VectorPlan, why_not_sent
 from fastrl.vector.torch_threads import TorchThreads
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
 from fastrl.workers.processes import Connection, pipe
-from fastrl.workers.supervisor import Supervisor, call_in_child
+from fastrl.workers.supervisor import GRACE_S, Closes, Supervisor, call_in_child
 
 _PIPE_BYTES = 2**15
 """A pipe takes this much at once: that of a worker which waits for an order is empty."""
-CLOSE_S = 2.0
-"""How long workers may take to close their environments before they are killed."""
+CLOSE_KEY = "close_timeout_s"
+"""What callers of `make_vec` call the deadline of a close."""
 _MADE = itertools.count()
 _SLICE_S = 0.1
 """How often a waiting caller looks after the workers."""
@@ -51,7 +51,9 @@ class ProcessDriver:
                 f"'{plan.name}' cannot be sent to worker processes: {reason}; create what cannot "
                 "be pickled inside the factory, or take backend='serial' or 'threads'"
             )
-        self.spec = call_in_child(partial(probe, plan), plan.start_timeout_s)
+        self.spec = call_in_child(
+            partial(probe, plan), plan.start_timeout_s, plan.close_timeout_s, CLOSE_KEY
+        )
         try:
             self.exchange = Exchange(self.spec, plan.num_envs, shared=True)
         except FastrlError as error:
@@ -60,8 +62,12 @@ class ProcessDriver:
         self._control = Control(plan.num_workers, plan.num_envs)
         streams = sequence_after_numpys(next(_MADE))
         context = VectorContext(plan, self.spec, self.exchange, self._control, streams)
-        self._supervisor = Supervisor(self._control.stop, plan.torch_threads, CLOSE_S)
         self._names = [f"env-worker-{index}" for index in range(plan.num_workers)]
+        begun = partial(_closes_begun, self._control, self._names)
+        closes = Closes(begun, plan.close_timeout_s, CLOSE_KEY)
+        self._supervisor = Supervisor(
+            self._control.stop, plan.torch_threads, GRACE_S, closes=closes
+        )
         self._orders: list[Connection] = []
         self._answers: list[Connection] = []
         self._objects: list[Any] = [None] * plan.num_envs
@@ -164,7 +170,7 @@ class ProcessDriver:
         return self._supervisor.pids()
 
     def close(self) -> None:
-        """End all workers; they get two seconds before they are killed."""
+        """End all workers, which have a deadline for each environment that they close."""
         self._why_closed = self._why_closed or "the environments were closed meanwhile"
         self._supervisor.stop()
         for each in (*self._orders, *self._answers):
@@ -293,3 +299,7 @@ class ProcessDriver:
 
     def _busy_with(self, name: str) -> int:
         return int(self._control.at(self._names.index(name))[0])
+
+
+def _closes_begun(control: Control, names: Sequence[str], name: str) -> int:
+    return control.closes_begun(names.index(name))

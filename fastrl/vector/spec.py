@@ -125,6 +125,7 @@ class VectorPlan:
             way to others, before it sleeps: a sleeping virtual core takes 50 to 100 µs to wake up.
         timeout_s: How long any one call may take.
         start_timeout_s: How long building all environments may take.
+        close_timeout_s: How long closing an environment, or a batch of them, may take.
         torch_threads: Intra-op threads of torch in every worker process.
         env_kwargs: The parameters of every instance that were its own.
         native: Builds environments that are stepped all at once; None where they are single.
@@ -139,6 +140,7 @@ class VectorPlan:
     spin_s: float = 1e-3
     timeout_s: float = 120.0
     start_timeout_s: float = 300.0
+    close_timeout_s: float = 10.0
     torch_threads: int = 1
     native: NativeBuild | None = None
     env_kwargs: Sequence[Mapping[str, Any]] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -22,11 +23,11 @@ from fastrl.vector.infos import Columns
 from fastrl.vector.probing import in_time
 from fastrl.vector.spec import VectorPlan
 from fastrl.workers.descent import start_thread
+from fastrl.workers.supervisor import GRACE_S
 
 Task = Callable[[EnvGroup], Any]
 Work = Callable[["_Worker"], None]
-CLOSE_S = 2.0
-"""How long environments may take to close before their threads are left to themselves."""
+_LOGGER = logging.getLogger(__name__)
 
 
 class ThreadDriver:
@@ -123,16 +124,23 @@ class ThreadDriver:
         return {}
 
     def close(self) -> None:
-        """Ask every thread to close its environments; those that hang are left behind."""
+        """Let every thread close its environments; those that are overdue are left behind."""
         self._why_closed = self._why_closed or "the environments were closed meanwhile"
         # Whoever waits in another thread would wait for the deadline.
         self._round.done.set()
         self._ready.put((0, None))
         for worker in self._workers:
             worker.inbox.put(None)
-        deadline = time.monotonic() + CLOSE_S
+        asked_s, timeout_s = time.monotonic(), self._plan.close_timeout_s
         for worker in self._workers:
-            worker.thread.join(max(0.0, deadline - time.monotonic()))
+            if not worker.ends(asked_s, timeout_s) and worker.close_begun_s is not None:
+                _LOGGER.warning(
+                    "%s of '%s' did not close an environment within %g s, and is left behind; "
+                    "raise close_timeout_s if it needs to",
+                    worker.name,
+                    self._plan.name,
+                    timeout_s,
+                )
 
     def disown(self) -> None:
         """Leave the environments to the process that has their threads."""
@@ -214,6 +222,7 @@ class _Worker:
         self.inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.at = [self.envs.start]
         self.busy = False
+        self.close_begun_s: float | None = None
         self._build = build
         self._group: EnvGroup | None = None
         self.thread = start_thread(f"fastrl-{self.name}", self._run)
@@ -234,10 +243,30 @@ class _Worker:
             remote_traceback=traceback.format_exc(),
         )
 
+    def ends(self, asked_s: float, timeout_s: float) -> bool:
+        """Wait for the thread as long as it may take; return whether it has ended.
+
+        Args:
+            asked_s: When it was asked to close its environments.
+            timeout_s: How long each of them may take to close.
+        """
+        while self.thread.is_alive():
+            begun_s = self.close_begun_s
+            until_s = asked_s + GRACE_S if begun_s is None else begun_s + timeout_s
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            self.thread.join(left_s)
+        return True
+
     def _run(self) -> None:
         while (work := self.inbox.get()) is not None:
             self.busy = True
             work(self)
             self.busy = False
         if self._group is not None:
+            self._group.begin_close = self._begin_close
             self._group.close()
+
+    def _begin_close(self) -> None:
+        self.close_begun_s = time.monotonic()

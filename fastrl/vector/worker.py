@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -37,7 +38,7 @@ which the caller has to ask the system three times."""
 _INTS = CACHE_LINE // 8
 _IN_PIPE = -1
 _ORDER, _BANK, _SENT, _ORDERED = 0, 1, 2, 3
-_AT, _MAIL, _DONE, _ANSWERED = 0, 1, 2, 3
+_AT, _MAIL, _DONE, _ANSWERED, _CLOSES = 0, 1, 2, 3, 4
 
 
 class Control:
@@ -159,6 +160,14 @@ class Control:
         line[_DONE] += 1
         self.answered.post()
 
+    def begin_close(self, worker: int) -> None:
+        """Note that a worker begins to close an environment, or a batch of them."""
+        self._answers[worker][_CLOSES] += 1
+
+    def closes_begun(self, worker: int) -> int:
+        """Return how many closes a worker has begun."""
+        return int(self._answers[worker][_CLOSES])
+
     def close(self) -> None:
         """Drop the memory's descriptors."""
         self._signals.close()
@@ -228,6 +237,7 @@ def run_vector_worker(
     entropy, key = context.streams.entropy, context.streams.spawn_key
     seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(*key, worker)))
     group = build_group(plan, context.spec, context.exchange, envs, at)
+    group.begin_close = partial(control.begin_close, worker)
     stop_timers()
     # The environments live as long as the process: without this every full collection walks
     # through all of them.

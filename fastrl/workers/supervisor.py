@@ -55,10 +55,12 @@ class Closes:
     Attributes:
         begun: Returns by a worker's name how many closes it has begun; 0 before the first.
         timeout_s: How long each of them may take.
+        key: What users call this deadline.
     """
 
     begun: Callable[[str], int]
     timeout_s: float
+    key: str = "env.close_timeout_s"
 
 
 class Supervisor:
@@ -184,30 +186,48 @@ class Supervisor:
         atexit.unregister(self._finalizer)
 
 
-def call_in_child(function: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN401
+def call_in_child(
+    function: Callable[[], Any],
+    timeout_s: float,
+    close_timeout_s: float | None = None,
+    close_key: str = "env.close_timeout_s",
+) -> Any:  # noqa: ANN401
     """Return ``function()``, evaluated in a short-lived process.
 
     If that is a context manager, what it gives is returned; the process leaves it afterwards, and
-    is killed if that takes longer than `GRACE_S`.
+    is killed if that takes too long.
+
+    Args:
+        function: Travels to the process by value.
+        timeout_s: How long it may take.
+        close_timeout_s: How long the process may take to leave the context manager, in which it
+            closes an environment; a process that is killed is named in the log then. By default
+            `GRACE_S`, without a word.
+        close_key: What users call this deadline.
 
     Raises:
         FastrlError: What the function raised, if it was one of fastrl's own errors.
         WorkerError: It raised something else, or did not finish in time.
     """
     receive, send = pipe()
-    supervisor = Supervisor(request_stop=lambda: None)
+    outcomes: list[Any] = []
+    closes = None
+    if close_timeout_s is not None:
+        # What follows the outcome is the close.
+        closes = Closes(lambda _: len(outcomes), close_timeout_s, close_key)
+    supervisor = Supervisor(request_stop=lambda: None, closes=closes)
     payload = cloudpickle.dumps(function)
     try:
         supervisor.start("probe", _send_result, payload, send)
         send.close()
         late = WorkerError("probe", f"the environment was not built within {timeout_s:g} s")
-        outcome = supervisor.receive(receive, timeout_s, late)
+        outcomes.append(supervisor.receive(receive, timeout_s, late))
     finally:
         supervisor.stop()
         receive.close()
-    if isinstance(outcome, FastrlError):
-        raise outcome
-    return outcome
+    if isinstance(outcomes[0], FastrlError):
+        raise outcomes[0]
+    return outcomes[0]
 
 
 def _send_result(payload: bytes, send: Connection) -> None:
@@ -298,12 +318,13 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                 since[name] = (now, time.monotonic())
             elif time.monotonic() - begun_s >= limit_s:
                 del since[name]
-                if now:
+                if closes is not None and now:
                     _LOGGER.warning(
                         "%s did not close an environment within %g s, and was ended with all that "
-                        "it had started; raise env.close_timeout_s if it needs to",
+                        "it had started; raise %s if it needs to",
                         name,
                         limit_s,
+                        closes.key,
                     )
         sentinels: list[Any] = [children[name].process.sentinel for name in since]
         connection.wait(sentinels, timeout=_SLICE_S)

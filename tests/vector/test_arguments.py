@@ -73,6 +73,7 @@ def test_argument_is_refused_by_its_name(make, arguments, message):
     [
         ({"num_workers": 1.5}, "num_workers must be a whole number, got 1.5"),
         ({"start_timeout_s": 0}, "start_timeout_s must be a number of seconds above 0, got 0"),
+        ({"close_timeout_s": 0}, "close_timeout_s must be a number of seconds above 0, got 0"),
     ],
 )
 def test_argument_of_workers_is_refused_by_its_name(arguments, message):

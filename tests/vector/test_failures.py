@@ -29,7 +29,7 @@ ACTIONS = np.array([1, 2, 3, 4])
 @pytest.fixture(autouse=True)
 def _environments_that_hang_are_soon_left_behind(monkeypatch):
     for driver in ("thread_driver", "process_driver"):
-        monkeypatch.setattr(f"fastrl.vector.{driver}.CLOSE_S", 0.2)
+        monkeypatch.setattr(f"fastrl.vector.{driver}.GRACE_S", 0.2)
 
 
 def make(backend, fault, *, fault_tag=12, fault_in="step", fault_at=1, **kwargs):

@@ -14,12 +14,6 @@ from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError
 from tests.vector.envs import QuietEnv
 
 
-@pytest.fixture(autouse=True)
-def _environments_that_hang_are_soon_left_behind(monkeypatch):
-    for module in ("thread_driver", "process_driver", "probing"):
-        monkeypatch.setattr(f"fastrl.vector.{module}.CLOSE_S", 0.2)
-
-
 def run(envs):
     envs.reset(seed=0)
     envs.step(envs.action_space.sample())
@@ -75,7 +69,8 @@ def test_close_that_hangs_or_raises_does_not_hinder_an_environment_from_being_bu
     backend, error, monkeypatch
 ):
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # told when the envs are closed
-    envs = fastrl.make_vec(partial(HangingEnv, "close()", error), 2, backend=backend, num_workers=1)
+    factory = partial(HangingEnv, "close()", error)
+    envs = fastrl.make_vec(factory, 2, backend=backend, num_workers=1, close_timeout_s=0.2)
     envs.reset(seed=0)
     if envs.backend == "serial":
         envs._finalizer.detach()  # in turn there is no deadline: it would hang, or raise
