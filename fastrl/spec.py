@@ -25,6 +25,8 @@ class EnvSpec:
         max_episode_steps: Time limit in steps, None where there is none.
         episode_info: Names of the figures that it tells of an episode that has ended, such as
             ``is_success``; ``a/b`` names entry b of the dictionary a in its info.
+        running_statistics: Names of its wrappers that normalise by statistics of their own, such
+            as ``NormalizeObservation``.
     """
 
     id: str
@@ -32,6 +34,7 @@ class EnvSpec:
     action_space: spaces.Space[Any]
     max_episode_steps: int | None = None
     episode_info: tuple[str, ...] = ()
+    running_statistics: tuple[str, ...] = ()
 
     @cached_property
     def observation(self) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""Wrappers that cost time for nothing where environments are stepped by the thousand."""
+"""Wrappers that cost time for nothing in workers, and those that keep statistics of their own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 Env = gymnasium.Env[Any, Any]
 _WATCHING = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
+_DEEPEST = 100
+"""Wrappers around one environment; more are taken for a circle."""
 
 
 def watchers(env: Env) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
@@ -49,3 +51,19 @@ def with_time_limit(env: Env, steps: int) -> Env:
             each._max_episode_steps = max(steps, each._max_episode_steps or steps)
         each = each.env
     return TimeLimit(bare, steps)
+
+
+def with_running_statistics(env: object) -> tuple[str, ...]:
+    """Return the names of wrappers that normalise by a running mean, the outermost first.
+
+    They are known by what gymnasium, old gym and copies of theirs keep: a ``RunningMeanStd``. Of
+    a vector environment's environments the first is looked at.
+    """
+    found: list[str] = []
+    for _ in range(_DEEPEST):
+        held = getattr(env, "__dict__", {})
+        if any(type(value).__name__ == "RunningMeanStd" for value in held.values()):
+            found.append(type(env).__name__)
+        several = held.get("envs")
+        env = held.get("env", several[0] if isinstance(several, list) and several else None)
+    return tuple(found)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from fastrl.arguments import brief
 from fastrl.config import Config, PPOConfig
 from fastrl.models.images import describe_images
+from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
 GUIDE = "docs/guide/not_learning.md"
@@ -15,12 +22,36 @@ _PATIENCE = 10
 """Rows of metrics in a row that must show a sign before it is reported."""
 _UNEXPLAINED = 0.05
 _DWARFED = 1000.0
+_MISFIT = 30.0
+"""How many standard deviations of the first actions a range may be wide, or the other way round."""
+_UNBOUNDED = 1e30
+"""Bounds beyond it stand for none."""
+_FAR = 1e4
+"""Observations nearer to 0 have digits enough in float32."""
+_FEW_STEPS = 32
+"""Different numbers in float32 with which an observation is coarse."""
+_DECIDES_ACTIONS = (
+    ("env", "action_bounds"),
+    ("env", "wrappers"),
+    ("model", "activation"),
+    ("model", "image_layout"),
+    ("model", "kwargs"),
+)
+"""Keys on which it depends what the same parameters do."""
 
 
-def remarks(config: Config, env_spec: EnvSpec) -> Iterator[str]:
-    """Yield what was decided by guess, and what is allowed and yet seldom meant."""
+def remarks(config: Config, env_spec: EnvSpec, trained_with: Config | None = None) -> Iterator[str]:
+    """Yield what was decided by guess, and what is allowed and yet seldom meant.
+
+    Args:
+        config: Of the run.
+        env_spec: Of its environment.
+        trained_with: Its configuration until now, if it was trained before.
+    """
     if config.model.class_path is None:
         yield from describe_images(env_spec.observation_space, config.model)
+        if config.env.action_bounds == "clip":
+            yield from _misfitting_actions(env_spec, math.exp(config.model.log_std_init))
     transitions = config.sampler.rollout_length * config.topology.num_envs
     algorithm = config.algorithm
     if isinstance(algorithm, PPOConfig) and algorithm.minibatch_size > transitions:
@@ -28,6 +59,93 @@ def remarks(config: Config, env_spec: EnvSpec) -> Iterator[str]:
             f"algorithm.minibatch_size ({algorithm.minibatch_size:,}) is more than the "
             f"{transitions:,} transitions of a rollout: every epoch is one gradient step"
         )
+    yield from _statistics(env_spec)
+    if trained_with is not None:
+        yield from _changes(trained_with, config)
+
+
+def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  # noqa: ANN401
+    """Yield a line for each leaf with numbers so far from 0 that float32 blurs how they differ.
+
+    Args:
+        observation: Of a rollout, nested like the space; leaves ``[T+1, B, *shape]``.
+        env_spec: Of the environment.
+    """
+    space = env_spec.observation_space
+    for (path, leaf), rows in zip(leaves(space).items(), flatten(space, observation), strict=True):
+        if not isinstance(leaf, spaces.Box) or np.can_cast(leaf.dtype, np.float32, "safe"):
+            continue
+        low, high = (
+            each.double().cpu().numpy() for each in torch.aminmax(rows.flatten(0, 1), dim=0)
+        )
+        with np.errstate(all="ignore"):  # infinite ones are not finite anyway
+            size = np.maximum(np.abs(low), np.abs(high))
+            step = np.spacing(size.astype(np.float32))
+            spread = high - low
+        # Numbers that never differ may be constants, but for those that have lost all fractions.
+        is_coarse = (size >= _FAR) & (spread < _FEW_STEPS * step) & ((spread > 0) | (step > 1))
+        if is_coarse.any():
+            near, apart = max(zip(size[is_coarse], step[is_coarse], strict=True))
+            yield (
+                f"observations{_of(path)} hold numbers of about {near:,.0f}, which float32 tells "
+                f"apart in steps of {apart:g}: smaller changes are lost; subtract an offset in a "
+                "wrapper (model.normalize_observations comes after that)"
+            )
+
+
+def _misfitting_actions(env_spec: EnvSpec, std: float) -> Iterator[str]:
+    """Yield a line for each Box of which the first actions reach hardly anything.
+
+    Args:
+        env_spec: Has the action space.
+        std: Standard deviation of the first actions, whose mean is about 0.
+    """
+    for path, leaf in leaves(env_spec.action_space).items():
+        if not isinstance(leaf, spaces.Box):
+            continue
+        low, high = leaf.low.astype(np.float64), leaf.high.astype(np.float64)
+        bounded = (low > -_UNBOUNDED) & (high < _UNBOUNDED)
+        width = np.where(bounded, high - low, np.nan)
+        wide = width > 2 * _MISFIT * std
+        clipped = (width < std / _MISFIT) | (bounded & (np.maximum(low, -high) > 3 * std))
+        for misfit, problem in (
+            (clipped, "nearly all of these are clipped to a bound"),
+            (wide & ~clipped, "hardly any of that range is tried"),
+        ):
+            if misfit.any():
+                bounds = f"{low[misfit][0]:g} to {high[misfit][0]:g}"
+                yield (
+                    f"actions{_of(path)} range from {bounds}, and the first ones of the policy "
+                    f"have a standard deviation of {std:g}: {problem}; try "
+                    f"env.action_bounds=squash, see {GUIDE}"
+                )
+
+
+def _statistics(env_spec: EnvSpec) -> Iterator[str]:
+    for name in dict.fromkeys(env_spec.running_statistics):
+        instead = "model.normalize_observations=true or algorithm.normalize_rewards=true"
+        if "obs" in name.lower():
+            instead = "model.normalize_observations=true"
+        elif "reward" in name.lower():
+            instead = "algorithm.normalize_rewards=true"
+        yield (
+            f"{name} keeps statistics of its own, which are neither shared between workers and "
+            f"evaluations nor saved in checkpoints; those of {instead} are"
+        )
+
+
+def _changes(before: Config, now: Config) -> Iterator[str]:
+    for section, key in _DECIDES_ACTIONS:
+        old, new = (getattr(getattr(config, section), key) for config in (before, now))
+        if old != new:
+            yield (
+                f"{section}.{key}: the policy was trained with {brief(old)} until now, and "
+                f"its actions become others with {brief(new)}"
+            )
+
+
+def _of(path: str) -> str:
+    return f" '{path}'" if path else ""
 
 
 class LearningSigns:

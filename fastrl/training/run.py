@@ -119,8 +119,9 @@ def resume(
         FastrlError: As for `train`.
     """
     path = find_run(run)
+    before = read_config(path)
     if not trust:
-        require_trust(path, read_config(path))
+        require_trust(path, before)
     with closing(RunDirectory.open(path)) as directory:
         config = _resolved(read_config(path, overrides))
         if any(text.partition("=")[0].strip() == "run_dir" for text in overrides):
@@ -136,7 +137,8 @@ def resume(
                 f"'{path}' has trained its {start.steps} steps; to go on: "
                 f"fastrl resume {path} total_steps={2 * enough}"
             )
-        session = Session(config, start, console)
+        trained_with = None if start is None else before
+        session = Session(config, start, console, trained_with)
         directory.write_config(config)
         directory.remove_summary()
         if start is not None:

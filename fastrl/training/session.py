@@ -18,6 +18,7 @@ from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
 from fastrl.sampling import Sampler, env_factory, make_plan, make_sampler
+from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
@@ -36,7 +37,7 @@ from fastrl.training.journal import FINAL, IdleTime, Journal
 from fastrl.training.metrics import MetricsLog, check_packages
 from fastrl.training.progress import Progress, Remaining
 from fastrl.training.recording import Recorder
-from fastrl.training.remarks import LearningSigns, remarks
+from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.saver import Counted, Saver, restore
 from fastrl.training.trainer import Trainer
@@ -97,6 +98,7 @@ class Session:
         config: The run, with nothing left to be resolved.
         start: Where to go on; None for the beginning.
         console: Where to show progress; nowhere by default.
+        trained_with: The configuration with which it was trained until now, if it was.
 
     Raises:
         FastrlError: The environment or the model cannot be built, a package is missing, or the
@@ -104,9 +106,13 @@ class Session:
     """
 
     def __init__(
-        self, config: Config, start: Checkpoint | None = None, console: Console | None = None
+        self,
+        config: Config,
+        start: Checkpoint | None = None,
+        console: Console | None = None,
+        trained_with: Config | None = None,
     ) -> None:
-        self._config, self._console = config, console
+        self._config, self._console, self._trained_with = config, console, trained_with
         check_packages(config.logging)
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
@@ -144,6 +150,8 @@ class Session:
             window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
             signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
             journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
+            for remark in remarks(config, self._plan.env_spec, self._trained_with):
+                journal.remark(remark)
             saver = Saver(config, self._plan, self._learner, window, store)
             training = stack.enter_context(ExitStack())
             # A run that was stopped in its final evaluation has only that left.
@@ -181,8 +189,6 @@ class Session:
         sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
         stack.callback(sampler.close)
         saver.save()
-        for remark in remarks(config, self._plan.env_spec):
-            journal.remark(remark)
         sampler.start()
         if config.sampler.mode == "async":
             journal.watch(IdleTime(sampler))
@@ -193,8 +199,18 @@ class Session:
         """Return whether training came to its end."""
         config = self._config
         skips = config.faults.bad_numbers == "skip_update"
+
+        def look(rollout: Rollout) -> None:
+            for remark in coarse_observations(rollout.observation, self._plan.env_spec):
+                duties.journal.remark(remark)
+
         trainer = Trainer(
-            sampler, self._learner, config.total_steps, interrupts, skip_bad_updates=skips
+            sampler,
+            self._learner,
+            config.total_steps,
+            interrupts,
+            skip_bad_updates=skips,
+            look=look,
         )
         try:
             return trainer.run(duties.after_update)

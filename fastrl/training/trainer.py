@@ -39,6 +39,7 @@ class Trainer:
             breaks the waiting off.
         skip_bad_updates: Leave out updates that end in a loss or in parameters that are not
             finite, up to 10 in a row. Costs a copy of the learner's state before each update.
+        look: Called with the first rollout, before it is learnt from.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Trainer:
         interrupts: Interrupts,
         *,
         skip_bad_updates: bool = False,
+        look: Callable[[Rollout], None] | None = None,
     ) -> None:
         methods("sampler", sampler, ("collect", "publish"))
         methods("learner", learner, ("update", "weights"))
@@ -56,7 +58,7 @@ class Trainer:
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts
         self._skip_bad_updates, self._skipped = skip_bad_updates, 0
-        self._update_s = 0.0
+        self._update_s, self._look = 0.0, look
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
@@ -82,6 +84,9 @@ class Trainer:
         with self._interrupts.breakable():
             rollout = self._sampler.collect()
         collected_s = time.perf_counter()
+        if self._look is not None:
+            self._look(rollout)
+            self._look = None
         lag = self._version - float(rollout.policy_version.double().mean())
         metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())

@@ -1,12 +1,25 @@
-"""What a run remarks on: signs that nothing is learnt, each once."""
+"""What a run remarks on: what is seldom meant, and signs that nothing is learnt, each once."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastrl.training.remarks import LearningSigns
+from fastrl import Config, EnvSpec, load_config
+from fastrl.cli import main
+from fastrl.envs.make import EnvFactory
+from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
+from tests.training.reach import Reach
 
 HEALTHY = {"explained_variance": 0.9, "value_loss": 0.3, "policy_loss": -0.01}
 UNEXPLAINED = {**HEALTHY, "explained_variance": 0.001}
@@ -41,8 +54,6 @@ def test_metrics_without_these_numbers_are_passed_over():
 
 @pytest.mark.parametrize("sign", ["explained_variance stays near 0"])
 def test_the_log_of_a_run_points_to_the_guide(tmp_path, capsys, sign):
-    from fastrl.cli import main
-
     overrides = [
         "env.id=tests.training.reach:Noise",
         "total_steps=4000",
@@ -59,3 +70,176 @@ def test_the_log_of_a_run_points_to_the_guide(tmp_path, capsys, sign):
     assert sign in capsys.readouterr().err
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(row)["explained_variance"] for row in rows[-10:]) < 0.05
+
+
+ACTION = spaces.Box(-1, 1, (2,))
+
+
+def remarked(env_spec, before=None, **sections):
+    config = Config.model_validate({"env": {"id": "x", **sections.pop("env", {})}})
+    config = config.model_copy(update={"model": config.model.model_copy(update=sections)})
+    return list(remarks(config, env_spec, before))
+
+
+def acts_in(*bounds):
+    return EnvSpec("x", spaces.Box(-1, 1, (3,)), spaces.Box(*bounds, (2,), np.float32))
+
+
+def test_range_of_which_the_first_actions_try_hardly_anything_is_named():
+    (line,) = remarked(acts_in(-1000, 1000))
+    assert line == (
+        "actions range from -1000 to 1000, and the first ones of the policy have a standard "
+        "deviation of 1: hardly any of that range is tried; try env.action_bounds=squash, see "
+        "docs/guide/not_learning.md"
+    )
+    assert remarked(acts_in(-1000, 1000), env={"action_bounds": "squash"}) == []
+    assert remarked(acts_in(-100, 100), log_std_init=3.0) == []
+
+
+@pytest.mark.parametrize("bounds", [(-0.001, 0.001), (5, 6), (-6, -5), (999, 1000)])
+def test_range_to_which_nearly_all_first_actions_are_clipped_is_named(bounds):
+    (line,) = remarked(acts_in(*bounds))
+    assert f"actions range from {bounds[0]:g} to {bounds[1]:g}" in line
+    assert "clipped to a bound" in line
+
+
+@given(st.floats(0.1, 25), st.floats(-0.5, 0.5))
+@settings(max_examples=25)
+def test_usual_ranges_of_actions_get_no_remark(half, shift):
+    low, high = half * (shift - 1), half * (shift + 1)
+    assert remarked(acts_in(low, high)) == []
+
+
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0, np.inf), (-3e38, 3e38)])
+def test_actions_without_bounds_get_no_remark(bounds):
+    assert remarked(acts_in(*bounds)) == []
+
+
+class Inside(gymnasium.Env):
+    """Holds what it normalises by in an environment that it is made of."""
+
+    def __init__(self):
+        self.env = NormalizeObservation(Reach())
+        self.observation_space, self.action_space = self.env.observation_space, ACTION
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "instead"),
+    [
+        (lambda: NormalizeReward(Reach()), "NormalizeReward", "algorithm.normalize_rewards"),
+        (lambda: NormalizeObservation(Reach()), "NormalizeObservation", "model.normalize_obs"),
+        (Inside, "NormalizeObservation", "model.normalize_observations=true"),
+        (
+            lambda num_envs: SyncVectorEnv([lambda: NormalizeObservation(Reach())] * num_envs),
+            "NormalizeObservation",
+            "model.normalize_observations=true",
+        ),
+        (
+            lambda num_envs: gymnasium.wrappers.vector.NormalizeReward(
+                SyncVectorEnv([Reach] * num_envs)
+            ),
+            "NormalizeReward",
+            "algorithm.normalize_rewards=true",
+        ),
+    ],
+)
+def test_wrapper_with_statistics_of_its_own_is_named_with_the_key_to_use(make, names, instead):
+    (line,) = remarked(EnvFactory(make).probe())
+    assert line.startswith(f"{names} keeps statistics of its own")
+    assert instead in line
+
+
+def test_several_wrappers_with_statistics_are_named_each():
+    wrappers = ["gymnasium.wrappers:NormalizeObservation", "gymnasium.wrappers:NormalizeReward"]
+    env_spec = EnvFactory("tests.training.reach:Reach", wrappers=wrappers).probe()
+    assert env_spec.running_statistics == ("NormalizeReward", "NormalizeObservation")
+    assert len(remarked(env_spec)) == 2
+
+
+def coarse(rows, dtype=np.float64):
+    env_spec = EnvSpec("x", spaces.Box(-np.inf, np.inf, (2,), dtype), ACTION)
+    stored = env_spec.observation[""].dtype
+    return list(coarse_observations(torch.as_tensor(rows).to(stored), env_spec))
+
+
+def walk(start, step, size=64):
+    """Return observations ``[65, 4, 2]`` that go on by a step, beside others near 0."""
+    rows = np.random.default_rng(0).normal(size=(size + 1, 4, 2))
+    rows[..., 1] = start + step * np.arange(size + 1)[:, None]
+    return rows
+
+
+@pytest.mark.parametrize("start", [1.7e9, -1.7e9])
+def test_observations_that_float32_blurs_are_named(start):
+    (line,) = coarse(walk(start, 0.05))
+    assert line == (
+        "observations hold numbers of about 1,700,000,000, which float32 tells apart in steps of "
+        "128: smaller changes are lost; subtract an offset in a wrapper "
+        "(model.normalize_observations comes after that)"
+    )
+    assert len(coarse(walk(101_325.0, 1e-3))) == 1
+    assert len(coarse(walk(int(start), 1), np.int64)) == 1
+
+
+@given(st.floats(-1e10, 1e10), st.floats(1e-4, 1e3))
+@settings(max_examples=40)
+def test_observations_without_a_remark_keep_their_differences_and_the_advice_helps(start, step):
+    rows = walk(start, step)
+    if coarse(rows):
+        assert coarse(rows - [0.0, start]) == []
+    else:
+        stored = rows.astype(np.float32).astype(np.float64)
+        errors = (stored - stored[0]) - (rows - rows[0])
+        assert np.abs(errors).max() < max(64 * step / 16, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        walk(0.0, 1e-9),
+        walk(1.0, 1e-9),
+        walk(1e5, 0.0),
+        walk(0.0, 1e7),
+        walk(np.nan, 1.0),
+        walk(np.inf, 1.0),
+    ],
+)
+def test_other_observations_get_no_remark(rows):
+    assert coarse(rows) == []
+    assert coarse(rows.astype(np.float32), np.float32) == []
+
+
+QUICK = [
+    "env.id=tests.training.clocks:Clock",
+    "sampler.kind=serial",
+    "sampler.num_env_workers=1",
+    "sampler.envs_per_worker=2",
+    "sampler.rollout_length=16",
+    "algorithm.minibatch_size=32",
+    "evaluation.enabled=false",
+]
+
+
+def test_a_run_and_its_resumption_say_once_each_what_is_seldom_meant(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *QUICK, "total_steps=96", f"run_dir={run}"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("observations 'time' hold numbers of about") == 1
+    assert "action_bounds" not in told
+    overrides = ["total_steps=192", "env.action_bounds=squash"]
+    assert main(["resume", str(run), "--trust", *overrides]) == 0
+    line = (
+        "env.action_bounds: the policy was trained with 'clip' until now, and its actions become "
+        "others with 'squash'"
+    )
+    assert capsys.readouterr().err.count(line) == 1
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_configurations_get_no_remark(path):
+    config = load_config(path)
+    if config.env.id.startswith("LunarLander"):
+        pytest.importorskip("Box2D")
+    spec = EnvFactory.from_config(config.env).probe()
+    told = [line for line in remarks(config, spec, config) if "are images of" not in line]
+    assert told == []
