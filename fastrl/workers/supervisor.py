@@ -326,8 +326,9 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                         limit_s,
                         closes.key,
                     )
-        sentinels: list[Any] = [children[name].process.sentinel for name in since]
-        connection.wait(sentinels, timeout=_SLICE_S)
+        if since:  # it would wait for nothing as long
+            sentinels: list[Any] = [children[name].process.sentinel for name in since]
+            connection.wait(sentinels, timeout=_SLICE_S)
 
 
 def _kill(process: Process) -> None:

@@ -82,6 +82,16 @@ def supervisor():
     made.stop()
 
 
+def test_workers_that_have_ended_are_not_waited_for(supervisor, monkeypatch):
+    monkeypatch.setattr("fastrl.workers.supervisor._SLICE_S", 30.0)
+    supervisor.start("worker-0", time.sleep, 0.0)
+    while psutil.pid_exists(supervisor.pids()["worker-0"]):
+        time.sleep(0.01)
+    began_s = time.monotonic()
+    supervisor.stop()
+    assert time.monotonic() - began_s < 10
+
+
 def test_exception_arrives_with_name_and_remote_traceback(supervisor):
     supervisor.start("worker-7", fail_with_a_local, 42)
     error = wait_for_error(supervisor)
