@@ -93,6 +93,7 @@ class EvaluationResult:
         info: By name ``[episodes]``: the figures that `EnvSpec.episode_info` names, NaN where an
             episode did not report one.
         cut: How many of the episodes had not ended by themselves.
+        bad: How many of these were cut at a number that is not finite.
         limit: The limit that ended the evaluation before all episodes were played, in words.
     """
 
@@ -101,6 +102,7 @@ class EvaluationResult:
     info: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     cut: int = 0
     limit: str = ""
+    bad: int = 0
 
     def score(self, metric: str) -> float:
         """Return ``return_mean``, or the mean of ``info/NAME``; NaN where no episode reported it.
@@ -122,11 +124,14 @@ class EvaluationResult:
 
     def remark(self) -> str:
         """Return what a reader of the means must know; nothing where all episodes have ended."""
-        if not (self.cut or self.limit):
-            return ""
-        ended = f"{self.cut} of {len(self.returns)} episodes did not end"
-        stopped = f"{self.limit} reached; " if self.limit else ""
-        return f"{stopped}{ended}; env.max_episode_steps limits them"
+        played, endless = len(self.returns), self.cut - self.bad
+        told = [f"{self.limit} reached"] if self.limit else []
+        if endless:
+            told.append(f"{endless} of {played} episodes did not end")
+            told.append("env.max_episode_steps limits them")
+        if self.bad:
+            told.append(f"{self.bad} of {played} episodes were cut at a number that is not finite")
+        return "; ".join(told)
 
     @property
     def return_mean(self) -> float:
@@ -255,7 +260,7 @@ class EpisodePlayer:
         """
         if not game.protocol.cuts_bad_numbers:
             raise EnvError(f"evaluation: the {what} of {game.where(slot)} is not finite")
-        game.cut(slot)
+        game.cut(slot, is_bad=True)
         self._begin(slot, game)
 
     def close(self) -> None:
@@ -336,7 +341,7 @@ class _Game:
         self._returns: list[float] = []
         self._lengths: list[int] = []
         self._info: list[NDArray[np.float32]] = []
-        self._cut = 0
+        self._cut = self._bad = 0
 
     def begin(self, slot: int) -> int | None:
         """Start the next episode in a slot and return its seed; None where none is left."""
@@ -362,9 +367,10 @@ class _Game:
         self._info[self.playing[slot]] = info.copy()
         self.num_over += 1
 
-    def cut(self, slot: int) -> None:
-        """Take the episode in a slot as it is."""
+    def cut(self, slot: int, *, is_bad: bool = False) -> None:
+        """Take the episode in a slot as it is, perhaps since a number of it is not finite."""
         self._cut += 1
+        self._bad += is_bad
         self.num_over += 1
 
     def where(self, slot: int) -> str:
@@ -380,7 +386,9 @@ class _Game:
             for column, name in enumerate(self._info_names)
         }
         cut = self._cut + len(self.playing)
-        return EvaluationResult(tuple(self._returns), tuple(self._lengths), info, cut, limit)
+        return EvaluationResult(
+            tuple(self._returns), tuple(self._lengths), info, cut, limit, self._bad
+        )
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -268,7 +269,8 @@ def _protocol(
     config: Config, episodes: int | None, deterministic: bool | None, seed: int | None
 ) -> EvaluationProtocol:
     usual = final_protocol(config)
-    return EvaluationProtocol(
+    return dataclasses.replace(
+        usual,
         episodes=usual.episodes if episodes is None else episodes,
         seed=usual.seed if seed is None else seed,
         deterministic=usual.deterministic if deterministic is None else deterministic,

@@ -110,8 +110,26 @@ def test_numbers_that_are_not_finite_end_an_evaluation_or_cut_the_episode(name, 
         play(name, max_steps=1000)
     result = play(name, max_steps=1000, cuts_bad_numbers=True)
     assert all(map(math.isfinite, result.returns))
-    assert result.cut >= 1
+    assert result.cut >= result.bad >= 1
+    assert f"{result.bad} of {len(result.returns)} episodes were cut at a number" in result.remark()
     assert length in result.lengths
+
+
+def test_remark_advises_a_time_limit_only_for_episodes_that_did_not_end():
+    assert EvaluationResult((0.0,), (1,), cut=1, bad=1).remark() == (
+        "1 of 1 episodes were cut at a number that is not finite"
+    )
+    assert EvaluationResult((0.0,), (1,), cut=1).remark() == (
+        "1 of 1 episodes did not end; env.max_episode_steps limits them"
+    )
+
+
+def test_evaluation_of_a_run_meets_bad_numbers_as_the_run_does(config):
+    config = changed(config, "env", id=f"{CLOCKWORK}:EndlessUndefined")
+    config = changed(config, "faults", bad_numbers="truncate_episode", max_restarts=100)
+    trained = train(changed(config, "evaluation", enabled=False))
+    result = evaluate_run(trained.path, episodes=2).result
+    assert result.cut == result.bad == 2
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
