@@ -24,7 +24,8 @@ SIGNATURE = "signature"
 
 _KEY_BYTES = 32
 _KINDS = ("vector", "gym", "envpool")
-_KNOWN_IDS = ("fastrl.envs.atari:sb3_atari", "crafter:Env")
+_SB3_ATARI = "fastrl.envs.atari:sb3_atari"
+_KNOWN_IDS = (_SB3_ATARI, "crafter:Env")
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
 
 
@@ -37,6 +38,15 @@ def named_code(config: Config) -> list[str]:
     named = []
     if not _is_known_id(config.env.id):
         named.append(f"'{config.env.id}' (env.id)")
+    elif config.env.id == _SB3_ATARI:
+        # Its game is an id, too.
+        both = {
+            "env.kwargs": config.env.kwargs,
+            "evaluation.env_kwargs": config.evaluation.env_kwargs,
+        }
+        for key, kwargs in both.items():
+            if not _is_known_id(str(kwargs.get("name", ""))):
+                named.append(f"'{kwargs['name']}' ({key}.name)")
     for wrapper in config.env.wrappers:
         module, _, name = wrapper.partition(":")
         if module not in _KNOWN_WRAPPERS or "." in name:
@@ -110,9 +120,9 @@ def _signature(key: bytes, config: Config) -> str:
 
 def _key(*, make: bool) -> bytes | None:
     """Return this user's key; None where there is none."""
-    data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
-    file = Path(data) / "fastrl" / "key"
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError):  # the user may have no home
+        data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+        file = Path(data) / "fastrl" / "key"
         if make and not file.exists():
             _make_key(file)
         key = file.read_bytes()

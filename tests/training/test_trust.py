@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fastrl.cli import main
 from fastrl.errors import ConfigError
-from fastrl.training import evaluate_run, record_run, resume, train
+from fastrl.training import CheckpointError, evaluate_run, record_run, resume, train
 from tests.training.clockwork import small_run
 
 REACH = "tests.training.reach:Reach"
@@ -122,15 +123,34 @@ def test_what_says_nothing_about_code_may_change(run):
     evaluate_run(run, episodes=1)
 
 
-def test_a_run_that_imports_nothing_needs_no_trust(trained, tmp_path, elsewhere):
-    path = tmp_path / "run"
-    shutil.copytree(trained, path)
-    if ":" in yaml.safe_load((path / "config.yaml").read_text())["env"]["id"]:
-        change(path, "env", "id", "CartPole-v1")
-        with pytest.raises(Exception, match="environment"):
-            evaluate_run(path, episodes=1)
-    else:
-        evaluate_run(path, episodes=1)
+def test_a_run_that_imports_nothing_needs_no_trust(run, elsewhere):
+    change(run, "env", "id", "CartPole-v1")
+    with pytest.raises(CheckpointError, match="is of the environment"):  # so it was looked at
+        evaluate_run(run, episodes=1)
+
+
+@pytest.mark.parametrize(("section", "key"), [("env", "kwargs"), ("evaluation", "env_kwargs")])
+def test_a_game_of_another_module_needs_trust(run, elsewhere, section, key):
+    change(run, "env", "id", "fastrl.envs.atari:sb3_atari")
+    change(run, "env", "kwargs", {"name": "ALE/Breakout-v5"})
+    with pytest.raises(CheckpointError, match="is of the environment"):
+        evaluate_run(run, episodes=1)
+    change(run, section, key, {"name": "tests.training.reach:Game-v0"})
+    with pytest.raises(ConfigError, match=rf"reach:Game-v0' \({section}\.{key}\.name\).*--trust"):
+        evaluate_run(run, episodes=1)
+
+
+def test_a_user_without_a_home_can_train_and_trust(custom, tmp_path, monkeypatch):
+    def refuse(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setattr(Path, "expanduser", refuse)
+    config = small_run(tmp_path / "run", total_steps=64)
+    train(config)
+    with pytest.raises(ConfigError, match="--trust"):
+        evaluate_run(tmp_path / "run", episodes=1)
+    evaluate_run(tmp_path / "run", episodes=1, trust=True)
 
 
 def test_the_option_says_that_the_code_was_read(run, elsewhere, capsys):
