@@ -122,8 +122,12 @@ class Session:
         if config.evaluation.enabled:
             _check_metric(config, plan.env_spec)
         if config.evaluation.enabled and config.evaluation.env_kwargs:
-            probe = evaluation_factory(config).probe
-            _check_evaluated(call_in_child(probe, config.sampler.start_timeout_s), plan.env_spec)
+            found = call_in_child(
+                evaluation_factory(config).probing,
+                config.sampler.start_timeout_s,
+                config.env.close_timeout_s,
+            )
+            _check_evaluated(found, plan.env_spec)
         if config.evaluation.enabled and config.evaluation.video:
             one = EvaluationProtocol(1, config.evaluation.seed, config.evaluation.deterministic)
             self._record = Recorder(evaluation_factory(config), plan.env_spec, one)
