@@ -258,7 +258,7 @@ class ModelConfig(Section):
     )
     shared_body: Bool | Literal["auto"] = Field(
         default="auto",
-        description="Policy and value share all but the last layer; auto where there are images.",
+        description="Policy and value share all but the last layer; auto: if there are images.",
     )
     conv_layers: ConvLayers | None = Field(
         default=None,
@@ -312,7 +312,7 @@ class EvaluationConfig(Section):
     )
     stop_at: Float | None = Field(
         default=None,
-        description="Metric of an evaluation that ends training; null for total_steps alone.",
+        description="Value of the metric that ends training; null for total_steps alone.",
     )
     video: Bool = Field(
         default=False,

@@ -95,6 +95,7 @@ def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
         try:
             yield env, _cost(plan, env, doing)
         finally:
+            doing.begin("close()")
             close_probed(env, plan.name)
 
     try:

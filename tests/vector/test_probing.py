@@ -56,6 +56,16 @@ def test_call_that_hangs_while_an_environment_is_timed_is_named_at_its_deadline(
     assert time.monotonic() - began < 10
 
 
+class UnstoppableEnv(HangingEnv):
+    def step(self, action):
+        raise ValueError("broken")
+
+
+def test_close_that_hangs_after_an_error_is_named_and_not_the_call_that_raised():
+    with pytest.raises(EnvTimeoutError, match=r"did not return from close\(\) within 0.3 s"):
+        fastrl.make_vec(partial(UnstoppableEnv, "close()"), 2, backend="auto", timeout_s=0.3)
+
+
 def test_constructor_that_hangs_in_a_thread_is_named_at_the_deadline():
     with pytest.raises(EnvTimeoutError, match=r"from its constructor within 0.3 s"):
         fastrl.make_vec(

@@ -2,7 +2,7 @@
 
 A batch of `fastrl.envs.mujoco.simulations` keeps a state vector per simulation and one ``mjData``
 per thread, so that what a step touches stays in cache however many simulations there are. The state
-is ``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping an own ``mjData``.
+is ``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping a separate ``mjData``.
 """
 
 from __future__ import annotations
