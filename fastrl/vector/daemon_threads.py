@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from fastrl.workers.descent import start_thread
 
 _Outcome = tuple[Any, BaseException | None]
 """A result or an error, which no future can hold if it is a StopIteration."""
@@ -28,8 +29,9 @@ class DaemonThreads:
         future: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
         inbox = self._inboxes.get(index)
         if inbox is None:
-            inbox = self._inboxes[index] = queue.SimpleQueue()
-            threading.Thread(target=_serve, args=(inbox,), name=f"env-{index}", daemon=True).start()
+            inbox = queue.SimpleQueue()
+            start_thread(f"env-{index}", _serve, inbox)
+            self._inboxes[index] = inbox
         inbox.put((function, future))
         result, error = await future
         if error is not None:

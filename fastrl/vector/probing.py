@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from fastrl.closing import Closable
 from fastrl.errors import USERS_FAILURES, cause
 from fastrl.vector.failures import EnvTimeoutError
 from fastrl.vector.spec import VectorPlan
+from fastrl.workers.descent import start_thread
 
 Found = TypeVar("Found")
 _SLICE_S = 0.1
@@ -70,8 +70,7 @@ def in_time(plan: VectorPlan, look: Callable[[Doing], AbstractContextManager[Fou
         except BaseException as error:  # SystemExit included: the caller has to hear of it
             outcome.put((None, error))
 
-    thread = threading.Thread(target=run, name="fastrl-probe", daemon=True)
-    thread.start()
+    thread = start_thread("fastrl-probe", run)
     found, error = _wait_for(outcome, doing)
     thread.join(plan.close_timeout_s)
     if error is not None:

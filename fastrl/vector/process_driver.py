@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from fastrl.vector.infos import Columns
 from fastrl.vector.spec import VectorPlan, why_not_sent
 from fastrl.vector.torch_threads import TorchThreads
 from fastrl.vector.worker import REQUEST, STEP, Control, VectorContext, run_vector_worker
+from fastrl.workers.descent import start_thread
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import GRACE_S, Closes, Supervisor, call_in_child
 
@@ -205,8 +205,7 @@ class ProcessDriver:
             self._send(worker, payload)
             return
         timeout_s = self._plan.timeout_s
-        sender = threading.Thread(target=self._send, args=(worker, payload), daemon=True)
-        sender.start()
+        sender = start_thread("fastrl-sender", self._send, worker, payload)
         sender.join(timeout_s)
         if sender.is_alive():
             raise self._silent(timeout_s)

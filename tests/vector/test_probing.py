@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from functools import partial
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import fastrl
-from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError
+from fastrl.errors import FastrlError
+from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError, make_concurrent
 from tests.vector.envs import QuietEnv
 
 
@@ -143,6 +145,29 @@ def test_native_environment_names_who_got_an_action_that_is_not_finite(name, bad
     with pytest.raises(EnvFailure, match=r"env 1 of .* the action holds (nan|inf)") as caught:
         envs.step(actions)
     assert caught.value.env_index == 1
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+@pytest.mark.parametrize("backend", ["auto", "threads"])
+def test_lack_of_threads_is_one_line(backend, no_threads):
+    with pytest.raises(FastrlError, match=r"^no thread can be started: too many processes"):
+        fastrl.make_vec(QuietEnv, 2, backend=backend)
+
+
+def test_lack_of_threads_is_one_line_for_awaited_environments(no_threads):
+    async def reset():
+        async with make_concurrent(QuietEnv, 2) as envs:
+            await envs.reset(seed=0)
+
+    with pytest.raises(FastrlError, match="no thread can be started: too many processes"):
+        asyncio.run(asyncio.wait_for(reset(), 20))
 
 
 @pytest.mark.parametrize("call", ["reset()", "step()"])
