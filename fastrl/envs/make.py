@@ -50,7 +50,7 @@ from fastrl.envs.lookup import (
 from fastrl.envs.old_numpy import OLD_NUMPY
 from fastrl.envs.screens import draw_without_screen
 from fastrl.envs.vector_wrappers import check_wrapper
-from fastrl.envs.wrappers import peel, with_running_statistics, with_time_limit
+from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.spaces import observation_specs
 from fastrl.spec import EnvSpec
@@ -238,7 +238,7 @@ class EnvFactory:
                 self.name,
                 *spaces,
                 _vector_time_limit(env),
-                running_statistics=with_running_statistics(env),
+                running_statistics=running_statistics(env),
             )
         elif _is_single(env):
             limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
@@ -252,7 +252,7 @@ class EnvFactory:
                 env.action_space,
                 limit,
                 names,
-                with_running_statistics(env),
+                running_statistics(env),
             )
         for name in self.episode_info:
             if name not in spec.episode_info:

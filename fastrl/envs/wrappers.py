@@ -53,7 +53,7 @@ def with_time_limit(env: Env, steps: int) -> Env:
     return TimeLimit(bare, steps)
 
 
-def with_running_statistics(env: object) -> tuple[str, ...]:
+def running_statistics(env: object) -> tuple[str, ...]:
     """Return the names of wrappers that normalise by a running mean, the outermost first.
 
     They are known by what gymnasium, old gym and copies of theirs keep: a ``RunningMeanStd``. Of
@@ -61,6 +61,8 @@ def with_running_statistics(env: object) -> tuple[str, ...]:
     """
     found: list[str] = []
     for _ in range(_DEEPEST):
+        if env is None:
+            break
         held = getattr(env, "__dict__", {})
         if any(type(value).__name__ == "RunningMeanStd" for value in held.values()):
             found.append(type(env).__name__)

@@ -50,7 +50,7 @@ def remarks(config: Config, env_spec: EnvSpec, trained_with: Config | None = Non
     """
     if config.model.class_path is None:
         yield from describe_images(env_spec.observation_space, config.model)
-        if config.env.action_bounds == "clip":
+        if config.env.action_bounds == "clip" and trained_with is None:
             yield from _misfitting_actions(env_spec, math.exp(config.model.log_std_init))
     transitions = config.sampler.rollout_length * config.topology.num_envs
     algorithm = config.algorithm
@@ -76,7 +76,7 @@ def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  
         if not isinstance(leaf, spaces.Box) or np.can_cast(leaf.dtype, np.float32, "safe"):
             continue
         low, high = (
-            each.double().cpu().numpy() for each in torch.aminmax(rows.flatten(0, 1), dim=0)
+            each.cpu().double().numpy() for each in torch.aminmax(rows.flatten(0, 1), dim=0)
         )
         with np.errstate(all="ignore"):  # infinite ones are not finite anyway
             size = np.maximum(np.abs(low), np.abs(high))
