@@ -166,6 +166,7 @@ def importers_of(package: str) -> set[str]:
         ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show", "cli.tune"}),
         ("yaml", {"config.text"}),
         ("stable_baselines3", {"vector.sb3"}),
+        ("tianshou", {"vector.tianshou"}),
         ("envpool", {"envs.make"}),
     ],
 )

@@ -23,6 +23,21 @@ def test_a_hint_names_the_packages_of_the_extra(extra):
         assert name in command or ".[" in command
 
 
+def names(requirements):
+    found = (re.match(r"[\w-]+", line)[0] for line in requirements)
+    return {name.lower().replace("_", "-") for name in found}
+
+
+def test_what_tests_import_is_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = names(line for line in lines if line and not line.startswith("#"))
+    assert names(EXTRAS["dev"]) <= pinned
+
+
+def test_programs_of_others_are_there_where_tests_run():
+    assert names(EXTRAS["others"] + EXTRAS["dm-control"]) <= names(EXTRAS["dev"])
+
+
 def test_without_metadata_the_hint_is_about_the_checkout(monkeypatch):
     monkeypatch.setattr("fastrl.extras.requires", lambda _: None)
     assert "pip install -e '.[video]'" in how_to_install("video")

@@ -1,10 +1,11 @@
 """Fast environments for those who keep their own training loop, behind gymnasium's interface.
 
-What needs Stable-Baselines3 is imported when it is first used.
+What needs Stable-Baselines3 or Tianshou is imported when it is first used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastrl.vector.concurrent import ConcurrentEnvs
@@ -14,6 +15,7 @@ from fastrl.vector.vector_env import FastVectorEnv
 
 if TYPE_CHECKING:
     from fastrl.vector.sb3 import to_sb3 as to_sb3
+    from fastrl.vector.tianshou import to_tianshou as to_tianshou
 
 __all__ = [
     "ArgumentError",
@@ -24,13 +26,14 @@ __all__ = [
     "make_concurrent",
     "make_vec",
     "to_sb3",
+    "to_tianshou",
 ]
+
+_ADAPTERS = {"to_sb3": "sb3", "to_tianshou": "tianshou"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import the adapter to Stable-Baselines3 on first use."""
-    if name != "to_sb3":
+    """Import the adapter to another library on first use."""
+    if name not in _ADAPTERS:
         raise AttributeError(f"module 'fastrl.vector' has no attribute '{name}'")
-    from fastrl.vector.sb3 import to_sb3
-
-    return to_sb3
+    return getattr(import_module(f"fastrl.vector.{_ADAPTERS[name]}"), name)

@@ -43,6 +43,14 @@ CLASSIC = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _names_are_missing():
+    """Remove what other libraries, skrl among them, have brought back for the whole process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(np, "bool8", raising=False)
+        yield
+
+
 def name_of(wrap):
     return getattr(wrap, "func", wrap).__name__
 

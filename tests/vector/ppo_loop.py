@@ -1,9 +1,10 @@
-"""A training loop in the shape of CleanRL's: one function, nothing of fastrl, PPO over vectors."""
+"""CleanRL's two PPO loops in its shape: one function, nothing of fastrl, any actions of both."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from torch import nn
 
 
@@ -14,15 +15,25 @@ def layer(inputs, outputs, gain=2**0.5):
     return linear
 
 
-def train(envs, updates=3, steps=64, epochs=2, minibatches=2, gamma=0.99, lam=0.95, clip=0.2):
+def train(envs, updates=2, steps=64, epochs=2, minibatches=2, gamma=0.99, lam=0.95, clip=0.2):
     """Train on a vector environment; return weights, episodic returns and lengths, and resets."""
     torch.manual_seed(1)
-    size, choices, count = envs.single_observation_space.shape[0], envs.single_action_space.n, 16
-    actor = nn.Sequential(layer(size, count), nn.Tanh(), layer(count, choices, 0.01))
+    size, count, space = envs.single_observation_space.shape[0], 16, envs.single_action_space
+    is_discrete = isinstance(space, Discrete)
+    outputs = space.n if is_discrete else space.shape[0]
+    actor = nn.Sequential(layer(size, count), nn.Tanh(), layer(count, outputs, 0.01))
     critic = nn.Sequential(layer(size, count), nn.Tanh(), layer(count, 1, 1.0))
-    weights = [*actor.parameters(), *critic.parameters()]
+    log_std = nn.Parameter(torch.zeros(outputs))
+    weights = [*actor.parameters(), *critic.parameters(), *([] if is_discrete else [log_std])]
+
+    def policy_at(seen):
+        if is_discrete:
+            return torch.distributions.Categorical(logits=actor(seen))
+        spread = torch.distributions.Normal(actor(seen), log_std.exp())
+        return torch.distributions.Independent(spread, 1)
+
     adam, n = torch.optim.Adam(weights, lr=2.5e-4, eps=1e-5), envs.num_envs
-    obs, actions = torch.zeros(steps, n, size), torch.zeros(steps, n, dtype=torch.int64)
+    obs, actions = torch.zeros(steps, n, size), torch.zeros(steps, n, *space.shape)
     logprobs, rewards, dones, values = torch.zeros(4, steps, n)
     returns, lengths, resets = [], [], 0
     next_obs, next_done = torch.Tensor(envs.reset(seed=1)[0]), torch.zeros(n)
@@ -30,13 +41,16 @@ def train(envs, updates=3, steps=64, epochs=2, minibatches=2, gamma=0.99, lam=0.
         for t in range(steps):
             obs[t], dones[t] = next_obs, next_done
             with torch.no_grad():
-                policy = torch.distributions.Categorical(logits=actor(next_obs))
-                actions[t] = policy.sample()
-                logprobs[t], values[t] = policy.log_prob(actions[t]), critic(next_obs).flatten()
-            found, reward, terminated, truncated, infos = envs.step(actions[t].numpy())
+                policy = policy_at(next_obs)
+                actions[t] = action = policy.sample()
+                logprobs[t], values[t] = policy.log_prob(action), critic(next_obs).flatten()
+            found, reward, terminated, truncated, infos = envs.step(action.numpy())
             next_obs, next_done = torch.Tensor(found), torch.Tensor(terminated | truncated)
             rewards[t] = torch.Tensor(reward)
             resets += int((reward == 0).sum())
+            if "final_info" in infos:  # as before gymnasium 1.0
+                finals = (info for info in infos["final_info"] if info and "episode" in info)
+                returns += [info["episode"]["r"] for info in finals]
             if "episode" in infos:
                 ended = infos["_episode"]
                 returns += infos["episode"]["r"][ended].tolist()
@@ -53,7 +67,7 @@ def train(envs, updates=3, steps=64, epochs=2, minibatches=2, gamma=0.99, lam=0.
         for _ in range(epochs):
             for chosen in kept[torch.randperm(len(kept))].chunk(minibatches):
                 o, a, old, gain, value = (each[chosen] for each in rows)
-                policy = torch.distributions.Categorical(logits=actor(o))
+                policy = policy_at(o)
                 ratio = (policy.log_prob(a) - old).exp()
                 normal = (gain - gain.mean()) / (gain.std() + 1e-8)
                 surrogate = torch.min(ratio * normal, ratio.clamp(1 - clip, 1 + clip) * normal)

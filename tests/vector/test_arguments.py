@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 import fastrl
-from fastrl.vector import make_concurrent, to_sb3
+from fastrl.vector import make_concurrent
 from fastrl.vector.failures import ArgumentError
 
 
@@ -166,7 +168,34 @@ def test_options_that_are_none_leave_the_environments_as_they_are():
 
 def test_sb3_adapter_takes_vector_environments_of_fastrl_only():
     pytest.importorskip("stable_baselines3")
+    to_sb3 = fastrl.vector.to_sb3
     others = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
     assert refusal(to_sb3, others) == "to_sb3 takes what fastrl.make_vec returns, got SyncVectorEnv"
     assert refusal(to_sb3, "CartPole-v1") == "to_sb3 takes what fastrl.make_vec returns, got str"
     others.close()
+
+
+class Missing:
+    """Finds no module of a package, as where that is not installed."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "library", "package"),
+    [("sb3", "stable_baselines3", "stable-baselines3"), ("tianshou", "tianshou", "tianshou")],
+)
+def test_adapters_say_what_to_install(adapter, library, package, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"fastrl.vector.{adapter}", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(library), *sys.meta_path])
+    with pytest.raises(
+        ModuleNotFoundError, match=f"to_{adapter} needs .*: pip install .?{package}"
+    ):
+        getattr(fastrl.vector, f"to_{adapter}")

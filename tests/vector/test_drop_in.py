@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import VectorizeMode
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
@@ -18,7 +16,6 @@ from hypothesis import strategies as st
 import fastrl
 from tests.counting_env import CountingEnv
 from tests.vector.envs import OtherSpaceEnv
-from tests.vector.ppo_loop import train
 from tests.vector.test_same_as_gymnasium import assert_same
 
 BACKENDS = ("serial", "threads", "processes")
@@ -161,41 +158,6 @@ def test_episodes_of_any_length_end_as_in_sync_vector_env(lengths, ending, limit
 def limited(*, limit, **kwargs):
     env = CountingEnv(**kwargs)
     return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
-
-
-@pytest.mark.parametrize("wrapper", ["NormalizeObservation", "FlattenObservation"])
-@pytest.mark.parametrize("backend", ["serial", "processes"])
-def test_wrappers_of_vector_environments_give_what_they_give_around_gymnasiums(wrapper, backend):
-    wrap = getattr(gymnasium.wrappers.vector, wrapper)
-    build = partial(gymnasium.make, "CartPole-v1", max_episode_steps=9)
-    ours = wrap(fastrl.make_vec(build, 3, backend=backend))
-    assert stepped_alike(ours, wrap(SyncVectorEnv([build] * 3))) >= 3
-
-
-@contextmanager
-def one_thread():
-    """Keep torch to one thread: more only cost time for small networks."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_training_loop_learns_to_the_last_bit_what_it_learns_from_sync_vector_env():
-    def build():
-        return gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("CartPole-v1"))
-
-    with one_thread():
-        theirs = train(SyncVectorEnv([build] * 4))
-        ours = train(fastrl.make_vec([build] * 4))
-    assert np.array_equal(ours[0], theirs[0])
-    assert ours[1:] == theirs[1:]
-    weights, returns, lengths, resets = theirs
-    assert np.isfinite(weights).all()
-    assert returns == lengths
-    assert len(lengths) >= resets > 20
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ EXAMPLES = re.findall(
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_example_of_the_guide_runs_as_it_stands(example):
-    if "stable_baselines3" in example:
-        pytest.importorskip("stable_baselines3")
+    for library in ("skrl", "stable_baselines3", "tianshou", "torchrl"):
+        if f"from {library}" in example:
+            pytest.importorskip(library)
     exec(compile(example, "docs/guide/vector.md", "exec"), {"__name__": "__main__"})
 
 

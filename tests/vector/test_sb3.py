@@ -24,6 +24,8 @@ from stable_baselines3.common.vec_env import (
 
 from fastrl.vector import to_sb3
 
+pytestmark = pytest.mark.others
+
 
 def adapter(env="CartPole-v1", num_envs=3, **kwargs):
     return to_sb3(
