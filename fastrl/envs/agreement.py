@@ -14,7 +14,8 @@ from fastrl.envs.legacy_gym import LegacyGymEnv
 from fastrl.errors import EnvError, SpaceError
 from fastrl.spaces import leaves
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
+"""Reentrant: the collection of garbage may release a claim in the middle of another one."""
 
 
 class HasSpaces(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from functools import partial
+from weakref import WeakValueDictionary
 
 import gymnasium
 import numpy as np
@@ -462,3 +463,20 @@ def test_time_limit_tells_its_steps_to_those_who_ask(backend):
     envs.set_attr("_max_episode_steps", [5, 500])
     assert envs.step(np.array([0, 1]))[3].tolist() == [True, False]
     envs.close()
+
+
+@pytest.mark.timeout(30)
+def test_environments_dropped_unclosed_are_collected_while_others_are_built(monkeypatch):
+    class Collecting(WeakValueDictionary):
+        def get(self, *args):
+            gc.collect()
+            return super().get(*args)
+
+    monkeypatch.setattr("fastrl.envs.agreement._OWNERS", Collecting())
+    dropped = fastrl.make_vec("CartPole-v1", 2, backend="serial")
+    dropped.itself = dropped
+    gone = weakref.ref(dropped)
+    del dropped
+    with fastrl.make_vec("CartPole-v1", 2, backend="serial") as envs:
+        envs.reset(seed=0)
+    assert gone() is None
