@@ -25,6 +25,10 @@ NO_THREAD = (
 )
 LACKS = 100
 """A fork server that ends because of an error of the system exits with this plus its number."""
+OF_GROUPS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that a terminal or a supervisor sends to all processes of a run at once."""
 _MOST_ROUNDS = 100
 """A tree that starts processes faster than they can be killed is left to the system."""
 

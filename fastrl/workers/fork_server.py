@@ -17,6 +17,7 @@ import warnings
 from fastrl.errors import cause
 from fastrl.workers.descent import (
     LACKS,
+    OF_GROUPS,
     adopt_orphans,
     end_descendants,
     end_with,
@@ -27,9 +28,6 @@ from fastrl.workers.descent import (
 _SERVER, _STARTER = os.getpid(), os.getppid()
 _AT_END_OF_STARTER = signal.SIGURG
 """Ignored by default, so that it does no harm in children which have no handler."""
-_OF_GROUPS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 _worker = False
 
@@ -77,9 +75,9 @@ def _end() -> None:
 # a run that is being saved. It ends with the process that started it in any case. Its children
 # inherit this, and so are safe from their first instruction on. The process that starts the server
 # has them blocked until here.
-for _number in _OF_GROUPS:
+for _number in OF_GROUPS:
     signal.signal(_number, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_GROUPS)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUPS)
 
 signal.signal(_AT_END_OF_STARTER, _end_with_starter)
 send_at_end_of_parent(_AT_END_OF_STARTER)

@@ -23,18 +23,13 @@ import psutil
 
 from fastrl import once
 from fastrl.errors import FastrlError
-from fastrl.workers.descent import LACKS, NoThreadError, start_thread
+from fastrl.workers.descent import LACKS, OF_GROUPS, NoThreadError, start_thread
 from fastrl.workers.entry import worker_main
 
 Connection = connection.Connection
 Process = BaseProcess
 
 _PRELOAD = ("fastrl.workers.fork_server", "fastrl.workers.preload")
-_OF_GROUPS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
-)
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _END_S, _POLL_S = 5, 1.0, 0.05
@@ -263,7 +258,7 @@ class _Descriptor:
 @contextlib.contextmanager
 def _without_signals_to_groups() -> Iterator[None]:
     """Keep signals to all processes from a fork server that cannot ignore them yet."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUPS)
     try:
         yield
     finally:
