@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_State = tuple[Any, Any, torch.Tensor]
+StreamsState = tuple[Any, Any, torch.Tensor]
+"""Of Python, NumPy and torch."""
 
 
 def seed_global_streams(sequence: np.random.SeedSequence) -> None:
@@ -38,18 +39,18 @@ class StreamsOfWorkers:
 
     def __init__(self, sequences: Sequence[np.random.SeedSequence]) -> None:
         self._sequences = sequences
-        self._states: list[_State | None] = [None] * len(sequences)
+        self._states: list[StreamsState | None] = [None] * len(sequences)
         self._current: int | None = None
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Give the streams back to the caller at the end of a block, however it ends."""
-        callers = _state()
+        callers = streams_state()
         try:
             yield
         finally:
             self._set_aside()
-            _restore(callers)
+            load_streams_state(callers)
 
     def turn_to(self, worker: int) -> None:
         """Go on with the streams of a worker, inside of `borrowed`."""
@@ -61,12 +62,18 @@ class StreamsOfWorkers:
         if state is None:
             _seed_on_cpu(self._sequences[worker])
         else:
-            _restore(state)
+            load_streams_state(state)
         self._current = worker
+
+    def state_of(self, worker: int) -> StreamsState:
+        """Return the state of a worker's streams, outside of `borrowed`; it has had a turn."""
+        state = self._states[worker]
+        assert state is not None
+        return state
 
     def _set_aside(self) -> None:
         if self._current is not None:
-            self._states[self._current], self._current = _state(), None
+            self._states[self._current], self._current = streams_state(), None
 
 
 @contextmanager
@@ -101,11 +108,13 @@ def _seed_on_cpu(sequence: np.random.SeedSequence) -> int:
     return seed
 
 
-def _state() -> _State:
+def streams_state() -> StreamsState:
+    """Return the states of this process's streams, on the CPU, as plain data."""
     return random.getstate(), np.random.get_state(legacy=True), torch.default_generator.get_state()
 
 
-def _restore(state: _State) -> None:
+def load_streams_state(state: StreamsState) -> None:
+    """Go on with streams of such states."""
     of_python, of_numpy, of_torch = state
     random.setstate(of_python)
     np.random.set_state(of_numpy)

@@ -341,6 +341,11 @@ class CheckpointConfig(Section):
     keep_best: Bool = Field(
         default=True, description="Keep the checkpoint that evaluated best as well."
     )
+    environments: Bool = Field(
+        default=True,
+        description="Save the episodes under way as well, where the environment can, and go on "
+        "with them; else a resumed run begins new ones.",
+    )
 
 
 class FaultsConfig(Section):

@@ -8,7 +8,8 @@ that one comparison per batch watches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gymnasium
@@ -22,6 +23,7 @@ from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.episode_clock import EpisodeClock
 from fastrl.envs.rows import ObservationWriter, number_of
+from fastrl.envs.state import State, StateError, layers_state, load_layers_state
 from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
@@ -127,6 +129,30 @@ class GymLoop:
         self._writer.write_all(observations, views.observation)
         _write_rewards(rewards, views.reward)
 
+    def get_state(self) -> State:
+        """Return the states of all environments, their wrappers and their time limits.
+
+        Raises:
+            StateError: One cannot be saved; names it by index.
+        """
+        saved = []
+        for index, env in enumerate(self._envs):
+            with self._naming(index):
+                saved.append(layers_state(env))
+        elapsed = [self._clock.elapsed(index) for index in range(self.num_envs)]
+        return {"envs": saved, "elapsed": elapsed}
+
+    def set_state(self, state: State) -> None:
+        """Go on from such a state, after a reset.
+
+        Raises:
+            StateError: It does not fit an environment; names it by index.
+        """
+        for index, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
+            with self._naming(index):
+                load_layers_state(env, saved)
+        self._clock.resume(state["elapsed"])
+
     def close(self) -> None:
         """Close all environments; safe to call twice.
 
@@ -142,6 +168,14 @@ class GymLoop:
 
     def _count_close(self) -> None:
         self._resetting[0] += 1
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Let errors of states name the environment."""
+        try:
+            yield
+        except StateError as error:
+            raise StateError(f"env {index} of '{self.spec.id}': {error}") from error
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the figures that the specification names; NaN where this episode has none."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import instance
 from fastrl.closing import Closing, Held
+from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.finite import BadNumber
@@ -64,6 +68,19 @@ class BaseSampler(Closing):
         return self._publish(state_dict)
 
     @abstractmethod
+    def get_state(self) -> State | None:
+        """Return what further rollouts depend on; see `Sampler`."""
+
+    @abstractmethod
+    def set_state(self, state: State) -> None:
+        """Go on from what another sampler's `get_state` returned; see `Sampler`."""
+
+    @property
+    def _num_rollouts(self) -> int:
+        """Rollouts of the run that were returned."""
+        return self._plan.first_rollout + self._next_rollout
+
+    @abstractmethod
     def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """Take new parameters; return their version."""
 
@@ -94,11 +111,16 @@ class BaseSampler(Closing):
 
     def _env_of(self, slot: int) -> int:
         """Return the index of an environment in the run."""
+        return int(self._indices[slot])
+
+    @cached_property
+    def _indices(self) -> NDArray[np.int64]:
+        """``[B]``: the environment of the run in each slot."""
+        indices = np.zeros(self.topology.num_envs, np.int64)
         for worker, group in self.topology.all_groups():
             slots = self.topology.slots(worker, group)
-            if slots.start <= slot < slots.stop:
-                return int(self.topology.env_index(worker, group)[slot - slots.start])
-        raise IndexError(slot)
+            indices[slots] = self.topology.env_index(worker, group)
+        return indices
 
 
 class TableSampler(BaseSampler):
@@ -145,6 +167,10 @@ class TableSampler(BaseSampler):
                 check_numbers=check_numbers,
             )
             self._buffer = RolloutBuffer(self._context.table)
+            self._resumed: State | None = None
+            # Which rollout, and which successor of a worker, environments were last seeded for.
+            workers = range(topology.num_env_workers)
+            self._seeded = [(plan.first_rollout, 0) for _ in workers]
             if state_dict is not None:
                 self.publish(state_dict)
             opened.pop_all()
@@ -152,6 +178,71 @@ class TableSampler(BaseSampler):
     def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
         assert self._context.weights is not None
         return self._context.weights.publish(state_dict)
+
+    def get_state(self) -> State | None:
+        """Return what further rollouts depend on; see `Sampler`.
+
+        Raises:
+            StateError: An environment cannot be saved, or is in the middle of a rollout.
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+        if self._next_rollout == 0:
+            return self._resumed
+        workers = self._worker_states()
+        bank = self._context.table.banks[(self._next_rollout - 1) % NUM_BANKS]
+        observation = {path: leaf[-1].numpy() for path, leaf in bank.observation.items()}
+        by_slot = {"observation": observation, "episodes": self._buffer.get_state()}
+        return {
+            "rollouts": self._num_rollouts,
+            "layout": self._layout,
+            "workers": workers,
+            "seeded": self._seeded,
+            **{
+                kind: {name: rows[self._slots] for name, rows in arrays.items()}
+                for kind, arrays in by_slot.items()
+            },
+        }
+
+    def set_state(self, state: State) -> None:
+        """Go on from what another sampler's `get_state` returned, before the start.
+
+        Raises:
+            StateError: It is of other environments, or of another number of them or of workers.
+        """
+        names = ("rollouts", "layout", "workers", "seeded", "observation", "episodes")
+        if not isinstance(state, dict) or set(names) - state.keys():
+            raise StateError("the state is that of another kind of sampler")
+        if state["layout"] != self._layout:
+            was, now = (_described(*each) for each in (state["layout"], self._layout))
+            raise StateError(f"the state is of {was}; this run has {now}")
+        last = self._context.table.banks[NUM_BANKS - 1]
+        rows = {path: leaf[-1].numpy() for path, leaf in last.observation.items()}
+        found = {path: fitting(state["observation"], path, row) for path, row in rows.items()}
+        episodes = {
+            name: fitting(state["episodes"], name, row)[self._indices]
+            for name, row in self._buffer.get_state().items()
+        }
+        # The bank before the first: workers go on from the last observation of the rollout before.
+        for path, row in rows.items():
+            row[:] = found[path][self._indices]
+        self._buffer.set_state(episodes)
+        self._seeded[:] = state["seeded"]
+        self._resumed = state
+
+    @abstractmethod
+    def _worker_states(self) -> list[bytes]:
+        """Return what `EnvStepper.pack_state` returns in each env worker."""
+
+    @property
+    def _layout(self) -> list[int]:
+        topology = self.topology
+        return [topology.num_env_workers, topology.envs_per_worker, topology.groups]
+
+    @cached_property
+    def _slots(self) -> NDArray[np.int64]:
+        """``[B]``: the slot of each environment of the run."""
+        return np.argsort(self._indices)
 
     def close(self) -> None:
         """Free the shared memory; rollouts that are still held stay valid."""
@@ -180,3 +271,10 @@ class TableSampler(BaseSampler):
         found = self._context.table.first_bad_number(rollout % NUM_BANKS)
         if found is not None:
             raise self._bad_number(found, rollout)
+
+
+def _described(num_env_workers: int, envs_per_worker: int, groups: int) -> str:
+    return (
+        f"sampler.num_env_workers = {num_env_workers}, envs_per_worker = {envs_per_worker} and "
+        f"groups = {groups}"
+    )

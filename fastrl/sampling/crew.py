@@ -6,18 +6,21 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict, deque
+from contextlib import closing
 from functools import partial
 from typing import Any
 
+from fastrl.envs.state import StateError, unpack
 from fastrl.errors import WorkerError
 from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, cause_of, named_env
 from fastrl.shared.counters import CLOSING, Counter
 from fastrl.shared.rollout_buffer import RolloutBuffer
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.env_worker import run_env_worker
+from fastrl.workers.env_worker import StateExchange, run_env_worker
 from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.position import Position, position_of
+from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Closes, Supervisor
 from fastrl.workers.watch import Deadlines, Watch
 
@@ -38,6 +41,8 @@ class Crew:
         buffer: Is told of episodes that end between two rollouts.
         deadlines: When a worker has failed that does nothing.
         policy: How often each may fail.
+        past: Which rollout, and which successor of each env worker, environments were last seeded
+            for, changed where one is replaced; and the states to go on from, if any.
     """
 
     def __init__(
@@ -46,7 +51,10 @@ class Crew:
         buffer: RolloutBuffer,
         deadlines: Deadlines,
         policy: FaultPolicy,
+        past: tuple[list[tuple[int, int]], list[bytes] | None],
     ) -> None:
+        self._seeded, self._resumed = past
+        self._inlets: dict[str, Connection] = {}
         self._context, self._buffer, self._policy = context, buffer, policy
         self._topology = context.plan.topology
         closes = Closes(partial(_closing, context), deadlines.close_timeout_s)
@@ -85,14 +93,67 @@ class Crew:
         """Return the process id of every worker by name."""
         return self._supervisor.pids()
 
+    def states(self, timeout_s: float) -> list[bytes]:
+        """Return what `EnvStepper.pack_state` returns in each env worker, between two rollouts.
+
+        Args:
+            timeout_s: How long that may take.
+
+        Raises:
+            StateError: An environment cannot be saved, or a worker did not answer.
+        """
+        hand_over, until_s = self._context.hand_over, time.monotonic() + timeout_s
+        hand_over.states_wanted[0] += 1
+        workers = range(self._topology.num_env_workers)
+        for worker in workers:
+            hand_over.permit(worker).post()
+        # All of them, even after one that failed: a worker waits until its answer is read.
+        answers = [self._answer(f"env-worker-{worker}", until_s) for worker in workers]
+        for answer in answers:
+            if "reason" in answer:
+                raise StateError(answer["reason"])
+        return [answer["state"] for answer in answers]
+
+    def _answer(self, name: str, until_s: float) -> dict[str, Any]:
+        inlet, wanted = self._inlets.get(name), self._context.hand_over.states_wanted[0]
+        try:
+            while inlet is not None and inlet.poll(max(0.0, until_s - time.monotonic())):
+                answer: dict[str, Any] = unpack(inlet.recv_bytes())
+                if answer["wanted"] == wanted:
+                    return answer
+        except (EOFError, OSError):
+            return {"reason": f"{name} has ended"}
+        # An answer that comes yet must not be waited for, nor taken for a later one.
+        self._drop_inlet(name)
+        return {"reason": f"{name} did not hand in the states of its environments in time"}
+
     def stop(self) -> None:
         """End all workers."""
         self._supervisor.stop()
+        for name in list(self._inlets):
+            self._drop_inlet(name)
 
     def _start(self, name: str) -> None:
         kind, _, index = name.rpartition("-")
-        run = run_env_worker if kind == "env-worker" else run_model_worker
-        self._supervisor.start(name, run, self._context, int(index), self._replaced[name])
+        args = self._context, int(index), self._replaced[name]
+        if kind != "env-worker":
+            self._supervisor.start(name, run_model_worker, *args)
+            return
+        resumed = None
+        if self._replaced[name]:
+            self._seeded[int(index)] = (self._context.plan.first_rollout, self._replaced[name])
+        elif self._resumed is not None:
+            resumed = self._resumed[int(index)]
+        self._drop_inlet(name)
+        self._inlets[name], outlet = pipe()
+        with closing(outlet):
+            wanted = self._context.hand_over.states_wanted[0]
+            exchange = StateExchange(outlet, wanted, resumed)
+            self._supervisor.start(name, run_env_worker, *args, exchange)
+
+    def _drop_inlet(self, name: str) -> None:
+        if name in self._inlets:
+            self._inlets.pop(name).close()
 
     def _replace(self, error: WorkerError) -> None:
         name = error.worker
@@ -152,7 +213,9 @@ class Crew:
     def _suspects(self, worker: int, at: Position, named: int | None) -> tuple[Suspect, ...]:
         plan, group = self._context.plan, at.group
         slots = self._topology.slots(worker, group)
-        seeds = plan.env_seeds(worker, group, self._replaced[f"env-worker-{worker}"])
+        first_rollout, replaced = self._seeded[worker]
+        seeded = dataclasses.replace(plan, first_rollout=first_rollout)
+        seeds = seeded.env_seeds(worker, group, replaced)
         episodes = self._buffer.episodes_since_restart(slots, at.rollout, at.t).tolist()
         actions = self._actions(at, slots)
         found = [

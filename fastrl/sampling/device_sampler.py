@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance
 from fastrl.devices import existing_device
+from fastrl.envs.state import State, StateError
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
@@ -78,6 +79,7 @@ class DeviceSampler(BaseSampler):
         self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
         self._version, self._check_numbers = 0, check_numbers
         self._here: Start | None = None
+        self._resumed: State | None = None
         if self._model is not None:
             self._publish(self._model.state_dict() if state_dict is None else state_dict)
         # Last, as nobody would close the counters of a sampler that cannot be made.
@@ -93,7 +95,37 @@ class DeviceSampler(BaseSampler):
         if self._here is None:
             self._watch = Stopwatch(self.counters, _WORKER)
             seed = self._plan.env_seeds(0, 0)[0]
-            self._here = self._rollouts.start(self.topology.num_envs, self._generator(seed))
+            self._here = self._begin(seed)
+
+    def _begin(self, seed: int) -> Start:
+        start = self._rollouts.start(self.topology.num_envs, self._generator(seed))
+        if self._resumed is not None:
+            start = self._rollouts.at_state(start, self._resumed["tensors"])
+        return start
+
+    def get_state(self) -> State | None:
+        """Return what further rollouts depend on; see `Sampler`.
+
+        Raises:
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+        if self._next_rollout == 0 or self._here is None:
+            return self._resumed
+        tensors = self._rollouts.get_state(self._here)
+        return {"rollouts": self._num_rollouts, "tensors": tensors}
+
+    def set_state(self, state: State) -> None:
+        """Go on from what another sampler's `get_state` returned, before the start.
+
+        Raises:
+            StateError: It is of other environments, or of another number of them.
+        """
+        if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
+            raise StateError("the state is that of another kind of sampler")
+        start = self._rollouts.start(self.topology.num_envs, self._generator(0))
+        self._rollouts.at_state(start, state["tensors"])
+        self._resumed = state
 
     def collect(self) -> Rollout:
         """Return the next rollout.
@@ -150,7 +182,7 @@ class DeviceSampler(BaseSampler):
             policy_version=torch.full_like(found.terminated, self._version, dtype=torch.int64),
             episodes=_episodes(found),
             index=index,
-            restarted=torch.full_like(found.terminated[0], index == 0),
+            restarted=torch.full_like(found.terminated[0], index == 0 and self._resumed is None),
         )
 
     def _refuse_bad_numbers(self, found: TensorRollout, index: int) -> None:

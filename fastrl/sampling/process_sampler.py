@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from fastrl.arguments import instance, seconds
+from fastrl.envs.state import StateError
 from fastrl.errors import WorkerError
 from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
@@ -71,7 +72,10 @@ class ProcessSampler(TableSampler):
         self._check_open()
         if self._crew is not None:
             return
-        self._crew = Crew(self._context, self._buffer, self._deadlines, self._faults)
+        resumed = None if self._resumed is None else self._resumed["workers"]
+        self._crew = Crew(
+            self._context, self._buffer, self._deadlines, self._faults, (self._seeded, resumed)
+        )
         try:
             self._crew.start()
         except BaseException:
@@ -150,6 +154,16 @@ class ProcessSampler(TableSampler):
         except BaseException:
             self.close()
             raise
+
+    def _worker_states(self) -> list[bytes]:
+        if self._asynchronous:
+            raise StateError("sampler.mode is async: a rollout is always under way")
+        if self._permitted != self._next_rollout:
+            raise StateError("a rollout is under way")
+        assert self._crew is not None
+        if self._context.hand_over.paused[0]:
+            self._context.hand_over.resume()
+        return self._crew.states(self._deadlines.stall_timeout_s)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""

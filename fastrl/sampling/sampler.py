@@ -8,6 +8,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from fastrl.envs.state import State
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec, Topology
@@ -46,6 +47,28 @@ class Sampler(Protocol):
 
         Raises:
             WorkerError: A worker failed, or was still busy after ``timeout_s``.
+        """
+        ...
+
+    def get_state(self) -> State | None:
+        """Return what further rollouts depend on, beside the plan and the weights, as plain data.
+
+        A sampler of the same plan, but for ``first_rollout``, that goes on from it samples what
+        this one would sample. ``rollouts`` in it is how many the run has had.
+
+        Returns:
+            The state; None where no episode has begun.
+
+        Raises:
+            StateError: Says what cannot be saved, or why not now.
+        """
+        ...
+
+    def set_state(self, state: State) -> None:
+        """Go on from what another sampler's `get_state` returned; before the start.
+
+        Raises:
+            StateError: It is of another plan; nothing was changed.
         """
         ...
 

@@ -71,6 +71,17 @@ class SerialSampler(TableSampler):
             for worker in range(topology.num_env_workers)
         ]
 
+        if self._resumed is not None:
+            for worker, stepper in enumerate(self._steppers):
+                self._streams.turn_to(worker)
+                stepper.unpack_state(self._resumed["workers"][worker])
+
+    def _worker_states(self) -> list[bytes]:
+        return [
+            stepper.pack_state(self._streams.state_of(worker))
+            for worker, stepper in enumerate(self._steppers)
+        ]
+
     def collect(self) -> Rollout:
         """Return the next rollout; its views hold until the second call from now.
 

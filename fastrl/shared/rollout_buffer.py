@@ -59,8 +59,9 @@ class Rollout:
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
         restarted: ``[B]`` bool: the first step begins an episode, and no step of the rollout before
-            ended the one before it: in the first rollout of a sampler everywhere, and where a
-            worker was replaced between two rollouts. None stands for nowhere.
+            ended the one before it: in the first rollout of a sampler everywhere, unless it goes on
+            with the episodes of another, and where a worker was replaced between two rollouts. None
+            stands for nowhere.
     """
 
     observation: Any
@@ -98,6 +99,17 @@ class RolloutBuffer:
         self._ended = np.zeros(table.num_slots, np.int64)
         self._sealed = 0
         self._cuts: dict[int, list[slice]] = {}
+        self._resumed = False
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Return what is known of unfinished episodes after the latest rollout, ``[B]`` each."""
+        return {"returns": self._returns, "lengths": self._lengths, "ended": self._ended}
+
+    def set_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on in the middle of episodes, before the first rollout."""
+        for name, own in self.get_state().items():
+            own[:] = state[name]
+        self._resumed = True
 
     def restart(self, slots: slice, rollout: int, done: int) -> None:
         """Note that other environments go on in these slots after ``done`` steps of a rollout.
@@ -130,7 +142,8 @@ class RolloutBuffer:
     def seal(self, index: int) -> Rollout:
         """Return rollout ``index``, whose bank is complete. Call once per rollout, in order."""
         bank, spec = self._table.banks[index % NUM_BANKS], self._table.env_spec
-        restarted = torch.full((self._table.num_slots,), index == 0)
+        begins = index == 0 and not self._resumed
+        restarted = torch.full((self._table.num_slots,), begins)
         for lost in self._cuts.pop(index, ()):
             self._returns[lost], self._lengths[lost] = 0.0, 0
             restarted[lost] = True

@@ -1,9 +1,10 @@
 """Checkpoints: whole or absent, checked when they are read, and never able to run code.
 
-A checkpoint is a directory ``step_<steps>`` with three files: ``model.safetensors``; ``state.pt``,
+A checkpoint is a directory ``step_<steps>`` with these files: ``model.safetensors``; ``state.pt``,
 everything else that training goes on from, which ``torch.load`` reads with ``weights_only=True``;
-and ``meta.json``, which says what it is and holds the checksums of the other two. It is written
-under another name, brought to the disk and then renamed, so under its own name it is complete.
+``environments.safetensors``, where the episodes under way can be saved (see `fastrl.envs.state`);
+and ``meta.json``, which says what it is and holds the checksums of the others. It is written under
+another name, brought to the disk and then renamed, so under its own name it is complete.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FORMAT = "fastrl checkpoint"
 FORMAT_VERSION = 1
 
 _MODEL, _STATE, _META, _BEST = "model.safetensors", "state.pt", "meta.json", "best.json"
+_ENVIRONMENTS = "environments.safetensors"
 _PREFIX = "step_"
 _MOST_JSON_BYTES = 2**24
 
@@ -49,11 +51,13 @@ class Checkpoint:
         state: Nested dicts, lists, tensors, numbers and text: all else that training goes on from.
         about: Plain JSON types: what a reader may want to know without loading the rest. Has at
             least ``steps``.
+        environments: What a sampler's `get_state` returned, packed; None where new episodes begin.
     """
 
     model: Mapping[str, Tensor]
     state: Mapping[str, Any]
     about: Mapping[str, Any]
+    environments: bytes | None = None
 
     @property
     def steps(self) -> int:
@@ -202,6 +206,8 @@ class CheckpointStore:
             ),
             _STATE: buffer.getvalue(),
         }
+        if checkpoint.environments is not None:
+            contents[_ENVIRONMENTS] = checkpoint.environments
         for name, content in contents.items():
             write_and_sync(partial / name, content)
         meta = {
@@ -238,12 +244,13 @@ def _saving(final: Path) -> Iterator[None]:
 def _read(path: Path) -> Checkpoint:
     meta = _read_meta(path)
     contents: dict[str, bytes] = {}
-    for name in (_MODEL, _STATE):
+    is_saved = _ENVIRONMENTS in meta["sha256"]
+    for name in (_MODEL, _STATE, *([_ENVIRONMENTS] if is_saved else [])):
         try:
             contents[name] = _content(path / name)
         except OSError as error:
             raise _damaged(path, f"{name}: {error.strerror}") from None
-        if _checksum(contents[name]) != meta.get("sha256", {}).get(name):
+        if _checksum(contents[name]) != meta["sha256"].get(name):
             raise _damaged(path, f"{name} has changed since it was written")
     try:
         model = safetensors.torch.load(contents[_MODEL])
@@ -253,7 +260,7 @@ def _read(path: Path) -> Checkpoint:
     if not isinstance(state, dict):
         raise _damaged(path, f"{_STATE} holds no state")
     about = {k: v for k, v in meta.items() if k not in ("format", "format_version", "sha256")}
-    return Checkpoint(model, state, about)
+    return Checkpoint(model, state, about, contents.get(_ENVIRONMENTS))
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

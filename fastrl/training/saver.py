@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fastrl.config import Config
-from fastrl.errors import FastrlError
+from fastrl.envs.state import StateError, pack, unpack
+from fastrl.errors import FastrlError, cause
 from fastrl.learning import Learner
+from fastrl.sampling import Sampler
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.episode_info import Totals
 from fastrl.training.random_state import random_state, restore_random_state
@@ -21,6 +23,9 @@ from fastrl.training.window import Window
 from fastrl.workers.plan import SamplingPlan
 
 _NAMES_TOLD = 6
+_UNSAVED = "environments_unsaved"
+"""Why a checkpoint holds no environments; empty where it does, or where no episode had begun."""
+_BETWEEN = "the run was stopped in the middle of a rollout or an update"
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class Counted:
         wall_s: Time of training.
         episodes: Episodes that ended.
         info: What they told of themselves.
+        latest: Returns and lengths of the latest, see `Window.latest`.
     """
 
     wall_s: float = 0.0
     episodes: int = 0
     info: Totals = field(default_factory=dict)
+    latest: Sequence[tuple[float, int]] = ()
 
 
 class Saver:
@@ -60,6 +67,8 @@ class Saver:
         self._config, self._learner, self._window = config, learner, window
         self._store = store
         self._plan = plan
+        self._sampler: Sampler | None = None
+        self._taken: tuple[int, bytes | None, str] | None = None
         self._saved_steps, self._saved_s = learner.steps, time.monotonic()
 
     @cached_property
@@ -67,13 +76,24 @@ class Saver:
         """Not before the first checkpoint: by then it is known that there is memory for all."""
         return _env_seeds(self._plan)
 
+    def follow(self, sampler: Sampler) -> None:
+        """Save the episodes that this sampler has under way, too."""
+        self._sampler = sampler
+
     def snapshot(self) -> Checkpoint:
         """Return all that the run goes on from, copied, as it is between two updates."""
         learner = self._learner.state_dict()
         model = learner.pop("model")
+        environments, unsaved = self._environments()
         return Checkpoint(
             model=model,
-            state={"learner": learner, "random": random_state(), "env_seeds": self._env_seeds},
+            state={
+                "learner": learner,
+                "random": random_state(),
+                "env_seeds": self._env_seeds,
+                "latest_episodes": self._window.latest,
+            },
+            environments=environments,
             about={
                 "env": self._config.env.id,
                 "algorithm": self._config.algorithm.name,
@@ -83,8 +103,36 @@ class Saver:
                 "episodes": self._window.episodes,
                 "wall_s": self._window.wall_s,
                 "episode_info": self._window.info.totals,
+                _UNSAVED: unsaved,
             },
         )
+
+    def _environments(self) -> tuple[bytes | None, str]:
+        """Return the state of the sampler, and else why there is none; see `_UNSAVED`.
+
+        It is asked for once between two updates: afterwards it may have gone on, or be closed.
+        """
+        updates = self._learner.updates
+        if self._taken is None or self._taken[0] != updates:
+            self._taken = (updates, *self._take(updates))
+        return self._taken[1:]
+
+    def _take(self, updates: int) -> tuple[bytes | None, str]:
+        if self._sampler is None:
+            return None, ""
+        if not self._config.checkpoint.environments:
+            return None, "checkpoint.environments was false"
+        try:
+            state = self._sampler.get_state()
+            if state is None:
+                return None, ""
+            if state["rollouts"] != updates:
+                return None, _BETWEEN
+            return pack(state), ""
+        except StateError as error:
+            return None, str(error)
+        except FastrlError:  # what has failed or was broken off is closed
+            return None, _BETWEEN
 
     def save(self) -> None:
         """Save the run as it is.
@@ -118,7 +166,10 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
         restore_random_state(checkpoint.state["random"])
         info = {name: _counts(name, row) for name, row in about["episode_info"].items()}
-        return Counted(float(about["wall_s"]), int(about["episodes"]), info)
+        # Checkpoints of former versions lack them.
+        pairs = checkpoint.state.get("latest_episodes", ())
+        latest = [(float(each), int(length)) for each, length in pairs]
+        return Counted(float(about["wall_s"]), int(about["episodes"]), info, latest)
     except FastrlError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
     except KeyError as error:
@@ -129,6 +180,25 @@ def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted
             f"checkpoint {checkpoint.name} holds no state of this run: "
             f"{type(error).__name__}: {told}"
         ) from error
+
+
+def go_on(sampler: Sampler, checkpoint: Checkpoint, config: Config) -> str:
+    """Have a sampler, not started yet, go on with the episodes of a checkpoint.
+
+    Returns:
+        Why it begins new ones instead; empty where it goes on, or where none were under way.
+    """
+    if checkpoint.environments is None:
+        return str(checkpoint.about.get(_UNSAVED, "the checkpoint is of a former version"))
+    if not config.checkpoint.environments:
+        return "checkpoint.environments is false"
+    try:
+        sampler.set_state(unpack(checkpoint.environments))
+    except StateError as error:
+        return str(error)
+    except Exception as error:  # what the file holds may be anything
+        return f"the checkpoint holds no state of this sampler: {cause(error)}"
+    return ""
 
 
 def _counts(name: str, row: Sequence[int]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from fastrl.training.progress import Progress, Remaining
 from fastrl.training.recording import Recorder
 from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
 from fastrl.training.run_directory import RunDirectory
-from fastrl.training.saver import Counted, Saver, restore
+from fastrl.training.saver import Counted, Saver, go_on, restore
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
 from fastrl.workers.supervisor import call_in_child
@@ -112,7 +112,8 @@ class Session:
         console: Console | None = None,
         trained_with: Config | None = None,
     ) -> None:
-        self._config, self._console, self._trained_with = config, console, trained_with
+        self._config, self._start = config, start
+        self._console, self._trained_with = console, trained_with
         check_packages(config.logging)
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
@@ -151,7 +152,7 @@ class Session:
             log = MetricsLog(directory, config, self._learner.steps)
             stack.callback(log.close)
             progress = stack.enter_context(self._build_progress(directory))
-            window = Window(self._counted.wall_s, self._counted.episodes, self._counted.info)
+            window = Window(**vars(self._counted))
             signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
             journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
             for remark in remarks(config, self._plan.env_spec, self._trained_with):
@@ -192,6 +193,11 @@ class Session:
         # Before anything that is there once per environment: it knows what memory there is.
         sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
         stack.callback(sampler.close)
+        if self._start is not None:
+            why = go_on(sampler, self._start, config)
+            if why:
+                journal.remark(f"environments begin new episodes: {why}")
+        saver.follow(sampler)
         saver.save()
         sampler.start()
         if config.sampler.mode == "async":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastrl.shared.rollout_buffer import Episodes
@@ -53,13 +53,20 @@ class Window:
         wall_s: Time of the run before now.
         episodes: Episodes before now.
         info: What they told of themselves.
+        latest: What `latest` returned before now.
     """
 
-    def __init__(self, wall_s: float = 0.0, episodes: int = 0, info: Totals | None = None) -> None:
+    def __init__(
+        self,
+        wall_s: float = 0.0,
+        episodes: int = 0,
+        info: Totals | None = None,
+        latest: Sequence[tuple[float, int]] = (),
+    ) -> None:
         self.episodes, self.info = episodes, EpisodeInfo(info)
         self._earlier_s = wall_s
-        self._returns: deque[float] = deque(maxlen=_EPISODES)
-        self._lengths: deque[int] = deque(maxlen=_EPISODES)
+        self._returns = deque((each for each, _ in latest), maxlen=_EPISODES)
+        self._lengths = deque((each for _, each in latest), maxlen=_EPISODES)
         self._began_s = self._opened_s = time.perf_counter()
         self._clear()
 
@@ -67,6 +74,11 @@ class Window:
     def wall_s(self) -> float:
         """Time of the run so far, without that between two sessions of it."""
         return self._earlier_s + time.perf_counter() - self._began_s
+
+    @property
+    def latest(self) -> list[tuple[float, int]]:
+        """Returns and lengths of the episodes that are averaged over."""
+        return list(zip(self._returns, self._lengths, strict=True))
 
     @property
     def open_s(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
+from fastrl.envs.state import StateError, load_state, pack, state_of, unpack
 from fastrl.errors import EnvError
+from fastrl.global_streams import StreamsState, load_streams_state
 from fastrl.shared.counters import CLOSING
 from fastrl.shared.finite import first_not_finite, is_finite
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.workers.plan import SamplingPlan
+
+_NEW_EPISODES = "; checkpoint.environments=false begins new episodes instead"
 
 
 class EnvStepper:
@@ -136,6 +141,48 @@ class EnvStepper:
                 )
                 error.args = (f"{told} ({error})", *error.args[1:])
                 return
+
+    def pack_state(self, streams: StreamsState) -> bytes:
+        """Return what the steps of the next rollout depend on.
+
+        Args:
+            streams: The global streams of this worker.
+
+        Raises:
+            StateError: An environment cannot be saved; names it.
+        """
+        if self._unstarted:
+            raise StateError("environments were replaced, and have not begun their episodes")
+        groups = []
+        for env, first in zip(self._envs, self._first, strict=True):
+            with self._naming(first):
+                groups.append(pack(state_of(env)))
+        return pack({"groups": groups, "streams": streams})
+
+    def unpack_state(self, content: bytes) -> None:
+        """Reset all environments, and bring them and the global streams to where they were.
+
+        Raises:
+            StateError: What was saved does not fit an environment; names it.
+        """
+        state = unpack(content)
+        for group, saved in enumerate(state["groups"]):
+            views = self._views[0][group][0]
+            self._reset(group, tuple(map(np.empty_like, views.observation)))
+            with self._naming(self._first[group], _NEW_EPISODES):
+                load_state(self._envs[group], unpack(saved))
+        load_streams_state(state["streams"])
+
+    @contextmanager
+    def _naming(self, first: int, remedy: str = "") -> Iterator[None]:
+        """Let errors of states name the environment of the run, and a remedy."""
+        try:
+            yield
+        except StateError as error:
+            if renumber(error, first) is None:
+                error.args = (f"'{self._plan.env_spec.id}': {error}", *error.args[1:])
+            error.args = (f"{error}{remedy}", *error.args[1:])
+            raise
 
     def close(self) -> None:
         """Close all environments."""

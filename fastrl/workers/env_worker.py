@@ -5,10 +5,15 @@ from __future__ import annotations
 import gc
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
-from fastrl.global_streams import seed_global_streams
+from fastrl.envs.state import pack
+from fastrl.errors import EnvError
+from fastrl.global_streams import seed_global_streams, streams_state
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
@@ -17,8 +22,28 @@ from fastrl.workers.hand_over import NOT_RUNG, REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
 from fastrl.workers.position import Position, position_of
 
+if TYPE_CHECKING:
+    from fastrl.workers.processes import Connection
 
-def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -> None:
+
+@dataclass(frozen=True)
+class StateExchange:
+    """How the states of environments come and go.
+
+    Attributes:
+        outlet: Where they are handed in.
+        wanted: `HandOver.states_wanted` when the worker was started.
+        resumed: What `EnvStepper.pack_state` returned in an earlier run; None to begin episodes.
+    """
+
+    outlet: Connection
+    wanted: int
+    resumed: bytes | None
+
+
+def run_env_worker(
+    context: WorkerContext, env_worker: int, replaced: int, exchange: StateExchange
+) -> None:
     """Fill bank after bank until the run is stopped. Entry point of the process.
 
     Args:
@@ -26,6 +51,7 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
         env_worker: Index of this one.
         replaced: How many workers this one is the successor of: it takes over where the last one
             ended.
+        exchange: How the states of environments come and go.
     """
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
     resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
@@ -34,12 +60,14 @@ def run_env_worker(context: WorkerContext, env_worker: int, replaced: int = 0) -
     stop_timers()
     with closed_after(stepper):
         kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone
-        loop = kind(context, env_worker, stepper, watch)
+        loop = kind(context, env_worker, stepper, watch, exchange)
         # The environments live as long as the process: without this every full collection walks
         # through all of them.
         gc.collect()
         gc.freeze()
         watch.show_life()
+        if exchange.resumed is not None:
+            stepper.unpack_state(exchange.resumed)
         at = loop.take_over() if replaced else Position(0, 0, 0)
         while True:
             if at.at_start:
@@ -52,8 +80,14 @@ class _Loop(ABC):
     """What an env worker does whether or not there are model workers."""
 
     def __init__(
-        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+        self,
+        context: WorkerContext,
+        env_worker: int,
+        stepper: EnvStepper,
+        watch: Stopwatch,
+        exchange: StateExchange,
     ) -> None:
+        self._outlet, self._states_wanted = exchange.outlet, exchange.wanted
         self._context, self._env_worker, self._stepper = context, env_worker, stepper
         self._hand_over, self._watch, self._row = context.hand_over, watch, watch.row
         self._topology = context.plan.topology
@@ -70,6 +104,7 @@ class _Loop(ABC):
         while hand_over.permitted[0] <= rollout:
             hand_over.pause(self._permit, self._context.plan.spins)
             self._rest()
+            self._hand_in_state()
         watch.charge(Counter.WAITING_NS)
         self._stepper.begin(rollout)
         watch.charge(Counter.STEPPING_NS)
@@ -92,6 +127,22 @@ class _Loop(ABC):
         if self._paused[0]:
             self._hand_over.rest(self._paused, self._permit, self._watch)
 
+    def _hand_in_state(self) -> None:
+        """Send the state of the environments if the learner has asked for it since the last time.
+
+        Between two rollouts nothing else is on its way.
+        """
+        wanted = self._hand_over.states_wanted[0]
+        if wanted == self._states_wanted:
+            return
+        self._states_wanted = wanted
+        try:
+            answer = {"wanted": wanted, "state": self._stepper.pack_state(streams_state())}
+        except EnvError as error:
+            answer = {"wanted": wanted, "reason": str(error)}
+        with suppress(OSError):  # it was too late, and nobody reads it
+            self._outlet.send_bytes(pack(answer))
+
     def _position(self) -> Position:
         return position_of(int(self._row[Counter.ENV_STEPS]), self._topology, self._length)
 
@@ -112,9 +163,14 @@ class _Alone(_Loop):
     """Runs the policy itself, on its own environments (M = 0)."""
 
     def __init__(
-        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+        self,
+        context: WorkerContext,
+        env_worker: int,
+        stepper: EnvStepper,
+        watch: Stopwatch,
+        exchange: StateExchange,
     ) -> None:
-        super().__init__(context, env_worker, stepper, watch)
+        super().__init__(context, env_worker, stepper, watch, exchange)
         self._policy = PolicyRunner(context.plan, context.table, context.weights, env_worker)
         slots = [self._topology.slots(env_worker, group) for group in self._groups]
         self._requests = [
@@ -191,9 +247,14 @@ class _WithModelWorker(_Loop):
     """Steps one group while the others wait for their actions (M > 0)."""
 
     def __init__(
-        self, context: WorkerContext, env_worker: int, stepper: EnvStepper, watch: Stopwatch
+        self,
+        context: WorkerContext,
+        env_worker: int,
+        stepper: EnvStepper,
+        watch: Stopwatch,
+        exchange: StateExchange,
     ) -> None:
-        super().__init__(context, env_worker, stepper, watch)
+        super().__init__(context, env_worker, stepper, watch, exchange)
         self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
         self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
         self._asked = [context.hand_over.requested[row] for row in self._rows]

@@ -61,9 +61,12 @@ class HandOver:
             where there is none; written by the learner, see `rest`.
         models_paused: ``[1]`` int64: the same for model workers, which answer what was asked before
             they rest; set once all env workers are at rest.
+        states_wanted: ``[1]`` int64: how often the learner has asked env workers for their states,
+            which each of them hands in once while it waits for a bank.
         lines: ``[2 · N · G + 2, 8]`` int64: where all of them are, for compiled code: ``requested``
             and its time of every group, then ``answered`` and its time of every group, then
-            ``permitted``, then whether the run was asked to end, ``paused`` and ``models_paused``.
+            ``permitted``, then whether the run was asked to end, ``paused``, ``models_paused`` and
+            ``states_wanted``.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -176,6 +179,7 @@ class HandOver:
         self.suspected = tuple(self._suspected[:, bank].data for bank in range(NUM_BANKS))
         self.permitted, self._stop = lines[-2, :1].data, lines[-1, :1].data
         self.paused, self.models_paused = lines[-1, 1:2].data, lines[-1, 2:3].data
+        self.states_wanted = lines[-1, 3:4].data
 
 
 _TRAVELS = (

@@ -93,7 +93,7 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
         (
             "checkpoint=often",
             "checkpoint: must be a mapping with keys among every_steps, every_s, keep_last, "
-            'keep_best; got "often"',
+            'keep_best, environments; got "often"',
         ),
         ("algorithm=ppo", None),
     ],

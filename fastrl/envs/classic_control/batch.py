@@ -26,6 +26,7 @@ from fastrl.envs.classic_control import kernels
 from fastrl.envs.classic_control.first_states import reset_parameters
 from fastrl.envs.classic_control.kernel_tasks import Batch, Views
 from fastrl.envs.classic_control.streams import new_streams, peek
+from fastrl.envs.state import State, fitting
 from fastrl.envs.tensor.base import TensorEnv, wrong_choice
 from fastrl.envs.tensor.make import make_tensor
 from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable, reach
@@ -34,6 +35,8 @@ from fastrl.errors import EnvError
 _FEWEST_ENVS_PER_THREAD = 65_536
 _ENVS_PER_THREAD = {"Acrobot-v1": 4_096}
 """Waking a thread takes some 60 µs (AMD EPYC, 2 cores), in which it could have stepped 5,000."""
+_SAVED = ("state", "time", "noise", "params")
+"""Arrays of `Batch` that change, the last one only where parameters are randomised."""
 LARGEST = 2**31 - 1
 """Greatest time limit in steps: time is kept as int32."""
 _GREATEST = float(np.finfo(np.float32).max)
@@ -224,6 +227,26 @@ class ClassicControlBatch:
         """End the threads; safe to call twice."""
         if self._pool is not None:
             self._pool.shutdown()
+
+    def get_state(self) -> State:
+        """Return all that later steps depend on, by name; see `fastrl.envs.state`."""
+        names = [name for name in _SAVED if name != "params" or self.randomized]
+        return {
+            name: np.concatenate([getattr(batch, name) for _, batch in self._parts], axis=-1)
+            for name in names
+        }
+
+    def set_state(self, state: State) -> None:
+        """Go on from what `get_state` returned.
+
+        Raises:
+            StateError: It is another environment's, or of another number of environments.
+        """
+        for name, like in self.get_state().items():
+            rows = fitting(state, name, like)
+            for envs, batch in self._parts:
+                getattr(batch, name)[...] = rows[..., envs]
+        self.started = True
 
     def state(self) -> Any:  # noqa: ANN401
         """Return a copy of all states, as the tensor program's class, of tensors ``[n]``."""

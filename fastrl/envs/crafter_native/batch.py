@@ -29,10 +29,11 @@ from fastrl.envs.crafter_native.kernels import (
 )
 from fastrl.envs.crafter_native.options import LARGEST, CrafterOptions
 from fastrl.envs.crafter_native.render import render_scratch
-from fastrl.envs.crafter_native.state import allocate
+from fastrl.envs.crafter_native.state import allocate, load, saved
 from fastrl.envs.crafter_native.textures import SPRITES, Geometry, draw_pictures, geometry
 from fastrl.envs.crafter_native.world import PLAYER_INDEX
 from fastrl.envs.crafter_native.worldgen import world_scratch
+from fastrl.envs.state import State, fitting
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -240,6 +241,38 @@ class CrafterBatch:
             "player_pos": np.stack([player["x"], player["y"]], axis=1),
             "steps": worlds.record["steps"].copy(),  # type: ignore[index]
         }
+
+    def get_state(self) -> State:
+        """Return all that later steps depend on, and what is counted; see `fastrl.envs.state`."""
+        return {
+            "worlds": saved(self._worlds),
+            "outcome": {name: each.copy() for name, each in self._outcome._asdict().items()},
+            "next_seeds": self._next_seeds.copy(),
+            "seeds": self._seeds,
+            "episodes": self._episodes,
+            "finished_episodes": self.finished_episodes,
+            "unlocked_episodes": self.unlocked_episodes.copy(),
+        }
+
+    def set_state(self, state: State) -> None:
+        """Go on from what `get_state` returned, after a reset.
+
+        Raises:
+            StateError: It is of other worlds.
+        """
+        outcome = self._outcome._asdict()
+        pairs = [(fitting(state["outcome"], name, each), each) for name, each in outcome.items()]
+        for name, each in (
+            ("next_seeds", self._next_seeds),
+            ("unlocked_episodes", self.unlocked_episodes),
+        ):
+            pairs.append((fitting(state, name, each), each))
+        load(self._worlds, state["worlds"])
+        for found, live in pairs:
+            live[...] = found
+        self._seeds, self._episodes = state["seeds"], state["episodes"]
+        self.finished_episodes = state["finished_episodes"]
+        self._most_steps = int(self._worlds.record["steps"].max())  # type: ignore[index]
 
     def semantic(self) -> NDArray[np.uint8]:
         """Return ``[n, width, height]``: ``info["semantic"]`` of the original, for each world.

@@ -16,6 +16,7 @@ from fastrl.envs.crafter_native.rules import (
     NUM_KINDS,
     NUM_MATERIALS,
 )
+from fastrl.envs.state import State, StateError, fitting
 
 REMOVED_BEFORE_COMPACTION = 32
 
@@ -142,6 +143,67 @@ def allocate(num_envs: int, area: tuple[int, int]) -> World:
         chunk_materials=np.zeros((num_envs, chunks, NUM_MATERIALS), np.int32),
         stream=np.zeros((num_envs, STREAM_WORDS), np.uint32),
     )
+
+
+def saved(worlds: World) -> State:
+    """Return copies of all arrays by name; of objects only the entries in use."""
+    used = int(worlds.record["num_objects"].max())  # type: ignore[index]
+    found: dict[str, State] = (
+        worlds._asdict()
+        | {
+            "record": {name: worlds.record[name].copy() for name in RECORD.names or ()},  # type: ignore[index]
+            "objects": {name: worlds.objects[name][:, :used].copy() for name in OBJECT.names or ()},
+        }
+    )
+    return {name: each if isinstance(each, dict) else each.copy() for name, each in found.items()}
+
+
+def load(worlds: World, state: State) -> None:
+    """Bring worlds into a state that `saved` returned.
+
+    Raises:
+        StateError: It is of other worlds, or one in which compiled code would leave its arrays.
+    """
+    used = len(state["objects"]["kind"][0])
+    parts: Any = worlds._asdict()
+    parts |= {f"record/{name}": worlds.record[name] for name in RECORD.names or ()}  # type: ignore[index]
+    parts |= {f"objects/{name}": worlds.objects[name][:, :used] for name in OBJECT.names or ()}
+    given = {name: each for name, each in state.items() if not isinstance(each, dict)}
+    for kind in ("record", "objects"):
+        del parts[kind]
+        given |= {f"{kind}/{name}": each for name, each in state[kind].items()}
+    found = {name: fitting(given, name, like) for name, like in parts.items()}
+    for name, (low, high) in _ranges(worlds, found["record/num_objects"], used).items():
+        values = found[name]
+        if values.size and not (np.min(values) >= low and (values <= high).all()):
+            raise StateError(f"the state's array '{name}' leaves {low} to {np.max(high)}")
+    for name, like in parts.items():
+        like[...] = found[name]
+
+
+def _ranges(worlds: World, num_objects: NDArray[np.int32], used: int) -> dict[str, tuple[int, Any]]:
+    """Return the least and the greatest values of what compiled code indexes by."""
+    _, width, height = worlds.material.shape
+    chunks = worlds.chunk_order.shape[1]
+    return {
+        "record/num_objects": (2, used),
+        "record/num_removed": (0, used),
+        "record/num_chunks": (0, chunks),
+        "record/steps": (0, 2**31 - 2),
+        "record/facing_x": (-1, 1),
+        "record/facing_y": (-1, 1),
+        "material": (0, NUM_MATERIALS - 1),
+        "object_at": (0, num_objects[:, None, None] - 1),
+        "objects/kind": (0, NUM_KINDS - 1),
+        "objects/x": (0, width - 1),
+        "objects/y": (0, height - 1),
+        "objects/facing_x": (-1, 1),
+        "objects/facing_y": (-1, 1),
+        "objects/chunk": (0, chunks - 1),
+        "chunk_order": (0, chunks - 1),
+        "inventory": (0, 9),
+        "stream": (0, np.append(np.full(STREAM_WORDS - 1, 2**32 - 1), STREAM_WORDS - 1)),
+    }
 
 
 @inlined

@@ -48,6 +48,7 @@ from fastrl.envs.mujoco.returned import (
 )
 from fastrl.envs.mujoco.simulations import Rows as Which
 from fastrl.envs.mujoco.single import SingleMujocoEnv
+from fastrl.envs.state import State, fitting
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -271,6 +272,37 @@ class MujocoBatchedEnv(ABC):
         ended = views.terminated | views.truncated
         if ended.any():
             self._begin_next(ended, views)
+
+    def get_state(self) -> State:
+        """Return all that later steps depend on; see `fastrl.envs.state`.
+
+        A subclass whose functions depend on what they have kept in attributes adds these, and
+        takes them back in `set_state`.
+        """
+        return {
+            "physics": self.physics.get_state(),
+            "elapsed": self._limit - (self._deadlines - self._clock),
+            "tracked": self._tracked,
+            "generators": self._generators,
+            "parameter_generators": self._parameter_generators,
+        }
+
+    def set_state(self, state: State) -> None:
+        """Go on from what `get_state` returned, after a reset.
+
+        Raises:
+            StateError: It is another environment's, or of another number of environments.
+        """
+        elapsed = fitting(state, "elapsed", self._deadlines)
+        self.physics.set_state(state["physics"])
+        if self._randomization is not None:
+            self._randomization.derive(np.arange(self.num_envs))
+            self.dt = _dt(self.physics, self._nstep)
+        self._clock, self._deadlines[:] = 0, self._limit - elapsed
+        self._next_deadline = int(self._deadlines.min())
+        self._tracked = state["tracked"]
+        self._generators = state["generators"]
+        self._parameter_generators = state["parameter_generators"]
 
     def info(self) -> dict[str, NDArray[Any]]:
         """Return the terms of the last step's rewards by name, each ``[n]``."""

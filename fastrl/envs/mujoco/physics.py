@@ -20,6 +20,7 @@ from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
 from fastrl.envs.mujoco.simulations import Rows, new_batch
 from fastrl.envs.mujoco_clock import timers_off
+from fastrl.envs.state import State, fitting
 from fastrl.errors import EnvError
 
 Floats = NDArray[np.float64]
@@ -156,6 +157,25 @@ class Physics:
         for name in self._cleared:
             # Else they would be those of whatever simulation the thread stepped last.
             getattr(now, name)[rows] = 0.0
+
+    def get_state(self) -> State:
+        """Return copies of the states, of the fields and of the per-simulation parameters."""
+        fields = {name: np.array(each) for name, each in vars(self.now).items()}
+        parameters = {name: np.array(each) for name, each in self._expanded.items()}
+        return {"state": self._state.copy(), "fields": fields, "parameters": parameters}
+
+    def set_state(self, state: State) -> None:
+        """Go on from what `get_state` returned; `derive` what is derived from parameters.
+
+        Raises:
+            StateError: It is of other simulations.
+        """
+        pairs = [(fitting(state, "state", self._state), self._state)]
+        kinds = {"fields": vars(self.now), "parameters": self._expanded}
+        for kind, arrays in kinds.items():
+            pairs += [(fitting(state[kind], name, each), each) for name, each in arrays.items()]
+        for saved, live in pairs:
+            live[...] = saved
 
     def expand(self, name: str) -> NDArray[Any]:
         """Return ``[n, *shape]`` per-simulation values of a field of the model, to be written.

@@ -149,7 +149,12 @@ class Randomization:
         for index in indices.tolist():
             for rule in rules:
                 rule.apply(index, generators[index])
-        if self._derived and rules:
+        if rules:
+            self.derive(rows)
+
+    def derive(self, rows: Rows) -> None:
+        """Recompute what MuJoCo derives from the drawn parameters, if anything."""
+        if self._derived:
             self._physics.derive(rows)
 
 

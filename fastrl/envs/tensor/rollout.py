@@ -6,7 +6,7 @@ which `torch.compile` makes a graph of, so that Python is out of the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.compiled import compiled_by_torch
+from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.policy import TensorPolicy, Weights
 from fastrl.errors import ConfigError
@@ -142,6 +143,38 @@ class Rollouts(Generic[S, P]):
         leaves = _leaves(observation)
         first = next(iter(leaves.values()))
         return Start(leaves, state, torch.zeros(num_envs, dtype=first.dtype, device=self._device))
+
+    def get_state(self, start: Start) -> list[Tensor]:
+        """Return the tensors of where a rollout begins, copied to the CPU."""
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor.cpu().clone())
+            return tensor
+
+        _mapped(keep, start)
+        return found
+
+    def at_state(self, start: Start, state: Sequence[Any]) -> Start:
+        """Return where a rollout begins whose tensors `get_state` returned.
+
+        Args:
+            start: Of the same environments; says shapes and dtypes, and is left alone.
+            state: The tensors.
+
+        Raises:
+            StateError: They are those of other environments.
+        """
+        own = self.get_state(start)
+        kinds, found = (
+            [(each.shape, each.dtype) for each in tensors if isinstance(each, Tensor)]
+            for tensors in (own, state)
+        )
+        if kinds != found or len(state) != len(own):
+            raise StateError(f"the state is not one of {len(own[-1])} '{self._env.spec.id}'")
+        rest = iter(state)
+        resumed: Start = _mapped(lambda _: next(rest).to(self._device), start)
+        return resumed
 
     def draw_noise(
         self, num_steps: int, num_envs: int, generator: torch.Generator | None = None

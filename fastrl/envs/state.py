@@ -1,0 +1,433 @@
+"""States of environments: what can be saved of them, as bytes that cannot run code, and back.
+
+An environment, a wrapper or a batch saves itself by two methods::
+
+    def get_state(self):            # all that reset and step depend on, as plain data
+    def set_state(self, state):     # called after reset, on an environment that was built alike
+
+Plain data are None, numbers, text, bytes, arrays of NumPy, tensors, generators of random numbers
+(``numpy.random.Generator`` and ``RandomState``, ``random.Random``, ``torch.Generator``), and lists,
+tuples, dicts and deques of these. A wrapper's methods answer for the wrapper alone: fastrl goes
+through the layers by itself, and also saves ``np_random``. Wrappers without the methods are saved
+by their attributes where that is certain: gymnasium's own, and others that keep only numbers and
+text. The environments of classic control and toy text of gymnasium are known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from enum import Enum
+from functools import cache
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import safetensors.numpy
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.utils import seeding
+from gymnasium.vector import VectorWrapper
+from numpy.typing import NDArray
+
+from fastrl.errors import USERS_FAILURES, EnvError, cause
+
+State = Any
+"""Plain data, as this module's docstring says."""
+
+_TREE = "tree"
+_DEEPEST = 100
+_SAVED_KINDS = "biuf"
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+_UNKEPT = ("env", "_cached_spec", "_metadata", "_saved_kwargs", "spec")
+"""Attributes of wrappers that are built alike, or saved as a layer of their own."""
+_CONSTANT = (
+    spaces.Space,
+    GymnasiumSpec,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+    Enum,
+    type,
+    np.ufunc,
+    np.dtype,
+)
+_CLOCKS = ("episode_start_time",)
+"""Attributes of gymnasium's wrappers that are times of `time.perf_counter`."""
+_GYMNASIUM = "gymnasium."
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "classic_control.acrobot:AcrobotEnv": ("state",),
+    "classic_control.cartpole:CartPoleEnv": ("state", "steps_beyond_terminated"),
+    "classic_control.continuous_mountain_car:Continuous_MountainCarEnv": ("state",),
+    "classic_control.mountain_car:MountainCarEnv": ("state",),
+    "classic_control.pendulum:PendulumEnv": ("state", "last_u"),
+    "toy_text.blackjack:BlackjackEnv": ("player", "dealer"),
+    "toy_text.cliffwalking:CliffWalkingEnv": ("s", "lastaction"),
+    "toy_text.frozen_lake:FrozenLakeEnv": ("s", "lastaction"),
+    "toy_text.taxi:TaxiEnv": ("s", "lastaction", "fickle_step"),
+}
+"""What episodes of gymnasium's environments consist of, pictures aside."""
+
+
+class StateError(EnvError):
+    """The state of an environment cannot be saved, or does not fit the environment."""
+
+
+def pack(state: State) -> bytes:
+    """Return a state as bytes, in the format of safetensors.
+
+    Raises:
+        StateError: It holds something that is no plain data; says where.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    tree = _Writer(arrays).described(state, "", 0)
+    try:
+        text = json.dumps(tree, separators=(",", ":"))
+    except ValueError as error:  # integers of thousands of digits
+        raise StateError(f"the state cannot be saved: {error}") from None
+    arrays[_TREE] = np.frombuffer(text.encode(), np.uint8)
+    return safetensors.numpy.save(arrays)
+
+
+def unpack(content: bytes) -> State:
+    """Return the state that `pack` made these bytes of; arrays are new and writable.
+
+    Raises:
+        StateError: The bytes are others.
+    """
+    try:
+        arrays = safetensors.numpy.load(content)
+        tree = json.loads(arrays[_TREE].tobytes())
+        return _read(tree, arrays)
+    except Exception as error:  # readers of foreign bytes fail in any way there is
+        raise StateError(f"the state is damaged: {cause(error)}") from None
+
+
+class _Writer:
+    """Describes plain data as JSON, and sets arrays aside."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
+        self._arrays = arrays
+
+    def described(self, value: State, where: str, depth: int) -> Any:  # noqa: ANN401
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if depth > _DEEPEST:
+            raise StateError(f"the state cannot be saved: {where} is nested too deeply")
+        if type(value) is list:
+            return self._each(value, where, depth)
+        if type(value) is dict:
+            return {"dict": self._items(value, where, depth)}
+        if type(value) is tuple:
+            return {"tuple": self._each(value, where, depth)}
+        if type(value) is deque:
+            return {"deque": self._each(value, where, depth), "maxlen": value.maxlen}
+        return self._of_other(value, where, depth)
+
+    def _each(self, values: Any, where: str, depth: int) -> list[Any]:  # noqa: ANN401
+        return [
+            self.described(value, f"{where}[{index}]", depth + 1)
+            for index, value in enumerate(values)
+        ]
+
+    def _items(self, values: dict[Any, Any], where: str, depth: int) -> list[Any]:
+        return [
+            [
+                self.described(key, where, depth + 1),
+                self.described(value, f"{where}[{key!r}]", depth + 1),
+            ]
+            for key, value in values.items()
+        ]
+
+    def _of_other(self, value: State, where: str, depth: int) -> dict[str, Any]:
+        if type(value) is bytes:
+            return {"bytes": self._kept(np.frombuffer(value, np.uint8), where)}
+        if isinstance(value, np.ndarray):
+            return {"array": self._kept(value, where)}
+        if isinstance(value, np.generic):
+            return {"scalar": self._kept(np.asarray(value), where)}
+        if isinstance(value, torch.Tensor):
+            numbers = value.detach().cpu()
+            if numbers.dtype == torch.bfloat16:
+                raise self._unsaved("a tensor of torch.bfloat16", where)
+            return {"tensor": self._kept(numbers.numpy(), where)}
+        for kind, (cls, state_of, _) in _GENERATORS.items():
+            if type(value) is cls:
+                return {kind: self.described(state_of(value), where, depth + 1)}
+        raise self._unsaved(f"an object of type {type(value).__name__}", where)
+
+    def _kept(self, array: NDArray[Any], where: str) -> int:
+        if array.dtype.kind not in _SAVED_KINDS or array.dtype.itemsize > 8:
+            raise self._unsaved(f"an array of dtype {array.dtype}", where)
+        native = np.array(array, array.dtype.newbyteorder("="), order="C")
+        self._arrays[str(len(self._arrays))] = native
+        return len(self._arrays) - 1
+
+    def _unsaved(self, what: str, where: str) -> StateError:
+        place = f" at {where}" if where else ""
+        return StateError(
+            f"the state has {what}{place}; expected numbers, text, arrays, generators of random "
+            "numbers, and lists, tuples and dicts of these"
+        )
+
+
+def _read(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> State:  # noqa: ANN401
+    if isinstance(tree, list):
+        return [_read(each, arrays) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    kind, value = next(iter(tree.items()))
+    if kind in ("bytes", "array", "scalar", "tensor"):
+        return _read_array(kind, arrays[str(value)])
+    if kind == "dict":
+        return {_read(key, arrays): _read(each, arrays) for key, each in value}
+    if kind == "deque":
+        return deque(_read(value, arrays), tree["maxlen"])
+    if kind == "tuple":
+        return tuple(_read(value, arrays))
+    return _GENERATORS[kind][2](_read(value, arrays))
+
+
+def _read_array(kind: str, array: NDArray[Any]) -> State:
+    if kind == "bytes":
+        return array.tobytes()
+    if kind == "scalar":
+        return array[()]
+    return torch.from_numpy(array.copy()) if kind == "tensor" else array.copy()
+
+
+def _generator(state: Mapping[str, Any]) -> np.random.Generator:
+    if state["bit_generator"] not in _BIT_GENERATORS:
+        raise ValueError(f"unknown bit generator {state['bit_generator']}")
+    bits = getattr(np.random, state["bit_generator"])()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+def _random_state(state: Mapping[str, Any]) -> np.random.RandomState:
+    stream = np.random.RandomState()
+    stream.set_state(dict(state))
+    return stream
+
+
+def _python_random(state: Any) -> random.Random:  # noqa: ANN401
+    stream = random.Random()
+    stream.setstate(state)
+    return stream
+
+
+def _torch_generator(state: torch.Tensor) -> torch.Generator:
+    stream = torch.Generator()
+    stream.set_state(state)
+    return stream
+
+
+_GENERATORS: dict[str, tuple[type, Callable[[Any], State], Callable[[Any], Any]]] = {
+    "generator": (np.random.Generator, lambda one: one.bit_generator.state, _generator),
+    "random_state": (np.random.RandomState, lambda one: one.get_state(legacy=False), _random_state),
+    "random": (random.Random, random.Random.getstate, _python_random),
+    "torch": (torch.Generator, torch.Generator.get_state, _torch_generator),
+}
+"""By name: the type, what returns the state of one, and what makes one of its state."""
+
+
+def saves(env: object) -> bool:
+    """Return whether an environment, a wrapper or a batch has ``get_state`` and ``set_state``.
+
+    Methods of these names that take other arguments are none of them.
+    """
+    cls: Any = type(env)
+    return _type_saves(cls)
+
+
+@cache
+def _type_saves(cls: Hashable) -> bool:
+    get_state, set_state = getattr(cls, "get_state", None), getattr(cls, "set_state", None)
+    return _takes(get_state, ("self",)) and _takes(set_state, ("self", "state"))
+
+
+def _takes(method: Any, names: tuple[str, ...]) -> bool:  # noqa: ANN401
+    """Return whether a method can be called with so many arguments, and needs no fewer."""
+    if not callable(method):
+        return False
+    try:
+        signature = inspect.signature(method)
+        signature.bind(*names)
+    except (TypeError, ValueError):
+        return False
+    try:
+        signature.bind(*names[:-1])
+    except TypeError:
+        return True
+    return False
+
+
+def state_of(env: Any) -> State:  # noqa: ANN401
+    """Return the state of what has the two methods.
+
+    Raises:
+        StateError: It has not, or its ``get_state`` raised.
+    """
+    if not saves(env):
+        raise StateError(f"{type(env).__name__} has no get_state() and set_state(state)")
+    try:
+        return env.get_state()
+    except EnvError:
+        raise
+    except USERS_FAILURES as error:
+        raise StateError(f"{type(env).__name__} raised in get_state(): {cause(error)}") from error
+
+
+def load_state(env: Any, state: State) -> None:  # noqa: ANN401
+    """Bring what has the two methods into a state.
+
+    Raises:
+        StateError: It has not, or its ``set_state`` raised.
+    """
+    if not saves(env):
+        raise StateError(f"{type(env).__name__} has no get_state() and set_state(state)")
+    try:
+        env.set_state(state)
+    except EnvError:
+        raise
+    except USERS_FAILURES as error:
+        raise StateError(f"{type(env).__name__} raised in set_state(): {cause(error)}") from error
+
+
+def layers_state(env: Any) -> State:  # noqa: ANN401
+    """Return the state of an environment of gymnasium and of all its wrappers.
+
+    Args:
+        env: A single or a vector environment.
+
+    Raises:
+        StateError: A layer cannot be saved; names it.
+    """
+    layers = list(_layers(env))
+    return {
+        "layers": [[_name(layer), _packed(layer)] for layer in layers],
+        "np_random": layers[-1]._np_random,
+        "np_random_seed": layers[-1]._np_random_seed,
+    }
+
+
+def load_layers_state(env: Any, state: State) -> None:  # noqa: ANN401
+    """Bring an environment and all its wrappers, built alike and reset, into a state.
+
+    Raises:
+        StateError: The state is another environment's, or a ``set_state`` raised.
+    """
+    layers = list(_layers(env))
+    names, found = [_name(layer) for layer in layers], [name for name, _ in state["layers"]]
+    if names != found:
+        raise StateError(f"the state is of {' of '.join(found)}, this is {' of '.join(names)}")
+    base, saved = layers[-1], state["np_random"]
+    if saved is not None:
+        if base._np_random is None:
+            base._np_random, _ = seeding.np_random(0)
+        # In place: the environment may have given it away.
+        base._np_random.bit_generator.state = saved.bit_generator.state
+    base._np_random_seed = state["np_random_seed"]
+    for layer, (_, own) in zip(layers, state["layers"], strict=True):
+        if saves(layer):
+            load_state(layer, unpack(own))
+        else:
+            _set_attributes(layer, unpack(own))
+
+
+def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of a state.
+
+    Args:
+        state: Arrays by name.
+        name: Which.
+        like: Of its shape and dtype.
+
+    Raises:
+        StateError: It is missing, or another.
+    """
+    found = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (like.shape, like.dtype):
+        got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none"
+        raise StateError(f"the state's array '{name}' must be {like.dtype} {like.shape}, got {got}")
+    return found
+
+
+def _layers(env: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield the wrappers, the outermost first, and the environment itself."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        env = env.env
+        yield env
+
+
+def _name(layer: Any) -> str:  # noqa: ANN401
+    return type(layer).__name__
+
+
+def _packed(layer: Any) -> bytes:  # noqa: ANN401
+    state = _layer_state(layer)
+    try:
+        return pack(state)
+    except StateError as error:
+        raise StateError(f"{_name(layer)}: {error}") from None
+
+
+def _layer_state(layer: Any) -> State:  # noqa: ANN401
+    if saves(layer):
+        return state_of(layer)
+    module, name = type(layer).__module__, type(layer).__qualname__
+    known = _KNOWN.get(f"{module.removeprefix(_GYMNASIUM + 'envs.')}:{name}")
+    if known is not None:
+        return {name: getattr(layer, name) for name in known if hasattr(layer, name)}
+    if isinstance(layer, gymnasium.Wrapper | VectorWrapper):
+        return _attributes(layer, is_known=module.startswith((_GYMNASIUM, "fastrl.")))
+    raise StateError(f"{name} has no get_state() and set_state(state)")
+
+
+def _attributes(layer: Any, *, is_known: bool) -> dict[str, State]:  # noqa: ANN401
+    """Return the attributes of a wrapper, or of what belongs to it, that may have changed.
+
+    Of wrappers that are not known only numbers and text are certain: of an array or a list it
+    cannot be seen who else holds it.
+    """
+    found: dict[str, State] = {}
+    for name, value in vars(layer).items():
+        if name in _UNKEPT or isinstance(value, _CONSTANT):
+            continue
+        if name in _CLOCKS and is_known:
+            found[name] = time.perf_counter() - value
+        elif is_known and type(value).__module__.startswith(_GYMNASIUM):
+            found[name] = _attributes(value, is_known=True)
+        elif is_known or _is_immutable(value):
+            found[name] = value
+        else:
+            raise StateError(
+                f"the wrapper {_name(layer)} keeps '{name}', an object of type "
+                f"{type(value).__name__}, and has no get_state() and set_state(state)"
+            )
+    return found
+
+
+def _is_immutable(value: Any) -> bool:  # noqa: ANN401
+    if isinstance(value, tuple):
+        return all(map(_is_immutable, value))
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
+
+
+def _set_attributes(layer: Any, state: Mapping[str, State]) -> None:  # noqa: ANN401
+    for name, value in state.items():
+        before = vars(layer).get(name)
+        if name in _CLOCKS:
+            setattr(layer, name, time.perf_counter() - value)
+        elif type(before).__module__.startswith(_GYMNASIUM):
+            _set_attributes(before, value)
+        else:
+            setattr(layer, name, value)

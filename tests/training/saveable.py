@@ -1,0 +1,115 @@
+"""Environments that can save their states, and some that cannot."""
+
+from __future__ import annotations
+
+import random
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+
+class Forgetful(gymnasium.Env):
+    """Episodes of random lengths, drawn from every stream there is; cannot be saved."""
+
+    observation_space = spaces.Box(-10, 10, (3,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self):
+        self._own = np.random.default_rng(5)
+        self._trail = [0.0]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left = int(self.np_random.integers(3, 30))
+        self._trail = [float(self._own.uniform())]
+        return self._observe(), {}
+
+    def step(self, action):
+        self._left -= 1
+        drawn = random.random() + np.random.uniform() + float(torch.rand(()))
+        self._trail.append(float(action) + drawn)
+        over = self._left == 0
+        return self._observe(), self._trail[-1], over, False, {"length": len(self._trail)}
+
+    def _observe(self):
+        return np.array([self._trail[-1], np.mean(self._trail), len(self._trail) / 30], np.float32)
+
+
+class Saveable(Forgetful):
+    """The same, which can be saved."""
+
+    def get_state(self):
+        return {"left": self._left, "trail": self._trail, "own": self._own}
+
+    def set_state(self, state):
+        self._left, self._trail, self._own = state["left"], state["trail"], state["own"]
+
+
+class Refusing(Saveable):
+    """Does not accept its own state."""
+
+    def set_state(self, state):
+        raise RuntimeError("no such world")
+
+
+class Opaque(Saveable):
+    """Has something in its state that is no plain data."""
+
+    def get_state(self):
+        return {**super().get_state(), "lock": object()}
+
+
+class Delayed(gymnasium.Wrapper):
+    """Shows the observation of the step before: a wrapper with a state, which it saves."""
+
+    def reset(self, **kwargs):
+        self._last, info = self.env.reset(**kwargs)
+        return self._last, info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        shown, self._last = self._last, observation
+        return shown, *rest
+
+    def get_state(self):
+        return self._last
+
+    def set_state(self, state):
+        self._last = state
+
+
+class Counted(gymnasium.Wrapper):
+    """Rewards every third step of its own count, which is a plain number."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self._count = 0
+
+    def step(self, action):
+        self._count += 1
+        observation, reward, *rest = self.env.step(action)
+        return observation, float(reward) + (self._count % 3 == 0), *rest
+
+
+class Remembering(gymnasium.Wrapper):
+    """Keeps a list, which it does not save."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.seen = []
+
+
+def wrapped():
+    """Return a saveable environment beneath wrappers of gymnasium and others, each with a state."""
+    env = gymnasium.wrappers.TimeLimit(Saveable(), 20)
+    env = Counted(Delayed(gymnasium.wrappers.OrderEnforcing(env)))
+    env = gymnasium.wrappers.RecordEpisodeStatistics(env)
+    env = gymnasium.wrappers.NormalizeReward(gymnasium.wrappers.NormalizeObservation(env))
+    return gymnasium.wrappers.FlattenObservation(gymnasium.wrappers.FrameStackObservation(env, 3))
+
+
+def remembering():
+    """Return a saveable environment beneath a wrapper that is not."""
+    return Remembering(Saveable())
