@@ -31,6 +31,7 @@ from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.state import State, layers_state, load_layers_state
 from fastrl.envs.vector_wrappers import known_wrapper
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten
@@ -142,6 +143,22 @@ class GymVector:
             self._step_on(actions, views.observation)
         elif ended.any():
             self._restart(ended, views.observation)
+
+    def get_state(self) -> State:
+        """Return the state of the vector environment and of its wrappers.
+
+        Raises:
+            StateError: It cannot be saved.
+        """
+        return layers_state(self._open())
+
+    def set_state(self, state: State) -> None:
+        """Go on from such a state, after a reset.
+
+        Raises:
+            StateError: It does not fit.
+        """
+        load_layers_state(self._open(), state)
 
     def close(self) -> None:
         """Close the vector environment; safe to call twice."""

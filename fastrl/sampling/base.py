@@ -216,6 +216,9 @@ class TableSampler(BaseSampler):
         if state["layout"] != self._layout:
             was, now = (_described(*each) for each in (state["layout"], self._layout))
             raise StateError(f"the state is of {was}; this run has {now}")
+        workers, seeded = state["workers"], [(int(at), int(nth)) for at, nth in state["seeded"]]
+        if {len(workers), len(seeded)} != {self.topology.num_env_workers}:
+            raise StateError("the state lacks some workers")
         last = self._context.table.banks[NUM_BANKS - 1]
         rows = {path: leaf[-1].numpy() for path, leaf in last.observation.items()}
         found = {path: fitting(state["observation"], path, row) for path, row in rows.items()}
@@ -227,7 +230,7 @@ class TableSampler(BaseSampler):
         for path, row in rows.items():
             row[:] = found[path][self._indices]
         self._buffer.set_state(episodes)
-        self._seeded[:] = state["seeded"]
+        self._seeded[:] = seeded
         self._resumed = state
 
     @abstractmethod

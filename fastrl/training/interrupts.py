@@ -12,7 +12,10 @@ from typing import Any, Self
 from fastrl.workers.descent import ignore_signal
 
 HURRY_S = 5.0
-"""How long after SIGTERM an update may still take; schedulers kill what is not gone in 10 s."""
+"""How long after SIGTERM an update may still take; schedulers kill what is not gone in 10 s.
+
+And how long after any request a rollout may, so that the episodes under way can be saved.
+"""
 
 
 class StopSignal(BaseException):
@@ -31,7 +34,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
-        self._breakable = self._hurried = self._late = False
+        self._breakable = self._hurried = self._awaited = self._late = False
         self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -48,6 +51,28 @@ class Interrupts:
             yield
         finally:
             self._breakable = False
+
+    @contextmanager
+    def awaited(self, usual_s: float) -> Iterator[None]:
+        """Break off what is done in here if it lasts longer than `HURRY_S` after a request.
+
+        Args:
+            usual_s: How long it usually takes. Where that is more, a request breaks it off at once.
+
+        Raises:
+            StopSignal: It did, or a request had come before.
+        """
+        if usual_s > HURRY_S:
+            with self.breakable():
+                yield
+            return
+        try:
+            self._awaited = True
+            if self.requested is not None:
+                raise StopSignal
+            yield
+        finally:
+            self._awaited = False
 
     @contextmanager
     def hurried(self) -> Iterator[None]:
@@ -90,12 +115,12 @@ class Interrupts:
         if self.requested is not None:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM or self._awaited:
             signal.setitimer(signal.ITIMER_REAL, HURRY_S)
         if self._breakable:
             raise StopSignal
 
     def _hurry(self, number: int, frame: FrameType | None) -> None:
-        self._late = True
-        if self._hurried:
+        self._late = self.requested == signal.SIGTERM
+        if self._awaited or (self._hurried and self._late):
             raise StopSignal

@@ -103,8 +103,8 @@ def resume(
 ) -> TrainedRun:
     """Go on with a run from one of its checkpoints; play its final evaluation if only that is left.
 
-    Environments start new episodes, with other seeds than at the beginning. Everything else goes
-    on as if the run had not been stopped.
+    It goes on as if it had not been stopped, but that environments that cannot be saved start new
+    episodes, with other seeds than at the beginning (see `fastrl.envs.state`).
 
     Args:
         run: Its directory, or its name under ``runs/``.

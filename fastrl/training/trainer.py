@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,7 +37,7 @@ class Trainer:
         total_steps: Steps at which to end. The last rollout is learnt from whole, so the run may
             end up to one rollout beyond.
         interrupts: Looked at between rollouts; one that comes while a rollout is waited for
-            breaks the waiting off.
+            breaks the waiting off, unless the rollout comes soon.
         skip_bad_updates: Leave out updates that end in a loss or in parameters that are not
             finite, up to 10 in a row. Costs a copy of the learner's state before each update.
         look: Called with the first rollout, before it is learnt from.
@@ -58,7 +59,7 @@ class Trainer:
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts
         self._skip_bad_updates, self._skipped = skip_bad_updates, 0
-        self._update_s, self._look = 0.0, look
+        self._look, self._update_s, self._collect_s = look, 0.0, math.inf
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
@@ -81,9 +82,10 @@ class Trainer:
 
     def _step(self) -> Update:
         began_s = time.perf_counter()
-        with self._interrupts.breakable():
+        with self._interrupts.awaited(self._collect_s):
             rollout = self._sampler.collect()
         collected_s = time.perf_counter()
+        self._collect_s = collected_s - began_s
         if self._look is not None:
             self._look(rollout)
             self._look = None

@@ -166,11 +166,11 @@ class EnvStepper:
             StateError: What was saved does not fit an environment; names it.
         """
         state = unpack(content)
-        for group, saved in enumerate(state["groups"]):
+        for group, env in enumerate(self._envs):
             views = self._views[0][group][0]
             self._reset(group, tuple(map(np.empty_like, views.observation)))
             with self._naming(self._first[group], _NEW_EPISODES):
-                load_state(self._envs[group], unpack(saved))
+                load_state(env, unpack(state["groups"][group]))
         load_streams_state(state["streams"])
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import gymnasium
 import numpy as np
@@ -45,6 +46,23 @@ class Saveable(Forgetful):
 
     def set_state(self, state):
         self._left, self._trail, self._own = state["left"], state["trail"], state["own"]
+
+
+class Interrupting(Saveable):
+    """Sends Ctrl-C to the process in a step of the first environment, once."""
+
+    sent = False
+
+    def __init__(self, at=0):
+        super().__init__()
+        self._until = at
+
+    def step(self, action):
+        self._until -= 1
+        if self._until == 0 and not Interrupting.sent:
+            Interrupting.sent = True
+            signal.raise_signal(signal.SIGINT)
+        return super().step(action)
 
 
 class Refusing(Saveable):

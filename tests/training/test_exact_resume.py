@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 
 import pytest
 from rich.console import Console
@@ -100,6 +101,20 @@ def test_run_resumed_from_every_checkpoint_and_twice_goes_on_exactly(tmp_path):
         assert_exact(path, checkpoint=name)
     _, copy = resumed(path)
     assert_exact(copy, checkpoint="step_000000000384")
+
+
+def test_run_stopped_in_the_middle_of_a_rollout_goes_on_exactly(tmp_path):
+    env = EnvConfig(id="tests.training.saveable:Interrupting")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(small_run(whole, env=env))
+    env = env.model_copy(update={"kwargs": {"at": 20}})
+    never = CheckpointConfig(every_steps=None, every_s=None)
+    done = train(small_run(stopped, env=env, checkpoint=never))
+    assert (done.outcome.interrupted, done.outcome.steps) == (signal.SIGINT, 192)
+    said, copy = resumed(stopped, overrides=["env.kwargs={}", "checkpoint.every_steps=64"])
+    assert "begin new episodes" not in said
+    assert_same(final_state(whole), final_state(copy))
+    assert str(rows_after(whole, 192)) == str(rows_after(copy, 192))
 
 
 def test_another_sampler_goes_on_with_the_same_episodes(tmp_path):

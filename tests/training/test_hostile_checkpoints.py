@@ -12,9 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastrl.config import EnvConfig
+from fastrl.envs.state import pack, unpack
 from fastrl.errors import FastrlError
-from fastrl.training import resume
+from fastrl.training import resume, train
 from fastrl.training.checkpoint import CheckpointStore
+from tests.training.clockwork import small_run
+
+ENVIRONMENTS = "environments.safetensors"
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
 TREES = st.recursive(
@@ -32,7 +37,7 @@ def run(trained, tmp_path):
     """A run of one update, and a function that puts other contents into its last checkpoint."""
     path = tmp_path / "run"
 
-    def tamper(state=None, about=None, raw=None):
+    def tamper(state=None, about=None, raw=None, environments=None):
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(trained, path)
         store = CheckpointStore(path / "checkpoints")
@@ -41,11 +46,14 @@ def run(trained, tmp_path):
             buffer = io.BytesIO()
             torch.save(state, buffer)
             (directory / "state.pt").write_bytes(buffer.getvalue() if raw is None else raw)
+        if environments is not None:
+            (directory / ENVIRONMENTS).write_bytes(environments)
         meta = json.loads((directory / "meta.json").read_text())
         meta |= about or {}
-        meta["sha256"]["state.pt"] = hashlib.sha256(
-            (directory / "state.pt").read_bytes()
-        ).hexdigest()
+        for name in ("state.pt", ENVIRONMENTS):
+            if (directory / name).exists():
+                content = (directory / name).read_bytes()
+                meta["sha256"][name] = hashlib.sha256(content).hexdigest()
         (directory / "meta.json").write_text(json.dumps(meta))
         return path
 
@@ -95,3 +103,49 @@ def test_any_number_about_it(run, key, value):
 @FUZZ
 def test_any_bytes(run, raw):
     assert_refused_or_resumed(run(raw=raw))
+
+
+@given(raw=st.binary(max_size=200))
+@FUZZ
+def test_any_bytes_for_environments(run, raw):
+    assert_refused_or_resumed(run(environments=raw))
+
+
+@given(state=TREES)
+@FUZZ
+def test_any_state_of_environments(run, state):
+    assert_refused_or_resumed(run(environments=pack(state)))
+
+
+@pytest.fixture(scope="module")
+def saveable(tmp_path_factory):
+    """The state of environments in a run of such that can be saved."""
+    path = tmp_path_factory.mktemp("saveable") / "run"
+    train(small_run(path, env=EnvConfig(id="tests.training.saveable:Saveable"), total_steps=64))
+    return path, unpack(CheckpointStore(path / "checkpoints").load("last").environments)
+
+
+WORKER = st.fixed_dictionaries(
+    {}, optional={"groups": st.lists(TREES.map(pack) | TREES, max_size=2), "streams": TREES}
+)
+
+
+@given(
+    part=st.sampled_from(["workers", "seeded", "observation", "episodes", "layout"]), data=st.data()
+)
+@settings(FUZZ, max_examples=10)
+def test_any_part_of_the_state_of_environments(saveable, tmp_path, part, data):
+    origin, whole = saveable
+    path = tmp_path / "run"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(origin, path)
+    directory = path / "checkpoints" / "step_000000000064"
+    value = data.draw(TREES)
+    if part == "workers" and data.draw(st.booleans()):
+        value = [pack(data.draw(WORKER)) for _ in range(2)]
+    content = pack({**whole, part: value})
+    (directory / ENVIRONMENTS).write_bytes(content)
+    meta = json.loads((directory / "meta.json").read_text())
+    meta["sha256"][ENVIRONMENTS] = hashlib.sha256(content).hexdigest()
+    (directory / "meta.json").write_text(json.dumps(meta))
+    assert_refused_or_resumed(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fastrl.shared.rollout_buffer import Episodes
+from fastrl.training import interrupts
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.trainer import Trainer
 
@@ -115,17 +117,48 @@ def test_signal_while_learning_lets_the_update_finish():
     assert stage.calls[-1] == "publish 1.0"
 
 
-def test_signal_while_waiting_breaks_the_rollout_off():
+def interrupted_while_collecting(after_updates, then=lambda: None):
     stage = Stage()
 
-    def second_time():
-        if stage.updates == 1:
+    def collecting():
+        if stage.updates == after_updates:
             signal.raise_signal(signal.SIGINT)
+            then()
 
-    stage.while_collecting = second_time
+    stage.while_collecting = collecting
+    return stage
+
+
+def test_signal_while_waiting_lets_a_rollout_finish_that_comes_soon():
+    stage = interrupted_while_collecting(after_updates=1)
+    finished, _ = run(stage, 1000)
+    assert not finished
+    assert (stage.updates, stage.steps) == (2, 2 * STEPS)
+    assert stage.calls[-1] == "publish 2.0"
+
+
+@pytest.mark.parametrize(
+    ("after_updates", "usually_takes_long"), [(0, False), (1, True)], ids=["first", "long"]
+)
+def test_signal_while_waiting_breaks_a_rollout_off_that_may_take_long(
+    monkeypatch, after_updates, usually_takes_long
+):
+    if usually_takes_long:
+        monkeypatch.setattr(interrupts, "HURRY_S", 0.0)
+    stage = interrupted_while_collecting(after_updates)
     with pytest.raises(StopSignal):
         run(stage, 1000)
-    assert (stage.updates, stage.steps) == (1, STEPS)
+    assert (stage.updates, stage.steps) == (after_updates, after_updates * STEPS)
+
+
+def test_rollout_that_takes_longer_than_usual_is_broken_off_after_a_signal(monkeypatch):
+    monkeypatch.setattr(interrupts, "HURRY_S", 0.2)
+    stage = interrupted_while_collecting(after_updates=1, then=lambda: time.sleep(60))
+    began_s = time.monotonic()
+    with pytest.raises(StopSignal):
+        run(stage, 1000)
+    assert time.monotonic() - began_s < 30
+    assert stage.updates == 1
 
 
 def test_second_signal_ends_at_once():
