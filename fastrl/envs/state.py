@@ -32,7 +32,6 @@ import safetensors.numpy
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
-from gymnasium.utils import seeding
 from gymnasium.vector import VectorWrapper
 from numpy.typing import NDArray
 
@@ -329,11 +328,11 @@ def load_layers_state(env: Any, state: State) -> None:  # noqa: ANN401
     if names != found:
         raise StateError(f"the state is of {' of '.join(found)}, this is {' of '.join(names)}")
     base, saved = layers[-1], state["np_random"]
-    if saved is not None:
-        if base._np_random is None:
-            base._np_random, _ = seeding.np_random(0)
+    if isinstance(saved, np.random.Generator) and isinstance(base._np_random, np.random.Generator):
         # In place: the environment may have given it away.
         base._np_random.bit_generator.state = saved.bit_generator.state
+    else:
+        base._np_random = saved
     base._np_random_seed = state["np_random_seed"]
     for layer, (_, own) in zip(layers, state["layers"], strict=True):
         if saves(layer):
@@ -388,24 +387,29 @@ def _layer_state(layer: Any) -> State:  # noqa: ANN401
     if known is not None:
         return {name: getattr(layer, name) for name in known if hasattr(layer, name)}
     if isinstance(layer, gymnasium.Wrapper | VectorWrapper):
-        return _attributes(layer, is_known=module.startswith((_GYMNASIUM, "fastrl.")))
+        return _attributes(layer)
     raise StateError(f"{name} has no get_state() and set_state(state)")
 
 
-def _attributes(layer: Any, *, is_known: bool) -> dict[str, State]:  # noqa: ANN401
+def _is_known(part: Any) -> bool:  # noqa: ANN401
+    return type(part).__module__.startswith((_GYMNASIUM, "fastrl."))
+
+
+def _attributes(layer: Any) -> dict[str, State]:  # noqa: ANN401
     """Return the attributes of a wrapper, or of what belongs to it, that may have changed.
 
     Of wrappers that are not known only numbers and text are certain: of an array or a list it
     cannot be seen who else holds it.
     """
     found: dict[str, State] = {}
+    is_known = _is_known(layer)
     for name, value in vars(layer).items():
         if name in _UNKEPT or isinstance(value, _CONSTANT):
             continue
         if name in _CLOCKS and is_known:
             found[name] = time.perf_counter() - value
         elif is_known and type(value).__module__.startswith(_GYMNASIUM):
-            found[name] = _attributes(value, is_known=True)
+            found[name] = _attributes(value)
         elif is_known or _is_immutable(value):
             found[name] = value
         else:
@@ -425,9 +429,9 @@ def _is_immutable(value: Any) -> bool:  # noqa: ANN401
 def _set_attributes(layer: Any, state: Mapping[str, State]) -> None:  # noqa: ANN401
     for name, value in state.items():
         before = vars(layer).get(name)
-        if name in _CLOCKS:
+        if name in _CLOCKS and _is_known(layer):
             setattr(layer, name, time.perf_counter() - value)
-        elif type(before).__module__.startswith(_GYMNASIUM):
+        elif _is_known(layer) and type(before).__module__.startswith(_GYMNASIUM):
             _set_attributes(before, value)
         else:
             setattr(layer, name, value)
