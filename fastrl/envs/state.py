@@ -64,6 +64,7 @@ _GYMNASIUM = "gymnasium."
 _KNOWN: dict[str, tuple[str, ...]] = {
     "classic_control.acrobot:AcrobotEnv": ("state",),
     "classic_control.cartpole:CartPoleEnv": ("state", "steps_beyond_terminated"),
+    "classic_control.cartpole:CartPoleVectorEnv": ("state", "steps", "prev_done"),
     "classic_control.continuous_mountain_car:Continuous_MountainCarEnv": ("state",),
     "classic_control.mountain_car:MountainCarEnv": ("state",),
     "classic_control.pendulum:PendulumEnv": ("state", "last_u"),

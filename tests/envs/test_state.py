@@ -189,7 +189,12 @@ FACTORIES = {
         for name in (
             *("Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
             *("Blackjack-v1", "CliffWalking-v1", "FrozenLake-v1"),
-            *("fastrl/Acrobot-v1", "fastrl/HalfCheetah-v5", "fastrl/Humanoid-v5"),
+            *(
+                "vector:CartPole-v1",
+                "fastrl/Acrobot-v1",
+                "fastrl/HalfCheetah-v5",
+                "fastrl/Humanoid-v5",
+            ),
             *("fastrl/Reacher-v4", "fastrl/Swimmer-v5"),
         )
     },
