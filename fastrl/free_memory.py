@@ -39,7 +39,7 @@ _TORCH_SIZE = re.compile(r"tried to allocate (\d+) bytes")
 
 
 def lack_of_memory(error: BaseException) -> str:
-    """Return in one line that and how much memory lacks; an empty text for all other errors."""
+    """Return one line with the sizes if memory is lacking; an empty text for all other errors."""
     text = cause(error)
     is_lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     if isinstance(error, RuntimeError | ImportError):
@@ -65,8 +65,8 @@ def _amount(num_bytes: int) -> str:
 def free_bytes(root: Path = Path("/")) -> int:
     """Return the memory that this process and its children may still take.
 
-    Taking more does not fail, but for a process whose address space is limited: the kernel ends a
-    process for it.
+    Taking more fails only where a process has a limit on its address space; elsewhere the kernel
+    ends a process for it.
 
     Args:
         root: Where ``proc`` and ``sys`` are mounted.

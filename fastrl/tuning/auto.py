@@ -54,9 +54,8 @@ def _find(
     config: Config, options: TuneOptions, fresh: bool, console: Console | None
 ) -> tuple[Candidate, str]:
     with ExitStack() as stack:
-        name = study_name(config, options)
         kept = StudyCache(
-            lambda: undamaged_study(study_path(), name, fresh=fresh),
+            lambda: undamaged_study(study_path(), study_name(config, options), fresh=fresh),
             lambda text: _say(console, text),
         )
         stack.enter_context(kept)

@@ -13,7 +13,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.compiled import compiled_by_torch
 from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.policy import TensorPolicy, Weights
@@ -128,6 +127,9 @@ class Rollouts(Generic[S, P]):
         self._steps_per_graph = steps_per_graph
         self._take_steps: Callable[..., tuple[_Steps, Start]] = self._steps
         if steps_per_graph:
+            # Imported here, as numba takes a fifth of a second.
+            from fastrl.compiled import compiled_by_torch
+
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
             self._take_steps = compiled_by_torch(self._steps, fullgraph=True, mode=mode)
 
