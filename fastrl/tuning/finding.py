@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +47,8 @@ class Finding:
         best: The fastest candidate; the default where none is faster.
         default: What was asked for.
         best_fps: Windows of the best, next to ``default_fps``.
-        default_fps: Windows of the default; empty where it failed.
+        default_fps: Windows of the default; empty where it failed, or where the search was
+            interrupted before the two were compared.
         trials: All trials, oldest first.
         path: The incumbents, each faster than the one before.
         spent_s: Wall time of the trials.
@@ -77,3 +80,73 @@ class Finding:
     def default_fps_median(self) -> float | None:
         """Frames per second of the default, None where it failed."""
         return float(np.median(self.default_fps)) if self.default_fps else None
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast as the default the best is; None where the default failed.
+
+        Where both were compared at the end, the ratio of `fps_median` to `default_fps_median`.
+        """
+        ratios = self.ratios()
+        if self.best not in ratios or self.default not in ratios:
+            return None
+        return ratios[self.best] / ratios[self.default]
+
+    def ratios(self) -> dict[Candidate, float]:
+        """Return how many times as fast as the first candidate each one is.
+
+        The first candidate is the default unless that failed. Frames per second would show how the
+        machine's speed changed meanwhile, so ratios of adjacent windows are multiplied along the
+        path. At its end stands the comparison of the last incumbent with the default; what the
+        chain differs by from it is spread evenly over the path.
+        """
+        links = _links(self.searched)
+        correction, on_path = self._correction(links), set(self.path)
+        logs: dict[Candidate, float] = {}
+        for candidate, link in links.items():
+            if link.reference is None:
+                logs[candidate] = 0.0
+                continue
+            start = logs.setdefault(link.reference, 0.0)
+            logs[candidate] = start + link.lead + (correction if candidate in on_path else 0.0)
+        return {candidate: math.exp(log) for candidate, log in logs.items()}
+
+    def _correction(self, links: dict[Candidate, _Link]) -> float:
+        """Return what each step of the path must be longer by, in log speed."""
+        final = [t for t in self.trials[len(self.searched) :] if t.fps and t.reference_fps]
+        if not final:
+            return 0.0
+        steps, link = [], links.get(final[0].candidate)
+        while link is not None and link.reference is not None:
+            steps.append(link.lead)
+            link = links.get(link.reference)
+        fps, reference_fps = zip(*((t.fps, t.reference_fps) for t in final), strict=True)
+        lead = math.log(np.median(fps) / np.median(reference_fps))
+        return (lead - sum(steps)) / len(steps) if steps else 0.0
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A candidate's race.
+
+    Attributes:
+        reference: What it ran against; None for what was measured alone.
+        lead: Mean log ratio of the two, weighted by time, as in `Race.lead`.
+    """
+
+    reference: Candidate | None
+    lead: float
+
+
+def _links(trials: Iterable[Trial]) -> dict[Candidate, _Link]:
+    """Return the races of candidates that have not failed, oldest first."""
+    races: dict[Candidate, list[Trial]] = {}
+    for trial in trials:
+        if trial.fps and (trial.reference is None or trial.reference_fps):
+            races.setdefault(trial.candidate, []).append(trial)
+    links = {}
+    for candidate, race in races.items():
+        leads = [math.log((t.fps or 1.0) / (t.reference_fps or t.fps or 1.0)) for t in race]
+        lead = float(np.average(leads, weights=[t.seconds for t in race]))
+        links[candidate] = _Link(race[0].reference, lead)
+    return links

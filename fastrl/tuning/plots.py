@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.finding import Finding
 from fastrl.tuning.report import TuneReport
 
 _SIZE = (7.0, 4.5)
@@ -39,63 +41,60 @@ def _save(draw: Callable[[Axes, TuneReport], Any], report: TuneReport, path: Pat
 
 def _over_n(axes: Axes, report: TuneReport) -> None:
     """Draw a line for each choice of all but n; the best's is thick."""
-    lines: dict[Candidate, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for candidate, speeds in _relative_speeds(report).items():
-        kind = candidate.but(envs_per_worker=1)
-        lines[kind][candidate.envs_per_worker] += speeds
+    lines: dict[Candidate, dict[int, float]] = defaultdict(dict)
+    for candidate, ratio in report.finding.ratios().items():
+        lines[candidate.but(envs_per_worker=1)][candidate.envs_per_worker] = ratio
     best = report.finding.best.but(envs_per_worker=1)
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for kind, points in lines.items():
         sizes = sorted(points)
         axes.plot(
             sizes,
-            [float(np.median(points[n])) for n in sizes],
+            [points[n] for n in sizes],
             "o-",
             linewidth=2.5 if kind == best else 1.0,
             label=kind.label.partition(" ")[2],
         )
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="environments per worker, n", ylabel="times the first candidate")
+    axes.set(xlabel="environments per worker, n", ylabel=f"times {report.base_name}")
     axes.set_title(f"{report.env}: trials of the tuner")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="x-small", ncols=2)
-
-
-def _relative_speeds(report: TuneReport) -> dict[Candidate, list[float]]:
-    """Return speeds relative to the first candidate's, by the ratios of adjacent windows.
-
-    Frames per second themselves would show how the machine's speed changed meanwhile.
-    """
-    speeds: dict[Candidate, list[float]] = defaultdict(list)
-    # The comparison of best and default at the end is no link of the chain.
-    for trial in report.finding.searched:
-        if trial.fps is None:
-            continue
-        if trial.reference is None or not trial.reference_fps:
-            speeds[trial.candidate].append(1.0)
-        else:
-            base = float(np.median(speeds[trial.reference] or [1.0]))
-            speeds[trial.candidate].append(base * trial.fps / trial.reference_fps)
-    return speeds
+    _legend(axes)
 
 
 def _path(axes: Axes, report: TuneReport) -> None:
-    """Draw every trial over the time spent, and the incumbent it was compared with."""
-    spent_s, times, own, others, failed = 0.0, [], [], [], []
-    for trial in report.finding.trials:
+    """Draw every trial over the time spent, and the fastest winner of a race so far.
+
+    Both relative to the first candidate, as frames per second would rise and fall with the machine.
+    """
+    found, ratios = report.finding, report.finding.ratios()
+    won, lasts = {c: dict(report.ranking()).get(c, 0.0) for c in found.path}, _last_trials(found)
+    spent_s, times, own, winners, failed = 0.0, [], [], [], []
+    for number, trial in enumerate(found.trials):
         spent_s += trial.cost_s
-        if trial.fps is None:
+        if trial.fps is None or (trial.reference is not None and not trial.reference_fps):
             failed.append(spent_s)
             continue
+        beside = ratios.get(trial.reference or trial.candidate, 1.0)
         times.append(spent_s)
-        own.append(trial.fps)
-        others.append(trial.reference_fps or trial.fps)
-    axes.plot(times, others, "-", color="tab:grey", label="best so far, measured beside it")
+        own.append(beside * trial.fps / (trial.reference_fps or trial.fps))
+        is_decided = lasts.get(trial.candidate) == number
+        winners.append(won.get(trial.candidate, 0.0) if is_decided else 0.0)
+    # A smaller candidate may win though it is a little slower.
+    best = np.maximum.accumulate(np.array(winners))
+    axes.plot(times, best, "-", color="tab:grey", drawstyle="steps-post", label="best so far")
     axes.plot(times, own, "o", markersize=4, label="candidate")
     if failed:
         axes.plot(failed, [0] * len(failed), "x", color="tab:red", label="failed")
-    axes.set(xlabel="seconds", ylabel="frames per second", title=f"{report.env}: the search")
+    axes.set(xlabel="seconds", ylabel=f"times {report.base_name}")
+    axes.set_title(f"{report.env}: the search")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    _legend(axes)
+
+
+def _last_trials(found: Finding) -> dict[Candidate, int]:
+    """Return the number of the trial that decided a candidate's race."""
+    return {trial.candidate: number for number, trial in enumerate(found.searched)}
 
 
 def _shares(axes: Axes, report: TuneReport) -> None:
@@ -111,4 +110,10 @@ def _shares(axes: Axes, report: TuneReport) -> None:
         xlabel="share of time", xlim=(0, 1), title=f"{report.env}: {report.finding.best.label}"
     )
     if activities:
-        axes.legend(fontsize="small", ncols=len(activities), loc="upper center")
+        _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Put the legend below the axes, in which points and bars may be anywhere."""
+    assert isinstance(axes.figure, Figure)
+    axes.figure.legend(loc="outside lower center", fontsize="small", ncols=4)

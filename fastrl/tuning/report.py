@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fastrl.machine import machine, versions
 from fastrl.throughput.limits import Limit
+from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.explain import find_bottleneck
 from fastrl.tuning.finding import Finding
 
@@ -41,15 +42,34 @@ class TuneReport:
 
     @property
     def limit_fps(self) -> float | None:
-        """Median limit."""
-        return float(np.median([limit.fps for limit, _ in self.limits])) if self.limits else None
+        """The limit of the pair with the median FPS / limit."""
+        return self._limit_pair[0] if self._limit_pair else None
+
+    @property
+    def fps_beside_limit(self) -> float | None:
+        """Frames per second of the best in the same pair, so right after `limit_fps`."""
+        return self._limit_pair[1] if self._limit_pair else None
 
     @property
     def efficiency(self) -> float | None:
-        """Median over the pairs of FPS / limit."""
-        if not self.limits:
-            return None
-        return float(np.median([fps / limit.fps for limit, fps in self.limits]))
+        """`fps_beside_limit` / `limit_fps`."""
+        return self._limit_pair[1] / self._limit_pair[0] if self._limit_pair else None
+
+    @property
+    def _limit_pair(self) -> tuple[float, float] | None:
+        pairs = sorted(((limit.fps, fps) for limit, fps in self.limits), key=lambda p: p[1] / p[0])
+        return pairs[(len(pairs) - 1) // 2] if pairs else None
+
+    def ranking(self) -> list[tuple[Candidate, float]]:
+        """Return the candidates that never failed, with `Finding.ratios`: the best, then by speed.
+
+        A candidate that lost its race may still have the larger ratio, by less than the noise or
+        by less than its size costs.
+        """
+        found = self.finding
+        failed = {trial.candidate for trial in found.trials if trial.fps is None} - {found.best}
+        ranked = [(c, ratio) for c, ratio in found.ratios().items() if c not in failed]
+        return sorted(ranked, key=lambda item: (item[0] != found.best, -item[1]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
@@ -64,11 +84,16 @@ class TuneReport:
             "fps": list(found.best_fps),
             "default_fps_median": found.default_fps_median,
             "default_fps": list(found.default_fps),
+            "gain": found.gain,
             "limit_fps": self.limit_fps,
+            "fps_beside_limit": self.fps_beside_limit,
             "efficiency": self.efficiency,
             "bottleneck": None if bottleneck is None else str(bottleneck),
             "ended": found.ended,
             "path": [candidate.to_dict() for candidate in found.path],
+            "ranking": [
+                {**candidate.to_dict(), "ratio": ratio} for candidate, ratio in self.ranking()
+            ],
             "trials": [
                 {
                     **trial.candidate.to_dict(),
@@ -106,12 +131,15 @@ class TuneReport:
             "best": found.best.label,
             "frames per second": _spread(found.best_fps),
             "default": found.default.label,
-            "frames per second ": _spread(found.default_fps) if found.default_fps else "failed",
+            "frames per second ": self._default_spread(),
         }
-        if found.default_fps and found.best != found.default:
-            rows["gain"] = f"{found.fps_median / float(np.median(found.default_fps)):.2f} ×"
+        if found.gain is not None and found.best != found.default:
+            rows["gain"] = f"{found.gain:.2f} ×"
         if self.limit_fps and self.efficiency:
-            rows["limit"] = f"{self.limit_fps:,.0f}, of which {self.efficiency:.1%} are reached"
+            rows["limit"] = (
+                f"{self.limit_fps:,.0f}; right after it the best made "
+                f"{self.fps_beside_limit:,.0f}, {self.efficiency:.1%} of it"
+            )
         bottleneck = find_bottleneck(found.best, self._notes())
         if bottleneck is not None:
             rows["bottleneck"] = str(bottleneck)
@@ -125,20 +153,32 @@ class TuneReport:
             table.add_row(label, value)
         return table
 
+    def _default_spread(self) -> str:
+        found = self.finding
+        if found.default_fps:
+            return _spread(found.default_fps)
+        has_failed = any(t.candidate == found.default and t.fps is None for t in found.trials)
+        return "failed" if has_failed else "not compared with the best at the end"
+
+    @property
+    def base_name(self) -> str:
+        """What `Finding.ratios` are relative to: the default unless it failed."""
+        base = self.finding.path[0]
+        return "the default" if base == self.finding.default else base.label
+
     def _candidates(self) -> Table:
-        """Return the fastest candidates, each against the one it was compared with."""
+        """Return the fastest candidates, by what they were compared with, see `Finding.ratios`."""
+        found, ranked = self.finding, self.ranking()
         table = Table(title="Fastest trials", title_justify="left")
         table.add_column("candidate")
-        table.add_column("frames/s", justify="right")
-        table.add_column("against")
-        table.add_column("ratio", justify="right")
-        measured = [t for t in self.finding.trials if t.fps and t.reference is not None]
-        latest = {trial.candidate: trial for trial in measured}
-        ranked = sorted(latest.values(), key=lambda t: -(t.fps or 0))
-        for trial in ranked[:_LISTED]:
-            ratio = (trial.fps or 0) / (trial.reference_fps or 1)
-            against = trial.reference.label if trial.reference else ""
-            table.add_row(trial.candidate.label, f"{trial.fps:,.0f}", against, f"{ratio:.2f}")
+        table.add_column(f"times {self.base_name}", justify="right")
+        table.add_column("")
+        for candidate, ratio in ranked[:_LISTED]:
+            remarks = {"best": candidate == found.best, "default": candidate == found.default}
+            told = ", ".join(remark for remark, holds in remarks.items() if holds)
+            if ratio > ranked[0][1]:
+                told = told or "not clearly faster"
+            table.add_row(candidate.label, f"{ratio:.2f}", told)
         return table
 
 

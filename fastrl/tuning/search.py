@@ -150,8 +150,9 @@ class Search:
             raise TrialError("nothing has been measured yet")
         best_fps, default_fps = self._final
         if not best_fps:
+            # Windows of the default are from other minutes unless it is the best.
             best_fps = self._known.fps[best]
-            default_fps = self._known.fps.get(self._default, [])
+            default_fps = best_fps if best == self._default else []
         return Finding(
             best=best,
             default=self._default,
