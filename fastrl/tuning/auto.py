@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from functools import partial
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.finding import TIME_IS_UP
 from fastrl.tuning.study import StudyCache, undamaged_study
 from fastrl.tuning.trials import TrialError
-from fastrl.tuning.tune import TuneOptions, Tuning, study_name, study_path
+from fastrl.tuning.tune import TuneOptions, Tuning, could_find, study_name, study_path
 
 
 def tuned(config: Config, console: Console | None = None, *, fresh: bool = False) -> Config:
@@ -39,10 +40,9 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
     config = config.model_copy(
         update={"sampler": config.sampler.model_copy(update={"tune_s": None})}
     )
+    options = TuneOptions("train_fps", budget_s, with_limit=False)
     try:
-        best, how = _find(
-            config, TuneOptions("train_fps", budget_s, with_limit=False), fresh, console
-        )
+        best, how = _find(config, options, fresh, console)
     except TrialError as error:
         _say(console, f"not tuned, as {error}")
         return config
@@ -59,7 +59,7 @@ def _find(
             lambda text: _say(console, text),
         )
         stack.enter_context(kept)
-        found = kept.result_of(options.budget_s)
+        found = kept.result_of(options.budget_s, partial(could_find, config, options))
         if found is not None:
             return found, "tuned before"
         tuning = stack.enter_context(Tuning(config, options, kept))

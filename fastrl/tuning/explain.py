@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fastrl.throughput.measure import SHARES
 from fastrl.tuning.candidate import Candidate
+from fastrl.tuning.trials import number_in
 
 STEPPING, INFERENCE, HAND_OVER, LEARNER = "env stepping", "inference", "hand-over", "learner"
 
@@ -19,6 +23,8 @@ _ADVICE = {
     LEARNER: "sampler.mode=async hides sampling behind learning; fewer algorithm.epochs, larger "
     "minibatches or a GPU for algorithm.device would help",
 }
+_Share = Annotated[float, Field(ge=0, le=1)]
+_SHARES = TypeAdapter(dict[str, dict[str, _Share]])
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,22 @@ class Bottleneck:
         return f"{self.name} ({self.share:.0%} of the time); {self.advice}"
 
 
+def time_shares(notes: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the share of time by activity of each kind of worker, empty where there are none."""
+    try:
+        shares = _SHARES.validate_python(notes.get("shares") or {})
+    except ValidationError:  # another program's notes
+        return {}
+    return {kind: {**dict.fromkeys(SHARES, 0.0), **found} for kind, found in shares.items()}
+
+
 def find_bottleneck(candidate: Candidate, notes: Mapping[str, Any]) -> Bottleneck | None:
     """Return what holds a candidate up, by the time shares of a window; None if there are none.
 
     Where policies run in processes of their own, env workers that wait do so for the inference,
     or, as far as the model workers wait as well, for the hand-over.
     """
-    shares: Mapping[str, Mapping[str, float]] = notes.get("shares") or {}
-    learner = float(notes.get("learner_share") or 0.0)
+    shares, learner = time_shares(notes), number_in(notes, "learner_share", 0.0)
     stepper = shares.get("env-worker")
     if stepper is None:
         return None

@@ -13,7 +13,7 @@ from rich.table import Table
 from fastrl.machine import machine, versions
 from fastrl.throughput.limits import Limit
 from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.explain import find_bottleneck
+from fastrl.tuning.explain import find_bottleneck, time_shares
 from fastrl.tuning.finding import Finding
 
 _LISTED = 8
@@ -106,7 +106,7 @@ class TuneReport:
                 }
                 for trial in found.trials
             ],
-            "time_shares": self._notes().get("shares"),
+            "time_shares": time_shares(self._notes()) or None,
             "wall_s": self.wall_s,
             "machine": machine(),
             "versions": versions(),

@@ -10,14 +10,16 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 from optuna.distributions import IntDistribution
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
 
 from fastrl.closing import Closing
@@ -29,11 +31,68 @@ _LARGEST = 2**31 - 1
 _ATTRIBUTES = ("seconds", "reference_fps", "cost_s", "error", "exhausted", "notes")
 _WANTED = {*_ATTRIBUTES, "reference", "texts"}
 """What a trial must say to be one of a search's."""
-_FAILURES = (OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError)
+_FAILURES = (
+    *(OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError),
+)
 """What Optuna raises where a file is locked, full, damaged or something else."""
 
 _MAKING_S, _PAUSE_S = 10.0, 0.2
 """Making the tables takes half a second, and longer on a busy machine."""
+
+_Count = Annotated[int, Field(ge=1)]
+_Fps = Annotated[float, Field(gt=1e-9, lt=1e15)]
+_Seconds = Annotated[float, Field(ge=0, lt=1e9)]
+
+
+class _Shape(BaseModel):
+    """What a file may hold; other programs, and a full disk, may have written something else."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _CandidateShape(_Shape):
+    envs_per_worker: _Count
+    num_env_workers: _Count
+    num_model_workers: Annotated[int, Field(ge=0)]
+    groups: _Count
+    device: str
+    engine: str
+    torch_threads: _Count
+
+    def candidate(self) -> Candidate:
+        return Candidate(**self.model_dump())
+
+
+class _TrialShape(_Shape):
+    candidate: _CandidateShape
+    reference: _CandidateShape | None
+    seconds: Annotated[float, Field(gt=0, lt=1e9)]
+    fps: _Fps | None
+    reference_fps: _Fps | None
+    cost_s: _Seconds
+    error: str
+    exhausted: bool
+    notes: dict[str, Any]
+
+
+class _ResultShape(_Shape):
+    best: _CandidateShape
+    enough_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search that has ended has found.
+
+    Attributes:
+        best: The choice.
+        enough_s: The largest budget with which it is final; infinite where more time would change
+            nothing.
+    """
+
+    best: Candidate
+    enough_s: float
 
 
 class StudyJournal(Closing):
@@ -68,8 +127,8 @@ class StudyJournal(Closing):
         """
         with self._told("read"):
             frozen = self._study.get_trials(deepcopy=False)
-        found = (_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED)
-        return [trial for trial in found if trial is not None]
+            found = (_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED)
+            return [trial for trial in found if trial is not None]
 
     def add(self, trial: Trial) -> None:
         """Keep a trial; it is on disk when this returns.
@@ -81,16 +140,22 @@ class StudyJournal(Closing):
             self._study.add_trial(_frozen(trial))
 
     @property
-    def result(self) -> Candidate | None:
-        """What the latest search that has ended has found, None before."""
-        found = self._noted("best")
-        return None if found is None else _candidate(found)
+    def result(self) -> Result | None:
+        """What the latest search that has ended has found, None before.
 
-    @property
-    def enough_s(self) -> float:
-        """The largest budget with which the result is final."""
-        found = self._noted("enough_s")
-        return float(found) if isinstance(found, int | float) else 0.0
+        Raises:
+            ConfigError: The file cannot be read, or holds something else in its place.
+        """
+        with self._told("read"):
+            found = self._study.user_attrs
+            kept = {name: found[name] for name in _ResultShape.model_fields if name in found}
+        if not kept:
+            return None
+        try:
+            shape = _ResultShape.model_validate(kept)
+        except ValidationError as error:
+            raise ConfigError(f"{self.path} holds a damaged result") from error
+        return Result(shape.best.candidate(), shape.enough_s)
 
     def keep_result(self, best: Candidate, enough_s: float) -> None:
         """Keep what a search has found.
@@ -103,6 +168,8 @@ class StudyJournal(Closing):
             ConfigError: The file cannot be written.
         """
         with self._told("written"):
+            # In this order, or a process that is killed leaves a budget beside another best.
+            self._study.set_user_attr("enough_s", 0.0)
             self._study.set_user_attr("best", best.to_dict())
             self._study.set_user_attr("enough_s", enough_s)
 
@@ -110,10 +177,6 @@ class StudyJournal(Closing):
         """Let go of the file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
-
-    def _noted(self, name: str) -> Any:  # noqa: ANN401
-        with self._told("read"):
-            return self._study.user_attrs.get(name)
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -140,31 +203,44 @@ class StudyCache(Closing):
     def __init__(self, opened: Callable[[], StudyJournal], say: Callable[[str], None]) -> None:
         self._say, self._has_said = say, False
         self._journal: StudyJournal | None = None
-        with self._guarded():
+        with self._guarded("what is measured is not kept: {}"):
             self._journal = opened()
 
     def recorded(self) -> list[Trial]:
         """Return all trials so far, as far as the file can be read."""
-        with self._guarded():
+        with self._guarded("{}; its trials are not used"):
             return [] if self._journal is None else self._journal.recorded()
         return []
 
     def add(self, trial: Trial) -> None:
         """Keep a trial where that is possible."""
-        with self._guarded():
+        with self._guarded("what is measured is not kept: {}"):
             if self._journal is not None:
                 self._journal.add(trial)
 
-    def result_of(self, budget_s: float) -> Candidate | None:
-        """Return what an earlier search with as large a budget has found, None where none has."""
-        with self._guarded():
-            if self._journal is not None and budget_s <= self._journal.enough_s:
-                return self._journal.result
+    def result_of(
+        self, budget_s: float, is_possible: Callable[[Candidate], bool]
+    ) -> Candidate | None:
+        """Return what an earlier search with as large a budget has found, None where none has.
+
+        Args:
+            budget_s: Of the search that would be made now.
+            is_possible: Whether that search could find a candidate.
+        """
+        with self._guarded("{}; tuned anew"):
+            kept = None if self._journal is None else self._journal.result
+            if kept is None or budget_s > kept.enough_s:
+                return None
+            if is_possible(kept.best):
+                return kept.best
+            assert self._journal is not None
+            what = "a result that is impossible for this configuration on this machine"
+            raise ConfigError(f"{self._journal.path} holds {what}")
         return None
 
     def keep_result(self, best: Candidate, enough_s: float) -> None:
         """Keep what a search has found where that is possible; see `StudyJournal.keep_result`."""
-        with self._guarded():
+        with self._guarded("what is measured is not kept: {}"):
             if self._journal is not None:
                 self._journal.keep_result(best, enough_s)
 
@@ -174,13 +250,14 @@ class StudyCache(Closing):
             self._journal.close()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, told: str) -> Iterator[None]:
+        """Say what cannot be read or written, the first time, and go on."""
         try:
             yield
         except ConfigError as error:
             if not self._has_said:
                 self._has_said = True
-                self._say(f"what is measured is not kept: {error}")
+                self._say(told.format(error))
 
 
 def undamaged_study(path: Path, name: str, *, fresh: bool = False) -> StudyJournal:
@@ -245,25 +322,23 @@ def _frozen(trial: Trial) -> FrozenTrial:
     )
 
 
-def _candidate(found: Any) -> Candidate | None:  # noqa: ANN401
-    """Return what `Candidate.to_dict` has written; None for anything else."""
-    try:
-        return Candidate.from_dict(found)
-    except (AttributeError, TypeError, ConfigError):
-        return None
-
-
 def _thawed(frozen: FrozenTrial) -> Trial | None:
     """Return a trial; None where another program has written something else."""
     attributes = frozen.user_attrs
-    texts, kept = attributes["texts"], attributes["reference"]
-    candidate = _candidate({**frozen.params, **texts} if isinstance(texts, dict) else None)
-    reference = None if kept is None else _candidate(kept)
-    if candidate is None or (kept is not None and reference is None):
+    try:
+        found = _TrialShape.model_validate(
+            {
+                **{name: attributes[name] for name in (*_ATTRIBUTES, "reference")},
+                "candidate": {**frozen.params, **attributes["texts"]},
+                "fps": frozen.value,
+            }
+        )
+    except (ValidationError, TypeError):
         return None
+    candidate, reference = found.candidate.candidate(), found.reference
     return Trial(
         candidate=candidate,
-        reference=reference,
-        fps=frozen.value,
-        **{name: attributes[name] for name in _ATTRIBUTES},
+        reference=None if reference is None else reference.candidate(),
+        fps=found.fps,
+        **{name: getattr(found, name) for name in _ATTRIBUTES},
     )

@@ -159,6 +159,15 @@ class Trial:
         return self.candidate, self.reference, self.seconds
 
 
+def number_in(notes: Mapping[str, Any], name: str, otherwise: float) -> float:
+    """Return a number of a trial's notes, which another program may have written."""
+    found = notes.get(name)
+    try:
+        return float(found) if isinstance(found, int | float) else otherwise
+    except OverflowError:
+        return otherwise
+
+
 class Journal(Protocol):
     """Keeps trials, so that a search that was stopped goes on without measuring twice."""
 
@@ -198,7 +207,7 @@ class Replay:
 
     def __init__(self, trials: Iterable[Trial], limit_s: float = 0.0) -> None:
         self._left: dict[Any, deque[Trial]] = defaultdict(deque)
-        trials = [t for t in trials if not t.notes.get(_LIMIT_NOTE, math.inf) < limit_s]
+        trials = [t for t in trials if not number_in(t.notes, _LIMIT_NOTE, math.inf) < limit_s]
         if all(trial.fps is None for trial in trials):
             return
         for trial in trials:

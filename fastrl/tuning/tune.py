@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -170,13 +170,8 @@ class Tuning(Closing):
         )
 
     def _build_space(self) -> Space:
-        config, options, plan = self._config, self._options, self._bench.plan
-        batch = options.batch
-        if batch is None and options.objective == "train_fps":
-            batch = (config.topology.num_envs,) * 2
-        default = candidate_of(config)
-        images = has_images(plan.env_spec.observation_space, config.model)
-        small = with_few_envs(default)
+        config, plan = self._config, self._bench.plan
+        small = with_few_envs(candidate_of(config))
         worker_bytes = self._bench.calibrate(small)
         process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)
         need = MemoryNeed.usable(
@@ -185,14 +180,7 @@ class Tuning(Closing):
             process_bytes,
             max(0, worker_bytes - process_bytes) // small.envs_per_worker,
         )
-        return Space(
-            cores=usable_cores(),
-            batch=batch,
-            devices=_devices(),
-            engines=_engines(config, plan, images, options.objective),
-            max_torch_threads=_MOST_TORCH_THREADS if images else 1,
-            fits=need.fits,
-        )
+        return replace(_space(config, self._options, plan), fits=need.fits)
 
     def _measure_limit(self, best: Candidate) -> None:
         """Measure limit and best in turn; an environment that cannot be built alone has none."""
@@ -206,6 +194,42 @@ class Tuning(Closing):
                     self._limits.append((limit, self._bench(best, _LIMIT_WINDOW_S).fps))
         except FastrlError:
             self._limits.clear()
+
+
+def could_find(config: Config, options: TuneOptions, candidate: Candidate) -> bool:
+    """Say whether a tuning could end with a candidate here, as far as its memory is enough.
+
+    Raises:
+        EnvError: The environment had to be looked at, and cannot be built.
+    """
+    # What an environment observes decides only which engines and how many threads are tried.
+    usual = candidate.torch_threads == 1 and candidate.engine == config.sampler.engine
+    space = _space(config, options, None if usual else make_plan(config))
+    return space.contains(candidate) or candidate == space.nearest(candidate_of(config))
+
+
+def _space(config: Config, options: TuneOptions, plan: SamplingPlan | None) -> Space:
+    """Return the candidates that a configuration, this machine and a user allow.
+
+    Args:
+        config: What to tune.
+        options: What for.
+        plan: Of the configuration; None for an environment without images.
+    """
+    engines: tuple[str, ...] = (config.sampler.engine,)
+    batch, images = options.batch, False
+    if batch is None and options.objective == "train_fps":
+        batch = (config.topology.num_envs,) * 2
+    if plan is not None:
+        images = has_images(plan.env_spec.observation_space, config.model)
+        engines = _engines(config, plan, images, options.objective)
+    return Space(
+        cores=usable_cores(),
+        batch=batch,
+        devices=_devices(),
+        engines=engines,
+        max_torch_threads=_MOST_TORCH_THREADS if images else 1,
+    )
 
 
 def study_path() -> Path:
