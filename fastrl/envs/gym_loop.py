@@ -45,6 +45,7 @@ class GymLoop:
         *,
         time_limits: Sequence[int | None] = (),
         action_bounds: ActionBounds = "clip",
+        begun: NDArray[np.int64] | None = None,
     ) -> None:
         """Take over ``envs``, which are closed by `close`.
 
@@ -54,6 +55,7 @@ class GymLoop:
             time_limits: Steps after which this loop truncates an episode of each environment; None
                 leaves its time limit to the environment. By default all are left to them.
             action_bounds: How actions are kept inside a bounded ``Box``.
+            begun: ``[1]`` int64, where each environment is counted when `reset` has reset it.
 
         Raises:
             EnvError: An environment has other spaces, or is in use already; names it by index.
@@ -71,6 +73,7 @@ class GymLoop:
             check_spaces(env, spec, f"env {index} of '{spec.id}'")
         self._clock = EpisodeClock(time_limits or [None] * self.num_envs)
         self._resetting = np.zeros(1, np.int64)
+        self._begun = np.zeros(1, np.int64) if begun is None else begun
 
     def tell_resets(self, resetting: NDArray[np.int64]) -> None:
         """Set ``resetting[0]`` to 1 during every reset from now on, and to 0 after it.
@@ -88,6 +91,7 @@ class GymLoop:
         for index, seed in enumerate(seeds):
             self._writer.write_one(index, self._reset_env(index, int(seed)), observation)
             self._clock.restart(index)
+            self._begun += 1
 
     def step(self, views: StepViews) -> None:
         """Step every environment once; see `BatchedEnv.step`.

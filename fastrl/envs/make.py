@@ -26,8 +26,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
@@ -147,8 +149,13 @@ class EnvFactory:
         env.close()
         raise EnvError(f"'{self.name}' is a vector environment; there is no single one of it")
 
-    def batched(self, num_envs: int) -> BatchedEnv:
+    def batched(self, num_envs: int, begun: NDArray[np.int64] | None = None) -> BatchedEnv:
         """Build ``num_envs`` environments that are stepped together.
+
+        Args:
+            num_envs: How many.
+            begun: ``[1]`` int64, where each single environment is counted once it is built, and
+                again after each `BatchedEnv.reset`.
 
         Raises:
             EnvError: They cannot be built; says what would be right.
@@ -160,18 +167,24 @@ class EnvFactory:
             raise EnvError(f"num_envs must be at most {_MOST_ENVS:,}, got {brief(num_envs)}")
         env = self._build(num_envs)
         try:
-            return self._batched(env, num_envs)
+            return self._batched(env, num_envs, np.zeros(1, np.int64) if begun is None else begun)
         except BaseException:
             with suppress(*USERS_FAILURES):  # what failed first is what matters
                 env.close()
             raise
 
-    def _batched(self, env: Any, num_envs: int) -> BatchedEnv:  # noqa: ANN401
+    def _batched(
+        self,
+        env: Any,  # noqa: ANN401
+        num_envs: int,
+        begun: NDArray[np.int64],
+    ) -> BatchedEnv:
         spec = self._spec(env)
         if _is_single(env):
-            others = build_all(self._build_like_the_first(i) for i in range(1, num_envs))
+            begun += 1
+            others = build_all(self._build_like_the_first(i, begun) for i in range(1, num_envs))
             try:
-                return self._loop([env, *others], spec)
+                return self._loop([env, *others], spec, begun)
             except BaseException:
                 with suppress(*USERS_FAILURES):
                     close_all(others)
@@ -186,9 +199,10 @@ class EnvFactory:
             return GymVector(env, spec, action_bounds=self.action_bounds, rebuild=rebuild)
         return cast("BatchedEnv", env)
 
-    def _build_like_the_first(self, index: int) -> Env:
+    def _build_like_the_first(self, index: int, begun: NDArray[np.int64]) -> Env:
         env = self._build(1)
         if _is_single(env):
+            begun += 1
             return env
         env.close()
         raise EnvError(
@@ -196,13 +210,14 @@ class EnvFactory:
             "environment; the factory must always return the same kind"
         )
 
-    def _loop(self, envs: Sequence[Env], spec: EnvSpec) -> GymLoop:
+    def _loop(self, envs: Sequence[Env], spec: EnvSpec, begun: NDArray[np.int64]) -> GymLoop:
         peeled = [peel(env) for env in envs]
         return GymLoop(
             [env for env, _ in peeled],
             spec,
             time_limits=[limit for _, limit in peeled],
             action_bounds=self.action_bounds,
+            begun=begun,
         )
 
     def probe(self) -> EnvSpec:

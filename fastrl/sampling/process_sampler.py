@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from fastrl.arguments import instance, seconds
@@ -83,6 +84,21 @@ class ProcessSampler(TableSampler):
             raise
         if self._asynchronous:
             self._permit()
+
+    def starting(self) -> str:
+        """Return in words how far the start of the workers is, and then their first rollout."""
+        seen, topology = self.counters.snapshot(), self.topology
+        steps, most = int(seen[:, Counter.ENV_STEPS].sum()), topology.num_envs
+        if steps:
+            return f"first rollout … {steps:,} of {self.rollout_length * most:,} steps"
+        ready = np.count_nonzero(seen[:, Counter.HEARTBEAT_NS])
+        told = f"starting workers … {ready} of {len(seen)} are ready"
+        begun, each = seen[: topology.num_env_workers, Counter.BEGUN], topology.envs_per_worker
+        built = int(np.minimum(begun, each).sum())
+        if built < most:
+            return f"{told}, {built:,} of {most:,} environments are built"
+        reset = min(most, int(begun.sum()) - built)
+        return f"{told}, {reset:,} of {most:,} environments are reset"
 
     def collect(self) -> Rollout:
         """Return the next rollout as soon as every worker has filled its part of it.

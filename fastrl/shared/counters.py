@@ -40,6 +40,8 @@ class Counter(IntEnum):
     """What those took, a part of ``STEPPING_NS``."""
     AT_REST = 14
     """Not a sum: the number of the latest pause in which the worker waited for its end."""
+    BEGUN = 15
+    """Not a sum: environments that the worker has built, plus those that it has reset."""
 
 
 class CounterBoard:

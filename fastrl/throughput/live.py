@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fastrl.shared.counters import Counter
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 
 _SPAN = 20
@@ -30,14 +28,20 @@ class LiveFps:
     def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
         self._console, self._interval_s = console, interval_s
         self._meter: ThroughputMeter | None = None
+        self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
         self._done = threading.Event()
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
 
-    def watch(self, meter: ThroughputMeter) -> None:
-        """Show this meter from now on."""
-        self._meter = meter
+    def watch(self, meter: ThroughputMeter, starting: Callable[[], str] | None = None) -> None:
+        """Show this meter from now on.
+
+        Args:
+            meter: Reads the counters.
+            starting: Returns in words how far the start is; shown until there are steps.
+        """
+        self._meter, self._starting = meter, starting or self._starting
 
     @contextmanager
     def showing(self, text: str) -> Iterator[None]:
@@ -70,12 +74,9 @@ class LiveFps:
         if self._instead:
             return Text(self._instead)
         readings = self._meter.readings if self._meter else []
-        if not readings:
-            return Text("starting workers …")
+        if not readings or not readings[-1].env_steps:
+            return Text(self._starting())
         last = readings[-1]
-        if not last.env_steps:
-            ready = np.count_nonzero(last.counters[:, Counter.HEARTBEAT_NS])
-            return Text(f"starting workers … {ready} of {len(last.counters)} are ready")
         span = _SPAN
         while span < len(readings) and readings[-span].env_steps == last.env_steps:
             span *= 2  # steps that take seconds

@@ -144,7 +144,7 @@ def measure(
     live = live or LiveFps(None)
     result, spent = Measurement(), np.zeros_like(sampler.counters.snapshot())
     with ThroughputMeter(sampler.counters) as meter:
-        live.watch(meter)
+        live.watch(meter, sampler.starting if isinstance(sampler, ProcessSampler) else None)
         result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
         for _ in range(protocol.repeats):
             if probe is not None:

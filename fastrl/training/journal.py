@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastrl.config import Config
 from fastrl.sampling import Fault, Sampler
 from fastrl.shared.counters import Counter
@@ -90,6 +92,10 @@ class Journal:
         }
         self._log.write(kind, row)
         self._progress.show_evaluation(result, steps)
+
+    def watch_start(self, starting: Callable[[], str]) -> None:
+        """Show until the first update how far the start is, which ``starting`` returns in words."""
+        self._progress.watch_start(starting)
 
     def watch_evaluation(self, line: str) -> None:
         """Show how far an evaluation is that training waits for."""

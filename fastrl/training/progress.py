@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
+from fastrl.workers.descent import start_thread
 
 _REFRESHES_PER_S = 4
 _LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
@@ -42,6 +44,9 @@ class Progress:
         self._row: Row = {}
         self._evaluation = ""
         self._activity = "starting workers …"
+        self._starting: Callable[[], str] | None = None
+        self._begun = threading.Event()
+        self._thread: threading.Thread | None = None
         self._steps = 0
         self._live: Live | None = None
         if console is not None and console.is_terminal:
@@ -55,6 +60,8 @@ class Progress:
     def advance(self, steps: int) -> None:
         """Note how many steps were learnt from: cheap enough for every update."""
         self._steps, self._activity = steps, ""
+        if self._starting is not None:
+            self._end_start()
 
     def show(self, row: Row) -> None:
         """Take over a row of training metrics; print it if a line is due."""
@@ -80,6 +87,16 @@ class Progress:
         self._activity = activity
         self._print(activity)
 
+    def watch_start(self, starting: Callable[[], str]) -> None:
+        """Show how far the start is, until the first update.
+
+        Args:
+            starting: Returns it in words; may be called in another thread.
+        """
+        self._starting = starting
+        if self._live is None and self._console is not None:
+            self._thread = start_thread("progress", self._print_start, starting)
+
     def update(self, activity: str) -> None:
         """Show how far an activity is: in the panel at once, in lines when one is due."""
         self._activity = activity
@@ -104,9 +121,21 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Stop showing."""
+        self._end_start()
         if self._live is not None:
             with suppress(OSError):  # the terminal is gone
                 self._live.stop()
+
+    def _print_start(self, starting: Callable[[], str]) -> None:
+        while not self._begun.wait(self._every_s):
+            self._print(starting())
+
+    def _end_start(self) -> None:
+        self._starting = None
+        self._begun.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def _print(self, line: str) -> None:
         if self._live is None:
@@ -136,8 +165,10 @@ class Progress:
                 table.add_row(label, text)
         if self._evaluation:
             table.add_row("evaluation", self._evaluation)
-        if self._activity:
-            table.add_row("", self._activity)
+        starting = self._starting
+        activity = self._activity if starting is None else starting()
+        if activity:
+            table.add_row("", activity)
         return Panel(table, title=Text(self._title), title_align="left", expand=False)
 
     def _rows(self, row: Row) -> Mapping[str, str]:

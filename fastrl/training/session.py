@@ -17,7 +17,7 @@ from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
-from fastrl.sampling import Sampler, env_factory, make_plan, make_sampler
+from fastrl.sampling import ProcessSampler, Sampler, env_factory, make_plan, make_sampler
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec
 from fastrl.training.candidates import Candidates
@@ -199,6 +199,8 @@ class Session:
                 journal.remark(f"environments begin new episodes: {why}")
         saver.follow(sampler)
         saver.save()
+        if isinstance(sampler, ProcessSampler):
+            journal.watch_start(sampler.starting)
         sampler.start()
         if config.sampler.mode == "async":
             journal.watch(IdleTime(sampler))

@@ -14,6 +14,7 @@ from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
+from fastrl.envs.lookup import takes_argument
 from fastrl.envs.state import StateError, load_state, pack, state_of, unpack
 from fastrl.errors import EnvError
 from fastrl.global_streams import StreamsState, load_streams_state
@@ -38,6 +39,7 @@ class EnvStepper:
         replaced: How many workers this one is the successor of; gives other seeds.
         resetting: ``[1]`` int64: told whether environments are being reset, as
             `Counter.RESETTING` says.
+        begun: ``[1]`` int64: counts environments, as `Counter.BEGUN` says.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class EnvStepper:
         env_worker: int,
         replaced: int = 0,
         resetting: NDArray[np.int64] | None = None,
+        begun: NDArray[np.int64] | None = None,
     ) -> None:
         topology = plan.topology
         self._plan, self._table, self._env_worker = plan, table, env_worker
@@ -55,6 +58,8 @@ class EnvStepper:
         size = topology.envs_per_group
         self._first = [topology.env_index(env_worker, group)[0] for group in range(topology.groups)]
         self._claim = Claim()
+        self._begun = np.zeros(1, np.int64) if begun is None else begun
+        self._begun[0] = 0  # a predecessor may have counted
         self._envs = build_all(self._built(size, first) for first in self._first)
         self._views = [
             [self._bank_views(bank, slots) for slots in self._slots] for bank in range(NUM_BANKS)
@@ -196,9 +201,11 @@ class EnvStepper:
         Raises:
             EnvError: It cannot be built, is another group, or has other spaces than were probed.
         """
-        wanted = self._plan.env_spec
+        wanted, build = self._plan.env_spec, self._plan.build_env
+        counted = {"begun": self._begun} if takes_argument(build, "begun") else {}
+        before = int(self._begun[0])
         try:
-            env = self._plan.build_env(size)
+            env = build(size, **counted)
         except EnvError as error:
             renumber(error, first)
             raise
@@ -214,11 +221,12 @@ class EnvStepper:
         except BaseException:
             env.close()
             raise
+        self._begun[0] = before + size
         return env
 
     def _reset(self, group: int, observation: Rows) -> None:
         """Start an episode in every environment of a group, for the first time."""
-        self._resetting[0] = 1
+        self._resetting[0], before = 1, int(self._begun[0])
         seeds = self._plan.env_seeds(self._env_worker, group, self._replaced)
         try:
             self._envs[group].reset(seeds, observation)
@@ -226,6 +234,7 @@ class EnvStepper:
             renumber(error, self._first[group])
             raise
         self._resetting[0] = self._stepping
+        self._begun[0] = before + len(seeds)
         self._unstarted.discard(group)
 
     def _bank_views(self, index: int, slots: slice) -> list[StepViews]:

@@ -54,9 +54,10 @@ def run_env_worker(
         exchange: How the states of environments come and go.
     """
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
-    resetting = context.counters.row(f"env-worker-{env_worker}")[Counter.RESETTING :][:1]
+    row = context.counters.row(f"env-worker-{env_worker}")
+    resetting, begun = (row[counter:][:1] for counter in (Counter.RESETTING, Counter.BEGUN))
     seed_global_streams(context.plan.env_worker_stream(env_worker, replaced))
-    stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting)
+    stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting, begun)
     stop_timers()
     with closed_after(stepper):
         kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone

@@ -25,7 +25,8 @@ class SamplingPlan:
         topology: n, N, M and groups.
         rollout_length: T.
         seed: The run's seed; see `env_seeds` and `policy_generator`.
-        build_env: Builds a `BatchedEnv` of the given number of environments.
+        build_env: Builds a `BatchedEnv` of the given number of environments; where it has an
+            argument ``begun``, see `EnvFactory.batched`.
         build_model: Builds the policy, or None where actions are drawn at random instead.
         devices: Inference device of each policy runner, used in turn.
         engine: Inference engine, see `fastrl.models.build_engine`.
@@ -44,7 +45,7 @@ class SamplingPlan:
     topology: Topology
     rollout_length: int
     seed: int
-    build_env: Callable[[int], BatchedEnv]
+    build_env: Callable[..., BatchedEnv]
     build_model: Callable[[], PolicyModel] | None
     devices: tuple[str, ...] = ("cpu",)
     engine: str = "auto"

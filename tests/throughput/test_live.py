@@ -6,20 +6,16 @@ import io
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from fastrl.shared.counters import Counter
 from fastrl.throughput.live import LiveFps
 
 SECOND_NS = 1_000_000_000
 
 
-def reading(at_s, env_steps, ready=2):
-    counters = np.zeros((2, len(Counter)), np.int64)
-    counters[:ready, Counter.HEARTBEAT_NS] = 1
-    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps, counters=counters)
+def reading(at_s, env_steps):
+    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps)
 
 
 @pytest.fixture(params=[False, True], ids=["lines", "terminal"])
@@ -50,10 +46,14 @@ def test_figures_follow_the_meter_and_give_way_to_what_else_goes_on(shown):
     wait_for("77 frames/s")
 
 
-def test_workers_that_are_ready_are_counted_and_frames_from_the_first_on(shown):
+def test_how_far_the_start_is_gives_way_to_frames_from_the_first_on(shown):
     live, wait_for = shown
-    live.watch(SimpleNamespace(readings=[reading(0, 0, 0), reading(1, 0, 1)]))
-    wait_for("starting workers … 1 of 2 are ready")
+    seen = iter(range(1000))
+    meter = SimpleNamespace(readings=[])
+    live.watch(meter, lambda: f"starting workers … {next(seen)} of 999 are ready")
+    wait_for("starting workers … 1 of 999 are ready")
+    meter.readings.append(reading(0, 0))
+    wait_for("starting workers … 3 of 999 are ready")
     live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 8), reading(2, 8)]))
     wait_for(" 8 frames")
 

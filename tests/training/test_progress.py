@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -35,6 +36,10 @@ def shown(every_s, *, terminal=False):
         progress.show(ROW)
         progress.show_evaluation(EvaluationResult((400.0, 500.0), (400, 500)), 4000)
         progress.say("evaluating …")
+        deadline = time.monotonic() + 30
+        while "evaluating …" not in file.getvalue():  # drawn four times a second
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     return file.getvalue()
 
 
@@ -66,6 +71,25 @@ def test_panel_on_a_terminal():
         "evaluating …",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_start_is_told_until_the_first_update(terminal):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=120)
+    seen = iter(range(1000))
+    progress = Progress(console, "", 10_000, 0.01)
+    with progress:
+        progress.watch_start(lambda: f"{next(seen)} of 999 environments are built")
+        deadline = time.monotonic() + 30
+        while "3 of 999 environments are built" not in file.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        progress.advance(5)
+        time.sleep(0.1)
+        told = next(seen)
+        time.sleep(0.3)
+        assert next(seen) == told + 1
 
 
 @pytest.mark.parametrize("missing", ["return_mean", "loss"])
