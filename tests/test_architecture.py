@@ -23,6 +23,7 @@ FLOORS = (
         "closing",
         "global_streams",
         "once",
+        "live_display",
     ),
     ("arguments", "compiled", "cores", "free_memory"),
     ("devices", "machine"),

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
+from fastrl.live_display import LiveDisplay
 from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 
 _SPAN = 20
@@ -31,7 +31,7 @@ class LiveFps:
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
         self._done = threading.Event()
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
         self._thread: threading.Thread | None = None
 
     def watch(self, meter: ThroughputMeter, starting: Callable[[], str] | None = None) -> None:
@@ -55,7 +55,7 @@ class LiveFps:
     def __enter__(self) -> Self:
         """Start showing."""
         if self._console is not None and self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self._line, transient=True)
+            self._live = LiveDisplay(self._console, self._line)
             self._live.start()
         elif self._console is not None:
             self._thread = threading.Thread(target=self._print_lines, daemon=True)

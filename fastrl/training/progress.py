@@ -11,17 +11,19 @@ from datetime import timedelta
 from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from fastrl.live_display import LiveDisplay
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
 from fastrl.workers.descent import start_thread
 
 _REFRESHES_PER_S = 4
+_SPINS_PER_S = 12.5
 _LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
 _HEALTH = ("approx_kl", "clip_fraction", "explained_variance", "learning_rate")
 
@@ -48,14 +50,9 @@ class Progress:
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._steps = 0
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
         if console is not None and console.is_terminal:
-            self._live = Live(
-                console=console,
-                get_renderable=self._panel,
-                refresh_per_second=_REFRESHES_PER_S,
-                transient=True,
-            )
+            self._live = LiveDisplay(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
         """Note how many steps were learnt from: cheap enough for every update."""
@@ -224,14 +221,15 @@ def watched_episodes(
         yield lambda done, steps: None
         return
     clock, shown_s = Remaining(episodes), -math.inf
-    with console.status("building environments …") as status:
+    spinner = Spinner("dots", "building environments …", style="status.spinner")
+    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S):
 
         def watch(done: int, steps: int) -> None:
             nonlocal shown_s
             now_s = time.perf_counter()
             if now_s - shown_s >= 1 / _REFRESHES_PER_S:
                 shown_s = now_s
-                status.update(clock.after(done, steps))
+                spinner.update(text=clock.after(done, steps))
 
         yield watch
 

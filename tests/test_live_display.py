@@ -1,0 +1,102 @@
+"""What is drawn live on a terminal is gone afterwards, whatever ended it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import termios
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.terminal import Terminal
+
+ROOT = Path(__file__).parents[1]
+DISPLAY = """
+import time
+from rich.console import Console
+from rich.panel import Panel
+from fastrl.live_display import LiveDisplay
+
+console = Console()
+print("before")
+try:
+    with LiveDisplay(console, lambda: Panel("\\n".join(["drawn"] * LINES))):
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("after")
+"""
+PROGRESS = """
+import time
+from rich.console import Console
+from fastrl.training.progress import Progress
+
+print("before")
+try:
+    with Progress(Console(), "drawn, and wider than the terminal" * 3, 10_000, 5.0):
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("after")
+"""
+IN_THE_BACKGROUND = """
+import os, sys, time
+from rich.console import Console
+from fastrl.live_display import LiveDisplay
+
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)  # as a shell does for a command that ends with &
+    with LiveDisplay(Console(), lambda: "drawn"):
+        time.sleep(0.3)
+    os._exit(7)
+_, status = os.waitpid(child, os.WUNTRACED)
+print("stopped" if os.WIFSTOPPED(status) else f"ended with {os.WEXITSTATUS(status)}")
+"""
+
+
+@pytest.fixture
+def terminal():
+    """Return what starts a script on a terminal of that size."""
+    started = []
+
+    def start(script, rows=12):
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+        started.append(Terminal(command, 40, rows, cwd=ROOT, env=environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "rows"),
+    [(DISPLAY.replace("LINES", "3"), 12), (DISPLAY.replace("LINES", "20"), 8), (PROGRESS, 12)],
+    ids=["panel", "higher_than_the_terminal", "training"],
+)
+def test_nothing_is_left_after_control_c(terminal, script, rows):
+    shown = terminal(script, rows)
+    shown.wait_for("drawn")
+    shown.type("\x03")
+    assert shown.wait() == 0
+    assert str(shown.screen).splitlines() == ["before", "after"]
+    assert termios.tcgetattr(shown.theirs) == shown.before
+
+
+def test_nothing_is_left_after_sigterm(terminal):
+    shown = terminal(DISPLAY.replace("LINES", "3"))
+    shown.wait_for("drawn")
+    shown.process.terminate()
+    assert shown.wait() == -signal.SIGTERM
+    assert str(shown.screen) == "before"
+    assert termios.tcgetattr(shown.theirs) == shown.before
+
+
+def test_a_process_in_the_background_is_not_stopped_and_leaves_the_terminal_alone(terminal):
+    shown = terminal(IN_THE_BACKGROUND)
+    shown.wait()
+    assert "ended with 7" in str(shown.screen)
+    assert termios.tcgetattr(shown.theirs) == shown.before
