@@ -20,7 +20,7 @@ _FAILURES = (OSError, ValueError, termios.error)
 
 
 class LiveDisplay(Live):
-    """A display that leaves nothing on the terminal, also after Ctrl-C and SIGTERM.
+    """A display that leaves nothing on the terminal, whatever ends it.
 
     A terminal writes ``^C`` where the cursor is, which is at the end of the display. Behind a line
     of full width it would begin another line, and what is erased then would lie one line too low.
@@ -30,6 +30,8 @@ class LiveDisplay(Live):
         console: Where to; a terminal.
         shown: Returns what to draw; called in another thread.
         refresh_per_second: How often.
+        handles_sigterm: Whether SIGTERM erases it before it ends this process. A main thread that
+            runs other people's code might never come to that, and so must be ended at once.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class LiveDisplay(Live):
         console: Console,
         shown: Callable[[], RenderableType],
         refresh_per_second: float = 4,
+        *,
+        handles_sigterm: bool = True,
     ) -> None:
         super().__init__(
             console=console,
@@ -44,13 +48,14 @@ class LiveDisplay(Live):
             refresh_per_second=refresh_per_second,
             transient=True,
         )
-        self._restoring = ExitStack()
+        self._restoring, self._handles_sigterm = ExitStack(), handles_sigterm
 
     def start(self, refresh: bool = False) -> None:
         """Begin to draw."""
         with ExitStack() as stack:
             stack.enter_context(_unwritten_control_keys(self.console))
-            stack.enter_context(_before_sigterm(self.stop))
+            if self._handles_sigterm:
+                stack.enter_context(_before_sigterm(self.stop))
             super().start(refresh)
             self._restoring = stack.pop_all()
 
@@ -101,10 +106,12 @@ def _write_control_keys(terminal: int, wanted: bool) -> bool:
 
 @contextmanager
 def _before_sigterm(do: Callable[[], None]) -> Iterator[None]:
-    """Call a function when SIGTERM ends this process in the block, if it would at once."""
+    """Call a function when SIGTERM ends this process in the block, unless others handle it."""
+    owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        do()
+        if os.getpid() == owner:  # and not a fork, which inherits this
+            do()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

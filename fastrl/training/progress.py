@@ -222,7 +222,7 @@ def watched_episodes(
         return
     clock, shown_s = Remaining(episodes), -math.inf
     spinner = Spinner("dots", "building environments …", style="status.spinner")
-    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S):
+    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=False):
 
         def watch(done: int, steps: int) -> None:
             nonlocal shown_s

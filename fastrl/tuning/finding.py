@@ -78,7 +78,7 @@ class Finding:
 
     @property
     def default_fps_median(self) -> float | None:
-        """Frames per second of the default, None where it failed."""
+        """Frames per second of the default, None without ``default_fps``."""
         return float(np.median(self.default_fps)) if self.default_fps else None
 
     @property

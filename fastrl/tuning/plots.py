@@ -14,10 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.finding import Finding
 from fastrl.tuning.report import TuneReport
 
 _SIZE = (7.0, 4.5)
+_NAMED = 8
+"""Lines that have a colour and a name; a machine with GPUs has many more choices."""
+_SIGNS, _SYMBOL_SIGNS = 110, 7
+"""Letters across a picture in a legend's size, and those that a symbol takes."""
 
 
 def plot_tuning(report: TuneReport, directory: Path) -> list[Path]:
@@ -40,20 +43,21 @@ def _save(draw: Callable[[Axes, TuneReport], Any], report: TuneReport, path: Pat
 
 
 def _over_n(axes: Axes, report: TuneReport) -> None:
-    """Draw a line for each choice of all but n; the best's is thick."""
+    """Draw a line for each choice of all but n, the fastest in colours; the best's is thick."""
     lines: dict[Candidate, dict[int, float]] = defaultdict(dict)
-    for candidate, ratio in report.finding.ratios().items():
+    # The best first, so that its line has a colour.
+    for candidate, ratio in report.ranking():
         lines[candidate.but(envs_per_worker=1)][candidate.envs_per_worker] = ratio
-    best = report.finding.best.but(envs_per_worker=1)
-    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-    for kind, points in lines.items():
-        sizes = sorted(points)
+    for number, (kind, points) in enumerate(lines.items()):
+        is_named, sizes = number < _NAMED, sorted(points)
         axes.plot(
             sizes,
             [points[n] for n in sizes],
             "o-",
-            linewidth=2.5 if kind == best else 1.0,
-            label=kind.label.partition(" ")[2],
+            color=colormaps["tab20"](number) if is_named else "lightgrey",
+            linewidth=1.0 if number else 2.5,
+            label=kind.label.partition(" ")[2] if is_named else "others" * (number == _NAMED),
+            zorder=3 if is_named else 2,
         )
     axes.set_xscale("log", base=2)
     axes.set(xlabel="environments per worker, n", ylabel=f"times {report.base_name}")
@@ -67,8 +71,8 @@ def _path(axes: Axes, report: TuneReport) -> None:
 
     Both relative to the first candidate, as frames per second would rise and fall with the machine.
     """
-    found, ratios = report.finding, report.finding.ratios()
-    won, lasts = {c: dict(report.ranking()).get(c, 0.0) for c in found.path}, _last_trials(found)
+    found, ratios, ranked = report.finding, report.finding.ratios(), dict(report.ranking())
+    lasts = {trial.candidate: number for number, trial in enumerate(found.searched)}
     spent_s, times, own, winners, failed = 0.0, [], [], [], []
     for number, trial in enumerate(found.trials):
         spent_s += trial.cost_s
@@ -78,8 +82,8 @@ def _path(axes: Axes, report: TuneReport) -> None:
         beside = ratios.get(trial.reference or trial.candidate, 1.0)
         times.append(spent_s)
         own.append(beside * trial.fps / (trial.reference_fps or trial.fps))
-        is_decided = lasts.get(trial.candidate) == number
-        winners.append(won.get(trial.candidate, 0.0) if is_decided else 0.0)
+        has_won = trial.candidate in found.path and lasts.get(trial.candidate) == number
+        winners.append(ranked.get(trial.candidate, 0.0) if has_won else 0.0)
     # A smaller candidate may win though it is a little slower.
     best = np.maximum.accumulate(np.array(winners))
     axes.plot(times, best, "-", color="tab:grey", drawstyle="steps-post", label="best so far")
@@ -90,11 +94,6 @@ def _path(axes: Axes, report: TuneReport) -> None:
     axes.set_title(f"{report.env}: the search")
     axes.set_ylim(bottom=0)
     _legend(axes)
-
-
-def _last_trials(found: Finding) -> dict[Candidate, int]:
-    """Return the number of the trial that decided a candidate's race."""
-    return {trial.candidate: number for number, trial in enumerate(found.searched)}
 
 
 def _shares(axes: Axes, report: TuneReport) -> None:
@@ -116,4 +115,6 @@ def _shares(axes: Axes, report: TuneReport) -> None:
 def _legend(axes: Axes) -> None:
     """Put the legend below the axes, in which points and bars may be anywhere."""
     assert isinstance(axes.figure, Figure)
-    axes.figure.legend(loc="outside lower center", fontsize="small", ncols=4)
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, _SIGNS // (_SYMBOL_SIGNS + max(map(len, labels), default=0))))
+    axes.figure.legend(loc="outside lower center", fontsize="x-small", ncols=columns)
