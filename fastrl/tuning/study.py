@@ -186,6 +186,8 @@ class StudyJournal(Closing):
         except _FAILURES as error:
             # Optuna says only where to look for the reason.
             reason = error.__cause__ if isinstance(error, OptunaError) else error
+            # SQLAlchemy adds its query to what SQLite has said.
+            reason = getattr(reason, "orig", None) or reason
             told = " ".join(str(reason or error).split())[:200]
             raise ConfigError(f"{self.path} cannot be {what}: {told}") from error
 
