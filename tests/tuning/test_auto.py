@@ -171,8 +171,6 @@ def test_a_cache_that_cannot_be_made_does_not_keep_one_from_training(cache, monk
     assert first.startswith("what is measured is not kept: ")
     assert second.startswith("tuned in ")
 
-    assert said.file.getvalue().startswith("tuned in ")
-
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
