@@ -3,7 +3,8 @@
 Random actions, resets included. On one core
 ``taskset -c 1 python scripts/bench_mujoco.py --env HalfCheetah-v5``, on two
 ``python scripts/bench_mujoco.py --env HalfCheetah-v5 --threads 2``. EnvPool takes part in both its
-modes; a step that it spends on a reset is not counted.
+modes; a step that it spends on a reset is not counted. On one thread fastrl takes part with and
+without mjbatch, where that is installed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from unittest.mock import patch
 
 import gymnasium
 import numpy as np
@@ -19,7 +21,7 @@ from command_line import Parser, count, duration, output
 from native_bench import CLOCKS, best, measure, ratio, save, table
 
 from fastrl.envs.batched_env import StepViews
-from fastrl.envs.mujoco import ENVIRONMENTS, build
+from fastrl.envs.mujoco import ENVIRONMENTS, build, simulations
 
 _ACTIONS = 64
 """Batches of random actions that are drawn beforehand and used in turn."""
@@ -61,6 +63,9 @@ def _contestants(name: str, sizes: list[int], threads: int) -> dict[str, Callabl
     contestants = {"gymnasium": _gymnasium(name)}
     for size in sizes:
         contestants[f"fastrl n={size}"] = _fastrl(name, size, threads)
+        if threads == 1 and simulations.accelerator() is not None:
+            with patch.object(simulations, "accelerator", lambda: None):
+                contestants[f"fastrl n={size}, without mjbatch"] = _fastrl(name, size, threads)
     try:
         import envpool
     except ImportError:
