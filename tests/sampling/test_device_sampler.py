@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import numpy as np
 import psutil
@@ -201,6 +202,7 @@ def test_misuse_says_what_would_be_right():
     sampler.close()
     with pytest.raises(FastrlError, match="this sampler is closed"):
         sampler.collect()
+    gc.collect()  # or what other tests have dropped is closed meanwhile
     before = psutil.Process().num_fds()
     plan = make_plan(config())
     env, params = configured(config().env, plan.device(0))

@@ -1,5 +1,6 @@
 """Real tunings, short ones: they find something, keep it, and leave nothing behind."""
 
+import gc
 import json
 import os
 import signal
@@ -184,6 +185,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     monkeypatch.setattr(workbench, "build_learner", refuse)
     config = load_config(None, [*TINY, "sampler.rollout_length=8"])
     plan = make_plan(config)
+    gc.collect()  # or what other tests have dropped is closed meanwhile
     before = psutil.Process().num_fds()
     with pytest.raises(ConfigError, match="no learner"):
         workbench.TrainingRig(config, plan, False, workbench.Limits(5.0, 5.0), Resets())
