@@ -22,7 +22,7 @@ class FastrlError(Exception):
 
 
 def cause(error: BaseException) -> str:
-    """Return type and text of somebody else's error on one line; its place where it has no text."""
+    """Return type and text of a foreign error on one line; its place where it has no text."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # its own __str__

@@ -30,7 +30,7 @@ class Counter(IntEnum):
     INFERENCE_CALLS = 8
     LATENCIES = 9
     RESETTING = 10
-    """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if nobody can tell;
+    """Not a sum: 1 while environments are reset, 0 while they are stepped, 2 if that is unknown;
     from `CLOSING` on while they are closed, and one more for each.
     """
     CHECKING_NS = 11

@@ -149,7 +149,7 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
 
     Args:
         env: What to time.
-        begin: Is told of every kind of call that follows.
+        begin: Called with the name of each kind of call before it is made.
     """
     begin("reset()")
     env.reset(seed=0)

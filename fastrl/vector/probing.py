@@ -1,4 +1,4 @@
-"""A first look at one environment, with deadlines, and whatever its ``close()`` does."""
+"""Checks one environment before the start, with deadlines for each of its calls."""
 
 from __future__ import annotations
 

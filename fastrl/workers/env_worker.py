@@ -141,7 +141,7 @@ class _Loop(ABC):
             answer = {"wanted": wanted, "state": self._stepper.pack_state(streams_state())}
         except EnvError as error:
             answer = {"wanted": wanted, "reason": str(error)}
-        with suppress(OSError):  # it was too late, and nobody reads it
+        with suppress(OSError):  # the sampler has stopped waiting and closed its end
             self._outlet.send_bytes(pack(answer))
 
     def _position(self) -> Position:
