@@ -60,15 +60,21 @@ def triple(x):
 """
 
 
+def module_of(path, source):
+    """Write and import a module, which numba finds again when it loads what it has compiled."""
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("simple", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["simple"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def triple(tmp_path):
     """A function that can be compiled, and whose cache lies beside it."""
-    path = tmp_path / "simple.py"
-    path.write_text(SIMPLE)
-    spec = importlib.util.spec_from_file_location("simple", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.triple
+    yield module_of(tmp_path / "simple.py", SIMPLE).triple
+    del sys.modules["simple"]
 
 
 @pytest.fixture
@@ -138,12 +144,8 @@ def test_entry_of_an_older_source_is_not_taken_for_the_new_one(triple, tmp_path,
     entry, _ = files_of(tmp_path)
     older = entry.read_bytes()
     # The index of a new source is written, but the disk has no room for its entry.
-    path = tmp_path / "simple.py"
     # Of another length, or Python would take its own cached code within the same second.
-    path.write_text(SIMPLE.replace("3 *", "40 *"))
-    spec = importlib.util.spec_from_file_location("simple", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(tmp_path / "simple.py", SIMPLE.replace("3 *", "40 *"))
     assert compiled.cached_njit(module.triple)(5) == 200
     entry.write_bytes(older)
     assert compiled.cached_njit(module.triple)(5) == 200
