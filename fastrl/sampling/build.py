@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +13,6 @@ from fastrl.cores import usable_cores
 from fastrl.devices import existing_device
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
-from fastrl.models.images import has_images
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
@@ -24,8 +22,6 @@ from fastrl.spec import EnvSpec
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
-_STORES_IN_ORDER = platform.machine().lower() in ("x86_64", "amd64")
-"""Else who looks without having been rung may see a request before the observation."""
 _SPINS = 300
 """About 40 µs: longer than a hand-over takes when nobody has to be woken."""
 
@@ -70,10 +66,6 @@ def make_plan(
             factory.probing, config.sampler.start_timeout_s, config.env.close_timeout_s
         )
     free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
-    # What takes long had better begin early, and a GPU works beside the cores.
-    infers_shortly = config.sampler.devices == ("cpu",) and not has_images(
-        env_spec.observation_space, config.model
-    )
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
         return build_model(env_spec, config.model, config.env.action_bounds)
@@ -92,7 +84,6 @@ def make_plan(
         check_steps=config.faults.bad_numbers == "truncate_episode",
         # The learner and the throughput process sleep nearly all the time while workers work.
         spins=_SPINS if free_cores >= 0 else 0,
-        rings_late=free_cores < 0 and infers_shortly and _STORES_IN_ORDER,
     )
 
 

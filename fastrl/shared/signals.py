@@ -20,13 +20,7 @@ _UNNAMED = sys.platform.startswith("linux")
 
 
 class Signal(Protocol):
-    """A counting semaphore shared between processes.
-
-    Attributes:
-        address: Of the POSIX semaphore, for compiled code; 0 where it is none.
-    """
-
-    address: int
+    """A counting semaphore shared between processes."""
 
     def post(self) -> None:
         """Add one permit and wake a waiter, if there is one."""
@@ -106,8 +100,7 @@ class _LinuxSignal:
 
     def __init__(self, memory: Any) -> None:  # noqa: ANN401
         self._memory = memory  # keeps the mapping alive as long as the address is used
-        self.address = int(memory.ctypes.data)
-        self._address = ctypes.c_void_p(self.address)
+        self._address = ctypes.c_void_p(memory.ctypes.data)
 
     def initialise(self) -> None:
         if _libc.sem_init(self._address, 1, 0) != 0:
@@ -134,8 +127,6 @@ class _LinuxSignal:
 
 class _PortableSignal:
     """A semaphore of the standard library, where unnamed ones do not exist."""
-
-    address = 0
 
     def __init__(self, semaphore: Any) -> None:  # noqa: ANN401
         self._semaphore = semaphore

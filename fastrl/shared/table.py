@@ -124,11 +124,10 @@ class Table:
         return first_cause(found)
 
     def finite_check(self, slots: slice) -> FiniteCheck:
-        """Return the quick look at what `first_bad_number` looks at, in some slots."""
+        """Return a quick check, in some slots, of what `first_bad_number` looks at."""
         return FiniteCheck(
             [[tensor for _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)],
             slots,
-            self.rollout_length,
         )
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.hand_over import NOT_RUNG, REPEAT, Stopwatch, count_of
+from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
 from fastrl.workers.position import Position, position_of
 
@@ -178,10 +178,7 @@ class _Alone(_Loop):
             [[Request(bank, t, s.start, s.stop) for s in slots] for t in range(self._length + 1)]
             for bank in range(NUM_BANKS)
         ]
-        self._checks = context.table.finite_check(self._topology.policy_slots(env_worker))
-        self._part = part = self._checks.part_steps
-        checked_at = range(part, self._length, part)
-        self._checked_at = frozenset(checked_at if context.check_numbers else ())
+        self._check = context.table.finite_check(self._topology.policy_slots(env_worker))
 
     def fill(self, at: Position) -> None:
         bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
@@ -197,10 +194,7 @@ class _Alone(_Loop):
                 watch.charge(Counter.INFERENCE_NS)
                 self._step(bank, t, group)
             first = 0
-            # What ended in step t - 1 has been valued by now, so all of t - 1 and before is there.
-            if t in self._checked_at:
-                self._check(at.rollout, self._checks.part_passes(bank, t - self._part))
-        self._seal(at.rollout, is_all_mine=at.at_start)
+        self._seal(at.rollout)
 
     def take_over(self) -> Position:
         at = self._position()
@@ -208,7 +202,7 @@ class _Alone(_Loop):
             before = at.rollout - 1
             if count_of(self._hand_over.answered[self._rows[0]]) < at.rollout * (self._length + 1):
                 self._policy.resume(before)
-                self._seal(before, is_all_mine=False)
+                self._seal(before)
             return at
         self._policy.resume(at.rollout)
         for group in self._groups:
@@ -218,30 +212,19 @@ class _Alone(_Loop):
                 )
         return at
 
-    def _seal(self, rollout: int, *, is_all_mine: bool) -> None:
-        """Value the last observations, and tell the learner that this part is complete.
-
-        Args:
-            rollout: Which.
-            is_all_mine: Whether no predecessor has begun it, which may have ended before it looked
-                at what it had written.
-        """
+    def _seal(self, rollout: int) -> None:
+        """Value the last observations, check the numbers, and mark this part as complete."""
         bank = rollout % NUM_BANKS
         self._policy.serve(self._requests[bank][self._length])
         self._watch.charge(Counter.INFERENCE_NS)
         hand_over = self._hand_over
         if self._context.check_numbers:
-            look = self._checks.last_passes if is_all_mine else self._checks.passes
-            self._check(rollout, look(bank))
+            if not self._check.passes(bank):
+                hand_over.suspected[bank][self._rows[0]] = rollout + 1
+            self._watch.charge(Counter.CHECKING_NS)
         for row in self._rows:
             hand_over.answered[row] = (rollout + 1) * (self._length + 1)
         hand_over.sealed(bank).post()
-
-    def _check(self, rollout: int, passes: bool) -> None:
-        """Note whether a part of a rollout passes; the learner looks closely where one does not."""
-        if not passes:
-            self._hand_over.suspected[rollout % NUM_BANKS][self._rows[0]] = rollout + 1
-        self._watch.charge(Counter.CHECKING_NS)
 
 
 class _WithModelWorker(_Loop):
@@ -259,13 +242,6 @@ class _WithModelWorker(_Loop):
         self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
         self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
         self._asked = [context.hand_over.requested[row] for row in self._rows]
-        self._rings_late = context.plan.rings_late
-        self._unrung: list[int] = []
-
-    def begin(self, rollout: int) -> None:
-        """Wait until the bank is free; the model worker completes the last one meanwhile."""
-        self._ring()
-        super().begin(rollout)
 
     def fill(self, at: Position) -> None:
         bank, answered, paused = at.rollout % NUM_BANKS, self._hand_over.answered, self._paused
@@ -310,29 +286,15 @@ class _WithModelWorker(_Loop):
 
     def _ask(self, group: int, more: int) -> None:
         hand_over, row = self._hand_over, self._rows[group]
-        late = self._rings_late
-        hand_over.requested_ns[row] = NOT_RUNG if late else time.monotonic_ns()
+        hand_over.requested_ns[row] = time.monotonic_ns()
         self._asked[group] += more
         hand_over.requested[row] = self._asked[group]
-        if late:
-            self._unrung.append(row)
-        else:
-            self._doorbell.post()
-
-    def _ring(self) -> None:
-        """Ring for what was asked for without a ring, see `SamplingPlan.rings_late`."""
-        if self._unrung:
-            now_ns, hand_over = time.monotonic_ns(), self._hand_over
-            for row in self._unrung:
-                hand_over.requested_ns[row] = now_ns
-            self._unrung.clear()
-            self._doorbell.post()
+        self._doorbell.post()
 
     def _wait(self, group: int, row: int) -> None:
         """Wait until the model worker has answered the group."""
         hand_over, answered, rested = self._hand_over, self._hand_over.answered, False
         while answered[row] != self._asked[group]:
-            self._ring()
             if self._paused[0]:
                 rested = True
                 self._rest()

@@ -29,9 +29,6 @@ SLICE_S = 0.25
 REPEAT = 1 << 40
 """Added to a group's requests to ask once more for what it has asked for last."""
 
-NOT_RUNG = 0
-"""Stands for the time of a ring that is still to come."""
-
 _LINE_INTS = CACHE_LINE // 8
 
 
@@ -49,8 +46,7 @@ class HandOver:
 
     Attributes:
         requested: ``[N · G]`` int64: requests that a group has made; written by env workers.
-        requested_ns: ``[N · G]`` int64: monotonic time at which the model worker was rung for the
-            latest request, `NOT_RUNG` before that.
+        requested_ns: ``[N · G]`` int64: monotonic time of the latest request.
         answered: ``[N · G]`` int64: value of ``requested`` that was answered last; written by
             model workers, and without them, once per rollout, by env workers.
         answered_ns: ``[N · G]`` int64: monotonic time of the latest answer.
@@ -63,10 +59,6 @@ class HandOver:
             they rest; set once all env workers are at rest.
         states_wanted: ``[1]`` int64: how often the learner has asked env workers for their states,
             which each of them hands in once while it waits for a bank.
-        lines: ``[2 · N · G + 2, 8]`` int64: where all of them are, for compiled code: ``requested``
-            and its time of every group, then ``answered`` and its time of every group, then
-            ``permitted``, then whether the run was asked to end, ``paused``, ``models_paused`` and
-            ``states_wanted``.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -169,7 +161,7 @@ class HandOver:
 
     def _attach(self) -> None:
         num_groups = self.topology.num_env_workers * self.topology.groups
-        self.lines = lines = self._lines.array(np.int64, (2 * num_groups + 2, _LINE_INTS))
+        lines = self._lines.array(np.int64, (2 * num_groups + 2, _LINE_INTS))
         self._answered = lines[num_groups : 2 * num_groups, 0]
         # Elements of a memoryview are read and written in half the time of an array's.
         self.requested, self.requested_ns = lines[:num_groups, 0].data, lines[:num_groups, 1].data

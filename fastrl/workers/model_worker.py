@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from fastrl.global_streams import seed_global_streams
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import NOT_RUNG, REPEAT, Stopwatch, count_of
+from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
 from fastrl.workers.policy_runner import PolicyRunner, Request
-
-if TYPE_CHECKING:
-    from fastrl.workers.compiled_answers import CompiledAnswers
 
 _COUNT = REPEAT - 1
 """`count_of` without a call, where it is needed at every hand-over."""
@@ -35,12 +31,9 @@ def run_model_worker(context: WorkerContext, model_worker: int, replaced: int = 
     inbox = _Inbox(context, model_worker)
     for rollout in inbox.begun():
         policy.resume(rollout)
-    quick = inbox.quick(policy)
     inbox.show_life()
     begun = inbox.rollout
     while True:
-        if quick is not None:
-            inbox.leave_to(quick)
         ready = inbox.take()
         if inbox.rollout > begun:
             begun = inbox.rollout
@@ -48,8 +41,6 @@ def run_model_worker(context: WorkerContext, model_worker: int, replaced: int = 
             policy.begin(begun)
         policy.serve([request for _, request in ready])
         inbox.answer(ready)
-        if quick is not None:
-            quick.learn(ready)
 
 
 class _Inbox:
@@ -60,7 +51,6 @@ class _Inbox:
     """
 
     def __init__(self, context: WorkerContext, model_worker: int) -> None:
-        self._context, self._model_worker = context, model_worker
         self._plan, self._hand_over = context.plan, context.hand_over
         topology = context.plan.topology
         workers = topology.env_workers_of(model_worker)
@@ -83,20 +73,6 @@ class _Inbox:
     def show_life(self) -> None:
         """Show that the worker is ready."""
         self._watch.show_life()
-
-    def quick(self, policy: PolicyRunner) -> CompiledAnswers | None:
-        """Return what can answer most requests without Python; None where nothing can."""
-        if not policy.is_compiled:
-            return None
-        # Imported here, as it needs a compiler.
-        from fastrl.workers.compiled_answers import compiled_answers
-
-        return compiled_answers(self._context, policy, self._model_worker, self._groups)
-
-    def leave_to(self, quick: CompiledAnswers) -> None:
-        """Have requests answered for as long as no Python is needed."""
-        self._watch.charge(Counter.HAND_OVER_NS)
-        self._watch.skip(quick.run())
 
     def begun(self) -> set[int]:
         """Return the rollouts in which requests were answered last."""
@@ -188,8 +164,7 @@ class _Inbox:
     def _record_latencies(self, ready: list[int], woken_ns: int) -> None:
         for position in ready:
             notified_ns = self._hand_over.requested_ns[self._rows[position]]
-            if notified_ns != NOT_RUNG:
-                self._watch.record_latency(notified_ns, woken_ns)
+            self._watch.record_latency(notified_ns, woken_ns)
 
     def _request(self, position: int) -> Request:
         self._serving[position] = wanted = self._next(position)

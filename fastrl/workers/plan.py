@@ -34,8 +34,6 @@ class SamplingPlan:
             batches, and with them every number, are the same in every run.
         torch_threads: Intra-op threads of each worker.
         spins: Attempts of a waiting worker before it blocks; see `Signal.wait`.
-        rings_late: Env workers wake their model worker only when they have nothing to step. Where
-            they share cores with it, it would only interrupt them, once for every group.
         check_steps: Env workers fail on numbers that are not finite in the step in which they
             arise, and not once the rollout is complete.
         first_rollout: Rollouts of this run that were sampled before, 0 unless it was resumed.
@@ -52,7 +50,6 @@ class SamplingPlan:
     lock_step: bool = False
     torch_threads: int = 1
     spins: int = 0
-    rings_late: bool = False
     first_rollout: int = 0
     check_steps: bool = False
 

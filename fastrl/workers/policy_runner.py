@@ -6,7 +6,7 @@ Used by model workers, by env workers where M is 0, and by `SerialSampler`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,12 @@ from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.workers.plan import SamplingPlan
 
-if TYPE_CHECKING:
-    from fastrl.models.inference.mlp_engine import BoundCall
-
-_MOST_CALLS = 2**15
-"""Calls that are kept, of about 7 KB each. Groups that happen to be ready together are served in
-one call, so a model worker of k groups may come to make k² / 2 different ones in every step; those
-that are made often are among the first."""
+_KEPT_BYTES = 64 << 20
+"""For calls that are kept. Groups that happen to be ready together are served in one call, so a
+model worker of k groups may come to make k² / 2 different ones in every step; those that are made
+often are among the first."""
+_VIEW_BYTES = 1 << 10
+"""About what a view of a tensor takes, with its share of the call."""
 
 
 class Request(NamedTuple):
@@ -53,7 +52,6 @@ class PolicyRunner:
 
     Attributes:
         version: Of the weights that it runs.
-        is_compiled: Whether its engine is, see `compiled_call`.
     """
 
     def __init__(
@@ -66,8 +64,9 @@ class PolicyRunner:
         self._noise = [self._draw_noise(0) for _ in range(NUM_BANKS)]
         self.version = 0
         self._calls: dict[Request, Callable[[], None]] = {}
-        self._bound: dict[Request, BoundCall] = {}
-        self.is_compiled = self._engine.is_compiled
+        # Noise, log_prob, value, policy_version and truncated, beside the leaves.
+        views = len(plan.env_spec.observation) + len(plan.env_spec.action) + 5
+        self._most_calls = _KEPT_BYTES // (views * _VIEW_BYTES)
 
     def begin(self, rollout: int) -> None:
         """Load the newest weights and draw the noise of a rollout, before its first request."""
@@ -95,20 +94,9 @@ class PolicyRunner:
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(request) from error
 
-    def compiled_call(self, request: Request) -> tuple[int, int] | None:
-        """Return the addresses of program and call by which compiled code serves a request.
-
-        It must be one for actions, and nobody else notes the version of the weights, or values
-        final observations. None where too many calls are kept already.
-        """
-        if request not in self._bound and len(self._bound) < _MOST_CALLS:
-            self._kept(request)
-        bound = self._bound.get(request)
-        return None if bound is None else bound.args
-
     def _kept(self, request: Request) -> Callable[[], None]:
         """Return a call that serves this request, kept for later unless there are too many."""
-        if len(self._calls) >= _MOST_CALLS:
+        if len(self._calls) >= self._most_calls:
             return self._bind(request)
         call = self._calls[request] = self._bind(request)
         return call
@@ -148,9 +136,6 @@ class PolicyRunner:
             ),
         )
         version = bank.policy_version[t, slots].numpy()
-        if self.is_compiled and len(self._bound) < _MOST_CALLS:
-            # The first one stays: compiled code knows its address.
-            self._bound.setdefault(request, cast("BoundCall", act))
 
         def call() -> None:
             act()

@@ -20,10 +20,8 @@ with contextlib.suppress(Exception):
 
 with contextlib.suppress(Exception):  # without a compiler, inference runs eagerly
     from fastrl.models.inference.mlp_program import compile_kernel
-    from fastrl.workers.compiled_answers import compile_answers
 
     compile_kernel()
-    compile_answers()
 
 # Collections in the workers would write to every object's header, and so unshare its page.
 gc.collect()

@@ -70,25 +70,16 @@ def env_points(topology, asynchronous):
     ]
 
 
-def check_env_workers_are_replaced(topology, asynchronous, directory, **changes):
-    failures, faults = Failures(directory, env_points(topology, asynchronous)), []
-    plan = make_plan(topology, LENGTH, **changes)
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_env_workers_that_fail_are_replaced(topology, asynchronous, tmp_path):
+    failures, faults = Failures(tmp_path, env_points(topology, asynchronous)), []
+    plan = make_plan(topology, LENGTH)
     ledger = sample_with_env_faults(plan, failures, faults, asynchronous, rollouts=25)
     assert failures.happened == 6
     assert len(faults) >= 4
     assert ledger.cuts + ledger.lost >= topology.envs_per_worker
     assert all(fault.worker.startswith("env-worker-") for fault in faults)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
-def test_env_workers_that_fail_are_replaced(topology, asynchronous, tmp_path):
-    check_env_workers_are_replaced(topology, asynchronous, tmp_path)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_env_workers_that_ring_late_and_fail_are_replaced(asynchronous, tmp_path):
-    check_env_workers_are_replaced(Topology(4, 2, 1, 2), asynchronous, tmp_path, rings_late=True)
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,6 @@ def test_every_transition_lands_in_its_slot(topology, asynchronous):
         collect_and_check(sampler, plan)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("topology", [t for t in TOPOLOGIES if t.num_model_workers], ids=str)
-def test_every_transition_lands_in_its_slot_where_env_workers_ring_late(topology, asynchronous):
-    plan = make_plan(topology, rollout_length=7, rings_late=True)
-    with ProcessSampler(plan, asynchronous=asynchronous, debug=True) as sampler:
-        collect_and_check(sampler, plan)
-
-
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
 def test_serial_sampler_puts_every_transition_in_its_slot(topology):
     plan = make_plan(topology, rollout_length=7)

@@ -30,12 +30,7 @@ class InferenceEngine(ABC):
 
     An engine has its own copy of the parameters. `bind` prepares everything that depends on the
     tensors alone, since workers compute the same views again in every rollout.
-
-    Attributes:
-        is_compiled: Whether what `bind` returns is an `mlp_engine.BoundCall`.
     """
-
-    is_compiled = False
 
     @abstractmethod
     def load(self, state_dict: Mapping[str, Tensor]) -> None:

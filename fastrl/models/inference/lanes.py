@@ -142,8 +142,6 @@ pointer = _operation(
 read_float32 = _operation(types.float32, (_int64,), _read(_FLOAT, 4))
 write_int64 = _operation(types.none, (_int64, _int64), _write(_INT64, 8))
 write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4))
-fence = _operation(types.none, (), lambda builder: builder.fence("acq_rel"))
-"""Whoever sees what is written after it sees what was written before; and so with what is read."""
 write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
 
 load = _operation(_lanes, (_int64,), _read(_FLOATS, 4))

@@ -19,11 +19,8 @@ View = tuple[int, int, int, int]
 """Values of a `kernel.VIEW` record."""
 
 
-class BoundCall(functools.partial[None]):
-    """A call of the kernel, which knows only addresses, with what keeps them valid.
-
-    Its ``args`` are the addresses of a `kernel.PROGRAM` and of a `kernel.CALL`.
-    """
+class _Call(functools.partial[None]):
+    """A call of the kernel, which knows only addresses, with what keeps them valid."""
 
     owners: tuple[object, ...]
 
@@ -41,8 +38,6 @@ class MlpEngine(InferenceEngine):
     Args:
         model: Supported policy; copied.
     """
-
-    is_compiled = True
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = copy.deepcopy(model).cpu()
@@ -91,13 +86,13 @@ class MlpEngine(InferenceEngine):
 
     def _call(
         self, program: Program, rows: int, owners: tuple[object, ...], **views: list[View]
-    ) -> BoundCall:
+    ) -> Callable[[], None]:
         """Return a call of the kernel for views by the names of `kernel.CALL`."""
         records = {name: record(kernel.VIEW, *found) for name, found in views.items()}
         call = record(kernel.CALL, (rows, 0, 0, 0, 0, 0))
         for name, views_record in records.items():
             call[name] = address(views_record)
-        bound = BoundCall(kernel.run, program.address, address(call))
+        bound = _Call(kernel.run, program.address, address(call))
         bound.owners = (self, call, records, owners)
         return bound
 
