@@ -36,7 +36,7 @@ def test_too_little_memory_names_a_size_that_fits(limit, told):
 
 def test_number_of_calls_that_are_kept_changes_nothing(monkeypatch):
     def served(kept):
-        monkeypatch.setattr("fastrl.workers.policy_runner._MOST_CALLS", kept)
+        monkeypatch.setattr("fastrl.workers.policy_runner._KEPT_BYTES", kept << 13)
         plan = make_plan(Topology(4, 2, 1, 2), 3)
         table = Table(plan.env_spec, 3, 8)
         runner = PolicyRunner(plan, table, None, 0)
