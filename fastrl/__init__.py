@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from fastrl.sampling import make_sampler as make_sampler
     from fastrl.shared.rollout_buffer import Episodes as Episodes
     from fastrl.shared.rollout_buffer import Rollout as Rollout
+    from fastrl.spaces import TensorSpec as TensorSpec
     from fastrl.spec import EnvSpec as EnvSpec
+    from fastrl.spec import PolicyStep as PolicyStep
     from fastrl.spec import Topology as Topology
     from fastrl.throughput import Protocol as Protocol
     from fastrl.throughput import Report as Report
@@ -79,6 +81,7 @@ _MODULE_OF = {
     "FastrlError": "fastrl.errors",
     "Learner": "fastrl.learning",
     "PolicyModel": "fastrl.models",
+    "PolicyStep": "fastrl.spec",
     "ProcessSampler": "fastrl.sampling",
     "Protocol": "fastrl.throughput",
     "Report": "fastrl.throughput",
@@ -88,6 +91,7 @@ _MODULE_OF = {
     "SerialSampler": "fastrl.sampling",
     "SpaceError": "fastrl.errors",
     "StepViews": "fastrl.envs",
+    "TensorSpec": "fastrl.spaces",
     "Topology": "fastrl.spec",
     "TrainedRun": "fastrl.training",
     "Trainer": "fastrl.training",

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
-from fastrl.arguments import whole_attributes
-from fastrl.errors import ConfigError
+from fastrl.arguments import brief, whole_attributes
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.spaces import TensorSpec, action_specs, observation_specs
+
+LOG_PROB_AND_VALUE: Mapping[str, TensorSpec] = {
+    "log_prob": TensorSpec((), torch.float32),
+    "value": TensorSpec((), torch.float32),
+}
+"""What a policy puts out unless it declares something else."""
+_STORED = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.float32, torch.float64),
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,9 @@ class EnvSpec:
             ``is_success``; ``a/b`` names entry b of the dictionary a in its info.
         running_statistics: Names of its wrappers that normalise by statistics of their own, such
             as ``NormalizeObservation``.
+        extras: Further numbers that it writes in every step, by name: a `Rollout` holds each of
+            them as a field ``[T, B, *shape]``. Only a `BatchedEnv` can declare them, see
+            `StepViews`, and a `TensorEnv`, whose ``info`` returns them.
     """
 
     id: str
@@ -35,6 +50,7 @@ class EnvSpec:
     max_episode_steps: int | None = None
     episode_info: tuple[str, ...] = ()
     running_statistics: tuple[str, ...] = ()
+    extras: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     @cached_property
     def observation(self) -> dict[str, TensorSpec]:
@@ -45,6 +61,81 @@ class EnvSpec:
     def action(self) -> dict[str, TensorSpec]:
         """Stored shape and dtype of each action leaf, by path."""
         return action_specs(self.action_space)
+
+
+class PolicyStep(NamedTuple):
+    """What a policy returns for a batch of observations with the leading axes ``[*]``.
+
+    Attributes:
+        action: Per leaf ``[*, *shape]``.
+        outputs: By name ``[*, *shape]``: at least the outputs that the policy declares.
+        state: ``[*, size]``: what a policy with a memory carries to the next step; None for a
+            policy without one.
+    """
+
+    action: dict[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    state: Tensor | None = None
+
+
+def outputs_of(policy: object) -> dict[str, TensorSpec]:
+    """Return what a policy puts out beside actions: its attribute ``outputs``.
+
+    A policy without the attribute puts out `LOG_PROB_AND_VALUE`.
+
+    Args:
+        policy: A `fastrl.models.PolicyModel`, or a policy of tensor environments.
+
+    Raises:
+        ConfigError: ``outputs`` is not a mapping from names to `TensorSpec`, a dtype cannot be
+            stored, or ``log_prob`` or ``value`` is not one float32 per row.
+    """
+    declared, who = getattr(policy, "outputs", LOG_PROB_AND_VALUE), type(policy).__name__
+    if not isinstance(declared, Mapping):
+        raise ConfigError(f"{who}.outputs must map names to TensorSpec, got {brief(declared)}")
+    for name, spec in declared.items():
+        if not isinstance(name, str) or not isinstance(spec, TensorSpec):
+            raise ConfigError(
+                f"{who}.outputs must map names to TensorSpec, got {brief(name)}: {brief(spec)}"
+            )
+        if spec.dtype not in _STORED:
+            raise ConfigError(f"{who}.outputs: '{name}' cannot be stored as {spec.dtype}")
+        if spec != LOG_PROB_AND_VALUE.get(name, spec):
+            raise ConfigError(f"{who}.outputs: '{name}' must be TensorSpec((), torch.float32)")
+    return dict(declared)
+
+
+def checked_step(
+    policy: object, outputs: Mapping[str, TensorSpec], step: object, num_rows: int
+) -> PolicyStep:
+    """Return what a policy's ``act`` has returned.
+
+    Args:
+        policy: Is named in the error.
+        outputs: What it declares, see `outputs_of`.
+        step: What ``act`` has returned.
+        num_rows: Leading axis, n.
+
+    Raises:
+        FastrlError: It is not a `PolicyStep`, or an output is missing or has another shape.
+    """
+    if isinstance(step, PolicyStep):
+        for name, spec in outputs.items():
+            found = step.outputs.get(name)
+            # A copy into a row would repeat the numbers of too small a tensor.
+            if found is None or found.shape != (num_rows, *spec.shape):
+                break
+        else:
+            return step
+    expected = ", ".join(f"{name} {[num_rows, *spec.shape]}" for name, spec in outputs.items())
+    told = f"a {type(step).__name__}"
+    if isinstance(step, PolicyStep):
+        shapes = (f"{name} {list(tensor.shape)}" for name, tensor in step.outputs.items())
+        told = f"the outputs {', '.join(shapes) or 'none'}"
+    raise FastrlError(
+        f"{type(policy).__name__}.act must return PolicyStep(action, outputs) with the outputs "
+        f"{expected or 'none'}, but returned {told}"
+    )
 
 
 @dataclass(frozen=True)

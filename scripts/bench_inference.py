@@ -22,6 +22,7 @@ from gymnasium import spaces
 from fastrl.config import ModelConfig
 from fastrl.machine import circumstances
 from fastrl.models import ActorCritic, InferenceEngine, PolicyOutput, build_engine
+from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 
 ENGINES = ("eager", "compiled")
@@ -46,10 +47,9 @@ def bound_call(model: ActorCritic, engine: InferenceEngine, batch: int) -> Calla
         path: torch.randn(batch, *spec.shape) for path, spec in model.observation_specs.items()
     }
     action = {
-        path: torch.zeros((batch, *part.shape), dtype=part.dtype)
-        for path, part in model.distribution.parts.items()
+        path: TensorSpec(part.shape, part.dtype) for path, part in model.distribution.parts.items()
     }
-    out = PolicyOutput(action, torch.zeros(batch), torch.zeros(batch))
+    out = PolicyOutput.zeros(batch, action)
     return engine.bind(observation, engine.draw_noise((batch,)), out)
 
 

@@ -151,10 +151,9 @@ def plain_loop(plan: SamplingPlan, factory: EnvFactory) -> Callable[[], int]:
     assert plan.build_model is not None
     n = plan.topology.envs_per_worker
     ((leaf, spec),) = plan.env_spec.observation.items()
-    ((action_leaf, action_spec),) = plan.env_spec.action.items()
     observation = torch.zeros((n, *spec.shape), dtype=spec.dtype)
-    action = torch.zeros((n, *action_spec.shape), dtype=action_spec.dtype)
-    out = PolicyOutput({action_leaf: action}, torch.zeros(n), torch.zeros(n))
+    out = PolicyOutput.zeros(n, plan.env_spec.action)
+    (action,) = out.action.values()
     engine = build_engine(plan.build_model(), torch.device("cpu"), plan.engine)
     generator = torch.Generator().manual_seed(0)
     noise = engine.draw_noise((plan.rollout_length, n), generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,14 @@ from fastrl.config.fields import Bool, Device, Few, Float, Fraction, Schedule, S
 
 
 class LearnerConfig(Section):
-    """What A2C and PPO have in common."""
+    """What A2C and PPO have in common.
+
+    Attributes:
+        wanted_fields: Fields of a rollout that only exist where an algorithm asks for them:
+            ``final_observation``.
+    """
+
+    wanted_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Literal["ppo", "a2c"] = Field(description="Name of the algorithm.")
     learning_rate: Annotated[Float, Field(gt=0, le=10)] = Field(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +36,8 @@ class StepViews:
         episode_info: ``[n, len(spec.episode_info)]`` float32: the figures of an episode that
             ended in this step; rows of other environments are left alone. None where the
             specification names no figures, or nobody asks for them.
+        extras: By name ``[n, *shape]``: what `EnvSpec.extras` declares, all of it written in every
+            step. A name is missing where nothing reads it, as in an evaluation.
     """
 
     action: Rows
@@ -45,10 +47,11 @@ class StepViews:
     truncated: NDArray[np.bool_]
     final_observation: Rows
     episode_info: NDArray[np.float32] | None = None
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of all arrays, in the order of the attributes; without ``episode_info``."""
+        """The shapes of all arrays, in the order of the attributes, up to ``final_observation``."""
         flat = (self.reward, self.terminated, self.truncated)
         # Asked for in every step: a comprehension would take twice the time.
         return tuple(map(_SHAPE, (*self.action, *self.observation, *flat, *self.final_observation)))

@@ -15,8 +15,8 @@ from fastrl.models.distributions import ActionDistribution
 from fastrl.models.images import ImageLayout, image_layouts
 from fastrl.models.networks import Body, is_bounded, orthogonal, require_memory
 from fastrl.models.normalization import RunningNormalizer
-from fastrl.spaces import leaves
-from fastrl.spec import EnvSpec
+from fastrl.spaces import TensorSpec, leaves
+from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, PolicyStep
 
 _ACTOR_GAIN = 0.01
 _CRITIC_GAIN = 1.0
@@ -28,6 +28,8 @@ class ActorCritic(nn.Module):
     Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
     leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
 
+    It has no memory and masks no actions: ``state``, ``keep`` and ``mask`` change nothing.
+
     `mode`, `act` and `value` take tensors by leaf path, ``{"": tensor}`` for a plain space. The
     actions that they return are those of the distribution: with ``clip`` continuous ones are not
     yet clipped to the bounds of their space, and discrete ones count from 0, whatever the space's
@@ -35,6 +37,7 @@ class ActorCritic(nn.Module):
 
     Attributes:
         observation_specs: Shape and dtype of each observation leaf, by path.
+        outputs: What `act` returns beside actions. A subclass that returns more declares it here.
 
     Args:
         env_spec: Gives the spaces.
@@ -46,6 +49,8 @@ class ActorCritic(nn.Module):
     Raises:
         SpaceError: A space is not supported.
     """
+
+    outputs: Mapping[str, TensorSpec] = LOG_PROB_AND_VALUE
 
     def __init__(
         self, env_spec: EnvSpec, config: ModelConfig, action_bounds: ActionBounds = "clip"
@@ -92,22 +97,32 @@ class ActorCritic(nn.Module):
         return self.distribution.draw_noise(shape, generator, device)
 
     def act(
-        self, observation: Mapping[str, Tensor], noise: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the actions that noise selects, with log-probability and value, ``[*]`` each."""
+        self,
+        observation: Mapping[str, Tensor],
+        noise: Tensor,
+        state: Tensor | None = None,
+        mask: Mapping[str, Tensor] | None = None,
+    ) -> PolicyStep:
+        """Return the actions that noise selects, with ``log_prob`` and ``value``, ``[*]`` each."""
         parameters, value = self(observation)
         action = self.distribution.sample(parameters, noise)
-        return action, self.distribution.log_prob(parameters, action), value
+        log_prob = self.distribution.log_prob(parameters, action)
+        return PolicyStep(action, {"log_prob": log_prob, "value": value})
 
     def evaluate(
-        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor]
+        self,
+        observation: Mapping[str, Tensor],
+        action: Mapping[str, Tensor],
+        state: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log-probability of actions, the entropy and the value, ``[*]`` each."""
         parameters, value = self(observation)
         log_prob = self.distribution.log_prob(parameters, action)
         return log_prob, self.distribution.entropy(parameters), value
 
-    def value(self, observation: Mapping[str, Tensor]) -> Tensor:
+    def value(self, observation: Mapping[str, Tensor], state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``, without computing the policy where bodies are separate."""
         if type(self).forward is not ActorCritic.forward:
             # Only a subclass's own forward knows what its value is.
@@ -118,7 +133,12 @@ class ActorCritic(nn.Module):
         value: Tensor = self.critic_head(body(inputs))
         return value.reshape(leading)
 
-    def mode(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def mode(
+        self,
+        observation: Mapping[str, Tensor],
+        state: Tensor | None = None,
+        mask: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the most probable actions."""
         return self.distribution.mode(self(observation)[0])
 

@@ -16,7 +16,8 @@ from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_module, is_of_standard_library
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.spec import EnvSpec
+from fastrl.spaces import TensorSpec
+from fastrl.spec import EnvSpec, PolicyStep, outputs_of
 
 Leaves = Mapping[str, Tensor]
 """Observations or actions: one tensor ``[*, *leaf.shape]`` per leaf of the space, by path."""
@@ -28,7 +29,18 @@ class PolicyModel(Protocol):
     Randomness comes in as noise, whose last axis is what `draw_noise` makes it. `ActorCritic`
     is one; subclassing it and overriding ``forward`` is the shortest way to another. It samples
     in evaluation mode and learns in training mode, where layers tell them apart.
+
+    ``state``, ``keep`` and ``mask`` are reserved for policies with a memory and for masks of
+    actions; samplers and learners leave them out so far.
+
+    Attributes:
+        outputs: What `act` returns beside actions, by name: a `Rollout` holds each of them as a
+            field ``[T, B, *shape]``. A class without the attribute puts out ``log_prob`` and
+            ``value``, which PPO and A2C need. With ``value`` the rollout's last observation and
+            the final observations of truncated episodes are valued, too.
     """
+
+    outputs: Mapping[str, TensorSpec]
 
     def draw_noise(
         self,
@@ -39,19 +51,34 @@ class PolicyModel(Protocol):
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
         ...
 
-    def act(self, observation: Leaves, noise: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return sampled actions, their log-probability ``[*]`` and the value ``[*]``."""
+    def act(
+        self,
+        observation: Leaves,
+        noise: Tensor,
+        state: Tensor | None = None,
+        mask: Leaves | None = None,
+    ) -> PolicyStep:
+        """Return sampled actions and all ``outputs``; ``log_prob`` is theirs, in nats."""
         ...
 
-    def evaluate(self, observation: Leaves, action: Leaves) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(
+        self,
+        observation: Leaves,
+        action: Leaves,
+        state: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask: Leaves | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability, entropy and value, ``[*]`` each; differentiable."""
         ...
 
-    def value(self, observation: Leaves) -> Tensor:
-        """Return the value ``[*]``."""
+    def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
+        """Return the value ``[*]``; only where ``outputs`` has it."""
         ...
 
-    def mode(self, observation: Leaves) -> dict[str, Tensor]:
+    def mode(
+        self, observation: Leaves, state: Tensor | None = None, mask: Leaves | None = None
+    ) -> dict[str, Tensor]:
         """Return the most probable actions."""
         ...
 
@@ -72,7 +99,7 @@ class PolicyModel(Protocol):
         ...
 
 
-_METHODS = ("draw_noise", "act", "evaluate", "value", "mode")
+_METHODS = ("draw_noise", "act", "evaluate", "mode")
 
 
 def build_model(
@@ -115,7 +142,8 @@ def build_model(
         raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{where} must be a torch.nn.Module, got {type(model).__name__}")
-    missing = [name for name in _METHODS if not callable(getattr(model, name, None))]
+    needed = (*_METHODS, "value") if "value" in outputs_of(model) else _METHODS
+    missing = [name for name in needed if not callable(getattr(model, name, None))]
     if missing:
         raise ConfigError(f"{where} lacks the methods {', '.join(missing)} of PolicyModel")
     return cast(PolicyModel, model)

@@ -19,6 +19,7 @@ from fastrl.errors import EnvError, FastrlError
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.finite import BadNumber
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
+from fastrl.shared.schema import Stage
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.workers.context import WorkerContext
@@ -101,7 +102,7 @@ class BaseSampler(Closing):
     def _bad_number(self, bad: BadNumber, rollout: int) -> EnvError:
         """Return what is said of a number that is not finite."""
         step, slot, *_ = bad.where
-        is_policys = bad.field.partition("/")[0] in ("action", "log_prob", "value")
+        is_policys = bad.stage is Stage.ACTED
         fault = "; the policy gave it, not the environment" if is_policys else ""
         return EnvError(
             f"{bad.field} is {bad.value} at step {step} of rollout "
@@ -160,7 +161,7 @@ class TableSampler(BaseSampler):
             super().__init__(plan, kept(CounterBoard(names)))
             self._context = WorkerContext(
                 plan=plan,
-                table=kept(Table(plan.env_spec, plan.rollout_length, topology.num_envs)),
+                table=kept(Table(plan.schema, plan.rollout_length, topology.num_envs)),
                 weights=None if state_dict is None else kept(WeightStore(state_dict)),
                 counters=self.counters,
                 hand_over=kept(HandOver(topology)),

@@ -82,6 +82,7 @@ def make_plan(
         lock_step=config.sampler.lock_step,
         torch_threads=config.sampler.torch_threads,
         check_steps=config.faults.bad_numbers == "truncate_episode",
+        wanted_fields=config.algorithm.wanted_fields,
         # The learner and the throughput process sleep nearly all the time while workers work.
         spins=_SPINS if free_cores >= 0 else 0,
     )

@@ -229,7 +229,9 @@ class Crew:
     def _actions(self, at: Position, slots: slice) -> list[Any]:
         """Return the latest action of every slot in plain types."""
         leaves = self._context.table.banks[at.rollout % NUM_BANKS].action
-        rows = {path: leaf[at.t, slots].tolist() for path, leaf in leaves.items()}
+        rows: dict[str, list[Any]] = {
+            path: leaf[at.t, slots].tolist() for path, leaf in leaves.items()
+        }
         if list(rows) == [""]:
             return rows[""]
         return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]

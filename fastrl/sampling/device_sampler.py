@@ -27,12 +27,10 @@ from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.shared.finite import BadNumber, first_cause
 from fastrl.shared.rollout_buffer import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
-from fastrl.spaces import unflatten
 from fastrl.workers.hand_over import Stopwatch
 from fastrl.workers.plan import SamplingPlan
 
 _WORKER = "env-worker-0"
-_CHECKED = ("reward", "log_prob", "value", "final_value")
 _STEPS_PER_GRAPH = 32
 """On a GPU: compiling takes time in proportion, and so does starting what was not compiled."""
 
@@ -70,7 +68,7 @@ class DeviceSampler(BaseSampler):
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
             raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
-        self._device = existing_device(plan.device(0))
+        self._device, self._schema = existing_device(plan.device(0)), plan.schema
         self._model = _built(plan, self._device)
         policy: TensorPolicy = (
             RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
@@ -143,9 +141,10 @@ class DeviceSampler(BaseSampler):
         # Its own parameters, as the graphs know where they are.
         found, self._here = self._rollouts.run(None, self._here, noise)
         self._next_rollout += 1
+        held = self._held(found)
         if self._check_numbers:
-            self._refuse_bad_numbers(found, index)
-        rollout = self._as_rollout(found, index)
+            self._refuse_bad_numbers(held, index)
+        rollout = self._as_rollout(found, held, index)
         self._count(rollout)
         return rollout
 
@@ -168,39 +167,42 @@ class DeviceSampler(BaseSampler):
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self._device).manual_seed(seed)
 
-    def _as_rollout(self, found: TensorRollout, index: int) -> Rollout:
-        spec = self.env_spec
+    def _held(self, found: TensorRollout) -> dict[str, Any]:
+        """Return the fields of a rollout: tensors, or mappings from leaf path to tensor."""
+        schema = self._schema
+        declared = {**schema.outputs, **self.env_spec.extras}
+        extras = found.outputs | found.extras
+        extras = {name: extras[name].to(spec.dtype) for name, spec in declared.items()}
+        version = torch.full_like(found.terminated, self._version, dtype=torch.int64)
+        held = found._asdict() | extras | {"policy_version": version}
+        return {field.name: held[field.name] for field in schema if field.in_rollout}
+
+    def _as_rollout(self, found: TensorRollout, held: Mapping[str, Any], index: int) -> Rollout:
+        fields = self._schema.fields
         return Rollout(
-            observation=unflatten(spec.observation_space, found.observation),
-            action=unflatten(spec.action_space, found.action),
-            reward=found.reward,
-            terminated=found.terminated,
-            truncated=found.truncated,
-            log_prob=found.log_prob,
-            value=found.value,
-            final_value=found.final_value,
-            policy_version=torch.full_like(found.terminated, self._version, dtype=torch.int64),
+            {name: fields[name].nested(value) for name, value in held.items()},
             episodes=_episodes(found),
             index=index,
             restarted=torch.full_like(found.terminated[0], index == 0 and self._resumed is None),
         )
 
-    def _refuse_bad_numbers(self, found: TensorRollout, index: int) -> None:
-        named = {
-            f"observation/{path}".rstrip("/"): leaf for path, leaf in found.observation.items()
-        }
-        for field in _CHECKED:
-            named[field] = getattr(found, field)
-        numbers = {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+    def _refuse_bad_numbers(self, held: Mapping[str, Any], index: int) -> None:
+        numbers = [
+            (field, label, tensor)
+            for field in self._schema
+            if field.in_rollout and not field.where
+            for label, tensor in field.labelled(held[field.name])
+            if tensor.is_floating_point()
+        ]
         # A sum shows it in one pass and is one number; large ones may overflow as well.
-        if torch.stack([tensor.sum() for tensor in numbers.values()]).isfinite().all():
+        if torch.stack([tensor.sum() for _, _, tensor in numbers]).isfinite().all():
             return
         bad = []
-        for name, tensor in numbers.items():
+        for field, label, tensor in numbers:
             places = (~tensor.isfinite()).nonzero()
             if len(places):
                 where = tuple(places[0].tolist())
-                bad.append(BadNumber(name, where, tensor[where].item()))
+                bad.append(BadNumber(label, where, tensor[where].item(), field.stage))
         first = first_cause(bad)
         if first is not None:
             raise self._bad_number(first, index)

@@ -12,23 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.compiled import cached_njit
+from fastrl.shared.schema import Stage
 
 
 class BadNumber(NamedTuple):
     """A number that is not finite.
 
     Attributes:
-        field: Of the table.
+        field: Name of the field, with the leaf of its space.
         where: Step, slot, and perhaps others.
         value: NaN or an infinity.
+        stage: When the field is written within a step.
     """
 
     field: str
     where: tuple[int, ...]
     value: float
+    stage: Stage
 
 
-_ORDER = {"action": 1, "log_prob": 1, "value": 1, "reward": 2, "final_value": 3}
 Block = tuple[NDArray[Any], int, int]
 """An array ``[T, B · width]``, and which of its columns are meant: first, and after the last."""
 
@@ -37,7 +39,7 @@ class FiniteCheck:
     """Checks the floats in some slots of a bank that is complete there.
 
     Args:
-        banks: The float tensors ``[T or T+1, B, *]`` of every bank, contiguous.
+        banks: The float tensors ``[T or another, B, *]`` of every bank, contiguous.
         slots: Which to check.
     """
 
@@ -64,17 +66,12 @@ def first_not_finite(numbers: NDArray[Any]) -> tuple[int, ...]:
 def first_cause(found: Iterable[BadNumber]) -> BadNumber | None:
     """Return the bad number from which the others may have come; None if there is none.
 
-    That is the one of the earliest step. Within a step the policy observes, then answers, and what
-    the environment returns comes last.
+    That is the one of the earliest step, and within a step of the earliest stage.
 
     Args:
         found: The first of each field.
     """
-    return min(
-        found,
-        key=lambda bad: (bad.where[0], _ORDER.get(bad.field.partition("/")[0], 0)),
-        default=None,
-    )
+    return min(found, key=lambda bad: (bad.where[0], bad.stage), default=None)
 
 
 def compile_finite() -> None:

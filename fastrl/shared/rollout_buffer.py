@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.shared.table import NUM_BANKS, Bank, Table
-from fastrl.spaces import unflatten
+from fastrl.shared.table import NUM_BANKS, Bank, Fields, Table
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,20 @@ class Episodes:
         return len(self.returns)
 
 
-@dataclass(frozen=True, repr=False)
-class Rollout:
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class Rollout(Fields):
     """T steps of B environments: views of shared memory, without a copy.
 
     In synchronous mode the views hold until the second `Sampler.collect` from now, in asynchronous
     mode until the next one: clone what must live longer.
 
+    Every field is an attribute, and under its name in ``fields``. Those of the default policy are
+    listed here; another policy may put out others, see `fastrl.models.PolicyModel`.
+    ``dataclasses.replace(rollout, reward=…, bonus=…)`` returns a rollout in which a field is
+    another one, or is new.
+
     Attributes:
+        fields: By name, in the order of the schema: tensors, or nested like a space.
         observation: Nested like the space; leaves ``[T+1, B, *shape]``.
         action: Nested like the space; leaves ``[T, B, *shape]``, as the policy sampled them
             (before clipping or squashing, discrete ones counted from 0).
@@ -56,6 +61,9 @@ class Rollout:
         value: ``[T+1, B]`` float32.
         final_value: ``[T, B]`` float32: V(final observation) where truncated, else 0.
         policy_version: ``[T, B]`` int64: which weights chose the action.
+        final_observation: Nested like the space; leaves ``[T, B, *shape]``: the last observation
+            of the episode that ended in a step; other rows hold arbitrary numbers. Only where the
+            algorithm asks for it.
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
         restarted: ``[B]`` bool: the first step begins an episode, and no step of the rollout before
@@ -64,18 +72,43 @@ class Rollout:
             stands for nowhere.
     """
 
-    observation: Any
-    action: Any
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    log_prob: Tensor
-    value: Tensor
-    final_value: Tensor
-    policy_version: Tensor
+    if TYPE_CHECKING:
+        observation: Any
+        action: Any
+        reward: Tensor
+        terminated: Tensor
+        truncated: Tensor
+        log_prob: Tensor
+        value: Tensor
+        final_value: Tensor
+        policy_version: Tensor
+        final_observation: Any
+
+    fields: Mapping[str, Any]
     episodes: Episodes
     index: int
-    restarted: Tensor | None = None
+    restarted: Tensor | None
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any] | None = None,
+        *,
+        episodes: Episodes,
+        index: int,
+        restarted: Tensor | None = None,
+        **others: Any,  # noqa: ANN401
+    ) -> None:
+        """Hold the given fields.
+
+        Args:
+            fields: By name.
+            episodes: See the attributes.
+            index: See the attributes.
+            restarted: See the attributes.
+            **others: Fields that replace those of the same name, or are new.
+        """
+        found = {**(fields or {}), **others}
+        vars(self).update(fields=found, episodes=episodes, index=index, restarted=restarted)
 
     @property
     def num_steps(self) -> int:
@@ -141,7 +174,7 @@ class RolloutBuffer:
 
     def seal(self, index: int) -> Rollout:
         """Return rollout ``index``, whose bank is complete. Call once per rollout, in order."""
-        bank, spec = self._table.banks[index % NUM_BANKS], self._table.env_spec
+        bank = self._table.banks[index % NUM_BANKS]
         begins = index == 0 and not self._resumed
         restarted = torch.full((self._table.num_slots,), begins)
         for lost in self._cuts.pop(index, ()):
@@ -149,15 +182,11 @@ class RolloutBuffer:
             restarted[lost] = True
         self._sealed = index + 1
         return Rollout(
-            observation=unflatten(spec.observation_space, bank.observation),
-            action=unflatten(spec.action_space, bank.action),
-            reward=bank.reward,
-            terminated=bank.terminated,
-            truncated=bank.truncated,
-            log_prob=bank.log_prob,
-            value=bank.value,
-            final_value=bank.final_value,
-            policy_version=bank.policy_version,
+            {
+                entry.name: entry.nested(bank.fields[entry.name])
+                for entry in self._table.schema
+                if entry.in_rollout
+            },
             episodes=self._episodes(bank),
             index=index,
             restarted=restarted,
@@ -190,8 +219,8 @@ class RolloutBuffer:
     def _episode_info(
         self, bank: Bank, ends: NDArray[np.int64], columns: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float32]]:
-        if bank.episode_info is None:
+        names = self._table.schema.env_spec.episode_info
+        if not names:
             return {}
         figures = bank.episode_info.numpy()[ends, columns]
-        names = self._table.env_spec.episode_info
         return {name: figures[:, index] for index, name in enumerate(names)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,62 +17,61 @@ from fastrl.shared.finite import (
     first_not_finite,
     is_finite,
 )
-from fastrl.shared.layout import Field, table_fields
 from fastrl.shared.memory import SharedBlock, align
-from fastrl.spec import EnvSpec
+from fastrl.shared.schema import Axes, Field, Schema, Stage
+from fastrl.spaces import TensorSpec
 
 NUM_BANKS = 2
 
 
-@dataclass(frozen=True)
-class Bank:
-    """All fields of one rollout in the making; tensors are views of shared memory.
+class Fields:
+    """What a bank or a rollout holds: by name in ``fields``, and as attributes.
 
     Attributes:
-        observation: Per leaf ``[T+1, B, *shape]``.
-        final_observation: Per leaf ``[B, *shape]``: the last observation of the latest episode.
-        reward: ``[T, B]`` float32.
-        terminated: ``[T, B]`` bool.
-        truncated: ``[T, B]`` bool.
-        action: Per leaf ``[T, B, *shape]``.
-        log_prob: ``[T, B]`` float32.
-        value: ``[T+1, B]`` float32.
-        final_value: ``[T, B]`` float32: V(final observation) where truncated, else 0.
-        policy_version: ``[T, B]`` int64.
-        episode_info: ``[T, B, K]`` float32, written where an episode ended; None where the
-            environment names no figures.
+        fields: By name, in the order of the schema.
     """
 
-    observation: dict[str, Tensor]
-    final_observation: dict[str, Tensor]
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    action: dict[str, Tensor]
-    log_prob: Tensor
-    value: Tensor
-    final_value: Tensor
-    policy_version: Tensor
-    episode_info: Tensor | None = None
+    fields: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Return a field.
+
+        Raises:
+            AttributeError: There is no such field; names those that there are.
+        """
+        fields = vars(self).get("fields", {})  # absent while an object is unpickled
+        if name in fields:
+            return fields[name]
+        kind = type(self).__name__
+        raise AttributeError(f"{kind} has no field '{name}'; it has {', '.join(fields)}")
+
+
+class Bank(Fields):
+    """All fields of one rollout in the making; tensors are views of shared memory.
+
+    A field that is nested like a space is a mapping from leaf path to tensor, others are tensors.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
 
 
 class Table:
-    """The shared table: `NUM_BANKS` banks of the fields of `fastrl.shared.layout`.
+    """The shared table: `NUM_BANKS` banks of the fields of a schema.
 
     Args:
-        env_spec: Says the leaves of observations and actions.
+        schema: The fields.
         rollout_length: T.
         num_slots: B.
     """
 
-    def __init__(self, env_spec: EnvSpec, rollout_length: int, num_slots: int) -> None:
-        self.env_spec = env_spec
+    def __init__(self, schema: Schema, rollout_length: int, num_slots: int) -> None:
+        self.schema = schema
         self.rollout_length = rollout_length
         self.num_slots = num_slots
-        self._fields = list(table_fields(env_spec))
         self._offsets = [0]
-        for entry in self._fields:
-            num_bytes = math.prod(self._shape(entry)) * entry.spec.dtype.itemsize
+        for _, spec, shape in self._tensors():
+            num_bytes = math.prod(shape) * spec.dtype.itemsize
             self._offsets.append(align(self._offsets[-1] + num_bytes))
         self._block = SharedBlock(self._offsets[-1] * NUM_BANKS)
         self.banks = [self._bank(index) for index in range(NUM_BANKS)]
@@ -89,22 +87,23 @@ class Table:
         The last observations are spared: in asynchronous mode the next rollout may still be
         taking them over.
         """
-        for name, tensor in self._named(bank):
-            spared = name.startswith("observation")
+        for field, _, tensor in self._named(bank):
+            spared = field.stage is Stage.OBSERVED
             (tensor[:-1] if spared else tensor).fill_(_poison_of(tensor.dtype))
 
     def check_no_poison(self, bank: int) -> None:
         """Refuse a sealed bank in which a field was not written.
 
-        Only fields whose poison cannot be a legal value are looked at: float and int64 ones.
+        Only fields whose poison cannot be a legal value are checked: float and int64 ones.
 
         Raises:
             FastrlError: Names the field and its first unwritten position.
         """
-        for name, tensor in self._named(bank):
-            if name.startswith(_SOMETIMES) or tensor.dtype not in _CHECKED:
+        for field, name, tensor in self._named(bank):
+            is_float = tensor.is_floating_point()
+            if field.where or not (is_float or tensor.dtype == torch.int64):
                 continue
-            unwritten = tensor.isnan() if tensor.is_floating_point() else tensor == _POISON_INT
+            unwritten = tensor.isnan() if is_float else tensor == _POISON_INT
             if unwritten.any():
                 first = tuple(unwritten.nonzero()[0].tolist())
                 raise FastrlError(f"field '{name}' was never written at {first} (axes T, B, …)")
@@ -116,17 +115,17 @@ class Table:
         in ``final_value``.
         """
         found = []
-        for name, tensor in self._numbers(bank):
+        for field, name, tensor in self._numbers(bank):
             numbers = tensor.numpy()
             if not is_finite(numbers):
                 index = first_not_finite(numbers)
-                found.append(BadNumber(name, index, float(numbers[index])))
+                found.append(BadNumber(name, index, float(numbers[index]), field.stage))
         return first_cause(found)
 
     def finite_check(self, slots: slice) -> FiniteCheck:
         """Return a quick check, in some slots, of what `first_bad_number` looks at."""
         return FiniteCheck(
-            [[tensor for _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)],
+            [[tensor for _, _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)],
             slots,
         )
 
@@ -143,37 +142,41 @@ class Table:
         vars(self).update(state)
         self.banks = [self._bank(index) for index in range(NUM_BANKS)]
 
-    def _shape(self, entry: Field) -> tuple[int, ...]:
-        return entry.shape(self.rollout_length, self.num_slots)
+    def _tensors(self) -> Iterator[tuple[Field, TensorSpec, tuple[int, ...]]]:
+        """Yield field, trailing shape and full shape of every tensor, in their order in memory."""
+        for field in self.schema:
+            for spec in field.leaves.values():
+                yield field, spec, field.shape(spec, self.rollout_length, self.num_slots)
 
     def _bank(self, index: int) -> Bank:
         start = index * self._offsets[-1]
-        fields: dict[str, Any] = {}
-        for entry, offset in zip(self._fields, self._offsets, strict=False):
-            tensor = self._block.tensor(entry.spec.dtype, self._shape(entry), start + offset)
-            if entry.nested:
-                fields.setdefault(entry.name, {})[entry.leaf] = tensor
-            else:
-                fields[entry.name] = tensor
-        return Bank(**fields)
+        tensors = (
+            self._block.tensor(spec.dtype, shape, start + offset)
+            for (_, spec, shape), offset in zip(self._tensors(), self._offsets, strict=False)
+        )
+        return Bank(
+            {
+                field.name: next(tensors)
+                if isinstance(field.spec, TensorSpec)
+                else {leaf: next(tensors) for leaf in field.leaves}
+                for field in self.schema
+            }
+        )
 
-    def _numbers(self, bank: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the floats that every rollout has."""
-        for name, tensor in self._named(bank):
-            if tensor.is_floating_point() and not name.startswith(_SOMETIMES):
-                yield name, tensor
+    def _numbers(self, bank: int) -> Iterator[tuple[Field, str, Tensor]]:
+        """Yield the floats that every step has, ``[T or another, B, *]``."""
+        for field, name, tensor in self._named(bank):
+            if tensor.is_floating_point() and not field.where:
+                yield field, name, tensor[None] if field.axes is Axes.SLOT else tensor
 
-    def _named(self, bank: int) -> Iterator[tuple[str, Tensor]]:
-        for entry in self._fields:
-            value = getattr(self.banks[bank], entry.name)
-            label = f"{entry.name}/{entry.leaf}".rstrip("/")
-            yield label, value[entry.leaf] if entry.nested else value
+    def _named(self, bank: int) -> Iterator[tuple[Field, str, Tensor]]:
+        """Yield field, label and tensor of everything in a bank."""
+        for field in self.schema:
+            for label, tensor in field.labelled(self.banks[bank].fields[field.name]):
+                yield field, label, tensor
 
 
-_SOMETIMES = ("final_observation", "episode_info")
-"""Fields that are written only where an episode ended."""
 _POISON_INT = -(2**62)
-_CHECKED = (torch.float16, torch.float32, torch.int64)
 
 
 def _poison_of(dtype: torch.dtype) -> float | int | bool:

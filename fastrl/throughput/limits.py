@@ -31,6 +31,7 @@ from fastrl.envs.wrappers import peel
 from fastrl.errors import WorkerError
 from fastrl.models.inference import PolicyOutput, build_engine
 from fastrl.spaces import flatten
+from fastrl.spec import outputs_of
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
@@ -249,21 +250,15 @@ def _time_policy(payload: bytes, asked: Connection, tell: Connection) -> None:
 def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
     """Return calls of the policy at growing batch sizes, as long as they stay short."""
     assert plan.build_model is not None
-    engine = build_engine(plan.build_model(), torch.device("cpu"), plan.engine)
+    model = plan.build_model()
+    engine = build_engine(model, torch.device("cpu"), plan.engine)
     calls = []
     for size in _BATCH_SIZES:
         observation = {
             leaf: torch.zeros((size, *spec.shape), dtype=spec.dtype)
             for leaf, spec in plan.env_spec.observation.items()
         }
-        out = PolicyOutput(
-            action={
-                leaf: torch.zeros((size, *spec.shape), dtype=spec.dtype)
-                for leaf, spec in plan.env_spec.action.items()
-            },
-            log_prob=torch.zeros(size),
-            value=torch.zeros(size),
-        )
+        out = PolicyOutput.zeros(size, plan.env_spec.action, outputs_of(model))
         noise = engine.draw_noise((size,), torch.Generator().manual_seed(0))
         call = engine.bind(observation, noise, out)
         call()

@@ -29,8 +29,7 @@ _NEW_EPISODES = "; checkpoint.environments=false begins new episodes instead"
 class EnvStepper:
     """The n environments of one env worker, in groups, on their slots of the table.
 
-    Writes ``observation``, ``final_observation``, ``reward``, ``terminated`` and ``truncated`` of
-    its own slots and nothing else.
+    Writes the fields of `Writer.ENV_WORKER` in its own slots and nothing else.
 
     Args:
         plan: What to sample.
@@ -99,10 +98,10 @@ class EnvStepper:
             )
             left = ~(terminated | truncated)
             # In this order: only an episode that is not marked yet has its observation at t.
-            final = _rows(fields.final_observation, None, slots)
+            final = self._final_rows(bank, t - 1, slots)
             for last, observed in zip(final, observation, strict=True):
                 last[left] = observed[left]
-            if fields.episode_info is not None:
+            if self._plan.env_spec.episode_info:
                 fields.episode_info.numpy()[t - 1, slots][left] = np.nan
             truncated[left] = True
             cut = int(np.count_nonzero(left))
@@ -124,7 +123,8 @@ class EnvStepper:
     def _check(self, views: StepViews) -> None:
         """Refuse a step with a NaN or an infinity; takes about 2 µs."""
         names = ("reward", *(f"observation {leaf}".rstrip() for leaf in self._leaves))
-        for name, row in zip(names, (views.reward, *views.observation), strict=True):
+        rows = (views.reward, *views.observation)
+        for name, row in (*zip(names, rows, strict=True), *views.extras.items()):
             if row.dtype.kind == "f" and not is_finite(row):
                 index = first_not_finite(row)
                 who = f"env {index[0]} of '{self._plan.env_spec.id}'"
@@ -218,6 +218,11 @@ class EnvStepper:
                     f"{who} has the episode_info {env.spec.episode_info}, the first has "
                     f"{wanted.episode_info}; all environments must have the same"
                 )
+            if env.spec.extras != wanted.extras:
+                raise EnvError(
+                    f"{who} has the extras {env.spec.extras}, the first has {wanted.extras}; all "
+                    "environments must have the same"
+                )
         except BaseException:
             env.close()
             raise
@@ -243,8 +248,9 @@ class EnvStepper:
         reward, terminated, truncated = (
             tensor.numpy() for tensor in (bank.reward, bank.terminated, bank.truncated)
         )
-        final = _rows(bank.final_observation, None, slots)
-        info = None if bank.episode_info is None else bank.episode_info.numpy()
+        spec = self._plan.env_spec
+        info = bank.episode_info.numpy() if spec.episode_info else None
+        extras = {name: bank.fields[name].numpy() for name in spec.extras}
         return [
             StepViews(
                 action=_rows(bank.action, t, slots, writable=False),
@@ -252,11 +258,17 @@ class EnvStepper:
                 reward=reward[t, slots],
                 terminated=terminated[t, slots],
                 truncated=truncated[t, slots],
-                final_observation=final,
+                final_observation=self._final_rows(index, t, slots),
                 episode_info=None if info is None else info[t, slots],
+                extras={name: array[t, slots] for name, array in extras.items()},
             )
             for t in range(self._table.rollout_length)
         ]
+
+    def _final_rows(self, bank: int, t: int, slots: slice) -> Rows:
+        """Return where final observations of step t go: one row per slot, or one in every step."""
+        leaves = self._table.banks[bank].final_observation
+        return _rows(leaves, t if self._table.schema.keeps_final_observations else None, slots)
 
 
 def _tell_resets(envs: Sequence[BatchedEnv], resetting: NDArray[np.int64]) -> int:

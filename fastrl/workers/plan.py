@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from fastrl.devices import existing_device
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import ConfigError
 from fastrl.models.policy import PolicyModel
-from fastrl.spec import EnvSpec, Topology
+from fastrl.shared.schema import Schema
+from fastrl.spec import EnvSpec, Topology, outputs_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SamplingPlan:
         check_steps: Env workers fail on numbers that are not finite in the step in which they
             arise, and not once the rollout is complete.
         first_rollout: Rollouts of this run that were sampled before, 0 unless it was resumed.
+        wanted_fields: Fields that only exist where the algorithm asks for them, see `Schema`.
     """
 
     env_spec: EnvSpec
@@ -52,6 +55,7 @@ class SamplingPlan:
     spins: int = 0
     first_rollout: int = 0
     check_steps: bool = False
+    wanted_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Look at everything here, where it is one line, before a worker is started in vain.
@@ -72,6 +76,19 @@ class SamplingPlan:
             )
         for name in self.devices if self.build_model is not None else ():
             existing_device(name)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Every field of a rollout; the policy is built once, to read which outputs it declares.
+
+        Raises:
+            ConfigError: A field is impossible; see `Schema` and `outputs_of`.
+        """
+        if self.build_model is None:
+            return Schema(self.env_spec, wanted=self.wanted_fields)
+        with torch.random.fork_rng(devices=()):
+            policy = self.build_model()
+        return Schema(self.env_spec, outputs_of(policy), self.wanted_fields)
 
     def env_seeds(self, env_worker: int, group: int, replaced: int = 0) -> list[int]:
         """Return one seed per environment of a group: distinct, and independent of groups.

@@ -46,9 +46,9 @@ class Request(NamedTuple):
 class PolicyRunner:
     """One copy of the policy, serving the slots of its env workers.
 
-    Writes ``action``, ``log_prob``, ``value``, ``final_value`` and ``policy_version`` of those
-    slots and nothing else. Randomness is drawn once per rollout for all of them, so that an
-    action does not depend on which requests happened to be served together.
+    Writes the fields of `Writer.MODEL_WORKER` in those slots and nothing else. Randomness is drawn
+    once per rollout for all of them, so that an action does not depend on which requests happened
+    to be served together.
 
     Attributes:
         version: Of the weights that it runs.
@@ -64,14 +64,13 @@ class PolicyRunner:
         self._noise = [self._draw_noise(0) for _ in range(NUM_BANKS)]
         self.version = 0
         self._calls: dict[Request, Callable[[], None]] = {}
-        # Noise, log_prob, value, policy_version and truncated, beside the leaves.
-        views = len(plan.env_spec.observation) + len(plan.env_spec.action) + 5
-        self._most_calls = _KEPT_BYTES // (views * _VIEW_BYTES)
+        self._most_calls = _KEPT_BYTES // (table.schema.num_tensors * _VIEW_BYTES)
 
     def begin(self, rollout: int) -> None:
         """Load the newest weights and draw the noise of a rollout, before its first request."""
         self.resume(rollout)
-        self._table.banks[rollout % NUM_BANKS].final_value[:, self._slots] = 0.0
+        if self._table.schema.has_value:
+            self._table.banks[rollout % NUM_BANKS].final_value[:, self._slots] = 0.0
 
     def resume(self, rollout: int) -> None:
         """Go on with a rollout that a predecessor has begun: same noise, newest weights."""
@@ -107,12 +106,15 @@ class PolicyRunner:
         Views are made here, once: slicing costs more than a small network.
         """
         bank, t, slots = self._table.banks[request.bank], request.t, _slots(request)
+        has_value = self._table.schema.has_value
         observation = {leaf: tensor[t, slots] for leaf, tensor in bank.observation.items()}
-        if t == self._length:
+        if t < self._length:
+            infer = self._bind_act(request, observation)
+        elif has_value:
             infer = self._engine.bind_values(observation, bank.value[t, slots])
         else:
-            infer = self._bind_act(request, observation)
-        if t == 0:
+            return _do_nothing
+        if t == 0 or not has_value:
             return infer
         truncated = bank.truncated[t - 1, slots].numpy()
 
@@ -131,8 +133,7 @@ class PolicyRunner:
             self._noise[request.bank][t, slots.start - first : slots.stop - first],
             PolicyOutput(
                 action={leaf: tensor[t, slots] for leaf, tensor in bank.action.items()},
-                log_prob=bank.log_prob[t, slots],
-                value=bank.value[t, slots],
+                outputs={name: bank.fields[name][t, slots] for name in self._table.schema.outputs},
             ),
         )
         version = bank.policy_version[t, slots].numpy()
@@ -144,7 +145,7 @@ class PolicyRunner:
         return call
 
     def _value_truncated(self, request: Request) -> None:
-        """Value the final observations of episodes that were cut off in the step before.
+        """Value the final observations of episodes that were truncated in the step before.
 
         Those that have a value keep it: this step is served again after a worker was replaced, and
         by then their final observations may be those of later episodes.
@@ -155,14 +156,18 @@ class PolicyRunner:
         if not len(index):
             return
         values = torch.empty(len(index))
-        final = {leaf: tensor[index] for leaf, tensor in bank.final_observation.items()}
+        has_rows = self._table.schema.keeps_final_observations
+        final = {
+            leaf: (tensor[before] if has_rows else tensor)[index]
+            for leaf, tensor in bank.final_observation.items()
+        }
         self._engine.bind_values(final, values)()
         bank.final_value[before, index] = values
 
     def _out_of_memory(self, request: Request) -> FastrlError:
         """Return an error that says how many environments the device has memory for."""
         rows = request.stop - request.start
-        observation = self._table.banks[request.bank].observation
+        observation, schema = self._table.banks[request.bank].observation, self._table.schema
         fits = rows // 2
         while fits:
             if torch.cuda.is_available():
@@ -172,7 +177,9 @@ class PolicyRunner:
                 for leaf, tensor in observation.items()
             }
             try:
-                self._engine.values(part, torch.empty(fits))
+                noise = self._noise[request.bank][0, :fits]
+                out = PolicyOutput.zeros(fits, self._plan.env_spec.action, schema.outputs)
+                self._engine.act(part, noise, out)
                 break
             except torch.OutOfMemoryError:
                 fits //= 2
@@ -193,6 +200,10 @@ class PolicyRunner:
         if plan.build_model is None:
             return RandomEngine(plan.env_spec)
         return build_engine(plan.build_model(), plan.device(policy), plan.engine)
+
+
+def _do_nothing() -> None:
+    """Serve a request that wants a value from a policy without one."""
 
 
 def _part(request: Request, rows: int) -> slice:

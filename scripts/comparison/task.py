@@ -116,7 +116,7 @@ class Policy:
                 inputs = {path: leaf[None] for path, leaf in inputs.items()}
             size = len(next(iter(inputs.values())))
             noise = self._model.draw_noise((size,), self._generator, self._device)
-            action, _log_prob, _value = self._model.act(inputs, noise)
+            action = self._model.act(inputs, noise).action
         return tuple(leaf.cpu().numpy() for leaf in action.values())
 
     def _tensors(self, observation: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401

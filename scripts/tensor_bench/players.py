@@ -234,10 +234,9 @@ def _loops_at_random(env: ClassicControlBatch) -> Run:
 def _loops_with_policy(env: ClassicControlBatch, hidden_sizes: tuple[int, ...]) -> Run:
     n, spec = env.num_envs, env.spec
     engine = build_engine(model_of(spec, hidden_sizes))
-    action = torch.zeros(n, *spec.action[""].shape, dtype=spec.action[""].dtype)
-    views = _views(env, action.numpy())
+    out = PolicyOutput.zeros(n, spec.action)
+    views = _views(env, out.action[""].numpy())
     env.reset(range(n), views.observation)
-    out = PolicyOutput({"": action}, torch.zeros(n), torch.zeros(n))
     length = 64
     generator = torch.Generator().manual_seed(0)
     noise = engine.draw_noise((length, n), generator)

@@ -69,7 +69,7 @@ def vector_with_torch(setting: Setting) -> Run | None:
         nonlocal observation
         for _ in range(steps):
             noise = model.draw_noise((setting.num_envs,), generator)
-            action, _, _ = model.act({"": torch.from_numpy(observation)}, noise)
+            action = model.act({"": torch.from_numpy(observation)}, noise).action
             observation = env.step(action[""].numpy())
 
     return run
@@ -82,10 +82,10 @@ def vector_with_engine(setting: Setting) -> Run | None:
         return None
     n = setting.num_envs
     engine = build_engine(model_of(env.spec_of_one, setting.hidden_sizes))
-    action, generator = torch.zeros(n, dtype=torch.int64), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     noise = engine.draw_noise((_NOISE_STEPS, n), generator)
     seen = torch.from_numpy(env.first().copy())
-    out = PolicyOutput({"": action}, torch.zeros(n), torch.zeros(n))
+    out = PolicyOutput.zeros(n, env.spec_of_one.action)
     acts: list[Callable[[], None]] = [
         engine.bind({"": seen}, noise[t], out) for t in range(_NOISE_STEPS)
     ]
@@ -95,7 +95,7 @@ def vector_with_engine(setting: Setting) -> Run | None:
             if step % _NOISE_STEPS == 0:
                 noise.copy_(engine.draw_noise((_NOISE_STEPS, n), generator))
             acts[step % _NOISE_STEPS]()
-            seen.numpy()[:] = env.step(action.numpy())
+            seen.numpy()[:] = env.step(out.action[""].numpy())
 
     return run
 

@@ -52,15 +52,15 @@ def random_rollout(
     final_value = torch.randn(steps, slots, generator=random) * truncated
     noise = model.draw_noise((steps + 1, slots), random)
     with torch.no_grad():
-        action, log_prob, value = model.act(observation, noise)
+        action, outputs = model.act(observation, noise)[:2]
     return Rollout(
         observation=unflatten(spec.observation_space, observation),
         action=unflatten(spec.action_space, {k: v[:-1] for k, v in action.items()}),
         reward=torch.randn(steps, slots, generator=random),
         terminated=end <= 0.1,
         truncated=truncated,
-        log_prob=log_prob[:-1].contiguous(),
-        value=value,
+        log_prob=outputs["log_prob"][:-1].contiguous(),
+        value=outputs["value"],
         final_value=final_value,
         policy_version=torch.zeros(steps, slots, dtype=torch.int64),
         episodes=NO_EPISODES,
@@ -87,7 +87,7 @@ def one_step_rollout(
     observation = sign[..., None].expand_as(rollout.observation).contiguous()
     noise = model.draw_noise(sign.shape, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        action, log_prob, value = model.act({"": observation}, noise)
+        action, outputs = model.act({"": observation}, noise)[:2]
     return replace(
         rollout,
         observation=observation,
@@ -95,6 +95,6 @@ def one_step_rollout(
         reward=reward_of(sign[:-1], action[""][:-1]),
         terminated=torch.ones_like(rollout.terminated),
         truncated=torch.zeros_like(rollout.truncated),
-        log_prob=log_prob[:-1].contiguous(),
-        value=value,
+        log_prob=outputs["log_prob"][:-1].contiguous(),
+        value=outputs["value"],
     )

@@ -78,9 +78,14 @@ def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0) -> Batch:
     }
     model.update_normalizers({k: 3 * v for k, v in observation.items()})
     with torch.no_grad():
-        action, log_prob, value = model.act(observation, model.draw_noise((ROWS,), random))
+        action, outputs = model.act(observation, model.draw_noise((ROWS,), random))[:2]
     noise = torch.randn(4, ROWS, generator=random)
-    columns = [log_prob + 0.3 * noise[0], noise[1], noise[2], value + 0.3 * noise[3]]
+    columns = [
+        outputs["log_prob"] + 0.3 * noise[0],
+        noise[1],
+        noise[2],
+        outputs["value"] + 0.3 * noise[3],
+    ]
     return Batch(observation, action, torch.stack(columns, dim=1))
 
 

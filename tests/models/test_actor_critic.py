@@ -43,7 +43,8 @@ def test_any_leading_axes_pass_through(name, leading, shared_body):
     parameters, value = model(observation)
     assert parameters.shape == (*leading, 5)
     noise = model.draw_noise(leading)
-    action, log_prob, acted_value = model.act(observation, noise)
+    action, outputs = model.act(observation, noise)[:2]
+    log_prob, acted_value = outputs["log_prob"], outputs["value"]
     assert action["0"].shape == leading
     assert action["1"].shape == (*leading, 2)
     evaluated = model.evaluate(observation, action)

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from fastrl.spec import EnvSpec, Topology
+from fastrl.spec import EnvSpec, PolicyStep, Topology
 from fastrl.workers.plan import SamplingPlan
 
 NUMBERS = spaces.Box(0, 2**32, (4,), np.int64)
@@ -100,7 +100,7 @@ class CountingPolicy(nn.Module):
         numbers = observation[self._leaf]
         action = (noise[..., 0] * ACTIONS.n).long()
         log_prob = self.name_of_weights.expand(numbers.shape[:-1])
-        return {"": action}, log_prob, self.value(observation)
+        return PolicyStep({"": action}, {"log_prob": log_prob, "value": self.value(observation)})
 
     def value(self, observation):
         numbers = observation[self._leaf]

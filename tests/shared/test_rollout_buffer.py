@@ -1,5 +1,8 @@
 """Episodes are followed across the edges of rollouts."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -7,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.shared.rollout_buffer import RolloutBuffer
+from fastrl.shared.schema import Schema
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.spec import EnvSpec
 
@@ -35,7 +39,7 @@ def runs(draw):
 def test_episodes_equal_those_of_a_step_by_step_count(run):
     rewards, ends = run
     _, steps, slots = rewards.shape
-    table = Table(SPEC, steps, slots)
+    table = Table(Schema(SPEC), steps, slots)
     buffer = RolloutBuffer(table)
     totals, lengths = [0.0] * slots, [0] * slots
     for index in range(len(rewards)):
@@ -55,7 +59,7 @@ def test_episodes_equal_those_of_a_step_by_step_count(run):
 
 
 def test_rollout_is_a_view_of_the_bank_not_a_copy():
-    table = Table(SPEC, 4, 2)
+    table = Table(Schema(SPEC), 4, 2)
     rollout = RolloutBuffer(table).seal(0)
     table.banks[0].observation[""][4, 1, 2] = 7.0
     table.banks[0].reward[3, 1] = 5.0
@@ -69,15 +73,32 @@ def test_rollout_is_nested_like_the_spaces():
         {"pair": spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 255, (2, 2), np.uint8)))}
     )
     spec = EnvSpec("test", observation, spaces.Tuple((spaces.MultiBinary(2), spaces.Discrete(4))))
-    rollout = RolloutBuffer(Table(spec, 5, 3)).seal(0)
+    rollout = RolloutBuffer(Table(Schema(spec), 5, 3)).seal(0)
     number, image = rollout.observation["pair"]
     assert (number.shape, number.dtype) == ((6, 3), torch.int64)
     assert (image.shape, image.dtype) == ((6, 3, 2, 2), torch.uint8)
     assert [tuple(action.shape) for action in rollout.action] == [(5, 3, 2), (5, 3)]
 
 
+def test_fields_are_attributes_and_can_be_replaced_and_added():
+    rollout = RolloutBuffer(Table(Schema(SPEC), 4, 2)).seal(0)
+    assert list(rollout.fields) == [
+        *("observation", "reward", "terminated", "truncated"),
+        *("action", "log_prob", "value", "final_value", "policy_version"),
+    ]
+    assert all(getattr(rollout, name) is value for name, value in rollout.fields.items())
+    bonus = torch.ones(4, 2)
+    shaped = replace(rollout, reward=rollout.reward + bonus, bonus=bonus)
+    assert shaped.bonus is bonus
+    assert torch.equal(shaped.reward, rollout.reward + 1)
+    assert shaped.value is rollout.value
+    assert shaped.episodes is rollout.episodes
+    assert not hasattr(rollout, "bonus")
+    assert torch.equal(copy.deepcopy(shaped).bonus, bonus)
+
+
 def test_rollout_outlives_its_table():
-    table = Table(SPEC, 4, 2)
+    table = Table(Schema(SPEC), 4, 2)
     rollout = RolloutBuffer(table).seal(0)
     rollout.reward.fill_(3.0)
     table.close()
@@ -86,7 +107,7 @@ def test_rollout_outlives_its_table():
 
 
 def test_rollout_is_shown_in_one_line():
-    table = Table(SPEC, 6, 4)
+    table = Table(Schema(SPEC), 6, 4)
     ends = np.zeros((6, 4))
     ends[2, 1] = 1
     fill(table, 0, np.ones((6, 4), np.float32), ends)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.errors import FastrlError
-from fastrl.shared.layout import table_fields
+from fastrl.shared.schema import Schema, Writer
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.spec import EnvSpec, Topology
 
@@ -36,23 +36,21 @@ WRITTEN = [
 def tensors(table: Table):
     """Every tensor of the table."""
     for bank in table.banks:
-        for value in vars(bank).values():
+        for value in bank.fields.values():
             yield from value.values() if isinstance(value, dict) else [value]
 
 
 def test_no_two_fields_share_a_byte():
-    table = Table(SPEC, 3, 5)
+    table = Table(Schema(SPEC), 3, 5)
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors(table))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    assert len(spans) == NUM_BANKS * len(list(table_fields(SPEC)))
+    assert len(spans) == NUM_BANKS * Schema(SPEC).num_tensors
 
 
 def test_every_field_of_the_rollout_has_exactly_one_writer():
-    writers = {}
-    for entry in table_fields(SPEC):
-        writers.setdefault(entry.name, set()).add(entry.writer)
-    assert set(WRITTEN) <= writers.keys()
-    assert all(len(writer) == 1 for writer in writers.values())
+    schema = Schema(SPEC)
+    assert set(WRITTEN) <= schema.fields.keys()
+    assert all(isinstance(field.writer, Writer) for field in schema)
 
 
 @given(
@@ -94,7 +92,7 @@ def test_env_indices_do_not_depend_on_groups():
 
 @pytest.mark.parametrize("name", ["reward", "log_prob", "value", "policy_version", "action"])
 def test_poison_shows_where_a_field_was_not_written(name):
-    table = Table(SPEC, 3, 5)
+    table = Table(Schema(SPEC), 3, 5)
     table.poison(1)
     for entry in WRITTEN:
         value = getattr(table.banks[1], entry)
@@ -119,9 +117,10 @@ def test_memory_that_is_not_there_is_one_clear_line():
     huge = EnvSpec("test", spaces.Box(0, 1, (1024, 1024)), spaces.Discrete(2))
     told = r"not enough memory for [\d,]+ MiB.* MiB are free; .*rollout_length"
     with pytest.raises(FastrlError, match=told):
-        Table(huge, 2**20, 1024)
+        Table(Schema(huge), 2**20, 1024)
 
 
 def test_float64_observations_are_stored_as_float32():
-    table = Table(EnvSpec("test", spaces.Box(-1, 1, (2,), np.float64), spaces.Discrete(2)), 2, 2)
+    spec = EnvSpec("test", spaces.Box(-1, 1, (2,), np.float64), spaces.Discrete(2))
+    table = Table(Schema(spec), 2, 2)
     assert table.banks[0].observation[""].dtype == torch.float32

@@ -17,7 +17,7 @@ def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     plan = make_plan(Topology(2, 2, 1, 2), 3)
     hand_over = HandOver(plan.topology)
     names = ("env-worker-0", "env-worker-1", "model-worker-0")
-    table = Table(plan.env_spec, 3, plan.topology.num_envs)
+    table = Table(plan.schema, 3, plan.topology.num_envs)
     context = WorkerContext(plan, table, None, CounterBoard(names), hand_over)
     requests, groups = 4000, range(4)
     for row in groups:

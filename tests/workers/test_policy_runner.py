@@ -28,7 +28,7 @@ def test_too_little_memory_names_a_size_that_fits(limit, told):
         return policy
 
     plan = make_plan(Topology(16, 1), 3, build_model=build)
-    table = Table(plan.env_spec, 3, 16)
+    table = Table(plan.schema, 3, 16)
     runner = PolicyRunner(plan, table, None, 0)
     with pytest.raises(FastrlError, match=f"infer 16 environments at once, {told}; lower sampler"):
         runner.serve([Request(0, 0, 0, 16)])
@@ -38,7 +38,7 @@ def test_number_of_calls_that_are_kept_changes_nothing(monkeypatch):
     def served(kept):
         monkeypatch.setattr("fastrl.workers.policy_runner._KEPT_BYTES", kept << 13)
         plan = make_plan(Topology(4, 2, 1, 2), 3)
-        table = Table(plan.env_spec, 3, 8)
+        table = Table(plan.schema, 3, 8)
         runner = PolicyRunner(plan, table, None, 0)
         for rollout in range(3):
             runner.begin(rollout)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastrl.errors import SpaceError
-from fastrl.spec import EnvSpec
+from fastrl.spec import EnvSpec, PolicyStep, outputs_of
 
 Leaves = Mapping[str, Tensor]
 """Observations or actions: one tensor ``[*, *leaf.shape]`` per leaf of the space, by path."""
@@ -22,7 +22,11 @@ Weights = Mapping[str, Tensor] | None
 
 
 class TensorPolicy(Protocol):
-    """A policy whose randomness comes in as noise, and whose weights do as well."""
+    """A policy whose randomness comes in as noise, and whose weights do as well.
+
+    Like a `fastrl.models.PolicyModel` it may declare in ``outputs`` what it puts out beside
+    actions; without the attribute that is ``log_prob`` and ``value``.
+    """
 
     def draw_noise(
         self,
@@ -33,12 +37,12 @@ class TensorPolicy(Protocol):
         """Return the noise ``[*shape, …] float32`` that `act` consumes."""
         ...
 
-    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
-        """Return actions by leaf, their log-probability ``[*]`` and the value ``[*]``."""
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> PolicyStep:
+        """Return actions by leaf, and the outputs ``[*, *shape]``."""
         ...
 
     def value(self, weights: Weights, observation: Leaves) -> Tensor:
-        """Return the value ``[*]``."""
+        """Return the value ``[*]``; only where ``outputs`` has it."""
         ...
 
 
@@ -52,6 +56,7 @@ class ModulePolicy:
         """Use ``model``, for instance a `fastrl.models.policy.PolicyModel`."""
         self._model = model
         self._call = _Call(model)
+        self.outputs = outputs_of(model)
 
     def draw_noise(
         self,
@@ -62,9 +67,9 @@ class ModulePolicy:
         """See `TensorPolicy.draw_noise`."""
         return cast(Tensor, self._model.draw_noise(shape, generator, device))
 
-    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> PolicyStep:
         """See `TensorPolicy.act`; without weights, the module's own are used."""
-        return cast("tuple[Any, Any, Any]", self._with(weights, "act", observation, noise))
+        return cast(PolicyStep, self._with(weights, "act", observation, noise))
 
     def value(self, weights: Weights, observation: Leaves) -> Tensor:
         """See `TensorPolicy.value`; without weights, the module's own are used."""
@@ -106,7 +111,7 @@ class RandomPolicy:
         """See `TensorPolicy.draw_noise`: uniform in [0, 1), ``[*shape, *action shape]``."""
         return torch.rand(*shape, *self._shape, generator=generator, device=device)
 
-    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> tuple[Any, Any, Any]:
+    def act(self, weights: Weights, observation: Leaves, noise: Tensor) -> PolicyStep:
         """See `TensorPolicy.act`; weights and observation change nothing."""
         if self._choices:
             action = (noise * self._choices).long()
@@ -117,7 +122,8 @@ class RandomPolicy:
                 low, width = (torch.as_tensor(each, device=noise.device) for each in (low, width))
             action = low + width * noise
             log_prob = noise.new_full(noise.shape[: noise.ndim - len(self._shape)], self._log_prob)
-        return {"": action}, log_prob, torch.zeros_like(log_prob)
+        value = torch.zeros_like(log_prob)
+        return PolicyStep({"": action}, {"log_prob": log_prob, "value": value})
 
     def value(self, weights: Weights, observation: Leaves) -> Tensor:
         """Return 0, ``[n]``."""

@@ -17,6 +17,7 @@ from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.policy import TensorPolicy, Weights
 from fastrl.errors import ConfigError
+from fastrl.spec import checked_step, outputs_of
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
@@ -31,9 +32,12 @@ class TensorRollout(NamedTuple):
         reward: ``[T, n]``.
         terminated: ``[T, n]`` bool.
         truncated: ``[T, n]`` bool.
-        log_prob: ``[T, n]``.
-        value: ``[T+1, n]``.
-        final_value: ``[T, n]``: value of the final observation where truncated, else 0.
+        outputs: What the policy puts out, by name ``[T, n, *shape]``, but ``value`` ``[T+1, n]``.
+        final_value: ``[T, n]``: value of the final observation where truncated, else 0; None where
+            the policy has no value.
+        final_observation: By leaf ``[T, n, *shape]``: the last observation of the episode that
+            ended; other rows hold arbitrary numbers.
+        extras: What the environment declares, see `EnvSpec.extras`, by name ``[T, n, *shape]``.
         episode_return: ``[T, n]``: undiscounted return of the episode that ended, else 0.
         episode_length: ``[T, n]`` int32: its length in steps, else 0.
         params: ``[T+1, n, R]``: the randomised parameters; None where there are none.
@@ -44,9 +48,10 @@ class TensorRollout(NamedTuple):
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
-    log_prob: Tensor
-    value: Tensor
-    final_value: Tensor
+    outputs: dict[str, Tensor]
+    final_value: Tensor | None
+    final_observation: dict[str, Tensor]
+    extras: dict[str, Tensor]
     episode_return: Tensor
     episode_length: Tensor
     params: Tensor | None
@@ -84,12 +89,12 @@ class _Steps(NamedTuple):
     observation: dict[str, Tensor]
     params: Tensor | None
     action: dict[str, Tensor]
-    log_prob: Tensor
-    value: Tensor
+    outputs: dict[str, Tensor]
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
     final_observation: dict[str, Tensor]
+    extras: dict[str, Tensor]
     episode_return: Tensor
     episode_length: Tensor
 
@@ -122,6 +127,7 @@ class Rollouts(Generic[S, P]):
         """
         env = env.fitted(params)
         self._env, self._policy, self._params = env, policy, params
+        self._outputs = outputs_of(policy)
         self._device = params.max_episode_steps.device
         self._inside = _bounding(env.spec.action_space, squash, self._device)
         self._steps_per_graph = steps_per_graph
@@ -215,15 +221,21 @@ class Rollouts(Generic[S, P]):
         params = None
         if done.params is not None:
             params = torch.cat([done.params, self._params_of(here.state)[None]])
+        outputs, final_value = dict(done.outputs), None
+        if "value" in outputs:
+            last_value = self._policy.value(weights, here.observation)
+            outputs["value"] = torch.cat([done.outputs["value"], last_value[None]])
+            final_value = self._final_value(weights, done)
         return TensorRollout(
             observation=_joined([done.observation, last]),
             action=done.action,
             reward=done.reward,
             terminated=done.terminated,
             truncated=done.truncated,
-            log_prob=done.log_prob,
-            value=torch.cat([done.value, self._policy.value(weights, here.observation)[None]]),
-            final_value=self._final_value(weights, done),
+            outputs=outputs,
+            final_value=final_value,
+            final_observation=done.final_observation,
+            extras=done.extras,
             episode_return=done.episode_return,
             episode_length=done.episode_length,
             params=params,
@@ -237,22 +249,23 @@ class Rollouts(Generic[S, P]):
         return _mapped(torch.stack, *steps), here
 
     def _step(self, weights: Weights, here: Start, noise: Noise) -> tuple[_Steps, Start]:
-        action, log_prob, value = self._policy.act(weights, here.observation, noise.policy)
+        found = self._policy.act(weights, here.observation, noise.policy)
+        acted = checked_step(self._policy, self._outputs, found, len(noise.policy))
         observation, state, reward, terminated, truncated, info = self._env.step(
-            here.state, self._inside(action[""]), noise.env, self._params
+            here.state, self._inside(acted.action[""]), noise.env, self._params
         )
         ended = terminated | truncated
         total = here.episode_return + reward
         step = _Steps(
             observation=here.observation,
             params=self._params_of(here.state),
-            action=action,
-            log_prob=log_prob,
-            value=value,
+            action=acted.action,
+            outputs={name: acted.outputs[name] for name in self._outputs},
             reward=reward,
             terminated=terminated,
             truncated=truncated,
             final_observation=_leaves(info["final_observation"]),
+            extras={name: info[name] for name in self._env.spec.extras},
             episode_return=torch.where(ended, total, 0.0),
             episode_length=torch.where(ended, here.state.time + 1, 0),
         )
@@ -263,7 +276,7 @@ class Rollouts(Generic[S, P]):
 
     def _final_value(self, weights: Weights, done: _Steps) -> Tensor:
         """Return the values of the final observations where truncated, which are few."""
-        values = torch.zeros_like(done.value)
+        values = torch.zeros_like(done.outputs["value"])
         index = done.truncated.nonzero(as_tuple=True)
         final = {leaf: tensor[index] for leaf, tensor in done.final_observation.items()}
         values[index] = self._policy.value(weights, final).to(values.dtype)

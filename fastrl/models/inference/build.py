@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from fastrl import once
 from fastrl.devices import existing_device
 from fastrl.errors import ConfigError
 from fastrl.models.actor_critic import ActorCritic
@@ -29,10 +30,11 @@ def build_engine(
         model: The policy.
         device: Where it runs.
         name: ``eager`` runs PyTorch; ``compiled`` runs compiled code, or PyTorch with a warning
-            where the policy or the device is not supported; ``auto`` does so without a warning.
-            Either warns where a supported policy does not compile. ``bfloat16`` runs PyTorch with
-            the network's bodies in bfloat16, or in float32 with a warning where the device or the
-            policy does not allow it.
+            where the policy or the device is not supported; ``auto`` does so, and warns once in a
+            run where the policy is of another class than `ActorCritic`. Either warns where a
+            supported policy does not compile. ``bfloat16`` runs PyTorch with the network's bodies
+            in bfloat16, or in float32 with a warning where the device or the policy does not
+            allow it.
 
     Raises:
         ConfigError: The name is unknown, or there is no such device.
@@ -65,14 +67,15 @@ def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> Infer
         # Imported here, as numba takes a fifth of a second and may be missing.
         from fastrl.models.inference import mlp_engine, mlp_program
 
-        if device.type == "cpu" and mlp_program.supports(model):
+        on_cpu = device.type == "cpu"
+        reason = mlp_program.why_not(model) if on_cpu else f"only a CPU runs it, not {device}"
+        if not reason:
             return mlp_engine.MlpEngine(cast(ActorCritic, model))
     except Exception as error:  # a compiler fails in many ways, and is never needed
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _LOGGER.warning("inference runs eagerly, as compiled code is not available: %s", reason)
         return None
-    if demanded:
-        _LOGGER.warning(
-            "inference runs eagerly: only MLP policies over float32 vectors on the CPU are compiled"
-        )
+    is_custom = on_cpu and type(model) is not ActorCritic
+    if demanded or (is_custom and once.is_first(f"eager: {reason}")):
+        _LOGGER.warning("inference runs eagerly, not in compiled code: %s", reason)
     return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
 from fastrl.models.policy import PolicyModel
+from fastrl.spec import checked_step, outputs_of
 
 Leaves = Mapping[str, Tensor]
 
@@ -26,6 +27,7 @@ class EagerEngine(InferenceEngine):
 
     def __init__(self, model: PolicyModel) -> None:
         self._device = torch.device("cpu")
+        self._outputs = outputs_of(model)
         self._model = copy.deepcopy(model)
         self._model.to(self._device)
         for parameter in self._model.parameters():
@@ -45,16 +47,16 @@ class EagerEngine(InferenceEngine):
         return self._model.draw_noise(shape, generator)
 
     def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
-        """Return a call that samples actions and writes them, their log_prob and the value."""
-        model = self._model
+        """Return a call that samples actions, and writes them and the policy's outputs."""
+        model, outputs = self._model, self._outputs
 
         @torch.inference_mode()
         def call() -> None:
-            action, log_prob, value = model.act(observation, noise)
+            step = checked_step(model, outputs, model.act(observation, noise), len(noise))
             for path, target in out.action.items():
-                target.copy_(action[path])
-            out.log_prob.copy_(log_prob)
-            out.value.copy_(value)
+                target.copy_(step.action[path])
+            for name, target in out.outputs.items():
+                target.copy_(step.outputs[name])
 
         return call
 
@@ -87,20 +89,20 @@ class StagedEngine(EagerEngine):
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
-        """Return a call that samples actions and writes them, their log_prob and the value."""
+        """Return a call that samples actions, and writes them and the policy's outputs."""
         inputs = {f"observation/{path}": leaf for path, leaf in observation.items()}
         results = {f"action/{path}": leaf for path, leaf in out.action.items()}
-        results |= {"log_prob": out.log_prob, "value": out.value}
+        results |= {f"output/{name}": rows for name, rows in out.outputs.items()}
         send, receive = self._sender(inputs | {"noise": noise}), self._receiver(results)
-        model = self._model
+        model, outputs = self._model, self._outputs
 
         @torch.inference_mode()
         def call() -> None:
             on_device = send()
             there = {path: on_device[f"observation/{path}"] for path in observation}
-            action, log_prob, value = model.act(there, on_device["noise"])
-            found = {f"action/{path}": action[path] for path in out.action}
-            receive(found | {"log_prob": log_prob, "value": value})
+            step = checked_step(model, outputs, model.act(there, on_device["noise"]), len(noise))
+            found = {f"action/{path}": step.action[path] for path in out.action}
+            receive(found | {f"output/{name}": step.outputs[name] for name in out.outputs})
 
         return call
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastrl.spaces import TensorSpec
+from fastrl.spec import LOG_PROB_AND_VALUE
+
 
 @dataclass(frozen=True)
 class PolicyOutput:
@@ -16,13 +19,25 @@ class PolicyOutput:
 
     Attributes:
         action: Per leaf ``[n, *shape]`` in the dtypes of `fastrl.spaces.action_specs`.
-        log_prob: ``[n] float32``, in nats.
-        value: ``[n] float32``.
+        outputs: What the policy declares (see `fastrl.spec.outputs_of`), by name ``[n, *shape]``.
     """
 
     action: dict[str, Tensor]
-    log_prob: Tensor
-    value: Tensor
+    outputs: dict[str, Tensor]
+
+    @classmethod
+    def zeros(
+        cls,
+        num_rows: int,
+        action: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec] = LOG_PROB_AND_VALUE,
+    ) -> PolicyOutput:
+        """Return new tensors for n rows of an action space, see `EnvSpec.action`."""
+        made = (
+            {name: torch.zeros(num_rows, *spec.shape, dtype=spec.dtype) for name, spec in x.items()}
+            for x in (action, outputs)
+        )
+        return cls(*made)
 
 
 class InferenceEngine(ABC):
@@ -46,7 +61,7 @@ class InferenceEngine(ABC):
     def bind(
         self, observation: Mapping[str, Tensor], noise: Tensor, out: PolicyOutput
     ) -> Callable[[], None]:
-        """Return a call that samples actions and writes them, their log_prob and the value.
+        """Return a call that samples actions, and writes them and the policy's outputs.
 
         Args:
             observation: Per leaf ``[n, *shape]``, read by each call.

@@ -26,7 +26,7 @@ class _Call(functools.partial[None]):
 
 
 class MlpEngine(InferenceEngine):
-    """A supported `ActorCritic` (see `mlp_program.supports`), compiled for this machine's CPU.
+    """A supported `ActorCritic` (see `mlp_program.why_not`), compiled for this machine's CPU.
 
     Actions, log_probs and values of a row have the same bits whatever else is in the batch, and
     agree with `ActorCritic.act` to float32 rounding, about 1e-6. A discrete action can differ only
@@ -60,15 +60,15 @@ class MlpEngine(InferenceEngine):
     def bind(
         self, observation: Mapping[str, Tensor], noise: Tensor, out: PolicyOutput
     ) -> Callable[[], None]:
-        """Return a call that samples actions and writes them, their log_prob and the value."""
-        rows = len(out.value)
+        """Return a call that samples actions, and writes them and the policy's outputs."""
+        rows = len(noise)
         noise_shape = (rows, self._model.distribution.noise_size)
         return self._call(
             self._act,
             rows,
             noise=[_view("noise", noise, noise_shape)],
-            log_prob=[_view("log_prob", out.log_prob, (rows,))],
-            value=[_view("value", out.value, (rows,))],
+            log_prob=[_view("log_prob", out.outputs["log_prob"], (rows,))],
+            value=[_view("value", out.outputs["value"], (rows,))],
             leaves=list(self._observation_views(observation, rows)),
             parts=list(self._action_views(out.action, rows)),
             owners=(observation, noise, out),

@@ -24,6 +24,7 @@ from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.lanes import LANE_BYTES, LANES
 from fastrl.models.networks import Body, VectorEncoder
 from fastrl.models.normalization import RunningNormalizer
+from fastrl.spec import LOG_PROB_AND_VALUE, outputs_of
 
 _ACTIVATIONS: Mapping[type[nn.Module], int] = {
     nn.Tanh: kernel.TANH,
@@ -39,21 +40,28 @@ _KINDS: Mapping[type[ActionPart], int] = {
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def supports(model: object) -> bool:
-    """Say whether a policy can be compiled.
+def why_not(model: object) -> str:
+    """Return why a policy cannot be compiled; empty where it can.
 
-    It must be an `ActorCritic` itself, as a subclass may compute anything, with float32
-    parameters, observation leaves that are float32 vectors, and any activation but GELU.
+    It must be an `ActorCritic` itself, as a subclass may compute anything, with the outputs
+    log_prob and value, float32 parameters, observation leaves that are float32 vectors, and any
+    activation but GELU.
     """
+    more = ", ".join(sorted(outputs_of(model).keys() - LOG_PROB_AND_VALUE.keys()))
     if type(model) is not ActorCritic:
-        return False
+        told = f" and puts out {more}" if more else ""
+        return f"{type(model).__name__} may compute anything{told}"
+    if outputs_of(model) != LOG_PROB_AND_VALUE:
+        return "the policy declares other outputs than log_prob and value"
     specs, modules = model.observation_specs.values(), list(model.actor_body.mlp)
-    return (
-        all(type(encoder) is VectorEncoder for encoder in model.actor_body.encoders)
-        and all(spec.dtype == torch.float32 for spec in specs)
-        and all(type(module) in _ACTIVATIONS for module in modules[1::2])
-        and all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    )
+    is_mlp = all(type(encoder) is VectorEncoder for encoder in model.actor_body.encoders)
+    if not (is_mlp and all(spec.dtype == torch.float32 for spec in specs)):
+        return "an observation is not a vector of float32"
+    if not all(type(module) in _ACTIVATIONS for module in modules[1::2]):
+        return "its activation is not compiled"
+    if not all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return "a parameter is not float32"
+    return ""
 
 
 def compile_kernel() -> None:

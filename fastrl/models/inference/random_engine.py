@@ -23,8 +23,7 @@ _WIDEST = 1e30
 class RandomEngine(InferenceEngine):
     """Samples every action uniformly, in [-1, 1] where a ``Box`` is unbounded; observes nothing.
 
-    The noise is the actions themselves, so that a call only copies. Log-probability and value
-    are written as 0.
+    The noise is the actions themselves, so that a call only copies. Outputs are written as 0.
 
     Args:
         env_spec: Gives the action space.
@@ -64,13 +63,13 @@ class RandomEngine(InferenceEngine):
             (target.numpy(), noise[:, self._columns[path]].view(target.shape).numpy())
             for path, target in out.action.items()
         ]
-        log_prob, value = out.log_prob.numpy(), out.value.numpy()
+        outputs = [target.numpy() for target in out.outputs.values()]
 
         def call() -> None:
             for target, source in copies:
                 np.copyto(target, source, casting="unsafe")
-            log_prob.fill(0.0)
-            value.fill(0.0)
+            for target in outputs:
+                target.fill(0)
 
         return call
 

@@ -82,7 +82,7 @@ def trained_actions(name: str, observations, rng):
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     with torch.inference_mode():
         noise = model.draw_noise((len(observations),), generator)
-        action, _, _ = model.act({"": torch.from_numpy(np.asarray(observations))}, noise)
+        action = model.act({"": torch.from_numpy(np.asarray(observations))}, noise).action
     return action[""].numpy()
 
 

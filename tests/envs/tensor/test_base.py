@@ -249,7 +249,7 @@ def test_no_operation_of_a_step_waits_for_the_device(name, randomized):
     _, state = env.reset(env.draw_noise((4,)), params)
     noise = env.draw_noise((4,)), policy.draw_noise((4,))
     with Operations() as operations:
-        action, _, _ = policy.act(None, {}, noise[1])
+        action = policy.act(None, {}, noise[1]).action
         # Not on the CPU, where the values of discrete actions are checked.
         env.step(*(elsewhere(each) for each in (state, action[""], noise[0], params)))
     # What a CUDA graph cannot record: shapes or branches that depend on values, and copies.

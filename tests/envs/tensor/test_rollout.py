@@ -30,8 +30,9 @@ class FirstNumberPolicy(RandomPolicy):
         return observation[""][..., 0]
 
     def act(self, weights, observation, noise):
-        action, log_prob, _ = super().act(weights, observation, noise)
-        return action, log_prob, self.value(weights, observation)
+        step = super().act(weights, observation, noise)
+        value = self.value(weights, observation)
+        return step._replace(outputs={**step.outputs, "value": value})
 
 
 def maker(name="CartPole-v1", limit=None, policy=FirstNumberPolicy, **kwargs):
@@ -62,7 +63,7 @@ def test_shapes():
     found = rollout(env, RandomPolicy(env.spec), None, 7, N, generator())
     assert found.observation[""].shape == (8, N, 3)
     assert found.action[""].shape == (7, N, 1)
-    assert found.value.shape == (8, N)
+    assert found.outputs["value"].shape == (8, N)
     for field in ("reward", "terminated", "truncated", "log_prob", "final_value"):
         assert getattr(found, field).shape == (7, N)
     assert found.params is None
@@ -98,7 +99,7 @@ def test_transitions_are_those_of_the_environment():
         assert torch.equal(found.observation[""][t + 1][~ended[t]], after[~ended[t]])
         assert torch.equal(found.final_value[t], torch.where(found.truncated[t], after[:, 0], 0.0))
     assert found.truncated.sum() > N
-    assert torch.equal(found.value, found.observation[""][..., 0])
+    assert torch.equal(found.outputs["value"], found.observation[""][..., 0])
 
 
 def test_episodes_are_summed_across_rollouts():
@@ -158,15 +159,15 @@ def test_policy_computes_with_the_weights_it_is_given():
     start, noise = rollouts.start(N, generator()), rollouts.draw_noise(9, N, generator(1))
     found, _ = rollouts.run(weights, start, noise)
     own, _ = rollouts.run(None, start, noise)
-    assert (found.value != own.value).any()
+    assert (found.outputs["value"] != own.outputs["value"]).any()
 
     model.load_state_dict(weights)
     observation = {"": found.observation[""][:-1]}
-    action, log_prob, value = model.act(observation, noise.policy)
+    action, outputs = model.act(observation, noise.policy)[:2]
     assert torch.equal(found.action[""], action[""])
-    torch.testing.assert_close(found.log_prob, log_prob)
-    torch.testing.assert_close(found.value[:-1], value)
-    torch.testing.assert_close(found.value, model.value(found.observation))
+    torch.testing.assert_close(found.outputs["log_prob"], outputs["log_prob"])
+    torch.testing.assert_close(found.outputs["value"][:-1], outputs["value"])
+    torch.testing.assert_close(found.outputs["value"], model.value(found.observation))
 
 
 @pytest.mark.parametrize("squash", [False, True])
@@ -206,7 +207,8 @@ def test_random_policy_draws_every_action_equally_often():
     for name, actions in (("Acrobot-v1", 3), ("Pendulum-v1", None)):
         policy = RandomPolicy(make_tensor(name)[0].spec)
         noise = policy.draw_noise((9000,), generator())
-        action, log_prob, value = policy.act(None, {}, noise)
+        action, outputs = policy.act(None, {}, noise)[:2]
+        log_prob, value = outputs["log_prob"], outputs["value"]
         if actions:
             counts = torch.bincount(action[""], minlength=actions)
             assert counts.tolist() == pytest.approx([3000] * 3, abs=200)

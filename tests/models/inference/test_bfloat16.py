@@ -43,7 +43,7 @@ def run(engine, model):
         path: torch.zeros((ROWS, *part.shape), dtype=part.dtype)
         for path, part in model.distribution.parts.items()
     }
-    out = PolicyOutput(action, torch.zeros(ROWS), torch.zeros(ROWS))
+    out = PolicyOutput(action, {name: torch.zeros(ROWS) for name in model.outputs})
     engine.act(observation, model.draw_noise((ROWS,), torch.Generator().manual_seed(2)), out)
     values = torch.zeros(ROWS)
     engine.values(observation, values)
@@ -58,10 +58,14 @@ def test_it_agrees_with_float32_within_its_precision(able, name, shared, caplog)
     assert not caplog.records
     action, out, values = run(engine, model)
     expected_action, expected, expected_values = run(EagerEngine(model), model)
-    assert out.log_prob.dtype == out.value.dtype == torch.float32
+    assert out.outputs["log_prob"].dtype == out.outputs["value"].dtype == torch.float32
     # bfloat16 has 8 bits: 0.4 % of each product, of which many are added up.
-    torch.testing.assert_close(out.log_prob, expected.log_prob, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(out.value, expected.value, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        out.outputs["log_prob"], expected.outputs["log_prob"], rtol=0.02, atol=0.02
+    )
+    torch.testing.assert_close(
+        out.outputs["value"], expected.outputs["value"], rtol=0.02, atol=0.02
+    )
     torch.testing.assert_close(values, expected_values, rtol=0.02, atol=0.02)
     same = sum(int((action[k] == expected_action[k]).sum()) for k in action)
     assert same >= 0.9 * ROWS
@@ -75,7 +79,9 @@ def test_the_model_itself_stays_as_it_is_and_new_weights_arrive(able):
     engine.load(newer.state_dict())
     _, out, _ = run(engine, model)
     _, expected, _ = run(EagerEngine(newer), model)
-    torch.testing.assert_close(out.value, expected.value, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        out.outputs["value"], expected.outputs["value"], rtol=0.02, atol=0.02
+    )
 
 
 class Mine(ActorCritic):
@@ -95,7 +101,7 @@ def test_where_it_is_not_possible_one_line_says_so(case, monkeypatch, caplog):
     assert "in float32, not in bfloat16" in caplog.text
     _, out, _ = run(engine, model)
     _, expected, _ = run(EagerEngine(model), model)
-    assert torch.equal(out.value, expected.value)
+    assert torch.equal(out.outputs["value"], expected.outputs["value"])
 
 
 def test_a_machine_without_cpuinfo_has_no_flags(tmp_path):

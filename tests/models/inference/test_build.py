@@ -9,6 +9,7 @@ from gymnasium import spaces
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic, EagerEngine, build_engine
+from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 
 mlp_engine = pytest.importorskip("fastrl.models.inference.mlp_engine")
@@ -31,7 +32,6 @@ UNSUPPORTED = {
     "index": lambda: model_for(spaces.Discrete(4)),
     "bytes": lambda: model_for(spaces.Box(0, 255, (4,), np.uint8)),
     "gelu": lambda: model_for(activation="gelu"),
-    "own class": lambda: model_for(model_class=Mine),
     "bfloat16": lambda: model_for().bfloat16(),
 }
 
@@ -50,7 +50,21 @@ def test_what_cannot_be_compiled_runs_eagerly(name, caplog):
     assert not caplog.records
     assert type(build_engine(model, name="compiled")) is EagerEngine
     assert len(caplog.records) == 1
-    assert "eager" in caplog.text
+    assert "inference runs eagerly, not in compiled code" in caplog.text
+
+
+def test_another_class_runs_eagerly_and_one_line_says_why(caplog):
+    for _ in range(2):
+        assert type(build_engine(model_for(model_class=Mine))) is EagerEngine
+    (record,) = caplog.records
+    assert "inference runs eagerly, not in compiled code: Mine" in record.getMessage()
+
+
+def test_other_outputs_than_the_compiled_ones_run_eagerly(caplog):
+    model = model_for()
+    model.outputs = {**model.outputs, "logits": TensorSpec((2,), torch.float32)}
+    assert type(build_engine(model, name="compiled")) is EagerEngine
+    assert "other outputs than log_prob and value" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["auto", "compiled"])

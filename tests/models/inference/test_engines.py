@@ -75,8 +75,7 @@ class Batch:
         parts = model.distribution.parts.items()
         self.out = PolicyOutput(
             {path: torch.full((rows, *part.shape), 77, dtype=part.dtype) for path, part in parts},
-            torch.full((rows,), math.nan),
-            torch.full((rows,), math.nan),
+            {name: torch.full((rows,), math.nan) for name in model.outputs},
         )
 
     def run(self, engine):
@@ -87,8 +86,9 @@ class Batch:
 def assert_agrees(model, batch):
     """Compare outputs with the model's own, but for noise on the edge between two actions."""
     with torch.no_grad():
-        action, log_prob, value = model.act(batch.observation, batch.noise)
-    torch.testing.assert_close(batch.out.value, value, atol=1e-5, rtol=1e-5)
+        action, outputs = model.act(batch.observation, batch.noise)[:2]
+    log_prob, value = outputs["log_prob"], outputs["value"]
+    torch.testing.assert_close(batch.out.outputs["value"], value, atol=1e-5, rtol=1e-5)
     same = torch.ones(len(value), dtype=torch.bool)
     for path, part in model.distribution.parts.items():
         found, expected = batch.out.action[path], action[path]
@@ -98,7 +98,9 @@ def assert_agrees(model, batch):
         else:
             same &= (found == expected).flatten(1).all(1) if found.ndim > 1 else found == expected
     assert same.float().mean() > 0.99 or (~same).sum() <= 1
-    torch.testing.assert_close(batch.out.log_prob[same], log_prob[same], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        batch.out.outputs["log_prob"][same], log_prob[same], atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 3, 17, 64, 100])
@@ -136,7 +138,7 @@ def test_any_mlp_is_compiled_right(sizes, activation, shared, normalize, observa
     assert_agrees(model, batch)
     values = torch.full((rows,), math.nan)
     MlpEngine(model).bind_values(batch.observation, values)()
-    assert torch.equal(values, batch.out.value)
+    assert torch.equal(values, batch.out.outputs["value"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -164,7 +166,7 @@ def test_bound_calls_use_loaded_weights_and_rewritten_inputs(engine):
     batch.noise.copy_(changed.noise)
     call()
     assert_agrees(second, batch)
-    running.values(batch.observation, batch.out.value.fill_(math.nan))
+    running.values(batch.observation, batch.out.outputs["value"].fill_(math.nan))
     assert_agrees(second, batch)
 
 
@@ -185,7 +187,7 @@ def test_engines_infer_and_do_not_train(engine):
     model = Regularised(EnvSpec("test", VECTOR, ACTIONS["Box"]), ModelConfig())
     running = ENGINES[engine](model)
     first, again = (Batch(model, 1).run(running) for _ in range(2))
-    assert torch.equal(first.out.value, again.out.value)
+    assert torch.equal(first.out.outputs["value"], again.out.outputs["value"])
     assert torch.equal(first.out.action[""], again.out.action[""])
     assert model.training
 
@@ -199,7 +201,7 @@ def test_an_engine_has_its_own_copy_of_the_weights(engine):
         for parameter in model.parameters():
             parameter.zero_()
     after = Batch(model, 9).run(running)
-    assert torch.equal(after.out.value, before.out.value)
+    assert torch.equal(after.out.outputs["value"], before.out.outputs["value"])
     running.load(model_for(ACTIONS["Discrete"], seed=3).state_dict())
     assert all((parameter == 0).all() for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -224,13 +226,13 @@ def test_rows_need_not_be_contiguous(engine, name):
     for path, leaf in batch.out.action.items():
         table, out[path] = spread(leaf)
         tables.append(table)
-    log_prob_table, log_prob = spread(batch.out.log_prob)
-    value_table, value = spread(batch.out.value)
-    batch.out = PolicyOutput(out, log_prob, value)
+    log_prob_table, log_prob = spread(batch.out.outputs["log_prob"])
+    value_table, value = spread(batch.out.outputs["value"])
+    batch.out = PolicyOutput(out, {"log_prob": log_prob, "value": value})
     running = ENGINES[engine](model)
     batch.run(running)
     dense.run(running)
-    torch.testing.assert_close(batch.out.log_prob, dense.out.log_prob)
+    torch.testing.assert_close(batch.out.outputs["log_prob"], dense.out.outputs["log_prob"])
     for path, leaf in batch.out.action.items():
         torch.testing.assert_close(leaf, dense.out.action[path])
     for table in (*tables, log_prob_table, value_table):
@@ -248,12 +250,11 @@ def test_a_compiled_row_does_not_depend_on_its_batch(rows, start, length):
     alone = Batch(model, 60)
     outs = PolicyOutput(
         {path: leaf[part] for path, leaf in alone.out.action.items()},
-        alone.out.log_prob[part],
-        alone.out.value[part],
+        {name: rows[part] for name, rows in alone.out.outputs.items()},
     )
     engine.act({"": alone.observation[""][part]}, alone.noise[part], outs)
-    assert torch.equal(outs.value, whole.out.value[part])
-    assert torch.equal(outs.log_prob, whole.out.log_prob[part])
+    assert torch.equal(outs.outputs["value"], whole.out.outputs["value"][part])
+    assert torch.equal(outs.outputs["log_prob"], whole.out.outputs["log_prob"][part])
     for path, leaf in outs.action.items():
         assert torch.equal(leaf, whole.out.action[path][part])
 
@@ -267,7 +268,7 @@ def test_impossible_categories_are_never_sampled_by_compiled_code():
     batch.noise.copy_(torch.tensor([[0.0], [1e-45], [1 - 2**-24], [1.0]]))
     batch.run(MlpEngine(model))
     assert batch.out.action[""].tolist() == [1, 1, 1, 1]
-    assert batch.out.log_prob.tolist() == [0.0] * 4
+    assert batch.out.outputs["log_prob"].tolist() == [0.0] * 4
 
 
 def test_samples_of_compiled_code_follow_the_probabilities():
@@ -288,8 +289,8 @@ def test_a_diverged_policy_shows():
         for body in (model.actor_body, model.critic_body):
             body.mlp[0].weight.fill_(math.nan)
     batch = Batch(model, 5).run(MlpEngine(model))
-    assert batch.out.value.isnan().all()
-    assert batch.out.log_prob.isnan().all()
+    assert batch.out.outputs["value"].isnan().all()
+    assert batch.out.outputs["log_prob"].isnan().all()
     assert ((batch.out.action[""] >= 0) & (batch.out.action[""] < 4)).all()
 
 
@@ -332,5 +333,5 @@ def test_log_std_is_bounded_before_actions_overflow(engine, log_std):
         model.distribution.log_std.fill_(log_std)
     batch = Batch(model, 9).run(ENGINES[engine](model))
     assert_agrees(model, batch)
-    for numbers in (batch.out.action[""], batch.out.log_prob):
+    for numbers in (batch.out.action[""], batch.out.outputs["log_prob"]):
         assert numbers.isfinite().all()

@@ -20,11 +20,9 @@ SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,), np.float32), ACTIONS)
 def sample(rows, seed=0):
     engine = RandomEngine(SPEC)
     noise = engine.draw_noise((rows,), torch.Generator().manual_seed(seed))
-    action = {
-        path: torch.zeros((rows, *spec.shape), dtype=spec.dtype)
-        for path, spec in SPEC.action.items()
-    }
-    out = PolicyOutput(action, torch.full((rows,), 9.0), torch.full((rows,), 9.0))
+    out = PolicyOutput.zeros(rows, SPEC.action)
+    for output in out.outputs.values():
+        output.fill_(9.0)
     engine.bind({}, noise, out)()
     return out
 
@@ -44,8 +42,8 @@ def test_actions_cover_their_space_evenly():
 
 def test_log_prob_and_value_are_zero_and_actions_follow_the_generator():
     first, again, other = sample(50), sample(50), sample(50, seed=1)
-    assert (first.log_prob == 0).all()
-    assert (first.value == 0).all()
+    assert (first.outputs["log_prob"] == 0).all()
+    assert (first.outputs["value"] == 0).all()
     for path, leaf in first.action.items():
         assert torch.equal(leaf, again.action[path])
         assert not torch.equal(leaf, other.action[path])
@@ -57,10 +55,8 @@ def test_log_prob_and_value_are_zero_and_actions_follow_the_generator():
 def test_bound_calls_read_noise_that_is_drawn_anew():
     engine = RandomEngine(SPEC)
     noise = engine.draw_noise((3, 8))
-    action = {
-        path: torch.zeros((8, *spec.shape), dtype=spec.dtype) for path, spec in SPEC.action.items()
-    }
-    call = engine.bind({}, noise[1], PolicyOutput(action, torch.zeros(8), torch.zeros(8)))
+    out = PolicyOutput.zeros(8, SPEC.action)
+    call = engine.bind({}, noise[1], out)
     noise.copy_(engine.draw_noise((3, 8)))
     call()
-    torch.testing.assert_close(action["box"], noise[1, :, :2])
+    torch.testing.assert_close(out.action["box"], noise[1, :, :2])
