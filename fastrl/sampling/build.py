@@ -18,7 +18,7 @@ from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.spec import EnvSpec
+from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
@@ -82,6 +82,8 @@ def make_plan(
         lock_step=config.sampler.lock_step,
         torch_threads=config.sampler.torch_threads,
         check_steps=config.faults.bad_numbers == "truncate_episode",
+        # A class from elsewhere is asked.
+        outputs=LOG_PROB_AND_VALUE if config.model.class_path is None else None,
         wanted_fields=config.algorithm.wanted_fields,
         # The learner and the throughput process sleep nearly all the time while workers work.
         spins=_SPINS if free_cores >= 0 else 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,8 @@ from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import ConfigError
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.schema import Schema
-from fastrl.spec import EnvSpec, Topology, outputs_of
+from fastrl.spaces import TensorSpec
+from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology, outputs_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SamplingPlan:
         check_steps: Env workers fail on numbers that are not finite in the step in which they
             arise, and not once the rollout is complete.
         first_rollout: Rollouts of this run that were sampled before, 0 unless it was resumed.
+        outputs: What the policy puts out, see `fastrl.spec.outputs_of`; None to build it once and
+            read what it declares.
         wanted_fields: Fields that only exist where the algorithm asks for them, see `Schema`.
     """
 
@@ -55,6 +58,7 @@ class SamplingPlan:
     spins: int = 0
     first_rollout: int = 0
     check_steps: bool = False
+    outputs: Mapping[str, TensorSpec] | None = None
     wanted_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,16 +83,17 @@ class SamplingPlan:
 
     @cached_property
     def schema(self) -> Schema:
-        """Every field of a rollout; the policy is built once, to read which outputs it declares.
+        """Every field of a rollout.
 
         Raises:
             ConfigError: A field is impossible; see `Schema` and `outputs_of`.
         """
-        if self.build_model is None:
-            return Schema(self.env_spec, wanted=self.wanted_fields)
-        with torch.random.fork_rng(devices=()):
-            policy = self.build_model()
-        return Schema(self.env_spec, outputs_of(policy), self.wanted_fields)
+        outputs = LOG_PROB_AND_VALUE if self.build_model is None else self.outputs
+        if outputs is None:
+            assert self.build_model is not None
+            with torch.random.fork_rng(devices=()):
+                outputs = outputs_of(self.build_model())
+        return Schema(self.env_spec, outputs, self.wanted_fields)
 
     def env_seeds(self, env_worker: int, group: int, replaced: int = 0) -> list[int]:
         """Return one seed per environment of a group: distinct, and independent of groups.

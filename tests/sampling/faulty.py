@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrl.shared import signals
+from fastrl.spec import LOG_PROB_AND_VALUE
 from fastrl.workers.env_stepper import EnvStepper
 from fastrl.workers.policy_runner import PolicyRunner
 from tests.sampling.counting import CountingEnvs, CountingPolicy, abort, hang, kill, raise_error
@@ -143,4 +144,4 @@ def with_failing_model_workers(plan, failures):
             arm(point)
         return CountingPolicy()
 
-    return dataclasses.replace(plan, build_model=build)
+    return dataclasses.replace(plan, build_model=build, outputs=LOG_PROB_AND_VALUE)

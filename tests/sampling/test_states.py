@@ -39,7 +39,7 @@ def copied(rollout):
     found = [torch.from_numpy(each) for each in (ends.returns, ends.lengths, ends.slot)]
     by_name = {
         name: value
-        for name, value in vars(rollout).items()
+        for name, value in rollout.fields.items()
         if isinstance(value, torch.Tensor) and name not in ("policy_version", "restarted")
     }
     return [*found, *(tensor.clone() for tensor in by_name.values())]

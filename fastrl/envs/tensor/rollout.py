@@ -249,8 +249,9 @@ class Rollouts(Generic[S, P]):
         return _mapped(torch.stack, *steps), here
 
     def _step(self, weights: Weights, here: Start, noise: Noise) -> tuple[_Steps, Start]:
-        found = self._policy.act(weights, here.observation, noise.policy)
-        acted = checked_step(self._policy, self._outputs, found, len(noise.policy))
+        acted = self._policy.act(weights, here.observation, noise.policy)
+        if not torch.compiler.is_compiling():
+            checked_step(self._policy, self._outputs, acted, len(noise.policy))
         observation, state, reward, terminated, truncated, info = self._env.step(
             here.state, self._inside(acted.action[""]), noise.env, self._params
         )

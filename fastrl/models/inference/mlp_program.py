@@ -50,7 +50,7 @@ def why_not(model: object) -> str:
     more = ", ".join(sorted(outputs_of(model).keys() - LOG_PROB_AND_VALUE.keys()))
     if type(model) is not ActorCritic:
         told = f" and puts out {more}" if more else ""
-        return f"{type(model).__name__} may compute anything{told}"
+        return f"{type(model).__name__} is another class than ActorCritic{told}"
     if outputs_of(model) != LOG_PROB_AND_VALUE:
         return "the policy declares other outputs than log_prob and value"
     specs, modules = model.observation_specs.values(), list(model.actor_body.mlp)

@@ -64,7 +64,8 @@ def test_shapes():
     assert found.observation[""].shape == (8, N, 3)
     assert found.action[""].shape == (7, N, 1)
     assert found.outputs["value"].shape == (8, N)
-    for field in ("reward", "terminated", "truncated", "log_prob", "final_value"):
+    assert found.outputs["log_prob"].shape == (7, N)
+    for field in ("reward", "terminated", "truncated", "final_value"):
         assert getattr(found, field).shape == (7, N)
     assert found.params is None
 
