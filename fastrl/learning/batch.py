@@ -3,13 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastrl.errors import ConfigError
+
 _ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout as an algorithm prepares it; all tensors are where the rollout is.
+
+    ``experience["reward"]`` is a field by its name.
+
+    Attributes:
+        observation: Per leaf ``[T+1, B, *shape]``.
+        action: Per leaf ``[T, B, *shape]``.
+        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``. The rewards
+            are those that are learnt from: scaled and normalised.
+        device: Where gradients are computed.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Mapping[str, Tensor]
+    fields: Mapping[str, Tensor]
+    device: torch.device
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a field."""
+        return _field(self.fields, name)
+
+    def batch(self, transfer: Transfer, prepared: Mapping[str, Tensor]) -> Batch:
+        """Return the rollout as rows, on the learner's device.
+
+        Args:
+            transfer: Brings them there.
+            prepared: ``[T, B, *]`` by name: further fields, or others for some.
+
+        Raises:
+            ConfigError: A prepared field has other leading axes.
+        """
+        fields = {**self.fields, **prepared}
+        length, slots = self.fields["reward"].shape
+        for name, field in prepared.items():
+            if field.shape[:2] != (length, slots):
+                raise ConfigError(
+                    f"the algorithm's field '{name}' must be [T, B, …] = [{length}, {slots}, …], "
+                    f"got {list(field.shape)}"
+                )
+        groups = (self.observation, self.action, fields)
+        leaves = [leaf[:length].flatten(0, 1) for group in groups for leaf in group.values()]
+        moved = iter(transfer(leaves))
+        observation, action, fields = ({name: next(moved) for name in group} for group in groups)
+        return Batch(observation, action, fields, self.device)
 
 
 @dataclass(frozen=True)
@@ -19,20 +69,86 @@ class Batch:
     Attributes:
         observation: Per leaf ``[N, *shape]``.
         action: Per leaf ``[N, *shape]``.
-        columns: ``[N, 4] float32``; see `fastrl.learning.objective.COLUMNS`.
+        fields: By name ``[N, *]``: what the rollout holds of each step, and what the algorithm has
+            prepared.
+        device: Where all of it is.
     """
 
-    observation: dict[str, Tensor]
-    action: dict[str, Tensor]
-    columns: Tensor
+    observation: Mapping[str, Tensor]
+    action: Mapping[str, Tensor]
+    fields: Mapping[str, Tensor]
+    device: torch.device
 
     def __len__(self) -> int:
         """Return N."""
-        return len(self.columns)
+        return len(next(iter(self.fields.values())))
 
 
-NO_BATCH = Batch({}, {}, torch.empty(0, 4))
+NO_BATCH = Batch({}, {}, {}, torch.device("cpu"))
 """What a gradient engine holds between two rollouts."""
+
+
+class Minibatch:
+    """Some rows of a `Batch`; each field is gathered when it is first read.
+
+    ``minibatch["advantage"]`` is a field ``[n, *]``.
+
+    Attributes:
+        index: ``[n] int64``: which rows.
+        scheduled: The numbers of `Algorithm.schedules` at this point of the run; tensors ``[]``
+            where the loss is compiled, so that it is compiled once for all.
+
+    Args:
+        batch: What they are rows of.
+        index: See the attribute.
+        scheduled: See the attribute.
+        own: Fields ``[n, *]`` of these rows, which replace the batch's.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        index: Tensor,
+        scheduled: Mapping[str, float | Tensor],
+        own: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.index, self.scheduled = index, scheduled
+        self._batch, self._own = batch, dict(own or {})
+        self._spaces: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def observation(self) -> dict[str, Tensor]:
+        """Per leaf ``[n, *shape]``."""
+        return self._leaves("observation", self._batch.observation)
+
+    @property
+    def action(self) -> dict[str, Tensor]:
+        """Per leaf ``[n, *shape]``."""
+        return self._leaves("action", self._batch.action)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a field ``[n, *]``."""
+        if name not in self._own:
+            self._own[name] = _field(self._batch.fields, name).index_select(0, self.index)
+        return self._own[name]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.index)
+
+    def _leaves(self, space: str, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if space not in self._spaces:
+            self._spaces[space] = {k: v.index_select(0, self.index) for k, v in leaves.items()}
+        return self._spaces[space]
+
+
+def _field(fields: Mapping[str, Tensor], name: str) -> Tensor:
+    try:
+        return fields[name]
+    except KeyError:
+        raise ConfigError(
+            f"the rollout has no field '{name}'; there are {', '.join(sorted(fields))}"
+        ) from None
 
 
 class Transfer:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fastrl.arguments import instance, taken
-from fastrl.config import Config, PPOConfig
+from fastrl.config import Config
+from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
-from fastrl.learning.learner import Learner
+from fastrl.learning.algorithm import Algorithm
+from fastrl.learning.learner import AlgorithmLearner, Learner
 from fastrl.learning.ppo import PPO
 from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 
+ALGORITHMS: dict[str, type[Algorithm[Any]]] = {"ppo": PPO, "a2c": A2C}
+"""Algorithms by the name in their section; each is called with its section."""
 
-def build_learner(config: Config, env_spec: EnvSpec, model: PolicyModel | None = None) -> Learner:
+
+def build_learner(
+    config: Config,
+    env_spec: EnvSpec,
+    model: PolicyModel | None = None,
+    algorithm: Algorithm[Any] | None = None,
+) -> Learner:
     """Build the learner that a configuration asks for.
 
     Args:
@@ -21,6 +33,8 @@ def build_learner(config: Config, env_spec: EnvSpec, model: PolicyModel | None =
         env_spec: What the environment observes and accepts.
         model: What to learn; by default a new model, whose first parameters depend on
             ``config.seed`` alone.
+        algorithm: What to minimise, by default the algorithm that ``config.algorithm`` names.
+            Its section then takes the place of ``config.algorithm``.
 
     Raises:
         ConfigError: The model cannot be built, or the learner's device does not exist.
@@ -28,11 +42,20 @@ def build_learner(config: Config, env_spec: EnvSpec, model: PolicyModel | None =
     """
     taken("build_learner", config, Config, "load_config reads one from a file")
     instance("env_spec", env_spec, EnvSpec)
+    if algorithm is None:
+        algorithm = _named(config.algorithm)
+    instance("algorithm", algorithm, Algorithm)
+    config = config.model_copy(update={"algorithm": algorithm.section})
     if model is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = build_model(env_spec, config.model, config.env.action_bounds)
     instance("model", model, torch.nn.Module)
-    if isinstance(config.algorithm, PPOConfig):
-        return PPO(config, config.algorithm, env_spec, model)
-    return A2C(config, config.algorithm, env_spec, model)
+    return AlgorithmLearner(config, algorithm, env_spec, model)
+
+
+def _named(section: Any) -> Algorithm[Any]:  # noqa: ANN401
+    if section.name not in ALGORITHMS:
+        there_are = ", ".join(sorted(ALGORITHMS))
+        raise ConfigError(f"algorithm.name: no algorithm '{section.name}'; there are {there_are}")
+    return ALGORITHMS[section.name](section)

@@ -1,7 +1,7 @@
 """Loss and gradient of a minibatch in one compiled call, for the CPU.
 
-The derivatives are written out by hand; tests hold them against autograd over
-`fastrl.learning.objective.objective`. Sums are float64.
+The loss is `fastrl.learning.objective.objective`, whose derivatives are written out by hand; tests
+hold them against autograd. Sums are float64.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from fastrl.models.action_parts import LOG_STD_RANGE
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
+
+METRICS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+"""What is reported about each minibatch, in the order of the metrics' vector."""
+COLUMNS = ("log_prob", "advantage", "target", "value")
+"""Fields of the batch that are the columns of the table of constants, ``[N, 4] float32``."""
 
 _EPSILON = 1e-8
 """Added to the deviation of advantages, as in `fastrl.learning.losses`."""
@@ -68,11 +73,11 @@ def objective_gradient(
         entropy: ``[n]``.
         value: ``[n]``.
         index: ``[n] int64``: rows of ``columns``.
-        columns: ``[N, 4]``; see `fastrl.learning.objective.COLUMNS`.
-        settings: ``[5] float64``; see `fastrl.learning.objective.ObjectiveSettings.as_array`.
+        columns: ``[N, 4]``; see `COLUMNS`.
+        settings: ``[5] float64``; the `ObjectiveSettings`, infinite for None.
         log_prob_gradient: ``[n]``, written.
         value_gradient: ``[n]``, written.
-        metrics: ``[6] float64``, written; see `fastrl.learning.objective.METRICS`.
+        metrics: ``[6] float64``, written; see `METRICS`.
     """
     rows = len(index)
     clip, clip_value, entropy_coef, value_coef = settings[0], settings[1], settings[2], settings[3]

@@ -1,36 +1,37 @@
-"""What every learner does: from a rollout to changed parameters, and the state to go on from."""
+"""From a rollout to changed parameters, for any algorithm, and the state to go on from."""
 
 from __future__ import annotations
 
+import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from fastrl import once
 from fastrl.allocator import keep_freed_memory
-from fastrl.config import A2CConfig, Config, PPOConfig
+from fastrl.config import Config
 from fastrl.devices import existing_device
-from fastrl.errors import FastrlError
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import mlp_gradients, sharded_gradients
-from fastrl.learning.batch import Batch, Transfer
+from fastrl.learning.algorithm import Algorithm, Group
+from fastrl.learning.batch import Batch, Experience, Transfer
 from fastrl.learning.gradients import AutogradEngine, GradientEngine
-from fastrl.learning.losses import explained_variance
-from fastrl.learning.objective import METRICS, ObjectiveSettings
-from fastrl.learning.optimizers import OPTIMIZERS
+from fastrl.learning.optimizers import OPTIMIZERS, Optimizer
 from fastrl.learning.parameters import FlatParameters
-from fastrl.learning.returns import gae, next_values
 from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.torch_threads import learner_threads, torch_threads
+from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 
-AlgorithmT = TypeVar("AlgorithmT", PPOConfig, A2CConfig)
+_LOGGER = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -77,18 +78,18 @@ class Learner(Protocol):
         ...
 
 
-class BaseLearner(ABC, Generic[AlgorithmT]):
-    """A `Learner` of which only the gradient steps are left open.
+class AlgorithmLearner:
+    """The `Learner` of any `Algorithm`.
 
-    Schedules are linear in ``steps / config.total_steps`` at the start of an update, so the first
-    update has the full values and the last one a little more than 0.
+    Schedules are functions of ``steps / config.total_steps`` at the start of an update, so the
+    first update has the full values and, where they are linear, the last one a little more than 0.
 
     Statistics of observations move after the gradient steps: while learning, the policy is
     normalised as it was when it acted, so an unchanged policy has a probability ratio of 1.
 
     Args:
-        config: The whole run; of it the seed, ``total_steps`` and the algorithm are used.
-        algorithm: ``config.algorithm``.
+        config: The whole run; of it the seed, ``total_steps`` and the model are used.
+        algorithm: What is minimised, with its section.
         env_spec: What the environment observes and accepts.
         model: Is moved to the algorithm's device; its parameters become views of one vector.
 
@@ -97,46 +98,44 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
     """
 
     def __init__(
-        self, config: Config, algorithm: AlgorithmT, env_spec: EnvSpec, model: PolicyModel
+        self, config: Config, algorithm: Algorithm[Any], env_spec: EnvSpec, model: PolicyModel
     ) -> None:
         keep_freed_memory()
         self.model, self.steps, self.updates = model, 0, 0
-        self._algorithm: AlgorithmT = algorithm
+        self._algorithm, self._section = algorithm, algorithm.section
+        self._algorithm_name = type(algorithm).__name__
         self._env_spec = env_spec
         self._total_steps = config.total_steps
-        self._device = existing_device(algorithm.device, "algorithm.device")
+        self._device = existing_device(self._section.device, "algorithm.device")
         model.to(self._device)
-        self._parameters = FlatParameters(model.parameters())
-        self._optimizer = OPTIMIZERS[algorithm.optimizer](self._parameters, algorithm.optimizer_eps)
+        self._build_optimizers(algorithm.groups(model))
         self._torch_threads = learner_threads(config, env_spec)
-        self._engine = self._build_engine()
+        self._engine, self._bounds = self._build_engine(), algorithm.bounds()
         self._transfer = Transfer(self._device)
-        self._reward_scaler = RewardScaler(algorithm.gamma)
+        self._reward_scaler = RewardScaler(self._section.gamma)
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Learn from a rollout; see `Learner`."""
+        """Learn from a rollout; see `Learner`.
+
+        What is reported are means over all minibatches, but for `Algorithm.last_epoch_metrics`.
+        """
         with torch_threads(self._torch_threads):
             return self._update(rollout)
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
-        reward = self._scaled_reward(rollout)
-        advantage, target = self._advantage_and_target(rollout, reward)
-        columns = torch.stack([rollout.log_prob, advantage, target, rollout.value[:-1]], dim=-1)
-        batch = self._batch(rollout, columns)
-        settings = self._objective_settings()
-        learning_rate = self._scheduled("learning_rate")
+        experience = self._experience(rollout)
+        with torch.no_grad():
+            prepared = self._algorithm.prepare(experience, self.model)
+        batch = experience.batch(self._transfer, prepared.fields)
+        scheduled = self._scheduled()
         try:
-            self._engine.load(batch, settings)
-            metrics = self._learn(batch, learning_rate)
+            self._engine.load(batch, scheduled)
+            metrics = self._learn(batch, scheduled)
         finally:
             self._engine.release()
-        metrics |= {
-            "explained_variance": float(explained_variance(rollout.value[:-1], target)),
-            "learning_rate": learning_rate,
-            "entropy_coef": float(settings.entropy_coef),
-        }
         self._refuse_divergence(metrics)
+        metrics |= {name: float(metric) for name, metric in prepared.metrics.items()} | scheduled
         # Models without statistics may lack this method; it is no part of PolicyModel.
         update_normalizers = getattr(self.model, "update_normalizers", None)
         if update_normalizers is not None:
@@ -152,102 +151,183 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
     def state_dict(self) -> dict[str, Any]:
         """Return all that further updates depend on; see `Learner`."""
         return {
-            "algorithm": self._algorithm.name,
+            "algorithm": self._section.name,
             "model": {name: tensor.cpu().clone() for name, tensor in self.weights().items()},
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": {
+                f"{name}.{key}" if name else key: tensor
+                for name, part in self._parts.items()
+                for key, tensor in part.optimizer.state_dict().items()
+            },
             "reward_scaler": self._reward_scaler.state_dict(),
             "generator": self._generator.get_state(),
+            "algorithm_state": self._algorithm.state_dict(),
             "steps": self.steps,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; see `Learner`."""
-        if state.get("algorithm") != self._algorithm.name:
+        if state.get("algorithm") != self._section.name:
             raise FastrlError(
                 f"the state is that of algorithm '{state.get('algorithm')}', "
-                f"expected '{self._algorithm.name}'"
+                f"expected '{self._section.name}'"
             )
         _load_model(self.model, state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        optimizers: dict[str, dict[str, Tensor]] = {name: {} for name in self._parts}
+        for path, tensor in state["optimizer"].items():
+            name, _, key = path.rpartition(".")
+            optimizers.setdefault(name, {})[key] = tensor
+        for name, part in self._parts.items():
+            part.optimizer.load_state_dict(optimizers[name])
         self._reward_scaler.load_state_dict(state["reward_scaler"])
         self._generator.set_state(state["generator"])
+        self._algorithm.load_state_dict(state.get("algorithm_state", {}))
         self.steps, self.updates = state["steps"], state["updates"]
 
-    @abstractmethod
-    def _learn(self, batch: Batch, learning_rate: float) -> dict[str, float]:
+    def _build_optimizers(self, groups: Mapping[str, Group]) -> None:
+        """Make one vector of all parameters, and for each group a part of it and an optimiser."""
+        members = {
+            name: [p for p in group.parameters if p.requires_grad] for name, group in groups.items()
+        }
+        self._parameters = FlatParameters(chain.from_iterable(members.values()))
+        self._parts: dict[str, _Part] = {}
+        learnt = {id(parameter) for parameter in self._parameters.parameters}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in learnt)
+        start = 0
+        for name, group in groups.items():
+            if group.learning_rate not in self._algorithm.schedules:
+                raise ConfigError(
+                    f"{self._algorithm_name}.groups: learning rate '{group.learning_rate}' of "
+                    f"'{name}' must be one of schedules: {', '.join(self._algorithm.schedules)}"
+                )
+            stop = start + len(members[name])
+            vector = self._parameters.part(start, stop)
+            optimizer = OPTIMIZERS[self._section.optimizer](vector, self._section.optimizer_eps)
+            self._parts[name] = _Part(vector, optimizer, group.learning_rate)
+            start = stop
+
+    def _learn(self, batch: Batch, scheduled: Mapping[str, float]) -> dict[str, float]:
         """Take the gradient steps of one rollout; return what there is to say about them."""
+        reported: list[Tensor] = []
+        norms: list[Tensor] = []
+        epoch_start = 0
+        for _ in range(self._algorithm.epochs):
+            epoch_start = len(reported)
+            for index in self._algorithm.minibatches(batch, self._generator):
+                reported.append(self._engine.forward(index))
+                if self._exceeds_bounds(reported[-1]):
+                    return self._report(reported, epoch_start, norms)
+                norms.append(self._step(scheduled))
+        return self._report(reported, epoch_start, norms)
 
-    @abstractmethod
-    def _objective_settings(self) -> ObjectiveSettings:
-        """Return the loss of this update."""
+    def _exceeds_bounds(self, numbers: Tensor) -> bool:
+        # Without bounds nothing waits here for the device.
+        names = self._engine.metrics
+        for name, bound in self._bounds.items():
+            if name not in names:
+                raise ConfigError(
+                    f"{self._algorithm_name}.bounds: '{name}' is no metric of the loss; there are "
+                    f"{', '.join(names)}"
+                )
+            if float(numbers[names.index(name)]) > bound:
+                return True
+        return False
 
-    def _advantage_and_target(self, rollout: Rollout, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """Return advantages and value targets, ``[T, B] float32``, where the rollout is."""
-        value, algorithm = rollout.value[:-1], self._algorithm
-        following = next_values(
-            rollout.value, rollout.final_value, rollout.terminated, rollout.truncated
-        )
-        ended = rollout.terminated | rollout.truncated
-        advantage = gae(reward, value, following, ended, algorithm.gamma, algorithm.gae_lambda)
-        return advantage, advantage + value
-
-    def _step(self, learning_rate: float) -> Tensor:
+    def _step(self, scheduled: Mapping[str, float]) -> Tensor:
         """Change the parameters by the gradient of the last minibatch; return its norm."""
         self._engine.backward()
-        norm = self._parameters.clip_gradient(self._algorithm.max_grad_norm)
-        self._optimizer.step(learning_rate)
-        return norm
+        norms = []
+        for part in self._parts.values():
+            norms.append(part.parameters.clip_gradient(self._section.max_grad_norm))
+            part.optimizer.step(scheduled[part.learning_rate])
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
-    def _scheduled(self, name: str) -> float:
-        """Return a number of the configuration, one of `_SCHEDULES`, at this point of the run."""
-        value: float = getattr(self._algorithm, name)
-        if getattr(self._algorithm, _SCHEDULES[name]) == "constant":
-            return value
-        return value * max(0.0, 1 - self.steps / self._total_steps)
+    def _report(
+        self, reported: list[Tensor], epoch_start: int, norms: list[Tensor]
+    ) -> dict[str, float]:
+        if not reported:
+            raise ConfigError(f"{self._algorithm_name}.minibatches must yield at least one")
+        names = self._engine.metrics
+        metrics = dict(zip(names, torch.stack(reported).mean(0).tolist(), strict=True))
+        if self._algorithm.last_epoch_metrics:
+            last_epoch = torch.stack(reported[epoch_start:]).mean(0).tolist()
+            metrics |= {
+                name: number
+                for name, number in zip(names, last_epoch, strict=True)
+                if name in self._algorithm.last_epoch_metrics
+            }
+        return {
+            **metrics,
+            "gradient_norm": float(torch.stack(norms).mean()) if norms else 0.0,
+            "gradient_steps": float(len(norms)),
+        }
+
+    def _scheduled(self) -> dict[str, float]:
+        """Return the section's numbers that have a schedule, at this point of the run."""
+        return {
+            name: _at(
+                getattr(self._section, name),
+                getattr(self._section, key),
+                self.steps / self._total_steps,
+            )
+            for name, key in self._algorithm.schedules.items()
+        }
+
+    def _experience(self, rollout: Rollout) -> Experience:
+        space = self._env_spec
+        observation = flatten(space.observation_space, rollout.observation)
+        action = flatten(space.action_space, rollout.action)
+        fields = {name: getattr(rollout, name) for name in _FIELDS}
+        return Experience(
+            observation=dict(zip(space.observation, observation, strict=True)),
+            action=dict(zip(space.action, action, strict=True)),
+            fields={**fields, "reward": self._scaled_reward(rollout)},
+            device=self._device,
+        )
 
     def _scaled_reward(self, rollout: Rollout) -> Tensor:
-        reward, scale = rollout.reward, self._algorithm.reward_scale
+        reward, scale = rollout.reward, self._section.reward_scale
         if scale != 1.0:
             reward = reward * scale
-        if self._algorithm.normalize_rewards:
+        if self._section.normalize_rewards:
             ended = rollout.terminated | rollout.truncated
             reward = self._reward_scaler(reward, ended, rollout.restarted)
         return reward
 
-    def _batch(self, rollout: Rollout, columns: Tensor) -> Batch:
-        """Return the rollout as rows, on the learner's device."""
-        observation = {k: v[:-1] for k, v in self._observation(rollout).items()}
-        action = self._action(rollout)
-        leaves = chain(observation.values(), action.values(), (columns,))
-        moved = iter(self._transfer([leaf.flatten(0, 1) for leaf in leaves]))
-        return Batch(
-            observation={path: next(moved) for path in observation},
-            action={path: next(moved) for path in action},
-            columns=next(moved),
-        )
-
-    def _observation(self, rollout: Rollout) -> dict[str, Tensor]:
-        leaves = flatten(self._env_spec.observation_space, rollout.observation)
-        return dict(zip(self._env_spec.observation, leaves, strict=True))
-
-    def _action(self, rollout: Rollout) -> dict[str, Tensor]:
-        leaves = flatten(self._env_spec.action_space, rollout.action)
-        return dict(zip(self._env_spec.action, leaves, strict=True))
-
     def _build_engine(self) -> GradientEngine:
-        algorithm, model = self._algorithm, self.model
-        if not (algorithm.compile or algorithm.bf16) and mlp_gradients.supports(model):
-            return mlp_gradients.MLPEngine(model)
+        """Return the quickest way to the gradients, and say in the log why not a quicker one."""
+        algorithm, model, section = self._algorithm, self.model, self._section
+        chosen = [key for key in ("compile", "bf16") if getattr(section, key)]
+        why = (
+            f"algorithm.{chosen[0]} is set" if chosen else mlp_gradients.obstacle(algorithm, model)
+        )
+        if why is None:
+            return mlp_gradients.MLPEngine(algorithm, cast(ActorCritic, model))
+        self._say("gradients are computed by autograd, not by the compiled kernels", why)
         threads = self._torch_threads
-        if threads > 1 and not algorithm.compile and sharded_gradients.supports(model):
-            self._torch_threads = 1
-            return sharded_gradients.ShardedEngine(model, self._parameters, threads, algorithm.bf16)
-        return AutogradEngine(model, self._parameters, algorithm.compile, algorithm.bf16)
+        if threads > 1 and not section.compile:
+            why = sharded_gradients.obstacle(algorithm, model)
+            if why is None:
+                self._torch_threads = 1
+                return sharded_gradients.ShardedEngine(
+                    algorithm, model, self._parameters, threads, section.bf16
+                )
+            self._say(f"minibatches are not shared among {threads} threads", why)
+        return AutogradEngine(algorithm, model, self._parameters, section.compile, section.bf16)
+
+    def _say(self, what: str, why: str) -> None:
+        """Log why learning is not as fast as it can be; a warning where custom code is why."""
+        is_ours = all(
+            type(part).__module__.startswith("fastrl.") for part in (self._algorithm, self.model)
+        )
+        if once.is_first(f"slower: {what}: {why}"):
+            _LOGGER.log(logging.INFO if is_ours else logging.WARNING, "%s: %s", what, why)
 
     def _refuse_divergence(self, metrics: Mapping[str, float]) -> None:
         # The sum is finite exactly if all terms are, but for parameters beyond repair anyway.
-        numbers = [metrics[name] for name in METRICS] + [float(self._parameters.value.sum())]
+        numbers = [metrics[name] for name in self._engine.metrics]
+        numbers.append(float(self._parameters.value.sum()))
         if not all(map(math.isfinite, numbers)):
             raise FastrlError(
                 f"learning diverged after {self.steps} steps: loss or parameters are not finite; "
@@ -256,17 +336,24 @@ class BaseLearner(ABC, Generic[AlgorithmT]):
             )
 
 
-_SCHEDULES = {
-    "learning_rate": "learning_rate_schedule",
-    "entropy_coef": "entropy_schedule",
-    "clip_range": "clip_schedule",
-}
+@dataclass(frozen=True)
+class _Part:
+    """Parameters with an optimiser, and the name of its learning rate."""
+
+    parameters: FlatParameters
+    optimizer: Optimizer
+    learning_rate: str
 
 
-def averages(reported: Sequence[Tensor]) -> dict[str, float]:
-    """Return the means of what was reported about minibatches, by the names of `METRICS`."""
-    means = torch.stack(list(reported)).mean(0).tolist()
-    return dict(zip(METRICS, means, strict=True))
+def _at(value: float, schedule: str, share: float) -> float:
+    """Return a number of the configuration after a share of the run's steps."""
+    return value if schedule == "constant" else value * max(0.0, 1 - share)
+
+
+_FIELDS = (
+    "terminated", "truncated", "log_prob", "value", "final_value", "policy_version"
+)  # fmt: skip
+"""Fields of a rollout that hold numbers of each step, beside the rewards."""
 
 
 def _load_model(model: PolicyModel, state: Mapping[str, Tensor]) -> None:

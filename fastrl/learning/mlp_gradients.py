@@ -8,44 +8,68 @@ against that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastrl.learning.batch import NO_BATCH, Batch
-from fastrl.learning.kernels import categorical_gradient, gaussian_gradient
-from fastrl.learning.objective import METRICS, ObjectiveSettings
+from fastrl.learning.algorithm import Algorithm, ObjectiveSettings, Scheduled
+from fastrl.learning.batch import Batch
+from fastrl.learning.gradients import own_forward
+from fastrl.learning.kernels import COLUMNS, METRICS, categorical_gradient, gaussian_gradient
 from fastrl.models.action_parts import ActionPart, Categoricals, Gaussians
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.networks import Body, VectorEncoder
+from fastrl.models.policy import PolicyModel
 
+_NOTHING = torch.empty(0)
 _MINUS_ONE = torch.tensor(-1.0)
 
 
-def supports(model: object) -> TypeGuard[ActorCritic]:
-    """Say whether `MLPEngine` can differentiate a model.
+def obstacle(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
+    """Return why `MLPEngine` cannot be used; None if it can.
 
-    It must be an `ActorCritic` itself, as a subclass may compute anything, in float32 on the CPU,
-    over vectors of numbers, with tanh or ReLU, and one action leaf: a plain Gaussian or a single
-    categorical.
+    The loss must be the one that the kernels know. The model must compute what an `ActorCritic`
+    computes, in float32 on the CPU, over vectors of numbers, with tanh or ReLU, and one action
+    leaf: a plain Gaussian or a single categorical.
     """
-    if type(model) is not ActorCritic:
-        return False
-    layers = [*model.actor_body.mlp, *(model.critic_body.mlp if model.critic_body else ())]
+    if algorithm.known_objective() is None:
+        return f"the loss of {type(algorithm).__name__} is its own"
+    own = own_forward(model)
+    if own is not None:
+        return own
+    assert isinstance(model, ActorCritic)
+    return _foreign_layer(model) or _foreign_parameter(model)
+
+
+def _foreign_layer(model: ActorCritic) -> str | None:
+    bodies = [model.actor_body, *([model.critic_body] if model.critic_body else [])]
+    encoders = [encoder for body in bodies for encoder in body.encoders]
+    layers = [layer for body in bodies for layer in body.mlp]
+    heads = (model.actor_head, model.critic_head)
     parts = list(model.distribution.parts.values())
-    return (
-        all(type(encoder) is VectorEncoder for encoder in model.actor_body.encoders)
-        and all(type(layer) in (nn.Linear, nn.Tanh, nn.ReLU) for layer in layers)
-        and len(parts) == 1
-        and _has_kernel(parts[0])
-        and all(
-            p.dtype == torch.float32 and p.device.type == "cpu" and p.requires_grad
-            for p in model.parameters()
-        )
-    )
+    if any(type(encoder) is not VectorEncoder for encoder in encoders):
+        return "observations are not all vectors of numbers"
+    if any(type(layer) not in (nn.Linear, nn.Tanh, nn.ReLU) for layer in layers):
+        return "the activation is neither tanh nor relu"
+    if any(type(head) is not nn.Linear for head in heads):
+        return "a head is not a single linear layer"
+    if len(parts) != 1 or not _has_kernel(parts[0]):
+        return "the action is neither one choice nor one unsquashed Box"
+    return None
+
+
+def _foreign_parameter(model: ActorCritic) -> str | None:
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
+        return "parameters are not all float32 on the CPU"
+    if not all(p.requires_grad for p in model.parameters()):
+        return "some parameters are frozen"
+    return None
 
 
 def _has_kernel(part: ActionPart) -> bool:
@@ -168,14 +192,19 @@ class _Tower:
 
 
 class MLPEngine:
-    """Computes what `AutogradEngine` computes, for the models of `supports`.
+    """Computes what `AutogradEngine` computes, where there is no `obstacle`.
 
     Args:
+        algorithm: Says the settings of the objective.
         model: Its parameters must be views of a `FlatParameters`, into which gradients go.
     """
 
-    def __init__(self, model: ActorCritic) -> None:
-        self._model = model
+    metrics: tuple[str, ...] = METRICS
+
+    def __init__(self, algorithm: Algorithm[Any], model: ActorCritic) -> None:
+        settings_of = algorithm.known_objective()
+        assert settings_of is not None
+        self._model, self._settings_of = model, settings_of
         if model.critic_body is None:
             tower = _Tower(model.actor_body, (model.actor_head, model.critic_head))
             self._towers = [tower]
@@ -190,7 +219,7 @@ class MLPEngine:
         self._compile(part)
 
     @torch.no_grad()
-    def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
+    def load(self, batch: Batch, scheduled: Scheduled) -> None:
         """Take the batch from which minibatches are drawn until `release`.
 
         Observations are normalised here, once, since their statistics stay the same meanwhile.
@@ -207,7 +236,9 @@ class MLPEngine:
         self._inputs = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
         action = batch.action[self._leaf]
         action = action.flatten() if self._categorical else action.reshape(len(action), -1)
-        self._constants = (action.numpy(), batch.columns.numpy(), settings.as_array())
+        columns = torch.stack([batch.fields[name] for name in COLUMNS], dim=-1)
+        settings = _as_array(self._settings_of(scheduled))
+        self._constants = (action.numpy(), columns.numpy(), settings)
 
     def _compile(self, part: ActionPart) -> None:
         """Run the kernel once, so that the first update takes no longer than the others."""
@@ -215,14 +246,14 @@ class MLPEngine:
         widths = [e.num_features for e in encoders if isinstance(e, VectorEncoder)]
         first = torch.zeros(1, dtype=torch.int64)
         action = first if self._categorical else torch.zeros(1, part.num_noise)
-        settings = ObjectiveSettings(0.2, None, 0.0, 0.5, True)
+        settings = _as_array(ObjectiveSettings(0.2, None, 0.0, 0.5, True))
         self._inputs = torch.zeros(1, sum(widths))
-        self._constants = (action.numpy(), torch.zeros(1, 4).numpy(), settings.as_array())
+        self._constants = (action.numpy(), torch.zeros(1, len(COLUMNS)).numpy(), settings)
         self.forward(first)
 
     @torch.no_grad()
     def forward(self, index: Tensor) -> Tensor:
-        """Return what is reported about a minibatch, ``[6]``."""
+        """Return what is reported about a minibatch, ``[6] float64``."""
         inputs = self._inputs.index_select(0, index)
         for tower in self._towers:
             tower.forward(inputs)
@@ -268,5 +299,17 @@ class MLPEngine:
 
     def release(self) -> None:
         """Let go of the batch."""
-        self._inputs = NO_BATCH.columns
-        self._constants = (NO_BATCH.columns.numpy(),) * 3
+        self._inputs = _NOTHING
+        self._constants = (_NOTHING.numpy(),) * 3
+
+
+def _as_array(settings: ObjectiveSettings) -> NDArray[np.float64]:
+    """Return what the kernels take, in the order of the attributes; infinite for None."""
+    numbers = (
+        math.inf if settings.clip_range is None else settings.clip_range,
+        math.inf if settings.clip_value_range is None else settings.clip_value_range,
+        settings.entropy_coef,
+        settings.value_coef,
+        settings.normalize_advantage,
+    )
+    return np.array(numbers, np.float64)

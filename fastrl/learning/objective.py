@@ -1,78 +1,94 @@
-"""The loss that PPO and A2C minimise, in two forms that agree.
+"""The loss that PPO and A2C minimise, and advantages by generalised advantage estimation.
 
-`objective` is a composition of `fastrl.learning.losses` for autograd: on a GPU, and compiled.
-On the CPU, where small networks are dominated by the cost of launching operations,
 `fastrl.learning.kernels.objective_gradient` computes the same with its gradient in one call.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.config import A2CConfig, PPOConfig
 from fastrl.learning import losses
+from fastrl.learning.algorithm import Algorithm, Loss, ObjectiveSettings, Prepared, Scheduled
+from fastrl.learning.batch import Experience, Minibatch
+from fastrl.learning.returns import gae, next_values
+from fastrl.models.policy import PolicyModel
 
-METRICS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-"""What is reported about each minibatch, in the order of the metrics' vector."""
-APPROX_KL = METRICS.index("approx_kl")
-
-COLUMNS = ("old_log_prob", "advantage", "target", "old_value")
-"""Columns of the table of constants of each transition, ``[N, 4] float32``."""
+SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig)
 
 
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """Weights and bounds of the loss.
+class PolicyGradient(Algorithm[SectionT]):
+    """An algorithm whose loss is `objective`, with ``advantage`` and ``target`` as constants."""
 
-    Numbers with a schedule may be tensors ``[]``, so that a graph is compiled once for all.
+    is_mean_over_rows = True
 
-    Attributes:
-        clip_range: ε of PPO; None for the plain policy gradient of A2C.
-        clip_value_range: How far a value may move from the old one; None for no bound.
-        entropy_coef: Weight of the entropy bonus.
-        value_coef: Weight of the value loss.
-        normalize_advantage: Whether to standardise the advantages of each minibatch.
+    @abstractmethod
+    def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
+        """Return the weights and bounds of the loss.
+
+        Args:
+            scheduled: See `Minibatch.scheduled`; where it holds tensors, so does what is returned.
+        """
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return generalised advantage estimates, and λ-returns for the value to learn."""
+        reward, value = experience["reward"], experience["value"][:-1]
+        ended = experience["terminated"] | experience["truncated"]
+        following = next_values(
+            experience["value"],
+            experience["final_value"],
+            experience["terminated"],
+            experience["truncated"],
+        )
+        section = self.section
+        advantage = gae(reward, value, following, ended, section.gamma, section.gae_lambda)
+        return self.prepared(experience, advantage, advantage + value)
+
+    @staticmethod
+    def prepared(experience: Experience, advantage: Tensor, target: Tensor) -> Prepared:
+        """Return advantages and value targets, ``[T, B] float32``, and how good the values were."""
+        explained = losses.explained_variance(experience["value"][:-1], target)
+        fields = {"advantage": advantage, "target": target}
+        return Prepared(fields, {"explained_variance": explained})
+
+    def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
+        """Standardise the advantages, where the settings say so."""
+        if not self.section.normalize_advantage:
+            return {}
+        return {"advantage": losses.normalize_advantage(precise(minibatch["advantage"]))}
+
+    def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
+        """Return `objective` of what the policy says of the minibatch."""
+        outputs = policy.evaluate(minibatch.observation, minibatch.action)
+        return objective(*outputs, minibatch, self.objective_settings(minibatch.scheduled))
+
+    def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
+        """Return `objective_settings`, unless a subclass has a loss of its own."""
+        own = type(self)
+        is_known = own.loss is PolicyGradient.loss and own.whole is PolicyGradient.whole
+        return self.objective_settings if is_known else None
+
+
+def precise(numbers: Tensor) -> Tensor:
+    """Return numbers of a minibatch as they are computed with: float64 on the CPU.
+
+    There it costs nothing, and the kernels do the same, so that both give the same gradients.
     """
-
-    clip_range: float | Tensor | None
-    clip_value_range: float | None
-    entropy_coef: float | Tensor
-    value_coef: float
-    normalize_advantage: bool
-
-    def with_tensors(self, device: torch.device) -> ObjectiveSettings:
-        """Return the same with tensors for what has a schedule."""
-        return replace(
-            self,
-            clip_range=None if self.clip_range is None else _tensor(self.clip_range, device),
-            entropy_coef=_tensor(self.entropy_coef, device),
-        )
-
-    def as_array(self) -> NDArray[np.float64]:
-        """Return what the kernels take, in the order of the attributes; infinite for None."""
-        bounds = (self.clip_range, self.clip_value_range)
-        numbers = [math.inf if bound is None else bound for bound in bounds]
-        return np.array(
-            [*numbers, self.entropy_coef, self.value_coef, self.normalize_advantage], np.float64
-        )
-
-
-def _tensor(number: float | Tensor, device: torch.device) -> Tensor:
-    return torch.as_tensor(number, dtype=torch.float32, device=device)
+    return numbers.double() if numbers.device.type == "cpu" else numbers
 
 
 def objective(
     log_prob: Tensor,
     entropy: Tensor,
     value: Tensor,
-    columns: Tensor,
+    minibatch: Minibatch,
     settings: ObjectiveSettings,
-) -> tuple[Tensor, Tensor]:
+) -> Loss:
     """Return the loss of a minibatch and what is reported about it.
 
     The loss is policy loss + ``value_coef`` · value loss - ``entropy_coef`` · entropy (Schulman et
@@ -82,27 +98,32 @@ def objective(
         log_prob: ``[n] float32`` of the taken actions under the policy that learns.
         entropy: ``[n] float32``.
         value: ``[n] float32``.
-        columns: ``[n, 4] float32``; see `COLUMNS`.
-        settings: Weights and bounds.
-
-    Returns:
-        The differentiable loss ``[]``, and constants ``[6] float32``; see `METRICS`.
+        minibatch: Of its fields: ``log_prob`` and ``value`` when the policy acted, ``advantage``,
+            standardised if it must be, and ``target`` of the value, ``[n]`` each.
+        settings: Weights and bounds; ``normalize_advantage`` is `PolicyGradient.whole`'s.
     """
-    old_log_prob, advantage, target, old_value = columns.unbind(1)
-    if settings.normalize_advantage:
-        advantage = losses.normalize_advantage(advantage)
+    log_prob, entropy, value = precise(log_prob), precise(entropy), precise(value)
+    old_log_prob, advantage = minibatch["log_prob"], minibatch["advantage"]
+    target = minibatch["target"]
     if settings.clip_range is None:
         policy_loss = losses.policy_gradient_loss(log_prob, advantage)
-        fraction = torch.zeros_like(policy_loss)
     else:
         policy_loss = losses.ppo_loss(log_prob, old_log_prob, advantage, settings.clip_range)
-        fraction = losses.clip_fraction(log_prob, old_log_prob, settings.clip_range)
     if settings.clip_value_range is None:
         value_loss = losses.value_loss(value, target)
     else:
-        value_loss = losses.clipped_value_loss(value, old_value, target, settings.clip_value_range)
-    entropy_loss = losses.entropy_loss(entropy)
-    loss = policy_loss + settings.value_coef * value_loss + settings.entropy_coef * entropy_loss
-    kl = losses.approx_kl(log_prob, old_log_prob)
-    reported = [loss, policy_loss, value_loss, -entropy_loss, kl, fraction]
-    return loss, torch.stack([metric.detach() for metric in reported])
+        bound = settings.clip_value_range
+        value_loss = losses.clipped_value_loss(value, minibatch["value"], target, bound)
+    mean_entropy = -losses.entropy_loss(entropy)
+    total = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * mean_entropy
+    with torch.no_grad():
+        metrics = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": mean_entropy,
+            "approx_kl": losses.approx_kl(log_prob, old_log_prob),
+            "clip_fraction": torch.zeros_like(policy_loss)
+            if settings.clip_range is None
+            else losses.clip_fraction(log_prob, old_log_prob, settings.clip_range),
+        }
+    return Loss(total, metrics)

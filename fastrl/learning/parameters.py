@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,15 @@ class FlatParameters:
         for parameter, (value, gradient) in zip(self.parameters, pieces, strict=True):
             parameter.data = value.view(parameter.shape)
             parameter.grad = gradient.view(parameter.shape)
+
+    def part(self, start: int, stop: int) -> FlatParameters:
+        """Return some of the parameters, from ``start`` to ``stop``, as views of these."""
+        sizes = [p.numel() for p in self.parameters]
+        first, last = sum(sizes[:start]), sum(sizes[:stop])
+        part = copy(self)
+        part.parameters = self.parameters[start:stop]
+        part.value, part.gradient = self.value[first:last], self.gradient[first:last]
+        return part
 
     def clip_gradient(self, max_norm: float | None) -> Tensor:
         """Scale the gradient down to a Euclidean norm of ``max_norm``; return the norm it had."""

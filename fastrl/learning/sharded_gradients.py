@@ -9,37 +9,42 @@ goes all the way forward and all the way back on its own, and they wait twice.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrl.learning.batch import NO_BATCH, Batch
-from fastrl.learning.gradients import objective_slopes
-from fastrl.learning.objective import ObjectiveSettings
+from fastrl.learning.algorithm import Algorithm, Loss, Scheduled
+from fastrl.learning.batch import NO_BATCH, Batch, Minibatch
+from fastrl.learning.gradients import checked, in_bfloat16, own_forward
 from fastrl.learning.parameters import FlatParameters
-from fastrl.models.actor_critic import ActorCritic
-
-Outputs = tuple[Tensor, Tensor, Tensor]
-"""log_prob, entropy and value, ``[n] float32`` each."""
+from fastrl.models.policy import PolicyModel
 
 
-def supports(model: object) -> TypeGuard[ActorCritic]:
-    """Say whether `ShardedEngine` can differentiate a model.
+def obstacle(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
+    """Return why `ShardedEngine` cannot be used; None if it can.
 
-    It must be an `ActorCritic` itself, on the CPU: one's own model may look at a minibatch as a
-    whole, as batch normalisation does.
+    The loss and its metrics must be means over rows, and the model must treat each row by itself,
+    on the CPU. A model with a forward pass of its own may look at a minibatch as a whole, as batch
+    normalisation does.
     """
-    return type(model) is ActorCritic and all(p.device.type == "cpu" for p in model.parameters())
+    if not algorithm.is_mean_over_rows:
+        return f"{type(algorithm).__name__}.is_mean_over_rows is not set"
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return "the model is not on the CPU"
+    return own_forward(model)
 
 
 class ShardedEngine:
-    """Computes what `AutogradEngine` computes, for the models of `supports`.
+    """Computes what `AutogradEngine` computes, where there is no `obstacle`.
 
-    The sums over shards are always taken in the same order, so the same threads give the same
-    numbers.
+    Each thread computes the loss of its share of the rows; the total and the metrics are the means
+    of theirs, weighted by their rows. What depends on the whole minibatch, `Algorithm.whole`, is
+    computed before. The sums over shards are always taken in the same order, so the same threads
+    give the same numbers.
 
     Args:
+        algorithm: Its loss.
         model: Its parameters must be those of ``parameters``.
         parameters: Where gradients go.
         num_threads: How many share the work.
@@ -47,66 +52,76 @@ class ShardedEngine:
     """
 
     def __init__(
-        self, model: ActorCritic, parameters: FlatParameters, num_threads: int, bf16: bool
+        self,
+        algorithm: Algorithm[Any],
+        model: PolicyModel,
+        parameters: FlatParameters,
+        num_threads: int,
+        bf16: bool,
     ) -> None:
-        self._model, self._parameters, self._bf16 = model, parameters, bf16
+        self.metrics: tuple[str, ...] = ()
+        self._algorithm, self._parameters = algorithm, parameters
+        device = parameters.value.device
+        self._policy = in_bfloat16(model, device, is_shared=True) if bf16 else model
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(
             num_threads, "gradients", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._outputs: list[Outputs] = []
-        self._slopes: list[Outputs] = []
+        self._totals: list[Tensor] = []
+        self._shares: list[float] = []
 
-    def load(self, batch: Batch, settings: ObjectiveSettings) -> None:
+    def load(self, batch: Batch, scheduled: Scheduled) -> None:
         """Take the batch from which minibatches are drawn until `release`."""
-        self._batch, self._settings = batch, settings
+        self._batch, self._scheduled = batch, scheduled
 
     def forward(self, index: Tensor) -> Tensor:
-        """Return what is reported about a minibatch, ``[6]``."""
-        shards = index.tensor_split(min(self._num_threads, len(index)))
-        self._outputs = list(self._pool.map(self._evaluate, shards))
-        log_prob, entropy, value = (
-            torch.cat([part.detach() for part in parts])
-            for parts in zip(*self._outputs, strict=True)
-        )
-        metrics, slopes = objective_slopes(
-            (log_prob, entropy, value), index, self._batch.columns, self._settings
-        )
-        sizes = [len(shard) for shard in shards]
-        self._slopes = list(zip(*(slope.split(sizes) for slope in slopes), strict=True))
-        return metrics
+        """Return what is reported about a minibatch."""
+        num_shards = min(self._num_threads, len(index))
+        whole = self._algorithm.whole(Minibatch(self._batch, index, self._scheduled))
+        own = {name: field.tensor_split(num_shards) for name, field in whole.items()}
+        shards = [
+            Minibatch(
+                self._batch,
+                rows,
+                self._scheduled,
+                {name: fields[number] for name, fields in own.items()},
+            )
+            for number, rows in enumerate(index.tensor_split(num_shards))
+        ]
+        losses = list(self._pool.map(self._evaluate, shards))
+        self._totals = [loss.total for loss in losses]
+        self._shares = [len(shard) / len(index) for shard in shards]
+        reported = []
+        for loss, share in zip(losses, self._shares, strict=True):
+            self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
+            reported.append(numbers * share)
+        return torch.stack(reported).sum(0)
 
     def backward(self) -> None:
         """Write the gradient of the last `forward`."""
         total = self._parameters.gradient
         for number, gradient in enumerate(
-            self._pool.map(self._differentiate, self._outputs, self._slopes)
+            self._pool.map(self._differentiate, self._totals, self._shares)
         ):
             if number == 0:
                 total.copy_(gradient)
             else:
                 total.add_(gradient)
-        self._outputs, self._slopes = [], []
+        self._totals = []
 
     def release(self) -> None:
         """Let go of the batch, and of what was computed from it."""
-        self._batch, self._outputs, self._slopes = NO_BATCH, [], []
+        self._batch, self._totals = NO_BATCH, []
 
-    def _evaluate(self, index: Tensor) -> Outputs:
-        observation = {k: v.index_select(0, index) for k, v in self._batch.observation.items()}
-        action = {k: v.index_select(0, index) for k, v in self._batch.action.items()}
-        # What autocast keeps of converted weights would be shared between threads.
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16, cache_enabled=False):
-            log_prob, entropy, value = self._model.evaluate(observation, action)
-        return log_prob.float(), entropy.float(), value.float()
+    def _evaluate(self, shard: Minibatch) -> Loss:
+        return self._algorithm.loss(shard, self._policy)
 
-    def _differentiate(self, outputs: Outputs, slopes: Outputs) -> Tensor:
-        """Return the gradient of one shard, ``[P]``."""
-        learnt = [pair for pair in zip(outputs, slopes, strict=True) if pair[0].requires_grad]
+    def _differentiate(self, total: Tensor, share: float) -> Tensor:
+        """Return a shard's part of the gradient, ``[P]``."""
         gradients = torch.autograd.grad(
-            [output for output, _ in learnt],
+            total,
             self._parameters.parameters,
-            [slope for _, slope in learnt],
+            torch.full_like(total, share),
             materialize_grads=True,
         )
         return torch.cat([gradient.reshape(-1) for gradient in gradients])

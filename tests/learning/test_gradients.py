@@ -10,23 +10,27 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fastrl.config import ModelConfig
+from fastrl.config import A2CConfig, ModelConfig, PPOConfig
 from fastrl.learning import mlp_gradients, sharded_gradients
-from fastrl.learning.batch import Batch
+from fastrl.learning.a2c import A2C
+from fastrl.learning.algorithm import Algorithm
+from fastrl.learning.batch import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine
 from fastrl.learning.mlp_gradients import MLPEngine
-from fastrl.learning.objective import ObjectiveSettings, objective
 from fastrl.learning.parameters import FlatParameters
+from fastrl.learning.ppo import PPO
 from fastrl.learning.sharded_gradients import ShardedEngine
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED
 
-PPO = ObjectiveSettings(0.2, None, 0.01, 0.5, normalize_advantage=True)
-PPO_CLIPPED_VALUE = ObjectiveSettings(0.1, 0.3, 0.0, 1.0, normalize_advantage=False)
-A2C = ObjectiveSettings(None, None, 0.02, 0.25, normalize_advantage=False)
-ALL_SETTINGS = pytest.mark.parametrize(
-    "settings", [PPO, PPO_CLIPPED_VALUE, A2C], ids=["ppo", "ppo clipped value", "a2c"]
+CLIPPED = PPO(PPOConfig(entropy_coef=0.01))
+CLIPPED_VALUE = PPO(
+    PPOConfig(clip_range=0.1, clip_value_range=0.3, value_coef=1.0, normalize_advantage=False)
+)
+PLAIN = A2C(A2CConfig(entropy_coef=0.02, value_coef=0.25))
+ALL_LOSSES = pytest.mark.parametrize(
+    "algorithm", [CLIPPED, CLIPPED_VALUE, PLAIN], ids=["ppo", "ppo clipped value", "a2c"]
 )
 
 TWO_LEAVES = EnvSpec(
@@ -80,79 +84,88 @@ def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0) -> Batch:
     with torch.no_grad():
         action, outputs = model.act(observation, model.draw_noise((ROWS,), random))[:2]
     noise = torch.randn(4, ROWS, generator=random)
-    columns = [
-        outputs["log_prob"] + 0.3 * noise[0],
-        noise[1],
-        noise[2],
-        outputs["value"] + 0.3 * noise[3],
-    ]
-    return Batch(observation, action, torch.stack(columns, dim=1))
+    fields = {
+        "log_prob": outputs["log_prob"] + 0.3 * noise[0],
+        "advantage": noise[1],
+        "target": noise[2],
+        "value": outputs["value"] + 0.3 * noise[3],
+    }
+    return Batch(observation, action, fields, torch.device("cpu"))
+
+
+def scheduled(algorithm: Algorithm) -> dict[str, float]:
+    return {name: getattr(algorithm.section, name) for name in algorithm.schedules}
 
 
 def by_autograd(
-    model: ActorCritic, batch: Batch, index: torch.Tensor, settings: ObjectiveSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
+    algorithm: Algorithm, model: ActorCritic, batch: Batch, index: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return metrics and gradient without any engine."""
-    log_prob, entropy, value = model.evaluate(
-        {k: v[index] for k, v in batch.observation.items()},
-        {k: v[index] for k, v in batch.action.items()},
-    )
-    loss, metrics = objective(log_prob, entropy, value, batch.columns[index], settings)
-    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
-    return metrics, torch.cat([g.flatten() for g in gradients])
+    own = algorithm.whole(Minibatch(batch, index, scheduled(algorithm)))
+    loss = algorithm.loss(Minibatch(batch, index, scheduled(algorithm), own), model)
+    gradients = torch.autograd.grad(loss.total, list(model.parameters()), materialize_grads=True)
+    metrics = {"loss": loss.total, **loss.metrics}
+    flat = torch.cat([g.flatten() for g in gradients])
+    return {name: metric.detach() for name, metric in metrics.items()}, flat
 
 
 def check(
-    engine, flat: FlatParameters, model: ActorCritic, batch: Batch, settings, atol: float = 3e-6
+    engine, algorithm: Algorithm, flat: FlatParameters, model, batch: Batch, tolerance: float = 1e-6
 ) -> None:
-    engine.load(batch, settings)
+    """Tolerances are relative: of a metric to itself, of the gradient to its length."""
+    engine.load(batch, scheduled(algorithm))
     for rows in (32, 18, 32, 1):
         index = torch.randperm(ROWS)[:rows]
-        expected_metrics, expected = by_autograd(model, batch, index, settings)
+        expected_metrics, expected = by_autograd(algorithm, model, batch, index)
         flat.gradient.fill_(7.0)
-        metrics = engine.forward(index)
+        numbers = engine.forward(index).tolist()
+        metrics = dict(zip(engine.metrics, numbers, strict=True))
         engine.backward()
-        torch.testing.assert_close(metrics.float(), expected_metrics, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(flat.gradient, expected, rtol=1e-4, atol=atol)
+        for name, metric in expected_metrics.items():
+            close = pytest.approx(float(metric), rel=10 * tolerance, abs=10 * tolerance)
+            assert metrics[name] == close, name
+        assert (flat.gradient - expected).norm() <= tolerance * expected.norm()
 
 
-@ALL_SETTINGS
+@ALL_LOSSES
 @pytest.mark.parametrize("name", MODELS)
-def test_mlp_engine_equals_autograd(name, settings):
+def test_mlp_engine_equals_autograd(name, algorithm):
     spec, config = MODELS[name]
     model = model_of(spec, **config)
     batch = batch_of(spec, model)
-    assert mlp_gradients.supports(model)
+    assert mlp_gradients.obstacle(algorithm, model) is None
     flat = FlatParameters(model.parameters())
-    check(MLPEngine(model), flat, model, batch, settings)
+    check(MLPEngine(algorithm, model), algorithm, flat, model, batch)
 
 
-@ALL_SETTINGS
+@ALL_LOSSES
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS, NESTED], ids=lambda spec: spec.id)
-def test_autograd_engine_equals_autograd(spec, settings):
+def test_autograd_engine_equals_autograd(spec, algorithm):
     model = model_of(spec)
     batch = batch_of(spec, model)
     flat = FlatParameters(model.parameters())
-    check(AutogradEngine(model, flat, compiled=False, bf16=False), flat, model, batch, settings)
+    engine = AutogradEngine(algorithm, model, flat, compiled=False, bf16=False)
+    check(engine, algorithm, flat, model, batch)
 
 
-@ALL_SETTINGS
+@ALL_LOSSES
 @pytest.mark.parametrize("num_threads", [2, 3, 2 * ROWS])
 @pytest.mark.parametrize("spec", [IMAGE, CONTINUOUS, NESTED], ids=lambda spec: spec.id)
-def test_sharded_engine_equals_autograd(spec, num_threads, settings):
+def test_sharded_engine_equals_autograd(spec, num_threads, algorithm):
     model = model_of(spec)
     batch = batch_of(spec, model)
-    assert sharded_gradients.supports(model)
+    assert sharded_gradients.obstacle(algorithm, model) is None
     flat = FlatParameters(model.parameters())
-    engine = ShardedEngine(model, flat, num_threads, bf16=False)
-    check(engine, flat, model, batch, settings, atol=1e-4)  # sums of a conv net have many terms
+    engine = ShardedEngine(algorithm, model, flat, num_threads, bf16=False)
+    # Sums of a conv net have many terms.
+    check(engine, algorithm, flat, model, batch, tolerance=1e-5)
 
 
 def test_the_same_threads_give_the_same_numbers():
     model = model_of(IMAGE)
     flat = FlatParameters(model.parameters())
-    engine = ShardedEngine(model, flat, num_threads=3, bf16=True)
-    engine.load(batch_of(IMAGE, model), PPO)
+    engine = ShardedEngine(CLIPPED, model, flat, num_threads=3, bf16=True)
+    engine.load(batch_of(IMAGE, model), scheduled(CLIPPED))
     gradients = set()
     for _ in range(20):
         engine.forward(torch.arange(ROWS))
@@ -161,40 +174,63 @@ def test_the_same_threads_give_the_same_numbers():
     assert len(gradients) == 1
 
 
-def test_models_of_ones_own_are_not_torn_apart():
-    assert not sharded_gradients.supports(Subclass(IMAGE, ModelConfig()))
+@pytest.mark.parametrize("spec", [IMAGE, DISCRETE], ids=lambda spec: spec.id)
+def test_custom_forward_passes_see_a_minibatch_as_a_whole(spec):
+    model = Doubled(spec, ModelConfig())
+    for module in (sharded_gradients, mlp_gradients):
+        assert module.obstacle(CLIPPED, model) == "Doubled.forward is its own"
+    model = ActorCritic(spec, ModelConfig())
+    model.actor_body.mlp = torch.nn.Sequential(torch.nn.BatchNorm1d(4))
+    for module in (sharded_gradients, mlp_gradients):
+        assert module.obstacle(CLIPPED, model) == "ActorCritic.actor_body has a BatchNorm1d"
+
+
+def test_a_subclass_that_computes_the_same_is_as_fast():
+    assert mlp_gradients.obstacle(CLIPPED, Renamed(DISCRETE, ModelConfig())) is None
+    assert sharded_gradients.obstacle(CLIPPED, Renamed(IMAGE, ModelConfig())) is None
 
 
 def test_mlp_engine_sees_parameters_that_are_loaded_later():
     model, other = model_of(DISCRETE), model_of(DISCRETE, seed=1)
     batch = batch_of(DISCRETE, model)
     flat = FlatParameters(model.parameters())
-    engine = MLPEngine(model)
+    engine = MLPEngine(CLIPPED, model)
     model.load_state_dict(other.state_dict())
-    check(engine, flat, model, batch, PPO)
+    check(engine, CLIPPED, flat, model, batch)
 
 
 def test_ratio_of_an_unchanged_policy_is_1():
     model = model_of(CONTINUOUS)
     batch = batch_of(CONTINUOUS, model)
     with torch.no_grad():
-        batch.columns[:, 0] = model.evaluate(batch.observation, batch.action)[0]
+        batch.fields["log_prob"][:] = model.evaluate(batch.observation, batch.action)[0]
     FlatParameters(model.parameters())
-    engine = MLPEngine(model)
-    engine.load(batch, PPO)
-    *_, kl, clipped = engine.forward(torch.arange(ROWS)).tolist()
-    assert kl == pytest.approx(0.0, abs=1e-9)
-    assert clipped == 0.0
+    engine = MLPEngine(CLIPPED, model)
+    engine.load(batch, scheduled(CLIPPED))
+    metrics = dict(zip(engine.metrics, engine.forward(torch.arange(ROWS)).tolist(), strict=True))
+    assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["clip_fraction"] == 0.0
 
 
-class Subclass(ActorCritic):
-    """May compute anything."""
+class Doubled(ActorCritic):
+    """Computes something else."""
+
+    def forward(self, observation):
+        parameters, value = super().forward(observation)
+        return 2 * parameters, value
+
+
+class Renamed(ActorCritic):
+    """Computes the same, and has a method of its own."""
+
+    def value_of_nothing(self) -> float:
+        return 0.0
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        Subclass(DISCRETE, ModelConfig()),
+        Doubled(DISCRETE, ModelConfig()),
         ActorCritic(NESTED, ModelConfig()),
         ActorCritic(DISCRETE, ModelConfig(activation="gelu")),
         ActorCritic(CONTINUOUS, ModelConfig(), action_bounds="squash"),
@@ -205,7 +241,7 @@ class Subclass(ActorCritic):
     ids=["subclass", "nested", "gelu", "squash", "float64", "two choices", "image"],
 )
 def test_mlp_engine_leaves_other_models_to_autograd(model):
-    assert not mlp_gradients.supports(model)
+    assert mlp_gradients.obstacle(CLIPPED, model) is not None
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -214,14 +250,14 @@ def test_frozen_parameters_are_left_to_autograd_and_stay(frozen, num_threads):
     model = model_of(DISCRETE)
     for parameter in getattr(model, frozen).parameters():
         parameter.requires_grad_(False)
-    assert not mlp_gradients.supports(model)
+    assert mlp_gradients.obstacle(CLIPPED, model) == "some parameters are frozen"
     flat = FlatParameters(model.parameters())
     engine = (
-        AutogradEngine(model, flat, compiled=False, bf16=False)
+        AutogradEngine(CLIPPED, model, flat, compiled=False, bf16=False)
         if num_threads == 1
-        else ShardedEngine(model, flat, num_threads, bf16=False)
+        else ShardedEngine(CLIPPED, model, flat, num_threads, bf16=False)
     )
-    engine.load(batch_of(DISCRETE, model), PPO)
+    engine.load(batch_of(DISCRETE, model), scheduled(CLIPPED))
     engine.forward(torch.arange(8))
     engine.backward()
     assert flat.gradient.abs().sum() > 0
@@ -232,8 +268,8 @@ def test_what_fails_in_a_thread_is_raised_and_the_next_minibatch_is_right(monkey
     model = model_of(IMAGE)
     batch = batch_of(IMAGE, model)
     flat = FlatParameters(model.parameters())
-    engine = ShardedEngine(model, flat, num_threads=3, bf16=False)
-    engine.load(batch, PPO)
+    engine = ShardedEngine(CLIPPED, model, flat, num_threads=3, bf16=False)
+    engine.load(batch, scheduled(CLIPPED))
     evaluate = model.evaluate
 
     def failing(observation, action):
@@ -245,14 +281,15 @@ def test_what_fails_in_a_thread_is_raised_and_the_next_minibatch_is_right(monkey
         patched.setattr(model, "evaluate", failing)
         with pytest.raises(MemoryError, match="on purpose"):
             engine.forward(torch.arange(ROWS))
-    check(engine, flat, model, batch, PPO, atol=1e-4)
+    check(engine, CLIPPED, flat, model, batch, tolerance=1e-5)
 
 
 def test_threads_end_with_their_engine():
     before = set(threading.enumerate())
     model = model_of(IMAGE)
-    engine = ShardedEngine(model, FlatParameters(model.parameters()), num_threads=3, bf16=False)
-    engine.load(batch_of(IMAGE, model), PPO)
+    flat = FlatParameters(model.parameters())
+    engine = ShardedEngine(CLIPPED, model, flat, num_threads=3, bf16=False)
+    engine.load(batch_of(IMAGE, model), scheduled(CLIPPED))
     engine.forward(torch.arange(ROWS))
     started = set(threading.enumerate()) - before
     assert started
@@ -268,14 +305,14 @@ def test_bf16_gradient_points_the_same_way(num_threads):
     model = model_of(DISCRETE)
     batch = batch_of(DISCRETE, model)
     index = torch.arange(ROWS)
-    _, exact = by_autograd(model, batch, index, A2C)
+    _, exact = by_autograd(PLAIN, model, batch, index)
     flat = FlatParameters(model.parameters())
     engine = (
-        AutogradEngine(model, flat, compiled=False, bf16=True)
+        AutogradEngine(PLAIN, model, flat, compiled=False, bf16=True)
         if num_threads == 1
-        else ShardedEngine(model, flat, num_threads, bf16=True)
+        else ShardedEngine(PLAIN, model, flat, num_threads, bf16=True)
     )
-    engine.load(batch, A2C)
+    engine.load(batch, scheduled(PLAIN))
     engine.forward(index)
     engine.backward()
     assert torch.cosine_similarity(flat.gradient, exact, dim=0) > 0.999
@@ -289,9 +326,9 @@ def test_compiled_engine_equals_autograd():
     model = model_of(CONTINUOUS)
     batch = batch_of(CONTINUOUS, model)
     flat = FlatParameters(model.parameters())
-    engine = AutogradEngine(model, flat, compiled=True, bf16=False)
-    for settings in (PPO, PPO_CLIPPED_VALUE):
-        check(engine, flat, model, batch, settings)
+    for algorithm in (CLIPPED, CLIPPED_VALUE):
+        engine = AutogradEngine(algorithm, model, flat, compiled=True, bf16=False)
+        check(engine, algorithm, flat, model, batch, tolerance=1e-5)
 
 
 @pytest.mark.gpu
@@ -299,18 +336,18 @@ def test_compiled_engine_equals_autograd():
 def test_gpu_gives_the_gradient_that_the_cpu_gives(spec):
     model = model_of(spec)
     batch = batch_of(spec, model)
-    metrics, expected = by_autograd(model, batch, torch.arange(ROWS), PPO)
+    metrics, expected = by_autograd(CLIPPED, model, batch, torch.arange(ROWS))
     flat = FlatParameters(model.cuda().parameters())
-    engine = AutogradEngine(model, flat, compiled=False, bf16=False)
-    there = Batch(
-        {k: v.cuda() for k, v in batch.observation.items()},
-        {k: v.cuda() for k, v in batch.action.items()},
-        batch.columns.cuda(),
+    engine = AutogradEngine(CLIPPED, model, flat, compiled=False, bf16=False)
+    there = (
+        {k: v.cuda() for k, v in tensors.items()}
+        for tensors in (batch.observation, batch.action, batch.fields)
     )
-    engine.load(there, PPO)
+    engine.load(Batch(*there, torch.device("cuda")), scheduled(CLIPPED))
     found = engine.forward(torch.arange(ROWS, device="cuda"))
     engine.backward()
-    torch.testing.assert_close(found.cpu(), metrics, rtol=1e-3, atol=1e-4)
+    expected_metrics = torch.stack([metrics[name].float() for name in engine.metrics])
+    torch.testing.assert_close(found.cpu(), expected_metrics, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(flat.gradient.cpu(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -325,7 +362,7 @@ def test_mlp_engine_equals_autograd_beyond_the_bounds_of_log_std(log_std):
     model = model_with(log_std)
     batch = batch_of(CONTINUOUS, model)
     flat = FlatParameters(model.parameters())
-    check(MLPEngine(model), flat, model, batch, A2C)
+    check(MLPEngine(PLAIN, model), PLAIN, flat, model, batch)
 
 
 @pytest.mark.parametrize(("low", "is_free"), [(-20.0, True), (-20.5, False), (-300.0, False)])
@@ -334,17 +371,15 @@ def test_log_std_has_no_gradient_beyond_its_bounds(low, is_free):
     model = model_with([low, 0.1])
     batch, index = batch_of(CONTINUOUS, model), torch.arange(ROWS)
     flat = FlatParameters(model.parameters())
-    engine = MLPEngine(model)
-    engine.load(batch, A2C)
+    engine = MLPEngine(PLAIN, model)
+    engine.load(batch, scheduled(PLAIN))
     flat.gradient.fill_(7.0)
     engine.forward(index)
     engine.backward()
     found = model.distribution.log_std.grad
     assert found is not None
     assert flat.gradient.isfinite().all()
-    (expected,) = torch.autograd.grad(
-        objective(*model.evaluate(batch.observation, batch.action), batch.columns[index], A2C)[0],
-        model.distribution.log_std,
-    )
+    loss = PLAIN.loss(Minibatch(batch, index, scheduled(PLAIN)), model)
+    (expected,) = torch.autograd.grad(loss.total, model.distribution.log_std)
     for gradient in (found, expected):
         assert (gradient != 0).tolist() == [is_free, True]
