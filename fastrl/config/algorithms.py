@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from fastrl.config.fields import Bool, Device, Few, Float, Fraction, Schedule, Section, Size
+from fastrl.config.fields import (
+    Bool,
+    Device,
+    Few,
+    Float,
+    Fraction,
+    Schedule,
+    Section,
+    Size,
+    conflict,
+    sequence,
+)
+
+Rate = Annotated[Float, Field(gt=0, le=10)]
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+_BETAS = (0.9, 0.999)
 
 
 class LearnerConfig(Section):
@@ -20,11 +35,14 @@ class LearnerConfig(Section):
     wanted_fields: ClassVar[tuple[str, ...]] = ()
 
     name: Literal["ppo", "a2c"] = Field(description="Name of the algorithm.")
-    learning_rate: Annotated[Float, Field(gt=0, le=10)] = Field(
-        default=3e-4, description="Step size of the optimizer."
-    )
+    learning_rate: Rate = Field(default=3e-4, description="Step size of the optimizer.")
     learning_rate_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear down to 0 at total_steps."
+        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
+    )
+    learning_rate_warmup: Annotated[Float, Field(ge=0, le=2**62)] = Field(
+        default=0.0,
+        description="Environment steps in which the learning rate rises from 0, before its "
+        "schedule begins; below 1 a share of total_steps.",
     )
     gamma: Fraction = Field(default=0.99, description="Discount factor per step.")
     gae_lambda: Fraction = Field(
@@ -35,7 +53,7 @@ class LearnerConfig(Section):
         default=0.0, description="Weight of the entropy bonus in the loss."
     )
     entropy_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear down to 0 at total_steps."
+        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
     )
     value_coef: Annotated[Float, Field(ge=0)] = Field(
         default=0.5, description="Weight of the value loss in the loss."
@@ -49,6 +67,14 @@ class LearnerConfig(Section):
     )
     optimizer_eps: Annotated[Float, Field(gt=0, le=1)] = Field(
         default=1e-5, description="Epsilon of the optimizer."
+    )
+    adam_betas: Annotated[tuple[Beta, Beta], BeforeValidator(sequence)] = Field(
+        default=_BETAS, description="Decay per step of Adam's two running averages."
+    )
+    weight_decay: Annotated[Float, Field(ge=0, le=10)] = Field(
+        default=0.0,
+        description="Each step first shrinks all parameters by learning_rate times this; with "
+        "adam that is AdamW.",
     )
     reward_scale: Annotated[Float, Field(gt=0)] = Field(
         default=1.0, description="Factor on every reward before anything is learnt from it."
@@ -71,18 +97,30 @@ class LearnerConfig(Section):
         default=False, description="Compute the network in bfloat16 while learning (autocast)."
     )
 
+    @model_validator(mode="after")
+    def _check_betas(self) -> Self:
+        if self.optimizer != "adam" and self.adam_betas != _BETAS:
+            problem = f"must be left out with algorithm.optimizer: {self.optimizer}"
+            raise conflict("adam_betas", problem)
+        return self
+
 
 class PPOConfig(LearnerConfig):
     """Proximal policy optimisation with the clipped objective (Schulman et al., 2017)."""
 
     name: Literal["ppo"] = Field(default="ppo", description="Proximal policy optimisation.")
+    learning_rate_schedule: Schedule | Literal["kl_adaptive"] = Field(  # type: ignore[assignment]
+        default="constant",
+        description="Constant; linear or cosine down to 0 at total_steps; or kl_adaptive, which "
+        "follows target_kl.",
+    )
     epochs: Size = Field(default=10, description="Passes over each rollout.")
     minibatch_size: Size = Field(default=64, description="Transitions in each gradient step.")
     clip_range: Annotated[Float, Field(gt=0, le=10)] = Field(
         default=0.2, description="How far the probability ratio may move from 1."
     )
     clip_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear down to 0 at total_steps."
+        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
     )
     clip_value_range: Annotated[Float, Field(gt=0)] | None = Field(
         default=None, description="How far a value may move from the old one; null for no clipping."
@@ -93,17 +131,50 @@ class PPOConfig(LearnerConfig):
     target_kl: Annotated[Float, Field(gt=0)] | None = Field(
         default=None,
         description="An update stops before the first minibatch whose mean KL divergence is above "
-        "1.5 times this; null for never.",
+        "1.5 times this; null for never. With learning_rate_schedule: kl_adaptive no update stops: "
+        "the learning rate is divided by 1.5 after an update with more than twice this, and "
+        "multiplied by 1.5 after one with less than half.",
     )
+    learning_rate_bounds: Annotated[tuple[Rate, Rate], BeforeValidator(sequence)] = Field(
+        default=(1e-5, 1e-2),
+        description="Least and largest learning rate of learning_rate_schedule: kl_adaptive.",
+    )
+
+    @property
+    def is_kl_adaptive(self) -> bool:
+        """Whether the learning rate follows ``target_kl``."""
+        return self.learning_rate_schedule == "kl_adaptive"
+
+    @property
+    def stopping_kl(self) -> float | None:
+        """The ``target_kl`` of a single update; None where no update stops early."""
+        return None if self.is_kl_adaptive else self.target_kl
+
+    @model_validator(mode="after")
+    def _check_kl_adaptive(self) -> Self:
+        low, high = self.learning_rate_bounds
+        if low > high:
+            raise conflict("learning_rate_bounds", f"must be in order, got {[low, high]}")
+        if not self.is_kl_adaptive:
+            return self
+        adaptive = "with algorithm.learning_rate_schedule: kl_adaptive"
+        if self.target_kl is None:
+            raise conflict("target_kl", f"must be a number {adaptive}, got null")
+        if self.learning_rate_warmup:
+            problem = f"must be 0 {adaptive}, got {self.learning_rate_warmup:g}"
+            raise conflict("learning_rate_warmup", problem)
+        if not low <= self.learning_rate <= high:
+            bounds = f"algorithm.learning_rate_bounds ({low:g} to {high:g})"
+            problem = f"must be within {bounds} {adaptive}, got {self.learning_rate:g}"
+            raise conflict("learning_rate", problem)
+        return self
 
 
 class A2CConfig(LearnerConfig):
     """Synchronous advantage actor-critic: one gradient step per rollout (Mnih et al., 2016)."""
 
     name: Literal["a2c"] = Field(default="a2c", description="Advantage actor-critic.")
-    learning_rate: Annotated[Float, Field(gt=0, le=10)] = Field(
-        default=7e-4, description="Step size of the optimizer."
-    )
+    learning_rate: Rate = Field(default=7e-4, description="Step size of the optimizer.")
     gae_lambda: Fraction = Field(
         default=1.0,
         description="Lambda of generalised advantage estimation; 1 is the n-step return.",

@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+from pydantic_core import PydanticCustomError
 
 
 def whole(value: Any) -> Any:  # noqa: ANN401
@@ -43,10 +44,15 @@ Device = Annotated[
     Field(examples=["cpu", "cuda", "cuda:0"]),
 ]
 Devices = Annotated[tuple[Device, ...], Strict(), Field(min_length=1), BeforeValidator(sequence)]
-Schedule = Literal["constant", "linear"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def conflict(key: str, problem: str) -> PydanticCustomError:
+    """Return an error of a whole section that is nevertheless one key's."""
+    return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})

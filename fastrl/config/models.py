@@ -18,7 +18,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from fastrl.config.algorithms import AlgorithmConfig, PPOConfig
 from fastrl.config.fields import (
@@ -36,6 +35,7 @@ from fastrl.config.fields import (
     Size,
     Steps,
     Text,
+    conflict,
     sequence,
 )
 from fastrl.cores import usable_cores
@@ -160,19 +160,19 @@ class SamplerConfig(Section):
             value = getattr(self, key)
             if value not in (*allowed, allowed):
                 choices = " or ".join(map(str, allowed))
-                raise _conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
+                raise conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
         return self
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
         if self.envs_per_worker % self.groups:
-            raise _conflict(
+            raise conflict(
                 "envs_per_worker",
                 f"must be divisible by sampler.groups ({self.groups}), got {self.envs_per_worker}",
             )
         workers = self.num_env_workers
         if workers != "auto" and self.num_model_workers > workers:
-            raise _conflict("num_model_workers", self._too_many_model_workers(workers))
+            raise conflict("num_model_workers", self._too_many_model_workers(workers))
         return self
 
     def _too_many_model_workers(self, workers: int) -> str:
@@ -281,7 +281,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check_kwargs(self) -> Self:
         if self.kwargs and self.class_path is None:
-            raise _conflict("kwargs", "must be empty where model.class_path is null")
+            raise conflict("kwargs", "must be empty where model.class_path is null")
         return self
 
 
@@ -324,7 +324,7 @@ class EvaluationConfig(Section):
     def _check_stop(self) -> Self:
         if self.stop_at is not None and not self.enabled:
             problem = f"must be null where evaluation.enabled is false, got {self.stop_at:g}"
-            raise _conflict("stop_at", problem)
+            raise conflict("stop_at", problem)
         return self
 
 
@@ -426,15 +426,19 @@ class Config(Section):
         if sampler is not None and sampler.kind == "device" and value.device != sampler.devices[0]:
             sampled = f"sampler.device ({sampler.devices[0]})"
             problem = f"must be {sampled} with sampler.kind: device, got {value.device}"
-            raise _conflict("device", problem)
+            raise conflict("device", problem)
+        return value
+
+    @field_validator("algorithm")
+    @classmethod
+    def _check_warmup(cls, value: AlgorithmConfig, info: ValidationInfo) -> AlgorithmConfig:
+        total_steps = info.data.get("total_steps")
+        if total_steps is not None and value.learning_rate_warmup >= total_steps:
+            problem = f"must be less than total_steps ({total_steps}), got "
+            raise conflict("learning_rate_warmup", f"{problem}{value.learning_rate_warmup:g}")
         return value
 
     @property
     def topology(self) -> Topology:
         """Who steps and who infers, with ``auto`` resolved; see `SamplerConfig.topology`."""
         return self.sampler.topology()
-
-
-def _conflict(key: str, problem: str) -> PydanticCustomError:
-    """Return an error of a whole section that is nevertheless one key's."""
-    return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})

@@ -21,9 +21,10 @@ from fastrl.learning import mlp_gradients, sharded_gradients
 from fastrl.learning.algorithm import Algorithm, Group
 from fastrl.learning.batch import Batch, Experience, Transfer
 from fastrl.learning.gradients import AutogradEngine, GradientEngine
-from fastrl.learning.optimizers import OPTIMIZERS, Optimizer
+from fastrl.learning.optimizers import Optimizer, build_optimizer
 from fastrl.learning.parameters import FlatParameters
 from fastrl.learning.reward_scaling import RewardScaler
+from fastrl.learning.schedules import Schedules
 from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
@@ -81,8 +82,8 @@ class Learner(Protocol):
 class AlgorithmLearner:
     """The `Learner` of any `Algorithm`.
 
-    Schedules are functions of ``steps / config.total_steps`` at the start of an update, so the
-    first update has the full values and, where they are linear, the last one a little more than 0.
+    Schedules are taken at the start of an update, so the first update has the full values and,
+    where they are linear, the last one a little more than 0; see `Schedules`.
 
     Statistics of observations move after the gradient steps: while learning, the policy is
     normalised as it was when it acted, so an unchanged policy has a probability ratio of 1.
@@ -105,7 +106,7 @@ class AlgorithmLearner:
         self._algorithm, self._section = algorithm, algorithm.section
         self._algorithm_name = type(algorithm).__name__
         self._env_spec = env_spec
-        self._total_steps = config.total_steps
+        self._schedules = Schedules(config, algorithm.section, algorithm.schedules)
         self._device = existing_device(self._section.device, "algorithm.device")
         model.to(self._device)
         self._build_optimizers(algorithm.groups(model))
@@ -135,6 +136,7 @@ class AlgorithmLearner:
         finally:
             self._engine.release()
         self._refuse_divergence(metrics)
+        self._schedules.observe(metrics)
         metrics |= {name: float(metric) for name, metric in prepared.metrics.items()} | scheduled
         # Models without statistics may lack this method; it is no part of PolicyModel.
         update_normalizers = getattr(self.model, "update_normalizers", None)
@@ -161,6 +163,7 @@ class AlgorithmLearner:
             "reward_scaler": self._reward_scaler.state_dict(),
             "generator": self._generator.get_state(),
             "algorithm_state": self._algorithm.state_dict(),
+            "schedules": self._schedules.state_dict(),
             "steps": self.steps,
             "updates": self.updates,
         }
@@ -181,7 +184,9 @@ class AlgorithmLearner:
             part.optimizer.load_state_dict(optimizers[name])
         self._reward_scaler.load_state_dict(state["reward_scaler"])
         self._generator.set_state(state["generator"])
+        # Checkpoints of former versions lack these two.
         self._algorithm.load_state_dict(state.get("algorithm_state", {}))
+        self._schedules.load_state_dict(state.get("schedules", {}))
         self.steps, self.updates = state["steps"], state["updates"]
 
     def _build_optimizers(self, groups: Mapping[str, Group]) -> None:
@@ -203,7 +208,7 @@ class AlgorithmLearner:
                 )
             stop = start + len(members[name])
             vector = self._parameters.part(start, stop)
-            optimizer = OPTIMIZERS[self._section.optimizer](vector, self._section.optimizer_eps)
+            optimizer = build_optimizer(vector, self._section)
             self._parts[name] = _Part(vector, optimizer, group.learning_rate)
             start = stop
 
@@ -266,12 +271,7 @@ class AlgorithmLearner:
     def _scheduled(self) -> dict[str, float]:
         """Return the section's numbers that have a schedule, at this point of the run."""
         return {
-            name: _at(
-                getattr(self._section, name),
-                getattr(self._section, key),
-                self.steps / self._total_steps,
-            )
-            for name, key in self._algorithm.schedules.items()
+            name: self._schedules.at(name, self.steps) for name in self._algorithm.schedules
         }
 
     def _experience(self, rollout: Rollout) -> Experience:
@@ -343,11 +343,6 @@ class _Part:
     parameters: FlatParameters
     optimizer: Optimizer
     learning_rate: str
-
-
-def _at(value: float, schedule: str, share: float) -> float:
-    """Return a number of the configuration after a share of the run's steps."""
-    return value if schedule == "constant" else value * max(0.0, 1 - share)
 
 
 _FIELDS = (

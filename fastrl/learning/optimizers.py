@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from fastrl.config.algorithms import LearnerConfig
 from fastrl.errors import FastrlError
 from fastrl.learning.parameters import FlatParameters
 
@@ -38,11 +39,21 @@ class Optimizer(Protocol):
 
 
 class _Optimizer:
-    """Holds the state by name."""
+    """Holds the state by name, and shrinks parameters.
 
-    def __init__(self, parameters: FlatParameters, **state: Tensor) -> None:
+    Weight decay is decoupled from the gradient and its averages (Loshchilov and Hutter 2019,
+    https://arxiv.org/abs/1711.05101, algorithm 2). It applies to all parameters, as in
+    ``torch.optim.AdamW``: weights, biases and log standard deviations.
+    """
+
+    def __init__(self, parameters: FlatParameters, weight_decay: float, **state: Tensor) -> None:
         self._parameters = parameters
+        self._weight_decay = weight_decay
         self._state = state
+
+    def _shrink(self, learning_rate: float) -> None:
+        if self._weight_decay:
+            self._parameters.value.mul_(1 - learning_rate * self._weight_decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of what the next steps depend on."""
@@ -64,20 +75,30 @@ class Adam(_Optimizer):
     Args:
         parameters: What to change.
         eps: Added to the root of the second moment.
+        betas: Decay per step of the first and the second moment.
+        weight_decay: Makes it AdamW; see `_Optimizer`.
     """
 
-    def __init__(self, parameters: FlatParameters, eps: float) -> None:
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        eps: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(
             parameters,
+            weight_decay,
             mean=torch.zeros_like(parameters.value),
             square=torch.zeros_like(parameters.value),
             step=torch.zeros((), device=parameters.value.device),
         )
-        self._eps = eps
+        self._eps, self._betas = eps, betas
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take one step along the gradient."""
+        self._shrink(learning_rate)
         adam(
             [self._parameters.value],
             [self._parameters.gradient],
@@ -87,8 +108,8 @@ class Adam(_Optimizer):
             [self._state["step"]],
             fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
             lr=learning_rate,
             weight_decay=0.0,
             eps=self._eps,
@@ -105,22 +126,27 @@ class RMSprop(_Optimizer):
     Args:
         parameters: What to change.
         eps: Added to the running square, inside the root.
+        weight_decay: See `_Optimizer`.
     """
 
     _DECAY = 0.99
 
-    def __init__(self, parameters: FlatParameters, eps: float) -> None:
-        super().__init__(parameters, square=torch.ones_like(parameters.value))
+    def __init__(self, parameters: FlatParameters, eps: float, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, weight_decay, square=torch.ones_like(parameters.value))
         self._eps = eps
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take one step along the gradient."""
+        self._shrink(learning_rate)
         gradient, square = self._parameters.gradient, self._state["square"]
         square.mul_(self._DECAY).addcmul_(gradient, gradient, value=1 - self._DECAY)
         root = square.add(self._eps).sqrt_()
         self._parameters.value.addcdiv_(gradient, root, value=-learning_rate)
 
 
-OPTIMIZERS: Mapping[str, type[Adam | RMSprop]] = {"adam": Adam, "rmsprop": RMSprop}
-"""Optimisers by their name in the configuration."""
+def build_optimizer(parameters: FlatParameters, config: LearnerConfig) -> Optimizer:
+    """Return the optimiser that an algorithm's section asks for."""
+    if config.optimizer == "rmsprop":
+        return RMSprop(parameters, config.optimizer_eps, config.weight_decay)
+    return Adam(parameters, config.optimizer_eps, config.adam_betas, config.weight_decay)

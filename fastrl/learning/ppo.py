@@ -38,7 +38,7 @@ class PPO(PolicyGradient[PPOConfig]):
 
     def bounds(self) -> Mapping[str, float]:
         """Bound the KL divergence, if there is a target."""
-        target = self.section.target_kl
+        target = self.section.stopping_kl
         return {} if target is None else {"approx_kl": _KL_MARGIN * target}
 
     def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from fastrl.arguments import brief
 from fastrl.config import Config, PPOConfig
+from fastrl.learning.schedules import SCHEDULED, Schedules
 from fastrl.models.images import describe_images
 from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
@@ -40,13 +41,16 @@ _DECIDES_ACTIONS = (
 """Keys on which it depends what the same parameters do."""
 
 
-def remarks(config: Config, env_spec: EnvSpec, trained_with: Config | None = None) -> Iterator[str]:
+def remarks(
+    config: Config, env_spec: EnvSpec, trained_with: Config | None = None, steps: int = 0
+) -> Iterator[str]:
     """Yield what was decided by guess, and what is allowed and yet seldom meant.
 
     Args:
         config: Of the run.
         env_spec: Of its environment.
         trained_with: Its configuration until now, if it was trained before.
+        steps: Environment steps that it was trained for until now.
     """
     if config.model.class_path is None:
         yield from describe_images(env_spec.observation_space, config.model)
@@ -62,6 +66,7 @@ def remarks(config: Config, env_spec: EnvSpec, trained_with: Config | None = Non
     yield from _statistics(env_spec)
     if trained_with is not None:
         yield from _changes(trained_with, config)
+        yield from _jumps(config, trained_with.total_steps, steps)
 
 
 def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  # noqa: ANN401
@@ -142,6 +147,23 @@ def _changes(before: Config, now: Config) -> Iterator[str]:
                 f"{section}.{key}: the policy was trained with {brief(old)} until now, and "
                 f"its actions become others with {brief(new)}"
             )
+
+
+def _jumps(config: Config, old_end: int, steps: int) -> Iterator[str]:
+    """Yield a line if numbers with a schedule jump up, since the run's end has moved away."""
+    before = Schedules(config.model_copy(update={"total_steps": old_end}))
+    now = Schedules(config)
+    names = [name for name in SCHEDULED if hasattr(config.algorithm, name)]
+    jumps = [
+        f"algorithm.{name} from {old:.3g} to {new:.3g}"
+        for name in names
+        if (new := now.at(name, steps)) > (old := before.at(name, steps))
+    ]
+    if jumps:
+        yield (
+            f"total_steps is {config.total_steps:,} and was {old_end:,}: schedules go by the new "
+            f"end, and {', '.join(jumps)} {'jump' if len(jumps) > 1 else 'jumps'} up"
+        )
 
 
 def _of(path: str) -> str:

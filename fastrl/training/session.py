@@ -155,7 +155,9 @@ class Session:
             window = Window(**vars(self._counted))
             signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
             journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
-            for remark in remarks(config, self._plan.env_spec, self._trained_with):
+            for remark in remarks(
+                config, self._plan.env_spec, self._trained_with, self._learner.steps
+            ):
                 journal.remark(remark)
             saver = Saver(config, self._plan, self._learner, window, store)
             training = stack.enter_context(ExitStack())

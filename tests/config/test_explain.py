@@ -115,6 +115,56 @@ def test_conflict_of_two_keys_is_told_of_the_one_to_change():
     )
 
 
+ADAPTIVE = ("algorithm.learning_rate_schedule=kl_adaptive", "algorithm.target_kl=0.01")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ADAPTIVE[:1],
+            "algorithm.target_kl: must be a number with algorithm.learning_rate_schedule: "
+            "kl_adaptive, got null",
+        ),
+        (
+            (*ADAPTIVE, "algorithm.learning_rate=0.1"),
+            "algorithm.learning_rate: must be within algorithm.learning_rate_bounds (1e-05 to "
+            "0.01) with algorithm.learning_rate_schedule: kl_adaptive, got 0.1",
+        ),
+        (
+            (*ADAPTIVE, "algorithm.learning_rate_warmup=0.1"),
+            "algorithm.learning_rate_warmup: must be 0 with algorithm.learning_rate_schedule: "
+            "kl_adaptive, got 0.1",
+        ),
+        (
+            ("algorithm.learning_rate_bounds=[1e-2, 1e-3]",),
+            "algorithm.learning_rate_bounds: must be in order, got [0.01, 0.001]",
+        ),
+        (
+            ("algorithm.name=a2c", *ADAPTIVE[:1]),
+            'algorithm.learning_rate_schedule: must be "constant" or "linear" or "cosine"; got '
+            '"kl_adaptive"',
+        ),
+        (
+            ("algorithm.learning_rate_warmup=1e5", "total_steps=1e5"),
+            "algorithm.learning_rate_warmup: must be less than total_steps (100000), got 100000",
+        ),
+        (
+            ("algorithm.optimizer=rmsprop", "algorithm.adam_betas=[0.9, 0.9]"),
+            "algorithm.adam_betas: must be left out with algorithm.optimizer: rmsprop",
+        ),
+        (
+            ("algorithm.adam_betas=[0.9, 1]",),
+            "algorithm.adam_betas: must be a list of 2, each a number of at least 0 and below 1; "
+            "got [0.9, 1]",
+        ),
+    ],
+)
+def test_learning_keys_that_contradict_each_other_are_told(overrides, told):
+    # A key that was left out is the configuration's.
+    assert refusal(*overrides).removeprefix("configuration: ") == told
+
+
 def test_missing_environment_is_named():
     with pytest.raises(ConfigError, match=r"^configuration: env: missing; give at least env\.id$"):
         load_config(None)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastrl.config import PPOConfig
 from fastrl.errors import FastrlError
-from fastrl.learning.optimizers import OPTIMIZERS, Adam, RMSprop
+from fastrl.learning.optimizers import Adam, RMSprop, build_optimizer
 from fastrl.learning.parameters import FlatParameters
 
 
@@ -15,13 +16,16 @@ def flat_of(*values: float) -> FlatParameters:
     return FlatParameters([nn.Parameter(torch.tensor(values))])
 
 
-def test_adam_equals_that_of_torch_with_changing_step_sizes():
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_adam_equals_that_of_torch_with_changing_step_sizes(betas, weight_decay):
     random = torch.Generator().manual_seed(0)
     start = torch.randn(50, generator=random)
     flat = FlatParameters([nn.Parameter(start.clone())])
-    mine = Adam(flat, eps=1e-5)
+    mine = Adam(flat, eps=1e-5, betas=betas, weight_decay=weight_decay)
     parameter = nn.Parameter(start.clone())
-    theirs = torch.optim.Adam([parameter], eps=1e-5)
+    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    theirs = kind([parameter], betas=betas, eps=1e-5, weight_decay=weight_decay)
     for step in range(20):
         parameter.grad = torch.randn(50, generator=random)
         flat.gradient.copy_(parameter.grad)
@@ -42,6 +46,34 @@ def test_rmsprop_has_epsilon_inside_the_root_and_starts_at_1():
     optimizer.step(0.1)
     assert flat.value.item() == pytest.approx(-0.1 * 7.0710678 / 1.3152946)
     assert optimizer.state_dict()["square"].item() == pytest.approx(1.49 * 0.99)
+
+
+@pytest.mark.parametrize("kind", [Adam, RMSprop])
+def test_weight_decay_shrinks_every_parameter_without_a_gradient(kind):
+    flat = flat_of(1.0, -2.0)
+    kind(flat, eps=1e-5, weight_decay=0.5).step(0.1)
+    assert flat.value.tolist() == pytest.approx([0.95, -1.9])
+
+
+@pytest.mark.parametrize(
+    ("section", "build"),
+    [
+        ({"adam_betas": [0.5, 0.6]}, lambda flat: Adam(flat, 0.3, (0.5, 0.6), 0.2)),
+        ({"optimizer": "rmsprop"}, lambda flat: RMSprop(flat, 0.3, 0.2)),
+    ],
+    ids=["adam", "rmsprop"],
+)
+def test_keys_of_the_section_reach_the_optimizer(section, build):
+    section = PPOConfig(**section, weight_decay=0.2, optimizer_eps=0.3)
+    configured, built = flat_of(1.0), flat_of(1.0)
+    for flat, optimizer in (
+        (configured, build_optimizer(configured, section)),
+        (built, build(built)),
+    ):
+        for gradient in (2.0, -1.0):
+            flat.gradient.fill_(gradient)
+            optimizer.step(0.1)
+    assert configured.value.item() == built.value.item() != 1.0
 
 
 def test_rmsprop_with_the_square_of_epsilon_comes_to_steps_as_torchs():
@@ -65,10 +97,10 @@ def test_rmsprop_with_the_square_of_epsilon_comes_to_steps_as_torchs():
     assert (ratio[scale > 1e-3] - 1).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", [Adam, RMSprop])
 def test_optimizer_goes_on_from_its_state(kind):
     flat, other = flat_of(1.0, 2.0), flat_of(1.0, 2.0)
-    optimizers = [OPTIMIZERS[kind](f, eps=1e-5) for f in (flat, other)]
+    optimizers = [kind(f, eps=1e-5) for f in (flat, other)]
     flat.gradient.copy_(torch.tensor([0.3, -0.1]))
     optimizers[0].step(0.01)
     state = optimizers[0].state_dict()

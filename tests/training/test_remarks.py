@@ -115,6 +115,42 @@ def test_actions_without_bounds_get_no_remark(bounds):
     assert remarked(acts_in(*bounds)) == []
 
 
+LINEAR = {"learning_rate": 1e-3, "learning_rate_schedule": "linear", "clip_schedule": "linear"}
+
+
+def went_on(total_steps, steps, **algorithm):
+    """Return what is said of a run of 1000 steps that goes on after ``steps``."""
+    before, now = (
+        Config.model_validate({"env": {"id": "x"}, "algorithm": algorithm, "total_steps": total})
+        for total in (1000, total_steps)
+    )
+    return list(remarks(now, acts_in(-1, 1), before, steps))
+
+
+def test_jump_of_a_schedule_after_more_steps_were_asked_for_is_named():
+    (line,) = went_on(2000, 1000, **LINEAR)
+    assert line == (
+        "total_steps is 2,000 and was 1,000: schedules go by the new end, and "
+        "algorithm.learning_rate from 0 to 0.0005, algorithm.clip_range from 0 to 0.1 jump up"
+    )
+    (line,) = went_on(4000, 500, learning_rate=1e-3, learning_rate_schedule="cosine")
+    assert line.endswith("algorithm.learning_rate from 0.0005 to 0.000962 jumps up")
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "steps", "algorithm"),
+    [
+        (1000, 500, LINEAR),
+        (800, 500, LINEAR),
+        (2000, 500, {}),
+        (2000, 500, {"learning_rate_schedule": "kl_adaptive", "target_kl": 0.01}),
+        (2000, 500, {"name": "a2c"}),
+    ],
+)
+def test_schedules_that_do_not_jump_up_get_no_remark(total_steps, steps, algorithm):
+    assert went_on(total_steps, steps, **algorithm) == []
+
+
 class Inside(gymnasium.Env):
     """Holds what it normalises by in an environment that it is made of."""
 
