@@ -241,6 +241,9 @@ Layout = Literal[
 ]
 
 
+LogStd = Annotated[Float, Field(ge=-20, le=20)]
+
+
 class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
@@ -252,6 +255,10 @@ class ModelConfig(Section):
     )
     hidden_sizes: Annotated[tuple[Size, ...], BeforeValidator(sequence)] = Field(
         default=(64, 64), description="Width of each hidden layer of the MLP."
+    )
+    critic_hidden_sizes: Annotated[tuple[Size, ...], BeforeValidator(sequence)] | None = Field(
+        default=None,
+        description="The same for the value, where bodies are separate; null for hidden_sizes.",
     )
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = Field(
         default="tanh", description="Non-linearity of the hidden layers."
@@ -273,6 +280,15 @@ class ModelConfig(Section):
     log_std_init: Annotated[Float, Field(ge=-20, le=5)] = Field(
         default=0.0, description="Initial log standard deviation of continuous actions."
     )
+    log_std: Literal["constant", "state"] = Field(
+        default="constant",
+        description="Learned log standard deviations: the same in every state, or a function of "
+        "the observation.",
+    )
+    log_std_bounds: Annotated[tuple[LogStd, LogStd], BeforeValidator(sequence)] | None = Field(
+        default=None,
+        description="Bounds of log standard deviations, approached smoothly; null for none.",
+    )
     orthogonal_init: Bool = Field(default=True, description="Orthogonal weights and zero biases.")
     normalize_observations: Bool = Field(
         default=False, description="Normalise observations by their running mean and variance."
@@ -282,6 +298,24 @@ class ModelConfig(Section):
     def _check_kwargs(self) -> Self:
         if self.kwargs and self.class_path is None:
             raise conflict("kwargs", "must be empty where model.class_path is null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_critic(self) -> Self:
+        if self.critic_hidden_sizes is not None and self.shared_body is True:
+            raise conflict("critic_hidden_sizes", "must be null where model.shared_body is true")
+        return self
+
+    @model_validator(mode="after")
+    def _check_log_std(self) -> Self:
+        if self.log_std_bounds is None:
+            return self
+        low, high = self.log_std_bounds
+        if low >= high:
+            raise conflict("log_std_bounds", f"must be in order, got {[low, high]}")
+        if not low < self.log_std_init < high:
+            bounds = f"model.log_std_bounds ({low:g} to {high:g})"
+            raise conflict("log_std_init", f"must be between {bounds}, got {self.log_std_init:g}")
         return self
 
 

@@ -36,7 +36,8 @@ def obstacle(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
 
     The loss must be the one that the kernels know. The model must compute what an `ActorCritic`
     computes, in float32 on the CPU, over vectors of numbers, with tanh or ReLU, and one action
-    leaf: a plain Gaussian or a single categorical.
+    leaf: a single categorical, or a plain Gaussian whose standard deviation does not depend on the
+    state.
     """
     if algorithm.known_objective() is None:
         return f"the loss of {type(algorithm).__name__} is its own"
@@ -60,7 +61,9 @@ def _foreign_layer(model: ActorCritic) -> str | None:
     if any(type(head) is not nn.Linear for head in heads):
         return "a head is not a single linear layer"
     if len(parts) != 1 or not _has_kernel(parts[0]):
-        return "the action is neither one choice nor one unsquashed Box"
+        return (
+            "the action is neither one choice nor one unsquashed Box with a constant deviation"
+        )
     return None
 
 
@@ -74,7 +77,7 @@ def _foreign_parameter(model: ActorCritic) -> str | None:
 
 def _has_kernel(part: ActionPart) -> bool:
     single_choice = type(part) is Categoricals and len(part.sizes) == 1
-    return single_choice or type(part) is Gaussians
+    return single_choice or (type(part) is Gaussians and not part.state_std)
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ class MLPEngine:
         ((self._leaf, part),) = model.distribution.parts.items()
         self._categorical = isinstance(part, Categoricals)
         self._log_std = model.distribution.log_std
+        self._middle_and_half = model.distribution.middle_and_half
         self._compile(part)
 
     @torch.no_grad()
@@ -276,9 +280,12 @@ class MLPEngine:
             )
         else:
             assert self._log_std.grad is not None
+            log_std: Tensor = self._log_std
+            if self._middle_and_half is not None:
+                log_std = self._model.distribution.bounded_log_std()
             gaussian_gradient(
                 parameters,
-                self._log_std.detach().numpy(),
+                log_std.detach().numpy(),
                 value[:, 0],
                 action,
                 index.numpy(),
@@ -289,6 +296,9 @@ class MLPEngine:
                 value_gradient[:, 0],
                 metrics.numpy(),
             )
+            if self._middle_and_half is not None:
+                middle, half = self._middle_and_half
+                self._log_std.grad.mul_(1 - ((log_std - middle) / half).square())
         return metrics
 
     @torch.no_grad()

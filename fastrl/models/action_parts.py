@@ -37,12 +37,15 @@ class ActionPart(ABC):
         num_parameters: Columns of the actor head's output.
         num_noise: Columns of noise.
         dtype: In which its actions are stored.
-        num_log_std: Learned log standard deviations, 0 unless the leaf is continuous.
+        num_log_std: Learned log standard deviations that are the same in every state, 0 unless
+            the leaf is continuous.
+        state_std: Whether log standard deviations are the second half of the parameters instead.
         normal_noise: Whether its noise is standard normal rather than uniform in [0, 1).
     """
 
     dtype = torch.float32
     num_log_std = 0
+    state_std = False
     normal_noise = False
 
     def __init__(self, shape: tuple[int, ...], num_parameters: int, num_noise: int) -> None:
@@ -145,13 +148,22 @@ class Bernoullis(ActionPart):
 
 
 class Gaussians(ActionPart):
-    """Diagonal Gaussian with a learned standard deviation that does not depend on the state."""
+    """Diagonal Gaussian with a learned standard deviation.
+
+    The methods take the means for ``parameters``, and log standard deviations that are ``[K]``, or
+    ``[*, K]`` where they depend on the state.
+
+    Args:
+        shape: Of the leaf, with K elements.
+        state_std: Whether they do.
+    """
 
     normal_noise = True
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__(shape, math.prod(shape), math.prod(shape))
-        self.num_log_std = math.prod(shape)
+    def __init__(self, shape: tuple[int, ...], state_std: bool = False) -> None:
+        size = math.prod(shape)
+        super().__init__(shape, 2 * size if state_std else size, size)
+        self.num_log_std, self.state_std = 0 if state_std else size, state_std
 
     def sample(self, parameters: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
         """Return mean + standard deviation · noise."""
@@ -203,7 +215,9 @@ def log_tanh_slope(u: Tensor) -> Tensor:
     return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
-def action_part(leaf: spaces.Space[Any], path: str, action_bounds: ActionBounds) -> ActionPart:
+def action_part(
+    leaf: spaces.Space[Any], path: str, action_bounds: ActionBounds, state_std: bool = False
+) -> ActionPart:
     """Return the distribution of a leaf; see `ActionDistribution`.
 
     Raises:
@@ -219,9 +233,9 @@ def action_part(leaf: spaces.Space[Any], path: str, action_bounds: ActionBounds)
     if not (isinstance(leaf, spaces.Box) and np.issubdtype(leaf.dtype, np.floating)):
         raise SpaceError(f"no action distribution for {leaf}{where}; use a Box of floats")
     if action_bounds == "clip":
-        return Gaussians(tuple(leaf.shape))
+        return Gaussians(tuple(leaf.shape), state_std)
     if not leaf.is_bounded():
         raise SpaceError(
             f"action_bounds 'squash' needs a Box with finite bounds, got {leaf}{where}; use 'clip'"
         )
-    return SquashedGaussians(tuple(leaf.shape))
+    return SquashedGaussians(tuple(leaf.shape), state_std)

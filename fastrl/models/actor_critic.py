@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance
 from fastrl.config import ModelConfig
+from fastrl.errors import ConfigError
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.distributions import ActionDistribution
 from fastrl.models.images import ImageLayout, image_layouts
@@ -47,6 +48,7 @@ class ActorCritic(nn.Module):
         action_bounds: See `ActionDistribution`.
 
     Raises:
+        ConfigError: The value has sizes of its own, but no body; or a layer does not fit.
         SpaceError: A space is not supported.
     """
 
@@ -66,18 +68,30 @@ class ActorCritic(nn.Module):
             _normalizer(leaf, layouts[path], config.normalize_observations)
             for path, leaf in leaves(space).items()
         )
-        self.distribution = ActionDistribution(env_spec, action_bounds, config.log_std_init)
+        self.distribution = ActionDistribution(
+            env_spec,
+            action_bounds,
+            config.log_std_init,
+            log_std_bounds=config.log_std_bounds,
+            state_std=config.log_std == "state",
+        )
         self.actor_body = Body(space, config)
         is_shared = config.shared_body
         if is_shared == "auto":
             is_shared = any(layouts.values())
-        self.critic_body = None if is_shared else Body(space, config)
-        features = self.actor_body.num_features
-        self.actor_head = nn.Linear(features, self.distribution.num_parameters)
-        self.critic_head = nn.Linear(features, 1)
+        if is_shared and config.critic_hidden_sizes is not None:
+            raise ConfigError(
+                "model.critic_hidden_sizes: policy and value share a body, since an observation "
+                "is an image; set model.shared_body=false, or leave it out"
+            )
+        self.critic_body = None if is_shared else Body(space, config, is_critic=True)
+        critic_body = self.critic_body or self.actor_body
+        self.actor_head = nn.Linear(self.actor_body.num_features, self.distribution.num_parameters)
+        self.critic_head = nn.Linear(critic_body.num_features, 1)
         if config.orthogonal_init:
             orthogonal(self.actor_head, _ACTOR_GAIN)
             orthogonal(self.critic_head, _CRITIC_GAIN)
+        self.distribution.start_log_std(self.actor_head.bias)
 
     def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the distribution's parameters ``[*, P]`` and the value ``[*]``."""

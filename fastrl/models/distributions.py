@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,26 +12,35 @@ from fastrl.models.action_parts import LOG_STD_RANGE, ActionBounds, ActionPart, 
 from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
 
+_EDGE = 1 - 1e-6
+"""As near to a bound, of 1, as a log standard deviation may begin: there a tanh has no inverse."""
+
 
 class ActionDistribution(nn.Module):
     """Joint distribution over all leaves of an action space, which are independent.
 
-    Owns the learned ``log_std [num_log_std] float32`` of continuous leaves. Methods take
-    ``parameters [*, num_parameters]`` of any floating dtype and compute in float32; actions are
-    dicts by leaf path, ``[*, *leaf.shape]`` in the dtypes of `fastrl.spaces.action_specs`.
+    Owns the learned ``log_std [num_log_std] float32`` of continuous leaves, unless it depends on
+    the state. Methods take ``parameters [*, num_parameters]`` of any floating dtype and compute in
+    float32; actions are dicts by leaf path, ``[*, *leaf.shape]`` in the dtypes of
+    `fastrl.spaces.action_specs`.
 
     Attributes:
         parts: Distribution of each leaf, by path.
         num_parameters: Columns of ``parameters``: those of all parts side by side.
         noise_size: Columns of the noise that a sample consumes.
-        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves. Used within
-            `LOG_STD_RANGE`, and without a gradient outside.
+        middle_and_half: Of the bounds of log standard deviations: their middle, and half their
+            distance; None for `LOG_STD_RANGE`.
+        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves, and where
+            log standard deviations depend on the state. See `bounded_log_std`.
 
     Args:
         env_spec: Gives the action space.
         action_bounds: Distribution of ``Box`` leaves: ``clip`` is a plain Gaussian, ``squash`` a
             tanh-Gaussian.
         log_std_init: Initial log standard deviation.
+        log_std_bounds: Bounds of log standard deviations; None for `LOG_STD_RANGE`.
+        state_std: Whether log standard deviations depend on the state. The ``parameters`` of a
+            continuous leaf are then its means, followed by what `bounded` makes them of.
 
     Raises:
         SpaceError: A leaf has no distribution here, or cannot be squashed.
@@ -41,10 +51,13 @@ class ActionDistribution(nn.Module):
         env_spec: EnvSpec,
         action_bounds: ActionBounds = "clip",
         log_std_init: float = 0.0,
+        *,
+        log_std_bounds: tuple[float, float] | None = None,
+        state_std: bool = False,
     ) -> None:
         super().__init__()
         self.parts = {
-            path: action_part(leaf, path, action_bounds)
+            path: action_part(leaf, path, action_bounds, state_std)
             for path, leaf in leaves(env_spec.action_space).items()
         }
         parts = self.parts.values()
@@ -53,11 +66,42 @@ class ActionDistribution(nn.Module):
         self._parameter_widths = [part.num_parameters for part in parts]
         self._noise_widths = [part.num_noise for part in parts]
         self._log_std_widths = [part.num_log_std for part in parts]
+        self.middle_and_half = None
+        if log_std_bounds is not None:
+            low, high = log_std_bounds
+            self.middle_and_half = middle, half = (low + high) / 2, (high - low) / 2
+            inside = max(-_EDGE, min(_EDGE, (log_std_init - middle) / half))
+            log_std_init = middle + half * math.atanh(inside)
+        self._log_std_init = log_std_init
         self.log_std = nn.Parameter(torch.full((sum(self._log_std_widths),), log_std_init))
 
+    def start_log_std(self, bias: Tensor) -> None:
+        """Set the biases that give every state the initial log standard deviations, in place.
+
+        Args:
+            bias: ``[num_parameters]`` of the layer that computes ``parameters``.
+        """
+        columns = bias.detach().split(self._parameter_widths)
+        for part, column in zip(self.parts.values(), columns, strict=True):
+            if part.state_std:
+                column[part.num_noise :] = self._log_std_init
+
+    def bounded(self, log_std: Tensor) -> Tensor:
+        """Return log standard deviations within their bounds, of what is learned.
+
+        Without bounds of the configuration they are clamped to `LOG_STD_RANGE`: the same bit for
+        bit inside, and without a gradient outside. Bounds of the configuration are close enough to
+        be reached, and a clamp would hold a parameter beyond them for ever. They are approached by
+        a tanh instead, of slope 1 in the middle and with a gradient everywhere.
+        """
+        if self.middle_and_half is None:
+            return log_std.clamp(*LOG_STD_RANGE)
+        middle, half = self.middle_and_half
+        return middle + half * ((log_std - middle) / half).tanh()
+
     def bounded_log_std(self) -> Tensor:
-        """Return ``log_std`` within `LOG_STD_RANGE`, where it is the same bit for bit."""
-        return self.log_std.clamp(*LOG_STD_RANGE)
+        """Return ``log_std`` as it is used; see `bounded`."""
+        return self.bounded(self.log_std)
 
     def draw_noise(
         self,
@@ -110,10 +154,17 @@ class ActionDistribution(nn.Module):
 
     def _split(self, parameters: Tensor) -> list[tuple[str, ActionPart, Tensor, Tensor]]:
         """Return (path, part, its parameters, its log standard deviations) of each leaf."""
-        columns = parameters.float().split(self._parameter_widths, -1)
+        all_columns = parameters.float().split(self._parameter_widths, -1)
         log_stds = self.bounded_log_std().float().split(self._log_std_widths)
-        paths, parts = self.parts.keys(), self.parts.values()
-        return list(zip(paths, parts, columns, log_stds, strict=True))
+        found = []
+        for (path, part), columns, log_std in zip(
+            self.parts.items(), all_columns, log_stds, strict=True
+        ):
+            if part.state_std:
+                columns, unbounded = columns.chunk(2, -1)
+                log_std = self.bounded(unbounded)
+            found.append((path, part, columns, log_std))
+        return found
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -48,11 +48,23 @@ def orthogonal(layer: nn.Module, gain: float) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def mlp(inputs: int, hidden_sizes: Sequence[int], activation: str) -> nn.Sequential:
-    """Return linear layers, each followed by the activation; the identity without layers."""
+def mlp(
+    inputs: int, hidden_sizes: Sequence[int], activation: str, key: str = "hidden_sizes"
+) -> nn.Sequential:
+    """Return linear layers, each followed by the activation; the identity without layers.
+
+    Args:
+        inputs: Features that come in.
+        hidden_sizes: Width of each layer.
+        activation: One of `ACTIVATIONS`.
+        key: Of the model's section, which gives the widths.
+
+    Raises:
+        ConfigError: A layer does not fit into memory.
+    """
     layers: list[nn.Module] = []
     for outputs in hidden_sizes:
-        require_memory(inputs * outputs, "model.hidden_sizes")
+        require_memory(inputs * outputs, f"model.{key}")
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         inputs = outputs
     return nn.Sequential(*layers)
@@ -248,19 +260,31 @@ class Body(nn.Module):
 
     Attributes:
         num_features: Width of the output.
+
+    Args:
+        space: What is observed.
+        config: Sizes, activation and initialisation.
+        is_critic: Whether ``critic_hidden_sizes``, where it is given, goes for ``hidden_sizes``.
+
+    Raises:
+        ConfigError: A layer does not fit into an image or into memory.
     """
 
-    def __init__(self, space: spaces.Space[Any], config: ModelConfig) -> None:
+    def __init__(
+        self, space: spaces.Space[Any], config: ModelConfig, is_critic: bool = False
+    ) -> None:
         super().__init__()
+        own_sizes = is_critic and config.critic_hidden_sizes is not None
+        key = "critic_hidden_sizes" if own_sizes else "hidden_sizes"
         found = leaves(space)
         layouts = image_layouts(space, config)
         self.encoders = nn.ModuleList(
             leaf_encoder(leaf, layouts[path], config) for path, leaf in found.items()
         )
         only_image = len(found) == 1 and all(layouts.values())
-        hidden_sizes = () if only_image else config.hidden_sizes
+        hidden_sizes: tuple[int, ...] = () if only_image else getattr(config, key)
         inputs = sum(encoder.num_features for encoder in self._leaf_encoders())
-        self.mlp = mlp(inputs, hidden_sizes, config.activation)
+        self.mlp = mlp(inputs, hidden_sizes, config.activation, key)
         self.num_features = hidden_sizes[-1] if hidden_sizes else inputs
         if config.orthogonal_init:
             self.apply(lambda layer: orthogonal(layer, math.sqrt(2)))

@@ -36,6 +36,7 @@ _DECIDES_ACTIONS = (
     ("env", "wrappers"),
     ("model", "activation"),
     ("model", "image_layout"),
+    ("model", "log_std_bounds"),
     ("model", "kwargs"),
 )
 """Keys on which it depends what the same parameters do."""

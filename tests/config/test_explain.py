@@ -158,6 +158,18 @@ ADAPTIVE = ("algorithm.learning_rate_schedule=kl_adaptive", "algorithm.target_kl
             "algorithm.adam_betas: must be a list of 2, each a number of at least 0 and below 1; "
             "got [0.9, 1]",
         ),
+        (
+            ("model.shared_body=true", "model.critic_hidden_sizes=[64]"),
+            "model.critic_hidden_sizes: must be null where model.shared_body is true",
+        ),
+        (
+            ("model.log_std_bounds=[1, -1]",),
+            "model.log_std_bounds: must be in order, got [1.0, -1.0]",
+        ),
+        (
+            ("model.log_std_bounds=[-3, -1]",),
+            "model.log_std_init: must be between model.log_std_bounds (-3 to -1), got 0",
+        ),
     ],
 )
 def test_learning_keys_that_contradict_each_other_are_told(overrides, told):

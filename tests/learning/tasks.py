@@ -30,11 +30,11 @@ def _push(sign: Tensor, action: Tensor) -> Tensor:
 TASKS = {"bandit": (DISCRETE, _bandit), "match": (DISCRETE, _match), "push": (CONTINUOUS, _push)}
 
 
-def learnt_share(algorithm: Any, task: str, sign: int, updates: int) -> float:
+def learnt_share(algorithm: Any, task: str, sign: int, updates: int, **model: Any) -> float:
     """Return the mean of reward times sign that the learnt policy gets; it is within ±1."""
     spec: EnvSpec
     spec, reward_of = TASKS[task]
-    learner = build_learner(config_of(algorithm), spec)
+    learner = build_learner(config_of(algorithm, **model), spec)
 
     def signed(observed: Tensor, action: Tensor) -> Tensor:
         return sign * reward_of(observed, action)

@@ -58,6 +58,9 @@ MODELS = {
     "no hidden layer": (DISCRETE, {"hidden_sizes": (), "shared_body": True}),
     "two leaves": (TWO_LEAVES, {"normalize_observations": True}),
     "bytes": (BYTES, {"normalize_observations": True}),
+    "larger critic": (CONTINUOUS, {"hidden_sizes": (8,), "critic_hidden_sizes": (16, 4)}),
+    "linear critic": (DISCRETE, {"critic_hidden_sizes": ()}),
+    "bounded log_std": (CONTINUOUS, {"log_std_bounds": (-0.8, 0.5)}),
 }
 ROWS = 50
 
@@ -349,6 +352,16 @@ def test_gpu_gives_the_gradient_that_the_cpu_gives(spec):
     expected_metrics = torch.stack([metrics[name].float() for name in engine.metrics])
     torch.testing.assert_close(found.cpu(), expected_metrics, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(flat.gradient.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+@ALL_SETTINGS
+@pytest.mark.parametrize("bounds", [None, (-0.8, 0.5)])
+def test_autograd_serves_standard_deviations_that_depend_on_the_state(bounds, settings):
+    model = model_of(CONTINUOUS, log_std="state", log_std_bounds=bounds)
+    assert not mlp_gradients.supports(model)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    check(AutogradEngine(model, flat, compiled=False, bf16=False), flat, model, batch, settings)
 
 
 def model_with(log_std) -> ActorCritic:

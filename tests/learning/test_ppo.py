@@ -7,7 +7,13 @@ import torch
 
 from fastrl.config import PPOConfig
 from fastrl.learning import build_learner
-from tests.learning.synthetic import CONTINUOUS, DISCRETE, config_of, random_rollout
+from tests.learning.synthetic import (
+    CONTINUOUS,
+    DISCRETE,
+    config_of,
+    one_step_rollout,
+    random_rollout,
+)
 from tests.learning.tasks import TASKS, learnt_share
 
 
@@ -83,6 +89,38 @@ def test_clip_schedule_is_linear():
     rollout = random_rollout(DISCRETE, learner.model)
     ranges = [learner.update(rollout)["clip_range"] for _ in range(2)]
     assert ranges == pytest.approx([0.4, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "model"),
+    [
+        ({"learning_rate_schedule": "cosine", "learning_rate_warmup": 0.1}, {}),
+        ({"weight_decay": 0.1, "adam_betas": [0.8, 0.99]}, {}),
+        ({}, {"hidden_sizes": [16], "critic_hidden_sizes": [32, 32]}),
+        ({}, {"log_std": "state"}),
+        ({}, {"log_std_bounds": [-2, 0.5]}),
+    ],
+    ids=lambda keys: ", ".join(keys),
+)
+def test_ppo_learns_with_other_schedules_optimisers_and_networks(algorithm, model):
+    section = PPOConfig(learning_rate=3e-3, minibatch_size=32, epochs=4, **algorithm)
+    assert learnt_share(section, "push", 1, updates=40, **model) > 0.9
+
+
+def test_standard_deviation_is_learnt_for_each_state():
+    """Where the observation is positive exactness pays, where it is negative spread does."""
+    algorithm = PPOConfig(learning_rate=1e-2, minibatch_size=32, epochs=4)
+    learner = build_learner(config_of(algorithm, log_std="state"), CONTINUOUS)
+
+    def reward_of(sign, action):
+        return -sign * action.abs().clamp(max=2).sum(-1)
+
+    for seed in range(30):
+        learner.update(one_step_rollout(CONTINUOUS, learner.model, reward_of, seed))
+    observation = torch.tensor([[1.0] * 5, [-1.0] * 5])
+    _, entropy, _ = learner.model.evaluate({"": observation}, {"": torch.zeros(2, 2)})
+    # In nats, of two actions together: standard deviations differ by more than e.
+    assert entropy[1] - entropy[0] > 2
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -102,6 +102,40 @@ def test_initialisation_and_log_std_follow_the_configuration():
     assert model.distribution.log_std.tolist() == [-0.5, -0.5]
 
 
+@pytest.mark.parametrize("orthogonal_init", [True, False])
+@pytest.mark.parametrize("log_std_bounds", [None, (-2, 1)])
+@pytest.mark.parametrize("log_std", ["constant", "state"])
+def test_every_policy_begins_with_the_configured_log_std(log_std, log_std_bounds, orthogonal_init):
+    config = ModelConfig(
+        log_std=log_std,
+        log_std_init=-0.5,
+        log_std_bounds=log_std_bounds,
+        orthogonal_init=orthogonal_init,
+    )
+    model = model_for(action_space=spaces.Box(-1, 1, (2,), np.float32), config=config)
+    zeros = {"": torch.zeros(1, 3)}, {"": torch.zeros(1, 2)}
+    entropy = model.evaluate(*zeros)[1].item()
+    expected = 2 * (-0.5 + 0.5 * np.log(2 * np.pi * np.e))
+    assert entropy == pytest.approx(expected, abs=1e-5 if orthogonal_init else 0.5)
+
+
+def test_critic_may_have_sizes_of_its_own():
+    config = SMALL.model_copy(update={"critic_hidden_sizes": (16, 4)})
+    model = model_for(config=config)
+    shapes = [tuple(p.shape) for n, p in model.named_parameters() if n.endswith("weight")]
+    assert shapes == [(8, 3), (16, 3), (4, 16), (5, 8), (1, 4)]
+    observation = {"": torch.randn(7, 3)}
+    torch.testing.assert_close(model.value(observation), model(observation)[1])
+
+
+def test_critic_without_a_body_cannot_have_sizes_of_its_own():
+    config = SMALL.model_copy(update={"critic_hidden_sizes": (16,)})
+    with pytest.raises(ConfigError, match=r"^model\.critic_hidden_sizes: .* an observation is an"):
+        model_for(OBSERVATIONS["nested"], config=config)
+    separate = config.model_copy(update={"shared_body": False})
+    assert model_for(OBSERVATIONS["nested"], config=separate).critic_head.in_features == 16
+
+
 def test_observations_are_normalised_only_where_they_are_numbers():
     config = SMALL.model_copy(update={"normalize_observations": True})
     model = model_for(OBSERVATIONS["nested"], config=config)
@@ -176,3 +210,9 @@ def test_actions_of_more_kinds_than_fit_into_memory_are_refused(space):
 def test_observations_of_more_kinds_than_fit_into_memory_are_refused():
     with pytest.raises(ConfigError, match=r"^model\.hidden_sizes: a layer of .* does not fit here"):
         model_for(spaces.Discrete(2**36))
+
+
+def test_critic_that_does_not_fit_into_memory_is_refused_by_its_own_key():
+    config = SMALL.model_copy(update={"critic_hidden_sizes": (2**31 - 1, 2**31 - 1)})
+    with pytest.raises(ConfigError, match=r"^model\.critic_hidden_sizes: a layer of .* not fit"):
+        model_for(config=config)

@@ -41,8 +41,8 @@ def spec_of(action_space):
     return EnvSpec("test", spaces.Box(-1, 1, (3,), np.float32), action_space)
 
 
-def distribution_over(action_space, action_bounds="clip", log_std=None):
-    distribution = ActionDistribution(spec_of(action_space), action_bounds)
+def distribution_over(action_space, action_bounds="clip", log_std=None, **keys):
+    distribution = ActionDistribution(spec_of(action_space), action_bounds, **keys)
     if log_std is not None:
         with torch.no_grad():
             distribution.log_std.copy_(torch.as_tensor(log_std))
@@ -314,3 +314,62 @@ def test_log_std_is_used_within_bounds_and_as_it_is_there(action_bounds):
         assert all(x.isfinite().all() for x in (action[""], log_prob, entropy))
         (gradient,) = torch.autograd.grad((log_prob + entropy).sum(), distribution.log_std)
         assert (gradient == 0).all()
+
+
+@few
+@given(st.floats(-20, 19), st.floats(0.1, 20), st.floats(0.01, 0.99), bounds)
+def test_bounds_are_approached_and_the_first_value_is_exact(low, width, share, action_bounds):
+    high = min(low + width, 20.0)
+    init = low + share * (high - low)
+    distribution = distribution_over(
+        BOX, action_bounds, log_std_init=init, log_std_bounds=(low, high)
+    )
+    assert distribution.bounded_log_std().tolist() == pytest.approx([init] * 6, abs=1e-4)
+    far = torch.tensor([-1e4, -1.0, 0.0, 1.0, 1e4, 7.0])
+    found = distribution.bounded(far)
+    assert (found >= low - 1e-5).all()
+    assert (found <= high + 1e-5).all()
+    assert found[[0, 4]].tolist() == pytest.approx([low, high], abs=1e-5)
+
+
+def test_bounded_log_std_has_slope_1_in_the_middle_and_comes_back_from_its_bounds():
+    distribution = distribution_over(BOX, log_std_bounds=(-3.0, 1.0))
+    raw = torch.tensor([-5.0, -1.0, 3.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(distribution.bounded(raw).sum(), raw)
+    assert slope[1] == 1
+    assert (slope > 0.01).all()
+
+
+@few
+@given(seeds, scales, bounds, st.booleans())
+def test_state_dependent_gaussians_are_those_with_their_own_log_std(
+    seed, scale, action_bounds, is_bounded
+):
+    log_std_bounds = (-1.0, 1.0) if is_bounded else None
+    keys = {"state_std": True, "log_std_bounds": log_std_bounds}
+    distribution = distribution_over(BOX, action_bounds, **keys)
+    assert (distribution.num_parameters, distribution.log_std.numel()) == (12, 0)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = torch.randn(4, 12, generator=generator) * scale
+    noise = distribution.draw_noise((4,), generator)
+    action = distribution.sample(parameters, noise)
+    for row in range(4):
+        raw = parameters[row, 6:]
+        alone = distribution_over(BOX, action_bounds, raw, log_std_bounds=log_std_bounds)
+        mean = parameters[row, :6]
+        mine = {path: leaf[row] for path, leaf in action.items()}
+        sample = alone.sample(mean, noise[row])
+        torch.testing.assert_close(sample[""].detach(), mine[""])
+        for method in (lambda d, p, a: d.log_prob(p, a), lambda d, p, a: d.entropy(p)):
+            found = method(distribution, parameters[row], mine)
+            torch.testing.assert_close(found, method(alone, mean, mine).detach())
+        torch.testing.assert_close(distribution.mode(parameters[row])[""], mean.reshape(2, 3))
+
+
+def test_state_dependent_leaves_stand_beside_discrete_ones():
+    distribution = distribution_over(NESTED, state_std=True)
+    assert distribution.num_parameters == 4 + 12 + 3 + 10
+    parameters = torch.randn(5, distribution.num_parameters)
+    action = distribution.sample(parameters, distribution.draw_noise((5,)))
+    assert action["arm/0"].shape == (5, 2, 3)
+    assert distribution.log_prob(parameters, action).isfinite().all()

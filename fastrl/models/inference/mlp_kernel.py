@@ -73,11 +73,14 @@ PROGRAM = _record(
 LAYER = _record("source", "target", "weights", "num_inputs", "num_tiles", "activation")
 """One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs, TILE]``, the bias first."""
 
-PART = _record("kind", "parameters", "noise", "size", "constants")
+PART = _record("kind", "parameters", "noise", "size", "constants", "state_std")
 """One action part: a categorical of ``size``, or ``size`` numbers of another ``kind``.
 
 ``parameters`` and ``noise`` are buffers. ``constants`` are float32, unless it is a categorical: the
-constant of the log-density, then (standard deviation, its inverse) of each continuous element.
+constant of the log-density, then (standard deviation, its inverse) of each continuous element. With
+``state_std`` log standard deviations follow the means in ``parameters``, and what follows the
+constant of the log-density are their bounds: (low, high, 0) for a clamp, or for a tanh (middle,
+half of the distance, its inverse).
 """
 
 CALL = _record("rows", "noise", "log_prob", "value", "leaves", "parts")
@@ -232,10 +235,20 @@ def _bernoulli(logit: Lanes, noise: Lanes, action: int) -> Lanes:
 
 
 @jitted
-def _gaussian(mean: Lanes, noise: Lanes, constants: int, squashed: bool, action: int) -> Lanes:
+def _bounded_log_std(log_std: Lanes, bounds: int) -> Lanes:
+    """Return log standard deviations as `ActionDistribution.bounded` does."""
+    first, second = splat(read_float32(bounds)), splat(read_float32(bounds + 4))
+    inverse = read_float32(bounds + 8)
+    if inverse == 0.0:
+        return clamp(log_std, first, second)
+    return fma(second, tanh(mul(sub(log_std, first), splat(inverse))), first)
+
+
+@jitted
+def _gaussian(
+    mean: Lanes, noise: Lanes, std: Lanes, inverse: Lanes, squashed: bool, action: int
+) -> Lanes:
     """Store the sample at ``action``; return its log-density but for the constant."""
-    std = splat(read_float32(constants))
-    inverse = splat(read_float32(constants + 4))
     u = fma(std, noise, mean)
     store(action, u)
     z = mul(sub(u, mean), inverse)
@@ -261,8 +274,15 @@ def _act_part(part: Record, view: Record, first: int, count: int, scratch: int) 
             log_prob = add(log_prob, _bernoulli(parameter, noise, scratch))
             _scatter_int8(view, i, first, count, scratch)
         else:
-            constants, squashed = part.constants + 4 + i * 8, part.kind == SQUASHED
-            term = _gaussian(parameter, noise, constants, squashed, scratch)
+            if part.state_std != 0:
+                unbounded = load(part.parameters + (part.size + i) * LANE_BYTES)
+                log_std = _bounded_log_std(unbounded, part.constants + 4)
+                std, inverse = exp(log_std), exp(sub(fill(0.0), log_std))
+                log_prob = sub(log_prob, log_std)
+            else:
+                std = splat(read_float32(part.constants + 4 + i * 8))
+                inverse = splat(read_float32(part.constants + 8 + i * 8))
+            term = _gaussian(parameter, noise, std, inverse, part.kind == SQUASHED, scratch)
             log_prob = add(log_prob, term)
             _scatter(view, i, first, count, scratch)
     return log_prob

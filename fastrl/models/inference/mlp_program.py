@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.models.action_parts import (
+    LOG_STD_RANGE,
     ActionPart,
     Bernoullis,
     Categoricals,
@@ -53,7 +54,10 @@ def why_not(model: object) -> str:
         return f"{type(model).__name__} is another class than ActorCritic{told}"
     if outputs_of(model) != LOG_PROB_AND_VALUE:
         return "the policy declares other outputs than log_prob and value"
-    specs, modules = model.observation_specs.values(), list(model.actor_body.mlp)
+    specs = model.observation_specs.values()
+    modules = [
+        module for body in (model.actor_body, model.critic_body) if body for module in body.mlp
+    ]
     is_mlp = all(type(encoder) is VectorEncoder for encoder in model.actor_body.encoders)
     if not (is_mlp and all(spec.dtype == torch.float32 for spec in specs)):
         return "an observation is not a vector of float32"
@@ -135,8 +139,9 @@ class Program:
         self._layers: list[_Layer] = []
         outputs, value = self._network(values_only)
         self._constants: list[tuple[Tensor, int]] = []
+        self._bounds: list[Tensor] = []
         parts = [] if values_only else list(self._parts(outputs))
-        self._scratch = _buffer(1 + max((size for _, _, _, size, _ in parts), default=0))
+        self._scratch = _buffer(1 + max((part[3] for part in parts), default=0))
         self._statistics = torch.zeros(sum(widths), 2)
         self._normalised = any(isinstance(n, RunningNormalizer) for n in model.normalizers)
         self._layer_records = record(kernel.LAYER, *(layer.record() for layer in self._layers))
@@ -200,13 +205,26 @@ class Program:
         for part in self._model.distribution.parts.values():
             if isinstance(part, Categoricals):
                 for size in part.sizes:
-                    yield kernel.CATEGORICAL, outputs, noise, size, 0
+                    yield kernel.CATEGORICAL, outputs, noise, size, 0, 0
                     outputs += size * LANE_BYTES
                     noise += LANE_BYTES
                 continue
-            constants = torch.zeros(1 + 2 * part.num_log_std)
-            self._constants.append((constants, log_std))
-            yield _KINDS[type(part)], outputs, noise, part.num_noise, constants.data_ptr()
+            if part.state_std:
+                constants = self._state_constants(part)
+            else:
+                constants = torch.zeros(1 + 2 * part.num_log_std)
+                self._constants.append((constants, log_std))
+            kind, size = _KINDS[type(part)], part.num_noise
+            yield kind, outputs, noise, size, constants.data_ptr(), int(part.state_std)
             outputs += part.num_parameters * LANE_BYTES
             noise += part.num_noise * LANE_BYTES
             log_std += part.num_log_std
+
+    def _state_constants(self, part: ActionPart) -> Tensor:
+        """Return the constants of a part whose standard deviation depends on the state."""
+        bounds = (*LOG_STD_RANGE, 0.0)
+        if self._model.distribution.middle_and_half is not None:
+            middle, half = self._model.distribution.middle_and_half
+            bounds = (middle, half, 1 / half)
+        self._bounds.append(torch.tensor([-_LOG_SQRT_2PI * part.num_noise, *bounds]))
+        return self._bounds[-1]

@@ -20,7 +20,7 @@ IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
 
 def model_for(observation_space=VECTOR, model_class=ActorCritic, **config):
     spec = EnvSpec("test", observation_space, spaces.Discrete(2))
-    return model_class(spec, ModelConfig(hidden_sizes=(8,), conv_features=8, **config))
+    return model_class(spec, ModelConfig(**{"hidden_sizes": (8,), "conv_features": 8, **config}))
 
 
 class Mine(ActorCritic):
@@ -32,6 +32,9 @@ UNSUPPORTED = {
     "index": lambda: model_for(spaces.Discrete(4)),
     "bytes": lambda: model_for(spaces.Box(0, 255, (4,), np.uint8)),
     "gelu": lambda: model_for(activation="gelu"),
+    "gelu of the value alone": lambda: model_for(
+        activation="gelu", hidden_sizes=(), critic_hidden_sizes=(8,)
+    ),
     "bfloat16": lambda: model_for().bfloat16(),
 }
 

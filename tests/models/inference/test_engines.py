@@ -121,15 +121,29 @@ def test_an_engine_gives_what_the_model_gives(engine, name, action_bounds, rows)
     st.sampled_from([VECTOR, SEVERAL]),
     st.sampled_from(sorted(ACTIONS)),
     st.integers(1, 40),
+    st.fixed_dictionaries(
+        {
+            "critic_hidden_sizes": st.none() | st.lists(st.integers(1, 20), max_size=3),
+            "log_std": st.sampled_from(["constant", "state"]),
+            "log_std_bounds": st.sampled_from([None, (-1.0, 0.5)]),
+        }
+    ),
+    st.sampled_from(["clip", "squash"]),
 )
-def test_any_mlp_is_compiled_right(sizes, activation, shared, normalize, observation, name, rows):
+def test_any_mlp_is_compiled_right(
+    sizes, activation, shared, normalize, observation, name, rows, keys, action_bounds
+):
+    if shared:
+        keys["critic_hidden_sizes"] = None
     model = model_for(
         ACTIONS[name],
         observation,
+        action_bounds,
         hidden_sizes=tuple(sizes),
         activation=activation,
         shared_body=shared,
         normalize_observations=normalize,
+        **keys,
     )
     model.update_normalizers(
         {path: leaf * 3 + 1 for path, leaf in Batch(model, 50, seed=2).observation.items()}
@@ -327,10 +341,13 @@ def test_compiled_code_refuses_tensors_that_do_not_fit(change, message):
 
 @pytest.mark.parametrize("log_std", [-300.0, 300.0])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_log_std_is_bounded_before_actions_overflow(engine, log_std):
-    model = model_for(BOX)
+@pytest.mark.parametrize("kind", ["constant", "state"])
+def test_log_std_is_bounded_before_actions_overflow(engine, log_std, kind):
+    model = model_for(BOX, log_std=kind)
     with torch.no_grad():
         model.distribution.log_std.fill_(log_std)
+        if kind == "state":
+            model.actor_head.bias[6:] = log_std
     batch = Batch(model, 9).run(ENGINES[engine](model))
     assert_agrees(model, batch)
     for numbers in (batch.out.action[""], batch.out.outputs["log_prob"]):
