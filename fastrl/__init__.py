@@ -3,6 +3,7 @@
 - A training loop of one's own: `make_vec` builds environments behind gymnasium's vector interface.
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
 - Whole runs in directories of their own: `train`, `resume`, `evaluate_run`, `record_run`.
+- Their policies elsewhere: `load_policy`.
 - How fast it is: `run_throughput`.
 - Environments as pure tensor functions: `fastrl.envs.make_tensor`.
 
@@ -57,9 +58,11 @@ if TYPE_CHECKING:
     from fastrl.throughput import Protocol as Protocol
     from fastrl.throughput import Report as Report
     from fastrl.throughput import run_throughput as run_throughput
+    from fastrl.training import TrainedPolicy as TrainedPolicy
     from fastrl.training import TrainedRun as TrainedRun
     from fastrl.training import Trainer as Trainer
     from fastrl.training import evaluate_run as evaluate_run
+    from fastrl.training import load_policy as load_policy
     from fastrl.training import record_run as record_run
     from fastrl.training import resume as resume
     from fastrl.training import train as train
@@ -93,6 +96,7 @@ _MODULE_OF = {
     "StepViews": "fastrl.envs",
     "TensorSpec": "fastrl.spaces",
     "Topology": "fastrl.spec",
+    "TrainedPolicy": "fastrl.training",
     "TrainedRun": "fastrl.training",
     "Trainer": "fastrl.training",
     "WorkerError": "fastrl.errors",
@@ -100,6 +104,7 @@ _MODULE_OF = {
     "build_model": "fastrl.models",
     "evaluate_run": "fastrl.training",
     "load_config": "fastrl.config",
+    "load_policy": "fastrl.training",
     "make_plan": "fastrl.sampling",
     "make_sampler": "fastrl.sampling",
     "make_vec": "fastrl.vector",

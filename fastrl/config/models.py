@@ -427,6 +427,11 @@ class Config(Section):
     run_dir: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
         default=None, description="Directory of the run; null for a new one under runs/."
     )
+    init_from: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
+        default=None,
+        description="Run, or directory of a checkpoint, whose weights and statistics of "
+        "observations a new run begins with; null for new ones.",
+    )
     total_steps: Steps = Field(
         default=1_000_000, description="Environment steps to train for, all environments together."
     )

@@ -7,10 +7,12 @@ from fastrl.training.evaluation import (
     EvaluationResult,
     evaluate,
 )
+from fastrl.training.policy import TrainedPolicy
 from fastrl.training.run import (
     Evaluated,
     TrainedRun,
     evaluate_run,
+    load_policy,
     record_run,
     resume,
     train,
@@ -25,10 +27,12 @@ __all__ = [
     "Evaluated",
     "EvaluationProtocol",
     "EvaluationResult",
+    "TrainedPolicy",
     "TrainedRun",
     "Trainer",
     "evaluate",
     "evaluate_run",
+    "load_policy",
     "record_run",
     "resume",
     "train",

@@ -121,7 +121,7 @@ class CheckpointStore:
     def best(self) -> dict[str, Any] | None:
         """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
         try:
-            found = json.loads(_content(self._directory / _BEST, _MOST_JSON_BYTES))
+            found = json.loads(read_bounded(self._directory / _BEST, _MOST_JSON_BYTES))
         except (OSError, ValueError, RecursionError):
             return None
         mean = found.get("return_mean") if isinstance(found, dict) else None
@@ -247,7 +247,7 @@ def _read(path: Path) -> Checkpoint:
     is_saved = _ENVIRONMENTS in meta["sha256"]
     for name in (_MODEL, _STATE, *([_ENVIRONMENTS] if is_saved else [])):
         try:
-            contents[name] = _content(path / name)
+            contents[name] = read_bounded(path / name)
         except OSError as error:
             raise _damaged(path, f"{name}: {error.strerror}") from None
         if _checksum(contents[name]) != meta["sha256"].get(name):
@@ -265,7 +265,7 @@ def _read(path: Path) -> Checkpoint:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(_content(path / _META, _MOST_JSON_BYTES))
+        meta = json.loads(read_bounded(path / _META, _MOST_JSON_BYTES))
     except OSError as error:
         raise _damaged(path, f"{_META}: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -285,7 +285,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _content(path: Path, at_most: int | None = None) -> bytes:
+def read_bounded(path: Path, at_most: int | None = None) -> bytes:
     """Return what is in a file.
 
     Args:

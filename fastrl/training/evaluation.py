@@ -23,6 +23,7 @@ from fastrl.learning.torch_threads import policy_threads, torch_threads
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
+from fastrl.training.policy import choose
 
 _WIDTH = 16
 """Episodes played at once: a step of the policy costs little more for them than for one."""
@@ -299,13 +300,8 @@ class EpisodePlayer:
         """
         generator = torch.Generator().manual_seed(protocol.seed)
 
-        @torch.inference_mode()
         def act() -> None:
-            if protocol.deterministic:
-                chosen = model.mode(self._observed)
-            else:
-                noise = model.draw_noise((self._width,), generator)
-                chosen = model.act(self._observed, noise)[0]
+            chosen = choose(model, self._observed, None if protocol.deterministic else generator)
             for path, action in self._acted.items():
                 action.copy_(chosen[path])
 

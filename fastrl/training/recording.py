@@ -11,12 +11,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 
-from fastrl.envs.actions import ActionConverter
 from fastrl.envs.animation import Frame, FrameWriter, open_animation
 from fastrl.envs.make import EnvFactory
-from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
 from fastrl.extras import how_to_install
@@ -25,6 +22,7 @@ from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
 from fastrl.training.durable import make_directory
 from fastrl.training.evaluation import EvaluationProtocol
+from fastrl.training.policy import TrainedPolicy
 
 _SUFFIXES = (".mp4", ".gif")
 _SMALLEST_SIDE = 240
@@ -93,47 +91,22 @@ class Recorder:
     def _frames(
         self, env: gymnasium.Env[Any, Any], model: PolicyModel, returns: list[float]
     ) -> Iterator[Frame]:
-        act = _Policy(self, model)
+        protocol = self.protocol
+        policy = TrainedPolicy(model, self.env_spec, self.factory.action_bounds, protocol.seed)
         steps = 0
-        for seed in self.protocol.episode_seeds():
+        for seed in protocol.episode_seeds():
             observation, _ = env.reset(seed=seed)
             yield _drawn(env, self.factory.name)
             total, over = 0.0, False
             while not over and steps < self.max_steps:
-                observation, reward, terminated, truncated, _ = env.step(act(observation))
+                action, _ = policy.act(observation, deterministic=protocol.deterministic)
+                observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps = total + float(reward), steps + 1
                 over = bool(terminated or truncated)
                 yield _drawn(env, self.factory.name)
             returns.append(total)
             if steps >= self.max_steps:
                 return
-
-
-class _Policy:
-    """From one environment's observation to its action."""
-
-    def __init__(self, recorder: Recorder, model: PolicyModel) -> None:
-        spec = recorder.env_spec
-        self._model, self._deterministic = model, recorder.protocol.deterministic
-        self._generator = torch.Generator().manual_seed(recorder.protocol.seed)
-        self._writer = ObservationWriter(spec.observation_space)
-        self._rows = tuple(
-            np.zeros((1, *s.shape), s.numpy_dtype) for s in spec.observation.values()
-        )
-        self._observed = dict(zip(spec.observation, map(torch.from_numpy, self._rows), strict=True))
-        self._leaves = tuple(spec.action)
-        bounds = recorder.factory.action_bounds
-        self._split = ActionConverter(spec.action_space, bounds).split
-
-    @torch.inference_mode()
-    def __call__(self, observation: Any) -> Any:  # noqa: ANN401
-        self._writer.write_one(0, observation, self._rows)
-        if self._deterministic:
-            chosen = self._model.mode(self._observed)
-        else:
-            noise = self._model.draw_noise((1,), self._generator)
-            chosen = self._model.act(self._observed, noise)[0]
-        return self._split(tuple(chosen[leaf].numpy() for leaf in self._leaves))[0]
 
 
 def video_suffix() -> str:

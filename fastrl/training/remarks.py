@@ -55,7 +55,8 @@ def remarks(
     """
     if config.model.class_path is None:
         yield from describe_images(env_spec.observation_space, config.model)
-        if config.env.action_bounds == "clip" and trained_with is None:
+        is_new = trained_with is None and config.init_from is None
+        if config.env.action_bounds == "clip" and is_new:
             yield from _misfitting_actions(env_spec, math.exp(config.model.log_std_init))
     transitions = config.sampler.rollout_length * config.topology.num_envs
     algorithm = config.algorithm

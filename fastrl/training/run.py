@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -19,6 +19,7 @@ from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.policy import TrainedPolicy
 from fastrl.training.progress import watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
@@ -29,7 +30,8 @@ from fastrl.training.run_directory import (
     read_config,
     require_own_files,
 )
-from fastrl.training.saver import check_environment, load_model
+from fastrl.training.saved_spec import SPACES, read_spec
+from fastrl.training.saver import check_environment, load_model, locate
 from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
 from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
@@ -125,8 +127,11 @@ def resume(
         require_trust(path, before)
     with closing(RunDirectory.open(path)) as directory:
         config = _resolved(read_config(path, overrides))
-        if any(text.partition("=")[0].strip() == "run_dir" for text in overrides):
+        changed = {text.partition("=")[0].strip() for text in overrides}
+        if "run_dir" in changed:
             raise ConfigError(f"run_dir: a run goes on in its own directory, '{path}'")
+        if "init_from" in changed:
+            raise ConfigError("init_from: a run goes on with its own weights; begin a new one")
         config = config.model_copy(update={"run_dir": str(path)})
         store = CheckpointStore(directory.checkpoints)
         store.clean()
@@ -160,7 +165,7 @@ def evaluate_run(
     """Play episodes with a policy of a run, in this process.
 
     Args:
-        run: Its directory, or its name under ``runs/``.
+        run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
         episodes: How many; by default ``evaluation.final_episodes``.
         deterministic: Whether to take the most probable actions; by default as configured.
         seed: Of the episodes; by default the same for every evaluation after training, and not
@@ -175,7 +180,7 @@ def evaluate_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    config, found = _open(run, checkpoint, trust)
+    _, config, found = _open(run, checkpoint, trust)
     factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)
     with watched_episodes(console, protocol.episodes) as watch:
@@ -196,7 +201,7 @@ def record_run(
     """Write a video of a policy of a run; return where it is, and the returns of its episodes.
 
     Args:
-        run: Its directory, or its name under ``runs/``.
+        run: As for `evaluate_run`.
         video: File, ending in .mp4 or .gif; by default under the run's ``videos/``, an MP4 with
             the extra 'video', else a GIF.
         episodes: How many, one after the other.
@@ -211,8 +216,7 @@ def record_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be drawn.
     """
-    config, found = _open(run, checkpoint, trust)
-    directory = find_run(run)
+    directory, config, found = _open(run, checkpoint, trust)
     named = directory / "videos" / f"{found.name}{video_suffix()}"
     path = named if video is None else Path(video)
     if video is None:
@@ -221,6 +225,33 @@ def record_run(
     factory, env_spec, model = _policy(config, found)
     recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
     return path, recorder(model, path)
+
+
+def load_policy(
+    run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
+) -> TrainedPolicy:
+    """Return a policy of a run, to act with.
+
+    Its environment is not built; of a run that a former version has written it is, once.
+
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        seed: Of sampled actions; None for another one each time.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint or the file of the spaces is missing, damaged or foreign.
+        EnvError: The environment of a run of a former version cannot be built.
+    """
+    return _loaded(*_open(run, checkpoint, trust), seed)
+
+
+def _loaded(path: Path, config: Config, found: Checkpoint, seed: int | None) -> TrainedPolicy:
+    env_spec = read_spec(path / SPACES) or evaluation_factory(config).probe()
+    model: Any = _model(config, env_spec, found)
+    return TrainedPolicy(model.eval(), env_spec, config.env.action_bounds, seed)
 
 
 def _resolved(config: Config) -> Config:
@@ -245,24 +276,27 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
         raise CheckpointError(f"{error}{hint}") from error
 
 
-def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Config, Checkpoint]:
-    path = find_run(run)
+def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Path, Config, Checkpoint]:
+    """Return the directory of a run, its configuration and the checkpoint that is meant."""
+    path, name = locate(run, checkpoint)
     config = read_config(path)
     if not trust:
         require_trust(path, config)
-    store = CheckpointStore(path / "checkpoints")
-    if checkpoint is None:
-        checkpoint = "last" if store.best() is None else "best"
-    return config, _load(store, checkpoint)
+    found = _load(CheckpointStore(path / "checkpoints"), name)
+    check_environment(found, config)
+    return path, config, found
 
 
 def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
-    check_environment(checkpoint, config)
     factory = evaluation_factory(config)
     env_spec = factory.probe()
+    return factory, env_spec, _model(config, env_spec, checkpoint)
+
+
+def _model(config: Config, env_spec: EnvSpec, checkpoint: Checkpoint) -> PolicyModel:
     model: Any = build_model(env_spec, config.model, config.env.action_bounds)
     load_model(model, checkpoint.model, checkpoint.name)
-    return factory, env_spec, model
+    return cast(PolicyModel, model)
 
 
 def _protocol(

@@ -16,6 +16,7 @@ from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.machine import machine, versions
+from fastrl.spec import EnvSpec
 from fastrl.training.durable import (
     make_directory,
     open_inside,
@@ -23,6 +24,7 @@ from fastrl.training.durable import (
     write_durably,
     writing,
 )
+from fastrl.training.saved_spec import SPACES, spec_to_json
 from fastrl.training.trust import SIGNATURE, sign
 
 RUNS = Path("runs")
@@ -48,7 +50,8 @@ class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
     ``config.yaml`` holds every key as it is used, ``signature`` says that this user wrote it,
-    ``versions.json`` holds the packages and the machine,
+    ``versions.json`` holds the packages and the machine, ``spaces.json`` what the environment
+    observes and accepts,
     ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
     the run, ``faults.jsonl`` the workers that failed, ``checkpoints/`` and ``videos/`` what their
     names say, and ``summary.json`` the outcome once training has ended.
@@ -154,6 +157,19 @@ class RunDirectory:
         sign(self.path, config)
         with writing(self.path / "config.yaml"):
             write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
+
+    def write_spec(self, spec: EnvSpec) -> None:
+        """Replace what the environment observes and accepts.
+
+        Raises:
+            WriteError: It cannot be written.
+        """
+        text, file = spec_to_json(spec), self.path / SPACES
+        with writing(file):
+            if text is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_durably(file, text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the outcome.

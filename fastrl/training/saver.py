@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from fastrl.config import Config
 from fastrl.envs.state import StateError, pack, unpack
-from fastrl.errors import FastrlError, cause
+from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.learning import Learner
+from fastrl.models.policy import PolicyModel
 from fastrl.sampling import Sampler
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.episode_info import Totals
 from fastrl.training.random_state import random_state, restore_random_state
+from fastrl.training.run_directory import find_run
 from fastrl.training.window import Window
 from fastrl.workers.plan import SamplingPlan
 
@@ -154,6 +157,44 @@ class Saver:
             self.save()
 
 
+def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
+    """Return the directory of a run, and the name of the checkpoint that is meant.
+
+    Args:
+        run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
+            there is one, else the last.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    if checkpoint is None and isinstance(run, str | Path):
+        given = Path(run)
+        if given.parent.name == "checkpoints" and not (given / "config.yaml").exists():
+            return find_run(given.parent.parent), given.name
+    path = find_run(run)
+    if checkpoint is None:
+        checkpoint = "last" if CheckpointStore(path / "checkpoints").best() is None else "best"
+    return path, checkpoint
+
+
+def begin_from(run: str, model: PolicyModel) -> str:
+    """Give a new model the parameters and statistics of another run; return which, in words.
+
+    Nothing that the other run's configuration names is imported.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint, or it is of another model.
+    """
+    try:
+        path, name = locate(run)
+        found = CheckpointStore(path / "checkpoints").load(name)
+        load_model(model, found.model, found.name)
+    except FastrlError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    return f"begins with the weights of {found.name} of '{path}'"
+
+
 def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted:
     """Bring the learner and this process's random states to where a checkpoint was taken.
 
@@ -236,14 +277,27 @@ def load_model(model: Any, state_dict: Mapping[str, Tensor], name: str) -> None:
     own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     if own != found:
-        wrong = sorted(key for key in own | found if own.get(key) != found.get(key))
-        told = ", ".join(wrong[:_NAMES_TOLD]) + (", …" if len(wrong) > _NAMES_TOLD else "")
-        raise CheckpointError(f"checkpoint {name} is of another model: {told} differ")
+        wrong = [_difference(key, own, found) for key in sorted(own | found)]
+        told = [text for text in wrong if text]
+        more = ", …" if len(told) > _NAMES_TOLD else ""
+        listed = ", ".join(told[:_NAMES_TOLD]) + more
+        raise CheckpointError(f"checkpoint {name} is of another model: {listed}")
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, KeyError) as error:
         text = " ".join(str(error).split())[:200]
         raise CheckpointError(f"checkpoint {name} is of another model: {text}") from error
+
+
+def _difference(
+    key: str, own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Return how a tensor of a checkpoint differs from the model's; nothing where it fits."""
+    if key not in found:
+        return f"{key} is missing"
+    if key not in own:
+        return f"{key} is not of this model"
+    return "" if own[key] == found[key] else f"{key} is {found[key]}, not {own[key]}"
 
 
 def _env_seeds(plan: SamplingPlan) -> Tensor:

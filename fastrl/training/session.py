@@ -39,7 +39,7 @@ from fastrl.training.progress import Progress, Remaining
 from fastrl.training.recording import Recorder
 from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
 from fastrl.training.run_directory import RunDirectory
-from fastrl.training.saver import Counted, Saver, go_on, restore
+from fastrl.training.saver import Counted, Saver, begin_from, go_on, restore
 from fastrl.training.trainer import Trainer
 from fastrl.training.window import Update, Window
 from fastrl.workers.supervisor import call_in_child
@@ -118,6 +118,9 @@ class Session:
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
         self._counted = Counted() if start is None else restore(start, config, self._learner)
+        self._begun_with: list[str] = []
+        if start is None and config.init_from is not None:
+            self._begun_with.append(begin_from(config.init_from, self._learner.model))
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
         self._record: Recorder | None = None
         if config.evaluation.enabled:
@@ -146,6 +149,7 @@ class Session:
             FastrlError: Learning diverged; the checkpoints before it are kept.
         """
         config = self._config
+        directory.write_spec(self._plan.env_spec)
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
@@ -155,9 +159,9 @@ class Session:
             window = Window(**vars(self._counted))
             signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
             journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
-            for remark in remarks(
-                config, self._plan.env_spec, self._trained_with, self._learner.steps
-            ):
+            steps = self._learner.steps
+            told = remarks(config, self._plan.env_spec, self._trained_with, steps)
+            for remark in (*self._begun_with, *told):
                 journal.remark(remark)
             saver = Saver(config, self._plan, self._learner, window, store)
             training = stack.enter_context(ExitStack())

@@ -85,7 +85,7 @@ def require_trust(directory: Path, config: Config) -> None:
         return
     raise ConfigError(
         f"'{directory}' was not trained by this user, and would import {', '.join(named)}; read "
-        "that code first, then add --trust"
+        "that code first, then add --trust, or trust=True in Python"
     )
 
 

@@ -13,7 +13,14 @@ import yaml
 
 from fastrl.cli import main
 from fastrl.errors import ConfigError
-from fastrl.training import CheckpointError, evaluate_run, record_run, resume, train
+from fastrl.training import (
+    CheckpointError,
+    evaluate_run,
+    load_policy,
+    record_run,
+    resume,
+    train,
+)
 from tests.training.clockwork import small_run
 
 REACH = "tests.training.reach:Reach"
@@ -208,3 +215,10 @@ def test_a_module_that_is_nowhere_is_one_line_that_says_where_it_was_looked_for(
     err = capsys.readouterr().err
     assert "the current directory, beside the configuration" in err
     assert len(err.splitlines()) == 1
+
+
+def test_policies_of_others_are_loaded_once_trusted(run, elsewhere):
+    told = rf"was not trained by this user, and would import '{REACH}' \(env\.id\); .*trust=True"
+    with pytest.raises(ConfigError, match=told):
+        load_policy(run)
+    assert load_policy(run, trust=True).act([0.0] * 4)[0].shape == (2,)
