@@ -3,7 +3,7 @@
 - A training loop of one's own: `make_vec` builds environments behind gymnasium's vector interface.
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
 - Whole runs in directories of their own: `train`, `resume`, `evaluate_run`, `record_run`.
-- Their policies elsewhere: `load_policy`.
+- Their policies elsewhere: `load_policy`, `export_run`.
 - How fast it is: `run_throughput`.
 - Environments as pure tensor functions: `fastrl.envs.make_tensor`.
 
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from fastrl.training import TrainedRun as TrainedRun
     from fastrl.training import Trainer as Trainer
     from fastrl.training import evaluate_run as evaluate_run
+    from fastrl.training import export_run as export_run
     from fastrl.training import load_policy as load_policy
     from fastrl.training import record_run as record_run
     from fastrl.training import resume as resume
@@ -103,6 +104,7 @@ _MODULE_OF = {
     "build_learner": "fastrl.learning",
     "build_model": "fastrl.models",
     "evaluate_run": "fastrl.training",
+    "export_run": "fastrl.training",
     "load_config": "fastrl.config",
     "load_policy": "fastrl.training",
     "make_plan": "fastrl.sampling",

@@ -16,7 +16,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from fastrl.cli.arguments import split_arguments
-from fastrl.cli.learn import evaluate, plot, record, resume, train
+from fastrl.cli.learn import evaluate, export, plot, record, resume, train
 from fastrl.cli.measure import throughput
 from fastrl.cli.output import (
     complain,
@@ -50,6 +50,7 @@ app.command(short_help="Train an agent.")(train)
 app.command()(resume)
 app.command("eval")(evaluate)
 app.command()(record)
+app.command(short_help="Write a trained policy as TorchScript or ONNX.")(export)
 app.command(short_help="Draw learning curves.")(plot)
 app.command(short_help="Measure how fast environments are sampled.")(throughput)
 app.command(short_help="Find the fastest way to sample on this machine.")(tune)

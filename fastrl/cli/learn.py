@@ -158,6 +158,28 @@ def record(
     write(f"{path}: return {played}")
 
 
+def export(
+    run: Run,
+    format: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="'torchscript', or 'onnx' (extra 'onnx')."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="By default policy.pt or .onnx of the run."
+        ),
+    ] = None,
+    checkpoint: CheckpointName = None,
+    trust: Trust = False,
+) -> None:
+    """Write a trained policy as a file for other programs, compared with it on observations."""
+    from fastrl.training import export_run
+
+    check_output("--output", output)
+    write(str(export_run(run, format, output, checkpoint=checkpoint, trust=trust)))
+
+
 def plot(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN", help="Directories of runs, or their names.")

@@ -170,8 +170,10 @@ class OneHotEncoder(LeafEncoder):
 
     def forward(self, index: Tensor) -> Tensor:
         """Return ``[n, num_features]``."""
-        columns = index.reshape(len(index), -1).long() + self._offset
-        joined = torch.zeros(len(index), self.num_features, device=index.device)
+        # Not len, which an exporter would take for a constant.
+        rows = index.shape[0]
+        columns = index.reshape(rows, -1).long() + self._offset
+        joined = torch.zeros(rows, self.num_features, device=index.device)
         try:
             return joined.scatter_(-1, columns, 1.0)
         except RuntimeError as error:

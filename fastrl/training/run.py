@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from fastrl.arguments import taken
+from fastrl.arguments import one_of, taken
 from fastrl.config import Config
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError
@@ -19,6 +19,7 @@ from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
+from fastrl.training.export import SUFFIXES, export
 from fastrl.training.policy import TrainedPolicy
 from fastrl.training.progress import watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
@@ -246,6 +247,39 @@ def load_policy(
         EnvError: The environment of a run of a former version cannot be built.
     """
     return _loaded(*_open(run, checkpoint, trust), seed)
+
+
+def export_run(
+    run: str | Path,
+    format: str,
+    output: str | Path | None = None,
+    *,
+    checkpoint: str | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write a policy of a run as a file for other programs; return where it is.
+
+    It has been compared with the policy on random observations before it is there.
+
+    Args:
+        run: As for `evaluate_run`.
+        format: ``torchscript`` or ``onnx``.
+        output: The file; by default ``policy.pt`` or ``policy.onnx`` in the run's directory.
+        checkpoint: As for `evaluate_run`.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: As for `load_policy`; or the policy cannot be exported.
+        CheckpointError: As for `load_policy`.
+        WriteError: The file cannot be written.
+    """
+    one_of("format", format, tuple(SUFFIXES))
+    directory, config, found = _open(run, checkpoint, trust)
+    if output is None:
+        require_own_files(directory)
+    path = directory / f"policy{SUFFIXES[format]}" if output is None else Path(output)
+    export(_loaded(directory, config, found, None), format, path)
+    return path
 
 
 def _loaded(path: Path, config: Config, found: Checkpoint, seed: int | None) -> TrainedPolicy:

@@ -16,6 +16,7 @@ from fastrl.errors import ConfigError
 from fastrl.training import (
     CheckpointError,
     evaluate_run,
+    export_run,
     load_policy,
     record_run,
     resume,
@@ -217,8 +218,10 @@ def test_a_module_that_is_nowhere_is_one_line_that_says_where_it_was_looked_for(
     assert len(err.splitlines()) == 1
 
 
-def test_policies_of_others_are_loaded_once_trusted(run, elsewhere):
+def test_policies_of_others_are_loaded_and_exported_once_trusted(run, elsewhere, tmp_path):
     told = rf"was not trained by this user, and would import '{REACH}' \(env\.id\); .*trust=True"
     with pytest.raises(ConfigError, match=told):
         load_policy(run)
+    with pytest.raises(ConfigError, match=told):
+        export_run(run, "torchscript", tmp_path / "x.pt")
     assert load_policy(run, trust=True).act([0.0] * 4)[0].shape == (2,)
