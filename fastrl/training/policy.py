@@ -78,11 +78,11 @@ class TrainedPolicy:
     def act(
         self,
         observation: Any,  # noqa: ANN401
-        state: None = None,
+        state: Any = None,  # noqa: ANN401
         *,
-        mask: None = None,
+        mask: Any = None,  # noqa: ANN401
         deterministic: bool = True,
-    ) -> tuple[Any, None]:
+    ) -> tuple[Any, Any]:
         """Return an action and the policy's state, as `predict` of Stable-Baselines3 does.
 
         Args:
