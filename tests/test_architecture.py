@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def floor_of(module: str) -> int:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full names of all that a module imports, wherever in it."""
+    """Yield the full names of all that a module imports: in functions and for types as well."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -127,12 +128,49 @@ def test_rule_itself(importer, imported, allowed):
     assert (problem_with(importer, imported) == "") is allowed
 
 
-def test_imports_inside_functions_and_relative_ones_are_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
-    (tmp_path / "room").mkdir()
-    path = tmp_path / "room" / "module.py"
-    path.write_text("def f():\n    import a.b\n    from . import c\n    from ..d import e\n")
-    assert list(imports_of(path)) == ["a.b", "fastrl.room.c", "fastrl.d.e"]
+def cycle_in(paths: list[Path]) -> list[str]:
+    """Return the modules of an import cycle, each imported by the next; empty if there is none."""
+    graph = {name_of(path): set(own_imports_of(path)) - {name_of(path)} for path in paths}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert not cycle_in(MODULES)
+
+
+def write_room(directory, monkeypatch, **texts):
+    """Write the modules of ``fastrl.room``, and have the functions of this file read them."""
+    paths = [directory / "room" / f"{name}.py" for name in texts]
+    (directory / "room").mkdir()
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text)
+    monkeypatch.setattr(f"{__name__}.PACKAGE", directory)
+    monkeypatch.setattr(f"{__name__}.MODULES", paths)
+    return paths
+
+
+def test_imports_in_functions_relative_ones_and_those_for_types_are_seen(tmp_path, monkeypatch):
+    text = "def f():\n    import a.b\n    from . import c\n    from ..d import e\n"
+    for_types = "if TYPE_CHECKING:\n    from f import g\n"
+    (path,) = write_room(tmp_path, monkeypatch, module=text + for_types)
+    assert sorted(imports_of(path)) == ["a.b", "f.g", "fastrl.d.e", "fastrl.room.c"]
+
+
+def test_a_cycle_of_imports_for_types_is_seen(tmp_path, monkeypatch):
+    paths = write_room(
+        tmp_path,
+        monkeypatch,
+        a="from fastrl.room.b import f",
+        b="from fastrl.room import c",
+        c="if TYPE_CHECKING:\n    from fastrl.room.a import g",
+    )
+    assert set(cycle_in(paths)) == {"room.a", "room.b", "room.c"}
+    paths[2].write_text("")
+    assert not cycle_in(paths)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "fastrl")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast, get_args
 
 import gymnasium
 import numpy as np
@@ -31,12 +31,11 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, one_of, whole
 from fastrl.closing import build_all, close_all
 from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
-from fastrl.envs.factory_arguments import check_arguments
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
@@ -108,7 +107,7 @@ class EnvFactory:
         Raises:
             EnvError: Something is of the wrong kind.
         """
-        check_arguments(self)
+        _check_arguments(self)
         object.__setattr__(self, "id", of_script(self.id))
         object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
@@ -425,6 +424,39 @@ def _envpool(
         # EnvPool keeps seeds as int32.
         kwargs["seed"] = [int(seed) % 2**31 for seed in seeds]
     return cast("VectorEnv[Any, Any, Any]", envpool.make_gymnasium(name, **kwargs))
+
+
+_WANTED: Mapping[str, tuple[type, str]] = {
+    "kwargs": (Mapping, "keyword arguments by name"),
+    "wrappers": (Sequence, "a list of wrappers"),
+    "randomize": (Mapping, "distributions by name"),
+    "episode_info": (Sequence, "a list of names"),
+}
+
+
+def _check_arguments(factory: EnvFactory) -> None:
+    """Reject arguments of the wrong kind before anything is built with them.
+
+    Raises:
+        EnvError: Names the first one.
+        ConfigError: The time limit is not a positive integer, or ``action_bounds`` is unknown.
+    """
+    if not isinstance(factory.id, str | GymnasiumSpec) and not callable(factory.id):
+        raise EnvError(
+            "an environment is an id such as 'CartPole-v1' or a factory, got " + brief(factory.id)
+        )
+    for name, (kind, wanted) in _WANTED.items():
+        value = getattr(factory, name)
+        if not isinstance(value, kind) or isinstance(value, str | bytes):
+            raise EnvError(f"env.{name} must be {wanted}, got {brief(value)}")
+    for wrapper in factory.wrappers:
+        if not isinstance(wrapper, str) and not callable(wrapper):
+            raise EnvError(f"env.wrappers: a wrapper is called, got {brief(wrapper)}")
+    if not all(isinstance(name, str) for name in (*factory.kwargs, *factory.episode_info)):
+        raise EnvError("env.kwargs and env.episode_info: names must be text")
+    if factory.max_episode_steps is not None:
+        whole("env.max_episode_steps", factory.max_episode_steps, at_most=2**31 - 1)
+    one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
 
 
 _KINDS = {"gym": _old_gym, "vector": _vector, "envpool": _envpool}

@@ -19,11 +19,11 @@ import cloudpickle
 from fastrl.errors import FastrlError, WorkerError
 from fastrl.free_memory import lack_of_memory
 from fastrl.workers.descent import descendants_of, end_all
-from fastrl.workers.entry import depth
 from fastrl.workers.processes import (
     Connection,
     Process,
     close_in_forks,
+    depth,
     end_stopped_server,
     pipe,
     started,

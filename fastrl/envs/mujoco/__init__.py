@@ -4,12 +4,11 @@ They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.make.EnvFactory` 
 A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.
 """
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv, Step, Terms
 from fastrl.envs.mujoco.catalogue import ENVIRONMENTS, build, make_vec
 from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Physics
 from fastrl.envs.mujoco.rendering import View
-from fastrl.envs.mujoco.single import SingleMujocoEnv
 
 __all__ = [
     "ENVIRONMENTS",

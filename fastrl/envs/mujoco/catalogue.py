@@ -12,7 +12,7 @@ from fastrl.arguments import brief
 from fastrl.envs.lookup import nearest
 from fastrl.envs.mujoco.ant import AntV4, AntV5
 from fastrl.envs.mujoco.arms import PusherV5, ReacherV4, ReacherV5
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
 from fastrl.envs.mujoco.humanoid import (
     HumanoidStandupV4,
     HumanoidStandupV5,
@@ -37,7 +37,6 @@ from fastrl.envs.mujoco.runners import (
     Walker2dV4,
     Walker2dV5,
 )
-from fastrl.envs.mujoco.single import SingleMujocoEnv
 from fastrl.envs.mujoco.vector import MujocoVectorEnv
 from fastrl.envs.native import NAMESPACE
 from fastrl.envs.screens import draw_without_screen
