@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic_core import ErrorDetails
 
-from fastrl.config.fields import Section
+from fastrl.config.fields import Call, Section
 from fastrl.config.models import Config
 
 # What other libraries call these; too far from our names for a comparison of letters.
@@ -31,6 +31,7 @@ _ALIASES = {
     "vf_coef": "algorithm.value_coef",
 }
 _SHOWN_CHARS = 60
+_ENTRY_KEYS = " and ".join(Call.model_fields)
 
 
 def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -46,6 +47,8 @@ def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[tuple[str, ..
     kind, key = error["type"], _key(error)
     if kind == "conflict":
         return key, error["msg"]
+    if kind == "extra_forbidden" and len(error["loc"]) > 3:
+        return key, f"unknown key '{error['loc'][-1]}' of an entry; known are {_ENTRY_KEYS}"
     if kind == "extra_forbidden":
         return key, f"unknown key; {_suggestion(key, tree)}"
     if kind == "missing" and len(key) == 1:
@@ -141,8 +144,11 @@ def _allowed(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
 
 def _describe(schema: Mapping[str, Any]) -> str:
     """Return a JSON schema in words, as far as `Config` uses it."""
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_describe(part) for part in schema["anyOf"]))
+    if "anyOf" in schema or "oneOf" in schema:
+        parts = schema.get("anyOf") or schema["oneOf"]
+        return " or ".join(dict.fromkeys(_describe(part) for part in parts))
+    if "$ref" in schema:
+        return f"a mapping of {_ENTRY_KEYS}"
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values:
         return " or ".join(_show(value) for value in values)

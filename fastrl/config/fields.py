@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Strict,
+    StringConstraints,
+    Tag,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -56,3 +66,17 @@ class Section(BaseModel):
 def conflict(key: str, problem: str) -> PydanticCustomError:
     """Return an error of a whole section that is nevertheless one key's."""
     return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
+
+class Call(Section):
+    """What is imported, and the keyword arguments that it is called with."""
+
+    path: ImportPath = Field(description="Import path 'package.module:name'.")
+    kwargs: dict[str, JsonValue] = Field(default={}, description="Keyword arguments.")
+
+
+# The function keeps errors to the one form that was meant.
+Callee = Annotated[
+    Annotated[ImportPath, Tag("path")] | Annotated[Call, Tag("call")],
+    Discriminator(lambda value: "call" if isinstance(value, dict | Call) else "path"),
+]
+"""An import path alone, or a mapping of ``path`` and ``kwargs``."""

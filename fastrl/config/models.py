@@ -22,6 +22,8 @@ from pydantic import (
 from fastrl.config.algorithms import AlgorithmConfig, PPOConfig
 from fastrl.config.fields import (
     Bool,
+    Call,
+    Callee,
     Count,
     Device,
     Devices,
@@ -60,10 +62,11 @@ class EnvConfig(Section):
         default={},
         description="Distribution of each randomised parameter, drawn anew every episode.",
     )
-    wrappers: Annotated[tuple[ImportPath, ...], BeforeValidator(sequence)] = Field(
+    wrappers: Annotated[tuple[Callee, ...], BeforeValidator(sequence)] = Field(
         default=(),
         description=(
-            "Wrappers 'package.module:callable', applied in order; imported as named. Around "
+            "Wrappers 'package.module:callable', or {path: 'package.module:callable', kwargs: {…}} "
+            "with arguments, applied in order; imported as named. Around "
             "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that "
             "change observations need the autoreset mode NextStep."
         ),
@@ -89,6 +92,11 @@ class EnvConfig(Section):
         default=10.0,
         description="Deadline in seconds for closing an environment; then its worker is ended.",
     )
+
+    @property
+    def wrapper_paths(self) -> tuple[str, ...]:
+        """The import paths of the wrappers, without their arguments."""
+        return tuple(each.path if isinstance(each, Call) else each for each in self.wrappers)
 
 
 class SamplerConfig(Section):

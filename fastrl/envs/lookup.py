@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
+from fastrl.arguments import brief
 from fastrl.errors import EnvError
 from fastrl.extras import how_to_install
 from fastrl.imports import import_module, is_of_standard_library
@@ -46,12 +48,62 @@ def attribute(path: str, key: str) -> Any:  # noqa: ANN401
     return _not_of_python(found, f"{key}: '{path}'")
 
 
+def callee(named: Any, key: str) -> Any:  # noqa: ANN401
+    """Return what is called where a user names it.
+
+    Args:
+        named: An import path, a mapping of ``path`` and ``kwargs``, which are given to what is
+            called, or a callable.
+        key: Where the user wrote it, such as ``env.wrappers``.
+
+    Raises:
+        EnvError: See `attribute`; or it takes no argument of such a name.
+    """
+    if isinstance(named, str):
+        return attribute(named, key)
+    if not isinstance(named, Mapping):
+        return named
+    check_call(named, key)
+    path, kwargs = named["path"], named.get("kwargs", {})
+    found = callee(path, key)
+    for name in kwargs:
+        _check_argument(found, name, f"{key}: '{path}'")
+    return partial(found, **kwargs)
+
+
+def check_call(named: Mapping[Any, Any], key: str) -> None:
+    """Check that a mapping is one of ``path`` and ``kwargs``.
+
+    Raises:
+        EnvError: It is another one.
+    """
+    path, kwargs = named.get("path"), named.get("kwargs", {})
+    is_called = isinstance(path, str) or callable(path)
+    if not (is_called and isinstance(kwargs, Mapping) and named.keys() <= {"path", "kwargs"}):
+        raise EnvError(
+            f"{key}: what is called with arguments is a mapping of path and kwargs, got "
+            + brief(dict(named))
+        )
+
+
+def _check_argument(function: Callable[..., Any], name: str, where: str) -> None:
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # only the call can tell
+        return
+    if name not in known and not any(each.kind == each.VAR_KEYWORD for each in known.values()):
+        raise EnvError(f"{where} takes no argument '{name}'{nearest_or_all(name, [*known][1:])}")
+
+
 def of_script(path: Any) -> Any:  # noqa: ANN401
     """Return the callable that a path names in the very script that runs; anything else as it is.
 
     ``__main__:make``, or ``train:make`` in ``train.py``. What the script defines travels to workers
-    by value; to import it there would run the script again, which would start workers again.
+    by value; to import it there would run the script again, which would start workers again. In a
+    mapping of ``path`` and ``kwargs`` it is the path that is replaced.
     """
+    if isinstance(path, Mapping):
+        return {**path, "path": of_script(path.get("path"))}
     if not isinstance(path, str):
         return path
     module_name, _, name = path.partition(":")

@@ -40,7 +40,8 @@ from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
 from fastrl.envs.lookup import (
-    attribute,
+    callee,
+    check_call,
     factory,
     nearest,
     of_script,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from fastrl.config import EnvConfig
 
 Env = gymnasium.Env[Any, Any]
+Wrapper = str | Mapping[str, Any] | Callable[..., Any]
 
 _ALIASES = {"crafter.Env": "Crafter-v1", "crafter:Env": "Crafter-v1", "Crafter": "Crafter-v1"}
 if "Crafter-v1" not in gymnasium.registry:
@@ -83,8 +85,8 @@ class EnvFactory:
     Attributes:
         id: What to build; see this module's docstring.
         kwargs: Keyword arguments for the environment.
-        wrappers: Wrappers ``package.module:callable``, or callables, applied in this order, the
-            last outermost.
+        wrappers: Wrappers ``package.module:callable``, mappings of such a ``path`` and of
+            ``kwargs``, or callables, applied in this order, the last outermost.
         max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
         action_bounds: How actions are kept inside a bounded ``Box``.
         randomize: For fastrl's own environments that have parameters, and for factories that take
@@ -95,7 +97,7 @@ class EnvFactory:
 
     id: str | GymnasiumSpec | Callable[..., Any]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    wrappers: Sequence[str | Callable[..., Any]] = ()
+    wrappers: Sequence[Wrapper] = ()
     max_episode_steps: int | None = None
     action_bounds: ActionBounds = "clip"
     randomize: Mapping[str, Any] = field(default_factory=dict)
@@ -114,7 +116,9 @@ class EnvFactory:
     @classmethod
     def from_config(cls, config: EnvConfig) -> EnvFactory:
         """Return the factory that the configuration's section ``env`` describes."""
-        return cls(**{each.name: getattr(config, each.name) for each in dataclasses.fields(cls)})
+        given = {each.name: getattr(config, each.name) for each in dataclasses.fields(cls)}
+        wrappers = (each if isinstance(each, str) else dict(each) for each in config.wrappers)
+        return cls(**{**given, "wrappers": tuple(wrappers)})
 
     @property
     def name(self) -> str:
@@ -292,7 +296,7 @@ class EnvFactory:
             else:
                 env = self._create(num_envs, seeds)
             for wrapper in self.wrappers:
-                wrap = attribute(wrapper, "env.wrappers") if isinstance(wrapper, str) else wrapper
+                wrap = callee(wrapper, "env.wrappers")
                 check_wrapper(wrap, env, self.name)
                 env = wrapped_by(wrap, env)
         except FastrlError:
@@ -450,7 +454,9 @@ def _check_arguments(factory: EnvFactory) -> None:
         if not isinstance(value, kind) or isinstance(value, str | bytes):
             raise EnvError(f"env.{name} must be {wanted}, got {brief(value)}")
     for wrapper in factory.wrappers:
-        if not isinstance(wrapper, str) and not callable(wrapper):
+        if isinstance(wrapper, Mapping):
+            check_call(wrapper, "env.wrappers")
+        elif not isinstance(wrapper, str) and not callable(wrapper):
             raise EnvError(f"env.wrappers: a wrapper is called, got {brief(wrapper)}")
     if not all(isinstance(name, str) for name in (*factory.kwargs, *factory.episode_info)):
         raise EnvError("env.kwargs and env.episode_info: names must be text")

@@ -27,13 +27,15 @@ _KINDS = ("vector", "gym", "envpool")
 _SB3_ATARI = "fastrl.envs.atari:sb3_atari"
 _KNOWN_IDS = (_SB3_ATARI, "crafter:Env")
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
+_WRITING_WRAPPERS = ("RecordVideo",)
+"""Of these: what writes files where its arguments say."""
 
 
 def named_code(config: Config) -> list[str]:
     """Return the import paths that a configuration names, each with its key.
 
     Registered ids, gymnasium's wrappers and fastrl's factories are left out: they import nothing
-    but these packages.
+    but these packages, and write no files but those of ``RecordVideo``, which is named.
     """
     named = []
     if not _is_known_id(config.env.id):
@@ -47,9 +49,9 @@ def named_code(config: Config) -> list[str]:
         for key, kwargs in both.items():
             if not _is_known_id(str(kwargs.get("name", ""))):
                 named.append(f"'{kwargs['name']}' ({key}.name)")
-    for wrapper in config.env.wrappers:
+    for wrapper in config.env.wrapper_paths:
         module, _, name = wrapper.partition(":")
-        if module not in _KNOWN_WRAPPERS or "." in name:
+        if module not in _KNOWN_WRAPPERS or "." in name or name in _WRITING_WRAPPERS:
             named.append(f"'{wrapper}' (env.wrappers)")
     if config.model.class_path is not None:
         named.append(f"'{config.model.class_path}' (model.class_path)")
@@ -115,7 +117,9 @@ def _signature(key: bytes, config: Config) -> str:
         "model.class_path": config.model.class_path,
         "model.kwargs": config.model.kwargs,
     }
-    return hmac.new(key, json.dumps(said, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+    # A wrapper with arguments is a section; everything else is of plain types.
+    text = json.dumps(said, sort_keys=True, default=dict)
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:

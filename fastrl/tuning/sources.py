@@ -30,7 +30,7 @@ def sources(config: Config) -> dict[str, str]:
     ``model.class_path`` name, and of all that these import, as far as they are not installed
     packages. Nothing is imported to find them. Files that an environment reads are not among them.
     """
-    named = [*_named_by(config.env.id), *config.env.wrappers, config.model.class_path or ""]
+    named = [*_named_by(config.env.id), *config.env.wrapper_paths, config.model.class_path or ""]
     modules = [path.partition(":")[0] for path in named if path]
     found = {name: _version(name.partition(".")[0]) for name in modules}
     for file in _files(modules):

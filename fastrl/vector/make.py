@@ -15,6 +15,7 @@ from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.lookup import registered_spec
+from fastrl.envs.make import Wrapper
 from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
@@ -35,7 +36,7 @@ from fastrl.vector.native_build import (
 from fastrl.vector.process_driver import ProcessDriver
 from fastrl.vector.recipe import Id, Recipe
 from fastrl.vector.serial_driver import SerialDriver
-from fastrl.vector.spec import VectorPlan, Wrapper
+from fastrl.vector.spec import VectorPlan
 from fastrl.vector.stepping import (
     Autoreset,
     Backend,

@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.make import EnvFactory, Wrapper
 from fastrl.vector.atari import atari_factory, is_atari
 from fastrl.vector.failures import ArgumentError, at_least_one, brief
 from fastrl.vector.instances import EnvKwargs, kwargs_of_instances
-from fastrl.vector.spec import InstanceFactory, Wrapper
+from fastrl.vector.spec import InstanceFactory
 
 Id = str | Callable[..., Any] | GymnasiumSpec
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +13,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from fastrl.envs.legacy_gym import wrapped_by
-from fastrl.envs.lookup import attribute
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.lookup import callee
+from fastrl.envs.make import EnvFactory, Wrapper
 from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
 from fastrl.spaces import leaves
 from fastrl.vector.failures import ArgumentError, summary
 from fastrl.vector.native_build import NativeBuild
 
 Env = gymnasium.Env[Any, Any]
-Wrapper = str | Callable[[Env], Env]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class InstanceFactory:
 
     Attributes:
         factory: What to build.
-        wrappers: Import paths or callables, applied in this order, the last outermost.
+        wrappers: As in `EnvFactory`.
     """
 
     factory: EnvFactory
@@ -45,7 +44,7 @@ class InstanceFactory:
         """
         env = self.factory.single()
         for wrapper in self.wrappers:
-            wrap = attribute(wrapper, "wrappers") if isinstance(wrapper, str) else wrapper
+            wrap = callee(wrapper, "wrappers")
             wrapped = wrapped_by(wrap, env)
             if not callable(getattr(wrapped, "step", None)):
                 with suppress(*USERS_FAILURES):  # the wrapper is what matters

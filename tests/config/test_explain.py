@@ -84,6 +84,20 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
             "model.class_path=a.b",
             'model.class_path: must be text such as "package.module:name" or null; got "a.b"',
         ),
+        (
+            "env.wrappers=[ab]",
+            'env.wrappers: must be a list, each text such as "package.module:name" or a mapping of '
+            'path and kwargs; got ["ab"]',
+        ),
+        (
+            "env.wrappers=[a:b, {kwargs: {x: 1}}]",
+            'env.wrappers: must be a list, each text such as "package.module:name" or a mapping of '
+            'path and kwargs; got ["a:b", {"kwargs": {"x": 1}}]',
+        ),
+        (
+            "env.wrappers=[{path: 'a:b', kwarg: {x: 1}}]",
+            "env.wrappers: unknown key 'kwarg' of an entry; known are path and kwargs",
+        ),
         ("env.id=", "env.id: must be text of 1 to 500 characters; got null"),
         (
             "model.conv_layers=[[32, 8]]",

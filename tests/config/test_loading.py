@@ -105,6 +105,14 @@ def test_any_value_survives_being_written_and_read(tmp_path_factory, text, value
     assert load_config(path) == config
 
 
+def test_wrappers_with_and_without_arguments_are_read_back_equal(tmp_path):
+    given = "env.wrappers=[a.b:C, {path: 'a:D', kwargs: {size: [4, {x: null}]}}, {path: 'a:E'}]"
+    config = load_config(None, [ENV, given])
+    assert config.env.wrapper_paths == ("a.b:C", "a:D", "a:E")
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_unwritable_place_is_one_line(tiny_config, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be written: No such file"):
         save_config(tiny_config, tmp_path / "missing" / "config.yaml")

@@ -10,7 +10,10 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import fastrl
 from fastrl.config import EnvConfig
 from fastrl.envs import BatchedEnv, EnvFactory, GymLoop, GymVector
 from fastrl.errors import EnvError, SpaceError
@@ -25,6 +28,17 @@ class Doubled(gymnasium.ObservationWrapper):
 
     def observation(self, observation):
         return observation * np.array([1, 1, 2, 1], np.float32)
+
+
+class Scaled(gymnasium.RewardWrapper):
+    """Multiplies rewards."""
+
+    def __init__(self, env, *, factor):
+        super().__init__(env)
+        self._factor = factor
+
+    def reward(self, reward):
+        return self._factor * reward
 
 
 class EveryOther(gymnasium.Wrapper):
@@ -79,6 +93,7 @@ def make_nothing():
 
 
 HERE = "tests.envs.test_make"
+SCALED = f"{HERE}:Scaled"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +165,33 @@ def test_users_wrappers_stay_in_order():
     assert isinstance(outer, gymnasium.wrappers.RecordEpisodeStatistics)
     stream = run(loop, (1,), random_actions(loop.spec, 1, 3))
     assert decode("vector", (stream.observations[3][0][0],)).step == 6
+
+
+@settings(max_examples=10, deadline=None)
+@given(factors=st.lists(st.integers(-9, 9), max_size=3), limit=st.integers(1, 9))
+def test_wrappers_take_their_arguments_from_a_configuration(factors, limit):
+    scaled = [{"path": SCALED, "kwargs": {"factor": factor}} for factor in factors]
+    # One without arguments may be written either way.
+    plain = [f"{HERE}:Doubled", {"path": f"{HERE}:EveryOther"}]
+    config = EnvConfig.model_validate(
+        {"id": "CartPole-v1", "wrappers": [*scaled, *plain], "max_episode_steps": 2 * limit}
+    )
+    env = EnvFactory.from_config(config).single()
+    env.reset(seed=0)
+    assert env.step(0)[1] == np.prod(factors)
+    names = [type(each).__name__ for each in (env, env.env)]
+    assert names == ["EveryOther", "Doubled"]
+
+
+def test_arguments_of_a_wrapper_may_be_given_from_python_too():
+    wrapper = {"path": Scaled, "kwargs": {"factor": 3}}
+    env = EnvFactory("CartPole-v1", wrappers=[wrapper]).single()
+    by_path = fastrl.make_vec(
+        "CartPole-v1", 1, backend="serial", wrappers=[wrapper | {"path": SCALED}]
+    )
+    env.reset(seed=0), by_path.reset(seed=0)
+    assert env.step(0)[1] == by_path.step(np.zeros(1, int))[1][0] == 3
+    by_path.close()
 
 
 def test_time_limit_beneath_a_wrapper_counts_the_steps_beneath_it():
@@ -291,6 +333,14 @@ def test_missing_package_says_how_to_install_it(package, name, extra, monkeypatc
             "env.wrappers: .* did you mean 'FlattenObservation'",
         ),
         (EnvFactory("CartPole-v1", wrappers=("nowhere:f",)), "env.wrappers: .*'nowhere'"),
+        (
+            EnvFactory("CartPole-v1", wrappers=[{"path": SCALED, "kwargs": {"facto": 2}}]),
+            f"env.wrappers: '{SCALED}' takes no argument 'facto'; did you mean 'factor'",
+        ),
+        (
+            EnvFactory("CartPole-v1", wrappers=[{"path": SCALED}]),
+            "'CartPole-v1' cannot be built: TypeError: .* 'factor'",
+        ),
         (EnvFactory("CartPole-v1", randomize={"length": 1}), "env.randomize: 'CartPole-v1'"),
         (EnvFactory(CountingEnv, randomize={"length": 1}), "env.randomize: .* takes no argument"),
         (EnvFactory(make_vector, max_episode_steps=3), "env.max_episode_steps: .* vector"),
@@ -301,6 +351,14 @@ def test_what_cannot_be_built_is_refused_in_one_line(factory, message):
     with pytest.raises(EnvError, match=message) as caught:
         factory.batched(1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"path": 3}, {"path": "a:b", "kwargs": [1]}, {"path": "a:b", "args": {}}]
+)
+def test_a_mapping_that_is_no_wrapper_is_refused_before_anything_is_built(wrong):
+    with pytest.raises(EnvError, match=r"env\.wrappers: .* is a mapping of path and kwargs, got"):
+        EnvFactory("CartPole-v1", wrappers=[wrong])
 
 
 def test_unsupported_spaces_are_refused_when_probed():

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from fastrl.cli import main
+from fastrl.config import EnvConfig, load_config
 from fastrl.errors import ConfigError
 from fastrl.training import (
     CheckpointError,
@@ -22,9 +23,10 @@ from fastrl.training import (
     resume,
     train,
 )
+from fastrl.training.trust import named_code
 from tests.training.clockwork import small_run
 
-REACH = "tests.training.reach:Reach"
+REACH, CLIP = "tests.training.reach:Reach", "gymnasium.wrappers:ClipReward"
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,8 @@ def change(run, section, key, value):
 @pytest.mark.parametrize("key", ["env.id", "env.wrappers", "model.class_path"])
 def test_nothing_of_the_standard_library_is_called(tmp_path, monkeypatch, capsys, path, key):
     monkeypatch.chdir(tmp_path)
-    value = f"[{path}]" if key == "env.wrappers" else path
-    overrides = [f"{key}={value}"]
+    listed = f"[{{path: '{path}', kwargs: {{command: touch found}}}}]"
+    overrides = [f"{key}={listed if key == 'env.wrappers' else path}"]
     if key == "env.id":
         overrides.append("env.kwargs={command: touch found}")
     else:
@@ -116,6 +118,11 @@ def test_trust_is_given_once_for_all_that_is_resumed(run, elsewhere):
         ("env", "id", "tests.training.reach:Noise"),
         ("env", "kwargs", {"command": "anything"}),
         ("env", "wrappers", ["tests.training.reach:Reach"]),
+        (
+            "env",
+            "wrappers",
+            [{"path": CLIP, "kwargs": {"min_reward": 0}}],
+        ),
         ("model", "class_path", "tests.training.reach:Reach"),
         ("evaluation", "env_kwargs", {"command": "anything"}),
     ],
@@ -124,6 +131,21 @@ def test_a_signature_is_of_all_that_the_configuration_says_about_code(run, secti
     change(run, section, key, value)
     with pytest.raises(ConfigError, match="was not trained by this user"):
         evaluate_run(run, episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "named"),
+    [
+        ({"path": REACH, "kwargs": {"x": 1}}, REACH),
+        ({"path": "gymnasium.wrappers:RecordVideo"}, "gymnasium.wrappers:RecordVideo"),
+        ({"path": CLIP, "kwargs": {"min_reward": 0}}, None),
+    ],
+)
+def test_wrappers_with_arguments_are_named_by_their_paths(wrapper, named):
+    config = load_config(None, ["env.id=CartPole-v1"])
+    env = EnvConfig.model_validate({"id": "CartPole-v1", "wrappers": [wrapper]})
+    found = named_code(config.model_copy(update={"env": env}))
+    assert found == ([f"'{named}' (env.wrappers)"] if named else [])
 
 
 def test_what_says_nothing_about_code_may_change(run):

@@ -40,6 +40,7 @@ def project(tmp_path, monkeypatch):
         (["env.id=registers:Arm-v0"], {"registers.py", *ARM}),
         (["env.id=gym:registers:Arm-v0"], {"registers.py", *ARM}),
         (["env.id=CartPole-v1", "env.wrappers=[wrapper:wrap]"], {"wrapper.py"}),
+        (["env.id=CartPole-v1", "env.wrappers=[{path: 'wrapper:wrap'}]"], {"wrapper.py"}),
         (["env.id=CartPole-v1", "model.class_path=policy:Net"], {"policy.py"}),
         (["env.id=broken:make"], {"broken.py"}),
         (["env.id=no_such_module:make"], set()),

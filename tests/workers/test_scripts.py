@@ -29,9 +29,18 @@ class Steps(gymnasium.Env):
         return np.full(1, self.count, np.float32), 1.0, self.count == 4, False, {}
 
 
-class Double(gymnasium.RewardWrapper):
+class Scaled(gymnasium.RewardWrapper):
+    def __init__(self, env, factor):
+        super().__init__(env)
+        self.factor = factor
+
     def reward(self, reward):
-        return 2 * reward
+        return self.factor * reward
+
+
+class Double(Scaled):
+    def __init__(self, env):
+        super().__init__(env, 2)
 
 
 SIZES = ["sampler.envs_per_worker=2", "sampler.num_env_workers=1", "sampler.rollout_length=8"]
@@ -56,7 +65,8 @@ def test_environment_and_wrapper_of_the_script_are_sampled(tmp_path):
         tmp_path,
         """
         for module in ("__main__", "training_script"):
-            names = [f"env.id={module}:Steps", f"env.wrappers=[{module}:Double]"]
+            scaled = f"{{path: '{module}:Scaled', kwargs: {{factor: 3}}}}"
+            names = [f"env.id={module}:Steps", f"env.wrappers=[{module}:Double, {scaled}]"]
             with fastrl.make_sampler(fastrl.load_config(None, [*names, *SIZES])) as sampler:
                 print(sampler.collect().episodes.returns.tolist())
             envs = fastrl.make_vec(f"{module}:Steps", 2, backend="processes")
@@ -64,7 +74,9 @@ def test_environment_and_wrapper_of_the_script_are_sampled(tmp_path):
             envs.close()
         """,
     )
-    assert done.stdout.splitlines() == ["[8.0, 8.0, 8.0, 8.0]", "[[0.0], [0.0]]"] * 2, done.stderr
+    assert done.stdout.splitlines() == ["[24.0, 24.0, 24.0, 24.0]", "[[0.0], [0.0]]"] * 2, (
+        done.stderr
+    )
 
 
 @pytest.mark.slow
