@@ -93,10 +93,10 @@ def measure(config: Config, rounds: int, seconds: float) -> list[dict[str, float
 def sampled(sampler: ProcessSampler, seconds: float) -> float:
     """Return the sampler's frames per second."""
     sampler.collect()
-    start, before = time.perf_counter(), sampler.counters.env_steps()
+    start, before = time.perf_counter(), sampler.stats().frames
     while time.perf_counter() - start < seconds:
         sampler.collect()
-    return (sampler.counters.env_steps() - before) / (time.perf_counter() - start)
+    return (sampler.stats().frames - before) / (time.perf_counter() - start)
 
 
 class PlainLoops(Closing):

@@ -115,14 +115,14 @@ def sample(args: argparse.Namespace) -> Soak:
             sampler.collect()
         soak = Soak({name: psutil.Process(pid) for name, pid in sampler.pids().items()})
         soak.processes["main"] = psutil.Process()
-        start, due, before = time.monotonic(), time.monotonic(), sampler.counters.env_steps()
+        start, due, before = time.monotonic(), time.monotonic(), sampler.stats().frames
         while time.monotonic() - start < args.minutes * 60:
             sampler.collect()
             if time.monotonic() >= due:
                 due += SAMPLE_S
                 soak.look()
         soak.seconds = time.monotonic() - start
-        soak.frames = sampler.counters.env_steps() - before
+        soak.frames = sampler.stats().frames - before
     return soak
 
 

@@ -32,7 +32,6 @@ from fastrl import ProcessSampler, load_config, make_plan
 from fastrl.machine import circumstances
 from fastrl.sampling import FaultPolicy, initial_weights
 from fastrl.sampling.crew import Crew
-from fastrl.shared.counters import Counter
 from fastrl.shared.table import Table
 
 VARIANTS = ("nothing", "raise", "truncate_episode")
@@ -139,11 +138,10 @@ def looking(sampler: ProcessSampler, seconds: float) -> float:
         patch.object(Crew, "look", timed(Crew.look)),
         patch.object(Table, "first_bad_number", timed(Table.first_bad_number)),
     ):
-        start, before = time.perf_counter(), sampler.counters.snapshot()
+        start, before = time.perf_counter(), sampler.stats()
         while time.perf_counter() - start < seconds:
             sampler.collect()
-        checking_ns = sampler.counters.snapshot() - before
-        spent += float(checking_ns[:, Counter.CHECKING_NS].mean()) / 1e9
+        spent += float((sampler.stats() - before).checking_ns.mean()) / 1e9
         return spent / (time.perf_counter() - start)
 
 

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from fastrl.cli.output import QuietConsole, show_tables
+from fastrl.sampling.stats import Memory
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit
-from fastrl.throughput.measure import Measurement, Memory
+from fastrl.throughput.measure import Measurement
 from fastrl.throughput.report import Report
 from fastrl.tuning import Candidate
 from fastrl.tuning.finding import Finding

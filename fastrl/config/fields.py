@@ -67,6 +67,7 @@ def conflict(key: str, problem: str) -> PydanticCustomError:
     """Return an error of a whole section that is nevertheless one key's."""
     return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
 
+
 class Call(Section):
     """What is imported, and the keyword arguments that it is called with."""
 

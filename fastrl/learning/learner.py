@@ -270,9 +270,7 @@ class AlgorithmLearner:
 
     def _scheduled(self) -> dict[str, float]:
         """Return the section's numbers that have a schedule, at this point of the run."""
-        return {
-            name: self._schedules.at(name, self.steps) for name in self._algorithm.schedules
-        }
+        return {name: self._schedules.at(name, self.steps) for name in self._algorithm.schedules}
 
     def _experience(self, rollout: Rollout) -> Experience:
         space = self._env_spec

@@ -61,9 +61,7 @@ def _foreign_layer(model: ActorCritic) -> str | None:
     if any(type(head) is not nn.Linear for head in heads):
         return "a head is not a single linear layer"
     if len(parts) != 1 or not _has_kernel(parts[0]):
-        return (
-            "the action is neither one choice nor one unsquashed Box with a constant deviation"
-        )
+        return "the action is neither one choice nor one unsquashed Box with a constant deviation"
     return None
 
 

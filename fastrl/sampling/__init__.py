@@ -6,6 +6,7 @@ from fastrl.sampling.faults import Fault, FaultPolicy, Suspect
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.sampling.stats import SamplerStats
 
 __all__ = [
     "Deadlines",
@@ -14,6 +15,7 @@ __all__ = [
     "FaultPolicy",
     "ProcessSampler",
     "Sampler",
+    "SamplerStats",
     "SerialSampler",
     "Suspect",
     "env_factory",

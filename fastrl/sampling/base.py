@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,6 +18,7 @@ from fastrl.arguments import instance
 from fastrl.closing import Closing, Held
 from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, FastrlError
+from fastrl.sampling.stats import SamplerStats, memory_of
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.finite import BadNumber
 from fastrl.shared.rollout_buffer import Rollout, RolloutBuffer
@@ -49,6 +52,26 @@ class BaseSampler(Closing):
     @abstractmethod
     def collect(self) -> Rollout:
         """Return the next rollout."""
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """Return what the workers have done so far; see `Sampler`."""
+        found = time.monotonic_ns(), self.counters.worker_names, self.counters.snapshot()
+        if not details:
+            return SamplerStats.of_counters(*found)
+        return SamplerStats.of_counters(*found, self._hand_over_us(), memory_of(self._pids()))
+
+    def _pids(self) -> dict[str, int]:
+        """Return the process of every worker by name: this one, where there are no others."""
+        return dict.fromkeys(self.counters.worker_names, os.getpid())
+
+    def _hand_over_us(self) -> dict[str, float]:
+        if not self.topology.num_model_workers:
+            return {}
+        return {
+            woken: float(np.median(latencies)) / 1e3
+            for woken in ("env-worker", "model-worker")
+            if len(latencies := self.counters.hand_over_latencies_ns(woken))
+        }
 
     def pause(self, timeout_s: float = 120.0) -> None:
         """Return at once: outside of `collect` nothing is computed.

@@ -185,6 +185,9 @@ class ProcessSampler(TableSampler):
         """Return the process id of every worker by name."""
         return self._crew.pids() if self._crew else {}
 
+    def _pids(self) -> dict[str, int]:
+        return self.pids()
+
     def close(self) -> None:
         """End all workers; they get two seconds before they are killed."""
         self._context.hand_over.stop()

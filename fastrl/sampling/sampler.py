@@ -9,7 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 from torch import Tensor
 
 from fastrl.envs.state import State
-from fastrl.shared.counters import CounterBoard
+from fastrl.sampling.stats import SamplerStats
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec, Topology
 
@@ -22,13 +22,11 @@ class Sampler(Protocol):
         env_spec: What the environments observe and accept.
         topology: n, N, M and groups.
         rollout_length: T.
-        counters: What every worker did, and where its time went.
     """
 
     env_spec: EnvSpec
     topology: Topology
     rollout_length: int
-    counters: CounterBoard
 
     def start(self) -> None:
         """Start sampling (in asynchronous mode at once, otherwise with the first `collect`)."""
@@ -39,6 +37,14 @@ class Sampler(Protocol):
 
         Raises:
             WorkerError: A worker raised, died or stopped making progress.
+        """
+        ...
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """Return what the workers have done so far, and where their time went; in any state.
+
+        Args:
+            details: Add latencies and memory, which take milliseconds a worker.
         """
         ...
 

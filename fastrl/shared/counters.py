@@ -1,4 +1,4 @@
-"""What every worker did and where its time went, in shared memory, read by the throughput meter."""
+"""What every worker did and where its time went, in shared memory: what `Sampler.stats` tells."""
 
 from __future__ import annotations
 
@@ -73,10 +73,6 @@ class CounterBoard:
     def snapshot(self) -> NDArray[np.int64]:
         """Return a copy of all counters: ``[workers, Counter]``."""
         return self._counters[:, : len(Counter)].copy()
-
-    def env_steps(self) -> int:
-        """Return the environment steps of all workers so far."""
-        return int(self._counters[:, Counter.ENV_STEPS].sum())
 
     def hand_over_latencies_ns(self, prefix: str) -> NDArray[np.int64]:
         """Return the latest hand-over latencies of all workers whose name starts so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from fastrl.live_display import LiveDisplay
-from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
+from fastrl.sampling.stats import SamplerStats
 
 _SPAN = 20
 """Readings over which the live figure is averaged: one second; more where none made a step."""
 
 
 class LiveFps:
-    """Shows a meter's latest figure until it is left.
+    """Shows the latest frames per second until it is left.
 
     Args:
         console: Where to show it; nowhere if None.
@@ -27,21 +27,23 @@ class LiveFps:
 
     def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
         self._console, self._interval_s = console, interval_s
-        self._meter: ThroughputMeter | None = None
+        self._readings: Sequence[SamplerStats] = ()
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
         self._done = threading.Event()
         self._live: LiveDisplay | None = None
         self._thread: threading.Thread | None = None
 
-    def watch(self, meter: ThroughputMeter, starting: Callable[[], str] | None = None) -> None:
-        """Show this meter from now on.
+    def watch(
+        self, readings: Sequence[SamplerStats], starting: Callable[[], str] | None = None
+    ) -> None:
+        """Show these readings from now on.
 
         Args:
-            meter: Reads the counters.
+            readings: What the sampler had done at each moment so far; the list grows.
             starting: Returns in words how far the start is; shown until there are steps.
         """
-        self._meter, self._starting = meter, starting or self._starting
+        self._readings, self._starting = readings, starting or self._starting
 
     @contextmanager
     def showing(self, text: str) -> Iterator[None]:
@@ -73,15 +75,15 @@ class LiveFps:
     def _line(self) -> Text:
         if self._instead:
             return Text(self._instead)
-        readings = self._meter.readings if self._meter else []
-        if not readings or not readings[-1].env_steps:
+        readings = self._readings
+        if not readings or not readings[-1].frames:
             return Text(self._starting())
         last = readings[-1]
         span = _SPAN
-        while span < len(readings) and readings[-span].env_steps == last.env_steps:
+        while span < len(readings) and readings[-span].frames == last.frames:
             span *= 2  # steps that take seconds
-        fps = steps_per_s(readings[-span:][0], last)
-        return Text(f"{fps:>12,.0f} frames/s   {last.env_steps:>14,} frames")
+        fps = (last - readings[-span:][0]).steps_per_s
+        return Text(f"{fps:>12,.0f} frames/s   {last.frames:>14,} frames")
 
     def _print_lines(self) -> None:
         assert self._console is not None

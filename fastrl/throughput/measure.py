@@ -7,30 +7,23 @@ multiplied, over windows of wall time that start after warm-up.
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import psutil
 
 from fastrl.arguments import brief
+from fastrl.closing import Closing
 from fastrl.errors import ConfigError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
-from fastrl.shared.counters import Counter
+from fastrl.sampling.stats import Memory, SamplerStats, memory_of
 from fastrl.shared.table import NUM_BANKS
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
-from fastrl.workers.throughput_meter import REPORT_TIMEOUT_S, Reading, ThroughputMeter, steps_per_s
-
-SHARES = {
-    "stepping": Counter.STEPPING_NS,
-    "inference": Counter.INFERENCE_NS,
-    "waiting": Counter.WAITING_NS,
-    "hand-over": Counter.HAND_OVER_NS,
-}
+from fastrl.throughput.meter import REPORT_TIMEOUT_S, ThroughputMeter
 
 
 @dataclass(frozen=True)
@@ -67,14 +60,6 @@ class Protocol:
                 "a measurement takes at least one window (repeats) of some seconds, and a "
                 f"warm_up_s of at least 0; got {brief(self, 200)}"
             )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory of one process in MiB: in use, and held by it alone."""
-
-    rss_mib: float
-    unique_mib: float
 
 
 @dataclass
@@ -132,8 +117,8 @@ def measure(
     """Measure a sampler that has not been started yet; it is left running.
 
     Args:
-        sampler: What to measure, in worker processes or in this one; consumed by
-            `Sampler.collect` as fast as it fills.
+        sampler: What to measure: one of worker processes in windows that end with any step, any
+            other in whole rollouts.
         protocol: How long to measure.
         probe: Measures the limit before every window, while the sampler rests.
         live: Shows what is going on.
@@ -141,121 +126,127 @@ def measure(
     Raises:
         WorkerError: A worker failed.
     """
-    live = live or LiveFps(None)
-    result, spent = Measurement(), np.zeros_like(sampler.counters.snapshot())
-    with ThroughputMeter(sampler.counters) as meter:
-        live.watch(meter, sampler.starting if isinstance(sampler, ProcessSampler) else None)
-        result.start_s = _warm_up(sampler, meter, protocol.warm_up_s)
+    live, result = live or LiveFps(None), Measurement()
+    source = _Steps(sampler) if isinstance(sampler, ProcessSampler) else _Rollouts(sampler)
+    windows = []
+    with source:
+        live.watch(source.readings, source.starting)
+        result.start_s = _warm_up(sampler, source, protocol.warm_up_s)
         for _ in range(protocol.repeats):
             if probe is not None:
                 with live.showing("measuring the limit …"):
                     sampler.pause()
                     result.limits.append(probe.measure(protocol.seconds / 2))
-            first, last = _window(sampler, meter, protocol.seconds)
-            result.fps.append(steps_per_s(first, last))
-            result.frames += last.env_steps - first.env_steps
-            spent += last.counters - first.counters
-        result.memory = _memory(_pids(sampler) | meter.pids())
-    result.shares = _shares(sampler.counters.worker_names, spent)
-    result.hand_over_us = _hand_over(sampler)
+            windows.append(source.window(protocol.seconds))
+        details = sampler.stats(details=True)
+        result.memory = {**details.memory, **memory_of(source.pids())}
+    result.fps = [window.steps_per_s for window in windows]
+    spent = sum(windows[1:], start=windows[0])
+    result.frames, result.shares = spent.frames, spent.time_shares
+    result.hand_over_us = dict(details.hand_over_us)
     return result
 
 
-def _warm_up(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> float:
+def _warm_up(sampler: Sampler, source: _Rollouts | _Steps, seconds: float) -> float:
     """Start the sampler, sample for a while; return the time to its first transition."""
     start_ns = time.monotonic_ns()
     sampler.start()
     while not _has_made(sampler, 1):
-        _sample(sampler)
-    first_ns = next((r.at_ns for r in meter.readings if r.env_steps > 0), time.monotonic_ns())
+        source.sample()
+    first_ns = next((r.time_ns for r in source.readings if r.frames > 0), time.monotonic_ns())
     began_s, enough = time.monotonic(), NUM_BANKS * sampler.rollout_length
     while (passed_s := time.monotonic() - began_s) < _LONG_WARM_UP * seconds:
         # In the first rollouts every step is prepared, see `PolicyRunner`.
         if passed_s >= seconds and _has_made(sampler, enough):
             break
-        _sample(sampler)
+        source.sample()
     return max(0.0, (first_ns - start_ns) / 1e9)
 
 
 def _has_made(sampler: Sampler, steps: int) -> bool:
     """Return whether every environment has made so many steps."""
     per_worker = steps * sampler.topology.envs_per_worker
-    made = sampler.counters.snapshot()[: sampler.topology.num_env_workers, Counter.ENV_STEPS]
+    made = sampler.stats().env_steps[: sampler.topology.num_env_workers]
     return bool(made.min() >= per_worker)
 
 
-def _sample(sampler: Sampler) -> None:
-    """Sample for a moment, or, in this process, a whole rollout."""
-    if isinstance(sampler, ProcessSampler):
-        sampler.sample_for(_MOMENT_S)
-    else:
-        sampler.collect()
+class _Rollouts(Closing):
+    """Measures whole rollouts: between them a sampler in this process has counted all it did.
 
-
-def _window(sampler: Sampler, meter: ThroughputMeter, seconds: float) -> tuple[Reading, Reading]:
-    """Sample for one window; return the readings at its ends.
-
-    It begins and ends with a step, so that steps which take long are counted as a whole.
+    Attributes:
+        readings: What the sampler had done at some moments so far, oldest first.
     """
-    if not isinstance(sampler, ProcessSampler):
-        sampler.collect()
-        return _window_here(sampler, seconds)
-    seen, first, start_ns = max(1, len(meter.readings)), None, time.monotonic_ns()
-    while True:
-        sampler.sample_for(_MOMENT_S)
-        for before, now in pairwise(meter.readings[seen - 1 :]):
-            seen += 1
-            if now.env_steps == before.env_steps:
-                continue
-            first = first or now
-            if now.at_ns - first.at_ns >= seconds * 1e9:
-                return first, now
-        if time.monotonic_ns() > max(start_ns, meter.latest_ns) + REPORT_TIMEOUT_S * 1e9:
-            meter.wait_since(time.monotonic_ns())
-        meter.count_since(start_ns)
 
+    starting: Callable[[], str] | None = None
 
-def _window_here(sampler: Sampler, seconds: float) -> tuple[Reading, Reading]:
-    """Sample whole rollouts: only between them has this process counted all that it did."""
-    first = last = Reading(time.monotonic_ns(), sampler.counters.snapshot())
-    while last.at_ns < first.at_ns + seconds * 1e9:
-        sampler.collect()
-        last = Reading(time.monotonic_ns(), sampler.counters.snapshot())
-    return first, last
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.readings: list[SamplerStats] = []
 
+    def sample(self) -> None:
+        """Sample a rollout."""
+        self._collect()
 
-def _pids(sampler: Sampler) -> dict[str, int]:
-    """Return the process of every worker; they share this one where there are no others."""
-    if isinstance(sampler, ProcessSampler):
-        return sampler.pids()
-    return dict.fromkeys(sampler.counters.worker_names, os.getpid())
+    def window(self, seconds: float) -> SamplerStats:
+        """Return what was done in a window."""
+        first = last = self._collect()
+        while last.time_ns < first.time_ns + seconds * 1e9:
+            last = self._collect()
+        return last - first
 
+    def _collect(self) -> SamplerStats:
+        self._sampler.collect()
+        now = self._sampler.stats()
+        if not self.readings or now.time_ns > self.readings[-1].time_ns + _MOMENT_S * 1e9:
+            self.readings.append(now)
+        return now
 
-def _shares(names: tuple[str, ...], spent: np.ndarray) -> dict[str, dict[str, float]]:
-    shares = {}
-    for name, row in zip(names, spent, strict=True):
-        times = {label: float(row[counter]) for label, counter in SHARES.items()}
-        total = sum(times.values()) or 1.0
-        shares[name] = {label: value / total for label, value in times.items()}
-    return shares
-
-
-def _hand_over(sampler: Sampler) -> dict[str, float]:
-    if not sampler.topology.num_model_workers:
+    def pids(self) -> dict[str, int]:
+        """Return no process: none but those of the sampler are needed."""
         return {}
-    return {
-        woken: float(np.median(latencies)) / 1e3
-        for woken in ("env-worker", "model-worker")
-        if len(latencies := sampler.counters.hand_over_latencies_ns(woken))
-    }
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
-def _memory(pids: dict[str, int]) -> dict[str, Memory]:
-    memory = {}
-    for name, pid in pids.items():
-        try:
-            info = psutil.Process(pid).memory_full_info()
-        except psutil.Error:
-            continue
-        memory[name] = Memory(info.rss / 2**20, info.uss / 2**20)
-    return memory
+class _Steps(Closing):
+    """Measures from a step to a step of worker processes, which the throughput process sees.
+
+    Attributes:
+        readings: See `_Rollouts`.
+    """
+
+    def __init__(self, sampler: ProcessSampler) -> None:
+        self._sampler, self._meter = sampler, ThroughputMeter(sampler.counters)
+        self.readings, self.starting = self._meter.readings, sampler.starting
+
+    def sample(self) -> None:
+        """Sample for a moment."""
+        self._sampler.sample_for(_MOMENT_S)
+
+    def window(self, seconds: float) -> SamplerStats:
+        """Return what was done in a window.
+
+        It begins and ends with a step, so that steps which take long are counted as a whole.
+        """
+        seen, first, start_ns = max(1, len(self.readings)), None, time.monotonic_ns()
+        while True:
+            self.sample()
+            for before, now in pairwise(self.readings[seen - 1 :]):
+                seen += 1
+                if now.frames == before.frames:
+                    continue
+                first = first or now
+                if now.time_ns - first.time_ns >= seconds * 1e9:
+                    return now - first
+            if time.monotonic_ns() > max(start_ns, self._meter.latest_ns) + REPORT_TIMEOUT_S * 1e9:
+                self._meter.wait_since(time.monotonic_ns())
+            self._meter.count_since(start_ns)
+
+    def pids(self) -> dict[str, int]:
+        """Return the throughput process."""
+        return self._meter.pids()
+
+    def close(self) -> None:
+        """End the throughput process."""
+        self._meter.close()

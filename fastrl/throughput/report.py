@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Table
 
 from fastrl.machine import machine, versions
+from fastrl.sampling.stats import SHARES
 from fastrl.spec import Topology
-from fastrl.throughput.measure import SHARES, Measurement
+from fastrl.throughput.measure import Measurement
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.errors import ConfigError
 from fastrl.models.images import image_layouts
-from fastrl.sampling.build import env_factory, initial_weights, make_plan, make_sampler
-from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.build import env_factory, make_plan, make_sampler
 from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import LimitProbe
 from fastrl.throughput.live import LiveFps
@@ -55,12 +53,7 @@ def run_throughput(
     if with_limit and kind == "device" and config.sampler.devices != ("cpu",):
         raise ConfigError("the limit is that of this machine's cores; with a GPU there is none")
     plan = make_plan(config, random_actions=random_actions)
-    sampler: Sampler
-    if kind == "device":
-        sampler = make_sampler(config, plan)
-    else:
-        asynchronous = config.sampler.mode == "async"
-        sampler = ProcessSampler(plan, initial_weights(plan), asynchronous=asynchronous)
+    sampler = make_sampler(config, plan)
     with ExitStack() as stack:
         stack.callback(sampler.close)
         live = stack.enter_context(LiveFps(console))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from fastrl.config import Config
 from fastrl.sampling import Fault, Sampler
-from fastrl.shared.counters import Counter
 from fastrl.training.evaluation import INFO, EvaluationResult
 from fastrl.training.fault_log import FaultLog
 from fastrl.training.metrics import MetricsLog
@@ -130,4 +129,4 @@ class IdleTime:
         return since_ns / 1e9
 
     def _waited_ns(self) -> float:
-        return float(self._sampler.counters.snapshot()[:, Counter.WAITING_NS].mean())
+        return float(self._sampler.stats().waiting_ns.mean())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fastrl.throughput.measure import SHARES
+from fastrl.sampling.stats import SHARES
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.trials import number_in
 

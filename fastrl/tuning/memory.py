@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psutil
-
 from fastrl.free_memory import free_bytes
+from fastrl.sampling.stats import Memory
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import EnvSpec
 from fastrl.tuning.candidate import Candidate
@@ -19,15 +18,10 @@ _COLUMNS_BYTES = 40
 """Of a frame, besides observation and action: reward, flags, log_prob, values, version."""
 
 
-def unique_bytes(pids: Iterable[int]) -> int:
-    """Return the memory that processes hold alone, the mean over those that still run."""
-    found = []
-    for pid in pids:
-        try:
-            found.append(psutil.Process(pid).memory_full_info().uss)
-        except psutil.Error:
-            continue
-    return sum(found) // max(1, len(found))
+def unique_bytes(memory: Mapping[str, Memory]) -> int:
+    """Return the memory that processes hold alone, the mean over them."""
+    found = [each.unique_mib * 2**20 for each in memory.values()]
+    return int(sum(found) / max(1, len(found)))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastrl.shared.counters import Counter
+from fastrl.sampling.stats import SamplerStats
 
 ENDS_PER_ENV = 2
 """Episodes after which environments do not end together any more, roughly."""
@@ -34,39 +31,37 @@ class Resets:
 
     @classmethod
     def seen(
-        cls, spent: NDArray[np.int64], envs_per_group: int, time_limit: int | None = None
+        cls, spent: SamplerStats, envs_per_group: int, time_limit: int | None = None
     ) -> Resets:
-        """Return what env workers' counters say.
+        """Return what env workers have counted.
 
         Args:
-            spent: ``[workers, Counter]``: what was counted.
+            spent: What was done.
             envs_per_group: Environments that make one step together.
             time_limit: Steps after which episodes end at the latest.
         """
-        total = spent.sum(axis=0)
-        steps, episodes = float(total[Counter.ENV_STEPS]), float(total[Counter.EPISODES])
-        group_steps, ending = steps / envs_per_group, float(total[Counter.ENDING_STEPS])
+        steps, episodes = float(spent.frames), float(spent.episodes.sum())
+        group_steps, ending = steps / envs_per_group, float(spent.ending_steps.sum())
         at_least = 1 / time_limit if time_limit else 0.0
         if not episodes or ending >= group_steps:
             return cls(at_least)
-        ending_ns = float(total[Counter.ENDING_STEPS_NS])
-        usual_ns = (float(total[Counter.STEPPING_NS]) - ending_ns) / (group_steps - ending)
+        ending_ns = float(spent.ending_steps_ns.sum())
+        usual_ns = (float(spent.stepping_ns.sum()) - ending_ns) / (group_steps - ending)
         extra_ns = ending_ns - ending * usual_ns
         return cls(max(episodes / steps, at_least), max(0.0, extra_ns / episodes / 1e9))
 
     def usual_s(
-        self, spent_s: float, spent: NDArray[np.int64], in_parallel: int, idle_s: float = 0.0
+        self, spent_s: float, spent: SamplerStats, in_parallel: int, idle_s: float = 0.0
     ) -> float:
         """Return how long a window would have taken with as many resets as usual.
 
         Args:
             spent_s: How long it took.
-            spent: ``[workers, Counter]``: what was counted in it.
+            spent: What was done in it.
             in_parallel: Environments that can be reset at the same time.
             idle_s: Time of cores in which they had nothing to do and could have reset instead.
         """
-        total = spent.sum(axis=0)
-        missing = self.per_step * float(total[Counter.ENV_STEPS]) - float(total[Counter.EPISODES])
+        missing = self.per_step * float(spent.frames) - float(spent.episodes.sum())
         more_s = missing * self.seconds / in_parallel
         if more_s > 0:
             more_s = max(0.0, more_s - idle_s / in_parallel)

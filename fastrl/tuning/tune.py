@@ -22,6 +22,7 @@ from fastrl.machine import machine, versions
 from fastrl.models.images import has_images
 from fastrl.models.inference import bfloat16
 from fastrl.sampling.build import env_factory, make_plan
+from fastrl.sampling.stats import memory_of
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.tuning.apply import candidate_of, with_candidate
 from fastrl.tuning.candidate import Candidate
@@ -250,7 +251,7 @@ def study_name(config: Config, options: TuneOptions) -> str:
 
     That is: the machine with its devices, the versions of packages, the environment and its code
     (see `sources`), the policy and its engine, the length of rollouts, whether they are in lock
-    step, and for training all that is learnt with.
+    step, how they are checked, and for training all that is learnt with.
     """
     sampler = config.sampler
     what = {
@@ -263,6 +264,7 @@ def study_name(config: Config, options: TuneOptions) -> str:
         "rollout_length": sampler.rollout_length,
         "engine": sampler.engine,
         "lock_step": sampler.lock_step,
+        "checks": [sampler.debug, config.faults.bad_numbers],
         "objective": options.objective,
         "batch": options.batch,
         "seed": options.seed,
@@ -314,7 +316,7 @@ def parse_seconds(text: str) -> float:
 
 
 def _own_bytes() -> int:
-    return unique_bytes([os.getpid()])
+    return unique_bytes(memory_of({"tuner": os.getpid()}))
 
 
 def _devices() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Whoever is not being measured rests: its workers wait without using a core.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,18 +16,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.cores import usable_cores
 from fastrl.errors import FastrlError
 from fastrl.learning import build_learner
-from fastrl.sampling.build import initial_weights, make_plan
-from fastrl.sampling.faults import FaultPolicy
-from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
-from fastrl.shared.counters import Counter
-from fastrl.throughput.measure import SHARES
+from fastrl.sampling.build import make_plan, make_sampler
+from fastrl.sampling.faults import Fault
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.stats import SamplerStats
 from fastrl.tuning.apply import with_candidate
 from fastrl.tuning.candidate import Candidate
 from fastrl.tuning.memory import unique_bytes
@@ -36,6 +34,7 @@ from fastrl.workers.plan import SamplingPlan
 
 Objective = Literal["fps", "train_fps"]
 
+_LOGGER = logging.getLogger(__name__)
 _RUNNING = 2
 _SETTLE_S = 0.05
 """Sampled before a window: caches fill, and whatever waited has gone on."""
@@ -70,28 +69,22 @@ class Rig(ABC):
 
     Attributes:
         start_s: From starting it to its first rollout.
+
+    Args:
+        config: Of a run as the candidate says.
+        plan: What it samples.
+        limits: How long it may take.
+        resets: What resets cost.
     """
 
     start_s: float = 0.0
 
-    def __init__(
-        self, plan: SamplingPlan, asynchronous: bool, limits: Limits, resets: Resets
-    ) -> None:
+    def __init__(self, config: Config, plan: SamplingPlan, limits: Limits, resets: Resets) -> None:
         self._limits, self._resets, self._topology = limits, resets, plan.topology
-        self._asynchronous = asynchronous
-        deadlines = Deadlines(
-            start_timeout_s=limits.start_s,
-            stall_timeout_s=limits.start_s,
-            step_timeout_s=limits.start_s,
-            reset_timeout_s=limits.start_s,
-        )
-        self._sampler = ProcessSampler(
-            plan,
-            initial_weights(plan),
-            asynchronous=asynchronous,
-            deadlines=deadlines,
-            faults=FaultPolicy(max_restarts=0),
-        )
+        self._asynchronous, self._late = config.sampler.mode == "async", threading.Event()
+        sampler = make_sampler(config, plan, on_fault=self._on_fault)
+        assert isinstance(sampler, ProcessSampler), "only sampler.kind: process is tuned"
+        self._sampler = sampler
 
     def start(self) -> None:
         """Sample until the first rollout is complete."""
@@ -115,7 +108,7 @@ class Rig(ABC):
         notes = {
             "seen_fps": steps / spent_s,
             "start_s": self.start_s,
-            "shares": self._shares(spent),
+            "shares": spent.by_kind().time_shares,
             "learner_share": learnt_s / spent_s,
         }
         return Sample(steps / usual_s, notes)
@@ -127,13 +120,13 @@ class Rig(ABC):
             seconds: How long.
             time_limit: Steps after which episodes end at the latest.
         """
-        counters, enough = self._sampler.counters, ENDS_PER_ENV * self._topology.num_envs
+        stats, enough = self._sampler.stats, ENDS_PER_ENV * self._topology.num_envs
         with self._limited(self._limits.window_s):
-            first, until_s = counters.snapshot(), time.perf_counter() + seconds
-            spent = counters.snapshot() - first
-            while time.perf_counter() < until_s and spent[:, Counter.EPISODES].sum() < enough:
+            first, until_s = stats(), time.perf_counter() + seconds
+            spent = stats() - first
+            while time.perf_counter() < until_s and spent.episodes.sum() < enough:
                 self._go()
-                spent = counters.snapshot() - first
+                spent = stats() - first
         return Resets.seen(spent, self._topology.envs_per_group, time_limit)
 
     def pids(self) -> list[int]:
@@ -142,7 +135,7 @@ class Rig(ABC):
 
     def unique_bytes(self) -> int:
         """Return the memory that a worker holds alone."""
-        return unique_bytes(self.pids())
+        return unique_bytes(self._sampler.stats(details=True).memory)
 
     def close(self) -> None:
         """End it."""
@@ -153,42 +146,37 @@ class Rig(ABC):
         """Take the next rollout, and do with it what is done."""
 
     @abstractmethod
-    def _steps(self, counters: np.ndarray) -> int:
+    def _steps(self, stats: SamplerStats) -> int:
         """Return the environment steps that count."""
 
     def _learning_s(self) -> float:
         return 0.0
 
-    def _after(self, seconds: float) -> tuple[float, int, np.ndarray, float]:
-        """Go on for so long; return the time, the steps, the counters, the time of learning."""
+    def _after(self, seconds: float) -> tuple[float, int, SamplerStats, float]:
+        """Go on for so long; return the time, the steps, what was done, the time of learning."""
         until_s = time.perf_counter() + seconds
         self._go()
         while time.perf_counter() < until_s:
             self._go()
-        counters = self._sampler.counters.snapshot()
-        return time.perf_counter(), self._steps(counters), counters, self._learning_s()
+        stats = self._sampler.stats()
+        return time.perf_counter(), self._steps(stats), stats, self._learning_s()
 
-    def _idle_s(self, spent_s: float, spent: np.ndarray, learnt_s: float) -> float:
+    def _idle_s(self, spent_s: float, spent: SamplerStats, learnt_s: float) -> float:
         """Return the time in which cores had nothing to do, though env workers might have.
 
         A worker that had to give its core away counts as busy, so it is rather too little.
         """
         if not self._asynchronous:
             return 0.0
-        busy = [counter for counter in SHARES.values() if counter != Counter.WAITING_NS]
-        busy_s = float(spent[:, busy].sum()) / 1e9 + learnt_s
+        busy_ns = spent.stepping_ns + spent.inference_ns + spent.hand_over_ns
+        busy_s = float(busy_ns.sum()) / 1e9 + learnt_s
         return max(0.0, usable_cores() * spent_s - busy_s)
 
-    def _shares(self, spent: np.ndarray) -> dict[str, dict[str, float]]:
-        """Return the share of time by activity of env workers and of model workers."""
-        names, shares = self._sampler.counters.worker_names, {}
-        for kind in ("env-worker", "model-worker"):
-            rows = [i for i, name in enumerate(names) if name.startswith(kind)]
-            times = {label: float(spent[rows, counter].sum()) for label, counter in SHARES.items()}
-            total = sum(times.values())
-            if total:
-                shares[kind] = {label: value / total for label, value in times.items()}
-        return shares
+    def _on_fault(self, fault: Fault) -> None:
+        """Let a worker be replaced, as in a run, unless `_limited` has ended it."""
+        if self._late.is_set():
+            raise TrialError(fault.cause)
+        _LOGGER.warning("%s", fault)
 
     @contextmanager
     def _limited(self, limit_s: float) -> Iterator[None]:
@@ -197,10 +185,10 @@ class Rig(ABC):
         Raises:
             TrialError: It took too long.
         """
-        late = threading.Event()
+        self._late.clear()
 
         def give_up() -> None:
-            late.set()
+            self._late.set()
             for pid in self.pids():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -211,7 +199,7 @@ class Rig(ABC):
         try:
             yield
         except FastrlError as error:
-            if late.is_set():
+            if self._late.is_set():
                 told = f"took longer than {limit_s:.0f} s"
                 window_s = self._limits.window_s
                 raise TrialError(told, exhausted=True, limit_s=window_s) from error
@@ -226,26 +214,19 @@ class SamplingRig(Rig):
     def _go(self) -> None:
         self._sampler.collect()
 
-    def _steps(self, counters: np.ndarray) -> int:
-        return self._sampler.counters.env_steps()
+    def _steps(self, stats: SamplerStats) -> int:
+        return stats.frames
 
 
 class TrainingRig(Rig):
     """Samples and learns, as training does."""
 
-    def __init__(
-        self,
-        config: Config,
-        plan: SamplingPlan,
-        asynchronous: bool,
-        limits: Limits,
-        resets: Resets,
-    ) -> None:
+    def __init__(self, config: Config, plan: SamplingPlan, limits: Limits, resets: Resets) -> None:
         # Schedules must not end while it is measured. Before the sampler, which holds memory.
         self._learner = build_learner(
             config.model_copy(update={"total_steps": 2**60}), plan.env_spec
         )
-        super().__init__(plan, asynchronous, limits, resets)
+        super().__init__(config, plan, limits, resets)
         self._learnt_s = 0.0
 
     def _go(self) -> None:
@@ -255,7 +236,7 @@ class TrainingRig(Rig):
         self._sampler.publish(self._learner.weights())
         self._learnt_s += time.perf_counter() - began_s
 
-    def _steps(self, counters: np.ndarray) -> int:
+    def _steps(self, stats: SamplerStats) -> int:
         return self._learner.steps
 
     def _learning_s(self) -> float:
@@ -352,12 +333,13 @@ class Workbench(Closing):
             limits = replace(limits, start_s=self._first_start_s)
         rig: Rig
         if self._objective == "train_fps":
-            asynchronous = config.sampler.mode == "async"
-            rig = TrainingRig(config, plan, asynchronous, limits, self._resets)
+            rig = TrainingRig(config, plan, limits, self._resets)
         else:
             length = rollout_length or self._trial_length(candidate, plan.rollout_length)
             plan = replace(plan, rollout_length=length)
-            rig = SamplingRig(plan, True, limits, self._resets)
+            sampler = config.sampler.model_copy(update={"mode": "async"})
+            config = config.model_copy(update={"sampler": sampler})
+            rig = SamplingRig(config, plan, limits, self._resets)
         try:
             rig.start()
         except BaseException:

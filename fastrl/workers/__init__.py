@@ -1,1 +1,1 @@
-"""The processes: env workers, model workers, the throughput meter, and their supervisor."""
+"""The processes: env workers, model workers, and their supervisor."""

@@ -38,10 +38,10 @@ class FastrlSampling:
     def run(self, seconds: float) -> int:
         """Collect whole rollouts for at least ``seconds``; see `Method.run`."""
         sampler, end = self._running(), time.perf_counter() + seconds
-        before = sampler.counters.env_steps()
+        before = sampler.stats().frames
         while time.perf_counter() < end:
             sampler.collect()
-        return sampler.counters.env_steps() - before
+        return sampler.stats().frames - before
 
     def rest(self) -> None:
         """Wait until every worker says that it waits."""

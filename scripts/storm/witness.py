@@ -12,9 +12,9 @@ import torch
 
 from fastrl.envs import make_tensor
 from fastrl.shared.rollout_buffer import Rollout
+from fastrl.throughput import meter
 from fastrl.training import session
 from fastrl.training.window import Update
-from fastrl.workers import throughput_meter
 from scripts.storm.weather import Storm
 
 DEADLINE_S = 1.0
@@ -55,7 +55,7 @@ class Witness:
             sampler = make_sampler(*args, **kwargs)
             collect = sampler.collect
             sampler.collect = lambda: self._look_at(collect())  # type: ignore[method-assign]
-            self._meter = throughput_meter.ThroughputMeter(sampler.counters)
+            self._meter = meter.ThroughputMeter(sampler.counters)
             self._patches.callback(self._meter.close)
             self.storm = Storm(
                 sampler,
@@ -71,7 +71,7 @@ class Witness:
 
         self._patches.enter_context(patch.object(session, "make_sampler", observed))
         self._patches.enter_context(patch.object(session._Duties, "after_update", until_enough))
-        self._patches.enter_context(patch.object(throughput_meter, "_RESTARTS", UNLIMITED))
+        self._patches.enter_context(patch.object(meter, "_RESTARTS", UNLIMITED))
         return self
 
     def __exit__(self, *_: object) -> None:

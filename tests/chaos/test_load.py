@@ -75,8 +75,7 @@ def press(plan, *, asynchronous, learn_s=0.0):
 
 
 def steps_of_env_workers(sampler):
-    board = sampler.counters.snapshot()
-    return board[: sampler.topology.num_env_workers, 0].tolist()
+    return sampler.stats().env_steps[: sampler.topology.num_env_workers].tolist()
 
 
 def held(sampler):

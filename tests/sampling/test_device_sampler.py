@@ -16,7 +16,6 @@ from fastrl.envs.tensor.configured import configured
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling import DeviceSampler, Sampler, initial_weights, make_plan, make_sampler
-from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
 
 N, LENGTH = 6, 40
@@ -118,8 +117,8 @@ def test_episodes_are_those_of_the_rewards_across_rollouts():
             rows = zip(found.returns, found.lengths, found.end_step, found.slot, strict=True)
             assert [*rows] == expected
         assert expected
-        assert sampler.counters.env_steps() == 3 * LENGTH * N
-        assert sampler.counters.row("env-worker-0")[Counter.EPISODES] >= len(expected)
+        assert sampler.stats().frames == 3 * LENGTH * N
+        assert sampler.stats().episodes.sum() >= len(expected)
 
 
 def test_newest_parameters_act_in_the_whole_next_rollout():

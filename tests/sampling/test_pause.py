@@ -51,8 +51,8 @@ def assert_at_rest(sampler):
 
 def until_stepping(sampler):
     """Let it go on until the next step is complete, so that another one is under way."""
-    before, deadline = sampler.counters.env_steps(), time.monotonic() + 120
-    while sampler.counters.env_steps() == before:
+    before, deadline = sampler.stats().frames, time.monotonic() + 120
+    while sampler.stats().frames == before:
         assert time.monotonic() < deadline
         time.sleep(0.0005)
 
@@ -96,14 +96,14 @@ def test_time_of_a_pause_is_charged_to_nothing():
     plan = busy_plan(Topology(2, 1, 1, 1), 4, 0.0005)
     with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
         sampler.collect()
-        before = sampler.counters.snapshot()
+        before = sampler.stats()
         began_s = time.monotonic()
         sampler.pause()
         time.sleep(0.6)
         paused_s = time.monotonic() - began_s
         for _ in range(3):
             sampler.collect()
-        spent_ns = (sampler.counters.snapshot() - before)[:, Counter.WAITING_NS].max()
+        spent_ns = (sampler.stats() - before).waiting_ns.max()
         running_s = time.monotonic() - began_s - paused_s
     assert spent_ns / 1e9 < 0.3 + running_s
 
@@ -113,7 +113,7 @@ def test_workers_are_at_rest_before_their_first_step_and_after_their_last():
     with ProcessSampler(plan, weights(1)) as sampler:
         sampler.pause()
         assert_at_rest(sampler)
-        assert sampler.counters.env_steps() == 0
+        assert sampler.stats().frames == 0
         sampler.collect()
         sampler.pause()
         assert_at_rest(sampler)

@@ -13,7 +13,6 @@ from fastrl.sampling import base
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.shared.counters import Counter
 from fastrl.shared.schema import Writer
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
@@ -140,24 +139,24 @@ def test_asynchronous_sampling_goes_on_while_the_learner_works():
         rollout = sampler.collect()
         held = rollout.reward.clone()
         deadline = time.monotonic() + 60
-        while sampler.counters.env_steps() < 2 * rollout.num_steps:
+        while sampler.stats().frames < 2 * rollout.num_steps:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(0.05)
-        assert sampler.counters.env_steps() == 2 * rollout.num_steps
+        assert sampler.stats().frames == 2 * rollout.num_steps
         assert torch.equal(rollout.reward, held)
 
 
 @pytest.mark.parametrize("topology", [Topology(6, 2, 0, 2), Topology(6, 2, 1, 2)], ids=str)
-def test_counters_agree_with_the_transitions_written(topology):
+def test_stats_agree_with_the_transitions_written(topology):
     plan = make_plan(topology, 11)
     with ProcessSampler(plan) as sampler:
         episodes = sum(len(sampler.collect().episodes) for _ in range(ROLLOUTS))
-        found = sampler.counters.snapshot().sum(axis=0)
-    assert found[Counter.ENV_STEPS] == ROLLOUTS * 11 * 12
-    assert found[Counter.EPISODES] == episodes
+        found = sampler.stats()
+    assert found.frames == ROLLOUTS * 11 * 12
+    assert found.episodes.sum() == episodes
     if topology.num_model_workers:
-        assert found[Counter.INFERRED_FRAMES] == ROLLOUTS * (11 + 1) * 12
+        assert found.inferred_frames.sum() == ROLLOUTS * (11 + 1) * 12
 
 
 def test_rollouts_are_views_of_two_banks():

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import time
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from fastrl.sampling import SamplerStats
+from fastrl.shared.counters import Counter
 from fastrl.throughput.live import LiveFps
 
 SECOND_NS = 1_000_000_000
 
 
 def reading(at_s, env_steps):
-    return SimpleNamespace(at_ns=at_s * SECOND_NS, env_steps=env_steps)
+    counters = np.zeros((1, len(Counter)), np.int64)
+    counters[0, Counter.ENV_STEPS] = env_steps
+    return SamplerStats.of_counters(at_s * SECOND_NS, ("env-worker-0",), counters)
 
 
 @pytest.fixture(params=[False, True], ids=["lines", "terminal"])
@@ -38,30 +42,30 @@ def shown(request):
 def test_figures_follow_the_meter_and_give_way_to_what_else_goes_on(shown):
     live, wait_for = shown
     wait_for("starting workers …")
-    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(2, 3000)]))
+    live.watch([reading(0, 0), reading(2, 3000)])
     wait_for("1,500 frames/s")
     with live.showing("measuring the limit …"):
         wait_for("measuring the limit …")
-    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 77)]))
+    live.watch([reading(0, 0), reading(1, 77)])
     wait_for("77 frames/s")
 
 
 def test_how_far_the_start_is_gives_way_to_frames_from_the_first_on(shown):
     live, wait_for = shown
     seen = iter(range(1000))
-    meter = SimpleNamespace(readings=[])
-    live.watch(meter, lambda: f"starting workers … {next(seen)} of 999 are ready")
+    readings = []
+    live.watch(readings, lambda: f"starting workers … {next(seen)} of 999 are ready")
     wait_for("starting workers … 1 of 999 are ready")
-    meter.readings.append(reading(0, 0))
+    readings.append(reading(0, 0))
     wait_for("starting workers … 3 of 999 are ready")
-    live.watch(SimpleNamespace(readings=[reading(0, 0), reading(1, 8), reading(2, 8)]))
+    live.watch([reading(0, 0), reading(1, 8), reading(2, 8)])
     wait_for(" 8 frames")
 
 
 def test_steps_that_take_seconds_have_a_speed(shown):
     live, wait_for = shown
     readings = [reading(at_s, 100 * (at_s // 30)) for at_s in range(90)]
-    live.watch(SimpleNamespace(readings=readings))
+    live.watch(readings)
     wait_for("3 frames/s")
 
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from fastrl import ConfigError, DeviceSampler, Protocol, make_plan, run_throughput
+from fastrl import (
+    ConfigError,
+    DeviceSampler,
+    FastrlError,
+    Protocol,
+    WorkerError,
+    make_plan,
+    run_throughput,
+)
 from fastrl.config import load_config
 from fastrl.envs import EnvFactory
 from fastrl.envs.tensor.configured import configured
@@ -20,12 +28,13 @@ from fastrl.spec import EnvSpec, Topology
 from fastrl.throughput import LimitProbe
 from fastrl.throughput.limits import Limit
 from fastrl.throughput.measure import measure
+from fastrl.throughput.meter import ThroughputMeter
 from fastrl.throughput.run import policy_name
-from fastrl.workers.throughput_meter import ThroughputMeter, steps_per_s
 from tests.sampling.counting import CountingEnvs, weights
 from tests.sampling.counting import make_plan as make_counting_plan
 from tests.sampling.test_pause import busy_plan
 from tests.tuning.busy import used_s
+from tests.tuning.failing_env import failing_once
 
 
 class SlowEnvs(CountingEnvs):
@@ -34,6 +43,13 @@ class SlowEnvs(CountingEnvs):
     def step(self, views):
         time.sleep(0.1)
         super().step(views)
+
+
+class Forgetful(CountingEnvs):
+    """Writes no rewards."""
+
+    def step(self, views):
+        super().step(dataclasses.replace(views, reward=np.zeros_like(views.reward)))
 
 
 OVERRIDES = ["env.id=CartPole-v1", "sampler.num_env_workers=2", "sampler.envs_per_worker=4"]
@@ -87,9 +103,10 @@ def test_meter_agrees_with_the_counters():
                 rollout = sampler.collect()
             meter.wait_since(time.monotonic_ns(), count=2)
             first, last = meter.ends(0)
-        assert last.env_steps == 20 * rollout.num_steps
-        span_s = (last.at_ns - first.at_ns) / 1e9
-        assert steps_per_s(first, last) * span_s == pytest.approx(last.env_steps - first.env_steps)
+        assert last.frames == 20 * rollout.num_steps
+        window = last - first
+        assert window.time_ns == last.time_ns - first.time_ns
+        assert window.steps_per_s * window.time_ns / 1e9 == pytest.approx(window.frames)
 
 
 def test_limit_is_measured_while_all_workers_wait():
@@ -125,6 +142,28 @@ def test_steps_that_take_long_are_measured_within_a_few_of_them():
     assert found.fps_median < 21
 
 
+@pytest.mark.parametrize("sleeps", ["false", "true"])
+def test_faults_and_deadlines_are_those_of_the_configuration(tmp_path, sleeps):
+    overrides = [*failing_once(tmp_path / "flag", sleeps), *OVERRIDES[1:]]
+    found = run_throughput(load_config(None, overrides), Protocol(0.2, 1, 0.0))
+    assert found.measurement.frames > 0
+    (tmp_path / "flag").unlink()
+    strict = load_config(None, [*overrides, "faults.max_restarts=0"])
+    told = "no env step within 0.5 s" if sleeps == "true" else "exit code 3"
+    with pytest.raises(WorkerError, match=told):
+        run_throughput(strict, Protocol(0.2, 1, 0.0))
+
+
+def test_rollouts_are_checked_as_the_configuration_says():
+    overrides = ["env.id=tests.throughput.test_throughput:Forgetful", *OVERRIDES[1:]]
+    config = load_config(None, overrides)
+    found = run_throughput(config, Protocol(0.1, 1, 0.0), random_actions=True)
+    assert found.measurement.frames > 0
+    debug = load_config(None, [*overrides, "sampler.debug=true"])
+    with pytest.raises(FastrlError, match="'reward' was never written"):
+        run_throughput(debug, Protocol(0.1, 1, 0.0), random_actions=True)
+
+
 def test_random_actions_need_no_policy():
     config = load_config(None, ["env.id=Pendulum-v1", *OVERRIDES[1:]])
     report = run_throughput(config, Protocol(0.2, 1, 0.0), random_actions=True)
@@ -146,7 +185,7 @@ def test_one_device_is_measured_with_its_policy_in_whole_rollouts():
     assert found["frames"] % (8 * 16) == 0
     assert found["policy"].startswith("64×64 tanh")
     assert (found["mode"], found["device"]) == ("sync", "cpu")
-    assert found["memory_mib"].keys() == {"env-worker-0", "throughput-meter"}
+    assert found["memory_mib"].keys() == {"env-worker-0"}  # no other process is needed
     shares = found["time_shares"]["env-worker-0"]
     assert shares["stepping"] > 0
     assert shares["inference"] > 0

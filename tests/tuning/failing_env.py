@@ -1,6 +1,8 @@
 """Environments that fail, or take long, where there are many of them."""
 
+import os
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -37,6 +39,30 @@ def make():
     if built > 8:
         raise RuntimeError("too many on purpose")
     return CountedEnv()
+
+
+class FailsOnce(CountedEnv):
+    """Ends its process in a step, or sleeps for a minute, unless another one has done so before."""
+
+    def __init__(self, flag, sleeps):
+        super().__init__()
+        self._flag, self._sleeps, self._left = Path(flag), sleeps, 20
+
+    def step(self, action):
+        self._left -= 1
+        if not self._left and not self._flag.exists():
+            self._flag.touch()
+            if self._sleeps:
+                time.sleep(60)
+            os._exit(3)
+        return super().step(action)
+
+
+def failing_once(flag, sleeps):
+    """Return the overrides of an environment that fails once, or is late in a step once."""
+    kwargs = f"{{flag: {flag}, sleeps: {sleeps}}}"
+    name = "env.id=tests.tuning.failing_env:FailsOnce"
+    return [name, f"env.kwargs={kwargs}", "env.step_timeout_s=0.5", "env.reset_timeout_s=0.5"]
 
 
 class BusyEnv(CountedEnv):

@@ -6,6 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from fastrl.config import load_config
+from fastrl.sampling import SamplerStats
 from fastrl.shared.counters import Counter
 from fastrl.tuning import Candidate
 from fastrl.tuning.resets import Resets
@@ -38,7 +39,7 @@ def spent(steps, episodes, stepping_s, ending_steps=0, ending_s=0.0):
     row[0, Counter.ENV_STEPS], row[0, Counter.EPISODES] = steps, episodes
     row[0, Counter.STEPPING_NS] = stepping_s * 1e9
     row[0, Counter.ENDING_STEPS], row[0, Counter.ENDING_STEPS_NS] = ending_steps, ending_s * 1e9
-    return row
+    return SamplerStats.of_counters(0, ("env-worker-0",), row)
 
 
 def test_what_an_end_costs_is_the_difference_to_other_steps():

@@ -17,9 +17,11 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling import build, make_plan
 from fastrl.tuning import Candidate, Sample, memory, tune, workbench
 from fastrl.tuning.resets import Resets
+from fastrl.tuning.trials import TrialError
 from fastrl.tuning.tune import TuneOptions, Tuning, parse_batch, parse_seconds, study_name
 from fastrl.tuning.workbench import Workbench
 from tests.tuning.busy import used_s
+from tests.tuning.failing_env import failing_once
 
 TINY = ["env.id=CartPole-v1", "sampler.envs_per_worker=4", "sampler.num_env_workers=2"]
 
@@ -86,9 +88,26 @@ def test_a_candidate_that_fails_leaves_nothing_behind():
 def test_a_candidate_that_takes_too_long_is_given_up():
     config = load_config(None, ["env.id=tests.tuning.failing_env:make_slow", *TINY[1:]])
     with Workbench(config, limit_s=1.0) as bench:
-        with pytest.raises(FastrlError):
+        # Its workers are not replaced either.
+        with pytest.raises(TrialError, match="took longer than 1 s"):
             bench(Candidate(64, 1), 0.05)
         assert bench(Candidate(1, 1), 0.05).fps > 0
+
+
+@pytest.mark.parametrize("sleeps", ["false", "true"])
+def test_workers_of_a_candidate_are_replaced_as_in_a_run(tmp_path, sleeps):
+    config = load_config(None, [*failing_once(tmp_path / "flag", sleeps), *TINY[1:]])
+    with Workbench(config) as bench:
+        assert bench(Candidate(2, 1), 0.2).fps > 0
+    assert (tmp_path / "flag").exists()
+
+
+def test_a_candidate_fails_where_a_run_would(tmp_path):
+    overrides = [*failing_once(tmp_path / "flag", "false"), "faults.max_restarts=0"]
+    with Workbench(load_config(None, [*overrides, *TINY[1:]])) as bench:
+        with pytest.raises(FastrlError, match="exit code 3"):
+            bench(Candidate(2, 1), 0.2)
+        assert bench(Candidate(2, 1), 0.05).fps > 0
 
 
 def test_a_candidate_that_is_slow_to_start_is_measured_like_any_other():
@@ -167,8 +186,10 @@ def test_names_of_studies_depend_on_what_matters():
         name("sampler.rollout_length=3"),
         name("sampler.engine=eager"),
         name("sampler.lock_step=true"),
+        name("sampler.debug=true"),
+        name("faults.bad_numbers=truncate_episode"),
     }
-    assert len(different) == 8
+    assert len(different) == 10
 
 
 def test_what_was_found_with_other_devices_is_not_taken_for_ones_own(monkeypatch):
@@ -188,7 +209,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     gc.collect()  # or what other tests have dropped is closed meanwhile
     before = psutil.Process().num_fds()
     with pytest.raises(ConfigError, match="no learner"):
-        workbench.TrainingRig(config, plan, False, workbench.Limits(5.0, 5.0), Resets())
+        workbench.TrainingRig(config, plan, workbench.Limits(5.0, 5.0), Resets())
     assert psutil.Process().num_fds() == before
 
 

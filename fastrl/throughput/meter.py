@@ -7,15 +7,12 @@ import logging
 import pickle
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import takewhile
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fastrl.closing import Closing
 from fastrl.errors import WorkerError
-from fastrl.shared.counters import Counter, CounterBoard
+from fastrl.sampling.stats import SamplerStats
+from fastrl.shared.counters import CounterBoard
 from fastrl.workers.descent import start_thread
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
@@ -27,29 +24,6 @@ _RESTARTS = 5
 """How often the process is replaced before its failure is taken for a mistake."""
 REPORT_TIMEOUT_S = 20.0
 """How long readings may stay away; on a crowded machine its process may starve for seconds."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """All counters at one moment.
-
-    Attributes:
-        at_ns: Monotonic time.
-        counters: ``[workers, Counter]`` int64.
-    """
-
-    at_ns: int
-    counters: NDArray[np.int64]
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps of all workers so far."""
-        return int(self.counters[:, Counter.ENV_STEPS].sum())
-
-
-def steps_per_s(first: Reading, last: Reading) -> float:
-    """Return the mean throughput between two readings, in environment steps per second."""
-    return (last.env_steps - first.env_steps) * 1e9 / max(last.at_ns - first.at_ns, 1)
 
 
 class ThroughputMeter(Closing):
@@ -67,7 +41,7 @@ class ThroughputMeter(Closing):
     """
 
     def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:
-        self.readings: list[Reading] = []
+        self.readings: list[SamplerStats] = []
         self._counters, self._interval_s = counters, interval_s
         self._restarts_left, self._looked_s = _RESTARTS, time.monotonic()
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
@@ -86,7 +60,7 @@ class ThroughputMeter(Closing):
     @property
     def latest_ns(self) -> int:
         """Monotonic time of the latest reading, 0 before the first."""
-        return self.readings[-1].at_ns if self.readings else 0
+        return self.readings[-1].time_ns if self.readings else 0
 
     def wait_since(
         self, start_ns: int, count: int = 1, timeout_s: float = REPORT_TIMEOUT_S
@@ -112,9 +86,9 @@ class ThroughputMeter(Closing):
             WorkerError: The throughput process ended again and again.
         """
         self._look()
-        return sum(1 for _ in takewhile(lambda r: r.at_ns >= start_ns, reversed(self.readings)))
+        return sum(1 for _ in takewhile(lambda r: r.time_ns >= start_ns, reversed(self.readings)))
 
-    def ends(self, start_ns: int) -> tuple[Reading, Reading]:
+    def ends(self, start_ns: int) -> tuple[SamplerStats, SamplerStats]:
         """Return the first reading at or after a moment of monotonic time, and the last one.
 
         Raises:
@@ -144,7 +118,9 @@ class ThroughputMeter(Closing):
         # A process that is killed in the middle of a reading leaves half of one.
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
-                self.readings.append(receive.recv())
+                time_ns, counters = receive.recv()
+                workers = self._counters.worker_names
+                self.readings.append(SamplerStats.of_counters(time_ns, workers, counters))
 
     def _end_listening(self) -> None:
         self._thread.join(timeout=1.0)
@@ -160,7 +136,7 @@ def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: f
     """Send a reading every ``interval_s`` until nobody listens. Entry point of the process."""
     for _ in _ticks(interval_s):
         try:
-            send.send(Reading(time.monotonic_ns(), counters.snapshot()))
+            send.send((time.monotonic_ns(), counters.snapshot()))
         except (BrokenPipeError, ConnectionError):
             return
 

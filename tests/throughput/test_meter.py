@@ -9,7 +9,7 @@ import pytest
 
 from fastrl.errors import WorkerError
 from fastrl.shared.counters import CounterBoard
-from fastrl.workers.throughput_meter import ThroughputMeter
+from fastrl.throughput.meter import ThroughputMeter
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -21,7 +21,7 @@ def test_process_that_ends_or_stops_is_replaced(number):
         time.sleep(0.1)
         meter.wait_since(time.monotonic_ns(), timeout_s=3.0)
         assert meter.pids() != {"throughput-meter": pid}
-        times = [reading.at_ns for reading in meter.readings]
+        times = [reading.time_ns for reading in meter.readings]
         assert times == sorted(times)
 
 

@@ -1,0 +1,159 @@
+"""What a sampler has done, as plain data: the sampler may be on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import add, sub
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from fastrl.shared.counters import Counter
+
+Counts = NDArray[np.int64]
+SHARES = {
+    "stepping": "stepping_ns",
+    "inference": "inference_ns",
+    "waiting": "waiting_ns",
+    "hand-over": "hand_over_ns",
+}
+"""The activities of workers, and where `SamplerStats` has the time of each."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one process in MiB: in use, and held by it alone."""
+
+    rss_mib: float
+    unique_mib: float
+
+
+def memory_of(pids: Mapping[str, int]) -> dict[str, Memory]:
+    """Return the memory of processes by name; those that have ended are left out.
+
+    It takes milliseconds a process, in which the process cannot change its memory.
+    """
+    memory = {}
+    for name, pid in pids.items():
+        try:
+            info = psutil.Process(pid).memory_full_info()
+        except psutil.Error:
+            continue
+        memory[name] = Memory(info.rss / 2**20, info.uss / 2**20)
+    return memory
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerStats:
+    """What the workers of a sampler have done until one moment, or between two.
+
+    The difference of two is what was done between them, and sums are those of several windows;
+    neither has details. All times are sums in nanoseconds.
+
+    Attributes:
+        time_ns: Monotonic time of the machine that samples; of a difference how long it took.
+        workers: Names of the workers: ``env-worker-0``, …, then ``model-worker-0``, ….
+        env_steps: ``[workers] int64``, as all that follow: environment steps.
+        episodes: Episodes that ended.
+        stepping_ns: Time of stepping and resetting environments.
+        inference_ns: Time of running the policy.
+        waiting_ns: Time without work.
+        hand_over_ns: Time of exchanging requests and actions.
+        checking_ns: Time of the finite check; it is not among `SHARES`.
+        inferred_frames: Observations that the policy has answered.
+        inference_calls: Calls of the policy.
+        ending_steps: Steps of a group of environments in which an episode ended.
+        ending_steps_ns: Time of those, a part of ``stepping_ns``.
+        hand_over_us: Detail: median time in microseconds from a notification to the wake-up, by
+            the kind of worker that was woken; empty where env workers run the policy.
+        memory: Detail: by process.
+    """
+
+    time_ns: int
+    workers: tuple[str, ...]
+    env_steps: Counts
+    episodes: Counts
+    stepping_ns: Counts
+    inference_ns: Counts
+    waiting_ns: Counts
+    hand_over_ns: Counts
+    checking_ns: Counts
+    inferred_frames: Counts
+    inference_calls: Counts
+    ending_steps: Counts
+    ending_steps_ns: Counts
+    hand_over_us: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, Memory] = field(default_factory=dict)
+
+    @classmethod
+    def of_counters(
+        cls,
+        time_ns: int,
+        workers: tuple[str, ...],
+        counters: Counts,
+        hand_over_us: Mapping[str, float] | None = None,
+        memory: Mapping[str, Memory] | None = None,
+    ) -> Self:
+        """Return what counters said.
+
+        Args:
+            time_ns: When.
+            workers: Names of the workers.
+            counters: ``[workers, Counter] int64``, a copy.
+            hand_over_us: Detail.
+            memory: Detail.
+        """
+        counts: dict[str, Any] = {name: counters[:, column] for name, column in _COUNTS.items()}
+        return cls(time_ns, workers, **counts, hand_over_us=hand_over_us or {}, memory=memory or {})
+
+    @property
+    def frames(self) -> int:
+        """Environment steps of all workers."""
+        return int(self.env_steps.sum())
+
+    @property
+    def steps_per_s(self) -> float:
+        """Of a difference: environment steps of all workers per second."""
+        return self.frames * 1e9 / max(self.time_ns, 1)
+
+    @property
+    def time_shares(self) -> dict[str, dict[str, float]]:
+        """Per worker, the share of its time by activity; see `SHARES`."""
+        times = np.stack([getattr(self, name) for name in SHARES.values()], axis=1)
+        shares = times / np.maximum(times.sum(axis=1, keepdims=True), 1)
+        return {
+            worker: dict(zip(SHARES, row, strict=True))
+            for worker, row in zip(self.workers, shares.tolist(), strict=True)
+        }
+
+    def by_kind(self) -> Self:
+        """Return the sums over all env workers, and over all model workers where there are any."""
+        kinds = [worker.rpartition("-")[0] for worker in self.workers]
+        names = tuple(dict.fromkeys(kinds))
+        rows = np.array([[kind == name for kind in kinds] for name in names], np.int64)
+        sums: dict[str, Any] = {name: rows @ getattr(self, name) for name in _COUNTS}
+        return type(self)(self.time_ns, names, **sums)
+
+    def __sub__(self, earlier: Self) -> Self:
+        """Return what was done since an earlier moment."""
+        return self._combined(earlier, sub)
+
+    def __add__(self, other: Self) -> Self:
+        """Return what was done in this window and another one together."""
+        return self._combined(other, add)
+
+    def _combined(self, other: Self, combine: Callable[[Any, Any], Any]) -> Self:
+        counts: dict[str, Any] = {
+            name: combine(getattr(self, name), getattr(other, name)) for name in _COUNTS
+        }
+        return type(self)(combine(self.time_ns, other.time_ns), self.workers, **counts)
+
+
+_COUNTS = {
+    each.name: Counter[each.name.upper()]
+    for each in fields(SamplerStats)
+    if each.name.upper() in Counter.__members__
+}
