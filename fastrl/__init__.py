@@ -4,6 +4,7 @@
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
 - Whole runs in directories of their own: `train`, `resume`, `evaluate_run`, `record_run`.
 - Their policies elsewhere: `load_policy`, `export_run`.
+- What configurations may choose by name: `register`.
 - How fast it is: `run_throughput`.
 - Environments as pure tensor functions: `fastrl.envs.make_tensor`.
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fastrl.models import ActorCritic as ActorCritic
     from fastrl.models import PolicyModel as PolicyModel
     from fastrl.models import build_model as build_model
+    from fastrl.registry import register as register
     from fastrl.sampling import DeviceSampler as DeviceSampler
     from fastrl.sampling import ProcessSampler as ProcessSampler
     from fastrl.sampling import Sampler as Sampler
@@ -111,6 +113,7 @@ _MODULE_OF = {
     "make_sampler": "fastrl.sampling",
     "make_vec": "fastrl.vector",
     "record_run": "fastrl.training",
+    "register": "fastrl.registry",
     "resume": "fastrl.training",
     "run_throughput": "fastrl.throughput",
     "save_config": "fastrl.config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,18 @@ def brief(value: object, width: int = 60) -> str:
     except Exception:  # somebody else's __repr__
         text = f"a {type(value).__name__}"
     return text if len(text) <= width else f"{text[:width]}…"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``; did you mean '…'?`` with the known name most like ``name``, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
+    """Return what `nearest` does, or where it finds nothing ``; there are …`` with all names."""
+    names = list(known)
+    return nearest(name, names) or f"; there are {', '.join(names)}"
 
 
 def instance(name: str, value: T, kind: type[Any], remedy: str = "") -> T:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from fastrl.errors import USERS_FAILURES, ConfigError, cause
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
 
@@ -26,6 +30,31 @@ def import_module(name: str) -> ModuleType:
         if error.name != name and not name.startswith(f"{error.name}."):
             raise
         raise ModuleNotFoundError(f"{error.msg}; looked in {PLACES}", name=error.name) from error
+
+
+def import_object(path: str, key: str) -> Any:  # noqa: ANN401
+    """Return the object at ``package.module:name``; the name may be dotted.
+
+    Args:
+        path: The import path.
+        key: The key of the configuration that names it, for errors.
+
+    Raises:
+        ConfigError: It is no import path, cannot be imported, or is Python's own.
+    """
+    where = f"{key}: '{path}'"
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise ConfigError(f"{where} is no import path; write 'package.module:name'")
+    try:
+        found = attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where} cannot be imported: {error}") from error
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} cannot be imported: {cause(error)}") from error
+    if is_of_standard_library(found):
+        raise ConfigError(f"{where} cannot be imported: it is part of Python's standard library")
+    return found
 
 
 def is_of_standard_library(found: object) -> bool:

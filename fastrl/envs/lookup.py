@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, nearest, nearest_or_all
 from fastrl.errors import EnvError
 from fastrl.extras import how_to_install
 from fastrl.imports import import_module, is_of_standard_library
@@ -179,18 +178,6 @@ def optional_package(name: str, needed_by: str) -> ModuleType:
         raise EnvError(
             f"'{needed_by}' needs the package '{name}': {how_to_install(_EXTRAS[name])}"
         ) from None
-
-
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return ``; did you mean '…'?`` with the known name most like ``name``, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
-def nearest_or_all(name: str, known: Iterable[str]) -> str:
-    """Return what `nearest` does, or where it finds nothing ``; there are …`` with all names."""
-    names = list(known)
-    return nearest(name, names) or f"; there are {', '.join(names)}"
 
 
 def takes_argument(function: Callable[..., Any], name: str) -> bool:

@@ -31,7 +31,7 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief, one_of, whole
+from fastrl.arguments import brief, nearest, one_of, whole
 from fastrl.closing import build_all, close_all
 from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
@@ -43,7 +43,6 @@ from fastrl.envs.lookup import (
     callee,
     check_call,
     factory,
-    nearest,
     of_script,
     optional_package,
     registered_spec,

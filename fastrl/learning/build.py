@@ -6,18 +6,13 @@ from typing import Any
 
 import torch
 
+from fastrl import registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config
-from fastrl.errors import ConfigError
-from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm
 from fastrl.learning.learner import AlgorithmLearner, Learner
-from fastrl.learning.ppo import PPO
 from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
-
-ALGORITHMS: dict[str, type[Algorithm[Any]]] = {"ppo": PPO, "a2c": A2C}
-"""Algorithms by the name in their section; each is called with its section."""
 
 
 def build_learner(
@@ -43,7 +38,8 @@ def build_learner(
     taken("build_learner", config, Config, "load_config reads one from a file")
     instance("env_spec", env_spec, EnvSpec)
     if algorithm is None:
-        algorithm = _named(config.algorithm)
+        build = registry.find("algorithm", config.algorithm.name, "algorithm.name")
+        algorithm = build(config.algorithm)
     instance("algorithm", algorithm, Algorithm)
     config = config.model_copy(update={"algorithm": algorithm.section})
     if model is None:
@@ -52,10 +48,3 @@ def build_learner(
             model = build_model(env_spec, config.model, config.env.action_bounds)
     instance("model", model, torch.nn.Module)
     return AlgorithmLearner(config, algorithm, env_spec, model)
-
-
-def _named(section: Any) -> Algorithm[Any]:  # noqa: ANN401
-    if section.name not in ALGORITHMS:
-        there_are = ", ".join(sorted(ALGORITHMS))
-        raise ConfigError(f"algorithm.name: no algorithm '{section.name}'; there are {there_are}")
-    return ALGORITHMS[section.name](section)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.imports import import_module, is_of_standard_library
+from fastrl.imports import import_object
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spaces import TensorSpec
@@ -124,12 +124,7 @@ def build_model(
     if config.class_path is None:
         return ActorCritic(env_spec, config, action_bounds)
     where = f"model.class_path '{config.class_path}'"
-    try:
-        own_class = _import(config.class_path)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where} cannot be imported: {error}") from error
-    except USERS_FAILURES as error:
-        raise ConfigError(f"{where} cannot be imported: {cause(error)}") from error
+    own_class = import_object(config.class_path, "model.class_path")
     try:
         inspect.signature(own_class).bind(env_spec, **config.kwargs)
     except (TypeError, ValueError) as error:
@@ -161,13 +156,3 @@ def sampling_mode(model: PolicyModel) -> Iterator[None]:
     finally:
         for module, training in zip(modules, before, strict=True):
             module.training = training
-
-
-def _import(class_path: str) -> Any:  # noqa: ANN401
-    module, _, name = class_path.partition(":")
-    found: Any = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    if is_of_standard_library(found):
-        raise ImportError("it is part of Python's standard library")
-    return found

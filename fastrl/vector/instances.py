@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import nearest
 from fastrl.vector.failures import ArgumentError, brief
 
 EnvKwargs = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]

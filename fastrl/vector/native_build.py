@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from fastrl.arguments import nearest
 from fastrl.envs import native
-from fastrl.envs.lookup import nearest, registered_spec
+from fastrl.envs.lookup import registered_spec
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError, FastrlError
 from fastrl.vector.failures import ArgumentError, brief, summary

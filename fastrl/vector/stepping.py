@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from gymnasium.spaces import Space
 from gymnasium.vector import AutoresetMode
 
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import nearest
 from fastrl.vector.failures import ArgumentError, brief
 
 Backend = Literal["auto", "serial", "threads", "processes", "native"]

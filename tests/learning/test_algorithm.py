@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 
-from fastrl import load_config, make_plan, make_sampler, once
+from fastrl import load_config, make_plan, make_sampler, once, registry
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.config.algorithms import LearnerConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import Algorithm, Group, Loss, Prepared, build_learner
-from fastrl.learning.build import ALGORITHMS
 from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import discounted_returns, next_values
 from fastrl.models import ActorCritic
@@ -312,10 +311,14 @@ def test_fields_of_other_axes_are_refused():
 
 
 def test_an_algorithm_is_found_by_the_name_of_its_section(monkeypatch):
-    monkeypatch.setitem(ALGORITHMS, "reinforce", Reinforce)
+    monkeypatch.setitem(
+        registry._entries,
+        ("algorithm", "reinforce"),
+        registry.Entry("algorithm", "reinforce", Reinforce, "test"),
+    )
     config = config_of(PPOConfig()).model_copy(update={"algorithm": ReinforceConfig()})
     learner = build_learner(config, DISCRETE)
     assert learner.state_dict()["algorithm"] == "reinforce"
-    monkeypatch.delitem(ALGORITHMS, "reinforce")
+    monkeypatch.delitem(registry._entries, ("algorithm", "reinforce"))
     with pytest.raises(ConfigError, match="no algorithm 'reinforce'; there are a2c, ppo"):
         build_learner(config, DISCRETE)

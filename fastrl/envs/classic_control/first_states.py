@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastrl.arguments import brief
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import brief, nearest
 from fastrl.errors import EnvError
 
 Values = Mapping[str, Any]

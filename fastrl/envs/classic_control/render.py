@@ -20,9 +20,9 @@ from gymnasium.envs.classic_control import (
 )
 from torch import Tensor
 
+from fastrl.arguments import nearest
 from fastrl.envs.animation import Frame, open_animation
 from fastrl.envs.classic_control.screen import quicken
-from fastrl.envs.lookup import nearest
 from fastrl.errors import EnvError
 from fastrl.extras import how_to_install
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fastrl.arguments import nearest_or_all
 from fastrl.envs.crafter_native.textures import Pair
-from fastrl.envs.lookup import nearest_or_all
 from fastrl.errors import EnvError
 
 LARGEST = 2**31 - 1

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import nearest
 from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats

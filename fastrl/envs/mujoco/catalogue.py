@@ -8,8 +8,7 @@ from typing import Any, cast
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from fastrl.arguments import brief
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import brief, nearest
 from fastrl.envs.mujoco.ant import AntV4, AntV5
 from fastrl.envs.mujoco.arms import PusherV5, ReacherV4, ReacherV5
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv

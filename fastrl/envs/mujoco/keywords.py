@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrl.arguments import brief
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import brief, nearest
 from fastrl.errors import EnvError
 
 _NOT_NEGATIVE = frozenset({"reset_noise_scale"})

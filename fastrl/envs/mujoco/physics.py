@@ -15,8 +15,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import brief, nearest
 from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
 from fastrl.envs.mujoco.simulations import Rows, new_batch
 from fastrl.envs.mujoco_clock import timers_off

@@ -26,7 +26,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.lookup import nearest, nearest_or_all
+from fastrl.arguments import nearest, nearest_or_all
 from fastrl.envs.mujoco.physics import Physics, bound, within
 from fastrl.envs.mujoco.simulations import Rows
 from fastrl.errors import EnvError

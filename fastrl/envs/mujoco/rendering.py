@@ -21,8 +21,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief
-from fastrl.envs.lookup import nearest_or_all
+from fastrl.arguments import brief, nearest_or_all
 from fastrl.envs.mujoco.keywords import is_whole
 from fastrl.envs.mujoco.physics import Physics
 from fastrl.envs.screens import has_screen

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrl.envs.lookup import nearest
+from fastrl.arguments import nearest
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.native import NAMESPACE
 from fastrl.envs.tensor.base import TensorEnv

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from fastrl.arguments import nearest_or_all
 from fastrl.devices import existing_device
-from fastrl.envs.lookup import attribute, nearest_or_all
+from fastrl.envs.lookup import attribute
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.errors import ConfigError, EnvError
 

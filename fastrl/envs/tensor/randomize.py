@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.envs.lookup import nearest_or_all
+from fastrl.arguments import nearest_or_all
 from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed, columns
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
