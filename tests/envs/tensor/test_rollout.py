@@ -77,7 +77,9 @@ def test_a_rollout_goes_on_where_the_last_ended():
     first, middle = rollouts.run(None, start, Noise(noise.policy[:25], noise.env[:25]))
     second, end_of_second = rollouts.run(None, middle, Noise(noise.policy[25:], noise.env[25:]))
     assert whole.terminated.sum() > N
-    for field in ("reward", "terminated", "log_prob", "episode_return", "episode_length"):
+    parts = torch.cat([first.outputs["log_prob"], second.outputs["log_prob"]])
+    assert torch.equal(parts, whole.outputs["log_prob"])
+    for field in ("reward", "terminated", "episode_return", "episode_length"):
         parts = torch.cat([getattr(first, field), getattr(second, field)])
         assert torch.equal(parts, getattr(whole, field))
     assert torch.equal(second.observation[""], whole.observation[""][25:])
