@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# Tests that start processes wait most of the time: two files at once take little more than half as long.
+JOBS := 2
 TRAIN := train configs/cartpole_ppo.yaml evaluation.stop_at=475
 
 .PHONY: help install train test clean
@@ -26,7 +28,7 @@ test: $(INSTALLED)
 	@echo "== format" && $(BIN)/ruff format --check --quiet .
 	@echo "== lint" && $(BIN)/ruff check --quiet .
 	@echo "== types" && $(BIN)/mypy --no-error-summary
-	@echo "== tests" && $(BIN)/python -m pytest -q
+	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv; on Debian: \
