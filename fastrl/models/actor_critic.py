@@ -133,8 +133,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log-probability of actions, the entropy and the value, ``[*]`` each."""
         parameters, value = self(observation)
-        log_prob = self.distribution.log_prob(parameters, action)
-        return log_prob, self.distribution.entropy(parameters), value
+        return *self.distribution.evaluate(parameters, action), value
 
     def value(self, observation: Mapping[str, Tensor], state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``, without computing the policy where bodies are separate."""

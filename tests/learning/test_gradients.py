@@ -138,7 +138,8 @@ def test_mlp_engine_equals_autograd(name, algorithm):
     batch = batch_of(spec, model)
     assert mlp_gradients.obstacle(algorithm, model) is None
     flat = FlatParameters(model.parameters())
-    check(MLPEngine(algorithm, model), algorithm, flat, model, batch)
+    # Rounding to float32 moves either of them by up to 1e-6 from the gradient in float64.
+    check(MLPEngine(algorithm, model), algorithm, flat, model, batch, tolerance=2e-6)
 
 
 @ALL_LOSSES
