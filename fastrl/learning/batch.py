@@ -23,8 +23,9 @@ class Experience:
     Attributes:
         observation: Per leaf ``[T+1, B, *shape]``.
         action: Per leaf ``[T, B, *shape]``.
-        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``. The rewards
-            are those that are learnt from: scaled and normalised.
+        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``; those that
+            are nested like the observation, by ``name/leaf``. The rewards are those that are learnt
+            from: scaled and normalised.
         device: Where gradients are computed.
     """
 

@@ -25,6 +25,7 @@ SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig)
 class PolicyGradient(Algorithm[SectionT]):
     """An algorithm whose loss is `objective`, with ``advantage`` and ``target`` as constants."""
 
+    needs = ("log_prob", "value")
     is_mean_over_rows = True
 
     @abstractmethod

@@ -29,7 +29,8 @@ class ActorCritic(nn.Module):
     Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
     leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
 
-    It has no memory and masks no actions: ``state``, ``keep`` and ``mask`` change nothing.
+    It has no memory and masks no actions: its state has size 0, and ``state``, ``keep`` and
+    ``mask`` change nothing.
 
     `mode`, `act` and `value` take tensors by leaf path, ``{"": tensor}`` for a plain space. The
     actions that they return are those of the distribution: with ``clip`` continuous ones are not
@@ -109,6 +110,10 @@ class ActorCritic(nn.Module):
     ) -> Tensor:
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
         return self.distribution.draw_noise(shape, generator, device)
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, 0] float32`` in which episodes begin."""
+        return torch.zeros(n, 0)
 
     def act(
         self,
