@@ -99,7 +99,9 @@ class ActorCritic(nn.Module):
         leading, inputs = self._inputs(observation)
         features = self.actor_body(inputs)
         critic = features if self.critic_body is None else self.critic_body(inputs)
-        parameters = self.actor_head(features).reshape(*leading, -1)
+        parameters: Tensor = self.actor_head(features)
+        if len(leading) != 1:
+            parameters = parameters.reshape(*leading, -1)
         return parameters, self.critic_head(critic).reshape(leading)
 
     def draw_noise(
