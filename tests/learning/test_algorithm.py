@@ -292,7 +292,8 @@ def test_every_field_of_a_rollout_reaches_the_loss(spec):
             spec.observation_space, rollout.observation), strict=True)},
     )  # fmt: skip
     logits = torch.arange(16 * 3 * 2.0).reshape(16, 3, 2)
-    metrics = learner.update(replace(rollout, logits=logits, final_observation=before))
+    others = {"level": torch.zeros(3), "final_observation": before}
+    metrics = learner.update(replace(rollout, logits=logits, **others))
     assert metrics["logits"] == logits.sum()
     index = before if spec is DISCRETE else before["index"]
     assert metrics["final_index"] == pytest.approx(float(index.sum()), rel=1e-4)
