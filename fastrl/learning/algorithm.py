@@ -90,6 +90,7 @@ class Algorithm(ABC, Generic[SectionT]):
         section: The algorithm's section of the configuration.
 
     Attributes:
+        needs: Names of the outputs that a policy must have, such as ``value``.
         schedules: Names of the section's numbers that have a schedule, and of the keys that hold
             it. What they are in an update is in ``Minibatch.scheduled``, and reported.
         last_epoch_metrics: Names of metrics that are means over the last epoch rather than over all
@@ -99,6 +100,7 @@ class Algorithm(ABC, Generic[SectionT]):
             share of the rows. False in a class that defines `loss`, unless it says otherwise.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     schedules: ClassVar[Mapping[str, str]] = {
         "learning_rate": "learning_rate_schedule",
         "entropy_coef": "entropy_schedule",

@@ -23,8 +23,9 @@ class Experience:
     Attributes:
         observation: Per leaf ``[T+1, B, *shape]``.
         action: Per leaf ``[T, B, *shape]``.
-        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``. The rewards
-            are those that are learnt from: scaled and normalised.
+        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``; those that
+            are nested like the observation, by ``name/leaf``. The rewards are those that are learnt
+            from: scaled and normalised.
         device: Where gradients are computed.
     """
 
@@ -40,6 +41,8 @@ class Experience:
     def batch(self, transfer: Transfer, prepared: Mapping[str, Tensor]) -> Batch:
         """Return the rollout as rows, on the learner's device.
 
+        Fields that do not have a row for every step are left out.
+
         Args:
             transfer: Brings them there.
             prepared: ``[T, B, *]`` by name: further fields, or others for some.
@@ -47,8 +50,10 @@ class Experience:
         Raises:
             ConfigError: A prepared field has other leading axes.
         """
-        fields = {**self.fields, **prepared}
         length, slots = self.fields["reward"].shape
+        every_step = [(length, slots), (length + 1, slots)]
+        fields = {k: v for k, v in self.fields.items() if v.shape[:2] in every_step}
+        fields |= prepared
         for name, field in prepared.items():
             if field.shape[:2] != (length, slots):
                 raise ConfigError(

@@ -156,7 +156,8 @@ def checked(
             f"{what} must report the same metrics each time: {', '.join(before)}; "
             f"got {', '.join(names)}"
         )
-    return names, torch.stack([number.detach() for number in numbers.values()])
+    with torch.no_grad():
+        return names, torch.stack(list(numbers.values()))
 
 
 def _require_scalars(what: str, loss: Loss) -> None:

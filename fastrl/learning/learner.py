@@ -27,10 +27,10 @@ from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.torch_threads import learner_threads, torch_threads
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import PolicyModel, load_parameters
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spaces import flatten
-from fastrl.spec import EnvSpec
+from fastrl.spec import EnvSpec, outputs_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -95,13 +95,15 @@ class AlgorithmLearner:
         model: Is moved to the algorithm's device; its parameters become views of one vector.
 
     Raises:
-        ConfigError: The device does not exist, or the model has no parameters to learn.
+        ConfigError: The device does not exist, the policy does not put out what the algorithm
+            needs, or it has no parameters to learn.
     """
 
     def __init__(
         self, config: Config, algorithm: Algorithm[Any], env_spec: EnvSpec, model: PolicyModel
     ) -> None:
         keep_freed_memory()
+        _require_outputs(algorithm, model)
         self.model, self.steps, self.updates = model, 0, 0
         self._algorithm, self._section = algorithm, algorithm.section
         self._algorithm_name = type(algorithm).__name__
@@ -175,7 +177,7 @@ class AlgorithmLearner:
                 f"the state is that of algorithm '{state.get('algorithm')}', "
                 f"expected '{self._section.name}'"
             )
-        _load_model(self.model, state["model"])
+        load_parameters(self.model, state["model"], "the state")
         optimizers: dict[str, dict[str, Tensor]] = {name: {} for name in self._parts}
         for path, tensor in state["optimizer"].items():
             name, _, key = path.rpartition(".")
@@ -276,7 +278,15 @@ class AlgorithmLearner:
         space = self._env_spec
         observation = flatten(space.observation_space, rollout.observation)
         action = flatten(space.action_space, rollout.action)
-        fields = {name: getattr(rollout, name) for name in _FIELDS}
+        fields: dict[str, Tensor] = {}
+        for name, field in rollout.fields.items():
+            if isinstance(field, Tensor):
+                fields[name] = field
+            elif name not in ("observation", "action"):
+                leaves = zip(
+                    space.observation, flatten(space.observation_space, field), strict=True
+                )
+                fields |= {f"{name}/{path}": leaf for path, leaf in leaves}
         return Experience(
             observation=dict(zip(space.observation, observation, strict=True)),
             action=dict(zip(space.action, action, strict=True)),
@@ -343,18 +353,12 @@ class _Part:
     learning_rate: str
 
 
-_FIELDS = (
-    "terminated", "truncated", "log_prob", "value", "final_value", "policy_version"
-)  # fmt: skip
-"""Fields of a rollout that hold numbers of each step, beside the rewards."""
-
-
-def _load_model(model: PolicyModel, state: Mapping[str, Tensor]) -> None:
-    own = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    if own != found:
-        wrong = sorted(
-            name for name in own.keys() | found.keys() if own.get(name) != found.get(name)
+def _require_outputs(algorithm: Algorithm[Any], model: PolicyModel) -> None:
+    outputs = outputs_of(model)
+    missing = [name for name in algorithm.needs if name not in outputs]
+    if missing:
+        kind = type(model).__name__
+        raise ConfigError(
+            f"{type(algorithm).__name__} needs {' and '.join(algorithm.needs)} of the policy, but "
+            f"{kind}.outputs lacks {' and '.join(missing)}; it has {', '.join(outputs) or 'none'}"
         )
-        raise FastrlError(f"the state is another model's: {', '.join(wrong)} differ")
-    model.load_state_dict(state)

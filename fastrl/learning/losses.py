@@ -7,6 +7,7 @@ scalars ``[]``; log-probabilities and entropies are in nats.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 _EPSILON = 1e-8
@@ -22,7 +23,8 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
     # The mean of equal numbers is rounded. What is left of them, divided by a deviation that is as
     # small, would be 1 or -1 for all; relative to the first one they are 0, and so is their mean.
     shifted = advantage - advantage.flatten()[0]
-    return (shifted - shifted.mean()) / (shifted.std() + _EPSILON)
+    deviation, mean = torch.std_mean(shifted)
+    return (shifted - mean) / (deviation + _EPSILON)
 
 
 def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -60,9 +62,9 @@ def ppo_loss(
     _check_shapes(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     advantage = advantage.detach()
     ratio = (log_prob - old_log_prob).exp()
-    # The stubs know numbers and tensors, but not either.
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
-    return -torch.min(advantage * ratio, advantage * clipped).mean()
+    # The smaller of both is bounded above where the advantage is positive, and below elsewhere.
+    bound = advantage + clip_range * advantage.abs()
+    return -(advantage * ratio).clamp(max=bound).mean()
 
 
 def value_loss(value: Tensor, target: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
         ValueError: Shapes disagree.
     """
     _check_shapes(value=value, target=target)
-    return (value - target).square().mean()
+    return F.mse_loss(value, target)
 
 
 def clipped_value_loss(
@@ -120,7 +122,7 @@ def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, clip_range: float | Te
     """
     _check_shapes(log_prob=log_prob, old_log_prob=old_log_prob)
     ratio = (log_prob - old_log_prob).exp()
-    return ((ratio - 1).abs() > clip_range).float().mean()
+    return ((ratio - 1).abs() > clip_range).mean(dtype=torch.float32)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:

@@ -60,8 +60,16 @@ def _foreign_layer(model: ActorCritic) -> str | None:
         return "the activation is neither tanh nor relu"
     if any(type(head) is not nn.Linear for head in heads):
         return "a head is not a single linear layer"
-    if len(parts) != 1 or not _has_kernel(parts[0]):
-        return "the action is neither one choice nor one unsquashed Box with a constant deviation"
+    if len(parts) != 1 or type(parts[0]) not in (Categoricals, Gaussians):
+        return "the action is neither one choice nor one unsquashed Box"
+    return _foreign_part(parts[0])
+
+
+def _foreign_part(part: ActionPart) -> str | None:
+    if isinstance(part, Categoricals) and len(part.sizes) != 1:
+        return "the action is several choices"
+    if part.state_std:
+        return "standard deviations depend on the state, as model.log_std says"
     return None
 
 
@@ -71,11 +79,6 @@ def _foreign_parameter(model: ActorCritic) -> str | None:
     if not all(p.requires_grad for p in model.parameters()):
         return "some parameters are frozen"
     return None
-
-
-def _has_kernel(part: ActionPart) -> bool:
-    single_choice = type(part) is Categoricals and len(part.sizes) == 1
-    return single_choice or (type(part) is Gaussians and not part.state_std)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig)
 class PolicyGradient(Algorithm[SectionT]):
     """An algorithm whose loss is `objective`, with ``advantage`` and ``target`` as constants."""
 
+    needs = ("log_prob", "value")
     is_mean_over_rows = True
 
     @abstractmethod
@@ -60,7 +61,7 @@ class PolicyGradient(Algorithm[SectionT]):
         """Standardise the advantages, where the settings say so."""
         if not self.section.normalize_advantage:
             return {}
-        return {"advantage": losses.normalize_advantage(precise(minibatch["advantage"]))}
+        return {"advantage": losses.normalize_advantage(minibatch["advantage"])}
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return `objective` of what the policy says of the minibatch."""
@@ -72,14 +73,6 @@ class PolicyGradient(Algorithm[SectionT]):
         own = type(self)
         is_known = own.loss is PolicyGradient.loss and own.whole is PolicyGradient.whole
         return self.objective_settings if is_known else None
-
-
-def precise(numbers: Tensor) -> Tensor:
-    """Return numbers of a minibatch as they are computed with: float64 on the CPU.
-
-    There it costs nothing, and the kernels do the same, so that both give the same gradients.
-    """
-    return numbers.double() if numbers.device.type == "cpu" else numbers
 
 
 def objective(
@@ -102,7 +95,6 @@ def objective(
             standardised if it must be, and ``target`` of the value, ``[n]`` each.
         settings: Weights and bounds; ``normalize_advantage`` is `PolicyGradient.whole`'s.
     """
-    log_prob, entropy, value = precise(log_prob), precise(entropy), precise(value)
     old_log_prob, advantage = minibatch["log_prob"], minibatch["advantage"]
     target = minibatch["target"]
     if settings.clip_range is None:
@@ -114,13 +106,14 @@ def objective(
     else:
         bound = settings.clip_value_range
         value_loss = losses.clipped_value_loss(value, minibatch["value"], target, bound)
-    mean_entropy = -losses.entropy_loss(entropy)
-    total = policy_loss + settings.value_coef * value_loss - settings.entropy_coef * mean_entropy
+    entropy_loss = losses.entropy_loss(entropy)
+    total = torch.add(policy_loss, value_loss, alpha=settings.value_coef)
+    total = total + settings.entropy_coef * entropy_loss
     with torch.no_grad():
         metrics = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
-            "entropy": mean_entropy,
+            "entropy": -entropy_loss,
             "approx_kl": losses.approx_kl(log_prob, old_log_prob),
             "clip_fraction": torch.zeros_like(policy_loss)
             if settings.clip_range is None

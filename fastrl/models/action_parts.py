@@ -63,6 +63,12 @@ class ActionPart(ABC):
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
         """Return the entropy ``[*]``, in nats."""
 
+    def evaluate(
+        self, parameters: Tensor, action: Tensor, log_std: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return `log_prob` and `entropy`; a part overrides it where they share computations."""
+        return self.log_prob(parameters, action, log_std), self.entropy(parameters, log_std)
+
     @abstractmethod
     def mode(self, parameters: Tensor) -> Tensor:
         """Return the most probable actions ``[*, num_noise]``."""
@@ -102,13 +108,18 @@ class Categoricals(ActionPart):
 
     def log_prob(self, parameters: Tensor, action: Tensor, log_std: Tensor) -> Tensor:
         """Sum of the elements' log-probabilities."""
-        log_probs = self._logits(parameters).log_softmax(-1)
-        return log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1).sum(-1)
+        return _chosen(self._logits(parameters).log_softmax(-1), action)
 
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
         """Sum of the elements' entropies."""
+        return _entropy(self._logits(parameters).log_softmax(-1))
+
+    def evaluate(
+        self, parameters: Tensor, action: Tensor, log_std: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return `log_prob` and `entropy`, of one softmax."""
         log_probs = self._logits(parameters).log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum((-2, -1))
+        return _chosen(log_probs, action), _entropy(log_probs)
 
     def mode(self, parameters: Tensor) -> Tensor:
         """Return the first of the most probable categories."""
@@ -120,6 +131,14 @@ class Categoricals(ActionPart):
             return parameters.reshape(*parameters.shape[:-1], *self._grid)
         columns, inside = (t.to(parameters.device) for t in (self._columns, self._inside))
         return parameters[..., columns].masked_fill(~inside, _IMPOSSIBLE)
+
+
+def _chosen(log_probs: Tensor, action: Tensor) -> Tensor:
+    return log_probs.gather(-1, action.long().unsqueeze(-1)).sum((-2, -1))
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum((-2, -1))
 
 
 class Bernoullis(ActionPart):

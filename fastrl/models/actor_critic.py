@@ -29,7 +29,8 @@ class ActorCritic(nn.Module):
     Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
     leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
 
-    It has no memory and masks no actions: ``state``, ``keep`` and ``mask`` change nothing.
+    It has no memory and masks no actions: its state has size 0, and ``state``, ``keep`` and
+    ``mask`` change nothing.
 
     `mode`, `act` and `value` take tensors by leaf path, ``{"": tensor}`` for a plain space. The
     actions that they return are those of the distribution: with ``clip`` continuous ones are not
@@ -98,7 +99,9 @@ class ActorCritic(nn.Module):
         leading, inputs = self._inputs(observation)
         features = self.actor_body(inputs)
         critic = features if self.critic_body is None else self.critic_body(inputs)
-        parameters = self.actor_head(features).reshape(*leading, -1)
+        parameters: Tensor = self.actor_head(features)
+        if len(leading) != 1:
+            parameters = parameters.reshape(*leading, -1)
         return parameters, self.critic_head(critic).reshape(leading)
 
     def draw_noise(
@@ -109,6 +112,10 @@ class ActorCritic(nn.Module):
     ) -> Tensor:
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
         return self.distribution.draw_noise(shape, generator, device)
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, 0] float32`` in which episodes begin."""
+        return torch.zeros(n, 0)
 
     def act(
         self,
@@ -133,8 +140,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log-probability of actions, the entropy and the value, ``[*]`` each."""
         parameters, value = self(observation)
-        log_prob = self.distribution.log_prob(parameters, action)
-        return log_prob, self.distribution.entropy(parameters), value
+        return *self.distribution.evaluate(parameters, action), value
 
     def value(self, observation: Mapping[str, Tensor], state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``, without computing the policy where bodies are separate."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,15 @@ class ActionDistribution(nn.Module):
         """Return the entropy ``[*] float32``, summed over leaves, in nats."""
         return _sum([part.entropy(p, s) for _, part, p, s in self._split(parameters)])
 
+    def evaluate(self, parameters: Tensor, action: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return `log_prob` and `entropy`, ``[*] float32`` each, in less time than one by one."""
+        terms = []
+        for path, part, columns, log_std in self._split(parameters):
+            flat = action[path].reshape(*columns.shape[:-1], part.num_noise)
+            terms.append(part.evaluate(columns, flat, log_std))
+        log_probs, entropies = zip(*terms, strict=True)
+        return _sum(log_probs), _sum(entropies)
+
     def mode(self, parameters: Tensor) -> dict[str, Tensor]:
         """Return the most probable actions."""
         return {
@@ -154,8 +163,12 @@ class ActionDistribution(nn.Module):
 
     def _split(self, parameters: Tensor) -> list[tuple[str, ActionPart, Tensor, Tensor]]:
         """Return (path, part, its parameters, its log standard deviations) of each leaf."""
-        all_columns = parameters.float().split(self._parameter_widths, -1)
-        log_stds = self.bounded_log_std().float().split(self._log_std_widths)
+        parameters = parameters.float()
+        # Autograd takes longer for a split and a clamp than they do, also where nothing is split.
+        is_one = len(self.parts) == 1
+        all_columns = [parameters] if is_one else parameters.split(self._parameter_widths, -1)
+        log_std = self.bounded_log_std().float() if len(self.log_std) else self.log_std
+        log_stds = [log_std] if is_one else log_std.split(self._log_std_widths)
         found = []
         for (path, part), columns, log_std in zip(
             self.parts.items(), all_columns, log_stds, strict=True
@@ -167,7 +180,7 @@ class ActionDistribution(nn.Module):
         return found
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
+def _sum(terms: Sequence[Tensor]) -> Tensor:
     total = terms[0]
     for term in terms[1:]:
         total = total + term

@@ -31,7 +31,9 @@ class PolicyModel(Protocol):
     in evaluation mode and learns in training mode, where layers tell them apart.
 
     ``state``, ``keep`` and ``mask`` are reserved for policies with a memory and for masks of
-    actions; samplers and learners leave them out so far.
+    actions; samplers and learners leave them out so far. ``state`` is ``[*, size] float32``, and
+    ``keep[t] = not (terminated | truncated)[t-1]`` says where it is carried on. A policy without
+    a memory has a state of size 0.
 
     Attributes:
         outputs: What `act` returns beside actions, by name: a `Rollout` holds each of them as a
@@ -49,6 +51,13 @@ class PolicyModel(Protocol):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
+        ...
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, size] float32`` in which episodes begin.
+
+        A class without this method counts as a policy without a memory; see `initial_state`.
+        """
         ...
 
     def act(
@@ -99,6 +108,7 @@ class PolicyModel(Protocol):
         ...
 
 
+_NAMES_TOLD = 6
 _METHODS = ("draw_noise", "act", "evaluate", "mode")
 
 
@@ -142,6 +152,46 @@ def build_model(
     if missing:
         raise ConfigError(f"{where} lacks the methods {', '.join(missing)} of PolicyModel")
     return cast(PolicyModel, model)
+
+
+def initial_state(model: PolicyModel, n: int) -> Tensor:
+    """Return the states ``[n, size] float32`` in which n episodes begin; size 0 without memory."""
+    own = getattr(model, "initial_state", None)
+    return torch.zeros(n, 0) if own is None else own(n)
+
+
+def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Load parameters and buffers into a model.
+
+    Args:
+        model: Takes them.
+        state_dict: By name.
+        what: Where they come from, for the error.
+
+    Raises:
+        FastrlError: They are another model's; names the first tensors that differ.
+    """
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+    if own != found:
+        wrong = [key for key in sorted(own | found) if own.get(key) != found.get(key)]
+        more = ", …" if len(wrong) > _NAMES_TOLD else ""
+        listed = ", ".join(_difference(key, own, found) for key in wrong[:_NAMES_TOLD])
+        raise FastrlError(f"{what} is of another model: {listed}{more}")
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, KeyError) as error:
+        raise FastrlError(f"{what} is of another model: {cause(error)}") from error
+
+
+def _difference(
+    key: str, own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> str:
+    if key not in found:
+        return f"{key} is missing"
+    if key not in own:
+        return f"{key} is not of this model"
+    return f"{key} is {found[key]}, not {own[key]}"
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from fastrl.config import Config
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.learning import Learner
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import PolicyModel, load_parameters
 from fastrl.sampling import Sampler
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.episode_info import Totals
@@ -25,7 +24,6 @@ from fastrl.training.run_directory import find_run
 from fastrl.training.window import Window
 from fastrl.workers.plan import SamplingPlan
 
-_NAMES_TOLD = 6
 _UNSAVED = "environments_unsaved"
 """Why a checkpoint holds no environments; empty where it does, or where no episode had begun."""
 _BETWEEN = "the run was stopped in the middle of a rollout or an update"
@@ -268,36 +266,16 @@ def check_environment(checkpoint: Checkpoint, config: Config) -> None:
         )
 
 
-def load_model(model: Any, state_dict: Mapping[str, Tensor], name: str) -> None:  # noqa: ANN401
-    """Load parameters into a model.
+def load_model(model: PolicyModel, state_dict: Mapping[str, Tensor], name: str) -> None:
+    """Load parameters of a checkpoint into a model.
 
     Raises:
         CheckpointError: They are another model's.
     """
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-    if own != found:
-        wrong = [_difference(key, own, found) for key in sorted(own | found)]
-        told = [text for text in wrong if text]
-        more = ", …" if len(told) > _NAMES_TOLD else ""
-        listed = ", ".join(told[:_NAMES_TOLD]) + more
-        raise CheckpointError(f"checkpoint {name} is of another model: {listed}")
     try:
-        model.load_state_dict(state_dict)
-    except (RuntimeError, KeyError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"checkpoint {name} is of another model: {text}") from error
-
-
-def _difference(
-    key: str, own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> str:
-    """Return how a tensor of a checkpoint differs from the model's; nothing where it fits."""
-    if key not in found:
-        return f"{key} is missing"
-    if key not in own:
-        return f"{key} is not of this model"
-    return "" if own[key] == found[key] else f"{key} is {found[key]}, not {own[key]}"
+        load_parameters(model, state_dict, f"checkpoint {name}")
+    except FastrlError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _env_seeds(plan: SamplingPlan) -> Tensor:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 from fastrl.free_memory import free_bytes
 from fastrl.sampling.stats import Memory
+from fastrl.shared.schema import Schema
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spec import EnvSpec
 from fastrl.tuning.candidate import Candidate
 
 _USABLE = 0.7
 """Share of the free memory that may be filled: others need some, too."""
-_COLUMNS_BYTES = 40
-"""Of a frame, besides observation and action: reward, flags, log_prob, values, version."""
 
 
 def unique_bytes(memory: Mapping[str, Memory]) -> int:
@@ -29,14 +27,14 @@ class MemoryNeed:
     """What candidates need, by what a small one was seen to need.
 
     Attributes:
-        env_spec: Gives the size of a frame.
+        schema: The fields of the shared table.
         rollout_length: T.
         process_bytes: Of a worker without environments.
         env_bytes: Of one environment.
         most_bytes: What may be used.
     """
 
-    env_spec: EnvSpec
+    schema: Schema
     rollout_length: int
     process_bytes: int
     env_bytes: int
@@ -44,11 +42,11 @@ class MemoryNeed:
 
     @classmethod
     def usable(
-        cls, env_spec: EnvSpec, rollout_length: int, process_bytes: int, env_bytes: int
+        cls, schema: Schema, rollout_length: int, process_bytes: int, env_bytes: int
     ) -> MemoryNeed:
         """Return the need, within what is free now."""
         most = int(_USABLE * free_bytes())
-        return cls(env_spec, rollout_length, process_bytes, env_bytes, most)
+        return cls(schema, rollout_length, process_bytes, env_bytes, most)
 
     def fits(self, c: Candidate) -> bool:
         """Say whether there is enough for a candidate and the one it is compared with."""
@@ -56,8 +54,10 @@ class MemoryNeed:
 
     def of(self, c: Candidate) -> int:
         """Return the bytes that a candidate needs."""
-        specs = (*self.env_spec.observation.values(), *self.env_spec.action.values())
-        frame = _COLUMNS_BYTES + sum(math.prod(s.shape) * s.dtype.itemsize for s in specs)
-        table = NUM_BANKS * (self.rollout_length + 1) * c.num_envs * frame
+        table = NUM_BANKS * sum(
+            math.prod(field.shape(spec, self.rollout_length, c.num_envs)) * spec.dtype.itemsize
+            for field in self.schema
+            for spec in field.leaves.values()
+        )
         processes = c.num_env_workers + c.num_model_workers
         return table + processes * self.process_bytes + c.num_envs * self.env_bytes

@@ -176,7 +176,7 @@ class Tuning(Closing):
         worker_bytes = self._bench.calibrate(small)
         process_bytes = call_in_child(_own_bytes, config.sampler.start_timeout_s)
         need = MemoryNeed.usable(
-            plan.env_spec,
+            plan.schema,
             plan.rollout_length,
             process_bytes,
             max(0, worker_bytes - process_bytes) // small.envs_per_worker,

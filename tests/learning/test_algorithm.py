@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 
 from fastrl import load_config, make_plan, make_sampler, once, registry
-from fastrl.config import A2CConfig, PPOConfig
+from fastrl.config import A2CConfig, ModelConfig, PPOConfig
 from fastrl.config.algorithms import LearnerConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import Algorithm, Group, Loss, Prepared, build_learner
 from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import discounted_returns, next_values
 from fastrl.models import ActorCritic
+from fastrl.spaces import flatten, unflatten
+from fastrl.spec import LOG_PROB_AND_VALUE
 from fastrl.training.interrupts import Interrupts
 from fastrl.training.trainer import Trainer
 from tests.learning.synthetic import (
@@ -262,6 +265,55 @@ def test_what_is_wrong_with_a_loss_is_one_line(given, message):
     with pytest.raises(ConfigError, match=message) as raised:
         learner.update(random_rollout(DISCRETE, learner.model))
     assert "\n" not in str(raised.value)
+
+
+class Distilling(Algorithm[A2CConfig]):
+    """Reads fields that fastrl itself does not know."""
+
+    def prepare(self, experience, policy):
+        final = experience.fields.get("final_observation")
+        if final is None:
+            final = experience["final_observation/index"]
+        return Prepared({"final_index": final.clone()})
+
+    def loss(self, minibatch, policy):
+        log_prob, _, _ = policy.evaluate(minibatch.observation, minibatch.action)
+        metrics = {name: minibatch[name].float().sum() for name in ("logits", "final_index")}
+        return Loss(log_prob.mean(), metrics)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, NESTED], ids=lambda spec: spec.id)
+def test_every_field_of_a_rollout_reaches_the_loss(spec):
+    learner = build_learner(config_of(PPOConfig()), spec, None, Distilling(A2CConfig()))
+    rollout = random_rollout(spec, learner.model)
+    before = unflatten(
+        spec.observation_space,
+        {name: leaf[:-1] for name, leaf in zip(spec.observation, flatten(
+            spec.observation_space, rollout.observation), strict=True)},
+    )  # fmt: skip
+    logits = torch.arange(16 * 3 * 2.0).reshape(16, 3, 2)
+    others = {"level": torch.zeros(3), "final_observation": before}
+    metrics = learner.update(replace(rollout, logits=logits, **others))
+    assert metrics["logits"] == logits.sum()
+    index = before if spec is DISCRETE else before["index"]
+    assert metrics["final_index"] == pytest.approx(float(index.sum()), rel=1e-4)
+
+
+class Valueless(ActorCritic):
+    def __init__(self, env_spec) -> None:
+        super().__init__(env_spec, ModelConfig())
+        self.outputs = {name: LOG_PROB_AND_VALUE[name] for name in ("log_prob",)}
+
+
+@pytest.mark.parametrize("section", [PPOConfig(), A2CConfig()], ids=["ppo", "a2c"])
+def test_a_policy_that_lacks_what_an_algorithm_needs_is_refused_at_once(section):
+    message = (
+        r"^(PPO|A2C) needs log_prob and value of the policy, but Valueless\.outputs lacks value; "
+        r"it has log_prob$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_learner(config_of(section), DISCRETE, Valueless(DISCRETE))
+    build_learner(config_of(section), DISCRETE, Valueless(DISCRETE), Counting(A2CConfig()))
 
 
 def test_a_metric_that_is_not_finite_is_divergence():

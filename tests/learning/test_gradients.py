@@ -138,7 +138,8 @@ def test_mlp_engine_equals_autograd(name, algorithm):
     batch = batch_of(spec, model)
     assert mlp_gradients.obstacle(algorithm, model) is None
     flat = FlatParameters(model.parameters())
-    check(MLPEngine(algorithm, model), algorithm, flat, model, batch)
+    # Rounding to float32 moves either of them by up to 1e-6 from the gradient in float64.
+    check(MLPEngine(algorithm, model), algorithm, flat, model, batch, tolerance=2e-6)
 
 
 @ALL_LOSSES
@@ -358,7 +359,8 @@ def test_gpu_gives_the_gradient_that_the_cpu_gives(spec):
 @pytest.mark.parametrize("bounds", [None, (-0.8, 0.5)])
 def test_autograd_serves_standard_deviations_that_depend_on_the_state(bounds, algorithm):
     model = model_of(CONTINUOUS, log_std="state", log_std_bounds=bounds)
-    assert "constant deviation" in str(mlp_gradients.obstacle(algorithm, model))
+    told = "standard deviations depend on the state, as model.log_std says"
+    assert mlp_gradients.obstacle(algorithm, model) == told
     batch = batch_of(CONTINUOUS, model)
     flat = FlatParameters(model.parameters())
     engine = AutogradEngine(algorithm, model, flat, compiled=False, bf16=False)

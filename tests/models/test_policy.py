@@ -9,6 +9,7 @@ from gymnasium import spaces
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic, build_model
+from fastrl.models.policy import initial_state
 from fastrl.spec import EnvSpec
 
 SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2))
@@ -93,3 +94,15 @@ def test_a_wrong_class_is_refused_in_one_line(class_path, kwargs, message):
         build_model(SPEC, config)
     assert class_path in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Remembering(Doubled):
+    def initial_state(self, n):
+        return torch.ones(n, 7)
+
+
+def test_episodes_begin_in_the_state_that_the_policy_says_of_size_0_without_memory():
+    assert torch.equal(initial_state(Remembering(SPEC), 3), torch.ones(3, 7))
+    for model in (build_model(SPEC, ModelConfig()), Halfway(SPEC)):
+        state = initial_state(model, 3)
+        assert (state.shape, state.dtype) == ((3, 0), torch.float32)
