@@ -77,7 +77,7 @@ def test_no_command_prints_help(run):
 def test_commands_are_listed_with_whole_sentences(run):
     _, out, _ = run("--help")
     listed = out.partition("Commands:")[2].strip().splitlines()
-    assert len(listed) == 9
+    assert len(listed) == 11
     assert all(line.endswith(".") and not line.endswith("...") for line in listed)
 
 

@@ -90,6 +90,8 @@ class Algorithm(ABC, Generic[SectionT]):
         section: The algorithm's section of the configuration.
 
     Attributes:
+        section_type: Class of the section, a subclass of `LearnerConfig`: its keys are those of
+            ``algorithm`` in the files.
         schedules: Names of the section's numbers that have a schedule, and of the keys that hold
             it. What they are in an update is in ``Minibatch.scheduled``, and reported.
         last_epoch_metrics: Names of metrics that are means over the last epoch rather than over all
@@ -99,10 +101,8 @@ class Algorithm(ABC, Generic[SectionT]):
             share of the rows. False in a class that defines `loss`, unless it says otherwise.
     """
 
-    schedules: ClassVar[Mapping[str, str]] = {
-        "learning_rate": "learning_rate_schedule",
-        "entropy_coef": "entropy_schedule",
-    }
+    section_type: ClassVar[type[LearnerConfig]]
+    schedules: ClassVar[Mapping[str, str]] = {"learning_rate": "learning_rate_schedule"}
     last_epoch_metrics: ClassVar[frozenset[str]] = frozenset()
     is_mean_over_rows: ClassVar[bool] = False
 
