@@ -1,16 +1,17 @@
-"""What users bring: an algorithm, a policy, a sampler, an engine and a logger."""
+"""What users add: an algorithm, a policy, a sampler, an engine and a logger."""
 
 from __future__ import annotations
 
 import json
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fastrl import ActorCritic, ConfigError
-from fastrl.config import LearnerConfig, ModelConfig
-from fastrl.config.fields import Fraction, ImportPath
+from fastrl.config import LearnerConfig, ModelConfig, PPOConfig
+from fastrl.config.fields import Fraction, ImportPath, Size
 from fastrl.learning import Algorithm, Loss, Prepared
+from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import discounted_returns, next_values
 from fastrl.models import EagerEngine
 from fastrl.sampling import SerialSampler
@@ -42,7 +43,23 @@ class Vpg(Algorithm[VpgConfig]):
 
 
 class NamedConfig(LearnerConfig):
-    name: str = "mine"
+    name: str = Field(default="mine", description="As it calls itself.")
+
+
+class TamedConfig(PPOConfig):
+    epochs: Size = Field(default=1, description="Passes over each rollout.")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.epochs == 13:
+            raise ValueError("13 epochs are none")
+        if self.epochs == 14:
+            raise KeyError("epochs")
+        return self
+
+
+class Tamed(PPO):
+    section_type = TamedConfig
 
 
 class Named(Algorithm[NamedConfig]):

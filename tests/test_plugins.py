@@ -236,6 +236,14 @@ def test_nothing_is_imported_or_made_before_a_run_starts(
             "<tests.outside.Unlike object",
         ),
         (
+            ["algorithm.class_path=tests.outside:Tamed", "algorithm.epochs=13"],
+            "configuration: algorithm: Value error, 13 epochs are none",
+        ),
+        (
+            ["algorithm.class_path=tests.outside:Tamed", "algorithm.epochs=14"],
+            "configuration: algorithm.class_path: TamedConfig does not validate its keys: KeyError",
+        ),
+        (
             ["logging.loggers=[{path: 'tests.outside:Tape', kwargs: {fil: x}}]"],
             "logging.loggers: 'tests.outside:Tape' does not take (run, config, steps) and its "
             "kwargs: got an unexpected keyword argument 'fil'",
@@ -294,8 +302,16 @@ def test_section_of_a_class_path_is_kept_as_it_is_until_it_is_resolved(tmp_path)
     assert isinstance(again.algorithm, OpenConfig)
     assert resolved(again) == done
     assert resolved(done) is done
-    named = load_config(None, [ENV, "algorithm.class_path=tests.outside:Named"])
-    assert resolved(named).algorithm.name == "mine"
+
+
+@pytest.mark.parametrize(("path", "name"), [("Named", "mine"), ("Tamed", "Tamed"), ("Vpg", "Vpg")])
+def test_an_algorithm_is_called_by_its_section_or_its_class(path, name):
+    config = load_config(None, [ENV, f"algorithm.class_path=tests.outside:{path}"])
+    assert resolved(config).algorithm.name == name
+    config = load_config(
+        None, [ENV, f"algorithm.class_path=tests.outside:{path}", "algorithm.name=other"]
+    )
+    assert resolved(config).algorithm.name == "other"
 
 
 def test_engine_that_ran_is_reported():

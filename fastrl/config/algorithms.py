@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -10,9 +11,11 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from fastrl import registry
 from fastrl.arguments import brief
@@ -31,7 +34,7 @@ from fastrl.config.fields import (
     registered,
     sequence,
 )
-from fastrl.errors import ConfigError
+from fastrl.errors import USERS_FAILURES, ConfigError, cause
 from fastrl.imports import import_object
 
 Rate = Annotated[Float, Field(gt=0, le=10)]
@@ -187,7 +190,7 @@ class ActorCriticConfig(LearnerConfig, _EstimateKeys):
 class PPOConfig(ActorCriticConfig):
     """Proximal policy optimisation with the clipped objective (Schulman et al., 2017)."""
 
-    name: Literal["ppo"] = Field(default="ppo", description="Proximal policy optimisation.")
+    name: Text = Field(default="ppo", description="Proximal policy optimisation.")
     learning_rate_schedule: Schedule | Literal["kl_adaptive"] = Field(  # type: ignore[assignment]
         default="constant",
         description="Constant; linear or cosine down to 0 at total_steps; or kl_adaptive, which "
@@ -252,7 +255,7 @@ class PPOConfig(ActorCriticConfig):
 class A2CConfig(ActorCriticConfig):
     """Synchronous advantage actor-critic: one gradient step per rollout (Mnih et al., 2016)."""
 
-    name: Literal["a2c"] = Field(default="a2c", description="Advantage actor-critic.")
+    name: Text = Field(default="a2c", description="Advantage actor-critic.")
     learning_rate: Rate = Field(default=7e-4, description="Step size of the optimizer.")
     gae_lambda: Fraction = Field(
         default=1.0,
@@ -287,14 +290,31 @@ def algorithm_section(
     path = keys.get("class_path")
     rest = {key: value for key, value in keys.items() if key != "class_path"}
     if path is None:
-        return section_type({"name": "ppo", **rest}).model_validate({"name": "ppo", **rest})
+        rest = {"name": "ppo", **rest}
+        return _validated(section_type(rest), rest, "name")
     if own is None:
         return OpenConfig.of(keys)
-    if own.model_fields["name"].is_required():
+    if not _names_itself(own):
         rest.setdefault("name", path.rpartition(":")[2])
-    section = own.model_validate(rest)
+    section = _validated(own, rest, "class_path")
     section._class_path = path
     return section
+
+
+def _validated(own: type[LearnerConfig], keys: dict[str, Any], key: str) -> LearnerConfig:
+    try:
+        return own.model_validate(keys)
+    except (ValidationError, PydanticCustomError):
+        raise
+    except USERS_FAILURES as error:
+        raise conflict(key, f"{own.__name__} does not validate its keys: {cause(error)}") from error
+
+
+def _names_itself(own: type[LearnerConfig]) -> bool:
+    """Say whether a section has a name of its own, and not one that a class of fastrl declares."""
+    declaring = next(each for each in own.__mro__ if "name" in inspect.get_annotations(each))
+    is_ours = declaring.__module__.partition(".")[0] == "fastrl"
+    return not is_ours and not own.model_fields["name"].is_required()
 
 
 def section_type(keys: dict[str, Any]) -> type[LearnerConfig]:

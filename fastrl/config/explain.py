@@ -56,7 +56,7 @@ def explain(
     """
     classes = {**sections(), "algorithm": algorithm or _algorithm(tree)}
     kind, key = error["type"], _key(error)
-    if kind == "conflict":
+    if kind in ("conflict", "value_error", "assertion_error"):
         return key, error["msg"]
     if kind == "extra_forbidden" and len(error["loc"]) > 3:
         return key, f"unknown key '{error['loc'][-1]}' of an entry; known are {_ENTRY_KEYS}"

@@ -153,12 +153,9 @@ def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
         with suppress(ConfigError):
             section = registry.section_of("algorithm", entry.name, "algorithm.name")
             known = checked_section_type(section, entry.name)
-            name: Any = known.model_fields["name"]
-            if name.default == entry.name:
-                yield known
-            else:
-                name = (Literal[entry.name], Field(entry.name, description=name.description))
-                yield create_model(known.__name__, __base__=known, __doc__=known.__doc__, name=name)
+            description = known.model_fields["name"].description
+            name: Any = (Literal[entry.name], Field(entry.name, description=description))
+            yield create_model(known.__name__, __base__=known, __doc__=known.__doc__, name=name)
 
 
 def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:

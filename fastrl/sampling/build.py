@@ -65,7 +65,7 @@ def make_plan(
     if env_spec is not None:
         instance("env_spec", env_spec, EnvSpec)
     engine = registry.chosen("engine", config.sampler.engine, "sampler.engine")
-    _sampler_builder(config)
+    _sampler_builder(config)  # which may be missing, and that is said before anything is built
     topology, factory = config.topology, env_factory(config)
     if env_spec is None and config.sampler.kind == "device":
         # It steps in this process anyway.
