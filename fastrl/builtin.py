@@ -2,5 +2,16 @@
 
 from fastrl.registry import register
 
-register("algorithm", "ppo", "fastrl.learning.ppo:PPO")
-register("algorithm", "a2c", "fastrl.learning.a2c:A2C")
+register(
+    "algorithm", "ppo", "fastrl.learning.ppo:PPO", section="fastrl.config.algorithms:PPOConfig"
+)
+register(
+    "algorithm", "a2c", "fastrl.learning.a2c:A2C", section="fastrl.config.algorithms:A2CConfig"
+)
+for _name in ("auto", "eager", "compiled", "bfloat16"):
+    register("engine", _name, f"fastrl.models.inference.build:{_name}")
+register("logger", "jsonl", "fastrl.training.metrics:JsonLines")
+register("logger", "tensorboard", "fastrl.training.metrics:TensorBoard")
+register("logger", "wandb", "fastrl.training.metrics:WeightsAndBiases")
+for _name in ("process", "serial", "device"):
+    register("sampler", _name, f"fastrl.sampling.build:{_name}_sampler")

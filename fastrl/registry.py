@@ -48,20 +48,44 @@ class Entry:
         name: What a configuration calls it.
         thing: The object, or its import path ``package.module:Object``.
         source: The distribution or the module that has registered it.
+        section: The class of its section of the configuration, or the import path of that class;
+            None to read ``section_type`` of the thing.
     """
 
     kind: str
     name: str
     thing: Any
     source: str
+    section: Any = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An installed plug-in that cannot be loaded.
+
+    Attributes:
+        name: Of its entry point.
+        source: Its distribution.
+        reason: On one line.
+    """
+
+    name: str
+    source: str
+    reason: str
 
 
 _entries: dict[tuple[str, str], Entry] = {}
+_broken: list[Broken] = []
 _sources: list[str] = []
 """The distribution whose entry point is being imported, if one is."""
 
 
-def register(kind: str, name: str, thing: Any) -> None:  # noqa: ANN401
+def register(
+    kind: str,
+    name: str,
+    thing: Any,  # noqa: ANN401
+    section: Any = None,  # noqa: ANN401
+) -> None:
     """Let configurations choose a thing by name.
 
     Args:
@@ -69,6 +93,9 @@ def register(kind: str, name: str, thing: Any) -> None:  # noqa: ANN401
         name: For configurations: letters, digits, ``_`` and ``-``.
         thing: The object, or its import path ``package.module:Object``, which is imported when
             the name is first used. What it must be depends on the kind; see the guide.
+        section: The class of an algorithm's section of the configuration, or its import path, so
+            that a file can be read without importing the algorithm. By default it is the
+            attribute ``section_type`` of the thing.
 
     Raises:
         ConfigError: The kind does not exist, the name cannot be one, or is another thing's.
@@ -84,7 +111,30 @@ def register(kind: str, name: str, thing: Any) -> None:  # noqa: ANN401
         raise ConfigError(
             f"{kind} '{name}' is registered by {known.source} already; choose another name"
         )
-    _entries[kind, name] = known or Entry(kind, name, thing, source)
+    _entries[kind, name] = known or Entry(kind, name, thing, source, section)
+
+
+def entry(kind: str, name: str, key: str = "") -> Entry:
+    """Return what is registered under a name; imports plug-ins where fastrl has no such thing.
+
+    Args:
+        kind: One of `KINDS`.
+        name: What the configuration calls it.
+        key: The key of the configuration, for errors.
+
+    Raises:
+        ConfigError: There is none of this name; names the nearest.
+    """
+    _load_builtin()
+    if (kind, name) not in _entries:
+        _load_plugins()
+        _warn_of_broken()
+    if (kind, name) not in _entries:
+        known = names(kind)
+        listed = f"; there are {', '.join(known)}" if known else ""
+        where = f"{key}: " if key else ""
+        raise ConfigError(f"{where}no {kind} '{name}'{nearest(name, known) or listed}")
+    return _entries[kind, name]
 
 
 def find(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
@@ -98,27 +148,46 @@ def find(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
     Raises:
         ConfigError: There is none of this name, or it cannot be imported; names the nearest.
     """
-    _load_builtin()
-    if (kind, name) not in _entries:
-        _load_plugins()
-    if (kind, name) not in _entries:
-        known = names(kind)
-        listed = f"; there are {', '.join(known)}" if known else ""
-        raise ConfigError(f"{key}: no {kind} '{name}'{nearest(name, known) or listed}")
-    thing = _entries[kind, name].thing
-    return import_object(thing, key) if isinstance(thing, str) else thing
+    return _imported(entry(kind, name, key).thing, key)
+
+
+def chosen(kind: str, choice: str, key: str) -> Any:  # noqa: ANN401
+    """Return what a key chooses: by a registered name, or by ``package.module:Object``.
+
+    Raises:
+        ConfigError: There is none of this name, or it cannot be imported.
+    """
+    return import_object(choice, key) if ":" in choice else find(kind, choice, key)
+
+
+def section_of(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
+    """Return the class of the section that a registered thing has, or None.
+
+    Raises:
+        ConfigError: There is none of this name, or it cannot be imported.
+    """
+    found = entry(kind, name, key)
+    if found.section is not None:
+        return _imported(found.section, key)
+    return getattr(_imported(found.thing, key), "section_type", None)
 
 
 def names(kind: str) -> list[str]:
     """Return the names of a kind, sorted."""
-    return [entry.name for entry in entries() if entry.kind == kind]
+    return [each.name for each in entries() if each.kind == kind]
 
 
 def entries() -> list[Entry]:
     """Return everything that is registered, sorted by kind and name; imports all plug-ins."""
     _load_builtin()
     _load_plugins()
-    return [entry for _, entry in sorted(_entries.items())]
+    return [each for _, each in sorted(_entries.items())]
+
+
+def broken() -> list[Broken]:
+    """Return the installed plug-ins that cannot be loaded; imports all plug-ins."""
+    _load_plugins()
+    return list(_broken)
 
 
 def plugins() -> list[EntryPoint]:
@@ -138,14 +207,26 @@ def _load_plugins() -> None:
         try:
             _register_from(distribution, partial(_load, point))
         except USERS_FAILURES as error:
-            # One that is broken must not end runs that do not need it.
-            if once.is_first(f"broken plug-in {point.name}"):
-                _LOGGER.warning(
-                    "plug-in '%s' of %s cannot be loaded: %s",
-                    point.name,
-                    distribution,
-                    cause(error),
-                )
+            _broken.append(Broken(point.name, distribution, cause(error)))
+
+
+def _warn_of_broken() -> None:
+    """Log which plug-ins are broken: they must not end runs that do not need them."""
+    for each in _broken:
+        if once.is_first(f"broken plug-in {each.name}"):
+            _LOGGER.warning(
+                "plug-in '%s' of %s cannot be loaded: %s", each.name, each.source, each.reason
+            )
+
+
+def _imported(thing: Any, key: str) -> Any:  # noqa: ANN401
+    return import_object(thing, key) if isinstance(thing, str) else thing
+
+
+def plugin_versions() -> dict[str, str]:
+    """Return the versions of the distributions that have plug-ins; imports nothing."""
+    found = (point.dist for point in plugins())
+    return {each.name: each.version for each in found if each is not None}
 
 
 def _load(point: EntryPoint) -> None:

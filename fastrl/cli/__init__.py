@@ -26,7 +26,7 @@ from fastrl.cli.output import (
     say_what_can_be_said,
     write,
 )
-from fastrl.cli.show import config, envs
+from fastrl.cli.show import config, envs, plugins
 from fastrl.cli.tune import tune
 from fastrl.errors import FastrlError, WorkerError
 from fastrl.free_memory import lack_of_memory
@@ -56,6 +56,7 @@ app.command(short_help="Measure how fast environments are sampled.")(throughput)
 app.command(short_help="Find the fastest way to sample on this machine.")(tune)
 app.command(short_help="Print a configuration as it will be used.")(config)
 app.command()(envs)
+app.command()(plugins)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

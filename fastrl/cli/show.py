@@ -1,13 +1,15 @@
-"""Commands that show what is there: configurations and environments."""
+"""Commands that show what is there: configurations, environments and plug-ins."""
 
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from fastrl import registry
 from fastrl.cli.arguments import ConfigArguments, EnvOption, split_arguments
 from fastrl.cli.output import note, show_tables, write
 from fastrl.config import config_schema, config_to_yaml, load_config
@@ -52,3 +54,28 @@ def envs(
     if len(found) > len(usable) and not everything:
         missing = len(found) - len(usable)
         note(f"{missing} more need packages that are not installed; see fastrl envs --all")
+
+
+def plugins() -> None:
+    """List what configurations choose by name, and its source."""
+    table = Table("kind", "name", "source", box=None, pad_edge=False)
+    found, broken = registry.entries(), registry.broken()
+    if broken:
+        table.add_column("problem", no_wrap=True)
+    for entry in found:
+        table.add_row(entry.kind, entry.name, _with_version(entry.source))
+    for plugin in broken:
+        table.add_row("plug-in", plugin.name, _with_version(plugin.source), plugin.reason)
+    show_tables(table)
+    if not broken and all(entry.source == "fastrl" for entry in found):
+        note("no plug-in is installed; docs/guide/plugins.md says how one is written")
+
+
+def _with_version(source: str) -> str:
+    """Return a distribution with its version; fastrl, and what is no distribution, as it is."""
+    if source == "fastrl":
+        return source
+    try:
+        return f"{source} {version(source)}"
+    except (PackageNotFoundError, ValueError):
+        return source

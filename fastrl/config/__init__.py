@@ -1,7 +1,19 @@
 """The configuration of a run: validated sections, and the only reader and writer of its YAML."""
 
-from fastrl.config.algorithms import A2CConfig, AlgorithmConfig, PPOConfig
-from fastrl.config.loading import config_schema, config_to_yaml, load_config, save_config
+from fastrl.config.algorithms import (
+    A2CConfig,
+    ActorCriticConfig,
+    LearnerConfig,
+    OpenConfig,
+    PPOConfig,
+)
+from fastrl.config.loading import (
+    config_schema,
+    config_to_yaml,
+    load_config,
+    resolved,
+    save_config,
+)
 from fastrl.config.models import (
     CheckpointConfig,
     Config,
@@ -15,18 +27,21 @@ from fastrl.config.models import (
 
 __all__ = [
     "A2CConfig",
-    "AlgorithmConfig",
+    "ActorCriticConfig",
     "CheckpointConfig",
     "Config",
     "EnvConfig",
     "EvaluationConfig",
     "FaultsConfig",
+    "LearnerConfig",
     "LoggingConfig",
     "ModelConfig",
+    "OpenConfig",
     "PPOConfig",
     "SamplerConfig",
     "config_schema",
     "config_to_yaml",
     "load_config",
+    "resolved",
     "save_config",
 ]

@@ -1,40 +1,53 @@
-"""The sections of the learning algorithms; ``algorithm.name`` chooses one."""
+"""The sections of the learning algorithms; ``name`` or ``class_path`` chooses one."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+import inspect
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from fastrl import registry
+from fastrl.arguments import brief
 from fastrl.config.fields import (
     Bool,
     Device,
     Few,
     Float,
     Fraction,
+    ImportPath,
     Schedule,
     Section,
     Size,
+    Text,
     conflict,
+    registered,
     sequence,
 )
+from fastrl.errors import USERS_FAILURES, ConfigError, cause
+from fastrl.imports import import_object
 
 Rate = Annotated[Float, Field(gt=0, le=10)]
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 _BETAS = (0.9, 0.999)
+_NAME_CHARS = 200
 
 
-class LearnerConfig(Section):
-    """What A2C and PPO have in common.
+# Keys stand in files in the order of the bases, from the last to the first.
+class _RateKeys(Section):
+    """The first keys of every algorithm."""
 
-    Attributes:
-        wanted_fields: Fields of a rollout that only exist where an algorithm asks for them:
-            ``final_observation``.
-    """
-
-    wanted_fields: ClassVar[tuple[str, ...]] = ()
-
-    name: Literal["ppo", "a2c"] = Field(description="Name of the algorithm.")
+    name: Text = Field(description="Name of the algorithm.")
     learning_rate: Rate = Field(default=3e-4, description="Step size of the optimizer.")
     learning_rate_schedule: Schedule = Field(
         default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
@@ -45,6 +58,11 @@ class LearnerConfig(Section):
         "schedule begins; below 1 a share of total_steps.",
     )
     gamma: Fraction = Field(default=0.99, description="Discount factor per step.")
+
+
+class _EstimateKeys(_RateKeys):
+    """What the loss of A2C and PPO is computed with."""
+
     gae_lambda: Fraction = Field(
         default=0.95,
         description="Lambda of generalised advantage estimation; 1 is the n-step return.",
@@ -58,6 +76,19 @@ class LearnerConfig(Section):
     value_coef: Annotated[Float, Field(ge=0)] = Field(
         default=0.5, description="Weight of the value loss in the loss."
     )
+
+
+class LearnerConfig(_RateKeys):
+    """What the learner needs to know of any algorithm; the section of a new one is a subclass.
+
+    Attributes:
+        wanted_fields: Fields of a rollout that only exist where an algorithm asks for them:
+            ``final_observation``.
+    """
+
+    wanted_fields: ClassVar[tuple[str, ...]] = ()
+    _class_path: str | None = PrivateAttr(default=None)
+
     max_grad_norm: Annotated[Float, Field(gt=0)] | None = Field(
         default=0.5, description="Norm to which gradients are clipped; null to leave them."
     )
@@ -97,6 +128,11 @@ class LearnerConfig(Section):
         default=False, description="Compute the network in bfloat16 while learning (autocast)."
     )
 
+    @property
+    def import_path(self) -> str | None:
+        """The import path of the algorithm; None where it is a registered one."""
+        return self._class_path
+
     @model_validator(mode="after")
     def _check_betas(self) -> Self:
         if self.optimizer != "adam" and self.adam_betas != _BETAS:
@@ -104,11 +140,57 @@ class LearnerConfig(Section):
             raise conflict("adam_betas", problem)
         return self
 
+    @model_serializer(mode="wrap")
+    def _to_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        keys: dict[str, Any] = handler(self)
+        return keys if self._class_path is None else {"class_path": self._class_path, **keys}
 
-class PPOConfig(LearnerConfig):
+
+class OpenConfig(LearnerConfig):
+    """The section of an algorithm that ``class_path`` names, which is not imported yet.
+
+    `fastrl.config.resolved` validates its keys when a run starts. Until then they are kept as they
+    were given, and written as such; the attributes of `LearnerConfig` have their defaults.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    class_path: ImportPath = Field(description="Your own algorithm, imported when a run starts.")
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys as they were given."""
+        return dict(self._given)
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """Return the section of a mapping of keys.
+
+        Raises:
+            ValidationError: ``class_path`` is no import path.
+        """
+        name = given.get("name")
+        path = given.get("class_path")
+        default = path.rpartition(":")[2] if isinstance(path, str) else "?"
+        name = name if isinstance(name, str) and name else default
+        section = cls.model_validate({"class_path": path, "name": name[:_NAME_CHARS] or "?"})
+        section._given, section._class_path = dict(given), section.class_path
+        return section
+
+    @model_serializer(mode="wrap")
+    def _to_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return self.given
+
+
+class ActorCriticConfig(LearnerConfig, _EstimateKeys):
+    """What A2C and PPO have in common."""
+
+
+class PPOConfig(ActorCriticConfig):
     """Proximal policy optimisation with the clipped objective (Schulman et al., 2017)."""
 
-    name: Literal["ppo"] = Field(default="ppo", description="Proximal policy optimisation.")
+    name: Text = Field(default="ppo", description="Proximal policy optimisation.")
     learning_rate_schedule: Schedule | Literal["kl_adaptive"] = Field(  # type: ignore[assignment]
         default="constant",
         description="Constant; linear or cosine down to 0 at total_steps; or kl_adaptive, which "
@@ -170,10 +252,10 @@ class PPOConfig(LearnerConfig):
         return self
 
 
-class A2CConfig(LearnerConfig):
+class A2CConfig(ActorCriticConfig):
     """Synchronous advantage actor-critic: one gradient step per rollout (Mnih et al., 2016)."""
 
-    name: Literal["a2c"] = Field(default="a2c", description="Advantage actor-critic.")
+    name: Text = Field(default="a2c", description="Advantage actor-critic.")
     learning_rate: Rate = Field(default=7e-4, description="Step size of the optimizer.")
     gae_lambda: Fraction = Field(
         default=1.0,
@@ -192,5 +274,86 @@ class A2CConfig(LearnerConfig):
     )
 
 
-AlgorithmConfig = Annotated[PPOConfig | A2CConfig, Field(discriminator="name")]
-"""The algorithm's section; which keys it has depends on ``algorithm.name``."""
+def algorithm_section(
+    keys: dict[str, Any], own: type[LearnerConfig] | None = None
+) -> LearnerConfig:
+    """Return the section that keys of a file stand for.
+
+    Args:
+        keys: With ``name``, of which ``ppo`` is the default, or ``class_path``.
+        own: The class of the section where ``class_path`` was imported.
+
+    Raises:
+        ValidationError: A key is wrong.
+        PydanticCustomError: There is no algorithm of this name.
+    """
+    path = keys.get("class_path")
+    rest = {key: value for key, value in keys.items() if key != "class_path"}
+    if path is None:
+        rest = {"name": "ppo", **rest}
+        return _validated(section_type(rest), rest, "name")
+    if own is None:
+        return OpenConfig.of(keys)
+    if not _names_itself(own):
+        rest.setdefault("name", path.rpartition(":")[2])
+    section = _validated(own, rest, "class_path")
+    section._class_path = path
+    return section
+
+
+def _validated(own: type[LearnerConfig], keys: dict[str, Any], key: str) -> LearnerConfig:
+    try:
+        return own.model_validate(keys)
+    except (ValidationError, PydanticCustomError):
+        raise
+    except USERS_FAILURES as error:
+        raise conflict(key, f"{own.__name__} does not validate its keys: {cause(error)}") from error
+
+
+def _names_itself(own: type[LearnerConfig]) -> bool:
+    """Say whether a section has a name of its own, and not one that a class of fastrl declares."""
+    declaring = next(each for each in own.__mro__ if "name" in inspect.get_annotations(each))
+    is_ours = declaring.__module__.partition(".")[0] == "fastrl"
+    return not is_ours and not own.model_fields["name"].is_required()
+
+
+def section_type(keys: dict[str, Any]) -> type[LearnerConfig]:
+    """Return the class of the section whose ``name`` is among its keys; no algorithm is imported.
+
+    Raises:
+        PydanticCustomError: There is no algorithm of this name, or it has no section.
+    """
+    name = keys["name"]
+    if not isinstance(name, str):
+        known = ", ".join(registry.names("algorithm"))
+        raise conflict("name", f"must be one of {known}; got {brief(name)}")
+    registered("algorithm", name)
+    try:
+        return checked_section_type(registry.section_of("algorithm", name, "name"), f"'{name}'")
+    except ConfigError as error:
+        raise conflict("name", str(error).removeprefix("name: ")) from None
+
+
+def own_section_type(class_path: str) -> type[LearnerConfig]:
+    """Import an algorithm and return the class of its section.
+
+    Raises:
+        ConfigError: It cannot be imported, or has no section.
+    """
+    algorithm = import_object(class_path, "algorithm.class_path")
+    found = getattr(algorithm, "section_type", None)
+    return checked_section_type(found, f"algorithm.class_path: '{class_path}'")
+
+
+def checked_section_type(found: object, algorithm: str) -> type[LearnerConfig]:
+    """Return the class of a section.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if isinstance(found, type) and issubclass(found, LearnerConfig):
+        return found
+    raise ConfigError(
+        f"{algorithm} must be an Algorithm whose section_type is a subclass of "
+        f"fastrl.config.LearnerConfig; its section_type is {brief(found)}"
+    )

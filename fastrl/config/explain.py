@@ -6,10 +6,17 @@ import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
+from fastrl.config.algorithms import (
+    A2CConfig,
+    LearnerConfig,
+    OpenConfig,
+    PPOConfig,
+    section_type,
+)
 from fastrl.config.fields import Call, Section
 from fastrl.config.models import Config
 
@@ -34,29 +41,33 @@ _SHOWN_CHARS = 60
 _ENTRY_KEYS = " and ".join(Call.model_fields)
 
 
-def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+def explain(
+    error: ErrorDetails, tree: Mapping[str, Any], algorithm: type[LearnerConfig] | None = None
+) -> tuple[tuple[str, ...], str]:
     """Return the key that an error of pydantic is about, and what to tell about it.
 
     Args:
         error: One entry of ``ValidationError.errors()`` of `Config`.
         tree: What was validated.
+        algorithm: Class of the section ``algorithm``; by default what the tree chooses.
 
     Returns:
         The key as a path, and one sentence without it.
     """
+    classes = {**sections(), "algorithm": algorithm or _algorithm(tree)}
     kind, key = error["type"], _key(error)
-    if kind == "conflict":
+    if kind in ("conflict", "value_error", "assertion_error"):
         return key, error["msg"]
     if kind == "extra_forbidden" and len(error["loc"]) > 3:
         return key, f"unknown key '{error['loc'][-1]}' of an entry; known are {_ENTRY_KEYS}"
     if kind == "extra_forbidden":
-        return key, f"unknown key; {_suggestion(key, tree)}"
+        return key, f"unknown key; {_suggestion(key, classes)}"
     if kind == "missing" and len(key) == 1:
         return key, f"missing; give at least {key[0]}.id"
-    if key[0] in sections() and len(key) == 1:
-        keys = ", ".join(_keys_of(key[0], tree))
+    if key[0] in classes and len(key) == 1:
+        keys = ", ".join(classes[key[0]].model_fields)
         return key, f"must be a mapping with keys among {keys}; got {_show(_value(tree, key))}"
-    allowed = _allowed(key, tree)
+    allowed = _allowed(key, classes)
     # What is missing may also be an entry of a list that is there.
     if kind in ("missing", "union_tag_not_found") and _value(tree, key) is None:
         return key, f"missing; must be {allowed}"
@@ -69,59 +80,49 @@ def dotted(key: tuple[str, ...]) -> str:
 
 
 @cache
-def sections() -> dict[str, tuple[type[Section], ...]]:
-    """Return the keys of `Config` that are sections, and the classes that may stand behind each."""
-    found: dict[str, tuple[type[Section], ...]] = {}
-    for name, field in Config.model_fields.items():
-        members = get_args(field.annotation) or (field.annotation,)
-        classes = tuple(m for m in members if isinstance(m, type) and issubclass(m, Section))
-        if classes:
-            found[name] = classes
-    return found
+def sections() -> dict[str, type[Section]]:
+    """Return the keys of `Config` that are sections, and their classes."""
+    return {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def _algorithm(tree: Mapping[str, Any]) -> type[LearnerConfig]:
+    """Return the class of the section that a tree chooses; PPO's where it chooses none."""
+    keys = tree.get("algorithm")
+    if not isinstance(keys, Mapping):
+        return PPOConfig
+    if keys.get("class_path") is not None:
+        return OpenConfig
+    try:
+        return section_type({"name": "ppo", **keys})
+    except PydanticCustomError:
+        return PPOConfig
 
 
 def _key(error: ErrorDetails) -> tuple[str, ...]:
-    """Return section and key; pydantic goes on into lists, and names a union's member."""
+    """Return section and key; pydantic goes on into lists."""
     path = [str(part) for part in error["loc"]]
     if not path:
         return ("",)
-    if len(sections().get(path[0], ())) > 1 and len(path) > 1:
-        del path[1]
     if error["type"] == "conflict":
         path.append(error["ctx"]["key"])
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        path.append("name")
     return tuple(path[:2] if path[0] in sections() else path[:1])
 
 
-def _members(section: str, tree: Mapping[str, Any]) -> tuple[type[Section], ...]:
-    """Return the classes that a section's own ``name`` leaves possible."""
-    classes = sections()[section]
-    name = _value(tree, (section, "name"))
-    chosen = tuple(c for c in classes if "name" in c.model_fields and _default(c, "name") == name)
-    return chosen or classes
-
-
-def _default(section: type[Section], key: str) -> Any:  # noqa: ANN401
-    return section.model_fields[key].default
-
-
-def _keys_of(section: str, tree: Mapping[str, Any]) -> list[str]:
-    keys = [key for member in _members(section, tree) for key in member.model_fields]
-    return list(dict.fromkeys(keys))
-
-
-def _suggestion(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
+def _suggestion(key: tuple[str, ...], classes: Mapping[str, type[Section]]) -> str:
     """Return which known key an unknown one was probably meant to be."""
     name = key[-1]
-    if len(key) > 1:
-        for other in sections()[key[0]]:
+    if key[0] == "algorithm":
+        for other in (PPOConfig, A2CConfig):
             if name in other.model_fields:
-                return f"it belongs to {key[0]}.name: {_default(other, 'name')}"
-    own = _keys_of(key[0], tree) if len(key) > 1 else list(Config.model_fields)
+                return f"it belongs to algorithm.name: {other.model_fields['name'].default}"
+    own = list((classes[key[0]] if len(key) > 1 else Config).model_fields)
     prefix = f"{key[0]}." if len(key) > 1 else ""
     everywhere = [*Config.model_fields]
-    everywhere += [f"{section}.{k}" for section in sections() for k in _keys_of(section, tree)]
+    everywhere += [f"{section}.{k}" for section in classes for k in classes[section].model_fields]
     elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
     if name in _ALIASES:
         elsewhere.append(_ALIASES[name])
@@ -135,11 +136,11 @@ def _suggestion(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
     return f"known are {', '.join(own)}"
 
 
-def _allowed(key: tuple[str, ...], tree: Mapping[str, Any]) -> str:
+def _allowed(key: tuple[str, ...], classes: Mapping[str, type[Section]]) -> str:
     """Return in words which values a key may have."""
-    owners = _members(key[0], tree) if len(key) > 1 else (Config,)
-    schemas = [owner.model_json_schema()["properties"].get(key[-1]) for owner in owners]
-    return " or ".join(dict.fromkeys(_describe(schema) for schema in schemas if schema))
+    owner = classes[key[0]] if len(key) > 1 else Config
+    schema = owner.model_json_schema()["properties"].get(key[-1])
+    return _describe(schema) if schema else ""
 
 
 def _describe(schema: Mapping[str, Any]) -> str:

@@ -8,16 +8,24 @@ everything else is replaced.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, create_model
 
+from fastrl import registry
 from fastrl.arguments import brief, taken
+from fastrl.config.algorithms import (
+    LearnerConfig,
+    OpenConfig,
+    checked_section_type,
+    own_section_type,
+)
 from fastrl.config.explain import dotted, explain, sections
-from fastrl.config.models import Config, named_sampler
+from fastrl.config.models import OWN_SECTION, Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml, printable
 from fastrl.errors import ConfigError
 
@@ -70,6 +78,25 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         raise ConfigError(_message(error, tree, layers, source)) from None
 
 
+def resolved(config: Config) -> Config:
+    """Return a configuration whose sections are all validated: where a run starts.
+
+    The algorithm that ``algorithm.class_path`` names is imported, and its section with it.
+
+    Raises:
+        ConfigError: It cannot be imported, or a key of its section is wrong.
+    """
+    section = config.algorithm
+    if not isinstance(section, OpenConfig):
+        return config
+    own = own_section_type(section.class_path)
+    tree = {**dict(config), "algorithm": section.given}
+    try:
+        return Config.model_validate(tree, context={OWN_SECTION: own})
+    except ValidationError as error:
+        raise ConfigError(_message(error, tree, [], "configuration", own)) from None
+
+
 def config_to_yaml(config: Config) -> str:
     """Return a configuration as YAML with every key, which `load_config` reads back as equal."""
     return dump_yaml(config.model_dump(mode="python", warnings="none"))
@@ -93,15 +120,42 @@ def save_config(config: Config, path: str | Path) -> None:
 def config_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration file, for editors and for documentation.
 
-    A file may leave to its base, or to overrides, what a whole configuration needs; so no key is
-    required by this schema.
+    It has the sections of all registered algorithms, those of installed plug-ins included. A file
+    may leave to its base, or to overrides, what a whole configuration needs; so no key is required
+    by this schema, but for ``class_path`` where an algorithm is not registered.
     """
-    schema = Config.model_json_schema()
+    default = Config.model_fields["algorithm"]
+    field = Field(default=default.default, description=default.description)
+    # A union that is only known now.
+    union: Any = Union[(*_algorithm_sections(), OpenConfig)]
+    # Named and documented like its base.
+    whole = create_model(
+        "Config", __base__=Config, __doc__=Config.__doc__, algorithm=(union, field)
+    )
+    schema = whole.model_json_schema()
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)
+    own = schema["$defs"]["OpenConfig"]
+    own["properties"] = {"class_path": own["properties"]["class_path"]}
+    own["required"] = ["class_path"]
     base = {"type": "string", "description": "File, relative to this one, that this one refines."}
     schema["properties"] = {"base": base, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
+    """Yield the section of each registered algorithm, fastrl's own first; broken ones are left out.
+
+    Each allows the registered name alone.
+    """
+    found = [entry for entry in registry.entries() if entry.kind == "algorithm"]
+    for entry in sorted(found, key=lambda entry: (entry.source != "fastrl", entry.name)):
+        with suppress(ConfigError):
+            section = registry.section_of("algorithm", entry.name, "algorithm.name")
+            known = checked_section_type(section, entry.name)
+            description = known.model_fields["name"].description
+            name: Any = (Literal[entry.name], Field(entry.name, description=description))
+            yield create_model(known.__name__, __base__=known, __doc__=known.__doc__, name=name)
 
 
 def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:
@@ -196,11 +250,15 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(
-    error: ValidationError, tree: dict[str, Any], layers: list[_Layer], source: str
+    error: ValidationError,
+    tree: Mapping[str, Any],
+    layers: list[_Layer],
+    source: str,
+    algorithm: type[LearnerConfig] | None = None,
 ) -> str:
     """Return the first problem in one line; an unknown key before what may follow from it."""
     problems = error.errors(include_url=False)
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    key, text = explain(first, tree)
+    key, text = explain(first, tree, algorithm)
     origin = next((layer.origin for layer in reversed(layers) if layer.has(key)), source)
     return printable(f"{origin}: {dotted(key)}: {text}")

@@ -11,26 +11,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
     JsonValue,
+    SerializeAsAny,
     StringConstraints,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from fastrl.config.algorithms import AlgorithmConfig, PPOConfig
+from fastrl.config.algorithms import (
+    LearnerConfig,
+    OpenConfig,
+    PPOConfig,
+    algorithm_section,
+)
 from fastrl.config.fields import (
     Bool,
     Call,
     Callee,
+    Code,
     Count,
     Device,
     Devices,
     Episodes,
     Few,
     Float,
-    ImportPath,
     Seconds,
     Section,
     Seed,
@@ -38,6 +46,7 @@ from fastrl.config.fields import (
     Steps,
     Text,
     conflict,
+    is_call,
     sequence,
 )
 from fastrl.cores import usable_cores
@@ -102,10 +111,12 @@ class EnvConfig(Section):
 class SamplerConfig(Section):
     """How many processes sample, and what each of them does."""
 
-    kind: Literal["process", "serial", "device"] = Field(
+    kind: Annotated[str, Code("sampler")] = Field(
         default="process",
         description="Worker processes; serial: their steps in one process, to debug; device: a "
-        "tensor environment, the policy and the learner on one device.",
+        "tensor environment, the policy and the learner on one device; or a sampler of others, by "
+        "its registered name or as 'package.module:function'.",
+        examples=["process", "serial", "device", "package.module:function"],
     )
     envs_per_worker: Size = Field(
         default=16, description="n: environments stepped by each env worker."
@@ -135,10 +146,12 @@ class SamplerConfig(Section):
         default=False,
         description="Infer a group only when all its workers are ready: reproducible.",
     )
-    engine: Literal["auto", "eager", "compiled", "bfloat16"] = Field(
+    engine: Annotated[str, Code("engine")] = Field(
         default="auto",
-        description="How the policy's forward pass is executed; bfloat16 rounds the network's "
-        "bodies, for conv nets on hardware that has it.",
+        description="How the policy's forward pass is executed: auto, eager, compiled; bfloat16 "
+        "rounds the network's bodies, for conv nets on hardware that has it; or an engine of "
+        "others, by its registered name or as 'package.module:function'.",
+        examples=["auto", "eager", "compiled", "bfloat16", "package.module:function"],
     )
     torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
     tune_s: Seconds | None = Field(
@@ -255,8 +268,12 @@ LogStd = Annotated[Float, Field(ge=-20, le=20)]
 class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
-    class_path: ImportPath | None = Field(
-        default=None, description="Your own module 'package.module:Class', imported as named."
+    class_path: Annotated[str, Code("model"), Field(examples=["package.module:name"])] | None = (
+        Field(
+            default=None,
+            description="Your own module 'package.module:Class', imported as named, or the "
+            "registered name of one.",
+        )
     )
     kwargs: dict[str, JsonValue] = Field(
         default={}, description="Keyword arguments for class_path."
@@ -405,6 +422,19 @@ class FaultsConfig(Section):
     )
 
 
+class LoggerCall(Call):
+    """A logger, and the keyword arguments that it is called with."""
+
+    path: Annotated[str, Code("logger")] = Field(description="As where it has no arguments.")
+
+
+Logger = Annotated[
+    Annotated[str, Code("logger"), Field(examples=["package.module:name"]), Tag("path")]
+    | Annotated[LoggerCall, Tag("call")],
+    Discriminator(lambda value: "call" if is_call(value) else "path"),
+]
+
+
 class LoggingConfig(Section):
     """Where metrics go besides the run's own JSONL file."""
 
@@ -420,6 +450,15 @@ class LoggingConfig(Section):
         description="Environment steps after which a row of metrics comes sooner; null for a "
         "200th of total_steps.",
     )
+    loggers: Annotated[tuple[Logger, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="Where metrics go besides: 'package.module:Class' or a registered name each, "
+        "or {path: …, kwargs: {…}} with arguments.",
+    )
+
+
+OWN_SECTION = "algorithm"
+"""Key of the context of validation under which the class of an imported algorithm's section is."""
 
 
 class Config(Section):
@@ -448,7 +487,9 @@ class Config(Section):
         default=SamplerConfig(), description="The processes that sample."
     )
     model: ModelConfig = Field(default=ModelConfig(), description="The network.")
-    algorithm: AlgorithmConfig = Field(default=PPOConfig(), description="The learning algorithm.")
+    algorithm: SerializeAsAny[LearnerConfig] = Field(
+        default=PPOConfig(), description="The learning algorithm."
+    )
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
     faults: FaultsConfig = Field(default=FaultsConfig(), description="Failures.")
@@ -456,10 +497,10 @@ class Config(Section):
 
     @field_validator("algorithm", mode="before")
     @classmethod
-    def _name_default_algorithm(cls, value: Any) -> Any:  # noqa: ANN401
+    def _choose_algorithm(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
         """Let a section without a name be PPO's, as no section at all is."""
-        unnamed = isinstance(value, dict) and "name" not in value
-        return {"name": "ppo", **value} if unnamed else value
+        own = (info.context or {}).get(OWN_SECTION)
+        return algorithm_section(value, own) if isinstance(value, dict) else value
 
     @field_validator("sampler", mode="before", json_schema_input_type=SamplerConfig | str)
     @classmethod
@@ -468,8 +509,10 @@ class Config(Section):
 
     @field_validator("algorithm")
     @classmethod
-    def _check_one_device(cls, value: AlgorithmConfig, info: ValidationInfo) -> AlgorithmConfig:
+    def _check_one_device(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
         sampler = info.data.get("sampler")
+        if isinstance(value, OpenConfig):
+            return value
         if sampler is not None and sampler.kind == "device" and value.device != sampler.devices[0]:
             sampled = f"sampler.device ({sampler.devices[0]})"
             problem = f"must be {sampled} with sampler.kind: device, got {value.device}"
@@ -478,7 +521,7 @@ class Config(Section):
 
     @field_validator("algorithm")
     @classmethod
-    def _check_warmup(cls, value: AlgorithmConfig, info: ValidationInfo) -> AlgorithmConfig:
+    def _check_warmup(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
         total_steps = info.data.get("total_steps")
         if total_steps is not None and value.learning_rate_warmup >= total_steps:
             problem = f"must be less than total_steps ({total_steps}), got "

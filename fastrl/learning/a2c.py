@@ -22,6 +22,8 @@ class A2C(PolicyGradient[A2CConfig]):
     of truncated episodes stays the older policy's, since rollouts do not hold that observation.
     """
 
+    section_type = A2CConfig
+
     def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
         """Return the plain policy gradient."""
         return ObjectiveSettings(

@@ -90,6 +90,8 @@ class Algorithm(ABC, Generic[SectionT]):
         section: The algorithm's section of the configuration.
 
     Attributes:
+        section_type: Class of the section, a subclass of `LearnerConfig`: its keys are those of
+            ``algorithm`` in the files.
         needs: Names of the outputs that a policy must have, such as ``value``.
         schedules: Names of the section's numbers that have a schedule, and of the keys that hold
             it. What they are in an update is in ``Minibatch.scheduled``, and reported.
@@ -100,11 +102,9 @@ class Algorithm(ABC, Generic[SectionT]):
             share of the rows. False in a class that defines `loss`, unless it says otherwise.
     """
 
+    section_type: ClassVar[type[LearnerConfig]]
     needs: ClassVar[tuple[str, ...]] = ()
-    schedules: ClassVar[Mapping[str, str]] = {
-        "learning_rate": "learning_rate_schedule",
-        "entropy_coef": "entropy_schedule",
-    }
+    schedules: ClassVar[Mapping[str, str]] = {"learning_rate": "learning_rate_schedule"}
     last_epoch_metrics: ClassVar[frozenset[str]] = frozenset()
     is_mean_over_rows: ClassVar[bool] = False
 

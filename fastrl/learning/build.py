@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from fastrl import registry
-from fastrl.arguments import instance, taken
-from fastrl.config import Config
+from fastrl.arguments import brief, instance, taken
+from fastrl.config import Config, LearnerConfig, resolved
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.imports import import_object
 from fastrl.learning.algorithm import Algorithm
 from fastrl.learning.learner import AlgorithmLearner, Learner
 from fastrl.models.policy import PolicyModel, build_model
@@ -32,14 +34,15 @@ def build_learner(
             Its section then takes the place of ``config.algorithm``.
 
     Raises:
-        ConfigError: The model cannot be built, or the learner's device does not exist.
+        ConfigError: The algorithm or the model cannot be built, or the learner's device does not
+            exist.
         SpaceError: The action space is not supported.
     """
     taken("build_learner", config, Config, "load_config reads one from a file")
     instance("env_spec", env_spec, EnvSpec)
     if algorithm is None:
-        build = registry.find("algorithm", config.algorithm.name, "algorithm.name")
-        algorithm = build(config.algorithm)
+        config = resolved(config)
+        algorithm = _build_algorithm(config.algorithm)
     instance("algorithm", algorithm, Algorithm)
     config = config.model_copy(update={"algorithm": algorithm.section})
     if model is None:
@@ -48,3 +51,26 @@ def build_learner(
             model = build_model(env_spec, config.model, config.env.action_bounds)
     instance("model", model, torch.nn.Module)
     return AlgorithmLearner(config, algorithm, env_spec, model)
+
+
+def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
+    """Return the algorithm that a section belongs to.
+
+    Raises:
+        ConfigError: It cannot be imported or built, or is something else.
+    """
+    if section.import_path is None:
+        where = f"algorithm.name: '{section.name}'"
+        build = registry.find("algorithm", section.name, "algorithm.name")
+    else:
+        where = f"algorithm.class_path: '{section.import_path}'"
+        build = import_object(section.import_path, "algorithm.class_path")
+    try:
+        algorithm = build(section)
+    except FastrlError:
+        raise
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(f"{where} must be an Algorithm, got {brief(algorithm)}")
+    return algorithm

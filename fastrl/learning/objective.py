@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class PolicyGradient(Algorithm[SectionT]):
     """An algorithm whose loss is `objective`, with ``advantage`` and ``target`` as constants."""
 
     needs = ("log_prob", "value")
+    schedules: ClassVar = {**Algorithm.schedules, "entropy_coef": "entropy_schedule"}
     is_mean_over_rows = True
 
     @abstractmethod

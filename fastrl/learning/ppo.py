@@ -24,6 +24,7 @@ class PPO(PolicyGradient[PPOConfig]):
     Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), algorithm 1.
     """
 
+    section_type = PPOConfig
     schedules: ClassVar = {**PolicyGradient.schedules, "clip_range": "clip_schedule"}
     last_epoch_metrics = frozenset({"approx_kl", "clip_fraction"})
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from fastrl import registry
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.imports import import_object
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spaces import TensorSpec
@@ -113,7 +113,10 @@ _METHODS = ("draw_noise", "act", "evaluate", "mode")
 
 
 def build_model(
-    env_spec: EnvSpec, config: ModelConfig, action_bounds: ActionBounds = "clip"
+    env_spec: EnvSpec,
+    config: ModelConfig,
+    action_bounds: ActionBounds = "clip",
+    own_class: Any = None,  # noqa: ANN401
 ) -> PolicyModel:
     """Build the policy that a configuration asks for.
 
@@ -122,6 +125,7 @@ def build_model(
         config: The network; ``class_path`` names your own class, which is then called with
             ``env_spec`` and ``config.kwargs``.
         action_bounds: See `ActionDistribution`; your own class gets it only through its kwargs.
+        own_class: What ``class_path`` names, where that is known already.
 
     Raises:
         ConfigError: Your own class cannot be imported or built, does not take its arguments, or
@@ -134,7 +138,8 @@ def build_model(
     if config.class_path is None:
         return ActorCritic(env_spec, config, action_bounds)
     where = f"model.class_path '{config.class_path}'"
-    own_class = import_object(config.class_path, "model.class_path")
+    if own_class is None:
+        own_class = registry.chosen("model", config.class_path, "model.class_path")
     try:
         inspect.signature(own_class).bind(env_spec, **config.kwargs)
     except (TypeError, ValueError) as error:

@@ -1,26 +1,36 @@
-"""Where metrics go: a JSONL file always; TensorBoard and Weights & Biases by configuration."""
+"""Where metrics go: a JSONL file always, and by configuration TensorBoard and other loggers."""
 
 from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import json
 import logging
 import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastrl import registry
+from fastrl.arguments import methods
 from fastrl.closing import build_all, close_all
 from fastrl.config import Config, LoggingConfig
-from fastrl.errors import ConfigError
+from fastrl.config.fields import Call
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.extras import how_to_install
 from fastrl.free_memory import free_bytes
-from fastrl.training.durable import open_inside, open_new, write_durably, writing
+from fastrl.training.durable import (
+    WriteError,
+    open_inside,
+    open_new,
+    write_durably,
+    writing,
+)
 from fastrl.training.run_directory import RunDirectory
 
 _MOST_STEPS = 2**62
@@ -31,7 +41,12 @@ Row = Mapping[str, float | int]
 
 
 class Sink(Protocol):
-    """Somewhere to write rows to."""
+    """Somewhere to write rows to: what a logger returns.
+
+    A logger is called with the `RunDirectory`, the `Config`, and the steps of the checkpoint that
+    training goes on from: rows of later steps, which it may have, are void. It gets the keyword
+    arguments of the configuration besides.
+    """
 
     def write(self, kind: str, row: Row) -> None:
         """Write a row of metrics, which has ``steps``; ``kind`` is training or evaluation."""
@@ -51,8 +66,8 @@ class MetricsLog:
         steps: Of the checkpoint that training goes on from: later rows are dropped.
 
     Raises:
-        WriteError: They cannot be written.
-        ConfigError: Weights & Biases does not start.
+        WriteError: They cannot be written, or a logger of others fails, now or later.
+        ConfigError: Weights & Biases does not start, or a logger returns something else.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
@@ -77,29 +92,90 @@ class MetricsLog:
 
 
 def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
-    if config.logging.wandb:
-        # Before rows are dropped from the file: where it fails, the next session drops them again.
-        yield WeightsAndBiases(run, config, steps)
-    else:
+    names = [path for path, _ in _loggers(config.logging)]
+    if "wandb" not in names:
         # The run there would lack the rows that are written from here on.
         with writing(run.wandb):
             run.wandb.unlink(missing_ok=True)
-    yield JsonLines(run.metrics, steps)
-    if config.logging.tensorboard:
-        yield TensorBoard(run.tensorboard, steps)
-    elif run.tensorboard.is_dir():
-        TensorBoard(run.tensorboard, steps).close()
+    for path, kwargs in _loggers(config.logging):
+        build = _logger(path)
+        if build in _OURS:
+            yield build(run, config, steps)
+        else:
+            yield _Foreign(path, lambda build=build, k=kwargs: build(run, config, steps, **k))
+    if "tensorboard" not in names and run.tensorboard.is_dir():
+        TensorBoard(run, config, steps).close()
+
+
+def _loggers(settings: LoggingConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Return all loggers, each with its arguments; fastrl's own first."""
+    # Weights & Biases comes before rows are dropped from the file: where it fails, the next
+    # session drops them again.
+    chosen = {"wandb": settings.wandb, "jsonl": True, "tensorboard": settings.tensorboard}
+    others = [
+        (each.path, dict(each.kwargs)) if isinstance(each, Call) else (each, {})
+        for each in settings.loggers
+    ]
+    for path, _ in others:
+        if path in chosen:
+            chosen[path] = True
+    ours: list[tuple[str, dict[str, Any]]] = [(name, {}) for name, is_on in chosen.items() if is_on]
+    return [*ours, *((path, kwargs) for path, kwargs in others if path not in chosen)]
+
+
+def _logger(path: str) -> Any:  # noqa: ANN401
+    return registry.chosen("logger", path, "logging.loggers")
+
+
+class _Foreign:
+    """A logger of others, whose failures end the run with one line.
+
+    Args:
+        path: What the configuration calls it.
+        build: Returns the logger.
+
+    Raises:
+        ConfigError: It has not the methods of a `Sink`.
+        WriteError: It fails.
+    """
+
+    def __init__(self, path: str, build: Any) -> None:  # noqa: ANN401
+        self._where = f"logging.loggers: '{path}'"
+        with self._told():
+            self._sink: Sink = build()
+        methods(self._where, self._sink, ("write", "close"))
+
+    def write(self, kind: str, row: Row) -> None:
+        """Write a row; see `Sink`."""
+        with self._told():
+            self._sink.write(kind, row)
+
+    def close(self) -> None:
+        """Write what is left."""
+        with self._told():
+            self._sink.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except FastrlError:
+            raise
+        except USERS_FAILURES as error:
+            raise WriteError(f"{self._where} failed: {cause(error)}") from error
 
 
 class JsonLines:
     """One JSON object per line: ``kind`` and the row; null for what is not finite.
 
     Args:
-        path: The file.
+        run: The run's directory, which has the file.
+        config: The run's configuration.
         steps: Rows beyond are dropped, and with them one that a killed process left unfinished.
     """
 
-    def __init__(self, path: Path, steps: int) -> None:
+    def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
+        path = run.metrics
         kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["steps"] <= steps]
         partial = path.with_name(f".{path.name}.partial")
         with os.fdopen(open_new(partial), "w", encoding="utf-8") as file:
@@ -122,15 +198,16 @@ class TensorBoard:
     """Event files with one scalar per number.
 
     Args:
-        directory: Where they go.
+        run: The run's directory, in which they go.
+        config: The run's configuration.
         steps: TensorBoard hides what earlier files say of later steps.
     """
 
-    def __init__(self, directory: Path, steps: int) -> None:
+    def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
         # Takes a sixth of a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=steps + 1)
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=steps + 1)
 
     def write(self, kind: str, row: Row) -> None:
         """Add a scalar ``kind/name`` for each number."""
@@ -233,14 +310,28 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def check_packages(settings: LoggingConfig) -> None:
-    """Refuse a configuration for which a package is missing, before anything is written.
+_OURS = (JsonLines, TensorBoard, WeightsAndBiases)
+
+
+def check_loggers(settings: LoggingConfig) -> None:
+    """Reject loggers that cannot be built, before anything is written.
 
     Raises:
-        ConfigError: Names the package and how to get it.
+        ConfigError: A package is missing, and how to get it; or a logger cannot be imported or
+            does not take its arguments.
     """
-    if settings.wandb and find_spec("wandb") is None:
-        raise ConfigError(f"logging.wandb: needs the package 'wandb': {how_to_install('wandb')}")
+    for path, kwargs in _loggers(settings):
+        if path == "wandb" and find_spec("wandb") is None:
+            raise ConfigError(
+                f"logging.wandb: needs the package 'wandb': {how_to_install('wandb')}"
+            )
+        try:
+            inspect.signature(_logger(path)).bind("run", "config", 0, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"logging.loggers: '{path}' does not take (run, config, steps) and its kwargs: "
+                f"{error}"
+            ) from error
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -155,7 +155,10 @@ def _jumps(config: Config, old_end: int, steps: int) -> Iterator[str]:
     """Yield a line if numbers with a schedule jump up, since the run's end has moved away."""
     before = Schedules(config.model_copy(update={"total_steps": old_end}))
     now = Schedules(config)
-    names = [name for name in SCHEDULED if hasattr(config.algorithm, name)]
+    section = config.algorithm
+    names = [
+        name for name, key in SCHEDULED.items() if hasattr(section, name) and hasattr(section, key)
+    ]
     jumps = [
         f"algorithm.{name} from {old:.3g} to {new:.3g}"
         for name in names

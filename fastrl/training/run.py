@@ -12,7 +12,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from fastrl.arguments import one_of, taken
-from fastrl.config import Config
+from fastrl.config import Config, resolved
 from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError
 from fastrl.models.policy import PolicyModel, build_model
@@ -289,7 +289,8 @@ def _loaded(path: Path, config: Config, found: Checkpoint, seed: int | None) -> 
 
 
 def _resolved(config: Config) -> Config:
-    """Return the configuration with everything that depends on the machine written out."""
+    """Return the configuration, imported where it names an algorithm, and without ``auto``."""
+    config = resolved(config)
     workers = config.topology.num_env_workers
     sampler = config.sampler.model_copy(update={"num_env_workers": workers})
     return config.model_copy(update={"sampler": sampler})

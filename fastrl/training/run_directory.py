@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fastrl import registry
 from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
@@ -30,16 +31,19 @@ from fastrl.training.trust import SIGNATURE, sign
 RUNS = Path("runs")
 """Where runs are that were not given a directory."""
 
+_VERSIONS = "versions.json"
 # What a run that was killed while its directory was made has left.
 _BEFORE_CONFIG = {
     ".lock",
     "checkpoints",
-    "versions.json",
+    _VERSIONS,
     ".versions.json.partial",
     SIGNATURE,
     f".{SIGNATURE}.partial",
     ".config.yaml.partial",
 }
+_TOLD = 200
+"""Characters that are shown of the plug-ins that a run had."""
 _NAMES = 100
 """How often a new name is tried for."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -50,8 +54,8 @@ class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
     ``config.yaml`` holds every key as it is used, ``signature`` says that this user wrote it,
-    ``versions.json`` holds the packages and the machine, ``spaces.json`` what the environment
-    observes and accepts,
+    ``versions.json`` holds the packages, the plug-ins and the machine, ``spaces.json`` what the
+    environment observes and accepts,
     ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
     the run, ``faults.jsonl`` the workers that failed, ``checkpoints/`` and ``videos/`` what their
     names say, and ``summary.json`` the outcome once training has ended.
@@ -80,7 +84,9 @@ class RunDirectory:
             require_own_files(path)
             with writing(path):
                 (path / "checkpoints").mkdir(exist_ok=True)
-            run._write_json("versions.json", {"versions": versions(), "machine": machine()})
+            known = {"versions": versions(), "machine": machine()}
+            found = registry.plugin_versions()
+            run._write_json(_VERSIONS, {**known, **({"plugins": found} if found else {})})
             # The last one: it is what makes the directory a run.
             run.write_config(config)
         except FastrlError:
@@ -273,9 +279,26 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of the run in ``path``, with changes laid over it.
 
     Raises:
-        ConfigError: It is not valid.
+        ConfigError: It is not valid; names plug-ins that were there when the run began.
     """
-    return load_config(path / "config.yaml", overrides)
+    try:
+        return load_config(path / "config.yaml", overrides)
+    except ConfigError as error:
+        lost = _lost_plugins(path)
+        if not lost:
+            raise
+        raise ConfigError(
+            f"{error}; this run had plug-ins that are not installed: {lost}"
+        ) from None
+
+
+def _lost_plugins(path: Path) -> str:
+    """Return the plug-ins of a run's first session that are not installed here."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        then = json.loads((path / _VERSIONS).read_text(encoding="utf-8")).get("plugins", {})
+        lost = sorted(then.keys() - registry.plugin_versions().keys())
+        return ", ".join(f"{name} {then[name]}" for name in lost)[:_TOLD]
+    return ""
 
 
 def new_run_path(config: Config, name: str | None) -> Path:

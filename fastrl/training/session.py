@@ -34,7 +34,7 @@ from fastrl.training.evaluator import EvaluationPlan, Evaluator
 from fastrl.training.fault_log import FaultLog
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import FINAL, IdleTime, Journal
-from fastrl.training.metrics import MetricsLog, check_packages
+from fastrl.training.metrics import MetricsLog, check_loggers
 from fastrl.training.progress import Progress, Remaining
 from fastrl.training.recording import Recorder
 from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
@@ -114,7 +114,7 @@ class Session:
     ) -> None:
         self._config, self._start = config, start
         self._console, self._trained_with = console, trained_with
-        check_packages(config.logging)
+        check_loggers(config.logging)
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
         self._counted = Counted() if start is None else restore(start, config, self._learner)
@@ -157,7 +157,9 @@ class Session:
             stack.callback(log.close)
             progress = stack.enter_context(self._build_progress(directory))
             window = Window(**vars(self._counted))
-            signs = LearningSigns(config.algorithm.value_coef, _is_body_shared(self._learner.model))
+            signs = LearningSigns(
+                getattr(config.algorithm, "value_coef", 0.0), _is_body_shared(self._learner.model)
+            )
             journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
             steps = self._learner.steps
             told = remarks(config, self._plan.env_spec, self._trained_with, steps)

@@ -12,10 +12,12 @@ import hmac
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from fastrl.config import Config
+from fastrl.config.fields import code_of
 from fastrl.errors import ConfigError
 from fastrl.training.durable import make_directory, write_durably, writing
 
@@ -49,12 +51,11 @@ def named_code(config: Config) -> list[str]:
         for key, kwargs in both.items():
             if not _is_known_id(str(kwargs.get("name", ""))):
                 named.append(f"'{kwargs['name']}' ({key}.name)")
-    for wrapper in config.env.wrapper_paths:
-        module, _, name = wrapper.partition(":")
-        if module not in _KNOWN_WRAPPERS or "." in name or name in _WRITING_WRAPPERS:
-            named.append(f"'{wrapper}' (env.wrappers)")
-    if config.model.class_path is not None:
-        named.append(f"'{config.model.class_path}' (model.class_path)")
+    for key, _, paths in _keys(config):
+        unknown = (
+            path for path in paths if not (key == "env.wrappers" and _is_known_wrapper(path))
+        )
+        named += [f"'{path}' ({key})" for path in unknown]
     return named
 
 
@@ -97,6 +98,22 @@ def _is_known_id(env_id: str) -> bool:
     return is_registered or env_id in _KNOWN_IDS
 
 
+def _is_known_wrapper(path: str) -> bool:
+    module, _, name = path.partition(":")
+    return module in _KNOWN_WRAPPERS and "." not in name and name not in _WRITING_WRAPPERS
+
+
+def _keys(config: Config) -> Iterator[tuple[str, object, list[str]]]:
+    """Yield each key that names code, what it says, and the import paths in it; see `code_of`."""
+    section = config.algorithm
+    for key, value, paths in code_of(config):
+        if section.import_path is None or not key.startswith("algorithm."):
+            yield key, value, paths
+    if section.import_path is not None:
+        # All of the section is for the code; which keys it has is not known before the import.
+        yield "algorithm.class_path", section.model_dump(mode="json"), [section.import_path]
+
+
 def _is_signed(directory: Path, config: Config) -> bool:
     key = _key(make=False)
     if key is None:
@@ -109,7 +126,7 @@ def _is_signed(directory: Path, config: Config) -> bool:
 
 
 def _signature(key: bytes, config: Config) -> str:
-    said = {
+    said: dict[str, object] = {
         "env.id": config.env.id,
         "env.kwargs": config.env.kwargs,
         "env.wrappers": config.env.wrappers,
@@ -117,7 +134,10 @@ def _signature(key: bytes, config: Config) -> str:
         "model.class_path": config.model.class_path,
         "model.kwargs": config.model.kwargs,
     }
-    # A wrapper with arguments is a section; everything else is of plain types.
+    # Keys that the first versions did not have count where they name code, so that older
+    # signatures stay valid.
+    said |= {key: value for key, value, paths in _keys(config) if paths and key not in said}
+    # What has arguments is a section; everything else is of plain types.
     text = json.dumps(said, sort_keys=True, default=dict)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import gymnasium
 
 from fastrl.config import Config
+from fastrl.config.fields import code_of
 
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """How import paths are written, such as those that gymnasium's registry is given."""
@@ -26,12 +27,15 @@ _INSTALLED = tuple(
 def sources(config: Config) -> dict[str, str]:
     """Return a digest of each source file, and the version of each package, behind a configuration.
 
-    Source files are those of the modules that ``env.id``, ``env.wrappers`` and
+    Source files are those of the modules that keys such as ``env.id``, ``env.wrappers`` and
     ``model.class_path`` name, and of all that these import, as far as they are not installed
     packages. Nothing is imported to find them. Files that an environment reads are not among them.
     """
-    named = [*_named_by(config.env.id), *config.env.wrapper_paths, config.model.class_path or ""]
-    modules = [path.partition(":")[0] for path in named if path]
+    section = config.algorithm
+    named = [*_named_by(config.env.id), section.import_path or type(section).__module__]
+    named += [path for _, _, paths in code_of(config) for path in paths]
+    modules = [path.partition(":")[0] for path in named]
+    modules = [name for name in modules if name.partition(".")[0] != "fastrl"]
     found = {name: _version(name.partition(".")[0]) for name in modules}
     for file in _files(modules):
         found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()

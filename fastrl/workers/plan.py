@@ -13,6 +13,7 @@ from fastrl.arguments import brief, function, instance, whole_attributes
 from fastrl.devices import existing_device
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import ConfigError
+from fastrl.models.inference.build import EngineBuilder
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.schema import Schema
 from fastrl.spaces import TensorSpec
@@ -32,7 +33,7 @@ class SamplingPlan:
             argument ``begun``, see `EnvFactory.batched`.
         build_model: Builds the policy, or None where actions are drawn at random instead.
         devices: Inference device of each policy runner, used in turn.
-        engine: Inference engine, see `fastrl.models.build_engine`.
+        engine: Name of the inference engine, or what builds it, see `fastrl.models.build_engine`.
         lock_step: A model worker waits for all its env workers before each inference, so that
             batches, and with them every number, are the same in every run.
         torch_threads: Intra-op threads of each worker.
@@ -52,7 +53,7 @@ class SamplingPlan:
     build_env: Callable[..., BatchedEnv]
     build_model: Callable[[], PolicyModel] | None
     devices: tuple[str, ...] = ("cpu",)
-    engine: str = "auto"
+    engine: str | EngineBuilder = "auto"
     lock_step: bool = False
     torch_threads: int = 1
     spins: int = 0

@@ -45,7 +45,7 @@ def test_editors_know_the_name():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sampler=devise", 'sampler.kind: must be "process" or "serial" or "device"; got "devise"'),
+        ("sampler=devise", r"sampler.kind: no sampler 'devise'; did you mean 'device'\?"),
         ("sampler.num_env_workers=3", "sampler.num_env_workers: must be 1 or auto with"),
         ("sampler.groups=2", "sampler.groups: must be 1 with sampler.kind: device, got 2"),
         ("sampler.mode=async", "sampler.mode: must be sync with sampler.kind: device, got async"),

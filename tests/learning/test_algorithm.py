@@ -91,7 +91,7 @@ def test_a_loss_from_outside_is_trained_with_end_to_end():
     assert len(updates) == 3
     assert updates[0].keys() == {
         "loss", "surprise", "return_mean", "gradient_norm", "gradient_steps",
-        "learning_rate", "entropy_coef", "baseline_rate",
+        "learning_rate", "baseline_rate",
     }  # fmt: skip
     assert not torch.equal(vector_of(learner.model), before)
 

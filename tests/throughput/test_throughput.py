@@ -283,14 +283,15 @@ def test_measurement_without_windows_is_refused(wrong):
 @pytest.mark.parametrize(
     ("space", "name"),
     [
-        (spaces.Box(0, 255, (3, 64, 64), np.uint8), "conv net, auto engine"),
-        (spaces.Box(-1, 1, (4,)), "64×64 tanh, auto engine"),
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), "conv net, eager engine"),
+        (spaces.Box(-1, 1, (4,)), "64×64 tanh, compiled engine"),
         (
             spaces.Dict({"a": spaces.Box(0, 255, (64, 64, 3), np.uint8), "b": spaces.Discrete(2)}),
-            "conv net + 64×64 tanh, auto engine",
+            "conv net + 64×64 tanh, eager engine",
         ),
     ],
 )
 def test_report_names_the_network_that_the_policy_is(space, name):
-    config = load_config(None, ["env.id=Any-v0"])
-    assert policy_name(config, EnvSpec("Any-v0", space, spaces.Discrete(2))) == name
+    config = load_config(None, ["env.id=Any-v0", "sampler.num_env_workers=1"])
+    plan = make_plan(config, env_spec=EnvSpec("Any-v0", space, spaces.Discrete(2)))
+    assert policy_name(config, plan) == name

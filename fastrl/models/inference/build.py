@@ -4,62 +4,89 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import cast
 
 import torch
 
-from fastrl import once
+from fastrl import once, registry
+from fastrl.arguments import brief
 from fastrl.devices import existing_device
-from fastrl.errors import ConfigError
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.inference import bfloat16
+from fastrl.models.inference import bfloat16 as rounding
 from fastrl.models.inference.eager import EagerEngine, StagedEngine
 from fastrl.models.inference.engine import InferenceEngine
 from fastrl.models.policy import PolicyModel
 
+EngineBuilder = Callable[[PolicyModel, torch.device], InferenceEngine]
+"""What ``sampler.engine`` names: returns an engine with a copy of the policy's parameters."""
+
 _LOGGER = logging.getLogger(__name__)
-_NAMES = ("auto", "eager", "compiled", "bfloat16")
 
 
 def build_engine(
-    model: PolicyModel, device: torch.device | str = "cpu", name: str = "auto"
+    model: PolicyModel, device: torch.device | str = "cpu", name: str | EngineBuilder = "auto"
 ) -> InferenceEngine:
     """Return an engine with a copy of the model's parameters.
 
     Args:
         model: The policy.
         device: Where it runs.
-        name: ``eager`` runs PyTorch; ``compiled`` runs compiled code, or PyTorch with a warning
-            where the policy or the device is not supported; ``auto`` does so, and warns once in a
-            run where the policy is of another class than `ActorCritic`. Either warns where a
-            supported policy does not compile. ``bfloat16`` runs PyTorch with the network's bodies
-            in bfloat16, or in float32 with a warning where the device or the policy does not
-            allow it.
+        name: A registered engine, ``package.module:function``, or such a function; `auto`,
+            `eager`, `compiled` and `bfloat16` are here.
 
     Raises:
-        ConfigError: The name is unknown, or there is no such device.
+        ConfigError: The name is unknown, the engine cannot be built, or there is no such device.
     """
-    if name not in _NAMES:
-        raise ConfigError(f"unknown inference engine '{name}'; choose one of {', '.join(_NAMES)}")
-    device = existing_device(device)
-    if name == "bfloat16":
-        model = _in_bfloat16(model, device)
-    elif name != "eager":
-        compiled = _compiled(model, device, demanded=name == "compiled")
-        if compiled is not None:
-            return compiled
+    build = registry.chosen("engine", name, "sampler.engine") if isinstance(name, str) else name
+    device, where = existing_device(device), f"sampler.engine: {brief(name)}"
+    try:
+        engine = build(model, device)
+    except FastrlError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
+    if not isinstance(engine, InferenceEngine):
+        raise ConfigError(f"{where} must return an InferenceEngine, got {brief(engine)}")
+    return engine
+
+
+def eager(model: PolicyModel, device: torch.device) -> InferenceEngine:
+    """Return an engine that runs PyTorch."""
     return EagerEngine(model) if device.type == "cpu" else StagedEngine(model, device)
 
 
-def _in_bfloat16(model: PolicyModel, device: torch.device) -> PolicyModel:
-    """Return a converted copy, or the model itself where that is not possible."""
-    reason = bfloat16.why_not(model, device)
+def auto(model: PolicyModel, device: torch.device) -> InferenceEngine:
+    """Return an engine of compiled code where it can run the policy, else `eager`.
+
+    It warns once in a run where the policy is of another class than `ActorCritic`, and where a
+    supported policy does not compile.
+    """
+    return _compiled(model, device, demanded=False) or eager(model, device)
+
+
+def compiled(model: PolicyModel, device: torch.device) -> InferenceEngine:
+    """Return an engine of compiled code; `eager` with a warning where it cannot run the policy."""
+    return _compiled(model, device, demanded=True) or eager(model, device)
+
+
+def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
+    """Return an engine that runs PyTorch with the network's bodies in bfloat16.
+
+    They are in float32, with a warning, where the device or the policy does not allow it.
+    """
+    reason = rounding.why_not(model, device)
     if reason:
         _LOGGER.warning("inference runs eagerly in float32, not in bfloat16: %s", reason)
-        return model
+        return eager(model, device)
     converted = copy.deepcopy(cast(ActorCritic, model))
-    bfloat16.convert(converted)
-    return converted
+    rounding.convert(converted)
+    engine = eager(converted, device)
+    engine.name = "bfloat16"
+    return engine
 
 
 def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:

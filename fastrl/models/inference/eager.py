@@ -25,6 +25,8 @@ class EagerEngine(InferenceEngine):
         model: Any policy; copied.
     """
 
+    name = "eager"
+
     def __init__(self, model: PolicyModel) -> None:
         self._device = torch.device("cpu")
         self._outputs = outputs_of(model)
@@ -81,6 +83,8 @@ class StagedEngine(EagerEngine):
         model: Any policy; copied.
         device: Where it runs.
     """
+
+    name = "eager"
 
     def __init__(self, model: PolicyModel, device: torch.device) -> None:
         super().__init__(model)

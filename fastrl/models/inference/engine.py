@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,17 @@ class InferenceEngine(ABC):
 
     An engine has its own copy of the parameters. `bind` prepares everything that depends on the
     tensors alone, since workers compute the same views again in every rollout.
+
+    Attributes:
+        name: For reports; by default that of the class.
     """
+
+    name = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        """Give a class without a name of its own that of the class."""
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     @abstractmethod
     def load(self, state_dict: Mapping[str, Tensor]) -> None:

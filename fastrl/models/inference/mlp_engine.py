@@ -39,6 +39,8 @@ class MlpEngine(InferenceEngine):
         model: Supported policy; copied.
     """
 
+    name = "compiled"
+
     def __init__(self, model: ActorCritic) -> None:
         self._model = copy.deepcopy(model).cpu()
         self._act = Program(self._model)

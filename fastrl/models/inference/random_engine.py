@@ -29,6 +29,8 @@ class RandomEngine(InferenceEngine):
         env_spec: Gives the action space.
     """
 
+    name = "random"
+
     def __init__(self, env_spec: EnvSpec) -> None:
         found = leaves(env_spec.action_space)
         widths = [math.prod(env_spec.action[path].shape) for path in found]

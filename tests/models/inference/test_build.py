@@ -88,7 +88,7 @@ def test_a_missing_compiler_costs_one_warning_line(name, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("device", "name", "message"),
     [
-        ("cpu", "fast", "auto, eager, compiled, bfloat16"),
+        ("cpu", "slow", "no engine 'slow'; there are auto, bfloat16, compiled, eager"),
         ("cuda:99", "auto", "no device 'cuda:99'"),
     ],
 )
