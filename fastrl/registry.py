@@ -109,6 +109,12 @@ def find(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
     return import_object(thing, key) if isinstance(thing, str) else thing
 
 
+def registered(kind: str) -> list[Entry]:
+    """Return what is registered of a kind so far, in that order; imports no plug-ins."""
+    _load_builtin()
+    return [entry for entry in _entries.values() if entry.kind == kind]
+
+
 def names(kind: str) -> list[str]:
     """Return the names of a kind, sorted."""
     return [entry.name for entry in entries() if entry.kind == kind]
