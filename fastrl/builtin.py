@@ -15,3 +15,11 @@ register("logger", "tensorboard", "fastrl.training.metrics:TensorBoard")
 register("logger", "wandb", "fastrl.training.metrics:WeightsAndBiases")
 for _name in ("process", "serial", "device"):
     register("sampler", _name, f"fastrl.sampling.build:{_name}_sampler")
+
+register("environments", "classic_control", "fastrl.envs.families.classic_control:FAMILY")
+register("environments", "crafter", "fastrl.envs.families.crafter:FAMILY")
+register("environments", "mujoco", "fastrl.envs.families.mujoco:FAMILY")
+register("environments", "atari", "fastrl.envs.families.atari:FAMILY")
+register("environments", "gym", "fastrl.envs.families.others:OLD_GYM")
+register("environments", "vector", "fastrl.envs.families.others:VECTOR_ENVS")
+register("environments", "envpool", "fastrl.envs.families.others:ENVPOOL")

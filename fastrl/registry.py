@@ -172,6 +172,12 @@ def section_of(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
     return getattr(_imported(found.thing, key), "section_type", None)
 
 
+def registered(kind: str) -> list[Entry]:
+    """Return what is registered of a kind so far, in that order; imports no plug-ins."""
+    _load_builtin()
+    return [entry for entry in _entries.values() if entry.kind == kind]
+
+
 def names(kind: str) -> list[str]:
     """Return the names of a kind, sorted."""
     return [each.name for each in entries() if each.kind == kind]

@@ -5,6 +5,7 @@ The names below cover every use; native batched environments live in rooms of th
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.family import Family
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv
@@ -16,6 +17,7 @@ __all__ = [
     "ActionConverter",
     "BatchedEnv",
     "EnvFactory",
+    "Family",
     "GymLoop",
     "GymVector",
     "LegacyGymEnv",

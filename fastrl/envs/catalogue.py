@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gymnasium
@@ -14,6 +14,8 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
 # Registers fastrl's own ids.
 import fastrl.envs.make  # noqa: F401
+from fastrl.envs.family import named_family, own_families, plugin_families
+from fastrl.errors import USERS_FAILURES, FastrlError, cause
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,23 @@ def list_environments(pattern: str = "") -> list[Listing]:
 
     The module of each is imported, which is what fails where a package is missing.
     """
-    if importlib.util.find_spec("ale_py") is not None:
-        gymnasium.register_envs(importlib.import_module("ale_py"))
-    wanted = [spec for name, spec in gymnasium.registry.items() if pattern.lower() in name.lower()]
-    listings = (_listing(spec) for spec in sorted(wanted, key=lambda spec: spec.id.lower()))
-    return [listing for listing in listings if listing is not None]
+    for family in own_families():
+        family.import_ids("")
+    pattern = pattern.lower()
+    wanted = [spec for name, spec in gymnasium.registry.items() if pattern in name.lower()]
+    found = [listing for spec in wanted if (listing := _listing(spec)) is not None]
+    found += [listing for listing in _of_plugins() if pattern in listing.id.lower()]
+    return sorted(found, key=lambda listing: listing.id.lower())
+
+
+def _of_plugins() -> Iterator[Listing]:
+    for name in plugin_families():
+        try:
+            family = named_family(name)
+            yield from (Listing(family.prefix + each, None) for each in family.names())
+        except USERS_FAILURES as error:
+            problem = str(error) if isinstance(error, FastrlError) else cause(error)
+            yield Listing(name, None, problem)
 
 
 def _listing(spec: GymnasiumSpec) -> Listing | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -17,11 +16,9 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
 from fastrl.arguments import brief, nearest, nearest_or_all
+from fastrl.envs.family import own_families
 from fastrl.errors import EnvError
-from fastrl.extras import how_to_install
 from fastrl.imports import import_module, is_of_standard_library
-
-_EXTRAS = {"ale_py": "atari", "gym": "gym", "envpool": "compare"}
 
 
 def attribute(path: str, key: str) -> Any:  # noqa: ANN401
@@ -148,7 +145,8 @@ def registered_spec(path: str) -> GymnasiumSpec:
     if module_name:
         _import(module_name, f"'{path}'")
     if name not in gymnasium.registry:
-        _register_atari(name)
+        for family in own_families():
+            family.import_ids(name)
     if name not in gymnasium.registry:
         if not module_name:
             hint = nearest(name, gymnasium.registry, cutoff=0.0)
@@ -162,22 +160,6 @@ def registered_spec(path: str) -> GymnasiumSpec:
             f"module '{module_name}' neither has nor registers '{name}'{nearest(name, known)}"
         )
     return gymnasium.registry[name]
-
-
-def optional_package(name: str, needed_by: str) -> ModuleType:
-    """Import a package of one of fastrl's extras.
-
-    Raises:
-        EnvError: It is not installed; names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise EnvError(
-            f"'{needed_by}' needs the package '{name}': {how_to_install(_EXTRAS[name])}"
-        ) from None
 
 
 def takes_argument(function: Callable[..., Any], name: str) -> bool:
@@ -203,8 +185,9 @@ def _import(name: str, where: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        if getattr(error, "name", None) in _EXTRAS:
-            return optional_package(str(error.name), where)
+        for family in own_families():
+            if family.package and family.package == error.name:
+                return family.imported(where)
         raise EnvError(f"{where}: module '{name}' cannot be imported: {error}") from error
 
 
@@ -218,11 +201,3 @@ def _registered_by(package: str) -> list[str]:
         if entry_point.replace(":", ".").partition(".")[0] == package:
             found.append(name)
     return found
-
-
-def _register_atari(name: str) -> None:
-    if name.startswith("ALE/"):
-        gymnasium.register_envs(optional_package("ale_py", name))
-    elif importlib.util.find_spec("ale_py") is not None:
-        # The names from before the namespace, such as BreakoutNoFrameskip-v4.
-        gymnasium.register_envs(importlib.import_module("ale_py"))

@@ -2,22 +2,21 @@
 
 An id is one of
 
+- an id of a family: what comes with fastrl is in `fastrl.envs.families`, others are registered by
+  ``fastrl.register("environments", …)``; see `fastrl.envs.family`;
 - a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` where importing the module registers
-  it; ALE's ids need no module, and ``Crafter-v1`` (also ``crafter.Env``) is registered here;
+  it;
 - a factory ``package.module:function``, ``__main__:function`` of the script itself, or a callable.
   It is called with the keyword arguments, with ``num_envs`` and ``seeds`` where it names them, and
   with ``max_episode_steps`` and ``randomize`` where it names them and they are configured. It
   returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. Of
   one with an attribute ``single`` that is called where a single environment is wanted, to look at;
-- a specification of gymnasium's, which need not be that of its registry;
-- ``fastrl/Id``, one of fastrl's own, which are stepped n at a time; see `fastrl.envs.native`;
-- ``gym:Id``, registered with old gym;
-- ``vector:Id``, the vector environment that gymnasium has registered under the id;
-- ``envpool:Id``, EnvPool's environment of that name.
+- a specification of gymnasium's, which need not be that of its registry.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,9 +32,9 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest, one_of, whole
 from fastrl.closing import build_all, close_all
-from fastrl.envs import native
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.family import Family, family_of, own_families
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
@@ -44,7 +43,6 @@ from fastrl.envs.lookup import (
     check_call,
     factory,
     of_script,
-    optional_package,
     registered_spec,
     takes_argument,
 )
@@ -62,15 +60,8 @@ if TYPE_CHECKING:
 Env = gymnasium.Env[Any, Any]
 Wrapper = str | Mapping[str, Any] | Callable[..., Any]
 
-_ALIASES = {"crafter.Env": "Crafter-v1", "crafter:Env": "Crafter-v1", "Crafter": "Crafter-v1"}
-if "Crafter-v1" not in gymnasium.registry:
-    gymnasium.register(
-        "Crafter-v1",
-        entry_point="fastrl.envs.crafter:CrafterEnv",
-        max_episode_steps=10_000,
-        kwargs={"length": None},
-    )
-native.register()
+for _family in own_families():
+    _family.register()
 
 
 _MOST_ENVS = 2**24
@@ -92,6 +83,7 @@ class EnvFactory:
             an argument of this name; refused by other ids.
         episode_info: Names of figures in the info of an episode's last step, beside those that
             the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
+        family: The one that builds the id; None where gymnasium or a factory does.
     """
 
     id: str | GymnasiumSpec | Callable[..., Any]
@@ -101,21 +93,26 @@ class EnvFactory:
     action_bounds: ActionBounds = "clip"
     randomize: Mapping[str, Any] = field(default_factory=dict)
     episode_info: Sequence[str] = ()
+    # Travels with the factory: workers do not know what only the script has registered.
+    family: Family | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Take what the script that runs defines itself by value; see `of_script`.
 
         Raises:
             EnvError: Something is of the wrong kind.
+            ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
         """
         _check_arguments(self)
         object.__setattr__(self, "id", of_script(self.id))
+        object.__setattr__(self, "family", family_of(self.id))
         object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
     @classmethod
     def from_config(cls, config: EnvConfig) -> EnvFactory:
         """Return the factory that the configuration's section ``env`` describes."""
-        given = {each.name: getattr(config, each.name) for each in dataclasses.fields(cls)}
+        names = (each.name for each in dataclasses.fields(cls) if each.init)
+        given = {name: getattr(config, name) for name in names}
         wrappers = (each if isinstance(each, str) else dict(each) for each in config.wrappers)
         return cls(**{**given, "wrappers": tuple(wrappers)})
 
@@ -133,8 +130,8 @@ class EnvFactory:
 
     @property
     def is_native(self) -> bool:
-        """Whether it is one of fastrl's own environments, which are stepped n at a time."""
-        return isinstance(self.id, str) and native.is_native(self.id)
+        """Whether its family steps n at a time."""
+        return self.family is not None and self.family.batched
 
     def single(self, **kwargs: Any) -> Env:  # noqa: ANN401
         """Build one gymnasium environment, with its time limit, to evaluate or to record.
@@ -145,7 +142,9 @@ class EnvFactory:
         Raises:
             EnvError: It cannot be built, or is a vector environment.
         """
-        env = dataclasses.replace(self, kwargs={**self.kwargs, **kwargs})._build(1, single=True)
+        other = copy.copy(self)
+        object.__setattr__(other, "kwargs", {**self.kwargs, **kwargs})
+        env = other._build(1, single=True)
         if _is_single(env):
             return env
         env.close()
@@ -288,12 +287,7 @@ class EnvFactory:
         if self.kwargs.get("render_mode") == "rgb_array":
             draw_without_screen()
         try:
-            if self.is_native:
-                env = self._create_native(num_envs, single)
-            elif single and callable(build := getattr(self._function, "single", None)):
-                env = build(**self._native_kwargs)
-            else:
-                env = self._create(num_envs, seeds)
+            env = self._create_single() if single else self._create(num_envs, seeds)
             for wrapper in self.wrappers:
                 wrap = callee(wrapper, "env.wrappers")
                 check_wrapper(wrap, env, self.name)
@@ -310,7 +304,25 @@ class EnvFactory:
             )
         return env
 
+    def _create_single(self) -> Any:  # noqa: ANN401
+        drawn = {"randomize": self.randomize} if self.randomize else {}
+        kwargs = {**self.kwargs, **drawn}
+        if self.max_episode_steps is not None:
+            kwargs["max_episode_steps"] = self.max_episode_steps
+        if self.family is not None and self.id in gymnasium.registry:
+            return gymnasium.make(str(self.id), disable_env_checker=True, **kwargs)
+        build = getattr(self._function, "single", None)
+        return build(**kwargs) if callable(build) else self._create(1, None)
+
     def _create(self, num_envs: int, seeds: Sequence[int] | None) -> Any:  # noqa: ANN401
+        if self.is_native and self.wrappers:
+            name = str(self.id)
+            plain = name.removeprefix(self.family.prefix) if self.family else ""
+            hint = f"; sample '{plain}'" if plain in gymnasium.registry else ""
+            raise EnvError(
+                f"env.wrappers: '{name}' is stepped in batches and takes no wrappers of single "
+                f"environments{hint}"
+            )
         function = self._function
         if function is not None:
             return self._call(function, {"num_envs": num_envs, "seeds": seeds})
@@ -318,40 +330,20 @@ class EnvFactory:
             raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
         spec = self.id
         if not isinstance(spec, GymnasiumSpec):
-            name = _ALIASES.get(str(self.id), str(self.id))
-            kind, _, rest = name.partition(":")
-            if kind in _KINDS:
-                return _KINDS[kind](self, rest, num_envs, seeds)
-            spec = registered_spec(name)
+            spec = registered_spec(_unaliased(str(self.id)))
         spec = dataclasses.replace(spec, order_enforce=False)
         return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
 
-    def _create_native(self, num_envs: int, single: bool) -> Any:  # noqa: ANN401
-        name = str(self.id)
-        if single:
-            return gymnasium.make(name, disable_env_checker=True, **self._native_kwargs)
-        if self.wrappers:
-            raise EnvError(
-                f"env.wrappers: '{name}' is stepped in batches and takes no wrappers of single "
-                f"environments; sample '{name.removeprefix(native.NAMESPACE)}'"
-            )
-        bounds = self.action_bounds
-        return native.build(name, num_envs, action_bounds=bounds, **self._native_kwargs)
-
-    @property
-    def _native_kwargs(self) -> dict[str, Any]:
-        drawn = {"randomize": self.randomize} if self.randomize else {}
-        return {**self._kwargs_with_limit, **drawn}
-
     @property
     def _function(self) -> Callable[..., Any] | None:
-        """The user's factory; None where the id is a name in some registry, or a specification."""
+        """What builds, called by the contract of factories; None where gymnasium does."""
+        if self.family is not None:
+            return self.family.factory(str(self.family.name_of(str(self.id))))
         if isinstance(self.id, GymnasiumSpec):
             return None
         if not isinstance(self.id, str):
             return self.id
-        kind, _, rest = self.id.partition(":")
-        if not rest or kind in _KINDS or self.id in _ALIASES:
+        if not self.id.partition(":")[2] or _unaliased(self.id) != self.id:
             return None
         # The module may be an old environment's, and ask for such names while it is imported.
         with OLD_NUMPY.lent():
@@ -360,9 +352,7 @@ class EnvFactory:
     @property
     def _seeded_when_built(self) -> bool:
         function = self._function
-        if function is not None:
-            return takes_argument(function, "seeds")
-        return str(self.id).startswith("envpool:")
+        return function is not None and takes_argument(function, "seeds")
 
     def _call(self, function: Callable[..., Any], offered: dict[str, Any]) -> Any:  # noqa: ANN401
         if self.randomize and not takes_argument(function, "randomize"):
@@ -385,48 +375,6 @@ class EnvFactory:
             f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
             "the argument max_episode_steps"
         )
-
-    @property
-    def _kwargs_with_limit(self) -> dict[str, Any]:
-        limit = self.max_episode_steps
-        return {**self.kwargs} if limit is None else {**self.kwargs, "max_episode_steps": limit}
-
-
-def _old_gym(wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None) -> Env:
-    gym = optional_package("gym", wanted.name)
-    kwargs = {**wanted.kwargs}
-    if takes_argument(gym.make, "disable_env_checker"):
-        kwargs.setdefault("disable_env_checker", True)
-    return cast("Env", build_legacy(partial(gym.make, name), kwargs, wanted.max_episode_steps))
-
-
-def _vector(
-    wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None
-) -> VectorEnv[Any, Any, Any]:
-    spec = registered_spec(name)
-    if spec.vector_entry_point is None:
-        raise EnvError(f"'{name}' has no vector environment of its own; write the id '{name}'")
-    if wanted.max_episode_steps is not None:
-        spec = dataclasses.replace(spec, max_episode_steps=wanted.max_episode_steps)
-    kwargs = dict(wanted.kwargs)
-    if name.startswith("ALE/"):
-        # By default each worker would start a thread per core.
-        kwargs.setdefault("num_threads", 1)
-    return gymnasium.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
-
-
-def _envpool(
-    wanted: EnvFactory, name: str, num_envs: int, seeds: Sequence[int] | None
-) -> VectorEnv[Any, Any, Any]:
-    envpool = optional_package("envpool", wanted.name)
-    known = envpool.list_all_envs()
-    if name not in known:
-        raise EnvError(f"EnvPool has no environment '{name}'{nearest(name, known)}")
-    kwargs = {"num_threads": 1, **wanted._kwargs_with_limit, "num_envs": num_envs}
-    if seeds is not None:
-        # EnvPool keeps seeds as int32.
-        kwargs["seed"] = [int(seed) % 2**31 for seed in seeds]
-    return cast("VectorEnv[Any, Any, Any]", envpool.make_gymnasium(name, **kwargs))
 
 
 _WANTED: Mapping[str, tuple[type, str]] = {
@@ -464,7 +412,8 @@ def _check_arguments(factory: EnvFactory) -> None:
     one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
 
 
-_KINDS = {"gym": _old_gym, "vector": _vector, "envpool": _envpool}
+def _unaliased(env_id: str) -> str:
+    return next((f.aliases[env_id] for f in own_families() if env_id in f.aliases), env_id)
 
 
 def _is_single(env: object) -> TypeGuard[Env]:

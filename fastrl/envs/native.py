@@ -1,4 +1,4 @@
-"""Environments of fastrl's own, ``fastrl/HalfCheetah-v5`` and others: stepped n at a time.
+"""Families of fastrl's own environments, ``fastrl/HalfCheetah-v5`` and others.
 
 Their ids are registered with gymnasium as soon as `fastrl.envs` is imported: `gymnasium.make_vec`
 builds the batch, `gymnasium.make` a single environment that behaves alike. What implements them is
@@ -8,15 +8,16 @@ imported when the first one is built.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
 import gymnasium
 
+from fastrl.envs.actions import ActionBounds
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.family import Family, Vector, arrays
 from fastrl.errors import EnvError
 
 NAMESPACE = "fastrl/"
@@ -24,21 +25,78 @@ NAMESPACE = "fastrl/"
 _WHOLE_NUMBERS = {"num_envs", "num_threads", "max_episode_steps"}
 
 
-@dataclass(frozen=True)
-class Family:
-    """Environments of one implementation.
+class NativeFamily(Family):
+    """Environments of fastrl's own of one implementation.
 
     Attributes:
         module: Has ``build(name, num_envs, **kwargs)``, which returns a `BatchedEnv` and knows
             ``max_episode_steps``, ``randomize`` and ``action_bounds``; ``make_vec(name, num_envs,
             **kwargs)``, and ``make_single(name, **kwargs)``, whose time limit gymnasium keeps.
-        names: Ids, without the namespace.
+        ids: Ids, without the namespace: those of the environments of gymnasium that they equal.
     """
 
+    prefix = NAMESPACE
     module: str
-    names: tuple[str, ...]
+    ids: tuple[str, ...]
 
-    def call(self, function: str, name: str, **kwargs: Any) -> Any:  # noqa: ANN401
+    def names(self) -> Sequence[str]:
+        """Return the names; see `Family.names`."""
+        return self.ids
+
+    def name_of(self, env_id: str) -> str | None:
+        """Return the id without the namespace; None for ids of others."""
+        name = super().name_of(env_id)
+        return name if name in self.ids else None
+
+    def batch_id(self, env_id: str) -> str | None:
+        """Return the id of the batch, for gymnasium's id as well."""
+        name = env_id.removeprefix(NAMESPACE)
+        return NAMESPACE + name if name in self.ids else None
+
+    def build(
+        self,
+        name: str,
+        /,
+        num_envs: int,
+        *,
+        max_episode_steps: int | None = None,
+        randomize: Mapping[str, Any] | None = None,
+        action_bounds: ActionBounds = "clip",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> BatchedEnv:
+        """Build n environments.
+
+        Args:
+            name: The id without the namespace.
+            num_envs: Number of environments, n.
+            max_episode_steps: Time limit in steps; None keeps the id's own.
+            randomize: Distributions of parameters by name.
+            action_bounds: How actions are kept inside a bounded ``Box``.
+            **kwargs: Those of the environment.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit.
+        """
+        if max_episode_steps is not None:
+            kwargs["max_episode_steps"] = max_episode_steps
+        if randomize:
+            kwargs["randomize"] = randomize
+        given = {"num_envs": num_envs, "action_bounds": action_bounds, **kwargs}
+        return cast("BatchedEnv", self.call("build", name, **given))
+
+    def vector(
+        self,
+        name: str,
+        num_envs: int,
+        each: Mapping[str, Sequence[Any]],
+        /,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Vector:
+        """Build a vector environment; see `Family.vector`."""
+        given = {**kwargs, **arrays(each)}
+        return cast("Vector", self.call("make_vec", name, num_envs=num_envs, **given))
+
+    def call(self, function: str, name: str, /, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return what a function of the module returns.
 
         Raises:
@@ -50,87 +108,16 @@ class Family:
                 raise EnvError(f"'{name}': {argument} must be a whole number, got {value!r}")
         return getattr(importlib.import_module(self.module), function)(name, **kwargs)
 
-
-FAMILIES = (
-    Family(
-        "fastrl.envs.classic_control.catalogue",
-        (
-            "Acrobot-v1",
-            "CartPole-v1",
-            "MountainCar-v0",
-            "MountainCarContinuous-v0",
-            "Pendulum-v1",
-        ),
-    ),
-    Family("fastrl.envs.crafter_native.catalogue", ("Crafter-v1",)),
-    Family(
-        "fastrl.envs.mujoco.catalogue",
-        (
-            "Ant-v4",
-            "Ant-v5",
-            "HalfCheetah-v4",
-            "HalfCheetah-v5",
-            "Hopper-v4",
-            "Hopper-v5",
-            "Humanoid-v4",
-            "Humanoid-v5",
-            "HumanoidStandup-v4",
-            "HumanoidStandup-v5",
-            "InvertedDoublePendulum-v4",
-            "InvertedDoublePendulum-v5",
-            "InvertedPendulum-v4",
-            "InvertedPendulum-v5",
-            "Pusher-v5",
-            "Reacher-v4",
-            "Reacher-v5",
-            "Swimmer-v4",
-            "Swimmer-v5",
-            "Walker2d-v4",
-            "Walker2d-v5",
-        ),
-    ),
-)
-
-
-def is_native(name: object) -> bool:
-    """Return whether ``name`` is the id of one of fastrl's own environments."""
-    return any(name == known for known, _ in _ids())
-
-
-def build(name: str, num_envs: int, **kwargs: Any) -> BatchedEnv:  # noqa: ANN401
-    """Build n environments by id.
-
-    Args:
-        name: The id, with its namespace.
-        num_envs: Number of environments, n.
-        **kwargs: Those of the environment, ``max_episode_steps``, ``randomize`` and
-            ``action_bounds``.
-
-    Raises:
-        EnvError: An argument is unknown or does not fit.
-    """
-    family = next(family for known, family in _ids() if known == name)
-    short = name.removeprefix(NAMESPACE)
-    return cast("BatchedEnv", family.call("build", short, num_envs=num_envs, **kwargs))
-
-
-def register() -> None:
-    """Register every id with gymnasium; again does nothing."""
-    for name, family in _ids():
-        if name in gymnasium.registry:
-            continue
-        short = name.removeprefix(NAMESPACE)
-        original = gymnasium.spec(short)
-        gymnasium.register(
-            name,
-            entry_point=partial(family.call, "make_single", short),
-            vector_entry_point=partial(family.call, "make_vec", short),
-            reward_threshold=original.reward_threshold,
-            max_episode_steps=original.max_episode_steps,
-        )
-
-
-def _ids() -> Iterator[tuple[str, Family]]:
-    for family in FAMILIES:
-        for name in family.names:
-            yield NAMESPACE + name, family
+    def register(self) -> None:
+        """Register every id with gymnasium; again does nothing."""
+        for name in self.ids:
+            if NAMESPACE + name in gymnasium.registry:
+                continue
+            original = gymnasium.spec(name)
+            gymnasium.register(
+                NAMESPACE + name,
+                entry_point=partial(self.call, "make_single", name),
+                vector_entry_point=partial(self.call, "make_vec", name),
+                reward_threshold=original.reward_threshold,
+                max_episode_steps=original.max_episode_steps,
+            )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fastrl.config import Config
 from fastrl.config.fields import code_of
+from fastrl.envs.family import family_of, own_families
 from fastrl.errors import ConfigError
 from fastrl.training.durable import make_directory, write_durably, writing
 
@@ -25,9 +26,6 @@ SIGNATURE = "signature"
 """Name of the file in a run's directory."""
 
 _KEY_BYTES = 32
-_KINDS = ("vector", "gym", "envpool")
-_SB3_ATARI = "fastrl.envs.atari:sb3_atari"
-_KNOWN_IDS = (_SB3_ATARI, "crafter:Env")
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
 _WRITING_WRAPPERS = ("RecordVideo",)
 """Of these: what writes files where its arguments say."""
@@ -37,20 +35,23 @@ def named_code(config: Config) -> list[str]:
     """Return the import paths that a configuration names, each with its key.
 
     Registered ids, gymnasium's wrappers and fastrl's factories are left out: they import nothing
-    but these packages, and write no files but those of ``RecordVideo``, which is named.
+    but these packages and plug-ins that are installed, and write no files but those of
+    ``RecordVideo``, which is named.
     """
     named = []
-    if not _is_known_id(config.env.id):
-        named.append(f"'{config.env.id}' (env.id)")
-    elif config.env.id == _SB3_ATARI:
-        # Its game is an id, too.
+    factories = {path: name for each in own_families() for path, name in each.factories.items()}
+    if (argument := factories.get(config.env.id)) is None:
+        if not _is_known_id(config.env.id):
+            named.append(f"'{config.env.id}' (env.id)")
+    else:
+        # Its argument is an id, too.
         both = {
             "env.kwargs": config.env.kwargs,
             "evaluation.env_kwargs": config.evaluation.env_kwargs,
         }
         for key, kwargs in both.items():
-            if not _is_known_id(str(kwargs.get("name", ""))):
-                named.append(f"'{kwargs['name']}' ({key}.name)")
+            if not _is_known_id(str(kwargs.get(argument, ""))):
+                named.append(f"'{kwargs[argument]}' ({key}.{argument})")
     for key, _, paths in _keys(config):
         unknown = (
             path for path in paths if not (key == "env.wrappers" and _is_known_wrapper(path))
@@ -93,9 +94,9 @@ def require_trust(directory: Path, config: Config) -> None:
 
 
 def _is_known_id(env_id: str) -> bool:
-    kind, colon, rest = env_id.partition(":")
-    is_registered = not colon or (kind in _KINDS and ":" not in rest)
-    return is_registered or env_id in _KNOWN_IDS
+    _, colon, rest = env_id.partition(":")
+    is_registered = not colon or (":" not in rest and family_of(env_id) is not None)
+    return is_registered or any(env_id in family.aliases for family in own_families())
 
 
 def _is_known_wrapper(path: str) -> bool:

@@ -16,6 +16,7 @@ import gymnasium
 
 from fastrl.config import Config
 from fastrl.config.fields import code_of
+from fastrl.envs.family import family_of, own_families
 
 _PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """How import paths are written, such as those that gymnasium's registry is given."""
@@ -29,7 +30,8 @@ def sources(config: Config) -> dict[str, str]:
 
     Source files are those of the modules that keys such as ``env.id``, ``env.wrappers`` and
     ``model.class_path`` name, and of all that these import, as far as they are not installed
-    packages. Nothing is imported to find them. Files that an environment reads are not among them.
+    packages. Nothing but plug-ins is imported to find them. Files that an environment reads are
+    not among them.
     """
     section = config.algorithm
     named = [*_named_by(config.env.id), section.import_path or type(section).__module__]
@@ -46,6 +48,9 @@ def _named_by(env_id: str) -> Iterator[str]:
     """Yield the modules that an id names, and where it is registered the one that is its code."""
     *modules, name = env_id.split(":")
     yield from (module for module in modules if module != "vector")
+    family = family_of(env_id)
+    if family is not None and family not in own_families():
+        yield type(family).__module__
     registered = gymnasium.registry.get(name)
     entry_point = getattr(registered, "entry_point", None)
     if entry_point is not None:

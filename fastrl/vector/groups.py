@@ -60,8 +60,4 @@ def build_group(
     if plan.native is None:
         return EnvGroup(plan, spec, exchange, envs, at, first)
     batch = first or plan.native.build(envs)
-    if not plan.native.as_single:
-        return NativeGroup(batch, exchange, envs, at)
-    from fastrl.vector.crafter_infos import crafter_infos
-
-    return NativeGroup(batch, exchange, envs, at, tell=crafter_infos)
+    return NativeGroup(batch, exchange, envs, at, plan.native)

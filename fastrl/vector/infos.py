@@ -11,39 +11,18 @@ common array, such as arrays of different lengths, are elements of an array of o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from operator import methodcaller
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.envs.info_table import InfoTable
+
 Infos = dict[str, Any]
-
-
-class InfoTable(NamedTuple):
-    """Infos of environments that all tell the same, as nearly all environments do.
-
-    Attributes:
-        names: The keys.
-        indices: Of the environments.
-        columns: Per key the values of all environments, as in `Columns`; or one array
-            ``[keys, environments]``, which is sent and joined as a whole.
-        narrow: Positions of the keys whose values are float32, in an array of float64.
-    """
-
-    names: tuple[str, ...]
-    indices: list[int]
-    columns: Any
-    narrow: tuple[int, ...] = ()
-
-    def items(self) -> Iterator[tuple[str, tuple[list[int], Any]]]:
-        """Yield what a dict of columns would."""
-        for number, (name, values) in enumerate(zip(self.names, self.columns, strict=True)):
-            narrowed = values.astype(np.float32) if number in self.narrow else values
-            yield name, (self.indices, narrowed)
 
 
 class Finished(tuple[Infos]):

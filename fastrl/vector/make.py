@@ -14,10 +14,10 @@ from gymnasium.vector import AutoresetMode
 from fastrl.closing import close_all
 from fastrl.cores import usable_cores
 from fastrl.envs.classic_control.screen import quicken
+from fastrl.envs.family import batch_family
 from fastrl.envs.lookup import registered_spec
 from fastrl.envs.make import Wrapper
 from fastrl.errors import EnvError, FastrlError
-from fastrl.vector.atari import is_atari, native_kwargs
 from fastrl.vector.choice import choose_backend
 from fastrl.vector.concurrent import ConcurrentEnvs
 from fastrl.vector.driver import Driver
@@ -26,12 +26,8 @@ from fastrl.vector.instances import EnvKwargs
 from fastrl.vector.native_build import (
     AutoresetError,
     NativeBuild,
-    default_autoreset,
     is_native,
-    is_twin,
-    knows_threads,
-    native_name,
-    pays_to_share,
+    native_family,
 )
 from fastrl.vector.process_driver import ProcessDriver
 from fastrl.vector.recipe import Id, Recipe
@@ -88,11 +84,11 @@ def make_vec(
             of these, one for each environment.
         num_envs: How many; the length of the list by default.
         backend: ``serial`` steps all in turn, ``threads`` overlaps calls that wait, ``processes``
-            uses all cores, ``native`` steps fastrl's or ALE's own batched environment. ``auto``
-            takes ``native`` for ids that are batched by themselves, where the batch takes the
-            arguments, and for ``Crafter-v1``, whose batch is the same to the last bit, and
-            otherwise times one environment and takes ``processes`` where they pay, else
-            ``serial``.
+            uses all cores, ``native`` steps a family's own batched environment. ``auto`` takes
+            ``native`` for ids that are batched by themselves (``fastrl/…``, ``ALE/…``), where the
+            batch takes the arguments, and for ids whose batch is the same to the last bit
+            (``Crafter-v1``), and otherwise times one environment and takes ``processes`` where
+            they pay, else ``serial``.
         num_workers: Processes, by default one per usable core; or threads, by default one per
             environment.
         autoreset: Whether the next episode begins in the step that ends one (``same_step``), in
@@ -104,7 +100,7 @@ def make_vec(
         wrappers: Callables or import paths, applied to every environment in this order.
         max_episode_steps: Time limit in steps; None keeps the id's own.
         atari_preprocessing: Whether ``ALE/…`` ids come with the standard preprocessing, whose
-            options are then among the keyword arguments; see `fastrl.vector.atari`.
+            options are then among the keyword arguments; see `fastrl.envs.atari`.
         copy: Return copies of observations; otherwise views that hold until the second step or
             reset from now.
         observation_mode: ``same`` refuses environments whose observations have other bounds than
@@ -162,8 +158,10 @@ def make_vec(
                 native = _in_its_own_mode(native)
             return start(_with_native_workers(native, num_workers), "native")
         except (ArgumentError, EnvError) as error:
-            # Single environments know every mode, and ALE's arguments that its batch does not.
-            is_for_single = is_atari(recipe.ids[0]) or isinstance(error, AutoresetError)
+            # Single environments know every mode.
+            family = batch_family(recipe.ids[0])
+            takes_more = family is not None and family.singles_take_more
+            is_for_single = takes_more or isinstance(error, AutoresetError)
             if chosen == "native" or isinstance(error, EnvFailure) or not is_for_single:
                 raise
             refusal = error
@@ -233,7 +231,7 @@ def make_concurrent(
     stepping = Stepping(autoreset=checked_mode(autoreset, "autoreset"))
     stepping = stepping.joined(None, None, autoreset_mode)
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
-    instances = recipe.instances(wrappers, max_episode_steps, atari_preprocessing=True)
+    instances = recipe.instances(wrappers, max_episode_steps, preprocessing=True)
     mode, timeout_s = stepping.autoreset or DEFAULT_AUTORESET, deadline("timeout_s", timeout_s)
     envs: list[Any] = []
     try:
@@ -276,7 +274,9 @@ def _start(plan: VectorPlan, backend: str, *, stepping: Stepping, output: Output
 
 
 def _has_twin(recipe: Recipe, autoreset: AutoresetMode) -> bool:
-    return len(recipe.own) == 1 and is_twin(recipe.ids[0], recipe.common, autoreset)
+    family = batch_family(recipe.ids[0])
+    alike = family is not None and family.stands_for(recipe.ids[0], recipe.common, autoreset)
+    return len(recipe.own) == 1 and alike
 
 
 def _native(
@@ -285,34 +285,35 @@ def _native(
     if not recipe.is_uniform:
         names = ", ".join(dict.fromkeys(brief(each) for each in recipe.ids))
         raise ArgumentError(f"native environments are all of one id, got {names}")
-    name, common = native_name(recipe.ids[0]), recipe.common
+    given, common = str(recipe.ids[0]), recipe.common
+    family = native_family(recipe.ids[0])
+    name = str(family.batch_id(given))
     if as_single and max_episode_steps is None:
-        max_episode_steps = registered_spec(str(recipe.ids[0])).max_episode_steps
-    if is_atari(name):
-        if max_episode_steps is not None:
-            raise ArgumentError("max_episode_steps: ALE's batch takes max_num_frames_per_episode")
-        common = native_kwargs(common)
-    elif max_episode_steps is not None:
+        max_episode_steps = registered_spec(given).max_episode_steps
+    if max_episode_steps is not None:
         common = {**common, "max_episode_steps": max_episode_steps}
     own = recipe.own if len(recipe.own) > 1 else []
-    build = NativeBuild(name, common, own, plan.autoreset, as_single=as_single)
+    build = NativeBuild(family, name, common, own, plan.autoreset, as_single=as_single)
     return replace(plan, name=name, native=build)
 
 
 def _in_its_own_mode(plan: VectorPlan) -> VectorPlan:
     assert plan.native is not None
-    mode = default_autoreset(plan.native.name, DEFAULT_AUTORESET)
+    known = plan.native.family.autoreset_modes
+    mode = DEFAULT_AUTORESET if DEFAULT_AUTORESET in known else known[0]
     return replace(plan, autoreset=mode, native=replace(plan.native, autoreset=mode))
 
 
 def _with_native_workers(plan: VectorPlan, wanted: int | None) -> VectorPlan:
     """Share the work among threads where the batch knows them, else among processes."""
-    assert plan.native is not None
+    native = plan.native
+    assert native is not None
     shares = _workers("processes", wanted, plan.num_envs)
-    if wanted is None and not pays_to_share(plan.native, plan.num_envs):
+    pays = native.family.pays_to_share(plan.num_envs, as_single=native.as_single)
+    if wanted is None and not pays:
         shares = 1
-    if knows_threads(plan.native.name):
-        return replace(plan, native=replace(plan.native, num_threads=shares))
+    if native.family.shares_threads:
+        return replace(plan, native=replace(native, num_threads=shares))
     return replace(plan, num_workers=shares)
 
 

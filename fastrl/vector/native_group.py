@@ -1,4 +1,4 @@
-"""Environments that are stepped all at once by their own code: fastrl's, and ALE's."""
+"""Environments that are stepped all at once by their own code."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import renumber
+from fastrl.envs.family import Vector
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import ArgumentError
 from fastrl.vector.infos import Columns
-from fastrl.vector.native_build import Vector
-
-Tell = Callable[[Vector, NDArray[np.bool_], NDArray[np.bool_], int], Columns]
-
-_MAX_SEED = 2**31
+from fastrl.vector.native_build import NativeBuild
 
 
 class NativeGroup:
@@ -29,7 +26,7 @@ class NativeGroup:
         exchange: Where actions are read and results written.
         envs: Indices of the environments.
         at: Its element 0 says which environment an error names, else which comes first.
-        tell: Returns the infos of a step in place of the batch; see `crafter_infos`.
+        native: How the batch was built.
 
     Attributes:
         begin_close: Called just before the batch is closed.
@@ -43,11 +40,11 @@ class NativeGroup:
         exchange: Exchange,
         envs: range,
         at: MutableSequence[int],
-        *,
-        tell: Tell | None = None,
+        native: NativeBuild,
     ) -> None:
         self.envs, self._at = envs, at
-        self._vector, self._tell = vector, tell
+        self._vector, self._family = vector, native.family
+        self._tell = native.family.infos_of_single if native.as_single else None
         self.begin_close: Callable[[], None] = lambda: None
         self.observation_objects: list[Any] = []
         at[0] = envs.start
@@ -79,7 +76,7 @@ class NativeGroup:
         if self._tell is None:
             return columns
         told = self._tell(self._vector, views.terminated, ended, self.envs.start)
-        return columns | dict(told.items()) if columns else told  # type: ignore[union-attr]
+        return columns | dict(told.items()) if columns else told
 
     def _check_finite(self, actions: Sequence[NDArray[Any]]) -> None:
         for leaf in actions:
@@ -111,9 +108,9 @@ class NativeGroup:
             given["reset_mask"] = chosen
         if not chosen.any():
             return {}
-        seed: Any = None if None in wanted else [int(each or 0) for each in wanted]
-        if seed is not None and type(self._vector).__name__ == "AtariVectorEnv":
-            seed = np.array([each % _MAX_SEED for each in seed])
+        seed: Any = None
+        if None not in wanted:
+            seed = self._family.seeds([int(each or 0) for each in wanted])
         observation, infos = self._vector.reset(seed=seed, options=given or None)
         self._write(observation, bank)
         self._banks[bank].terminated[chosen] = self._banks[bank].truncated[chosen] = False

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
+from fastrl.envs.family import batch_family
 from fastrl.envs.make import EnvFactory, Wrapper
-from fastrl.vector.atari import atari_factory, is_atari
 from fastrl.vector.failures import ArgumentError, at_least_one, brief
 from fastrl.vector.instances import EnvKwargs, kwargs_of_instances
 from fastrl.vector.spec import InstanceFactory
@@ -95,7 +95,7 @@ class Recipe:
         self,
         wrappers: Sequence[Wrapper] | None,
         max_episode_steps: int | None,
-        atari_preprocessing: bool,
+        preprocessing: bool,
     ) -> list[InstanceFactory]:
         """Return a factory for each environment, or a single one where all are the same.
 
@@ -111,9 +111,12 @@ class Recipe:
         found = []
         for index in range(count):
             env = self.ids[index % len(self.ids)]
-            kwargs = {**self.given[index % len(self.ids)], **self.own[index % len(self.own)]}
-            if is_atari(env) and atari_preprocessing:
-                env, kwargs = atari_factory(env, kwargs), {}
+            kwargs: Mapping[str, Any] = {
+                **self.given[index % len(self.ids)],
+                **self.own[index % len(self.own)],
+            }
+            if preprocessing and (family := batch_family(env)):
+                env, kwargs = family.single_like_batch(env, kwargs)
             factory = EnvFactory(env, kwargs, max_episode_steps=max_episode_steps)
             found.append(InstanceFactory(factory, tuple(wrappers)))
         return found

@@ -22,7 +22,7 @@ def _atari(env_id: str) -> gymnasium.Env[Any, Any]:
     import ale_py
     from gymnasium import wrappers
 
-    from fastrl.vector.atari import FireReset
+    from fastrl.envs.atari import FireReset
 
     gymnasium.register_envs(ale_py)
     env = FireReset(gymnasium.make(env_id, frameskip=1))

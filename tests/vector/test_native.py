@@ -10,9 +10,9 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import fastrl
+from fastrl.envs.atari import FireReset
 from fastrl.errors import EnvError
 from fastrl.vector import ArgumentError
-from fastrl.vector.atari import FireReset
 from tests.vector.test_same_as_gymnasium import assert_same
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastrl.arguments import nearest
+from fastrl.envs.family import Family
 from fastrl.envs.make import EnvFactory
-from fastrl.envs.native import NAMESPACE
 from fastrl.envs.tensor.base import TensorEnv
-from fastrl.envs.tensor.make import TENSOR_ENVS, make_tensor
+from fastrl.envs.tensor.make import TENSOR_ENVS, find_tensor, make_tensor
 from fastrl.envs.tensor.randomize import Randomized, named
 from fastrl.errors import EnvError
 
@@ -26,7 +26,8 @@ def compiled_factory(config: EnvConfig) -> EnvFactory:
     Raises:
         EnvError: There is no tensor environment of this id.
     """
-    return dataclasses.replace(EnvFactory.from_config(config), id=NAMESPACE + _name(config))
+    family, name = _found(config)
+    return dataclasses.replace(EnvFactory.from_config(config), id=family.prefix + name)
 
 
 def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, Any], Any]:
@@ -40,10 +41,12 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     Raises:
         EnvError: There is no tensor environment of this id, or an argument does not fit.
     """
-    name = _name(config)
+    _found(config)
     if config.wrappers:
-        raise EnvError(f"env.wrappers: '{name}' is a tensor environment, which wrappers do not fit")
-    env, params = make_tensor(name, device=device)
+        raise EnvError(
+            f"env.wrappers: '{config.id}' is a tensor environment, which wrappers do not fit"
+        )
+    env, params = make_tensor(config.id, device=device)
     given = dict(config.kwargs)
     expose = given.pop("expose_params", False)
     bounds = {}
@@ -62,11 +65,11 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     return env, params
 
 
-def _name(config: EnvConfig) -> str:
-    name = config.id.removeprefix(NAMESPACE)
-    if name not in TENSOR_ENVS:
+def _found(config: EnvConfig) -> tuple[Family, str]:
+    found = find_tensor(config.id)
+    if found is None:
         raise EnvError(
-            f"env.id: '{config.id}' is no tensor environment{nearest(name, TENSOR_ENVS)}; "
+            f"env.id: '{config.id}' is no tensor environment{nearest(config.id, TENSOR_ENVS)}; "
             f"sampler.kind: device is for {', '.join(TENSOR_ENVS)}"
         )
-    return name
+    return found

@@ -8,8 +8,8 @@ import numpy as np
 from crafter import constants
 from numpy.typing import NDArray
 
-from fastrl.vector.infos import Columns, InfoTable
-from fastrl.vector.native_build import Vector
+from fastrl.envs.family import Vector
+from fastrl.envs.info_table import InfoTable
 
 _ITEMS, _ACHIEVEMENTS = tuple(constants.items), tuple(constants.achievements)
 _NAMES = ("inventory", "achievements", "discount", "player_pos", "reward")
@@ -17,8 +17,10 @@ _NAMES = ("inventory", "achievements", "discount", "player_pos", "reward")
 Flags = NDArray[np.bool_]
 
 
-def crafter_infos(vector: Vector, terminated: Flags, ended: Flags, start: int) -> Columns:
-    """Return the infos of a step as `EnvGroup` gathers them from `fastrl.envs.crafter.CrafterEnv`.
+def infos_of_single(
+    vector: Vector, terminated: Flags, ended: Flags, start: int
+) -> InfoTable | dict[str, tuple[list[int], Any]]:
+    """Return the infos of a step as those of `fastrl.envs.crafter.CrafterEnv` are gathered.
 
     Args:
         vector: A `CrafterVector` that has been stepped.

@@ -1,0 +1,257 @@
+"""What a family of environments is: which ids it has, and how n environments of an id are built.
+
+A family is an object that is registered by its name, ``fastrl.register("environments", "lake",
+LAKES)``; fastrl's own are registered in `fastrl.builtin`. Generic code asks them, and names none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from fastrl import registry
+from fastrl.arguments import brief, nearest_or_all
+from fastrl.envs.info_table import InfoTable
+from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.errors import ConfigError, EnvError
+from fastrl.extras import how_to_install
+
+KIND = "environments"
+Vector = VectorEnv[Any, Any, Any]
+
+
+class Family:
+    """Environments that are built in one way.
+
+    A subclass has a prefix and `build`; it overrides the rest where it differs. Instances travel to
+    workers by cloudpickle and are loaded with `fastrl.envs`, so what implements the environments is
+    imported when the first one is built.
+
+    Attributes:
+        prefix: What ids begin with. Of a plug-in's family it is the name under which it is
+            registered, and ``/`` or ``:``.
+        build: Builds environments by the contract of factories in `fastrl.envs.make`. Called with
+            the id without the prefix and ``env.kwargs``, and with those of ``num_envs``,
+            ``seeds``, ``max_episode_steps``, ``randomize`` and ``action_bounds`` that it names.
+        batched: Whether `build` returns n environments that are stepped together. Then `make_vec`
+            steps them on its backend ``native``.
+        single: Builds one gymnasium environment, to record and for other backends of `make_vec`.
+            Called with the name, and with ``max_episode_steps`` and ``randomize`` where they are
+            configured. None where there are no single ones.
+        package: The optional package that they need; empty where there is none.
+        extra: The extra of fastrl that installs it.
+        aliases: Other names of ids that gymnasium knows.
+        factories: Import paths of factories, each with the name of its argument that is an id.
+        tensors: Import paths of `TensorEnv` classes by name, for ``sampler.kind: device``.
+        compiled: Import path of what steps such an environment by a compiled loop; empty where
+            there is none.
+        autoreset_modes: Those that `vector` knows.
+        shares_threads: Whether `vector` shares a step among ``num_threads`` by itself; else
+            processes share the environments.
+        singles_take_more: Whether single environments take arguments that the batch does not.
+    """
+
+    prefix: str = ""
+    build: Callable[..., Any]
+    batched: bool = True
+    single: Callable[..., Any] | None = None
+    package: str = ""
+    extra: str = ""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    factories: ClassVar[Mapping[str, str]] = {}
+    tensors: ClassVar[Mapping[str, str]] = {}
+    compiled: str = ""
+    autoreset_modes: tuple[AutoresetMode, ...] = (AutoresetMode.SAME_STEP,)
+    shares_threads: bool = False
+    singles_take_more: bool = False
+
+    def names(self) -> Sequence[str]:
+        """Return the names that `build` knows; none where only `build` can tell."""
+        return ()
+
+    def name_of(self, env_id: str) -> str | None:
+        """Return what `build` calls the environment of an id; None for ids of others."""
+        return env_id.removeprefix(self.prefix) if env_id.startswith(self.prefix) else None
+
+    def factory(self, name: str) -> Callable[..., Any]:
+        """Return `build` for one name, with the attribute ``single`` where there are single ones.
+
+        Raises:
+            EnvError: There is no such environment.
+        """
+        known = self.names()
+        if known and name not in known:
+            ids = [self.prefix + each for each in known]
+            env_id = self.prefix + name
+            raise EnvError(f"unknown environment '{env_id}'{nearest_or_all(env_id, ids)}")
+        build: Any = partial(self.build, name)
+        if self.single is not None:
+            build.single = partial(self.single, name)
+        return build  # type: ignore[no-any-return]
+
+    def register(self) -> None:
+        """Register ids with gymnasium; called once of fastrl's own, when `fastrl.envs` is imported.
+
+        Again does nothing.
+        """
+
+    def import_ids(self, env_id: str) -> None:
+        """Import what registers ids with gymnasium; called for an id that gymnasium lacks.
+
+        Args:
+            env_id: The id; empty for all that are here.
+        """
+
+    def imported(self, needed_by: str) -> ModuleType:
+        """Import the optional package.
+
+        Raises:
+            EnvError: It is not installed; says how to install it.
+        """
+        try:
+            return importlib.import_module(self.package)
+        except ModuleNotFoundError as error:
+            if error.name != self.package:
+                raise
+            raise EnvError(
+                f"'{needed_by}' needs the package '{self.package}': {how_to_install(self.extra)}"
+            ) from None
+
+    def batch_id(self, env_id: str) -> str | None:
+        """Return the id of the batch that behaves like an id; None where there is none."""
+        return env_id if self.batched and self.name_of(env_id) is not None else None
+
+    def stands_for(self, env_id: str, kwargs: Mapping[str, Any], mode: AutoresetMode) -> bool:
+        """Return whether a batch does what single environments of an id do, to the last bit."""
+        return False
+
+    def vector(
+        self,
+        name: str,
+        num_envs: int,
+        each: Mapping[str, Sequence[Any]],
+        /,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Vector:
+        """Build a vector environment, for the backend ``native`` of `make_vec`.
+
+        Args:
+            name: The id without the prefix.
+            num_envs: How many environments.
+            each: Arguments in which they differ: by name, one value for each.
+            **kwargs: Arguments of all; ``autoreset_mode`` where several are known, and
+                ``num_threads`` where the batch shares its work among threads.
+        """
+        built = self.factory(name)(num_envs=num_envs, **kwargs, **arrays(each))
+        return built if isinstance(built, VectorEnv) else BatchedVectorEnv(built)
+
+    def pays_to_share(self, num_envs: int, *, as_single: bool) -> bool:
+        """Return whether a batch is worth more than one thread or process.
+
+        Args:
+            num_envs: How many environments.
+            as_single: Whether infos are those of single environments.
+        """
+        return True
+
+    def seeds(self, seeds: list[int]) -> Any:  # noqa: ANN401
+        """Return one seed for each environment as ``reset`` of `vector` takes them."""
+        return seeds
+
+    def infos_of_single(
+        self, vector: Vector, terminated: NDArray[np.bool_], ended: NDArray[np.bool_], start: int
+    ) -> InfoTable | dict[str, tuple[list[int], Any]]:
+        """Return the infos of a step as single environments tell them, where it `stands_for` them.
+
+        Args:
+            vector: From `vector`, after a step.
+            terminated: ``[n]``: whose episode terminated.
+            ended: ``[n]``: whose episode ended, and the next one began.
+            start: Index of the first environment.
+
+        Returns:
+            By name the indices of environments and their values.
+        """
+        raise NotImplementedError
+
+    def single_like_batch(
+        self, env_id: str, kwargs: Mapping[str, Any]
+    ) -> tuple[str | Callable[..., Any], Mapping[str, Any]]:
+        """Return what builds single environments that observe what the batch does, and how."""
+        return env_id, kwargs
+
+
+def arrays(each: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
+    """Return arguments in which environments differ as arrays, one row for each environment."""
+    return {name: np.array(values) for name, values in each.items()}
+
+
+@cache
+def own_families() -> tuple[Family, ...]:
+    """Return fastrl's own families, whose ids may have any form; imports no plug-ins."""
+    names = [each.name for each in registry.registered(KIND) if each.source == "fastrl"]
+    return tuple(registry.find(KIND, name, "env.id") for name in names)
+
+
+def family_of(env_id: object) -> Family | None:
+    """Return the family that builds an id; None where gymnasium or a factory does.
+
+    Raises:
+        ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
+    """
+    return _first(env_id, lambda family, name: family.name_of(name) is not None)
+
+
+def batch_family(env_id: object) -> Family | None:
+    """Return the family that has a batch for an id; None where there is none.
+
+    Raises:
+        ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
+    """
+    return _first(env_id, lambda family, name: family.batch_id(name) is not None)
+
+
+def named_family(name: str) -> Family:
+    """Return the family of a plug-in by the name under which it is registered.
+
+    Raises:
+        ConfigError: It cannot be imported, or is not a `Family`.
+    """
+    family = registry.find(KIND, name, "env.id")
+    if not isinstance(family, Family) or family.prefix not in (f"{name}/", f"{name}:"):
+        raise ConfigError(
+            f"{KIND} '{name}' must be a fastrl.envs.Family with the prefix '{name}/' or "
+            f"'{name}:', got {brief(family)}"
+        )
+    return family
+
+
+def plugin_families() -> list[str]:
+    """Return the names of all families that are not fastrl's own; imports plug-ins."""
+    return [
+        entry.name
+        for entry in registry.entries()
+        if entry.kind == KIND and entry.source != "fastrl"
+    ]
+
+
+def _first(env_id: object, fits: Callable[[Family, str], bool]) -> Family | None:
+    if not isinstance(env_id, str):
+        return None
+    for family in own_families():
+        if fits(family, env_id):
+            return family
+    # Ids of a plug-in begin with its name, so that only the one that is asked for is imported.
+    name, *rest = re.split("[/:]", env_id, maxsplit=1)
+    if not rest or "." in name or name not in plugin_families():
+        return None
+    theirs = named_family(name)
+    return theirs if fits(theirs, env_id) else None
