@@ -48,6 +48,11 @@ ImportPath = Annotated[
     StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"),
     Field(examples=["package.module:name"]),
 ]
+Choice = Annotated[
+    str,
+    StringConstraints(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_][\w.]*|[\w-]+)$"),
+    Field(examples=["package.module:name", "registered_name"]),
+]
 Device = Annotated[
     str,
     StringConstraints(pattern=r"^(cpu|cuda(:\d{1,3})?)$"),
@@ -75,9 +80,15 @@ class Call(Section):
     kwargs: dict[str, JsonValue] = Field(default={}, description="Keyword arguments.")
 
 
+class NamedCall(Call):
+    """The same for what may be registered by a name."""
+
+    path: Choice = Field(description="Import path 'package.module:name', or a registered name.")
+
+
 # The function keeps errors to the one form that was meant.
-Callee = Annotated[
-    Annotated[ImportPath, Tag("path")] | Annotated[Call, Tag("call")],
-    Discriminator(lambda value: "call" if isinstance(value, dict | Call) else "path"),
-]
+_form = Discriminator(lambda value: "call" if isinstance(value, dict | Call) else "path")
+Callee = Annotated[Annotated[ImportPath, Tag("path")] | Annotated[Call, Tag("call")], _form]
 """An import path alone, or a mapping of ``path`` and ``kwargs``."""
+NamedCallee = Annotated[Annotated[Choice, Tag("path")] | Annotated[NamedCall, Tag("call")], _form]
+"""The same for what may be registered by a name."""

@@ -31,6 +31,7 @@ from fastrl.config.fields import (
     Few,
     Float,
     ImportPath,
+    NamedCallee,
     Seconds,
     Section,
     Seed,
@@ -453,6 +454,16 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
     faults: FaultsConfig = Field(default=FaultsConfig(), description="Failures.")
     logging: LoggingConfig = Field(default=LoggingConfig(), description="Metrics.")
+    callbacks: Annotated[tuple[NamedCallee, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="Callbacks 'package.module:Class', names that are registered, or {path: …, "
+        "kwargs: {…}}; imported when a run starts.",
+    )
+    transforms: Annotated[tuple[NamedCallee, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="What changes rollouts before they are learnt from, in order; named as "
+        "callbacks are.",
+    )
 
     @field_validator("algorithm", mode="before")
     @classmethod
