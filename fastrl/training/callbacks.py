@@ -281,6 +281,7 @@ def build_callbacks(config: Config, given: Sequence[Callback]) -> Extensions[Cal
         ConfigError: One cannot be imported, or is no callback.
         CallbackError: One cannot be built.
     """
+    instance("callbacks", given, Sequence, "a list of them")
     callbacks = [*build("callback", config.callbacks), *given]
     for callback in callbacks:
         instance("a callback", callback, Callback, "subclass fastrl.Callback, and call the class")
