@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from fastrl.throughput import Protocol as Protocol
     from fastrl.throughput import Report as Report
     from fastrl.throughput import run_throughput as run_throughput
+    from fastrl.training import Callback as Callback
+    from fastrl.training import RunContext as RunContext
     from fastrl.training import TrainedPolicy as TrainedPolicy
     from fastrl.training import TrainedRun as TrainedRun
     from fastrl.training import Trainer as Trainer
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ActorCritic": "fastrl.models",
     "BatchedEnv": "fastrl.envs",
+    "Callback": "fastrl.training",
     "Config": "fastrl.config",
     "ConfigError": "fastrl.errors",
     "DeviceSampler": "fastrl.sampling",
@@ -92,6 +95,7 @@ _MODULE_OF = {
     "Protocol": "fastrl.throughput",
     "Report": "fastrl.throughput",
     "Rollout": "fastrl.shared.rollout_buffer",
+    "RunContext": "fastrl.training",
     "Sampler": "fastrl.sampling",
     "SamplingPlan": "fastrl.workers.plan",
     "SerialSampler": "fastrl.sampling",

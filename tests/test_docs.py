@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+import fastrl
+from fastrl.config import load_config
+from fastrl.training.metrics import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,6 +65,20 @@ def test_python_of_each_section_runs_as_copied(page, tmp_path, monkeypatch):
         # An earlier import in this process would hide that the ids are not registered.
         if "gymnasium.make" in code:
             assert "fastrl" in names
+
+
+def test_callbacks_of_the_guide_run_as_the_file_that_they_are(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "guide" / "callbacks.md"
+    script, transform = sections_with_python(page)
+    for name, code in (("curriculum", script), ("novelty", transform)):
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runpy.run_path("curriculum.py", run_name="__main__")
+    (run,) = Path("runs").iterdir()
+    assert [row["callback/wind"] for row in read_rows(run / "metrics.jsonl")][-1] > 0
+    config = load_config(run / "config.yaml", ["run_dir=again", "transforms=['novelty:Novelty']"])
+    fastrl.train(config)
 
 
 def test_every_guide_is_in_the_readme():

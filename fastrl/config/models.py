@@ -422,16 +422,42 @@ class FaultsConfig(Section):
     )
 
 
+# What may be registered by a name, too, alone or with keyword arguments.
+_call_or_name = Discriminator(lambda value: "call" if is_call(value) else "path")
+_EXAMPLES = Field(examples=["package.module:name", "registered-name"])
+_PATH = Field(description="As where it has no arguments.")
+
+
 class LoggerCall(Call):
     """A logger, and the keyword arguments that it is called with."""
 
-    path: Annotated[str, Code("logger")] = Field(description="As where it has no arguments.")
+    path: Annotated[str, Code("logger")] = _PATH
+
+
+class CallbackCall(Call):
+    """A callback, and the keyword arguments that it is called with."""
+
+    path: Annotated[str, Code("callback")] = _PATH
+
+
+class TransformCall(Call):
+    """A transform, and the keyword arguments that it is called with."""
+
+    path: Annotated[str, Code("transform")] = _PATH
 
 
 Logger = Annotated[
-    Annotated[str, Code("logger"), Field(examples=["package.module:name"]), Tag("path")]
-    | Annotated[LoggerCall, Tag("call")],
-    Discriminator(lambda value: "call" if is_call(value) else "path"),
+    Annotated[str, Code("logger"), _EXAMPLES, Tag("path")] | Annotated[LoggerCall, Tag("call")],
+    _call_or_name,
+]
+CallbackEntry = Annotated[
+    Annotated[str, Code("callback"), _EXAMPLES, Tag("path")] | Annotated[CallbackCall, Tag("call")],
+    _call_or_name,
+]
+TransformEntry = Annotated[
+    Annotated[str, Code("transform"), _EXAMPLES, Tag("path")]
+    | Annotated[TransformCall, Tag("call")],
+    _call_or_name,
 ]
 
 
@@ -494,6 +520,16 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
     faults: FaultsConfig = Field(default=FaultsConfig(), description="Failures.")
     logging: LoggingConfig = Field(default=LoggingConfig(), description="Metrics.")
+    callbacks: Annotated[tuple[CallbackEntry, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="Callbacks 'package.module:Class', names that are registered, or {path: …, "
+        "kwargs: {…}}; imported when a run starts.",
+    )
+    transforms: Annotated[tuple[TransformEntry, ...], BeforeValidator(sequence)] = Field(
+        default=(),
+        description="What changes rollouts before they are learnt from, in order; named as "
+        "callbacks are.",
+    )
 
     @field_validator("algorithm", mode="before")
     @classmethod

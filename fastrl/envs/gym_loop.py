@@ -21,6 +21,7 @@ from fastrl.closing import close_all
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.episode_clock import EpisodeClock
 from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.envs.state import State, StateError, layers_state, load_layers_state
@@ -156,6 +157,15 @@ class GymLoop:
             with self._naming(index):
                 load_layers_state(env, saved)
         self._clock.resume(state["elapsed"])
+
+    def make_call(self, call: EnvCall) -> None:
+        """Make a call in every environment.
+
+        Raises:
+            EnvError: One has no such method or attribute, or raised; names it by index.
+        """
+        for index, env in enumerate(self._envs):
+            call.make(env, f"env {index} of '{self.spec.id}'")
 
     def close(self) -> None:
         """Close all environments; safe to call twice.

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.state import State, layers_state, load_layers_state
@@ -159,6 +160,30 @@ class GymVector:
             StateError: It does not fit.
         """
         load_layers_state(self._open(), state)
+
+    def make_call(self, call: EnvCall) -> None:
+        """Make a call in every sub-environment, or in what has the name and steps all of them.
+
+        Raises:
+            EnvError: None of them has such a method or attribute, or one raised.
+        """
+        layer, who = self._open(), f"'{self.spec.id}'"
+        while isinstance(layer, VectorWrapper) and not hasattr(layer, call.name):
+            layer = layer.env
+        if not isinstance(layer, SyncVectorEnv | AsyncVectorEnv):
+            call.make(layer, who)
+            return
+        try:
+            if not all(layer.call("has_wrapper_attr", call.name)):
+                raise call.missing(who)
+            if call.sets:
+                layer.set_attr(call.name, [call.args[0]] * self.num_envs)
+            else:
+                layer.call(call.name, *call.args, **call.kwargs)
+        except EnvError:
+            raise
+        except Exception as error:
+            raise call.failed(who, error) from error
 
     def close(self) -> None:
         """Close the vector environment; safe to call twice."""

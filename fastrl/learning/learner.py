@@ -43,11 +43,13 @@ class Learner(Protocol):
         model: What is learnt; on the learner's device.
         steps: Environment steps learnt from so far.
         updates: Rollouts learnt from so far.
+        schedules: The numbers that change in the course of the run.
     """
 
     model: PolicyModel
     steps: int
     updates: int
+    schedules: Schedules
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from a rollout and return what there is to say about it.
@@ -108,7 +110,7 @@ class AlgorithmLearner:
         self._algorithm, self._section = algorithm, algorithm.section
         self._algorithm_name = type(algorithm).__name__
         self._env_spec = env_spec
-        self._schedules = Schedules(config, algorithm.section, algorithm.schedules)
+        self.schedules = Schedules(config, algorithm.section, algorithm.schedules)
         self._device = existing_device(self._section.device, "algorithm.device")
         model.to(self._device)
         self._build_optimizers(algorithm.groups(model))
@@ -138,7 +140,7 @@ class AlgorithmLearner:
         finally:
             self._engine.release()
         self._refuse_divergence(metrics)
-        self._schedules.observe(metrics)
+        self.schedules.observe(metrics)
         metrics |= {name: float(metric) for name, metric in prepared.metrics.items()} | scheduled
         # Models without statistics may lack this method; it is no part of PolicyModel.
         update_normalizers = getattr(self.model, "update_normalizers", None)
@@ -165,7 +167,7 @@ class AlgorithmLearner:
             "reward_scaler": self._reward_scaler.state_dict(),
             "generator": self._generator.get_state(),
             "algorithm_state": self._algorithm.state_dict(),
-            "schedules": self._schedules.state_dict(),
+            "schedules": self.schedules.state_dict(),
             "steps": self.steps,
             "updates": self.updates,
         }
@@ -188,7 +190,7 @@ class AlgorithmLearner:
         self._generator.set_state(state["generator"])
         # Checkpoints of former versions lack these two.
         self._algorithm.load_state_dict(state.get("algorithm_state", {}))
-        self._schedules.load_state_dict(state.get("schedules", {}))
+        self.schedules.load_state_dict(state.get("schedules", {}))
         self.steps, self.updates = state["steps"], state["updates"]
 
     def _build_optimizers(self, groups: Mapping[str, Group]) -> None:
@@ -272,7 +274,7 @@ class AlgorithmLearner:
 
     def _scheduled(self) -> dict[str, float]:
         """Return the section's numbers that have a schedule, at this point of the run."""
-        return {name: self._schedules.at(name, self.steps) for name in self._algorithm.schedules}
+        return {name: self.schedules.at(name, self.steps) for name in self._algorithm.schedules}
 
     def _experience(self, rollout: Rollout) -> Experience:
         space = self._env_spec

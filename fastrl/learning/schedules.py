@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from fastrl.arguments import brief, one_of
 from fastrl.config import Config, PPOConfig
 from fastrl.config.algorithms import LearnerConfig
+from fastrl.errors import ConfigError
 
 SCHEDULED = {
     "learning_rate": "learning_rate_schedule",
@@ -78,6 +81,28 @@ class Schedules:
         warmup = self._algorithm.learning_rate_warmup
         self._warmup_steps = warmup * config.total_steps if warmup < 1 else warmup
         self._kl_exponent = 0
+        self._overrides: dict[str, float] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scheduled numbers."""
+        return tuple(self._names)
+
+    def override(self, name: str, value: float | None) -> None:
+        """Let a scheduled number have a value from the next update on; None gives it back.
+
+        Raises:
+            ConfigError: There is no such number, or the value is negative or not finite.
+        """
+        one_of("set_schedule: name", name, self.names)
+        if value is None:
+            self._overrides.pop(name, None)
+        elif isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+            self._overrides[name] = float(value)
+        else:
+            raise ConfigError(
+                f"set_schedule: {name} must be a finite number of at least 0, got {brief(value)}"
+            )
 
     def at(self, name: str, steps: int) -> float:
         """Return a scheduled number for the update after ``steps`` environment steps.
@@ -85,6 +110,8 @@ class Schedules:
         The first update of a warm-up has the rate of its own rollout's end: with that of the
         start, which is 0, it would learn nothing.
         """
+        if name in self._overrides:
+            return self._overrides[name]
         value = float(getattr(self._algorithm, name))
         schedule = getattr(self._algorithm, self._names[name])
         if schedule == "kl_adaptive":
@@ -114,13 +141,14 @@ class Schedules:
         elif 0 < kl < algorithm.target_kl / _KL_MARGIN and rate < high:
             self._kl_exponent += 1
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what does not follow from the steps."""
-        return {"kl_exponent": self._kl_exponent}
+        return {"kl_exponent": self._kl_exponent, "overrides": dict(self._overrides)}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; an empty one is that of the beginning."""
         self._kl_exponent = state.get("kl_exponent", 0)
+        self._overrides = dict(state.get("overrides", {}))
 
     def _kl_adaptive_rate(self) -> float:
         assert isinstance(self._algorithm, PPOConfig)

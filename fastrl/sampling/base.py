@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Self
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastrl.arguments import instance
 from fastrl.closing import Closing, Held
+from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, FastrlError
 from fastrl.sampling.stats import SamplerStats, memory_of
@@ -98,6 +99,10 @@ class BaseSampler(Closing):
     @abstractmethod
     def set_state(self, state: State) -> None:
         """Go on from what another sampler's `get_state` returned; see `Sampler`."""
+
+    @abstractmethod
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """Call methods and set attributes in every environment; see `Sampler`."""
 
     @property
     def _num_rollouts(self) -> int:
@@ -192,6 +197,7 @@ class TableSampler(BaseSampler):
             )
             self._buffer = RolloutBuffer(self._context.table)
             self._resumed: State | None = None
+            self._calls: list[EnvCall] = []
             # Which rollout, and which successor of a worker, environments were last seeded for.
             workers = range(topology.num_env_workers)
             self._seeded = [(plan.first_rollout, 0) for _ in workers]
@@ -256,6 +262,27 @@ class TableSampler(BaseSampler):
         self._buffer.set_state(episodes)
         self._seeded[:] = seeded
         self._resumed = state
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """Call methods and set attributes in every environment; see `Sampler`.
+
+        Raises:
+            EnvError: An environment has no such method or attribute, or raised; names it.
+            FastrlError: The sampler was closed.
+        """
+        self._check_open()
+        before = list(self._calls)
+        # First, for workers that are replaced meanwhile.
+        self._calls[:] = latest([*before, *calls])
+        try:
+            self._make_calls(calls)
+        except EnvError:
+            self._calls[:] = before
+            raise
+
+    @abstractmethod
+    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+        """Make calls in the environments that are there, before the next rollout begins."""
 
     @abstractmethod
     def _worker_states(self) -> list[bytes]:

@@ -6,18 +6,20 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict, deque
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
-from fastrl.envs.state import StateError, unpack
-from fastrl.errors import WorkerError
+from fastrl.envs.calls import EnvCall, pack_calls
+from fastrl.envs.state import State, StateError, pack, unpack
+from fastrl.errors import EnvError, WorkerError
 from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, cause_of, named_env
 from fastrl.shared.counters import CLOSING, Counter
 from fastrl.shared.rollout_buffer import RolloutBuffer
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.context import WorkerContext
-from fastrl.workers.env_worker import StateExchange, run_env_worker
+from fastrl.workers.env_worker import Exchange, run_env_worker
 from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.position import Position, position_of
 from fastrl.workers.processes import Connection, pipe
@@ -43,6 +45,7 @@ class Crew:
         policy: How often each may fail.
         past: Which rollout, and which successor of each env worker, environments were last seeded
             for, changed where one is replaced; and the states to go on from, if any.
+        calls: What every env worker calls and sets in its environments before it steps them.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class Crew:
         deadlines: Deadlines,
         policy: FaultPolicy,
         past: tuple[list[tuple[int, int]], list[bytes] | None],
+        calls: Sequence[EnvCall],
     ) -> None:
         self._seeded, self._resumed = past
-        self._inlets: dict[str, Connection] = {}
+        self._calls = calls
+        self._pipes: dict[str, Connection] = {}
         self._context, self._buffer, self._policy = context, buffer, policy
         self._topology = context.plan.topology
         closes = Closes(partial(_closing, context), deadlines.close_timeout_s)
@@ -102,36 +107,75 @@ class Crew:
         Raises:
             StateError: An environment cannot be saved, or a worker did not answer.
         """
+        answers = self._ask({}, timeout_s)
+        for answer in answers.values():
+            if "state" not in answer:
+                raise StateError(answer.get("error") or answer["lost"])
+        return [answer["state"] for answer in answers.values()]
+
+    def call(self, calls: Sequence[EnvCall], timeout_s: float) -> None:
+        """Make calls in the environments of every env worker, between two rollouts.
+
+        A worker that does not answer in time is replaced. ``calls`` of the constructor, which
+        holds these calls already, are made by its successor.
+
+        Args:
+            calls: To make.
+            timeout_s: How long that may take.
+
+        Raises:
+            EnvError: An environment has no such method or attribute, or raised; names it.
+            WorkerError: A worker has failed too often.
+        """
+        answers = self._ask({"calls": pack_calls(calls)}, timeout_s)
+        for answer in answers.values():
+            if "error" in answer:
+                raise EnvError(answer["error"])
+        for name, answer in answers.items():
+            # Those that have ended by themselves are seen by the next look, with their reasons.
+            if "lost" in answer and name not in self._pipes:
+                self._supervisor.kill(name)
+                self._replace(WorkerError(name, answer["lost"]))
+
+    def _ask(self, request: State, timeout_s: float) -> dict[str, dict[str, Any]]:
+        """Return what every env worker answers to a request; ``lost`` is why one does not."""
         hand_over, until_s = self._context.hand_over, time.monotonic() + timeout_s
-        hand_over.states_wanted[0] += 1
+        hand_over.asked[0] += 1
         workers = range(self._topology.num_env_workers)
         for worker in workers:
             hand_over.permit(worker).post()
+        names, content = [f"env-worker-{worker}" for worker in workers], pack(request)
+        answers: dict[str, dict[str, Any]] = {}
+        for name in names:
+            answers[name] = self._receive(name, until_s)
+            if "lost" not in answers[name]:
+                with suppress(OSError):  # told when it does not answer
+                    self._pipes[name].send_bytes(content)
         # All of them, even after one that failed: a worker waits until its answer is read.
-        answers = [self._answer(f"env-worker-{worker}", until_s) for worker in workers]
-        for answer in answers:
-            if "reason" in answer:
-                raise StateError(answer["reason"])
-        return [answer["state"] for answer in answers]
+        for name in names:
+            if "lost" not in answers[name]:
+                answers[name] = self._receive(name, until_s)
+        return answers
 
-    def _answer(self, name: str, until_s: float) -> dict[str, Any]:
-        inlet, wanted = self._inlets.get(name), self._context.hand_over.states_wanted[0]
+    def _receive(self, name: str, until_s: float) -> dict[str, Any]:
+        pipe, asked = self._pipes.get(name), self._context.hand_over.asked[0]
         try:
-            while inlet is not None and inlet.poll(max(0.0, until_s - time.monotonic())):
-                answer: dict[str, Any] = unpack(inlet.recv_bytes())
-                if answer["wanted"] == wanted:
+            while pipe is not None and pipe.poll(max(0.0, until_s - time.monotonic())):
+                answer: dict[str, Any] = unpack(pipe.recv_bytes())
+                if answer["asked"] == asked:
                     return answer
         except (EOFError, OSError):
-            return {"reason": f"{name} has ended"}
+            return {"lost": f"{name} has ended"}
         # An answer that comes yet must not be waited for, nor taken for a later one.
-        self._drop_inlet(name)
-        return {"reason": f"{name} did not hand in the states of its environments in time"}
+        self._drop_pipe(name)
+        return {"lost": f"{name} did not answer for its environments in time"}
 
     def stop(self) -> None:
         """End all workers."""
+        # First, as a worker may be waiting for a request.
+        for name in list(self._pipes):
+            self._drop_pipe(name)
         self._supervisor.stop()
-        for name in list(self._inlets):
-            self._drop_inlet(name)
 
     def _start(self, name: str) -> None:
         kind, _, index = name.rpartition("-")
@@ -144,16 +188,16 @@ class Crew:
             self._seeded[int(index)] = (self._context.plan.first_rollout, self._replaced[name])
         elif self._resumed is not None:
             resumed = self._resumed[int(index)]
-        self._drop_inlet(name)
-        self._inlets[name], outlet = pipe()
-        with closing(outlet):
-            wanted = self._context.hand_over.states_wanted[0]
-            exchange = StateExchange(outlet, wanted, resumed)
+        self._drop_pipe(name)
+        self._pipes[name], theirs = pipe(duplex=True)
+        with closing(theirs):
+            calls = pack_calls(self._calls) if self._calls else None
+            exchange = Exchange(theirs, self._context.hand_over.asked[0], calls, resumed)
             self._supervisor.start(name, run_env_worker, *args, exchange)
 
-    def _drop_inlet(self, name: str) -> None:
-        if name in self._inlets:
-            self._inlets.pop(name).close()
+    def _drop_pipe(self, name: str) -> None:
+        if name in self._pipes:
+            self._pipes.pop(name).close()
 
     def _replace(self, error: WorkerError) -> None:
         name = error.worker

@@ -9,7 +9,7 @@ samples from those there, in one process as well.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance
 from fastrl.devices import existing_device
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, EnvError
 from fastrl.sampling.base import BaseSampler
 from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.shared.finite import BadNumber, first_cause
@@ -124,6 +125,18 @@ class DeviceSampler(BaseSampler):
         start = self._rollouts.start(self.topology.num_envs, self._generator(0))
         self._rollouts.at_state(start, state["tensors"])
         self._resumed = state
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """Reject calls: a tensor environment is pure functions.
+
+        Raises:
+            EnvError: There are some.
+        """
+        if calls:
+            raise EnvError(
+                f"'{calls[0].name}' cannot be called or set: '{self.env_spec.id}' is pure "
+                "functions on a device; use sampler.kind process or serial"
+            )
 
     def collect(self) -> Rollout:
         """Return the next rollout.

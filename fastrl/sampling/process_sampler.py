@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from fastrl.arguments import instance, seconds
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import StateError
-from fastrl.errors import WorkerError
+from fastrl.errors import EnvError, WorkerError
 from fastrl.sampling.base import TableSampler
 from fastrl.sampling.crew import Crew
 from fastrl.sampling.faults import FaultPolicy
@@ -75,7 +76,12 @@ class ProcessSampler(TableSampler):
             return
         resumed = None if self._resumed is None else self._resumed["workers"]
         self._crew = Crew(
-            self._context, self._buffer, self._deadlines, self._faults, (self._seeded, resumed)
+            self._context,
+            self._buffer,
+            self._deadlines,
+            self._faults,
+            (self._seeded, resumed),
+            self._calls,
         )
         try:
             self._crew.start()
@@ -167,6 +173,24 @@ class ProcessSampler(TableSampler):
             for worker in range(topology.num_model_workers):
                 hand_over.doorbell(worker).post()
             self._wait_until_at_rest(names, timeout_s, until_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+        if self._crew is None:
+            return
+        hand_over = self._context.hand_over
+        if hand_over.paused[0]:
+            hand_over.resume()
+        try:
+            # Where one is under way, the next `collect` would wait for it as well.
+            while not hand_over.is_sealed(self._permitted - 1, self.rollout_length):
+                self._crew.look()
+                time.sleep(_POLL_S)
+            self._crew.call(calls, self._deadlines.stall_timeout_s)
+        except EnvError:
+            raise
         except BaseException:
             self.close()
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
+from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.sampling.stats import SamplerStats
 from fastrl.shared.rollout_buffer import Rollout
@@ -75,6 +76,20 @@ class Sampler(Protocol):
 
         Raises:
             StateError: It is of another plan; nothing was changed.
+        """
+        ...
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """Call methods and set attributes in every environment, before the next rollout begins.
+
+        Before the start they are made as soon as environments are built, before their first reset.
+        An environment that takes another one's place gets the last call of each method and the
+        last value of each attribute before its own.
+
+        Raises:
+            EnvError: An environment has no such method or attribute, or raised; names it. In
+                others the call may have been made.
+            WorkerError: A worker failed too often.
         """
         ...
 

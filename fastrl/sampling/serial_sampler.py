@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from torch import Tensor
 
 from fastrl.allocator import keep_freed_memory
 from fastrl.closing import close_all
+from fastrl.envs.calls import EnvCall, pack_calls
 from fastrl.global_streams import StreamsOfWorkers
 from fastrl.sampling.base import TableSampler
 from fastrl.shared.counters import Counter
@@ -71,10 +72,20 @@ class SerialSampler(TableSampler):
             for worker in range(topology.num_env_workers)
         ]
 
+        self._make_in_each(self._calls)
         if self._resumed is not None:
             for worker, stepper in enumerate(self._steppers):
                 self._streams.turn_to(worker)
                 stepper.unpack_state(self._resumed["workers"][worker])
+
+    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+        with self._streams.borrowed():
+            self._make_in_each(calls)
+
+    def _make_in_each(self, calls: Sequence[EnvCall]) -> None:
+        for worker, stepper in enumerate(self._steppers if calls else ()):
+            self._streams.turn_to(worker)
+            stepper.make_calls(pack_calls(calls))
 
     def _worker_states(self) -> list[bytes]:
         return [

@@ -1,5 +1,6 @@
 """Training: the loop, evaluation, checkpoints, metrics, and whole runs."""
 
+from fastrl.training.callbacks import Callback, RunContext
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import (
     EpisodePlayer,
@@ -7,6 +8,7 @@ from fastrl.training.evaluation import (
     EvaluationResult,
     evaluate,
 )
+from fastrl.training.extensions import CallbackError
 from fastrl.training.policy import TrainedPolicy
 from fastrl.training.run import (
     Evaluated,
@@ -21,6 +23,8 @@ from fastrl.training.run import (
 from fastrl.training.trainer import Trainer
 
 __all__ = [
+    "Callback",
+    "CallbackError",
     "Checkpoint",
     "CheckpointError",
     "CheckpointStore",
@@ -28,6 +32,7 @@ __all__ = [
     "Evaluated",
     "EvaluationProtocol",
     "EvaluationResult",
+    "RunContext",
     "TrainedPolicy",
     "TrainedRun",
     "Trainer",

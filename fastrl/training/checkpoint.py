@@ -15,7 +15,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,16 @@ class CheckpointStore:
     Args:
         directory: Where they are; made with the first one.
         keep_last: k.
+        written: Called with the directory of each checkpoint once it is complete.
     """
 
-    def __init__(self, directory: Path, keep_last: int = 3) -> None:
-        self._directory, self._keep_last = directory, keep_last
+    def __init__(
+        self,
+        directory: Path,
+        keep_last: int = 3,
+        written: Callable[[Path], None] | None = None,
+    ) -> None:
+        self._directory, self._keep_last, self._written = directory, keep_last, written
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint, remove those that need not be kept, and return its directory.
@@ -95,6 +101,8 @@ class CheckpointStore:
         with _saving(final):
             self._write(checkpoint, final)
             self._prune()
+        if self._written is not None:
+            self._written(final)
         return final
 
     def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:

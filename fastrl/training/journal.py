@@ -55,9 +55,12 @@ class Journal:
         self._idle = idle
 
     def note_update(self, update: Update) -> None:
-        """Count an update in, and write a row if one is due."""
+        """Count an update in."""
         self.window.add(update)
         self._progress.advance(update.steps)
+
+    def flush_if_due(self) -> None:
+        """Write a row if one is due."""
         if self.window.steps >= self._every_steps or self.window.open_s >= self._every_s:
             self.flush()
 

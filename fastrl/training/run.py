@@ -17,6 +17,7 @@ from fastrl.envs.make import EnvFactory
 from fastrl.errors import ConfigError
 from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
+from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.export import SUFFIXES, export
@@ -69,19 +70,27 @@ class Evaluated:
 
 
 @without_hangups()
-def train(config: Config, *, name: str | None = None, console: Console | None = None) -> TrainedRun:
+def train(
+    config: Config,
+    *,
+    name: str | None = None,
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainedRun:
     """Train in a new directory until the configured end, or until Ctrl-C or SIGTERM.
 
     Args:
         config: The run.
         name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
         console: Where to show progress; nowhere by default.
+        callbacks: Beside those of the configuration, which does not save them.
 
     Raises:
         ConfigError: The directory is in use, or something that the configuration names is not
             there.
         EnvError: The environment cannot be built, or broke its contract.
         WorkerError: A process failed; what was learnt until then is saved.
+        CallbackError: A callback or a transform failed; the same.
         FastrlError: Learning diverged.
     """
     taken("train", config, Config, "load_config reads one from a file")
@@ -89,7 +98,7 @@ def train(config: Config, *, name: str | None = None, console: Console | None = 
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
     config = _resolved(config)
     new_run_path(config, name)  # A name that cannot be is refused before anything is built.
-    session = Session(config, console=console)
+    session = Session(config, console=console, callbacks=callbacks)
     with closing(make_run_directory(config, name)) as run:
         config = config.model_copy(update={"run_dir": str(run.path)})
         return TrainedRun(run.path, config, session.run(run))
@@ -103,6 +112,7 @@ def resume(
     checkpoint: str = "last",
     trust: bool = False,
     console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainedRun:
     """Go on with a run from one of its checkpoints; play its final evaluation if only that is left.
 
@@ -115,6 +125,7 @@ def resume(
         checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
         trust: Whether code that the configuration of a run from elsewhere names may be imported.
         console: Where to show progress; nowhere by default.
+        callbacks: As for `train`: those that were given there must be given again.
 
     Raises:
         ConfigError: There is no such run, it is being trained in, is at its end, or would import
@@ -145,7 +156,7 @@ def resume(
                 f"fastrl resume {path} total_steps={2 * enough}"
             )
         trained_with = None if start is None else before
-        session = Session(config, start, console, trained_with)
+        session = Session(config, start, console, trained_with, callbacks)
         directory.write_config(config)
         directory.remove_summary()
         if start is not None:

@@ -19,6 +19,7 @@ from fastrl.models.policy import PolicyModel, load_parameters
 from fastrl.sampling import Sampler
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.episode_info import Totals
+from fastrl.training.extensions import RunExtensions
 from fastrl.training.random_state import random_state, restore_random_state
 from fastrl.training.run_directory import find_run
 from fastrl.training.window import Window
@@ -55,6 +56,7 @@ class Saver:
         learner: What is saved.
         window: Counts time and episodes.
         store: Where checkpoints are kept.
+        extensions: Have states, too.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Saver:
         learner: Learner,
         window: Window,
         store: CheckpointStore,
+        extensions: RunExtensions,
     ) -> None:
         self._config, self._learner, self._window = config, learner, window
-        self._store = store
+        self._store, self._extensions = store, extensions
         self._plan = plan
         self._sampler: Sampler | None = None
         self._taken: tuple[int, bytes | None, str] | None = None
@@ -93,6 +96,7 @@ class Saver:
                 "random": random_state(),
                 "env_seeds": self._env_seeds,
                 "latest_episodes": self._window.latest,
+                "extensions": self._extensions.state_dict(),
             },
             environments=environments,
             about={
@@ -193,16 +197,21 @@ def begin_from(run: str, model: PolicyModel) -> str:
     return f"begins with the weights of {found.name} of '{path}'"
 
 
-def restore(checkpoint: Checkpoint, config: Config, learner: Learner) -> Counted:
-    """Bring the learner and this process's random states to where a checkpoint was taken.
+def restore(
+    checkpoint: Checkpoint, config: Config, learner: Learner, extensions: RunExtensions
+) -> Counted:
+    """Bring a run and this process's random states to where a checkpoint was taken.
 
     Raises:
-        CheckpointError: It is of another environment, algorithm or model.
+        CheckpointError: It is of another environment, algorithm or model, or a callback or a
+            transform does not take its state.
     """
     about = checkpoint.about
     check_environment(checkpoint, config)
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
+        # Checkpoints of former versions lack them.
+        extensions.load_state_dict(checkpoint.state.get("extensions", {}))
         restore_random_state(checkpoint.state["random"])
         info = {name: _counts(name, row) for name, row in about["episode_info"].items()}
         # Checkpoints of former versions lack them.

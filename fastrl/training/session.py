@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from fastrl.models.policy import PolicyModel
 from fastrl.sampling import ProcessSampler, Sampler, env_factory, make_plan, make_sampler
 from fastrl.shared.rollout_buffer import Rollout
 from fastrl.spec import EnvSpec
+from fastrl.training.callbacks import Callback, Callbacks, RunContext, build_callbacks
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.durable import WriteError
@@ -31,6 +33,7 @@ from fastrl.training.evaluation import (
     EvaluationResult,
 )
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
+from fastrl.training.extensions import CallbackError, RunExtensions
 from fastrl.training.fault_log import FaultLog
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import FINAL, IdleTime, Journal
@@ -41,6 +44,7 @@ from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.saver import Counted, Saver, begin_from, go_on, restore
 from fastrl.training.trainer import Trainer
+from fastrl.training.transforms import build_transforms, transformed
 from fastrl.training.window import Update, Window
 from fastrl.workers.supervisor import call_in_child
 
@@ -99,6 +103,7 @@ class Session:
         start: Where to go on; None for the beginning.
         console: Where to show progress; nowhere by default.
         trained_with: The configuration with which it was trained until now, if it was.
+        callbacks: Beside those of the configuration.
 
     Raises:
         FastrlError: The environment or the model cannot be built, a package is missing, or the
@@ -111,13 +116,19 @@ class Session:
         start: Checkpoint | None = None,
         console: Console | None = None,
         trained_with: Config | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self._config, self._start = config, start
         self._console, self._trained_with = console, trained_with
         check_loggers(config.logging)
+        self._extensions = RunExtensions(
+            build_callbacks(config, callbacks), build_transforms(config)
+        )
         plan = make_plan(config)
         self._learner = build_learner(config, plan.env_spec)
-        self._counted = Counted() if start is None else restore(start, config, self._learner)
+        self._counted = Counted()
+        if start is not None:
+            self._counted = restore(start, config, self._learner, self._extensions)
         self._begun_with: list[str] = []
         if start is None and config.init_from is not None:
             self._begun_with.append(begin_from(config.init_from, self._learner.model))
@@ -146,11 +157,11 @@ class Session:
 
         Raises:
             WorkerError: A process failed; what was learnt until then is saved.
+            CallbackError: A callback or a transform failed; the same.
             FastrlError: Learning diverged; the checkpoints before it are kept.
         """
         config = self._config
         directory.write_spec(self._plan.env_spec)
-        store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
         with ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
             log = MetricsLog(directory, config, self._learner.steps)
@@ -165,20 +176,28 @@ class Session:
             told = remarks(config, self._plan.env_spec, self._trained_with, steps)
             for remark in (*self._begun_with, *told):
                 journal.remark(remark)
-            saver = Saver(config, self._plan, self._learner, window, store)
+            callbacks = stack.enter_context(self._build_callbacks(directory, window))
+            keep_last = config.checkpoint.keep_last
+            store = CheckpointStore(directory.checkpoints, keep_last, callbacks.on_checkpoint)
+            saver = Saver(config, self._plan, self._learner, window, store, self._extensions)
+            duties = _Duties(
+                self._plan.env_spec, self._extensions, journal, saver, callbacks, interrupts
+            )
             training = stack.enter_context(ExitStack())
             # A run that was stopped in its final evaluation has only that left.
             is_trained = self._learner.steps >= config.total_steps
-            sampler = None if is_trained else self._start_sampler(journal, saver, training)
-            evaluator = candidates = None
+            sampler = None if is_trained else self._start_sampler(duties, training)
+            if is_trained:
+                callbacks.on_start()
+            evaluator = None
             if config.evaluation.enabled:
                 evaluator = self._build_evaluator(directory)
                 stack.callback(evaluator.close)
-                candidates = Candidates(
-                    config, evaluator, store, saver.snapshot, journal.note_evaluation
+                duties.candidates = Candidates(
+                    config, evaluator, store, saver.snapshot, duties.after_evaluation
                 )
             if sampler is not None:
-                finished = self._train(sampler, _Duties(journal, saver, candidates), interrupts)
+                finished = self._train(sampler, duties)
                 saver.save()
                 training.close()
                 if not finished:
@@ -187,17 +206,21 @@ class Session:
                     )
             steps, wall_s = self._learner.steps, window.wall_s
             result = None
-            if evaluator is not None and candidates is not None:
-                referee = _Referee(config, evaluator, candidates, saver, journal, interrupts)
-                result = referee.judge()
+            if evaluator is not None and duties.candidates is not None:
+                result = _Referee(config, evaluator, duties.candidates, duties).judge()
             outcome = Outcome(steps, wall_s, result, interrupts.requested, window.info)
-            if result is not None or candidates is None:
+            if result is not None or evaluator is None:
                 directory.write_summary(outcome.summary(config))
             return outcome
 
-    def _start_sampler(self, journal: Journal, saver: Saver, stack: ExitStack) -> Sampler:
+    def _build_callbacks(self, run: RunDirectory, window: Window) -> Callbacks:
+        calls = self._extensions.env_calls
+        context = RunContext(self._config, run.path, self._learner, window, calls)
+        return Callbacks(self._extensions.callbacks, context)
+
+    def _start_sampler(self, duties: _Duties, stack: ExitStack) -> Sampler:
         """Return a sampler that samples until the stack is closed; the run is saved before."""
-        config = self._config
+        config, journal, context = self._config, duties.journal, duties.callbacks.context
         # Before anything that is there once per environment: it knows what memory there is.
         sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
         stack.callback(sampler.close)
@@ -205,8 +228,11 @@ class Session:
             why = go_on(sampler, self._start, config)
             if why:
                 journal.remark(f"environments begin new episodes: {why}")
-        saver.follow(sampler)
-        saver.save()
+        stack.callback(context.follow, None)
+        context.follow(sampler)
+        duties.callbacks.on_start()
+        duties.saver.follow(sampler)
+        duties.saver.save()
         if isinstance(sampler, ProcessSampler):
             journal.watch_start(sampler.starting)
         sampler.start()
@@ -215,31 +241,25 @@ class Session:
         stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
         return sampler
 
-    def _train(self, sampler: Sampler, duties: _Duties, interrupts: Interrupts) -> bool:
+    def _train(self, sampler: Sampler, duties: _Duties) -> bool:
         """Return whether training came to its end."""
         config = self._config
-        skips = config.faults.bad_numbers == "skip_update"
-
-        def look(rollout: Rollout) -> None:
-            for remark in coarse_observations(rollout.observation, self._plan.env_spec):
-                duties.journal.remark(remark)
-
         trainer = Trainer(
             sampler,
             self._learner,
             config.total_steps,
-            interrupts,
-            skip_bad_updates=skips,
-            look=look,
+            duties.interrupts,
+            skip_bad_updates=config.faults.bad_numbers == "skip_update",
+            receive=duties.after_rollout,
         )
         try:
             return trainer.run(duties.after_update)
         except StopSignal:
             return False
-        except (WorkerError, EnvError, WriteError):
+        except (WorkerError, EnvError, WriteError, CallbackError):
             duties.saver.save()
             # A signal to the whole process group takes the workers down as well.
-            if interrupts.requested is None:
+            if duties.interrupts.requested is None:
                 raise
             return False
         finally:
@@ -273,9 +293,7 @@ class _Referee:
     config: Config
     evaluator: Evaluator
     candidates: Candidates
-    saver: Saver
-    journal: Journal
-    interrupts: Interrupts
+    duties: _Duties
 
     def judge(self) -> EvaluationResult | None:
         """Evaluate the policy that passed, else the last one; None if that was interrupted.
@@ -287,13 +305,13 @@ class _Referee:
         """
         result = None
         with suppress(StopSignal):
-            with self.interrupts.breakable():
+            with self.duties.interrupts.breakable():
                 self.candidates.finish()
-            final, passed = self.candidates.passed or (self.saver.snapshot(), None)
+            final, passed = self.candidates.passed or (self.duties.saver.snapshot(), None)
             if passed is not None and len(passed.returns) >= self._episodes:
                 return passed
             result = self._play(final)
-            self.journal.note_evaluation(result, final.steps, FINAL)
+            self.duties.after_evaluation(result, final.steps, FINAL)
             self.candidates.judge(final, result, self._play)
         return result
 
@@ -303,29 +321,54 @@ class _Referee:
 
     def _play(self, policy: Checkpoint) -> EvaluationResult:
         what, episodes = f"evaluating the policy of {policy.steps:,} steps", self._episodes
-        self.journal.say(f"{what} over {episodes} episodes …")
+        journal = self.duties.journal
+        journal.say(f"{what} over {episodes} episodes …")
         clock = Remaining(episodes)
 
         def watch(done: int, steps: int) -> None:
-            self.journal.watch_evaluation(f"{what}: {clock.after(done, steps)}")
+            journal.watch_evaluation(f"{what}: {clock.after(done, steps)}")
 
-        with self.interrupts.breakable():
+        with self.duties.interrupts.breakable():
             return self.evaluator.play(policy.model, final_protocol(self.config), watch)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Duties:
-    """What is to be done after each update."""
+    """What is done beside collecting and learning."""
 
+    env_spec: EnvSpec
+    extensions: RunExtensions
     journal: Journal
     saver: Saver
-    candidates: Candidates | None
+    callbacks: Callbacks
+    interrupts: Interrupts
+    candidates: Candidates | None = None
+
+    def after_rollout(self, rollout: Rollout) -> Rollout:
+        """Return what is learnt from a rollout."""
+        if rollout.index == 0:
+            for remark in coarse_observations(rollout.observation, self.env_spec):
+                self.journal.remark(remark)
+        rollout = transformed(rollout, self.extensions.transforms)
+        self.callbacks.on_rollout(rollout)
+        return rollout
 
     def after_update(self, update: Update) -> bool:
-        """Do it; return whether training is to stop."""
+        """Do what is due; return whether training is to stop."""
         self.journal.note_update(update)
+        with self.interrupts.hurried():
+            self.callbacks.on_update(update)
+        self.journal.flush_if_due()
         self.saver.save_if_due()
-        return self.candidates is not None and self.candidates.after_update(update.steps)
+        passed = self.candidates is not None and self.candidates.after_update(update.steps)
+        return passed or self.callbacks.context.stops
+
+    def after_evaluation(
+        self, result: EvaluationResult, steps: int, kind: str = "evaluation"
+    ) -> None:
+        """Write down an evaluation of the policy as it was after ``steps``."""
+        self.journal.note_evaluation(result, steps, kind)
+        self.callbacks.on_evaluation(result, steps)
 
 
 def _is_body_shared(model: PolicyModel) -> bool:

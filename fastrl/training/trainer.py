@@ -40,7 +40,7 @@ class Trainer:
             breaks the waiting off, unless the rollout comes soon.
         skip_bad_updates: Leave out updates that end in a loss or in parameters that are not
             finite, up to 10 in a row. Costs a copy of the learner's state before each update.
-        look: Called with the first rollout, before it is learnt from.
+        receive: Called with each rollout; what it returns is learnt from.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Trainer:
         interrupts: Interrupts,
         *,
         skip_bad_updates: bool = False,
-        look: Callable[[Rollout], None] | None = None,
+        receive: Callable[[Rollout], Rollout] | None = None,
     ) -> None:
         methods("sampler", sampler, ("collect", "publish"))
         methods("learner", learner, ("update", "weights"))
@@ -59,7 +59,7 @@ class Trainer:
         self._sampler, self._learner = sampler, learner
         self._total_steps, self._interrupts = total_steps, interrupts
         self._skip_bad_updates, self._skipped = skip_bad_updates, 0
-        self._look, self._update_s, self._collect_s = look, 0.0, math.inf
+        self._receive, self._update_s, self._collect_s = receive, 0.0, math.inf
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
@@ -86,9 +86,9 @@ class Trainer:
             rollout = self._sampler.collect()
         collected_s = time.perf_counter()
         self._collect_s = collected_s - began_s
-        if self._look is not None:
-            self._look(rollout)
-            self._look = None
+        if self._receive is not None:
+            with self._interrupts.hurried():
+                rollout = self._receive(rollout)
         lag = self._version - float(rollout.policy_version.double().mean())
         metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())

@@ -94,13 +94,17 @@ class Window:
         self._learning_s += update.learning_s
         self._lag += update.policy_lag
         for name, value in update.metrics.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1
+            self.log(name, value)
         if len(update.episodes):
             self.episodes += len(update.episodes)
             self.info.add(update.episodes)
             self._returns.extend(update.episodes.returns.tolist())
             self._lengths.extend(update.episodes.lengths.tolist())
+
+    def log(self, name: str, value: float) -> None:
+        """Add a number to the row, which has the mean of all numbers of a name."""
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = total + value, count + 1
 
     def row(self, idle_s: float | None = None) -> dict[str, float | int]:
         """Return the metrics of the window, and open the next one. It must not be empty.

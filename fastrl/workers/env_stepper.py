@@ -14,6 +14,7 @@ from fastrl.arguments import brief
 from fastrl.closing import build_all, close_all
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews, renumber
+from fastrl.envs.calls import make_call, unpack_calls
 from fastrl.envs.lookup import takes_argument
 from fastrl.envs.state import StateError, load_state, pack, state_of, unpack
 from fastrl.errors import EnvError
@@ -146,6 +147,23 @@ class EnvStepper:
                 )
                 error.args = (f"{told} ({error})", *error.args[1:])
                 return
+
+    def make_calls(self, content: bytes) -> None:
+        """Make calls in all environments.
+
+        Args:
+            content: From `pack_calls`.
+
+        Raises:
+            EnvError: An environment has no such method or attribute, or raised; names it.
+        """
+        for call in unpack_calls(content):
+            for env, first in zip(self._envs, self._first, strict=True):
+                try:
+                    make_call(env, call)
+                except EnvError as error:
+                    renumber(error, first)
+                    raise
 
     def pack_state(self, streams: StreamsState) -> bytes:
         """Return what the steps of the next rollout depend on.

@@ -7,11 +7,11 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
-from fastrl.envs.state import pack
+from fastrl.envs.state import pack, unpack
 from fastrl.errors import EnvError
 from fastrl.global_streams import seed_global_streams, streams_state
 from fastrl.shared.counters import Counter
@@ -27,22 +27,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StateExchange:
-    """How the states of environments come and go.
+class Exchange:
+    """What an env worker is told about its environments beside the plan, and by which pipe.
 
     Attributes:
-        outlet: Where they are handed in.
-        wanted: `HandOver.states_wanted` when the worker was started.
+        pipe: Takes requests and gives answers.
+        asked: `HandOver.asked` when the worker was started.
+        calls: From `pack_calls`: what was called and set in the environments before; None for
+            nothing.
         resumed: What `EnvStepper.pack_state` returned in an earlier run; None to begin episodes.
     """
 
-    outlet: Connection
-    wanted: int
+    pipe: Connection
+    asked: int
+    calls: bytes | None
     resumed: bytes | None
 
 
 def run_env_worker(
-    context: WorkerContext, env_worker: int, replaced: int, exchange: StateExchange
+    context: WorkerContext, env_worker: int, replaced: int, exchange: Exchange
 ) -> None:
     """Fill bank after bank until the run is stopped. Entry point of the process.
 
@@ -51,7 +54,7 @@ def run_env_worker(
         env_worker: Index of this one.
         replaced: How many workers this one is the successor of: it takes over where the last one
             ended.
-        exchange: How the states of environments come and go.
+        exchange: What it is told about its environments.
     """
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
     row = context.counters.row(f"env-worker-{env_worker}")
@@ -67,6 +70,8 @@ def run_env_worker(
         gc.collect()
         gc.freeze()
         watch.show_life()
+        if exchange.calls is not None:
+            stepper.make_calls(exchange.calls)
         if exchange.resumed is not None:
             stepper.unpack_state(exchange.resumed)
         at = loop.take_over() if replaced else Position(0, 0, 0)
@@ -86,9 +91,9 @@ class _Loop(ABC):
         env_worker: int,
         stepper: EnvStepper,
         watch: Stopwatch,
-        exchange: StateExchange,
+        exchange: Exchange,
     ) -> None:
-        self._outlet, self._states_wanted = exchange.outlet, exchange.wanted
+        self._pipe, self._learner_asked = exchange.pipe, exchange.asked
         self._context, self._env_worker, self._stepper = context, env_worker, stepper
         self._hand_over, self._watch, self._row = context.hand_over, watch, watch.row
         self._topology = context.plan.topology
@@ -105,7 +110,7 @@ class _Loop(ABC):
         while hand_over.permitted[0] <= rollout:
             hand_over.pause(self._permit, self._context.plan.spins)
             self._rest()
-            self._hand_in_state()
+            self._answer_learner()
         watch.charge(Counter.WAITING_NS)
         self._stepper.begin(rollout)
         watch.charge(Counter.STEPPING_NS)
@@ -128,21 +133,29 @@ class _Loop(ABC):
         if self._paused[0]:
             self._hand_over.rest(self._paused, self._permit, self._watch)
 
-    def _hand_in_state(self) -> None:
-        """Send the state of the environments if the learner has asked for it since the last time.
+    def _answer_learner(self) -> None:
+        """Do what the learner has asked for since the last time, and answer.
 
-        Between two rollouts nothing else is on its way.
+        Between two rollouts nothing else is on its way. The request comes once the worker is
+        ready for it, so that the learner never waits with a full pipe for one that hangs.
         """
-        wanted = self._hand_over.states_wanted[0]
-        if wanted == self._states_wanted:
+        asked = self._hand_over.asked[0]
+        if asked == self._learner_asked:
             return
-        self._states_wanted = wanted
+        self._learner_asked = asked
+        with suppress(OSError, EOFError):  # the sampler has stopped waiting and closed its end
+            self._pipe.send_bytes(pack({"asked": asked}))
+            answer = self._answer(unpack(self._pipe.recv_bytes()))
+            self._pipe.send_bytes(pack({"asked": asked, **answer}))
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = {"wanted": wanted, "state": self._stepper.pack_state(streams_state())}
+            if "calls" not in request:
+                return {"state": self._stepper.pack_state(streams_state())}
+            self._stepper.make_calls(request["calls"])
         except EnvError as error:
-            answer = {"wanted": wanted, "reason": str(error)}
-        with suppress(OSError):  # the sampler has stopped waiting and closed its end
-            self._outlet.send_bytes(pack(answer))
+            return {"error": str(error)}
+        return {}
 
     def _position(self) -> Position:
         return position_of(int(self._row[Counter.ENV_STEPS]), self._topology, self._length)
@@ -169,7 +182,7 @@ class _Alone(_Loop):
         env_worker: int,
         stepper: EnvStepper,
         watch: Stopwatch,
-        exchange: StateExchange,
+        exchange: Exchange,
     ) -> None:
         super().__init__(context, env_worker, stepper, watch, exchange)
         self._policy = PolicyRunner(context.plan, context.table, context.weights, env_worker)
@@ -236,7 +249,7 @@ class _WithModelWorker(_Loop):
         env_worker: int,
         stepper: EnvStepper,
         watch: Stopwatch,
-        exchange: StateExchange,
+        exchange: Exchange,
     ) -> None:
         super().__init__(context, env_worker, stepper, watch, exchange)
         self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]

@@ -57,8 +57,8 @@ class HandOver:
             where there is none; written by the learner, see `rest`.
         models_paused: ``[1]`` int64: the same for model workers, which answer what was asked before
             they rest; set once all env workers are at rest.
-        states_wanted: ``[1]`` int64: how often the learner has asked env workers for their states,
-            which each of them hands in once while it waits for a bank.
+        asked: ``[1]`` int64: how often the learner has asked env workers for something through
+            their pipes; each of them answers once while it waits for a bank.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -171,7 +171,7 @@ class HandOver:
         self.suspected = tuple(self._suspected[:, bank].data for bank in range(NUM_BANKS))
         self.permitted, self._stop = lines[-2, :1].data, lines[-1, :1].data
         self.paused, self.models_paused = lines[-1, 1:2].data, lines[-1, 2:3].data
-        self.states_wanted = lines[-1, 3:4].data
+        self.asked = lines[-1, 3:4].data
 
 
 _TRAVELS = (

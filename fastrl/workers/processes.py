@@ -76,14 +76,17 @@ def depth() -> int:
     return _depth
 
 
-def pipe() -> tuple[Connection, Connection]:
+def pipe(*, duplex: bool = False) -> tuple[Connection, Connection]:
     """Return the two ends, (receive, send), of a pipe that can be passed to a worker.
+
+    Args:
+        duplex: Whether both ends send and receive.
 
     Raises:
         FastrlError: This process has no descriptors left.
     """
     try:
-        receive, send = _context().Pipe(duplex=False)
+        receive, send = _context().Pipe(duplex=duplex)
     except OSError as error:
         raise FastrlError(f"no pipe to a worker can be made: {_reason(error)}") from error
     return receive, send

@@ -1,0 +1,110 @@
+"""Calls of methods and values of attributes that a run gives to all of its environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.state import pack, unpack
+from fastrl.errors import USERS_FAILURES, EnvError, cause
+
+
+class EnvCall(NamedTuple):
+    """A method that is called, or an attribute that is set, in every environment.
+
+    Attributes:
+        name: Of the method or the attribute.
+        args: Positional arguments; the value of an attribute. Plain data, see `fastrl.envs.state`.
+        kwargs: Keyword arguments.
+        sets: Whether an attribute is set.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = {}
+    sets: bool = False
+
+    def make(self, owner: Any, who: str) -> None:  # noqa: ANN401
+        """Call the method of an object, or set its attribute.
+
+        Args:
+            owner: Of an environment of gymnasium also the layers below its wrappers are asked.
+            who: What it is called in errors.
+
+        Raises:
+            EnvError: It has no such method or attribute, or the method raised.
+        """
+        has, get, put = _access(owner)
+        if not has(self.name) or not (self.sets or callable(get(self.name))):
+            raise self.missing(who)
+        try:
+            if self.sets:
+                put(self.name, self.args[0])
+            else:
+                get(self.name)(*self.args, **self.kwargs)
+        except USERS_FAILURES as error:
+            raise self.failed(who, error) from error
+
+    def missing(self, who: str) -> EnvError:
+        """Return the error of an object that has no such method or attribute."""
+        kind = "attribute" if self.sets else "method"
+        return EnvError(f"{who} has no {kind} '{self.name}'")
+
+    def failed(self, who: str, error: BaseException) -> EnvError:
+        """Return the error of an object that raised."""
+        what = f"when its '{self.name}' was set" if self.sets else f"in {self.name}()"
+        return EnvError(f"{who} raised {what}: {cause(error)}")
+
+
+def _access(owner: Any) -> tuple[Callable[..., Any], ...]:  # noqa: ANN401
+    """Return what says whether an attribute exists, what reads it, and what sets it."""
+    if isinstance(owner, gymnasium.Env):
+        return owner.has_wrapper_attr, owner.get_wrapper_attr, owner.set_wrapper_attr
+    return partial(hasattr, owner), partial(getattr, owner), partial(setattr, owner)
+
+
+def make_call(env: BatchedEnv, call: EnvCall) -> None:
+    """Make a call in n environments.
+
+    Batches of separate environments have a method ``make_call`` of their own; other batches are
+    called themselves.
+
+    Raises:
+        EnvError: An environment has no such method or attribute, or raised; names it.
+    """
+    own = getattr(env, "make_call", None)
+    if own is not None:
+        own(call)
+    else:
+        call.make(env, f"'{env.spec.id}'")
+
+
+def latest(calls: Iterable[EnvCall]) -> list[EnvCall]:
+    """Return the last call of each method and the last value of each attribute, oldest first."""
+    kept: dict[tuple[str, bool], EnvCall] = {}
+    for call in calls:
+        kept.pop((call.name, call.sets), None)
+        kept[call.name, call.sets] = call
+    return list(kept.values())
+
+
+def pack_calls(calls: Iterable[EnvCall]) -> bytes:
+    """Return calls as bytes that cannot run code.
+
+    Raises:
+        StateError: An argument is no plain data.
+    """
+    return pack([(each.name, tuple(each.args), dict(each.kwargs), each.sets) for each in calls])
+
+
+def unpack_calls(content: bytes) -> list[EnvCall]:
+    """Return what `pack_calls` has packed; arguments are new objects.
+
+    Raises:
+        StateError: The bytes are others.
+    """
+    return [EnvCall(*each) for each in unpack(content)]
