@@ -83,8 +83,10 @@ def test_samples_have_the_stored_shapes_and_dtypes(name, action_bounds, seed, sc
     for path, spec in specs.items():
         assert action[path].shape == (*leading, *spec.shape)
         assert action[path].dtype == distribution.mode(parameters)[path].dtype == spec.dtype
-    assert distribution.log_prob(parameters, action).shape == leading
-    assert distribution.entropy(parameters).shape == leading
+    log_prob, entropy = distribution.evaluate(parameters, action)
+    assert log_prob.shape == entropy.shape == leading
+    assert torch.equal(distribution.log_prob(parameters, action), log_prob)
+    assert torch.equal(distribution.entropy(parameters), entropy)
 
 
 @few
