@@ -47,7 +47,8 @@ def instance(name: str, value: T, kind: type[Any], remedy: str = "") -> T:
     if isinstance(value, kind):
         return value
     hint = f"; {remedy}" if remedy else ""
-    raise ConfigError(f"{name} must be a {kind.__name__}, got {brief(value)}{hint}")
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    raise ConfigError(f"{name} must be {article} {kind.__name__}, got {brief(value)}{hint}")
 
 
 def taken(by: str, value: T, kind: type[Any], remedy: str = "") -> T:

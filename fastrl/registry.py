@@ -18,7 +18,7 @@ from typing import Any
 
 from fastrl import once
 from fastrl.arguments import brief, nearest, one_of
-from fastrl.errors import USERS_FAILURES, ConfigError, cause
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_object
 
 GROUP = "fastrl.plugins"
@@ -160,6 +160,28 @@ def chosen(kind: str, choice: str, key: str) -> Any:  # noqa: ANN401
     return import_object(choice, key) if ":" in choice else find(kind, choice, key)
 
 
+def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Return what a chosen thing returns; a failure of code of others is one line.
+
+    Args:
+        thing: What `find` or `chosen` has returned.
+        where: The key and its value, for errors.
+        *arguments: Of the call.
+        **kwargs: Of the call.
+
+    Raises:
+        ConfigError: The code of others raised something that is no error of fastrl.
+    """
+    try:
+        return thing(*arguments, **kwargs)
+    except FastrlError:
+        raise
+    except USERS_FAILURES as error:
+        if str(getattr(thing, "__module__", "")).partition(".")[0] == "fastrl":
+            raise
+        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
+
+
 def section_of(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
     """Return the class of the section that a registered thing has, or None.
 
@@ -208,6 +230,8 @@ def _load_builtin() -> None:
 
 @cache
 def _load_plugins() -> None:
+    if _sources:  # a plug-in that is being loaded asks what there is
+        return
     for point in plugins():
         distribution = point.dist.name if point.dist is not None else point.value
         try:

@@ -72,7 +72,9 @@ print([(entry.name, entry.source) for entry in registry.entries() if entry.sourc
 def test_plug_ins_of_installed_distributions_are_found_and_broken_ones_named(tmp_path):
     (tmp_path / "theirs.py").write_text(
         "import fastrl\nclass Theirs: pass\n"
-        "def register():\n    fastrl.register('algorithm', 'theirs', Theirs)\n"
+        "def register():\n"
+        "    assert 'ppo' in fastrl.registry.names('algorithm')\n"
+        "    fastrl.register('algorithm', 'theirs', Theirs)\n"
     )
     (tmp_path / "broken.py").write_text("raise RuntimeError('not today')\n")
     for name, point in {"good": "theirs:register", "bad": "broken"}.items():

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from fastrl import registry
-from fastrl.arguments import brief, instance, taken
+from fastrl.arguments import instance, taken
 from fastrl.config import Config, LearnerConfig, resolved
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_object
 from fastrl.learning.algorithm import Algorithm
 from fastrl.learning.learner import AlgorithmLearner, Learner
@@ -65,12 +64,5 @@ def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
     else:
         where = f"algorithm.class_path: '{section.import_path}'"
         build = import_object(section.import_path, "algorithm.class_path")
-    try:
-        algorithm = build(section)
-    except FastrlError:
-        raise
-    except USERS_FAILURES as error:
-        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
-    if not isinstance(algorithm, Algorithm):
-        raise ConfigError(f"{where} must be an Algorithm, got {brief(algorithm)}")
+    algorithm: Algorithm[Any] = instance(where, registry.call(build, where, section), Algorithm)
     return algorithm

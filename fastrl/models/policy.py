@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastrl import registry
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.errors import ConfigError
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spaces import TensorSpec
@@ -144,12 +144,7 @@ def build_model(
         inspect.signature(own_class).bind(env_spec, **config.kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where} does not take model.kwargs: {error}") from error
-    try:
-        model = own_class(env_spec, **config.kwargs)
-    except FastrlError:
-        raise
-    except USERS_FAILURES as error:
-        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
+    model = registry.call(own_class, where, env_spec, **config.kwargs)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{where} must be a torch.nn.Module, got {type(model).__name__}")
     needed = (*_METHODS, "value") if "value" in outputs_of(model) else _METHODS

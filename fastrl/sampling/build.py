@@ -15,7 +15,6 @@ from fastrl.cores import usable_cores
 from fastrl.devices import existing_device
 from fastrl.envs.make import EnvFactory
 from fastrl.envs.tensor.configured import compiled_factory, configured
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
@@ -143,14 +142,7 @@ def make_sampler(
     plan = make_plan(config) if plan is None else instance("plan", plan, SamplingPlan)
     weights = initial_weights(plan) if state_dict is None else state_dict
     build, where = _sampler_builder(config), f"sampler.kind: '{config.sampler.kind}'"
-    try:
-        sampler = build(config, plan, weights, on_fault)
-    except FastrlError:
-        raise
-    except MemoryError:
-        raise
-    except USERS_FAILURES as error:
-        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
+    sampler = registry.call(build, where, config, plan, weights, on_fault)
     made: Sampler = instance(where, sampler, Sampler)
     return made
 

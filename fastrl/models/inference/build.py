@@ -10,9 +10,8 @@ from typing import cast
 import torch
 
 from fastrl import once, registry
-from fastrl.arguments import brief
+from fastrl.arguments import brief, instance
 from fastrl.devices import existing_device
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.inference import bfloat16 as rounding
 from fastrl.models.inference.eager import EagerEngine, StagedEngine
@@ -41,16 +40,9 @@ def build_engine(
     """
     build = registry.chosen("engine", name, "sampler.engine") if isinstance(name, str) else name
     device, where = existing_device(device), f"sampler.engine: {brief(name)}"
-    try:
-        engine = build(model, device)
-    except FastrlError:
-        raise
-    except torch.OutOfMemoryError:
-        raise
-    except USERS_FAILURES as error:
-        raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
-    if not isinstance(engine, InferenceEngine):
-        raise ConfigError(f"{where} must return an InferenceEngine, got {brief(engine)}")
+    engine: InferenceEngine = instance(
+        where, registry.call(build, where, model, device), InferenceEngine
+    )
     return engine
 
 
