@@ -39,15 +39,16 @@ class EnvCall(NamedTuple):
             EnvError: It has no such method or attribute, or the method raised.
         """
         has, get, put = _access(owner)
-        if not has(self.name) or not (self.sets or callable(get(self.name))):
-            raise self.missing(who)
         try:
-            if self.sets:
+            is_there = has(self.name) and (self.sets or callable(get(self.name)))
+            if is_there and self.sets:
                 put(self.name, self.args[0])
-            else:
+            elif is_there:
                 get(self.name)(*self.args, **self.kwargs)
         except USERS_FAILURES as error:
             raise self.failed(who, error) from error
+        if not is_there:
+            raise self.missing(who)
 
     def missing(self, who: str) -> EnvError:
         """Return the error of an object that has no such method or attribute."""

@@ -198,6 +198,8 @@ class TableSampler(BaseSampler):
             self._buffer = RolloutBuffer(self._context.table)
             self._resumed: State | None = None
             self._calls: list[EnvCall] = []
+            # Those since `set_state`: a state that is loaded would undo them.
+            self._late_calls: list[EnvCall] = []
             # Which rollout, and which successor of a worker, environments were last seeded for.
             workers = range(topology.num_env_workers)
             self._seeded = [(plan.first_rollout, 0) for _ in workers]
@@ -271,9 +273,13 @@ class TableSampler(BaseSampler):
             FastrlError: The sampler was closed.
         """
         self._check_open()
+        if not calls:
+            return
         before = list(self._calls)
         # First, for workers that are replaced meanwhile.
         self._calls[:] = latest([*before, *calls])
+        if self._resumed is not None:
+            self._late_calls[:] = latest([*self._late_calls, *calls])
         try:
             self._make_calls(calls)
         except EnvError:

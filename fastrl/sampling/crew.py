@@ -45,7 +45,8 @@ class Crew:
         policy: How often each may fail.
         past: Which rollout, and which successor of each env worker, environments were last seeded
             for, changed where one is replaced; and the states to go on from, if any.
-        calls: What every env worker calls and sets in its environments before it steps them.
+        calls: What every env worker calls and sets in its environments before their first reset,
+            and after it has brought them into states to go on from.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class Crew:
         deadlines: Deadlines,
         policy: FaultPolicy,
         past: tuple[list[tuple[int, int]], list[bytes] | None],
-        calls: Sequence[EnvCall],
+        calls: tuple[Sequence[EnvCall], Sequence[EnvCall]],
     ) -> None:
         self._seeded, self._resumed = past
-        self._calls = calls
+        self._calls, self._late_calls = calls
         self._pipes: dict[str, Connection] = {}
         self._context, self._buffer, self._policy = context, buffer, policy
         self._topology = context.plan.topology
@@ -116,8 +117,8 @@ class Crew:
     def call(self, calls: Sequence[EnvCall], timeout_s: float) -> None:
         """Make calls in the environments of every env worker, between two rollouts.
 
-        A worker that does not answer in time is replaced. ``calls`` of the constructor, which
-        holds these calls already, are made by its successor.
+        A worker that does not answer in time is replaced. Its successor makes those of the
+        constructor, which has these already.
 
         Args:
             calls: To make.
@@ -191,8 +192,11 @@ class Crew:
         self._drop_pipe(name)
         self._pipes[name], theirs = pipe(duplex=True)
         with closing(theirs):
-            calls = pack_calls(self._calls) if self._calls else None
-            exchange = Exchange(theirs, self._context.hand_over.asked[0], calls, resumed)
+            asked, late = self._context.hand_over.asked[0], b""
+            if resumed is not None and self._late_calls:
+                late = pack_calls(self._late_calls)
+            calls = pack_calls(self._calls) if self._calls else b""
+            exchange = Exchange(theirs, asked, resumed, calls, late)
             self._supervisor.start(name, run_env_worker, *args, exchange)
 
     def _drop_pipe(self, name: str) -> None:

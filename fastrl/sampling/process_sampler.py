@@ -81,7 +81,7 @@ class ProcessSampler(TableSampler):
             self._deadlines,
             self._faults,
             (self._seeded, resumed),
-            self._calls,
+            (self._calls, self._late_calls),
         )
         try:
             self._crew.start()

@@ -82,7 +82,8 @@ class Sampler(Protocol):
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
         """Call methods and set attributes in every environment, before the next rollout begins.
 
-        Before the start they are made as soon as environments are built, before their first reset.
+        Before the start they are made as soon as environments are built, before their first reset;
+        those after `set_state` once more when the environments are in its states.
         An environment that takes another one's place gets the last call of each method and the
         last value of each attribute before its own.
 

@@ -77,6 +77,7 @@ class SerialSampler(TableSampler):
             for worker, stepper in enumerate(self._steppers):
                 self._streams.turn_to(worker)
                 stepper.unpack_state(self._resumed["workers"][worker])
+            self._make_in_each(self._late_calls)
 
     def _make_calls(self, calls: Sequence[EnvCall]) -> None:
         with self._streams.borrowed():

@@ -57,8 +57,8 @@ class RunDirectory:
     ``versions.json`` holds the packages, the plug-ins and the machine, ``spaces.json`` what the
     environment observes and accepts,
     ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
-    the run, ``faults.jsonl`` the workers that failed, ``checkpoints/`` and ``videos/`` what their
-    names say, and ``summary.json`` the outcome once training has ended.
+    the run, ``faults.jsonl`` the workers that failed, ``checkpoints/``, ``videos/`` and
+    ``callbacks/`` what their names say, and ``summary.json`` the outcome once training has ended.
 
     Attributes:
         path: The directory.

@@ -224,12 +224,13 @@ class Session:
         # Before anything that is there once per environment: it knows what memory there is.
         sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
         stack.callback(sampler.close)
+        stack.callback(context.follow, None)
+        # Before the states of environments, which were saved after these calls.
+        context.follow(sampler)
         if self._start is not None:
             why = go_on(sampler, self._start, config)
             if why:
                 journal.remark(f"environments begin new episodes: {why}")
-        stack.callback(context.follow, None)
-        context.follow(sampler)
         duties.callbacks.on_start()
         duties.saver.follow(sampler)
         duties.saver.save()

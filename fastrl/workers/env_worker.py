@@ -33,15 +33,17 @@ class Exchange:
     Attributes:
         pipe: Takes requests and gives answers.
         asked: `HandOver.asked` when the worker was started.
-        calls: From `pack_calls`: what was called and set in the environments before; None for
-            nothing.
         resumed: What `EnvStepper.pack_state` returned in an earlier run; None to begin episodes.
+        calls: From `pack_calls`: what is called and set in the environments before their first
+            reset; empty for nothing.
+        late_calls: The same after they have been brought into the resumed states.
     """
 
     pipe: Connection
     asked: int
-    calls: bytes | None
     resumed: bytes | None
+    calls: bytes
+    late_calls: bytes
 
 
 def run_env_worker(
@@ -70,10 +72,12 @@ def run_env_worker(
         gc.collect()
         gc.freeze()
         watch.show_life()
-        if exchange.calls is not None:
+        if exchange.calls:
             stepper.make_calls(exchange.calls)
         if exchange.resumed is not None:
             stepper.unpack_state(exchange.resumed)
+        if exchange.late_calls:
+            stepper.make_calls(exchange.late_calls)
         at = loop.take_over() if replaced else Position(0, 0, 0)
         while True:
             if at.at_start:

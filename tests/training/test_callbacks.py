@@ -266,6 +266,21 @@ def test_resumed_run_whose_environments_begin_anew_has_their_settings(tmp_path, 
     assert found == [{expected[2]}]
 
 
+class Insisting(Stopping):
+    """Sets a level whenever a run begins or goes on."""
+
+    def on_start(self, context):
+        context.call_envs("set_level", 7 + context.updates)
+
+
+@pytest.mark.parametrize("kind", ["serial", "processes"])
+def test_calls_at_the_start_hold_in_environments_that_go_on(tmp_path, monkeypatch, kind):
+    found = observed(monkeypatch)
+    train(climbing(tmp_path / "run", sampler=sampler(kind)), callbacks=[Insisting(2)])
+    resume(tmp_path / "run", callbacks=[Insisting(3)])
+    assert found == [{7}, {7}, {9}]
+
+
 def test_state_without_a_callback_is_told(tmp_path, caplog):
     train(climbing(tmp_path / "run"), callbacks=[Curriculum()])
     resume(tmp_path / "run", checkpoint=MIDDLE)
@@ -388,6 +403,16 @@ def test_calls_that_cannot_be_made_end_the_run_saved(tmp_path, call, told, kind)
         train(config, callbacks=[Calling(call)])
     last = CheckpointStore(tmp_path / "run" / "checkpoints").load("last")
     assert (last.steps, last.environments is not None) == (64, True)
+
+
+@pytest.mark.parametrize("kind", ["serial", "processes"])
+def test_call_at_the_start_that_cannot_be_made_is_told(tmp_path, kind):
+    class Early(Heard):
+        def on_start(self, context):
+            context.call_envs("fly")
+
+    with pytest.raises(FastrlError, match=r"env [04] of '.*' has no method 'fly'"):
+        train(climbing(tmp_path / "run", sampler=sampler(kind)), callbacks=[Early()])
 
 
 def test_runs_without_callbacks_hold_nothing_of_them(tmp_path):
