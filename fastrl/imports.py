@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import site
 import sys
 from functools import partial
 from operator import attrgetter
@@ -70,6 +72,18 @@ def look_beside(file: Path) -> None:
     directory = str(file.resolve().parent)
     if directory not in sys.path:
         sys.path.append(directory)
+
+
+def installed_places() -> list[str]:
+    """Return where installed packages lie, in the order of the search.
+
+    Neither the current directory is among them nor what `look_beside` has added: metadata that lie
+    there by chance, such as in a downloaded folder, install nothing.
+    """
+    sites = {*site.getsitepackages(), site.getusersitepackages()}
+    last = max((at for at, place in enumerate(sys.path) if place in sites), default=len(sys.path))
+    here = os.path.realpath(".")
+    return [place for place in sys.path[: last + 1] if place and os.path.realpath(place) != here]
 
 
 def _is_standard(module: str) -> bool:

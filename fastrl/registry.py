@@ -12,14 +12,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from types import ModuleType
 from typing import Any
 
 from fastrl import once
 from fastrl.arguments import brief, nearest, one_of
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.imports import import_object
+from fastrl.imports import import_object, installed_places
 
 GROUP = "fastrl.plugins"
 """Entry points of installed distributions; each names a module or a function to call."""
@@ -220,7 +220,11 @@ def broken() -> list[Broken]:
 
 def plugins() -> list[EntryPoint]:
     """Return the entry points of installed plug-ins, sorted by name; imports nothing."""
-    return sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    found: dict[str, EntryPoint] = {}
+    for distribution in distributions(path=installed_places()):
+        for point in distribution.entry_points.select(group=GROUP):
+            found.setdefault(point.name, point)
+    return [point for _, point in sorted(found.items())]
 
 
 @cache

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import fastrl
 from fastrl import registry
 from fastrl.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +73,12 @@ print([(entry.name, entry.source) for entry in registry.entries() if entry.sourc
 """
 
 
+def run(program, **options):
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, **options
+    )
+
+
 def test_plug_ins_of_installed_distributions_are_found_and_broken_ones_named(tmp_path):
     (tmp_path / "theirs.py").write_text(
         "import fastrl\nclass Theirs: pass\n"
@@ -82,13 +92,13 @@ def test_plug_ins_of_installed_distributions_are_found_and_broken_ones_named(tmp
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[fastrl.plugins]\n{name} = {point}\n")
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{PROGRAM}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    installed = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = run(PROGRAM, env=installed)
     assert done.stdout == "Theirs\n[('theirs', 'good')]\n"
     (said,) = done.stderr.splitlines()
     assert said == "plug-in 'bad' of bad cannot be loaded: RuntimeError: not today"
+    # Metadata that lie where a command is given, or beside its configuration, install nothing.
+    done = run(PROGRAM, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1].endswith("no algorithm 'theirs'; there are a2c, ppo")
+    done = run(f"import sys; sys.path.append({str(tmp_path)!r})\n{PROGRAM}")
+    assert done.stderr.splitlines()[-1].endswith("no algorithm 'theirs'; there are a2c, ppo")

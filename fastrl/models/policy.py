@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastrl import registry
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spaces import TensorSpec

@@ -245,7 +245,7 @@ def test_family_of_an_installed_plug_in_is_found(tmp_path):
     (info / "entry_points.txt").write_text("[fastrl.plugins]\nponds = ponds_entry\n")
     code = f"""
         import sys
-        sys.path.append({str(tmp_path)!r})
+        sys.path.insert(0, {str(tmp_path)!r})
         from fastrl.envs import EnvFactory
         EnvFactory("CartPole-v1"), EnvFactory("fastrl/CartPole-v1"), EnvFactory("sea/Big")
         assert "ponds" not in sys.modules, "imported before it is asked for"

@@ -1,9 +1,10 @@
 """Corridors: walk right to their end within a time limit; stepped n at a time with NumPy."""
 
 import numpy as np
+from gymnasium import spaces
+
 from fastrl import EnvSpec
 from fastrl.envs import Family
-from gymnasium import spaces
 
 
 class Corridors:

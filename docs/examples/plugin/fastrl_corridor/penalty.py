@@ -1,10 +1,11 @@
 """PPO with a KL penalty in place of clipping (Schulman et al. 2017, equation 8)."""
 
+from pydantic import Field
+
 from fastrl.config import PPOConfig
 from fastrl.config.fields import Fraction
 from fastrl.learning import Loss
 from fastrl.learning.ppo import PPO
-from pydantic import Field
 
 
 class PenaltyConfig(PPOConfig):

@@ -1,6 +1,7 @@
 """A policy that puts out its logits beside ``log_prob`` and ``value``."""
 
 import torch
+
 from fastrl import ActorCritic, PolicyStep, TensorSpec
 from fastrl.config import ModelConfig
 
