@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +54,10 @@ def sections_with_python(page):
     return [code for code in found if code]
 
 
-QUICK = [ROOT / "docs" / "guide" / name for name in ("tensor_envs.md", "old_gym.md", "tuning.md")]
+QUICK = [
+    ROOT / "docs" / "guide" / name
+    for name in ("policies.md", "tensor_envs.md", "old_gym.md", "tuning.md")
+]
 
 
 @pytest.mark.parametrize("page", QUICK, ids=name_of)
@@ -65,6 +71,21 @@ def test_python_of_each_section_runs_as_copied(page, tmp_path, monkeypatch):
         # An earlier import in this process would hide that the ids are not registered.
         if "gymnasium.make" in code:
             assert "fastrl" in names
+
+
+def test_environments_of_the_guide_run_as_scripts(tmp_path):
+    for code in sections_with_python(ROOT / "docs" / "guide" / "environments.md"):
+        (tmp_path / "my_envs.py").write_text(code, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "my_envs.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("Rollout(index=0" in done.stdout) == ("collect" in code)
 
 
 def test_callbacks_of_the_guide_run_as_the_file_that_they_are(tmp_path, monkeypatch):
