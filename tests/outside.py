@@ -42,6 +42,14 @@ class Vpg(Algorithm[VpgConfig]):
         return Loss(total, {"surprise": surprise})
 
 
+class Rewarded(Vpg):
+    """Reads a field that a transform adds."""
+
+    def loss(self, minibatch, policy):
+        found = super().loss(minibatch, policy)
+        return found._replace(metrics={**found.metrics, "bonus": minibatch["bonus"].mean()})
+
+
 class NamedConfig(LearnerConfig):
     name: str = Field(default="mine", description="As it calls itself.")
 

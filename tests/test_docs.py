@@ -82,7 +82,7 @@ def test_environments_of_the_guide_run_as_scripts(tmp_path):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
         )
         assert done.returncode == 0, done.stderr
         assert ("Rollout(index=0" in done.stdout) == ("collect" in code)

@@ -46,6 +46,14 @@ def test_transforms_change_and_add_fields_in_their_order(tmp_path):
     assert torch.equal(found[0].reward, 2 * plain[0].reward)
 
 
+def test_added_fields_reach_a_loss(tmp_path):
+    half = {"path": f"{HERE}:doubled", "kwargs": {"factor": 0.5}}
+    algorithm = {"class_path": "tests.outside:Rewarded"}
+    train(small_run(tmp_path / "run", transforms=[half], algorithm=algorithm))
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["bonus"] for row in rows if row["kind"] == "training"][-1] == 0.5
+
+
 def test_what_is_learnt_changes_and_what_environments_gave_is_reported(tmp_path):
     paths = {"plain": (), "shaped": (f"{HERE}:Shaping",)}
     for name, transforms in paths.items():
