@@ -32,7 +32,7 @@ class EnvCall(NamedTuple):
         """Call the method of an object, or set its attribute.
 
         Args:
-            owner: Of an environment of gymnasium also the layers below its wrappers are asked.
+            owner: For a gymnasium environment, wrappers and the environments below them count.
             who: What it is called in errors.
 
         Raises:

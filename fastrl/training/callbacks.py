@@ -1,4 +1,4 @@
-"""Callbacks: code that joins a run, told of what happens in it, and able to change its course."""
+"""Callbacks: user code that is called at fixed points of a run and can change its course."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class Callback:
 
 
 class Callbacks:
-    """Tells callbacks of a run, in their order; after one has failed only `Callback.on_end` is.
+    """Calls the callbacks of a run, in their order; after a failure only their `Callback.on_end`.
 
     Args:
         callbacks: All of them.
@@ -245,7 +245,7 @@ class Callbacks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Tell all that have started of the end; raise the first failure unless there was one."""
+        """Call `Callback.on_end` of all that have started; raise the first failure unless there was one."""
         failures = []
         for name in self._started:
             try:

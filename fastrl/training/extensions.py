@@ -114,7 +114,7 @@ class Extensions(Generic[T]):
         return found
 
     def load_state_dict(self, states: Mapping[str, bytes]) -> None:
-        """Let each go on from its state; log which states nobody takes.
+        """Let each go on from its state; log states without an owner.
 
         Raises:
             CallbackError: One does not take its state; names it.
