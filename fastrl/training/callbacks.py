@@ -245,7 +245,10 @@ class Callbacks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Call `Callback.on_end` of all that have started; raise the first failure unless there was one."""
+        """Call `Callback.on_end` of all that have started; raise the first failure of these.
+
+        Where the run has failed already, they are logged.
+        """
         failures = []
         for name in self._started:
             try:
