@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -207,6 +208,7 @@ class TensorBoard:
         # Takes a sixth of a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_another_second(run.tensorboard)
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=steps + 1)
 
     def write(self, kind: str, row: Row) -> None:
@@ -219,6 +221,17 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+def _wait_for_another_second(directory: Path) -> None:
+    """Wait until a new event file is named later than all others.
+
+    TensorBoard reads event files in the order of their names, which begin with the second in which
+    they are made: rows would be hidden in the wrong order.
+    """
+    started = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
+    while str(int(time.time())) in started:  # noqa: TID251 (as TensorBoard names them)
+        time.sleep(0.01)
 
 
 class WeightsAndBiases:

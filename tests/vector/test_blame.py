@@ -6,11 +6,14 @@ from functools import partial
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 import fastrl
+from fastrl.envs import Family
 from fastrl.errors import EnvError
 from fastrl.vector import EnvFailure, make_concurrent
 from fastrl.vector.exchange import Exchange
+from fastrl.vector.native_build import NativeBuild
 from fastrl.vector.native_group import NativeGroup
 from fastrl.vector.spec import InstanceSpec
 from tests.misfits import MISFITS, RESET_MISFITS, MisfitEnv
@@ -134,11 +137,12 @@ def test_native_batch_names_the_environment_that_its_error_names():
             raise EnvError(f"env {int(actions.argmax())} of 'batch': action {max(actions)} is odd")
 
     batch, at = Batch(), [0]
+    native = NativeBuild(Family(), "batch", {}, (), AutoresetMode.SAME_STEP)
     spec = InstanceSpec("batch", batch.single_observation_space, batch.single_action_space)
     exchange = Exchange(spec, 4, shared=False)
     exchange.action[0][:] = [0, 0, 1, 2]
     with pytest.raises(EnvError, match=r"^env 3 of 'batch': action 2 is odd"):
-        NativeGroup(batch, exchange, range(2, 4), at).step(0)
+        NativeGroup(batch, exchange, range(2, 4), at, native).step(0)
     assert at == [3]
 
 

@@ -10,8 +10,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import fastrl.envs.classic_control.catalogue as catalogue
-from fastrl.envs import native
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.family import own_families
 from fastrl.envs.gym_vector import GymVector
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -135,7 +135,8 @@ def test_parameters_and_randomisation_are_arguments():
 
 def test_registering_again_changes_nothing():
     before = dict(gymnasium.registry)
-    native.register()
+    for family in own_families():
+        family.register()
     assert gymnasium.registry == before
 
 

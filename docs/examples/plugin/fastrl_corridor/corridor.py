@@ -12,8 +12,7 @@ class Corridors:
 
     def __init__(self, name, num_envs, length):
         self.num_envs, self.length = num_envs, length
-        observed = spaces.Box(0, 1, (1,), np.float32)
-        self.spec = EnvSpec(name, observed, spaces.Discrete(2), max_episode_steps=50)
+        self.spec = EnvSpec(name, spaces.Box(0, 1, (1,)), spaces.Discrete(2), max_episode_steps=50)
         self.place, self.age = (np.zeros(num_envs, np.int64) for _ in range(2))
 
     def reset(self, seeds, observation):
