@@ -159,7 +159,7 @@ def test_replaced_worker_has_the_latest_calls(asynchronous):
 def test_worker_that_fails_in_a_call_is_replaced_by_one_that_makes_it(method, tmp_path):
     faults = []
     plan = plan_of(kwargs={"marker": str(tmp_path / "marker")})
-    deadlines = Deadlines(stall_timeout_s=1.0, step_timeout_s=60.0, reset_timeout_s=60.0)
+    deadlines = Deadlines(stall_timeout_s=4.0, step_timeout_s=60.0, reset_timeout_s=60.0)
     with sampler_of(plan, faults=faults, deadlines=deadlines) as sampler:
         sampler.collect()
         sampler.call_envs([EnvCall(method, (7,))])

@@ -82,6 +82,7 @@ def test_resets_hide_in_the_time_of_cores_that_are_idle():
     assert resets.usual_s(1.0, spent(1000, 12, 1.0), 1, idle_s=5.0) == pytest.approx(0.8)
 
 
+@pytest.mark.perf
 @pytest.mark.parametrize("num_envs", [2, 64])
 def test_a_short_window_of_many_young_environments_is_no_faster_than_it_will_be(num_envs):
     config = load_config(None, [f"env.id={__name__}:SlowToReset", "sampler.rollout_length=8"])
