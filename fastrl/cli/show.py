@@ -72,7 +72,7 @@ def plugins() -> None:
 
 
 def _with_version(source: str) -> str:
-    """Return a distribution with its version; fastrl, and what is no distribution, as it is."""
+    """Return a distribution and its version; the bare name for fastrl and for plain modules."""
     if source == "fastrl":
         return source
     try:

@@ -179,8 +179,11 @@ class Family:
 
         Returns:
             By name the indices of environments and their values.
+
+        Raises:
+            NotImplementedError: The family does not stand for single environments.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} stands for no single environments")
 
     def single_like_batch(
         self, env_id: str, kwargs: Mapping[str, Any]

@@ -47,7 +47,7 @@ def transformed(rollout: Rollout, transforms: Extensions[Transform]) -> Rollout:
 
 
 def _check(name: str, before: Rollout, after: Any) -> None:  # noqa: ANN401
-    """Reject what is no rollout of the same size.
+    """Reject anything but a rollout of the same size.
 
     Raises:
         CallbackError: Names the transform and the field.

@@ -65,7 +65,7 @@ _REMEDIES = {
 }
 _PR_SET_NAME = 15
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
-"""Longest report: a pipe holds 64 KiB, and nobody may be reading it yet."""
+"""Length limit of a report: a pipe holds 64 KiB, and the reader may not have started yet."""
 
 _depth = 0
 _of_this_process_only: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -252,7 +252,7 @@ def worker_main(
     except BaseException as error:
         lack = lack_of_memory(error)
         trace = "" if lack else _clipped(traceback.format_exc(), _TRACEBACK_CHARS)
-        with contextlib.suppress(OSError):  # nobody may be there any more to read it
+        with contextlib.suppress(OSError):  # the reader may have ended
             report.send((_clipped(lack, _SUMMARY_CHARS) or _summary(error), trace))
         sys.exit(1)
 
