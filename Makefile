@@ -1,5 +1,6 @@
 # make train   train PPO on CartPole until it is solved, and show the result (installs first)
 # make test    format check, lint, types, tests (installs first)
+# make docs    the documentation as a site: build/site/index.html
 # make clean   remove what these made
 
 # The first Python that really starts (a pyenv shim may not), is new enough and can make a venv.
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 JOBS := 2
 TRAIN := train configs/cartpole_ppo.yaml evaluation.stop_at=475
 
-.PHONY: help install train test clean
+.PHONY: help install train test docs clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -29,6 +30,10 @@ test: $(INSTALLED)
 	@echo "== lint" && $(BIN)/ruff check --quiet .
 	@echo "== types" && $(BIN)/mypy --no-error-summary
 	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m ray tests/cluster
+
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build && echo "build/site/index.html"
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer with venv; on Debian: \

@@ -1,23 +1,24 @@
-"""What Python callers may get wrong, told in one line instead of by whatever breaks later."""
+"""Checks of arguments, in Python calls and in environments: each returns the value or raises."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeGuard, TypeVar
 
-from fastrl.errors import ConfigError
+from fastrl.errors import ArgumentError, one_line
 
 T = TypeVar("T")
 
+MOST_THINGS = 2**24
+"""More environments, workers or rows than any machine has memory for."""
+
 
 def brief(value: object, width: int = 60) -> str:
-    """Return a value on one line, cut where it is long, even if it cannot be printed."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # somebody else's __repr__
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= width else f"{text[:width]}…"
+    """Return a value as code on one line, cut where it is long."""
+    return one_line(value, width, repr)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -33,100 +34,146 @@ def nearest_or_all(name: str, known: Iterable[str]) -> str:
 
 
 def instance(name: str, value: T, kind: type[Any], remedy: str = "") -> T:
-    """Return an argument that must be of a kind.
+    """Return an argument that must be of a class.
 
     Args:
-        name: Of the argument.
-        value: Of the argument.
-        kind: What it must be.
-        remedy: Where to get one.
+        name: The argument.
+        value: Its value.
+        kind: The class.
+        remedy: Where to get an instance, for the error.
 
     Raises:
-        ConfigError: It is something else.
+        ArgumentError: It is something else.
     """
-    if isinstance(value, kind):
-        return value
-    hint = f"; {remedy}" if remedy else ""
     article = "an" if kind.__name__[0] in "AEIO" else "a"
-    raise ConfigError(f"{name} must be {article} {kind.__name__}, got {brief(value)}{hint}")
+    return _instance(f"{name} must be {article}", value, kind, remedy)
 
 
 def taken(by: str, value: T, kind: type[Any], remedy: str = "") -> T:
-    """Return the first argument of a function, which must be of a kind; see `instance`.
+    """Return the first argument of the function ``by``; see `instance`."""
+    return _instance(f"{by} takes a", value, kind, remedy)
 
-    Raises:
-        ConfigError: It is something else.
-    """
+
+def _instance(rule: str, value: T, kind: type[Any], remedy: str) -> T:
     if isinstance(value, kind):
         return value
     hint = f"; {remedy}" if remedy else ""
-    raise ConfigError(f"{by} takes a {kind.__name__}, got {brief(value)}{hint}")
+    raise ArgumentError(f"{rule} {kind.__name__}, got {brief(value)}{hint}")
 
 
-def function(name: str, value: Any) -> Callable[..., Any]:  # noqa: ANN401
+def function(name: str, value: Any) -> Callable[..., Any]:
     """Return an argument that must be callable.
 
     Raises:
-        ConfigError: It is not.
+        ArgumentError: It is not.
     """
     if not callable(value):
-        raise ConfigError(f"{name} must be a function, got {brief(value)}")
+        raise ArgumentError(f"{name} must be a function, got {brief(value)}")
     return value  # type: ignore[no-any-return]
 
 
 def methods(name: str, value: object, wanted: Sequence[str]) -> None:
-    """Refuse an argument without some methods.
+    """Check that an argument has some methods.
 
     Raises:
-        ConfigError: It lacks one.
+        ArgumentError: It lacks one.
     """
     lacking = [each for each in wanted if not callable(getattr(value, each, None))]
     if lacking:
-        raise ConfigError(f"{name} must have {', '.join(lacking)}, got {brief(value)}")
+        raise ArgumentError(f"{name} must have {', '.join(lacking)}, got {brief(value)}")
 
 
-def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse an argument that is none of some words.
-
-    Raises:
-        ConfigError: It is none of them.
-    """
-    if not isinstance(value, str) or value not in allowed:
-        words = " or ".join(f"'{word}'" for word in allowed)
-        raise ConfigError(f"{name} must be {words}, got {brief(value)}")
-
-
-def whole(name: str, value: object, at_least: int = 1, at_most: int = 2**62) -> int:
-    """Return an argument that must be a whole number.
+def one_of(name: str, value: T, allowed: Sequence[str | None]) -> T:
+    """Return an argument that must be one of some words, which may include None.
 
     Raises:
-        ConfigError: It is none, or too small or too large.
+        ArgumentError: It is not; suggests the nearest.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigError(
-            f"{name} must be a whole number of at least {at_least}, got {brief(value)}"
+    if (value is None or isinstance(value, str)) and value in allowed:
+        return value
+    words = " or ".join("None" if word is None else f"'{word}'" for word in allowed)
+    hint = nearest(str(value), filter(None, allowed)) if isinstance(value, str) else ""
+    raise ArgumentError(f"{name} must be {words}, got {brief(value)}{hint}")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, of Python or of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole(
+    name: str, value: object, at_least: int = 1, at_most: float = 2**62, hint: str = ""
+) -> int:
+    """Return an argument that must be a whole number, Python's or NumPy's, as Python's.
+
+    Raises:
+        ArgumentError: It is not a whole number, too small or too large.
+    """
+    if not is_whole(value) or value < at_least:
+        raise ArgumentError(
+            f"{name} must be a whole number of at least {at_least}{hint}, got {brief(value)}"
         )
     if value > at_most:
-        raise ConfigError(f"{name} must be at most {at_most:,}, got {brief(value)}")
-    return value
+        raise ArgumentError(f"{name} must be at most {at_most:,}, got {brief(value)}")
+    return int(value)
+
+
+def at_least_one(name: str, value: object) -> int:
+    """Return a number of environments or workers, from 1 to `MOST_THINGS`; see `whole`."""
+    return whole(name, value, at_most=MOST_THINGS)
 
 
 def whole_attributes(owner: object, names: Iterable[str], at_least: int = 1) -> None:
-    """Refuse attributes of a dataclass that are not whole numbers of at least so much.
+    """Check that attributes of a dataclass are whole numbers; NumPy's become Python's.
 
     Raises:
-        ConfigError: Names the first one.
+        ArgumentError: Names the first that is not.
     """
     for name in names:
-        whole(name, getattr(owner, name), at_least)
+        object.__setattr__(owner, name, whole(name, getattr(owner, name), at_least))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a real number, of Python or of NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def finite_number(
+    name: str, value: object, at_least: float = -math.inf, above: float = -math.inf
+) -> float:
+    """Return an argument that must be a finite number, at least or above a bound.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    if _is_number(value) and value >= at_least and above < value < math.inf:
+        return value
+    bound = f" of at least {at_least:g}" if at_least > above else ""
+    bound = f" above {above:g}" if above > at_least else bound
+    raise ArgumentError(f"{name} must be a finite number{bound}, got {brief(value)}")
 
 
 def seconds(name: str, value: object) -> float:
-    """Return an argument that must be a time above 0.
+    """Return an argument that must be a duration above 0, which may be infinite.
 
     Raises:
-        ConfigError: It is none.
+        ArgumentError: It is not.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+    if _is_number(value) and value > 0:
         return value
-    raise ConfigError(f"{name} must be a number of seconds above 0, got {brief(value)}")
+    raise ArgumentError(f"{name} must be a number of seconds above 0, got {brief(value)}")
+
+
+def same_shapes(**tensors: Any) -> None:
+    """Check that all tensors have the shape of the first.
+
+    Raises:
+        ArgumentError: Names the first that has another one.
+    """
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape != reference.shape:
+            raise ArgumentError(
+                f"{name} must have the shape of {first}, {list(reference.shape)}; "
+                f"got {list(tensor.shape)}"
+            )

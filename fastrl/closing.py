@@ -1,4 +1,4 @@
-"""Whatever has to be closed is: at the end of a ``with`` block, and every one of several."""
+"""Closing resources at the end of a block, and all of several even if some fail to close."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Protocol, Self, TypeVar
 
 
 class Closable(Protocol):
-    """Holds something, such as processes or a simulator, until it is closed."""
+    """Holds resources, such as processes or a simulator, until it is closed."""
 
     def close(self) -> object:
-        """Let go of it."""
+        """Release them."""
         ...
 
 
@@ -20,11 +20,11 @@ Held = TypeVar("Held", bound=Closable)
 
 
 class Closing(ABC):
-    """Closes itself at the end of a ``with`` block."""
+    """A base class that is closed at the end of a ``with`` block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -37,7 +37,7 @@ class Closing(ABC):
 
 @contextmanager
 def closed_after(held: Closable) -> Iterator[None]:
-    """Close at the end of a block; what ended the block goes before what closing raises."""
+    """Close at the end of a block; an error of the block takes precedence over one of closing."""
     try:
         yield
     except BaseException:
@@ -48,7 +48,7 @@ def closed_after(held: Closable) -> Iterator[None]:
 
 
 def build_all(built: Iterable[Held]) -> list[Held]:
-    """Return everything that ``built`` yields; if it raises, those that were built are closed."""
+    """Return all that ``built`` yields; if it raises, close those that it has yielded."""
     held: list[Held] = []
     try:
         held.extend(built)
@@ -60,7 +60,7 @@ def build_all(built: Iterable[Held]) -> list[Held]:
 
 
 def close_all(held: Iterable[Closable], begin: Callable[[], None] = lambda: None) -> None:
-    """Close every one, the last first, even where closing another one raises.
+    """Close all, the last first, even if some raise.
 
     Args:
         held: What to close.

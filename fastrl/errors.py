@@ -1,34 +1,32 @@
-"""Every error that fastrl raises on purpose: one line that says what would be right."""
+"""The errors that fastrl raises on purpose, each one line, and text of any error on one line."""
 
 import traceback
+from collections.abc import Callable
+from typing import Self
 
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
-"""What somebody else's code may raise that must not end this process, as an interrupt may."""
+"""What users' code may raise without ending this process, unlike an interrupt."""
 
 
-class FastrlError(Exception):
-    """Base of all errors raised by fastrl; the command line prints it as one line.
+def one_line(value: object, width: int | None = 80, text_of: Callable[[object], str] = str) -> str:
+    """Return a text, an error's message or a value on one line, even if it cannot be printed.
 
     Args:
-        message: What is wrong. Line breaks and control characters, which it may have from
-            somebody's input, are taken out.
+        value: What to show.
+        width: Longer text is cut there; None for all of it.
+        text_of: ``str``, or ``repr`` to show a value as code.
     """
-
-    def __init__(self, message: str = "") -> None:
-        if not message.isprintable():
-            line = " ".join(message.split())
-            message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-        super().__init__(message)
+    try:
+        text = " ".join(text_of(value).split())
+    except Exception:  # of the value's own method
+        text = f"a {type(value).__name__} whose text cannot be printed"
+    return text if width is None or len(text) <= width else f"{text[:width]}…"
 
 
 def cause(error: BaseException) -> str:
-    """Return type and text of a foreign error on one line; its place where it has no text."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # its own __str__
-        text = "(its message cannot be printed)"
-    place = "" if text else _place(error)
-    return f"{type(error).__name__}{f': {text}' if text else place}"
+    """Return type and message of an error on one line; its place where it has no message."""
+    text = one_line(error, None)
+    return f"{type(error).__name__}{f': {text}' if text else _place(error)}"
 
 
 def _place(error: BaseException) -> str:
@@ -41,8 +39,27 @@ def _place(error: BaseException) -> str:
     return f" at {last.filename}:{last.lineno}{line}"
 
 
+class FastrlError(Exception):
+    """Base of all errors raised by fastrl; the command line prints it as one line.
+
+    Args:
+        message: What is wrong. Line breaks and control characters, which users' input may bring,
+            are removed.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if not message.isprintable():
+            line = one_line(message, None)
+            message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        super().__init__(message)
+
+
 class ConfigError(FastrlError):
     """A configuration file, override or argument is wrong; the command line exits with 2."""
+
+
+class ArgumentError(ConfigError, ValueError):
+    """An argument of a Python call is wrong; nothing has been done yet."""
 
 
 class EnvError(FastrlError):
@@ -70,3 +87,7 @@ class WorkerError(FastrlError):
         """Return the message, followed by the worker's own traceback where there is one."""
         message = super().__str__()
         return f"{message}\n\n{self.remote_traceback}" if self.remote_traceback else message
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
+        """Pickle for another process."""
+        return type(self), (self.worker, self.args[0], self.remote_traceback)

@@ -1,7 +1,7 @@
-"""The random streams of Python, NumPy and torch that all code of a process shares.
+"""The global random streams of Python, NumPy and torch.
 
-Environments should draw from their own stream, which `reset` seeds; many draw from these. Processes
-that come from one fork server begin with equal ones, so each worker seeds its own.
+Environments should draw from their own generator, which `reset` seeds, but many draw from these.
+Processes of one fork server start with equal streams, so each worker seeds its streams.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 import torch
 
 StreamsState = tuple[Any, Any, torch.Tensor]
-"""Of Python, NumPy and torch."""
+"""States of Python, NumPy and torch."""
 
 
 def seed_global_streams(sequence: np.random.SeedSequence) -> None:
     """Seed the streams of this process, those of torch on GPUs included.
 
     Args:
-        sequence: Equal ones give equal streams.
+        sequence: Equal sequences give equal streams.
     """
     torch.manual_seed(_seed_on_cpu(sequence))
 
 
 class StreamsOfWorkers:
-    """The global streams of workers that take turns in this process.
+    """The global streams of several workers that run in turn in this process.
 
-    Each worker draws what it would draw in a process of its own, on the CPU, and the caller's
-    streams stay where they were.
+    On the CPU, each worker draws the same numbers as in a separate process, and the streams of
+    the caller are unchanged.
 
     Args:
-        sequences: Of each worker, see `seed_global_streams`.
+        sequences: One per worker, see `seed_global_streams`.
     """
 
     def __init__(self, sequences: Sequence[np.random.SeedSequence]) -> None:
@@ -44,7 +44,7 @@ class StreamsOfWorkers:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Give the streams back to the caller at the end of a block, however it ends."""
+        """Restore the caller's streams at the end of a block, however it ends."""
         callers = streams_state()
         try:
             yield
@@ -53,7 +53,7 @@ class StreamsOfWorkers:
             load_streams_state(callers)
 
     def turn_to(self, worker: int) -> None:
-        """Go on with the streams of a worker, inside of `borrowed`."""
+        """Continue the streams of a worker, within `borrowed`."""
         # Setting a state takes about 100 µs, most of it for NumPy's.
         if worker == self._current:
             return
@@ -66,7 +66,7 @@ class StreamsOfWorkers:
         self._current = worker
 
     def state_of(self, worker: int) -> StreamsState:
-        """Return the state of a worker's streams, outside of `borrowed`; it has had a turn."""
+        """Return the streams of a worker that has had a turn, outside of `borrowed`."""
         state = self._states[worker]
         assert state is not None
         return state
@@ -78,7 +78,7 @@ class StreamsOfWorkers:
 
 @contextmanager
 def seeded_streams(*key: int) -> Iterator[None]:
-    """Draw from streams that follow from the key alone; the caller's are as before afterwards."""
+    """Draw from streams seeded by the key alone; restore the caller's afterwards."""
     streams = StreamsOfWorkers([np.random.SeedSequence(key)])
     with streams.borrowed():
         streams.turn_to(0)
@@ -86,12 +86,12 @@ def seeded_streams(*key: int) -> Iterator[None]:
 
 
 def sequence_after_numpys(number: int) -> np.random.SeedSequence:
-    """Return a sequence that follows from NumPy's global stream, which stays where it is.
+    """Return a sequence derived from NumPy's global stream, without drawing from it.
 
-    A program that has seeded that stream gets the same one again, and one that has not another.
+    A program that seeds that stream gets the same sequence in every run.
 
     Args:
-        number: Tells sequences from each other between which nothing was drawn.
+        number: Distinguishes sequences between which nothing was drawn.
     """
     _, keys, position, *_ = np.random.get_state(legacy=True)
     entropy = [*(int(key) for key in keys), int(position)]
@@ -114,7 +114,7 @@ def streams_state() -> StreamsState:
 
 
 def load_streams_state(state: StreamsState) -> None:
-    """Go on with streams of such states."""
+    """Restore states from `streams_state`."""
     of_python, of_numpy, of_torch = state
     random.setstate(of_python)
     np.random.set_state(of_numpy)

@@ -1,12 +1,14 @@
-"""What configurations may name by an import path, and where such modules are looked for."""
+"""Imports of objects that configurations name, and how optional packages are installed."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import site
 import sys
 from functools import partial
+from importlib.metadata import PackageNotFoundError, requires
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -15,14 +17,14 @@ from typing import Any
 from fastrl.errors import USERS_FAILURES, ConfigError, cause
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
+_REQUIREMENT = re.compile(r"""\s*([^;]+?)\s*;.*\bextra\s*==\s*["']([^"']+)["']""")
 
 
 def import_module(name: str) -> ModuleType:
     """Import a module that a configuration names.
 
     Raises:
-        ImportError: It cannot be imported, or belongs to Python's standard library, which has
-            nothing that a configuration could need.
+        ImportError: It cannot be imported, or belongs to Python's standard library.
     """
     if _is_standard(name):
         raise ImportError(f"'{name}' is part of Python's standard library", name=name)
@@ -34,7 +36,7 @@ def import_module(name: str) -> ModuleType:
         raise ModuleNotFoundError(f"{error.msg}; looked in {PLACES}", name=error.name) from error
 
 
-def import_object(path: str, key: str) -> Any:  # noqa: ANN401
+def import_object(path: str, key: str) -> Any:
     """Return the object at ``package.module:name``; the name may be dotted.
 
     Args:
@@ -42,12 +44,13 @@ def import_object(path: str, key: str) -> Any:  # noqa: ANN401
         key: The key of the configuration that names it, for errors.
 
     Raises:
-        ConfigError: It is no import path, cannot be imported, or is Python's own.
+        ConfigError: It is not an import path, cannot be imported, or is part of the standard
+            library.
     """
     where = f"{key}: '{path}'"
     module, colon, name = path.partition(":")
     if not (module and colon and name):
-        raise ConfigError(f"{where} is no import path; write 'package.module:name'")
+        raise ConfigError(f"{where} is not an import path; write 'package.module:name'")
     try:
         found = attrgetter(name)(import_module(module))
     except (ImportError, AttributeError) as error:
@@ -60,7 +63,7 @@ def import_object(path: str, key: str) -> Any:  # noqa: ANN401
 
 
 def is_of_standard_library(found: object) -> bool:
-    """Say whether a class or function comes from Python's standard library, by any name."""
+    """Return whether a class or function comes from Python's standard library."""
     while isinstance(found, partial):
         found = found.func
     module = getattr(found, "__module__", None)
@@ -68,22 +71,39 @@ def is_of_standard_library(found: object) -> bool:
 
 
 def look_beside(file: Path) -> None:
-    """Let modules that lie beside a configuration be imported, after those found otherwise."""
+    """Append the directory of a configuration to the import path."""
     directory = str(file.resolve().parent)
     if directory not in sys.path:
         sys.path.append(directory)
 
 
 def installed_places() -> list[str]:
-    """Return where installed packages lie, in the order of the search.
+    """Return the directories of installed packages, in search order.
 
-    Neither the current directory is among them nor what `look_beside` has added: metadata that lie
-    there by chance, such as in a downloaded folder, install nothing.
+    The current directory and those added by `look_beside` are left out: metadata there, such as
+    in a downloaded folder, install nothing.
     """
     sites = {*site.getsitepackages(), site.getusersitepackages()}
     last = max((at for at, place in enumerate(sys.path) if place in sites), default=len(sys.path))
     here = os.path.realpath(".")
     return [place for place in sys.path[: last + 1] if place and os.path.realpath(place) != here]
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs the packages of one of fastrl's extras.
+
+    It names the packages and not ``fastrl[extra]``, a name that another project has on PyPI.
+    """
+    try:
+        lines = requires("fastrl") or []
+    except PackageNotFoundError:
+        lines = []
+    found = [match for line in lines if (match := _REQUIREMENT.match(line))]
+    packages = [f"'{match[1]}'" for match in found if match[2] == extra]
+    if not packages:
+        # Imported from a checkout that is not installed, or an older version is installed.
+        return f"pip install -e '.[{extra}]' in the checkout of fastrl"
+    return f"pip install {' '.join(packages)}"
 
 
 def _is_standard(module: str) -> bool:

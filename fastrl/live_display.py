@@ -1,4 +1,4 @@
-"""Displays that are drawn again and again on a terminal, and are gone when they end."""
+"""Displays that are redrawn on a terminal and erased when they end."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rich.live import Live
 _LOCAL_MODES = 3
 """Index of the local modes in the attributes of a terminal."""
 _FAILURES = (OSError, ValueError, termios.error)
-"""What asking for the attributes of a terminal raises where there is none, or none any more."""
+"""Errors of reading the attributes of a terminal that is missing or gone."""
 
 
 class LiveDisplay(Live):
-    """A display that leaves nothing on the terminal, whatever ends it.
+    """A display that leaves nothing on the terminal, however it ends.
 
-    A terminal writes ``^C`` where the cursor is, which is at the end of the display. Behind a line
-    of full width it would begin another line, and what is erased then would lie one line too low.
-    So control keys are not written while the display is there.
+    A terminal echoes ``^C`` at the cursor, which is at the end of the display. After a line of
+    full width that would start another line, and the wrong lines would be erased. So control keys
+    are not echoed while the display is shown.
 
     Args:
-        console: Where to; a terminal.
+        console: The console of a terminal.
         shown: Returns what to draw; called in another thread.
-        refresh_per_second: How often.
-        handles_sigterm: Whether SIGTERM erases it before it ends this process. A main thread that
-            runs other people's code might never come to that, and so must be ended at once.
+        refresh_per_second: How often it is redrawn.
+        handles_sigterm: Whether SIGTERM erases it before the process ends. If users' code in the
+            main thread may never return to Python, the process must end at once instead.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LiveDisplay(Live):
         self._restoring, self._handles_sigterm = ExitStack(), handles_sigterm
 
     def start(self, refresh: bool = False) -> None:
-        """Begin to draw."""
+        """Start drawing."""
         with ExitStack() as stack:
             stack.enter_context(_unwritten_control_keys(self.console))
             if self._handles_sigterm:
@@ -60,8 +60,8 @@ class LiveDisplay(Live):
             self._restoring = stack.pop_all()
 
     def stop(self) -> None:
-        """Erase the display, and let the terminal be as it was."""
-        # rich draws all of it once more, of which a terminal with fewer lines could erase a part.
+        """Erase the display and restore the terminal."""
+        # rich draws it once more; a terminal with fewer lines could erase only a part of it.
         self._get_renderable = str
         with self._restoring:
             super().stop()
@@ -69,7 +69,7 @@ class LiveDisplay(Live):
 
 @contextmanager
 def _unwritten_control_keys(console: Console) -> Iterator[None]:
-    """Have the terminal of a console not write ``^C`` and the like, until the end of the block."""
+    """Stop the terminal of a console from echoing ``^C`` and the like during the block."""
     try:
         terminal = console.file.fileno()
         is_changed = _may_change(terminal) and _write_control_keys(terminal, False)
@@ -79,7 +79,7 @@ def _unwritten_control_keys(console: Console) -> Iterator[None]:
         yield
     finally:
         if is_changed:
-            # A process that was sent to the background meanwhile would be stopped.
+            # Else a process that is in the background by now would be stopped.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             with suppress(*_FAILURES):
                 _write_control_keys(terminal, True)
@@ -87,15 +87,15 @@ def _unwritten_control_keys(console: Console) -> Iterator[None]:
 
 
 def _may_change(terminal: int) -> bool:
-    """Return whether this process is not in the background: there a change would stop it."""
+    """Return whether this process is in the foreground; a change would stop a background one."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:  # not the terminal that controls this process
+    except OSError:  # not the controlling terminal of this process
         return os.isatty(terminal)
 
 
 def _write_control_keys(terminal: int, wanted: bool) -> bool:
-    """Have a terminal write control keys or not; return whether that was a change."""
+    """Make a terminal echo control keys or not; return whether that was a change."""
     attributes = termios.tcgetattr(terminal)
     if bool(attributes[_LOCAL_MODES] & termios.ECHOCTL) == wanted:
         return False
@@ -106,7 +106,7 @@ def _write_control_keys(terminal: int, wanted: bool) -> bool:
 
 @contextmanager
 def _before_sigterm(do: Callable[[], None]) -> Iterator[None]:
-    """Call a function when SIGTERM ends this process in the block, unless others handle it."""
+    """Call a function when SIGTERM ends this process in the block, unless SIGTERM is handled."""
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What is said only once, whichever process of a run finds it."""
+"""Messages that are logged once per run, whichever of its processes is first."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 VARIABLE = "FASTRL_SAID"
-"""Environment variable by which the processes of a run get `place`."""
+"""The environment variable that passes `place` to the processes of a run."""
 
 _said: set[str] = set()
 
 
 @cache
 def place() -> str:
-    """Return the path of a nameless file of the run's first process; empty where there is none."""
+    """Return the path of an unnamed file of the run's first process, empty if there is none."""
     found = os.environ.get(VARIABLE, "")
     if found or fcntl is None or not hasattr(os, "memfd_create"):
         return found
@@ -30,12 +30,12 @@ def place() -> str:
 
 
 def is_first(what: str) -> bool:
-    """Return True to the first caller in all processes of a run, False to later ones.
+    """Return True for the first call in all processes of a run, False for later ones.
 
-    Where processes cannot share a nameless file (outside Linux), each of them is a run.
+    Outside Linux, where processes cannot share an unnamed file, each process is a run.
 
     Args:
-        what: Names what is said, without line breaks.
+        what: Identifies the message, without line breaks.
     """
     if what in _said:
         return False

@@ -1,15 +1,17 @@
-"""What a configuration may choose by name: fastrl's own things and those of plug-ins.
+"""The registry of all that a configuration may choose by name.
 
-Everything comes through `register`: what is in `fastrl.builtin`, what a script registers before it
-trains, and what installed distributions register in the entry points ``fastrl.plugins``. These are
-imported when a name is asked for that is not known yet.
+`register` is called by `fastrl.builtin`, by scripts before they train, and by installed
+distributions with the entry points ``fastrl.plugins``. Those are imported when a name is requested
+that is not known yet.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import EntryPoint, distributions
@@ -22,7 +24,7 @@ from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_object, installed_places
 
 GROUP = "fastrl.plugins"
-"""Entry points of installed distributions; each names a module or a function to call."""
+"""The group of entry points; each names a module or a function to call."""
 
 KINDS = (
     "algorithm",
@@ -41,15 +43,15 @@ _BUILTIN = "fastrl.builtin"
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered thing.
+    """A registered object.
 
     Attributes:
         kind: One of `KINDS`.
-        name: What a configuration calls it.
+        name: Its name in configurations.
         thing: The object, or its import path ``package.module:Object``.
-        source: The distribution or the module that has registered it.
+        source: The distribution or the module that registered it.
         section: The class of its section of the configuration, or the import path of that class;
-            None to read ``section_type`` of the thing.
+            None to read ``section_type`` of the object.
     """
 
     kind: str
@@ -64,9 +66,9 @@ class Broken:
     """An installed plug-in that cannot be loaded.
 
     Attributes:
-        name: Of its entry point.
+        name: The name of its entry point.
         source: Its distribution.
-        reason: On one line.
+        reason: The error, on one line.
     """
 
     name: str
@@ -77,28 +79,28 @@ class Broken:
 _entries: dict[tuple[str, str], Entry] = {}
 _broken: list[Broken] = []
 _sources: list[str] = []
-"""The distribution whose entry point is being imported, if one is."""
+"""The distribution whose entry point is being imported, if any."""
 
 
 def register(
     kind: str,
     name: str,
-    thing: Any,  # noqa: ANN401
-    section: Any = None,  # noqa: ANN401
+    thing: Any,
+    section: Any = None,
 ) -> None:
-    """Let configurations choose a thing by name.
+    """Register an object under a name that configurations may use.
 
     Args:
         kind: One of `KINDS`.
-        name: For configurations: letters, digits, ``_`` and ``-``.
+        name: Letters, digits, ``_`` and ``-``.
         thing: The object, or its import path ``package.module:Object``, which is imported when
-            the name is first used. What it must be depends on the kind; see the guide.
+            the name is first used. The guide says what each kind must be.
         section: The class of an algorithm's section of the configuration, or its import path, so
             that a file can be read without importing the algorithm. By default it is the
-            attribute ``section_type`` of the thing.
+            attribute ``section_type`` of the object.
 
     Raises:
-        ConfigError: The kind does not exist, the name cannot be one, or is another thing's.
+        ConfigError: The kind does not exist, or the name is malformed or taken.
     """
     one_of("kind", kind, KINDS)
     if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
@@ -115,15 +117,15 @@ def register(
 
 
 def entry(kind: str, name: str, key: str = "") -> Entry:
-    """Return what is registered under a name; imports plug-ins where fastrl has no such thing.
+    """Return the entry of a name; import plug-ins if it is not known yet.
 
     Args:
         kind: One of `KINDS`.
-        name: What the configuration calls it.
+        name: The name.
         key: The key of the configuration, for errors.
 
     Raises:
-        ConfigError: There is none of this name; names the nearest.
+        ConfigError: The name is unknown; suggests the nearest.
     """
     _load_builtin()
     if (kind, name) not in _entries:
@@ -137,40 +139,40 @@ def entry(kind: str, name: str, key: str = "") -> Entry:
     return _entries[kind, name]
 
 
-def find(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
-    """Return a registered thing; import what it needs.
+def find(kind: str, name: str, key: str) -> Any:
+    """Return the registered object of a name, imported if necessary.
 
     Args:
         kind: One of `KINDS`.
-        name: What the configuration calls it.
+        name: The name.
         key: The key of the configuration, for errors.
 
     Raises:
-        ConfigError: There is none of this name, or it cannot be imported; names the nearest.
+        ConfigError: The name is unknown, or the object cannot be imported.
     """
     return _imported(entry(kind, name, key).thing, key)
 
 
-def chosen(kind: str, choice: str, key: str) -> Any:  # noqa: ANN401
-    """Return what a key chooses: by a registered name, or by ``package.module:Object``.
+def chosen(kind: str, choice: str, key: str) -> Any:
+    """Return the object that a key chooses by a registered name or by ``package.module:Object``.
 
     Raises:
-        ConfigError: There is none of this name, or it cannot be imported.
+        ConfigError: The name is unknown, or the object cannot be imported.
     """
     return import_object(choice, key) if ":" in choice else find(kind, choice, key)
 
 
-def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    """Return what a chosen thing returns; a failure of code of others is one line.
+def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:
+    """Call a chosen object; an error of users' code becomes one line.
 
     Args:
-        thing: What `find` or `chosen` has returned.
+        thing: The result of `find` or `chosen`.
         where: The key and its value, for errors.
-        *arguments: Of the call.
-        **kwargs: Of the call.
+        *arguments: Positional arguments of the call.
+        **kwargs: Keyword arguments of the call.
 
     Raises:
-        ConfigError: The code of others raised something that is no error of fastrl.
+        ConfigError: Users' code raised an error that is not fastrl's.
     """
     try:
         return thing(*arguments, **kwargs)
@@ -182,11 +184,30 @@ def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:  # noqa
         raise ConfigError(f"{where} cannot be built: {cause(error)}") from error
 
 
-def section_of(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
-    """Return the class of the section that a registered thing has, or None.
+def check_arguments(thing: Any, problem: str, /, *arguments: Any, **kwargs: Any) -> None:
+    """Check, without a call, that a chosen object takes some arguments.
+
+    Args:
+        thing: The result of `find` or `chosen`; one without a known signature passes.
+        problem: The beginning of the error.
+        *arguments: Positional arguments, or placeholders.
+        **kwargs: Keyword arguments.
 
     Raises:
-        ConfigError: There is none of this name, or it cannot be imported.
+        ConfigError: It does not take them, or cannot be called.
+    """
+    try:
+        with suppress(ValueError):  # of classes and functions in C
+            inspect.signature(thing).bind(*arguments, **kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{problem}: {error}") from error
+
+
+def section_of(kind: str, name: str, key: str) -> Any:
+    """Return the class of the configuration section of a registered object, or None.
+
+    Raises:
+        ConfigError: The name is unknown, or the object cannot be imported.
     """
     found = entry(kind, name, key)
     if found.section is not None:
@@ -195,7 +216,7 @@ def section_of(kind: str, name: str, key: str) -> Any:  # noqa: ANN401
 
 
 def registered(kind: str) -> list[Entry]:
-    """Return what is registered of a kind so far, in that order; imports no plug-ins."""
+    """Return the entries of a kind in order of registration, without importing plug-ins."""
     _load_builtin()
     return [entry for entry in _entries.values() if entry.kind == kind]
 
@@ -206,20 +227,20 @@ def names(kind: str) -> list[str]:
 
 
 def entries() -> list[Entry]:
-    """Return everything that is registered, sorted by kind and name; imports all plug-ins."""
+    """Import all plug-ins and return all entries, sorted by kind and name."""
     _load_builtin()
     _load_plugins()
     return [each for _, each in sorted(_entries.items())]
 
 
 def broken() -> list[Broken]:
-    """Return the installed plug-ins that cannot be loaded; imports all plug-ins."""
+    """Import all plug-ins and return those that cannot be loaded."""
     _load_plugins()
     return list(_broken)
 
 
 def plugins() -> list[EntryPoint]:
-    """Return the entry points of installed plug-ins, sorted by name; imports nothing."""
+    """Return the entry points of installed plug-ins by name, without importing them."""
     found: dict[str, EntryPoint] = {}
     for distribution in distributions(path=installed_places()):
         for point in distribution.entry_points.select(group=GROUP):
@@ -234,7 +255,7 @@ def _load_builtin() -> None:
 
 @cache
 def _load_plugins() -> None:
-    if _sources:  # a plug-in that is being loaded asks what there is
+    if _sources:  # called by a plug-in that is being loaded
         return
     for point in plugins():
         distribution = point.dist.name if point.dist is not None else point.value
@@ -245,7 +266,7 @@ def _load_plugins() -> None:
 
 
 def _warn_of_broken() -> None:
-    """Log which plug-ins are broken: they must not end runs that do not need them."""
+    """Log broken plug-ins, which must not stop runs that do not need them."""
     for each in _broken:
         if once.is_first(f"broken plug-in {each.name}"):
             _LOGGER.warning(
@@ -253,12 +274,12 @@ def _warn_of_broken() -> None:
             )
 
 
-def _imported(thing: Any, key: str) -> Any:  # noqa: ANN401
+def _imported(thing: Any, key: str) -> Any:
     return import_object(thing, key) if isinstance(thing, str) else thing
 
 
 def plugin_versions() -> dict[str, str]:
-    """Return the versions of the distributions that have plug-ins; imports nothing."""
+    """Return the versions of distributions with plug-ins, without importing them."""
     found = (point.dist for point in plugins())
     return {each.name: each.version for each in found if each is not None}
 
@@ -270,7 +291,7 @@ def _load(point: EntryPoint) -> None:
 
 
 def _register_from(source: str, load: Callable[[], object]) -> None:
-    """Import something that registers things, and say of each where it is from."""
+    """Import code that registers objects, and record their source."""
     _sources.append(source)
     try:
         load()

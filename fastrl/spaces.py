@@ -1,14 +1,14 @@
-"""Gymnasium spaces as rows of the shared table: one tensor per leaf of a nested space.
+"""Storage of gymnasium spaces in the shared table: one tensor per leaf of a nested space.
 
-A leaf is named by its path: ``""`` for a space that is not nested, ``"camera"`` or ``"arm/0"``
-inside ``Dict`` and ``Tuple`` spaces, with keys as ``str`` writes them. Leaves are ordered as
-gymnasium iterates them.
+The name of a leaf is its path: ``""`` for a space that is not nested, ``"camera"`` or ``"arm/0"``
+in ``Dict`` and ``Tuple`` spaces, with keys converted by ``str``. Leaves have gymnasium's order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +23,8 @@ T = TypeVar("T")
 _LEAF_TYPES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 
-# float64 is halved: learning happens in float32. torch has few operations on wide unsigned
-# integers, so they move to the next signed type that holds them.
+# Learning uses float32. torch has few operations on wide unsigned integers, so they are stored in
+# the next signed type that holds them.
 _STORED_DTYPE = {
     "float64": torch.float32,
     "float32": torch.float32,
@@ -58,7 +58,7 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
     """Return the leaves of ``space`` by path, in gymnasium's order.
 
     Raises:
-        SpaceError: A leaf is of a kind that has no fixed-size tensor, or has no elements; or two
+        SpaceError: A leaf cannot be stored in a tensor of fixed size or has no elements, or two
             leaves have the same path.
     """
     found: dict[str, spaces.Space[Any]] = {}
@@ -71,9 +71,9 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
         return found
     where = f" at '{path}'" if path else ""
     if not isinstance(space, _LEAF_TYPES):
-        told = space if isinstance(space, spaces.Space) else brief(space)
+        shown = space if isinstance(space, spaces.Space) else brief(space)
         raise SpaceError(
-            f"unsupported space {told}{where}; supported are {_SUPPORTED}{_remedy(space)}"
+            f"unsupported space {shown}{where}; supported are {_SUPPORTED}{_remedy(space)}"
         )
     if space.shape is not None and 0 in space.shape:
         raise SpaceError(f"{space}{where} has no elements")
@@ -81,7 +81,7 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
 
 
 def _remedy(space: object) -> str:
-    """Return what drops the texts of MiniGrid's missions from observations, else nothing."""
+    """Return a hint to the wrapper that drops MiniGrid's mission texts, or an empty text."""
     is_mission = type(space).__module__.partition(".")[0] == "minigrid"
     if not (is_mission or isinstance(space, spaces.Text)):
         return ""
@@ -103,9 +103,9 @@ def observation_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
 def action_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
     """Return how each leaf of an action space is stored, as the policy samples it.
 
-    Discrete actions are stored as int64 indices from 0 (``start`` is added when the environment
-    is stepped), ``MultiBinary`` as int8, ``Box`` as float32 before clipping or squashing, since
-    that is the number whose log-probability the policy reports.
+    Discrete actions are int64 indices from 0 (``start`` is added when the environment is
+    stepped), ``MultiBinary`` is int8, and ``Box`` is float32 before clipping or squashing, the
+    value of which the policy reports the log-probability.
 
     Raises:
         SpaceError: A leaf is not supported as an action.
@@ -113,7 +113,22 @@ def action_specs(space: spaces.Space[Any]) -> dict[str, TensorSpec]:
     return {path: _action_spec(leaf, path) for path, leaf in leaves(space).items()}
 
 
-def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:  # noqa: ANN401
+def num_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Return the options of each ``Discrete`` and of each element of ``MultiDiscrete``, in order.
+
+    Raises:
+        SpaceError: See `leaves`.
+    """
+    sizes: list[int] = []
+    for leaf in leaves(space).values():
+        if isinstance(leaf, spaces.Discrete):
+            sizes.append(int(leaf.n))
+        elif isinstance(leaf, spaces.MultiDiscrete):
+            sizes += map(int, leaf.nvec.flat)
+    return tuple(sizes)
+
+
+def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:
     """Yield the leaf values of a nested observation or action, in the order of `leaves`."""
     if isinstance(space, spaces.Dict):
         for name, child in space.spaces.items():
@@ -125,8 +140,20 @@ def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:  # noqa: ANN
         yield value
 
 
-def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T], path: str = "") -> Any:  # noqa: ANN401
-    """Rebuild the nested structure of ``space`` from leaves by path; dicts have its own keys."""
+def flattener(space: spaces.Space[Any]) -> Callable[[Any], Sequence[Any]]:
+    """Return a function that does what `flatten` does; a ``Dict`` of leaves takes a tenth."""
+    # With one key an item getter returns no tuple. Paths of nested leaves are no keys.
+    if (
+        isinstance(space, spaces.Dict)
+        and len(space) > 1
+        and space.spaces.keys() == leaves(space).keys()
+    ):
+        return itemgetter(*space.spaces)
+    return lambda value: tuple(flatten(space, value))
+
+
+def unflatten(space: spaces.Space[Any], by_path: Mapping[str, T], path: str = "") -> Any:
+    """Rebuild the nested structure of ``space``, with its keys, from leaves by path."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = {
             key: unflatten(child, by_path, _joined(path, key)) for key, child in _children(space)

@@ -1,25 +1,33 @@
-"""Pure data that every room agrees on: what an environment looks like, and who steps how many."""
+"""Plain data of all rooms: the interface of an environment, and how slots map to workers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import brief, whole_attributes
-from fastrl.errors import ConfigError, FastrlError
-from fastrl.spaces import TensorSpec, action_specs, observation_specs
+from fastrl.errors import ConfigError, FastrlError, SpaceError
+from fastrl.spaces import TensorSpec, action_specs, num_choices, observation_specs
+
+ACTION_MASK = "action_mask"
+"""Key of a ``Dict`` observation, and of an info, that says which actions are valid."""
+MaskSource = Literal["observation", "info", "method"]
+"""The key `ACTION_MASK` of observations or of infos, or the method ``action_masks()``."""
+Array = TypeVar("Array", Tensor, NDArray[np.bool_])
 
 LOG_PROB_AND_VALUE: Mapping[str, TensorSpec] = {
     "log_prob": TensorSpec((), torch.float32),
     "value": TensorSpec((), torch.float32),
 }
-"""What a policy puts out unless it declares something else."""
+"""The outputs of a policy that declares none."""
 _STORED = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.float32, torch.float64),
@@ -28,20 +36,22 @@ _STORED = (
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What one environment observes and accepts, probed once per run.
+    """The spaces and fields of one environment, probed once per run.
 
     Attributes:
-        id: The environment's id as the user gave it.
-        observation_space: Space of one environment's observation.
-        action_space: Space of one environment's action.
-        max_episode_steps: Time limit in steps, None where there is none.
-        episode_info: Names of the figures that it tells of an episode that has ended, such as
-            ``is_success``; ``a/b`` names entry b of the dictionary a in its info.
-        running_statistics: Names of its wrappers that normalise by statistics of their own, such
-            as ``NormalizeObservation``.
-        extras: Further numbers that it writes in every step, by name: a `Rollout` holds each of
-            them as a field ``[T, B, *shape]``. Only a `BatchedEnv` can declare them, see
-            `StepViews`, and a `TensorEnv`, whose ``info`` returns them.
+        id: The id of the environment, as the user wrote it.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        max_episode_steps: Time limit in steps, or None.
+        episode_info: Names of numbers that its info reports at the end of an episode, such as
+            ``is_success``; ``a/b`` is entry b of the dictionary a.
+        running_statistics: Names of its wrappers that normalise by running statistics, such as
+            ``NormalizeObservation``.
+        extras: Further numbers that it writes in every step, by name. A `Rollout` holds each as a
+            field ``[T, B, *shape]``. Only a `BatchedEnv` (see `StepViews`) and a `TensorEnv`,
+            whose ``info`` returns them, can declare them.
+        mask_source: Where masks of valid actions come from; see `action_mask`. None ignores a key
+            of this name.
     """
 
     id: str
@@ -51,11 +61,88 @@ class EnvSpec:
     episode_info: tuple[str, ...] = ()
     running_statistics: tuple[str, ...] = ()
     extras: Mapping[str, TensorSpec] = field(default_factory=dict)
+    mask_source: MaskSource | None = "observation"
 
     @cached_property
     def observation(self) -> dict[str, TensorSpec]:
         """Stored shape and dtype of each observation leaf, by path."""
-        return observation_specs(self.observation_space)
+        specs = observation_specs(self.observation_space)
+        if self.action_mask is not None:
+            specs[self.action_mask] = TensorSpec((sum(self.choices),), torch.bool)
+        return specs
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """Options of each ``Discrete``, and of each element of ``MultiDiscrete``, of the actions.
+
+        A mask has one column for each of them, in this order.
+        """
+        return num_choices(self.action_space)
+
+    @cached_property
+    def action_mask(self) -> str | None:
+        """Path of the observation leaf that says which actions are valid; None without masks.
+
+        This is the key `ACTION_MASK` of a ``Dict`` observation, where actions have discrete leaves.
+
+        Raises:
+            SpaceError: It does not have one number for each option of `choices`, or the
+                observation has nothing else.
+        """
+        space = self.observation_space
+        if self.mask_source is None or not isinstance(space, spaces.Dict) or not self.choices:
+            return None
+        if ACTION_MASK not in space.spaces:
+            return None
+        mask, wanted = space.spaces[ACTION_MASK], (sum(self.choices),)
+        if mask.shape != wanted:
+            raise SpaceError(
+                f"'{self.id}' observes the {ACTION_MASK} {brief(mask, 80)}; expected the shape "
+                f"{wanted}, one number for each action of {brief(self.action_space, 80)}, or "
+                "env.action_mask=off"
+            )
+        if len(space.spaces) == 1:
+            raise SpaceError(f"'{self.id}' observes nothing but its {ACTION_MASK}")
+        return ACTION_MASK
+
+    @cached_property
+    def input_space(self) -> spaces.Space[Any]:
+        """The observation space of networks: without the mask."""
+        space = self.observation_space
+        if self.action_mask is None or not isinstance(space, spaces.Dict):
+            return space
+        return spaces.Dict([(k, v) for k, v in space.spaces.items() if k != self.action_mask])
+
+    @cached_property
+    def inputs(self) -> dict[str, TensorSpec]:
+        """Those leaves of ``observation`` that networks read."""
+        return {path: spec for path, spec in self.observation.items() if path != self.action_mask}
+
+    def split_mask(
+        self, observation: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Tensor | None]:
+        """Return the leaves of ``inputs``, and the mask ``[*, choices] bool`` or None.
+
+        Args:
+            observation: Per leaf ``[*, *shape]``; neither copied nor changed.
+        """
+        return split_mask(observation, self.action_mask)
+
+    def has_valid(self, mask: Array) -> Array:
+        """Return whether a mask leaves an option for each of `choices`.
+
+        Args:
+            mask: ``[*, choices]``, of NumPy or torch.
+
+        Returns:
+            ``[*] bool``.
+        """
+        start = self.choices[0]
+        valid: Any = mask[..., :start].any(-1)
+        for size in self.choices[1:]:
+            valid = valid & mask[..., start : start + size].any(-1)
+            start += size
+        return cast(Array, valid)
 
     @cached_property
     def action(self) -> dict[str, TensorSpec]:
@@ -63,14 +150,32 @@ class EnvSpec:
         return action_specs(self.action_space)
 
 
+def split_mask(
+    observation: Mapping[str, Tensor], path: str | None
+) -> tuple[Mapping[str, Tensor], Tensor | None]:
+    """Return observations without the mask at ``path``, and that as bool; see `EnvSpec`."""
+    if path is None:
+        return observation, None
+    mask = observation[path]
+    inputs = {name: leaf for name, leaf in observation.items() if name != path}
+    return inputs, mask if mask.dtype == torch.bool else mask != 0
+
+
+def only_given(**arguments: Tensor | None) -> dict[str, Tensor]:
+    """Return the arguments that are not None.
+
+    Policies without a memory or without masks need no parameters ``state`` and ``mask``.
+    """
+    return {name: argument for name, argument in arguments.items() if argument is not None}
+
+
 class PolicyStep(NamedTuple):
-    """What a policy returns for a batch of observations with the leading axes ``[*]``.
+    """The result of a policy for a batch of observations with the leading axes ``[*]``.
 
     Attributes:
         action: Per leaf ``[*, *shape]``.
         outputs: By name ``[*, *shape]``: at least the outputs that the policy declares.
-        state: ``[*, size]``: what a policy with a memory carries to the next step; None for a
-            policy without one.
+        state: ``[*, size]``: the recurrent state for the next step, or None.
     """
 
     action: dict[str, Tensor]
@@ -79,9 +184,9 @@ class PolicyStep(NamedTuple):
 
 
 def outputs_of(policy: object) -> dict[str, TensorSpec]:
-    """Return what a policy puts out beside actions: its attribute ``outputs``.
+    """Return the outputs of a policy beside actions: its attribute ``outputs``.
 
-    A policy without the attribute puts out `LOG_PROB_AND_VALUE`.
+    For a policy without the attribute they are `LOG_PROB_AND_VALUE`.
 
     Args:
         policy: A `fastrl.models.PolicyModel`, or a policy of tensor environments.
@@ -106,62 +211,98 @@ def outputs_of(policy: object) -> dict[str, TensorSpec]:
 
 
 def checked_step(
-    policy: object, outputs: Mapping[str, TensorSpec], step: object, num_rows: int
+    policy: object,
+    outputs: Mapping[str, TensorSpec],
+    step: object,
+    num_rows: int,
+    state_size: int = 0,
 ) -> PolicyStep:
-    """Return what a policy's ``act`` has returned.
+    """Return the result of a policy's ``act`` after a check.
 
     Args:
-        policy: Is named in the error.
-        outputs: What it declares, see `outputs_of`.
-        step: What ``act`` has returned.
-        num_rows: Leading axis, n.
+        policy: The policy, for errors.
+        outputs: Its declared outputs, see `outputs_of`.
+        step: The result of ``act``.
+        num_rows: The leading axis, n.
+        state_size: Of a policy with a memory.
 
     Raises:
-        FastrlError: It is not a `PolicyStep`, or an output is missing or has another shape.
+        FastrlError: It is not a `PolicyStep`, or an output or the next state is missing or has
+            another shape.
     """
     if isinstance(step, PolicyStep):
         for name, spec in outputs.items():
             found = step.outputs.get(name)
-            # A copy into a row would repeat the numbers of too small a tensor.
+            # A copy into a row would broadcast a tensor that is too small.
             if found is None or found.shape != (num_rows, *spec.shape):
                 break
         else:
+            if state_size:
+                check_state(policy, step.state, num_rows, state_size)
             return step
     expected = ", ".join(f"{name} {[num_rows, *spec.shape]}" for name, spec in outputs.items())
-    told = f"a {type(step).__name__}"
+    got = f"a {type(step).__name__}"
     if isinstance(step, PolicyStep):
         shapes = (f"{name} {list(tensor.shape)}" for name, tensor in step.outputs.items())
-        told = f"the outputs {', '.join(shapes) or 'none'}"
+        got = f"the outputs {', '.join(shapes) or 'none'}"
     raise FastrlError(
         f"{type(policy).__name__}.act must return PolicyStep(action, outputs) with the outputs "
-        f"{expected or 'none'}, but returned {told}"
+        f"{expected or 'none'}, but returned {got}"
     )
+
+
+def check_state(policy: object, state: object, num_rows: int, state_size: int) -> None:
+    """Check the next state that a policy with a memory has returned.
+
+    Raises:
+        FastrlError: It is not ``[num_rows, state_size]``.
+    """
+    shape = tuple(state.shape) if isinstance(state, Tensor) else None
+    if shape != (num_rows, state_size):
+        raise FastrlError(
+            f"{type(policy).__name__} has a memory: it must return PolicyStep(action, outputs, "
+            f"state) with the state {[num_rows, state_size]}, but returned "
+            f"{'no state' if shape is None else f'a state {list(shape)}'}"
+        )
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Who steps and who infers: n envs in each of N env workers, M model workers, G groups.
+    """The layout of workers: n envs in each of N env workers, M model workers, G groups.
 
-    Slots (columns of the table) are ordered by model worker, then group, then env worker, so
-    that what one model worker infers at once is one contiguous slab, and what one env worker
-    steps at once is one contiguous part of it.
+    Slots (columns of the table) are ordered by model worker, then group, then env worker. So the
+    rows of one inference batch are contiguous, and so are those that an env worker steps at once.
 
     With ``num_model_workers == 0`` each env worker runs the policy on its own envs.
+
+    Attributes:
+        envs_per_worker: n.
+        num_env_workers: N.
+        num_model_workers: M.
+        groups: G, parts of a worker's envs that are stepped in turn.
+        by_slot: Seeds and noise follow the slot alone, so that they are the same for every N.
+            Otherwise seeds follow the order of env workers, and each policy runner draws its noise.
+        first_env: Index in the run of the first environment, where several samplers share a run.
+        run_envs: Environments of the whole run, whose noise is then divided by slot as in one
+            sampler; None for streams of this sampler, which depend on ``first_env``.
     """
 
     envs_per_worker: int
     num_env_workers: int
     num_model_workers: int = 0
     groups: int = 1
+    by_slot: bool = False
+    first_env: int = 0
+    run_envs: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be laid out.
+        """Check the sizes.
 
         Raises:
             ConfigError: A size is out of range, or n is not divisible by the groups.
         """
         whole_attributes(self, ("envs_per_worker", "num_env_workers", "groups"))
-        whole_attributes(self, ("num_model_workers",), at_least=0)
+        whole_attributes(self, ("num_model_workers", "first_env"), at_least=0)
         if not 0 <= self.num_model_workers <= self.num_env_workers:
             raise ConfigError(
                 f"num_model_workers must be between 0 and num_env_workers "
@@ -174,26 +315,32 @@ class Topology:
             )
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """n, N, M and G by the names of their configuration keys."""
+        names = ("envs_per_worker", "num_env_workers", "num_model_workers", "groups")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def num_envs(self) -> int:
         """B, the number of slots: N · n."""
         return self.num_env_workers * self.envs_per_worker
 
     @property
     def envs_per_group(self) -> int:
-        """Environments that one env worker steps between two hand-overs."""
+        """Environments that one env worker steps between two requests."""
         return self.envs_per_worker // self.groups
 
     @property
     def num_policies(self) -> int:
-        """Processes that run the policy: M, or N where M is 0."""
+        """Processes that run the policy: M, or N if M is 0."""
         return self.num_model_workers or self.num_env_workers
 
     def policy_of(self, env_worker: int) -> int:
-        """Return which policy runner serves an env worker (itself where M is 0)."""
+        """Return the policy runner of an env worker (itself if M is 0)."""
         return env_worker * self.num_policies // self.num_env_workers
 
     def env_workers_of(self, policy: int) -> range:
-        """Return the env workers that a policy runner serves: contiguous, sizes within one."""
+        """Return the env workers of a policy runner: contiguous, equal in number up to one."""
         bounds = [-(-i * self.num_env_workers // self.num_policies) for i in (policy, policy + 1)]
         return range(*bounds)
 
@@ -218,10 +365,34 @@ class Topology:
         first, last = self.slots(workers[0], group), self.slots(workers[-1], group)
         return slice(first.start, last.stop)
 
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the noise of the run is divided among several samplers by slot."""
+        return self.by_slot and self.run_envs is not None
+
+    def noise_shares(self) -> list[slice]:
+        """Return the slots whose noise each random stream draws; together they are all slots.
+
+        Where the noise of a run is divided, they are all slots of the run, counted from the first
+        one of this sampler.
+        """
+        if not self.by_slot:
+            return [self.policy_slots(policy) for policy in range(self.num_policies)]
+        total, first = self.num_envs, 0
+        if self.run_envs is not None:
+            total, first = self.run_envs, self.first_env
+        # In halves, so that two workers draw nothing for each other.
+        shares = 1 if total % 2 else 2
+        size = total // shares
+        return [slice(share * size - first, (share + 1) * size - first) for share in range(shares)]
+
     def env_index(self, env_worker: int, group: int) -> range:
-        """Return the run-wide indices of a group's envs; seeds hang on these, not on slots."""
-        start = env_worker * self.envs_per_worker + group * self.envs_per_group
-        return range(start, start + self.envs_per_group)
+        """Return the run-wide indices of a group's envs, on which their seeds depend."""
+        if self.by_slot:
+            start = self.slots(env_worker, group).start
+        else:
+            start = env_worker * self.envs_per_worker + group * self.envs_per_group
+        return range(self.first_env + start, self.first_env + start + self.envs_per_group)
 
     def all_groups(self) -> Iterator[tuple[int, int]]:
         """Yield every (env worker, group)."""

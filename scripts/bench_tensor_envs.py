@@ -2,13 +2,13 @@
 
     python scripts/bench_tensor_envs.py
     python scripts/bench_tensor_envs.py --envs CartPole-v1 --workloads random --sizes 2048 65536
+    python scripts/bench_tensor_envs.py --redraw
 
-Workloads: one environment, for single steps and for 200 in a call; a policy with one layer of 64
-units, at 1 and at 2,000 environments; random actions, at 2^6 to 2^20 environments; and on CartPole
-a policy of 64×64 units through env workers, against gymnasium's own vector environment driven by
-the same policy in one process. Drawing actions counts; compiling does not, and is reported apart.
-Those who take part take turns, in several rounds. Writes a JSON file, a Markdown file beside it,
-and a plot. With --add, what the JSON file has of other environments and workloads is kept.
+Workloads: random actions, at 2^6 to 2^20 environments; and on CartPole a policy of 64×64 units
+through env workers, against gymnasium's own vector environment driven by the same policy in one
+process. Drawing actions counts; compiling does not, and is reported apart. Those who take part
+take turns, in several rounds. Writes a JSON file, a Markdown file beside it, and a plot. With
+--add, what the JSON file has of other environments and workloads is kept.
 
 gymnax and EnvPool take part where they are installed: pip install gymnax envpool.
 """
@@ -16,180 +16,211 @@ gymnax and EnvPool take part where they are installed: pip install gymnax envpoo
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from command_line import Parser, count, duration, output
-from tensor_bench import players, policy_players, report
-from tensor_bench.gymnax_player import gymnax
-from tensor_bench.players import Run, Setting
+from bench import classic_control as ways
+from bench import plots
+from bench.classic_control import Setting, Way
+from bench.results import Found, Row, distinct, load, quantity, replaced, select, write
+from bench.rounds import Steps, interleaved, rate
+from bench.tables import origin, pivot, table
+from command_line import Parser, count, duration, output, run
 
-from fastrl.cores import usable_cores
 from fastrl.envs.tensor import TENSOR_ENVS
-from fastrl.machine import circumstances
+from fastrl.system import usable_cores
 
+WORKLOADS = {
+    "step": "one environment, random actions, one step per call",
+    "episode": "one environment, random actions, 200 steps per call",
+    "policy_1": "one environment, 64-unit policy",
+    "policy_2000": "2,000 environments, 64-unit policy",
+    "random": "random actions",
+    "policy": "policy of 64×64 units, sampling as in training",
+}
+"""The last two are measured, over many numbers of environments; files may have the others."""
+MEASURED = ("random", "policy")
+PEERS = ("gymnax", "jax", "envpool")
 _SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
-_POLICY_ENVS = (1024, 4096, 16384, 65536)
-Builder = Callable[[Setting], Run | None]
+_POLICY_SIZES = (1024, 4096, 16384, 65536)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the files, print the tables; return the exit code."""
     args = _parser().parse_args(arguments)
+    if args.redraw:
+        _draw(load(args.json), args)
+        return 0
     torch.set_num_threads(args.threads)
-    found = _kept(args)
+    kept = load(args.json)["results"] if args.add else []
     for workload, setting in _cells(args):
-        for row in _measure(setting, _builders(args, workload), args):
-            found.append({"env": setting.env, "workload": workload, **row})
-            print(report.line(found[-1]), file=sys.stderr, flush=True)
-        text = _write(found, args)
-    print(text)
+        new = [{"env": setting.env, "workload": workload, **row} for row in _measure(setting, args)]
+        for row in new:
+            print(_line(row), file=sys.stderr, flush=True)
+        kept = replaced(kept, new, ("env", "workload", "num_envs"))
+        about = {"threads": args.threads, "seconds": args.seconds, "repeats": args.repeats}
+        found = write({"results": sorted(kept, key=_place), **about}, args.json, peers=PEERS)
+        _draw(found, args)
+    print(args.json.with_suffix(".md").read_text(encoding="utf-8"))
     return 0
 
 
-def _write(found: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Write all files; return the tables."""
-    found = sorted(found, key=_place)
-    result = {
-        "results": found,
-        "threads": args.threads,
-        "seconds": args.seconds,
-        "repeats": args.repeats,
-        **circumstances(*report.PEERS),
-    }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    text = report.markdown(result)
-    args.json.with_suffix(".md").write_text(text, encoding="utf-8")
-    args.plot.parent.mkdir(parents=True, exist_ok=True)
-    report.plot(result, args.plot)
-    return text
-
-
-def _place(row: dict[str, Any]) -> tuple[int, int, int]:
-    """Return where a row belongs, whenever it was measured."""
-    workload, env = list(report.WORKLOADS).index(row["workload"]), list(TENSOR_ENVS)
-    return workload, env.index(row["env"]), row["num_envs"]
-
-
 def _parser() -> argparse.ArgumentParser:
-    described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        description=described,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("--envs", nargs="+", choices=TENSOR_ENVS, default=list(TENSOR_ENVS), metavar="ID")
-    add("--workloads", nargs="+", choices=report.WORKLOADS, default=list(report.WORKLOADS))
+    full = [name for name in TENSOR_ENVS if "NoVel" not in name]  # those that the peers have
+    add("--envs", nargs="+", choices=TENSOR_ENVS, default=full, metavar="ID")
+    add("--workloads", nargs="+", choices=MEASURED, default=list(MEASURED))
     add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
-    add("--sizes", nargs="+", type=count, default=_SIZES, metavar="N", help="of the scaling")
+    add("--sizes", nargs="+", type=count, default=_SIZES, metavar="N", help="of random actions")
     add("--seconds", type=duration, default=0.5, help="length of a window (0.5)")
     add("--repeats", type=count, default=5, help="number of rounds (5)")
     add("--threads", type=count, default=usable_cores(), help="threads of every method (all cores)")
     add("--compile", action="store_true", help="torch.compile the tensor programs on the CPU too")
     add("--add", action="store_true", help="to what the JSON file has")
+    add("--redraw", action="store_true", help="measure nothing: tables and plot of the JSON file")
     add("--json", type=output, default=Path("results/tensor_envs.json"))
     add("--plot", type=output, default=Path("imgs/tensor_envs.png"))
     return parser
 
 
-def _kept(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of an earlier call that this one does not measure anew."""
-    if not (args.add and args.json.exists()):
-        return []
-    rows = json.loads(args.json.read_text(encoding="utf-8"))["results"]
-    anew = {(each.env, workload, each.num_envs) for workload, each in _cells(args)}
-    return [row for row in rows if (row["env"], row["workload"], row["num_envs"]) not in anew]
-
-
-def _builders(args: argparse.Namespace, workload: str) -> dict[str, Builder]:
-    builders: dict[str, Builder] = {
-        "gymnasium": players.gymnasium_single,
-        "gymnasium vector": players.gymnasium_vector,
-        "EnvPool": players.envpool,
-        "gymnax": gymnax,
-        "gymnasium vector + torch": policy_players.vector_with_torch,
-        "gymnasium vector + compiled policy": policy_players.vector_with_engine,
-        "fastrl env workers": policy_players.env_workers,
-        "fastrl loops": players.loops,
-        "fastrl program": partial(players.program, device="cpu", steps_per_graph=0),
-    }
-    if workload == "policy":
-        # Some hundred times as slow as the rest.
-        del builders["fastrl program"]
-    elif args.compile:
-        builders["fastrl compiled program"] = partial(
-            players.program, device="cpu", steps_per_graph=1
-        )
-    if torch.cuda.is_available():
-        builders["fastrl GPU"] = partial(players.program, device="cuda", steps_per_graph=32)
-    return {name: each for name, each in builders.items() if name in (args.methods or builders)}
-
-
 def _cells(args: argparse.Namespace) -> list[tuple[str, Setting]]:
     """Return what is measured, by workload."""
-    cells = []
-    for env in args.envs:
-        of_env = {
-            "step": [Setting(env, 1, steps_per_call=1)],
-            "episode": [Setting(env, 1, steps_per_call=200)],
-            "policy_1": [Setting(env, 1, (64,), steps_per_call=200)],
-            "policy_2000": [Setting(env, 2000, (64,), threads=args.threads)],
-            "random": [Setting(env, size, threads=args.threads) for size in args.sizes],
-            "policy": [],
-        }
-        if env == "CartPole-v1":
-            of_env["policy"] = [Setting(env, size, (64, 64), args.threads) for size in _POLICY_ENVS]
-        for workload in args.workloads:
-            cells += [(workload, setting) for setting in of_env[workload]]
+    threads = args.threads
+    cells = [
+        ("random", Setting(env, size, threads=threads))
+        for env in args.envs
+        for size in args.sizes
+        if "random" in args.workloads
+    ]
+    if "policy" in args.workloads and "CartPole-v1" in args.envs:
+        cells += [("policy", Setting("CartPole-v1", n, (64, 64), threads)) for n in _POLICY_SIZES]
     return cells
 
 
-def _measure(
-    setting: Setting, builders: dict[str, Builder], args: argparse.Namespace
-) -> list[dict[str, Any]]:
+def _ways(setting: Setting, args: argparse.Namespace) -> dict[str, Way]:
+    if setting.hidden_sizes:
+        found: dict[str, Way] = {
+            "gymnax": ways.gymnax,
+            "gymnasium vector + torch": ways.vector_with_torch,
+            "gymnasium vector + compiled policy": ways.vector_with_engine,
+            "fastrl env workers": ways.env_workers,
+        }
+    else:
+        found = {
+            "gymnasium": ways.gymnasium_single,
+            "gymnasium vector": ways.gymnasium_vector,
+            "EnvPool": ways.envpool,
+            "gymnax": ways.gymnax,
+            "fastrl loops": ways.loops,
+            "fastrl program": partial(ways.program, device="cpu", steps_per_graph=0),
+        }
+        if args.compile:
+            compiled = partial(ways.program, device="cpu", steps_per_graph=1)
+            found["fastrl compiled program"] = compiled
+        if torch.cuda.is_available():
+            found["fastrl GPU"] = partial(ways.program, device="cuda", steps_per_graph=32)
+    return {name: each for name, each in found.items() if name in (args.methods or found)}
+
+
+def _measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
     """Return one row per method that takes part."""
-    runs: dict[str, Run] = {}
+    running: dict[str, Steps] = {}
     first_s: dict[str, float] = {}
-    for name, build in builders.items():
-        began = time.perf_counter()
-        run = build(setting)
-        if run is not None:
-            run(1)
-            runs[name], first_s[name] = run, time.perf_counter() - began
-    steps = {name: _calibrated(run, args.seconds, setting.length) for name, run in runs.items()}
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for turn in range(args.repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    with ExitStack() as stack:
+        for name, way in _ways(setting, args).items():
             began = time.perf_counter()
-            runs[name](steps[name])
-            elapsed = time.perf_counter() - began
-            rates[name].append(steps[name] * setting.num_envs / elapsed)
-    for run in runs.values():
-        if isinstance(run, policy_players.EnvWorkers):
-            run.close()
-    return [report.row(name, setting.num_envs, rates[name], first_s[name]) for name in runs]
+            steps = way(dataclasses.replace(setting, stack=stack))
+            if steps is not None:
+                steps()
+                running[name], first_s[name] = steps, time.perf_counter() - began
+        turns = {name: partial(rate, steps, args.seconds) for name, steps in running.items()}
+        rates = interleaved(turns, args.repeats)
+    return [
+        {
+            "method": name,
+            "num_envs": setting.num_envs,
+            **quantity("steps_per_s", rates[name]),
+            "first_step_s": first_s[name],
+        }
+        for name in running
+    ]
 
 
-def _calibrated(run: Run, seconds: float, unit: int) -> int:
-    """Return how many steps take about so long, a multiple of ``unit``."""
-    steps = unit
-    while True:
-        began = time.perf_counter()
-        run(steps)
-        elapsed = time.perf_counter() - began
-        if elapsed >= seconds / 4:
-            return max(unit, round(steps * seconds / elapsed / unit) * unit)
-        steps *= 4
+def _place(row: Row) -> tuple[int, int, int]:
+    """Return where a row belongs, whenever it was measured."""
+    workload, env = list(WORKLOADS).index(row["workload"]), list(TENSOR_ENVS)
+    return workload, env.index(row["env"]), row["num_envs"]
+
+
+def _line(row: Row) -> str:
+    """Return a result as a line of progress."""
+    return (
+        f"{row['env']:26}{row['workload']:12}{row['num_envs']:>9,} "
+        f"{row['method']:24}{row['steps_per_s_median'] / 1e6:>12.3f} M steps/s"
+    )
+
+
+def _draw(found: Found, args: argparse.Namespace) -> None:
+    """Write the tables and the plot of a file."""
+    args.json.with_suffix(".md").write_text(_markdown(found), encoding="utf-8")
+    rows = select(found["results"], workload="random")
+    panels = [
+        plots.Panel(env, "environments", "steps per second", _lines(select(rows, env=env)))
+        for env in distinct(rows, "env")
+    ]
+    if panels:
+        title = f"Random actions, {found['threads']} threads; {plots.where(found)}"
+        plots.curves([panels], args.plot, title)
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, plots.Line]:
+    return {
+        method: tuple(
+            [row[key] for row in select(rows, method=method)]
+            for key in ("num_envs", "steps_per_s_median")
+        )
+        for method in distinct(rows, "method")
+    }
+
+
+def _markdown(found: Found) -> str:
+    """Return all tables."""
+    rows = found["results"]
+    parts = [
+        f"{found['threads']} threads; medians of rounds taken in turns; in the rows that were "
+        f"measured last, of {found['repeats']} of at least {found['seconds']} s: {origin(found)}\n"
+    ]
+    for workload, title in WORKLOADS.items():
+        mine = select(rows, workload=workload)
+        if workload in MEASURED:
+            for env in distinct(mine, "env"):
+                parts.append(f"**{env}: million steps per second, {title}**\n")
+                parts.append(pivot(select(mine, env=env), "num_envs", "method", _millions))
+        elif mine:
+            parts.append(f"**Seconds per million steps: {title}**\n")
+            parts.append(pivot(mine, "env", "method", _seconds))
+    longest = [
+        [method, f"{max(row['first_step_s'] for row in select(rows, method=method)):.2f}"]
+        for method in distinct(rows, "method")
+    ]
+    parts.append("**Longest time to the first step: building, compiling and stepping**\n")
+    return "\n".join([*parts, table(["method", "s"], longest)])
+
+
+def _millions(row: Row) -> str:
+    return f"{row['steps_per_s_median'] / 1e6:.3g}"
+
+
+def _seconds(row: Row) -> str:
+    return f"{1e6 / row['steps_per_s_median']:.3g}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

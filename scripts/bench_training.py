@@ -1,38 +1,42 @@
 """Training speed from end to end, and of the update alone, beside Stable-Baselines3's PPO.
 
     python scripts/bench_training.py configs/cartpole_ppo.yaml
-    python scripts/bench_training.py configs/halfcheetah_v4_ppo_cleanrl.yaml --seconds 15
+    python scripts/bench_training.py configs/cartpole_no_velocity_ppo_lstm.yaml
+    python scripts/bench_training.py configs/taxi_masked_ppo.yaml
 
 Both train with the settings of the configuration: environments, steps per rollout, minibatches,
-epochs, network, optimiser and normalisation. SB3 runs with one torch thread and with all, and with
-both of its vector environments where there is more than one environment; its best counts. Methods
-take turns, each time in a process of its own; from end to end means the time of `learn`, for
-fastrl from starting its workers to the last update. Needs: pip install -e '.[compare]'
+epochs, network, optimiser and normalisation. For policies with a memory the peer is RecurrentPPO
+of sb3-contrib, for environments with masks its MaskablePPO. SB3 runs with one torch thread and with
+all, and with both of its vector environments where there is more than one environment; its best
+counts. Methods take turns, each time in a process of its own; from end to end means the time of
+`learn`, for fastrl from starting its workers to the last update. Needs:
+pip install -e '.[compare]'
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import gymnasium
 import torch
-from command_line import Parser, count, duration
+from bench.results import Row, quantity, write
+from bench.rounds import fastest, interleaved
+from command_line import ROOT, Parser, count, duration, printed, run
 
 from fastrl.config import Config, load_config
-from fastrl.cores import usable_cores
-from fastrl.errors import FastrlError
-from fastrl.machine import circumstances
+from fastrl.errors import ConfigError
+from fastrl.system import usable_cores
 
-ROOT = Path(__file__).parents[1]
 QUIET = ["evaluation.enabled=false", "logging.tensorboard=false", "checkpoint.every_s=null"]
 
 
@@ -43,21 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.method:
         print(json.dumps(METHODS[args.method](config, args.seconds)))
         return 0
-    names = [name for name in METHODS if "subproc" not in name or _num_envs(config) > 1]
-    rounds: dict[str, list[Any]] = {name: [] for name in names}
-    for turn in range(args.repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rounds[name].append(_in_a_process(name, args))
-            print(name, rounds[name][-1], file=sys.stderr, flush=True)
-    result = {
+    names = [name for name in METHODS if "subproc" not in name or config.topology.num_envs > 1]
+    rounds = interleaved({name: partial(_in_a_process, name, args) for name in names}, args.repeats)
+    found = {
         "config": str(args.config),
         "env": config.env.id,
-        **_compared(rounds),
-        **circumstances("stable-baselines3"),
+        **_ratios(rounds),
+        "results": _rows(config.env.id, rounds),
     }
     target = ROOT / "results" / f"training_speed_{args.config.stem}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("end_to_end", "update")}, indent=1))
+    write(found, target, peers=["stable-baselines3", "sb3-contrib"])
+    print(json.dumps({key: found[key] for key in ("end_to_end", "update")}, indent=1))
     return 0
 
 
@@ -96,36 +96,53 @@ def sb3_learn(kind: str, threads: int) -> Callable[[Config, float], float]:
 
 def updates(config: Config, seconds: float) -> dict[str, float]:
     """Return the seconds that an update takes, on one thread, in turns."""
-    from fastrl.envs import EnvFactory
     from fastrl.learning import build_learner
-    from tests.learning.synthetic import random_rollout
+    from fastrl.sampling import make_plan, make_sampler
 
     torch.set_num_threads(1)
-    spec = EnvFactory.from_config(config.env).probe()
-    learner = build_learner(config, spec)
-    steps, slots = config.sampler.rollout_length, _num_envs(config)
-    rollout = random_rollout(spec, learner.model, steps, slots)
+    sampler = config.sampler.model_copy(update={"kind": "serial"})
+    config = config.model_copy(update={"sampler": sampler})
+    plan = make_plan(config)
+    learner = build_learner(config, plan.env_spec)
+    with make_sampler(config, plan) as serial:
+        rollout = serial.collect()
     other = sb3_ppo(config, "dummy")
     other.learn(_rollout(config))
-    times: dict[str, list[float]] = {"fastrl": [], "sb3": []}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(times["sb3"]) < 3:
-        for name, update in (("fastrl", lambda: learner.update(rollout)), ("sb3", other.train)):
-            began = time.perf_counter()
-            update()
-            times[name].append(time.perf_counter() - began)
+
+    def timed(update: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        update()
+        return time.perf_counter() - began
+
+    turns = {
+        "fastrl": partial(timed, lambda: learner.update(rollout)),
+        "sb3": partial(timed, other.train),
+    }
+    both_s = sum(turn() for turn in turns.values())
+    times = interleaved(turns, max(3, round(seconds / both_s)))
     return {name: median(found) for name, found in times.items()}
 
 
-def sb3_ppo(config: Config, kind: str) -> Any:  # noqa: ANN401
+def sb3_ppo(config: Config, kind: str) -> Any:
     """Return SB3's PPO with the settings of a configuration."""
-    from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
+    from fastrl.envs import EnvFactory
+
     wanted: Any = config.algorithm
     vector = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[kind]
-    env: Any = make_vec_env(config.env.id, _num_envs(config), seed=0, vec_env_cls=vector)
+    # Its policies would take a mask within the observation for an input.
+    env_config = config.env.model_copy(update={"action_mask": "off"})
+    build = EnvFactory.from_config(env_config).single
+    has_masks = _has_masks(build())
+    env: Any = make_vec_env(
+        build,
+        config.topology.num_envs,
+        seed=0,
+        vec_env_cls=vector,
+        wrapper_class=Masks if has_masks else None,
+    )
     if config.model.normalize_observations or wanted.normalize_rewards:
         env = VecNormalize(
             env,
@@ -133,10 +150,9 @@ def sb3_ppo(config: Config, kind: str) -> Any:  # noqa: ANN401
             norm_reward=wanted.normalize_rewards,
             gamma=wanted.gamma,
         )
-    sizes = list(config.model.hidden_sizes)
-    activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[config.model.activation]
-    return PPO(
-        "MlpPolicy",
+    algorithm, policy, network = _peer(config, has_masks)
+    return algorithm(
+        policy,
         env,
         learning_rate=wanted.learning_rate,
         n_steps=config.sampler.rollout_length,
@@ -150,8 +166,84 @@ def sb3_ppo(config: Config, kind: str) -> Any:  # noqa: ANN401
         vf_coef=wanted.value_coef,
         max_grad_norm=wanted.max_grad_norm,
         device="cpu",
-        policy_kwargs={"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": activation},
+        policy_kwargs=network,
     )
+
+
+class Masks(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Has the method that MaskablePPO calls, where infos have the masks."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        """Begin an episode."""
+        observation, info = self.env.reset(**kwargs)
+        self._mask = info.get("action_mask")
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        """Step once."""
+        found = self.env.step(action)
+        self._mask = found[-1].get("action_mask")
+        return found
+
+    def action_masks(self) -> Any:
+        """Return which actions are valid."""
+        if self._mask is None:
+            return self.env.get_wrapper_attr("action_masks")()
+        return self._mask
+
+
+def _has_masks(env: gymnasium.Env[Any, Any]) -> bool:
+    with closing(env):
+        return "action_mask" in env.reset(seed=0)[1] or env.has_wrapper_attr("action_masks")
+
+
+def _peer(config: Config, has_masks: bool) -> tuple[Any, str, dict[str, Any]]:
+    """Return the algorithm, the name of its policy and the settings of its network."""
+    from stable_baselines3 import PPO
+
+    model, sizes = config.model, list(config.model.hidden_sizes)
+    activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[model.activation]
+    network = {"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": activation}
+    if model.recurrent is None and not has_masks:
+        return PPO, "MlpPolicy", network
+    from sb3_contrib import MaskablePPO, RecurrentPPO
+
+    if model.recurrent is None:
+        return MaskablePPO, "MlpPolicy", network
+    if model.recurrent != "lstm" or has_masks:
+        raise ConfigError("sb3-contrib has only LSTM, and none for environments with masks")
+    shared = model.shared_body is True
+    network = {
+        "net_arch": [],
+        "share_features_extractor": shared,
+        "shared_lstm": shared,
+        "enable_critic_lstm": not shared,
+        "lstm_hidden_size": model.recurrent_size,
+        "n_lstm_layers": model.recurrent_layers,
+    }
+    if sizes:
+        # Its hidden layers come behind the LSTM; as the extractor of features they come before it.
+        network["features_extractor_class"] = _hidden_layers()
+        network["features_extractor_kwargs"] = {"sizes": sizes, "activation": activation}
+    return RecurrentPPO, "MlpLstmPolicy", network
+
+
+def _hidden_layers() -> type:
+    """Return the class of an MLP as Stable-Baselines3's extractor of features."""
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+
+    class HiddenLayers(BaseFeaturesExtractor):
+        def __init__(self, space: Any, sizes: list[int], activation: type) -> None:
+            super().__init__(space, sizes[-1])
+            (inputs,) = space.shape
+            layers = create_mlp(inputs, 0, sizes, activation)
+            self.layers = torch.nn.Sequential(*layers)
+
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = self.layers(observation)
+            return features
+
+    return HiddenLayers
 
 
 METHODS: dict[str, Callable[[Config, float], Any]] = {
@@ -163,44 +255,35 @@ METHODS: dict[str, Callable[[Config, float], Any]] = {
 }
 
 
-def _in_a_process(name: str, args: argparse.Namespace) -> Any:  # noqa: ANN401
-    command = [sys.executable, __file__, str(args.config), *args.overrides, "--method", name]
-    done = subprocess.run(
-        [*command, "--seconds", str(args.seconds)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    if done.returncode:
-        raise SystemExit(f"{name} failed: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def _in_a_process(name: str, args: argparse.Namespace) -> Any:
+    options = ["--method", name, "--seconds", str(args.seconds)]
+    command = [sys.executable, __file__, str(args.config), *args.overrides, *options]
+    found = json.loads(printed(command).splitlines()[-1])
+    print(name, found, file=sys.stderr, flush=True)
+    return found
 
 
-def _compared(rounds: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return rates, and the ratios of each round: to the best of SB3's medians."""
-    rates = {name: found for name, found in rounds.items() if name != "update"}
-    peers = {name: median(found) for name, found in rates.items() if name != "fastrl"}
-    best = max(peers, key=peers.__getitem__)
-    ratios = [mine / other for mine, other in zip(rates["fastrl"], rates[best], strict=True)]
-    update_ratios = [each["sb3"] / each["fastrl"] for each in rounds["update"]]
+def _rows(env: str, rounds: dict[str, list[Any]]) -> list[Row]:
+    """Return a row per method: steps per second, or the seconds of an update."""
+    rows = [
+        {"env": env, "method": name, **quantity("steps_per_s", found)}
+        for name, found in rounds.items()
+        if name != "update"
+    ]
+    for name in ("fastrl", "sb3"):
+        times = quantity("update_s", [each[name] for each in rounds["update"]])
+        rows.append({"env": env, "method": f"{name}-update", **times})
+    return rows
+
+
+def _ratios(rounds: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return the ratios of each round: of rates to the best of SB3's, and of times of an update."""
+    best = fastest({name: found for name, found in rounds.items() if name.startswith("sb3")})
+    ratios = [mine / other for mine, other in zip(rounds["fastrl"], rounds[best], strict=True)]
+    updates = [each["sb3"] / each["fastrl"] for each in rounds["update"]]
     return {
-        "end_to_end": {
-            "steps_per_s": {name: median(found) for name, found in rates.items()},
-            "best_of_sb3": best,
-            "ratio": median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        },
-        "update": {
-            "fastrl_s": median(each["fastrl"] for each in rounds["update"]),
-            "sb3_s": median(each["sb3"] for each in rounds["update"]),
-            "ratio": median(update_ratios),
-            "ratio_min": min(update_ratios),
-            "ratio_max": max(update_ratios),
-        },
-        "rounds": rounds,
+        "end_to_end": {"best_of_sb3": best, **quantity("ratio", ratios)},
+        "update": quantity("ratio", updates),
     }
 
 
@@ -214,20 +297,12 @@ def _rate(run: Callable[[int], float], unit: int, seconds: float) -> float:
     return steps / run(steps)
 
 
-def _num_envs(config: Config) -> int:
-    workers = config.sampler.num_env_workers
-    return config.sampler.envs_per_worker * (usable_cores() if workers == "auto" else workers)
-
-
 def _rollout(config: Config) -> int:
-    return config.sampler.rollout_length * _num_envs(config)
+    return config.sampler.rollout_length * config.topology.num_envs
 
 
 def _parser() -> argparse.ArgumentParser:
-    described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("config", type=Path)
     add("overrides", nargs="*", help="key=value")
@@ -238,8 +313,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except FastrlError as error:
-        print(f"bench_training: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -1,36 +1,36 @@
-"""How much longer an update takes with a custom loss, which autograd differentiates.
+"""How much longer an update takes with a custom loss, and how fast one with a memory computes.
 
     python scripts/bench_updates.py --json results/bench_updates.json
 
 PPO with its own loss and with an equal custom one take turns on the same rollout, in one process
 and one thread: an MLP of two layers of 64, which the compiled kernels know, and the usual conv net
-over 64 × 64 pixels, for which both losses go through autograd. Times are CPU time, so that other
-processes disturb little.
+over 64 × 64 pixels, for which both losses go through autograd. Then two hidden layers of 64 take
+turns with one and a memory of 64: their rates of floating-point operations, six for each weight and
+step. Times are CPU time, so that other processes disturb little.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
-from command_line import Parser, count, output
+from bench.results import Row, quantity, write
+from bench.rounds import interleaved
+from command_line import Parser, count, output, run
 from gymnasium import spaces
 
-from fastrl.config import Config, EnvConfig, PPOConfig
-from fastrl.learning import Learner, Loss, Minibatch, build_learner, losses
+from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig
+from fastrl.learning import Learner, Loss, Minibatch, build_learner
 from fastrl.learning.ppo import PPO
-from fastrl.machine import circumstances
 from fastrl.models.policy import PolicyModel
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
-from tests.learning.synthetic import random_rollout
+from tests.learning.synthetic import random_rollout, remembered_rollout
 
 NETS: Mapping[str, tuple[EnvSpec, int, int]] = {
     "mlp": (EnvSpec("numbers", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2)), 64, 64),
@@ -42,85 +42,87 @@ MINIBATCH = 64
 
 
 class Custom(PPO):
-    """The loss of PPO, written as in a plug-in."""
+    """PPO with an equal loss that fastrl cannot know, as in a plug-in."""
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return the loss of a minibatch."""
-        log_prob, entropy, value = policy.evaluate(minibatch.observation, minibatch.action)
-        old_log_prob, clip_range = minibatch["log_prob"], minibatch.scheduled["clip_range"]
-        policy_loss = losses.ppo_loss(log_prob, old_log_prob, minibatch["advantage"], clip_range)
-        value_loss = losses.value_loss(value, minibatch["target"])
-        mean_entropy = entropy.mean()
-        entropy_term = minibatch.scheduled["entropy_coef"] * mean_entropy
-        with torch.no_grad():
-            metrics = {
-                "policy_loss": policy_loss,
-                "value_loss": value_loss,
-                "entropy": mean_entropy,
-                "approx_kl": losses.approx_kl(log_prob, old_log_prob),
-                "clip_fraction": losses.clip_fraction(log_prob, old_log_prob, clip_range),
-            }
-        return Loss(policy_loss + self.section.value_coef * value_loss - entropy_term, metrics)
+        return super().loss(minibatch, policy)
 
 
 def main() -> int:
     """Measure in turns, print, write the JSON."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--rounds", type=count, default=15)
     parser.add_argument("--updates", type=count, default=3, help="updates of a turn (3)")
     parser.add_argument("--json", type=output)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
+    rows: list[Row] = []
     for net, (spec, steps, slots) in NETS.items():
-        rounds = measure(spec, steps, slots, args.rounds, args.updates)
-        ratios = sorted(each["custom"] / each["built-in"] for each in rounds)
-        result[net] = {
-            "minibatches": steps * slots // MINIBATCH,
-            "update_ms": {
-                name: {"median": median(times), "min": min(times), "max": max(times)}
-                for name in rounds[0]
-                if (times := [each[name] for each in rounds])
-            },
-            "ratio": {"median": median(ratios), "min": ratios[0], "max": ratios[-1]},
-        }
-        times = ", ".join(
-            f"{name} {found['median']:.1f} ms" for name, found in result[net]["update_ms"].items()
-        )
-        print(
-            f"{net}: {times}; custom is {median(ratios):.2f} × "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-            flush=True,
-        )
+        times = measure(losses_of(spec, steps, slots), args.rounds, args.updates)
+        ratios = [a / b for a, b in zip(times["custom"], times["built-in"], strict=True)]
+        of_net = {"net": net, "minibatches": steps * slots // MINIBATCH}
+        rows += [
+            {**of_net, "method": name, **quantity("update_ms", found)}
+            for name, found in times.items()
+        ]
+        rows[-1] |= quantity("ratio", ratios)
+        told = ", ".join(f"{name} {median(found):.1f} ms" for name, found in times.items())
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{net}: {told}; custom is {median(ratios):.2f} × {spread}", flush=True)
+    rows += rates(args.rounds, args.updates)
     if args.json:
-        args.json.write_text(json.dumps({**result, **circumstances()}, indent=2) + "\n")
+        write({"results": rows}, args.json)
     return 0
 
 
-def measure(
-    spec: EnvSpec, steps: int, slots: int, num_rounds: int, num_updates: int
-) -> list[dict[str, float]]:
-    """Return the milliseconds of an update with either loss, in each round."""
+def losses_of(spec: EnvSpec, steps: int, slots: int) -> dict[str, tuple[Learner, Rollout]]:
+    """Return learners with either loss, and what they learn from."""
     section = PPOConfig(epochs=1, minibatch_size=MINIBATCH, torch_threads=1)
     config = Config(env=EnvConfig(id="none"), algorithm=section)
-    algorithms = {"built-in": PPO(section), "custom": Custom(section)}
-    learners = {
-        name: build_learner(config, spec, algorithm=algorithm)
-        for name, algorithm in algorithms.items()
-    }
-    rollout = rollout_for(spec, learners["custom"], steps, slots)
-    for learner in learners.values():
-        learner.update(rollout)
-    rounds: list[dict[str, float]] = []
-    for turn in range(num_rounds):
-        found: dict[str, float] = {}
-        for name in list(learners)[:: 1 if turn % 2 else -1]:
-            began_s = time.process_time()
-            for _ in range(num_updates):
-                learners[name].update(rollout)
-            found[name] = (time.process_time() - began_s) / num_updates * 1e3
-        rounds.append(found)
-    return rounds
+    found = {}
+    for name, algorithm in {"built-in": PPO(section), "custom": Custom(section)}.items():
+        learner = build_learner(config, spec, algorithm=algorithm)
+        found[name] = learner, rollout_for(spec, learner, steps, slots)
+    return found
+
+
+def rates(num_rounds: int, num_updates: int) -> list[Row]:
+    """Return the rates of updates without a memory and with one, and print their ratios."""
+    (spec, *_), found = NETS["mlp"], {}
+    section = PPOConfig(epochs=1, minibatch_size=512, sequence_length=32, torch_threads=1)
+    for kind in (None, "gru", "lstm"):
+        net = ModelConfig(hidden_sizes=(64,) if kind else (64, 64), recurrent=kind)
+        config = Config(env=EnvConfig(id="none"), model=net, algorithm=section)
+        learner = build_learner(config, spec)
+        rolled = partial(remembered_rollout, length=32) if kind else random_rollout
+        rollout = rolled(spec, learner.model, steps=64, slots=64)
+        found[kind or "feed-forward"] = learner, rollout
+    times, rows = measure(found, num_rounds, num_updates), []
+    for name, (learner, rollout) in found.items():
+        weights = sum(x.numel() for x in learner.model.parameters() if x.ndim == 2)
+        gflops = [6e-6 * weights * rollout.num_steps / ms for ms in times[name]]
+        rows.append({"net": name, **quantity("gflops", gflops)})
+        share = median(gflops) / rows[0]["gflops_median"]
+        print(f"{name}: {median(gflops):.2f} GFLOP/s, {share:.2f} of feed-forward", flush=True)
+    return rows
+
+
+def measure(
+    found: Mapping[str, tuple[Learner, Rollout]], num_rounds: int, num_updates: int
+) -> dict[str, list[float]]:
+    """Return the milliseconds of an update of each learner, in each round."""
+
+    def turn(learner: Learner, rollout: Rollout) -> float:
+        began_s = time.process_time()
+        for _ in range(num_updates):
+            learner.update(rollout)
+        return (time.process_time() - began_s) / num_updates * 1e3
+
+    turns = {name: partial(turn, *pair) for name, pair in found.items()}
+    for each in turns.values():
+        each()
+    return interleaved(turns, num_rounds)
 
 
 def rollout_for(spec: EnvSpec, learner: Learner, steps: int, slots: int) -> Rollout:
@@ -134,4 +136,4 @@ def rollout_for(spec: EnvSpec, learner: Learner, steps: int, slots: int) -> Roll
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

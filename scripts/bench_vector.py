@@ -1,9 +1,12 @@
 """Measure how long resets and steps of 1 … 256 environments take, in fastrl and in its peers.
 
     python scripts/bench_vector.py --env CartPole-v1 --rounds 3
-    python scripts/bench_vector.py --env ALE/Breakout-v5 --sizes 16,128 --methods MPI --add
+    python scripts/bench_vector.py --env ALE/Breakout-v5 --sizes 16,128 --rounds 2 --add
+    python scripts/bench_vector.py --auto --new --rounds 5
+    python scripts/bench_vector.py --redraw
 
-Every round goes through all methods, so that a drift of the machine's speed meets all of them.
+``--auto`` holds the backend that `auto` chooses against all others, in 12 cases at once.
+
 What is measured replaces the same rows of the JSON file, or adds rounds to them with ``--add``;
 all other rows stay. ``--new`` begins an empty file, which another machine needs.
 """
@@ -11,157 +14,176 @@ all other rows stay. ``--new`` begins an empty file, which another machine needs
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
 
-from command_line import Parser, count, duration, output
-from vector_bench.measure import measure
-from vector_bench.methods import METHODS, MPI
-from vector_bench.one_env import make_one
-from vector_bench.report import find, markdown, plot
-from vector_bench.scenes import scenes
-from vector_bench.turns import table, turns
+from bench import plots
+from bench.results import Found, Row, distinct, load, quantity, replaced, select, when, write
+from bench.rounds import interleaved
+from bench.tables import origin, pivot
+from bench.vector_envs import METHODS, make_one, measure
+from command_line import ROOT, Parser, count, duration, output, run
 
-from fastrl.errors import ConfigError, FastrlError
-from fastrl.machine import machine, versions
-
-ROOT = Path(__file__).parents[1]
+from fastrl.errors import FastrlError
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+AUTO = {
+    "env": ["CartPole-v1", "HalfCheetah-v5", "ALE/Breakout-v5"],
+    "sizes": [2, 16, 64, 128],
+    "methods": [method for method in METHODS if method.startswith("fastrl")],
+    "json": ROOT / "results/bench_auto.json",
+    "plot": ROOT / "imgs/bench_auto.png",
+}
 
 
 def main() -> None:
     """Measure, print every figure as it comes, and write JSON, tables and the plot."""
     options = arguments()
-    found = new() if options.new else load(options.json)
-    if options.scenes:
-        found["scenes"] = scenes(200, options.seconds)
-        print(*(each["text"] for each in found["scenes"]), sep="\n")
-        write(found, options.json, options.plot)
+    if options.redraw:
+        draw(load(options.json), options)
         return
-    make_one(options.env).close()  # an id that is wrong is told before anything is measured
-    if options.turns:
-        others = [row for row in found.get("turns", []) if row["env"] != options.env]
-        mine = turns(options.env, options.sizes, options.seconds)
-        found["turns"] = [*others, *mine]
-        print(table(mine))
-        write(found, options.json, options.plot)
-        return
-    replaced: set[tuple[str, int]] = set()
-    for number in range(options.rounds):
-        for size in options.sizes:
-            for method in options.methods:
-                row = measured(found["rows"], method, size, number, options)
-                if row is None:
-                    continue
-                if not options.add and (method, size) not in replaced:
-                    row["rounds"] = row["rounds"][-1:]
-                replaced.add((method, size))
-            save(found, options.json)
-    write(found, options.json, options.plot)
+    found = {"results": []} if options.new else load(options.json, ("cpu", "cores"))
+    for env in options.env:
+        make_one(env).close()  # a wrong id is reported before anything is measured
+    kept = found["results"] if options.add else []
+    rows = {}
+    for case in product(options.env, options.methods, options.sizes):
+        row = dict(zip(("env", "method", "num_envs"), case, strict=True))
+        empty = dict.fromkeys(("start_s", "reset_s", "step_s"), ())
+        rows[case] = row | empty | dict(*select(kept, **row))
+
+    def save(index: int) -> None:
+        new = [row | when() for row in rows.values() if row["step_s"]]
+        found["results"] = replaced(found["results"], new, ("env", "method", "num_envs"))
+        write(found, options.json)
+
+    turns = {key: partial(measured, row, options.seconds) for key, row in rows.items()}
+    interleaved(turns, options.rounds, after_round=save)
+    draw(load(options.json), options)
 
 
-def measured(
-    rows: list[dict[str, Any]], method: str, size: int, number: int, options: argparse.Namespace
-) -> dict[str, Any] | None:
-    """Add a measurement to its row, and print it; None where the method cannot do it."""
-    where = f"round {number} {options.env} {size:4d} {method:18}"
+def measured(row: Row, seconds: float) -> None:
+    """Add a measurement to a row, and print it; or print why the method cannot do it."""
+    where = f"{row['env']} {row['num_envs']:4d} {row['method']:18}"
     try:
-        timing = measure(options.env, method, size, options.seconds)
+        times = measure(row["env"], row["method"], row["num_envs"], seconds)
     except FastrlError as error:
         print(f"{where} left out: {' '.join(str(error).split())}", flush=True)
-        return None
-    row = find(rows, options.env, method, size)
-    if row is None:
-        row = {"env": options.env, "method": method, "num_envs": size, "rounds": []}
-        rows.append(row)
-    row["date"] = today()
-    row["rounds"].append(asdict(timing))
-    times = f"step {1e3 * timing.step_s:9.3f} ms, reset {1e3 * timing.reset_s:9.2f} ms"
-    print(f"{where} {times}", flush=True)
-    return row
+        return
+    row["backends"] = [*row.get("backends", []), times.pop("backend")]
+    for name, value in times.items():
+        row |= quantity(name, [*row[name], value])
+    step_ms, reset_ms = 1e3 * times["step_s"], 1e3 * times["reset_s"]
+    print(f"{where} step {step_ms:9.3f} ms, reset {reset_ms:9.2f} ms", flush=True)
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--env", default="CartPole-v1")
+    parser = Parser(__doc__)
+    parser.add_argument("--env", type=str.split, default=["CartPole-v1"], help="one or several")
     parser.add_argument("--sizes", type=sizes, default=SIZES, help="such as 1,16,128")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*METHODS])
     parser.add_argument("--seconds", type=duration, default=0.5, help="per measurement")
     parser.add_argument("--rounds", type=count, default=1)
-    parser.add_argument("--scenes", action="store_true", help="measure envs that wait, instead")
-    parser.add_argument("--turns", action="store_true", help="a few envs against linear growth")
+    parser.add_argument("--auto", action="store_true", help="auto against the other backends")
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--add", action="store_true", help="add rounds to the rows that there are")
     kept.add_argument("--new", action="store_true", help="drop all that the JSON file has")
+    kept.add_argument("--redraw", action="store_true", help="measure nothing: tables and plot")
     parser.add_argument("--json", type=output, default=ROOT / "results/bench_vector.json")
     parser.add_argument("--plot", type=output, default=ROOT / "imgs/bench_vector.png")
+    if parser.parse_known_args()[0].auto:
+        parser.set_defaults(**AUTO)
     options = parser.parse_args()
     for method in options.methods:
-        if method not in (*METHODS, MPI):
-            parser.error(f"no method '{method}'; there are {', '.join([*METHODS, MPI])}")
-    if options.rounds < 1 or not options.seconds > 0:
-        parser.error("--rounds and --seconds must be above 0")
+        if method not in METHODS:
+            parser.error(f"no method '{method}'; there are {', '.join(METHODS)}")
     return options
 
 
 def sizes(text: str) -> list[int]:
     """Return numbers of environments, separated by commas."""
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
-        raise ValueError
-    return found
+    return [count(part) for part in text.split(",")]
 
 
-def today() -> str:
-    """Return the date."""
-    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-
-
-def new() -> dict[str, Any]:
-    """Return an empty set of results, with what they depend on."""
-    depends = {"machine": machine(), "versions": versions(), "date": today()}
-    return {**depends, "rows": [], "scenes": []}
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Return the results of a file, or an empty set of them.
-
-    Raises:
-        ConfigError: They were made on another machine.
-    """
-    if not path.exists():
-        return new()
-    found: dict[str, Any] = json.loads(path.read_text())
-    for key in ("cpu", "cores"):
-        mine, theirs = machine()[key], found["machine"][key]
-        if mine != theirs:
-            raise ConfigError(
-                f"{path} was measured on another machine ({key} {theirs}, here {mine}): drop it "
-                "with --new, or write to another --json"
+def draw(found: Found, options: argparse.Namespace) -> None:
+    """Write the tables and the plot of what a file holds."""
+    options.json.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+    rows = found["results"]
+    panels = [
+        [
+            plots.Panel(
+                f"{env}: {what}",
+                "environments",
+                "milliseconds for all environments",
+                _lines(ordered(select(rows, env=env)), f"{name}_median"),
             )
-    return found | {"versions": versions(), "date": today()}
+            for env in distinct(rows, "env")
+        ]
+        for name, what in (("step_s", "step"), ("reset_s", "reset"))
+    ]
+    plots.curves(panels, options.plot, plots.where(found))
 
 
-def save(found: dict[str, Any], path: Path) -> None:
-    """Write the JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+def _lines(rows: Sequence[Row], key: str) -> dict[str, plots.Line]:
+    """Return time against number of environments by method, and the line of linear growth."""
+    lines = {
+        method: (
+            [row["num_envs"] for row in select(rows, method=method)],
+            [1e3 * row[key] for row in select(rows, method=method)],
+        )
+        for method in distinct(rows, "method")
+    }
+    for one in select(rows, method="sequential", num_envs=1):
+        numbers = distinct(rows, "num_envs")
+        lines["ideal: linear growth"] = (numbers, [1e3 * one[key] * each for each in numbers])
+    return lines
 
 
-def write(found: dict[str, Any], path: Path, picture: Path) -> None:
-    """Write JSON, the tables beside it, and the plot."""
-    save(found, path)
-    path.with_suffix(".md").write_text(markdown(found))
-    if found["rows"]:
-        plot(found, picture)
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Return rows by size and method, whenever they were measured; MPI is not measured any more."""
+    methods = [*METHODS, "MPI"]
+    return sorted(rows, key=lambda row: (row["num_envs"], methods.index(row["method"])))
+
+
+def markdown(found: Found) -> str:
+    """Return tables of the time of a step and of a reset, and what `auto` reaches."""
+    parts = [
+        "# Vector environments: time of a step of all environments\n",
+        "Random actions, medians over rounds in which the methods take turns; milliseconds, the "
+        f"spread over rounds in brackets where there are several. Measured last: {origin(found)}\n",
+    ]
+    for env in distinct(found["results"], "env"):
+        rows = ordered(select(found["results"], env=env))
+        parts += [f"## {env}\n", pivot(rows, "method", "num_envs", partial(_cell, "step_s"))]
+        parts += ["Reset of all environments, milliseconds:\n"]
+        parts += [pivot(rows, "method", "num_envs", partial(_cell, "reset_s"))]
+        parts += [_auto(rows)]
+    parts += [f"## {note['name']}\n\n{note['text']}\n" for note in found.get("notes", ())]
+    return "\n".join(parts)
+
+
+def _cell(key: str, row: Row) -> str:
+    low, high = (1e3 * row[f"{key}_{end}"] for end in ("min", "max"))
+    spread = f" [{low:.2f} … {high:.2f}]" if len(row[key]) > 1 else ""
+    return f"{1e3 * row[f'{key}_median']:.2f}{spread}"
+
+
+def _auto(rows: Sequence[Row]) -> str:
+    """Return what part of the speed of the best backend `auto` reaches, and what it chose."""
+    lines = []
+    for row in select(rows, method="fastrl auto"):
+        found = [
+            each for each in select(rows, num_envs=row["num_envs"]) if "fastrl" in each["method"]
+        ]
+        if not row["env"].startswith("ALE/"):  # other batches have other random streams
+            found = [each for each in found if each["method"] != "fastrl native"]
+        best_s = min(each["step_s_median"] for each in found)
+        chosen = " ".join(dict.fromkeys(row.get("backends", ())))
+        lines.append(f"- {row['num_envs']}: {best_s / row['step_s_median']:.2f} {chosen}")
+    return "\n".join(["`auto` against the best backend that does the same:\n", *lines, ""])
 
 
 if __name__ == "__main__":
-    from one_line import run
-
     run(main)

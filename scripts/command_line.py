@@ -1,39 +1,73 @@
-"""Arguments of the scripts: what is wrong with one is said in a line, before anything starts."""
+"""What every script shares: its arguments, its errors in one line, and programs that it runs."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from fastrl.cli.arguments import check_output
-from fastrl.errors import ConfigError
+import gymnasium
+
+from fastrl.cli.inputs import check_output
+from fastrl.errors import ConfigError, FastrlError, one_line
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MEASURED_MODEL = "model.shared_body=true"
 """One network for policy and value, as in configs/throughput.yaml: what results/ measured."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line, without the usage, what is wrong, and exits with 2."""
+    """Reports a wrong argument in one line, without the usage, and exits with 2.
+
+    Args:
+        text: A script's docstring: its first paragraph is the description, the rest, as it is, an
+            epilogue.
+        **kwargs: Of the base class.
+    """
+
+    def __init__(self, text: str | None, **kwargs: Any) -> None:
+        description, _, epilog = (text or "").partition("\n\n")
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=raw, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Exit."""
-        print(
-            f"{self.prog.removesuffix('.py')}: error: {' '.join(message.split())}", file=sys.stderr
-        )
-        sys.exit(2)
+        _fail(self.prog.removesuffix(".py"), message)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Exit with what a script's ``main`` returns; an error is one line and the status 2."""
+    try:
+        sys.exit(main())
+    except (FastrlError, gymnasium.error.Error) as error:
+        _fail(Path(sys.argv[0]).stem, error)
+
+
+def printed(command: Sequence[str], root: Path = ROOT, timeout_s: float | None = None) -> str:
+    """Return what a program prints that imports the package of a checkout.
+
+    Raises:
+        ConfigError: The program failed; the message ends with the last line of its error output.
+    """
+    here = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        command, cwd=root, env=here, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(f"{root}: {' '.join(command[1:5])} failed: {last}")
+    return done.stdout
 
 
 def count(text: str) -> int:
     """Read a number of something of which there must be one."""
     return _at_least(1, text)
-
-
-def several(text: str) -> int:
-    """Read a number of something of which there must be two, to tell how far they are apart."""
-    return _at_least(2, text)
 
 
 def whole(text: str) -> int:
@@ -68,6 +102,11 @@ def output(text: str) -> Path:
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
     return path
+
+
+def _fail(script: str, message: object) -> NoReturn:
+    print(f"{script}: error: {one_line(message, None)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _at_least(least: int, text: str) -> int:

@@ -15,22 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.results import write
 from command_line import MEASURED_MODEL, Parser, count, duration, output, whole
 from comparison.picture import draw
-from comparison.report import Comparison
-from comparison.rounds import LABELS, Options, compare, one_line, say
+from comparison.report import PEER_PACKAGES, Comparison
+from comparison.rounds import LABELS, Options, compare, say
 from comparison.task import Task
 
 from fastrl.cli import split_arguments
 from fastrl.config import load_config
-from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
 from fastrl.spec import Topology
 
 _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 1, 2, 130, 143
@@ -38,8 +38,7 @@ _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 1, 2, 130, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, write the files, print the table; return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    args = _parser().parse_args(given)
+    args = _parser().parse_args(arguments)
     if args.list:
         for name, label in LABELS.items():
             print(f"{name:18} {label}")
@@ -48,15 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _draw(json.loads(path.read_text(encoding="utf-8")), args.plot)
     if args.redraw:
         return 0
-    command = shlex.join(["python", "scripts/compare.py", *given])
     try:
-        comparison = compare(_task(args), _options(args), command)
-        _write(comparison, args)
+        _write(compare(_task(args), _options(args)), args)
     except WorkerError as error:
         say(f"compare: error: {error}")
         return _EXIT_FAILED
     except FastrlError as error:
-        say(f"compare: error: {one_line(error)}")
+        say(f"compare: error: {one_line(error, None)}")
         return _EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
@@ -64,12 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        description=described,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("arguments", nargs="*", metavar="CONFIG KEY=VALUE", help="a YAML file, keys to change")
     add("--env", metavar="ID", help="the environment")
@@ -126,16 +118,13 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _write(comparison: Comparison, args: argparse.Namespace) -> None:
-    stem = _stem(comparison.config.env.id)
-    json_path = args.json or Path("results") / f"{stem}.json"
-    json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(comparison.to_json(), encoding="utf-8")
+    path = args.json or Path("results") / f"{_stem(comparison.config.env.id)}.json"
     markdown = comparison.to_markdown()
-    json_path.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    found = write(comparison.to_dict(), path, lambda _: markdown, PEER_PACKAGES)
     print(markdown)
-    say(f"wrote {json_path} and {json_path.with_suffix('.md')}")
+    say(f"wrote {path} and {path.with_suffix('.md')}")
     if not args.no_plot:
-        _draw(comparison.to_dict(), args.plot)
+        _draw(found, args.plot)
 
 
 def _draw(found: Mapping[str, Any], target: Path | None) -> None:
@@ -157,10 +146,6 @@ def _topology(text: str) -> Topology:
         raise argparse.ArgumentTypeError(f"'{text}' is not n,N,M,groups: {error}") from None
 
 
-def _terminate(*_: object) -> None:
-    sys.exit(_EXIT_TERMINATED)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
     sys.exit(main())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,19 +21,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from command_line import Parser, output
+from command_line import Parser, output, run
 from gymnasium import spaces
 from torch import Tensor
 
 from fastrl import ActorCritic, DeviceSampler, build_learner, load_config, make_plan, make_sampler
 from fastrl.config import Config, ModelConfig
-from fastrl.devices import existing_device
-from fastrl.envs.tensor.configured import configured
-from fastrl.machine import circumstances
+from fastrl.envs.tensor.tensor_by_id import configured
 from fastrl.sampling import Sampler
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
+from fastrl.system import circumstances, existing_device
 from fastrl.workers.plan import SamplingPlan
 
 UPDATES = 3
@@ -45,6 +43,7 @@ _HERE = "fingerprints"
 
 _CARTPOLE = ("env.id=CartPole-v1", "sampler.rollout_length=32", "sampler.envs_per_worker=8")
 _TWO = ("sampler.num_env_workers=2",)
+_CARTPOLES = (*_CARTPOLE, *_TWO)
 _PENDULUM = ("env.id=Pendulum-v1", "sampler.rollout_length=32", "sampler.envs_per_worker=8", *_TWO)
 _MIXED = (f"env.id={_HERE}:Mixed", "sampler.rollout_length=16", "sampler.envs_per_worker=4", *_TWO)
 _CRAFTER = (
@@ -55,34 +54,37 @@ _CRAFTER = (
     "model.conv_layers=[[8, 8, 4], [16, 4, 2]]",
     *_TWO,
 )
+_REMEMBERED = (
+    "env.id=CartPoleNoVel-v1", "sampler.rollout_length=32", "sampler.envs_per_worker=8",
+    "algorithm.sequence_length=16", "model.recurrent_size=16", *_TWO,
+)  # fmt: skip
 _ONE_MODEL = ("sampler.num_model_workers=1",)
 _A2C = ("algorithm.name=a2c",)
 
 RUNS: Mapping[str, tuple[str, ...]] = {
-    "ppo mlp serial": (*_CARTPOLE, *_TWO, "sampler.kind=serial"),
-    "ppo mlp M=0": (*_CARTPOLE, *_TWO),
-    "ppo mlp M=0, two groups": (*_CARTPOLE, *_TWO, "sampler.groups=2"),
-    "ppo mlp M=1": (*_CARTPOLE, *_TWO, *_ONE_MODEL),
-    "ppo mlp M=1, lock-step": (*_CARTPOLE, *_TWO, *_ONE_MODEL, "sampler.lock_step=true"),
+    "ppo mlp serial": (*_CARTPOLES, "sampler.kind=serial"),
+    "ppo mlp M=0": _CARTPOLES,
+    "ppo mlp M=0, two groups": (*_CARTPOLES, "sampler.groups=2"),
+    "ppo mlp M=1": (*_CARTPOLES, *_ONE_MODEL),
+    "ppo mlp M=1, lock-step": (*_CARTPOLES, *_ONE_MODEL, "sampler.lock_step=true"),
     "ppo mlp M=2, two groups": (
-        *_CARTPOLE, *_TWO, "sampler.num_model_workers=2", "sampler.groups=2",
-        "sampler.lock_step=true",
+        *_CARTPOLES, "sampler.num_model_workers=2", "sampler.groups=2", "sampler.lock_step=true",
     ),
-    "ppo mlp eager": (*_CARTPOLE, *_TWO, "sampler.engine=eager"),
+    "ppo mlp eager": (*_CARTPOLES, "sampler.engine=eager"),
     "ppo mlp eager M=1, lock-step": (
-        *_CARTPOLE, *_TWO, *_ONE_MODEL, "sampler.engine=eager", "sampler.lock_step=true"
+        *_CARTPOLES, *_ONE_MODEL, "sampler.engine=eager", "sampler.lock_step=true"
     ),
     "ppo mlp, every option": (
-        *_CARTPOLE, *_TWO, "algorithm.learning_rate_schedule=linear",
+        *_CARTPOLES, "algorithm.learning_rate_schedule=linear",
         "algorithm.entropy_coef=0.01", "algorithm.entropy_schedule=linear",
         "algorithm.clip_schedule=linear", "algorithm.clip_value_range=0.2",
         "algorithm.target_kl=0.02", "algorithm.normalize_rewards=true",
         "algorithm.normalize_advantage=false", "total_steps=5000",
     ),
     "ppo mlp, shared body, rmsprop": (
-        *_CARTPOLE, *_TWO, "model.shared_body=true", "algorithm.optimizer=rmsprop",
+        *_CARTPOLES, "model.shared_body=true", "algorithm.optimizer=rmsprop"
     ),
-    "ppo subclass": (*_CARTPOLE, *_TWO, f"model.class_path={_HERE}:Doubled"),
+    "ppo subclass": (*_CARTPOLES, f"model.class_path={_HERE}:Doubled"),
     "ppo gaussian, clip": _PENDULUM,
     "ppo gaussian, squash, normalised": (
         *_PENDULUM, "env.action_bounds=squash", "model.normalize_observations=true",
@@ -98,12 +100,15 @@ RUNS: Mapping[str, tuple[str, ...]] = {
     "ppo conv, M=0": _CRAFTER,
     "ppo conv, M=1": (*_CRAFTER, *_ONE_MODEL, "sampler.lock_step=true"),
     "a2c conv, serial": (*_CRAFTER, *_A2C, "sampler.kind=serial"),
-    "a2c mlp M=0": (*_CARTPOLE, *_TWO, *_A2C),
-    "a2c mlp M=1": (*_CARTPOLE, *_TWO, *_A2C, *_ONE_MODEL),
-    "a2c V-trace, async": (
-        *_CARTPOLE, *_TWO, *_A2C, "algorithm.vtrace=true", "sampler.mode=async"
+    "ppo gru, serial": (*_REMEMBERED, "model.recurrent=gru", "sampler.kind=serial"),
+    "ppo lstm, M=0": (*_REMEMBERED, "model.recurrent=lstm", "model.shared_body=false"),
+    "ppo masked choice, M=0": (
+        "env.id=Taxi-v4", "sampler.rollout_length=32", "sampler.envs_per_worker=8", *_TWO
     ),
-    "ppo async, M=1": (*_CARTPOLE, *_TWO, *_ONE_MODEL, "sampler.mode=async"),
+    "a2c mlp M=0": (*_CARTPOLES, *_A2C),
+    "a2c mlp M=1": (*_CARTPOLES, *_A2C, *_ONE_MODEL),
+    "a2c V-trace, async": (*_CARTPOLES, *_A2C, "algorithm.vtrace=true", "sampler.mode=async"),
+    "ppo async, M=1": (*_CARTPOLES, *_ONE_MODEL, "sampler.mode=async"),
     "ppo fastrl/HalfCheetah-v5": (
         "env.id=fastrl/HalfCheetah-v5", "sampler.rollout_length=32", "sampler.envs_per_worker=8",
         *_TWO, "model.normalize_observations=true",
@@ -177,7 +182,7 @@ class Doubled(ActorCritic):
 
 def main() -> int:
     """Record the hashes, or compare them with recorded ones; 1 if one differs."""
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--record", type=output, help="JSON to write")
     parser.add_argument("--check", type=Path, help="JSON to compare with")
     parser.add_argument("--only", help="runs whose name contains this")
@@ -205,9 +210,7 @@ def main() -> int:
 def fingerprint(overrides: tuple[str, ...], *, tensors: bool = False) -> dict[str, str]:
     """Return the hashes of the rollouts, the metrics and the last weights of a short run.
 
-    Args:
-        overrides: Its configuration.
-        tensors: Sample with `DeviceSampler`, which `make_sampler` takes on a GPU alone.
+    With ``tensors`` a `DeviceSampler` samples, which `make_sampler` builds on a GPU alone.
     """
     config = load_config(None, ["algorithm.torch_threads=1", "seed=3", *overrides])
     plan = make_plan(config)
@@ -242,10 +245,9 @@ def _sampler(config: Config, plan: SamplingPlan, *, tensors: bool) -> Sampler:
 
 def _parts(rollout: Rollout, spec: EnvSpec) -> Iterator[bytes]:
     """Yield the bytes of every field, in one order."""
-    yield from (
-        leaf.numpy().tobytes() for leaf in flatten(spec.observation_space, rollout.observation)
-    )
-    yield from (leaf.numpy().tobytes() for leaf in flatten(spec.action_space, rollout.action))
+    observation = flatten(spec.observation_space, rollout.observation)
+    for leaf in [*observation, *flatten(spec.action_space, rollout.action)]:
+        yield leaf.numpy().tobytes()
     for name in ("reward", "terminated", "truncated", "log_prob", "value", "final_value"):
         yield name.encode() + getattr(rollout, name).numpy().tobytes()
     yield rollout.policy_version.numpy().tobytes()
@@ -254,4 +256,4 @@ def _parts(rollout: Rollout, spec: EnvSpec) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

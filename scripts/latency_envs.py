@@ -1,4 +1,4 @@
-"""Environments that only take time: they sleep, compute, or are slow to reset."""
+"""An environment that only takes time: it sleeps or computes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     Args:
         step_s: Duration of a step.
-        reset_s: Duration of a reset.
-        busy: Compute for so long, rather than sleep.
+        steps_per_reset: How many times as long a reset takes.
+        busy: Compute, which needs a core, rather than sleep, as one waits for a server.
     """
 
     observation_space = spaces.Box(0, 1, (4,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, step_s: float = 0.0, reset_s: float = 0.0, busy: bool = False) -> None:
-        self._step_s, self._reset_s, self._busy = step_s, reset_s, busy
+    def __init__(self, step_s: float, steps_per_reset: int = 0, busy: bool = False) -> None:
+        self._step_s, self._reset_s, self._busy = step_s, steps_per_reset * step_s, busy
         self._steps = 0
 
     def reset(
@@ -51,18 +51,3 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
         until_s = time.perf_counter() + seconds
         while time.perf_counter() < until_s:
             pass
-
-
-def sleeping(step_s: float) -> TimedEnv:
-    """Return an environment that waits for something else, as for a server."""
-    return TimedEnv(step_s)
-
-
-def computing(step_s: float) -> TimedEnv:
-    """Return an environment that needs a core."""
-    return TimedEnv(step_s, busy=True)
-
-
-def slow_to_reset(step_s: float) -> TimedEnv:
-    """Return an environment that computes as long for a reset as for its 10 steps."""
-    return TimedEnv(step_s, reset_s=LENGTH * step_s, busy=True)

@@ -4,9 +4,9 @@
     python scripts/learning_curves.py configs/crafter_ppo.yaml --seeds 1 total_steps=1e6
     python scripts/learning_curves.py --redraw results/learning_*.json
 
-Each seed is one `fastrl train` in a process of its own, one after the other unless --jobs says
-otherwise. Writes results/learning_NAME.json and imgs/learning_NAME.png, NAME being the file's, anew
-after every seed.
+The seeds are a sweep (`fastrl sweep`) whose runs are not kept, one after the other unless --jobs
+says otherwise. Writes results/learning_NAME.json and imgs/learning_NAME.png, NAME being the file's,
+anew after every seed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import Parser, count, duration, whole
+from bench.results import write
+from command_line import ROOT, Parser, count, run, whole
 
-from fastrl.machine import circumstances
+from fastrl.errors import ConfigError
+from fastrl.sweeps import Sweep, SweepPlan, TrialResult
 from fastrl.training.metrics import read_rows
 from fastrl.training.plotting import curve_name, draw_curves
 
-ROOT = Path(__file__).parents[1]
 POINTS = 100
 
 
@@ -50,37 +48,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "jobs": args.jobs,
         "at_least": args.at_least,
         "runs": [],
-        **circumstances(),
     }
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(args.jobs) as pool:
-        waiting = {pool.submit(train, args, seed, Path(scratch)): seed for seed in seeds}
-        for done in as_completed(waiting):
-            result["runs"] = sorted([*result["runs"], done.result()], key=lambda run: run["seed"])
-            write(result, ROOT / "results" / f"{stem}.json")
-            draw(result["runs"], stem)
-            print(line(result["runs"], waiting[done]), flush=True)
+
+    def keep(trial: TrialResult) -> None:
+        if trial.state != "finished":
+            raise ConfigError(str(trial))
+        result["runs"] = sorted([*result["runs"], summary(trial)], key=lambda run: run["seed"])
+        write(means(result["runs"]) | result, ROOT / "results" / f"{stem}.json")
+        draw(result["runs"], stem)
+        print(line(result["runs"], trial.values["seed"]), flush=True)
+
+    plan = SweepPlan(
+        args.config.resolve(), [*args.overrides, "logging.tensorboard=false"], {"seed": list(seeds)}
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        Sweep(plan, Path(scratch), args.jobs).run(keep)
     return int(any(score(run) < args.at_least for run in result["runs"]))
 
 
-def train(args: argparse.Namespace, seed: int, scratch: Path) -> dict[str, Any]:
-    """Train with one seed in ``scratch``; return its summary with the curve."""
-    run = scratch / str(seed)
-    settings = [*args.overrides, f"seed={seed}", f"run_dir={run}", "logging.tensorboard=false"]
-    command = [sys.executable, "-m", "fastrl", "train", str(args.config), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not (run / "summary.json").exists():
-        raise SystemExit(f"seed {seed} failed: {done.stderr.strip()[-2000:]}")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return {**summary, **_last_row(run), "curve": curve(run)}
+def summary(trial: TrialResult) -> dict[str, Any]:
+    """Return the summary of a run with its curve."""
+    found = json.loads((trial.path / "summary.json").read_text(encoding="utf-8"))
+    rows = [row for row in read_rows(trial.path / "metrics.jsonl") if row["kind"] == "training"]
+    last = {"train_return_mean": rows[-1]["return_mean"], "episodes": rows[-1]["episodes"]}
+    return {**found, **last, "curve": curve(rows)}
 
 
-def curve(run: Path) -> list[tuple[int, float]]:
+def curve(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     """Return about 100 points (steps, mean return of the last 100 episodes of training)."""
     points = [
         (row["steps"], round(row["return_mean"], 2))
-        for row in read_rows(run / "metrics.jsonl")
-        if row["kind"] == "training" and row["return_mean"] is not None
+        for row in rows
+        if row["return_mean"] is not None
     ]
     every = max(1, len(points) // POINTS)
     return points[::every] + points[-1:] if (len(points) - 1) % every else points[::every]
@@ -106,11 +106,10 @@ def line(runs: list[dict[str, Any]], seed: int) -> str:
     )
 
 
-def write(result: dict[str, Any], target: Path) -> None:
-    """Write the JSON."""
-    runs = result["runs"]
+def means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return what the seeds reach on average."""
     scores = [score(run) for run in runs]
-    means = {
+    found = {
         "eval_return_mean": statistics.fmean(scores),
         "eval_return_std_over_seeds": statistics.pstdev(scores),
         "train_return_mean": statistics.fmean(run["train_return_mean"] for run in runs),
@@ -118,9 +117,8 @@ def write(result: dict[str, Any], target: Path) -> None:
     }
     achieved = [run["achievement_score"] for run in runs if "achievement_score" in run]
     if achieved:
-        means["achievement_score_mean"] = statistics.fmean(achieved)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({**means, **result}, indent=1) + "\n", encoding="utf-8")
+        found["achievement_score_mean"] = statistics.fmean(achieved)
+    return found
 
 
 def draw(runs: list[dict[str, Any]], stem: str) -> None:
@@ -131,16 +129,8 @@ def draw(runs: list[dict[str, Any]], stem: str) -> None:
     draw_curves({name: [(steps, returns) for steps, returns in curves]}, picture)
 
 
-def _last_row(run: Path) -> dict[str, float]:
-    rows = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "training"]
-    return {"train_return_mean": rows[-1]["return_mean"], "episodes": rows[-1]["episodes"]}
-
-
 def _parser() -> argparse.ArgumentParser:
-    described, _, rest = (__doc__ or "").partition("\n\n")
-    parser = Parser(
-        description=described, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("config", type=Path, nargs="?")
     add("overrides", nargs="*", help="key=value")
@@ -152,14 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         "--redraw", nargs="+", type=Path, default=(), metavar="FILE",
         help="train nothing: draw what these JSON files hold",
     )  # fmt: skip
-    add(
-        "--at-least",
-        type=duration,
-        default=float("-inf"),
-        help="evaluation that each seed must reach",
-    )
+    add("--at-least", type=float, default=float("-inf"), help="evaluation each seed must reach")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

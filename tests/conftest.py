@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 from hypothesis import settings
+
+# Several processes of the tests share the cores, and threads of torch that spin while they wait for
+# each other take them away: with it, tests of networks take three times as long. Read by OpenMP
+# when torch is loaded, and inherited by all processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from fastrl.config import Config, EnvConfig, PPOConfig, SamplerConfig
 

@@ -35,7 +35,7 @@ class Vpg(Algorithm[VpgConfig]):
         return Prepared({"return": returns})
 
     def loss(self, minibatch, policy):
-        log_prob, _, value = policy.evaluate(minibatch.observation, minibatch.action)
+        log_prob, _, value = minibatch.evaluate(policy)
         error = minibatch["return"] - value
         surprise = error.square().mean()
         total = -(error.detach() * log_prob).mean() + self.section.baseline * surprise

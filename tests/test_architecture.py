@@ -1,9 +1,14 @@
-"""The house rules that a machine can check: which room may import which, and how long files are."""
+"""The house rules that a machine can check: imports, names, lengths, and the pages about them."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import re
+import runpy
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,37 +16,47 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastrl"
+DOCS = ROOT / "docs"
 MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    (
-        "errors",
-        "cgroups",
-        "extras",
-        "allocator",
-        "closing",
-        "global_streams",
-        "once",
-        "live_display",
-    ),
-    ("arguments", "compiled", "cores", "free_memory", "imports"),
+    ("errors", "closing", "global_streams", "once", "live_display"),
+    ("arguments", "imports", "jit", "system"),
     ("registry",),
     ("builtin",),
-    ("devices", "machine"),
     ("spaces",),
     ("spec",),
     ("config",),
     ("envs", "models", "shared", "learning.returns", "learning.losses"),
     ("workers", "learning"),
     ("sampling",),
+    ("cluster",),
     ("training", "throughput", "vector"),
-    ("tuning",),
+    ("tuning", "sweeps"),
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
 MAX_LINES = 800
+VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
 PROCESS_OWNERS = {"workers.processes", "workers.supervisor", "shared.signals", "shared.memory"}
+OWNERS = {
+    "ray": {"cluster.connection"},
+    "multiprocessing": PROCESS_OWNERS,
+    "torch.multiprocessing": PROCESS_OWNERS,
+    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed"},
+    "yaml": {"config.text"},
+    "stable_baselines3": {"vector.sb3"},
+    "tianshou": {"vector.tianshou"},
+    "envpool": {"envs.env_factory"},
+    "optuna": {"sweeps.optuna_search"},
+}
+"""Packages, and the modules that alone may import them."""
+
+SHARED_CLASS_NAMES: dict[str, str] = {}
+"""Names that several classes have, and why they may."""
+SHARED_FILE_NAMES: dict[str, str] = {}
+"""Names that several files have, and why they may."""
 
 
 def name_of(path: Path) -> str:
@@ -60,9 +75,14 @@ def floor_of(module: str) -> int:
     raise LookupError(f"fastrl.{module} is in no room of the architecture")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path) -> Iterator[str]:
     """Yield the full names of all that a module imports: in functions and for types as well."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -95,38 +115,38 @@ def problem_with(importer: str, imported: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "fastrl")
-def test_imports_point_down(path):
-    importer = name_of(path)
+def test_imports_point_down():
     problems = {
         f"fastrl.{importer} imports fastrl.{imported}: {problem}"
+        for path in MODULES
+        for importer in [name_of(path)]
         for imported in own_imports_of(path)
         if (problem := problem_with(importer, imported))
     }
     assert not problems
 
 
-@pytest.mark.parametrize(
-    ("importer", "imported", "allowed"),
-    [
-        ("cli", "training.trainer", True),
-        ("", "sampling.sampler", True),
-        ("sampling.sampler", "workers.supervisor", True),
-        ("learning.ppo", "learning.returns", True),
-        ("envs.make", "envs.gym_loop", True),
-        ("learning.returns", "learning.ppo", False),
-        ("workers.env_worker", "sampling.sampler", False),
-        ("envs.make", "models.networks", False),
-        ("learning.ppo", "workers.supervisor", False),
-        ("workers.supervisor", "learning.losses", False),
-        ("sampling.sampler", "learning.returns", False),
-        ("spec", "config.models", False),
-        ("training.trainer", "cli", False),
-        ("throughput.measure", "training.trainer", False),
-    ],
-)
-def test_rule_itself(importer, imported, allowed):
-    assert (problem_with(importer, imported) == "") is allowed
+def test_rule_about_imports():
+    allowed = [
+        ("cli", "training.trainer"),
+        ("", "sampling.sampler"),
+        ("sampling.sampler", "workers.supervisor"),
+        ("learning.ppo", "learning.returns"),
+        ("envs.env_factory", "envs.gym_loop"),
+    ]
+    refused = [
+        ("learning.returns", "learning.ppo"),
+        ("workers.env_worker", "sampling.sampler"),
+        ("envs.env_factory", "models.networks"),
+        ("learning.ppo", "workers.supervisor"),
+        ("workers.supervisor", "learning.losses"),
+        ("sampling.sampler", "learning.returns"),
+        ("spec", "config.models"),
+        ("training.trainer", "cli"),
+        ("throughput.measure", "training.trainer"),
+    ]
+    assert [pair for pair in allowed if problem_with(*pair)] == []
+    assert [pair for pair in refused if not problem_with(*pair)] == []
 
 
 def cycle_in(paths: list[Path]) -> list[str]:
@@ -146,11 +166,12 @@ def test_no_modules_import_each_other():
 def write_room(directory, monkeypatch, **texts):
     """Write the modules of ``fastrl.room``, and have the functions of this file read them."""
     paths = [directory / "room" / f"{name}.py" for name in texts]
-    (directory / "room").mkdir()
+    (directory / "room").mkdir(exist_ok=True)
     for path, text in zip(paths, texts.values(), strict=True):
         path.write_text(text)
     monkeypatch.setattr(f"{__name__}.PACKAGE", directory)
     monkeypatch.setattr(f"{__name__}.MODULES", paths)
+    tree_of.cache_clear()
     return paths
 
 
@@ -162,53 +183,94 @@ def test_imports_in_functions_relative_ones_and_those_for_types_are_seen(tmp_pat
 
 
 def test_a_cycle_of_imports_for_types_is_seen(tmp_path, monkeypatch):
-    paths = write_room(
-        tmp_path,
-        monkeypatch,
-        a="from fastrl.room.b import f",
-        b="from fastrl.room import c",
-        c="if TYPE_CHECKING:\n    from fastrl.room.a import g",
-    )
-    assert set(cycle_in(paths)) == {"room.a", "room.b", "room.c"}
-    paths[2].write_text("")
-    assert not cycle_in(paths)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: name_of(path) or "fastrl")
-def test_module_is_short_and_says_what_it_is(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_LINES
-    assert ast.get_docstring(ast.parse(text)), "the module has no docstring"
-
-
-def test_there_is_no_room_for_everything_else():
-    vague = {"utils", "util", "misc", "helpers", "helper", "common"}
-    assert not vague & {part for path in MODULES for part in name_of(path).split(".")}
-
-
-def importers_of(package: str) -> set[str]:
-    # A connection's type is no process; whoever holds one was given it.
-    harmless = {"multiprocessing.connection.Connection"}
-    return {
-        name_of(path)
-        for path in MODULES
-        for name in imports_of(path)
-        if f"{name}.".startswith(f"{package}.") and name not in harmless
+    texts = {
+        "a": "from fastrl.room.b import f",
+        "b": "from fastrl.room import c",
+        "c": "if TYPE_CHECKING:\n    from fastrl.room.a import g",
     }
+    paths = write_room(tmp_path, monkeypatch, **texts)
+    assert set(cycle_in(paths)) == {"room.a", "room.b", "room.c"}
+    assert not cycle_in(write_room(tmp_path, monkeypatch, **texts | {"c": ""}))
 
 
-@pytest.mark.parametrize(
-    ("package", "owners"),
-    [
-        ("ray", set()),
-        ("multiprocessing", PROCESS_OWNERS),
-        ("torch.multiprocessing", PROCESS_OWNERS),
-        ("typer", {"cli", "cli.arguments", "cli.learn", "cli.measure", "cli.show", "cli.tune"}),
-        ("yaml", {"config.text"}),
-        ("stable_baselines3", {"vector.sb3"}),
-        ("tianshou", {"vector.tianshou"}),
-        ("envpool", {"envs.make"}),
-    ],
-)
-def test_package_is_imported_by_its_owner_only(package, owners):
-    assert importers_of(package) <= owners
+def test_packages_are_imported_by_their_owners_only():
+    # A connection's type is no process; its holder was given it.
+    harmless = {"multiprocessing.connection.Connection"}
+    problems = {
+        f"fastrl.{name_of(path)} imports {imported}; only {sorted(owners)} may"
+        for path in MODULES
+        for imported in set(imports_of(path)) - harmless
+        for package, owners in OWNERS.items()
+        if f"{imported}.".startswith(f"{package}.") and name_of(path) not in owners
+    }
+    assert not problems
+
+
+def test_modules_have_a_docstring_and_ask_whether_they_have_two_jobs():
+    problems = []
+    for path in MODULES:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_LINES:
+            problems.append(f"{path} has {lines} lines, more than {MAX_LINES}: has it two jobs?")
+        if not ast.get_docstring(tree_of(path)):
+            problems.append(f"{path} has no docstring")
+        if vague := VAGUE_NAMES & set(name_of(path).split(".")):
+            problems.append(f"{path}: {vague} says nothing about what is in it")
+    assert not problems
+
+
+@pytest.mark.parametrize("kind", ["class", "file"])
+def test_no_two_share_a_name(kind):
+    places = defaultdict(list)
+    for path in MODULES:
+        classes = [node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
+        files = [path.name] if path.name != "__init__.py" else []
+        for name in classes if kind == "class" else files:
+            places[name].append(name_of(path))
+    shared = {name: found for name, found in places.items() if len(found) > 1}
+    allowed = SHARED_CLASS_NAMES if kind == "class" else SHARED_FILE_NAMES
+    assert {name: shared[name] for name in shared.keys() - allowed.keys()} == {}, "rename these"
+    assert sorted(allowed.keys() - shared.keys()) == [], "unique now: remove them from the list"
+
+
+@cache
+def lists():
+    """Return the functions of what writes the lists of the pages."""
+    return runpy.run_path(str(DOCS / "write_lists.py"))
+
+
+def test_page_lists_every_module_and_the_floors():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert lists()["architecture"](page) == page, "run python docs/write_lists.py"
+    (drawn,) = re.findall(r"## Floors\n.*?```\n(.*?)```", page, re.DOTALL)
+    listed = [line.split() for line in drawn.splitlines()]
+    assert listed == [["fastrl" if room == "" else room for room in rooms] for rooms in FLOORS]
+
+
+def test_every_file_that_the_page_names_exists():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", page)
+    assert len(names) > 20
+    lost = [name for name in names if not any((root / name).exists() for root in (ROOT, PACKAGE))]
+    assert lost == []
+
+
+def test_page_lists_every_public_name():
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    assert lists()["reference"]() == page, "run python docs/write_lists.py"
+    for module, names in lists()["public_names"]().items():
+        found = importlib.import_module(module)
+        assert [name for name in names if not hasattr(found, name)] == [], module
+
+
+def test_guides_and_examples_import_public_names_only():
+    public = lists()["public_names"]()
+    pages = [path for path in DOCS.rglob("*") if path.suffix in (".md", ".py", ".ipynb")]
+    problems = set()
+    for page in [ROOT / "README.md", *pages]:
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(r"from (fastrl[\w.]*) import ([\w, ]+)", text):
+            known = {*public.get(module, ()), *(each.removeprefix(f"{module}.") for each in public)}
+            unknown = {name.strip() for name in names.split(",")} - known
+            problems |= {f"{page.name}: {module}.{name}" for name in unknown}
+    assert not problems

@@ -1,9 +1,9 @@
-"""Whatever Python callers pass: it is taken, or refused in one line, and nothing else."""
+"""Arguments of Python callers are accepted or rejected with one line."""
 
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ import torch
 from gymnasium import spaces
 
 import fastrl
+from fastrl import arguments
 from fastrl.config import load_config
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.sampling import Deadlines, FaultPolicy
 from fastrl.tuning import Candidate
 from fastrl.tuning.space import Space
@@ -67,9 +68,19 @@ def policy_plan():
     )
 
 
+@cache
+def open_sampler():
+    return fastrl.SerialSampler(policy_plan())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_at_the_end():
+    yield
+    open_sampler().close()
+
+
 def publish(parameters):
-    with closing(fastrl.SerialSampler(policy_plan())) as sampler:
-        sampler.publish(parameters)
+    open_sampler().publish(parameters)
 
 
 def publish_one(value):
@@ -206,3 +217,46 @@ def test_refusals_say_what_is_right(call, told):
 def test_refused_arguments_are_bad_input():
     with pytest.raises(ConfigError):
         fastrl.make_plan(None)
+
+
+def test_numpys_numbers_are_taken_and_become_pythons():
+    topology = fastrl.Topology(np.int64(2), np.uint8(1))
+    assert (type(topology.envs_per_worker), topology.num_envs) == (int, 2)
+    assert type(arguments.whole("n", np.int32(3))) is int
+    assert arguments.finite_number("x", np.float32(0.5), above=0) == 0.5
+    assert arguments.seconds("timeout_s", np.float32(2)) == 2
+    with pytest.raises(ArgumentError, match="must be a finite number"):
+        arguments.finite_number("x", np.float32(np.nan))
+
+
+@pytest.mark.parametrize(
+    ("check", "told"),
+    [
+        (lambda: arguments.whole("n", True), "n must be a whole number of at least 1, got True"),
+        (lambda: arguments.whole("n", 9, at_most=8), "n must be at most 8, got 9"),
+        (
+            lambda: arguments.finite_number("x", 0, above=0),
+            "x must be a finite number above 0, got",
+        ),
+        (lambda: arguments.finite_number("x", math.inf), "x must be a finite number, got inf"),
+        (
+            lambda: arguments.finite_number("x", math.nan, at_least=0),
+            "x must be a finite number of at least 0, got nan",
+        ),
+        (lambda: arguments.seconds("s", True), "s must be a number of seconds above 0, got True"),
+        (
+            lambda: arguments.one_of("mode", "sinc", ("sync", "async", None)),
+            "mode must be 'sync' or 'async' or None, got 'sinc'; did you mean 'sync'?",
+        ),
+        (
+            lambda: arguments.same_shapes(a=torch.zeros(2), b=torch.zeros(3)),
+            "b must have the shape of a, [2]; got [3]",
+        ),
+    ],
+)
+def test_checks_raise_one_error(check, told):
+    with pytest.raises(ArgumentError) as caught:
+        check()
+    assert str(caught.value).startswith(told)
+    assert isinstance(caught.value, ConfigError)
+    assert isinstance(caught.value, ValueError)

@@ -1,4 +1,4 @@
-"""Everything that was opened is closed, whatever goes wrong on the way."""
+"""Everything that was opened is closed after every error."""
 
 import pytest
 

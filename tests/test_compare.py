@@ -346,7 +346,7 @@ def test_ctrl_c_ends_everything_within_5s():
     ],
 )
 def test_envpool_plays_only_games_that_are_preprocessed_as_its_own(changes, expected):
-    from comparison.envpool_atari import same_game
+    from comparison.peers import same_game
 
     game = same_game(load_config(ROOT / "configs/breakout_throughput.yaml", changes).env)
     if expected is None:

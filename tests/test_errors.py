@@ -3,9 +3,17 @@ import re
 
 import pytest
 
-from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError, cause
+from fastrl.errors import (
+    ArgumentError,
+    ConfigError,
+    EnvError,
+    FastrlError,
+    WorkerError,
+    cause,
+    one_line,
+)
 from fastrl.training import CheckpointError
-from fastrl.vector import ArgumentError, EnvTimeoutError
+from fastrl.vector import EnvTimeoutError
 
 
 @pytest.mark.parametrize(
@@ -40,3 +48,15 @@ def test_cause_without_a_text_shows_its_place():
     assert re.fullmatch(r"AssertionError at \S+test_errors\.py:\d+.*", cause(raised.value))
     assert cause(AssertionError("a text")) == "AssertionError: a text"
     assert cause(AssertionError()) == "AssertionError"
+
+
+def test_text_fits_a_line_whatever_it_is():
+    class MuteError(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert one_line("a\n  b") == "a b"
+    assert one_line("a" * 90) == "a" * 80 + "…"
+    assert one_line("a" * 90, None) == "a" * 90
+    assert one_line("a b", 10, repr) == "'a b'"
+    assert cause(MuteError()) == "MuteError: a MuteError whose text cannot be printed"

@@ -14,27 +14,18 @@ import pytest
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "plugin"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Install the distribution beside fastrl; return what runs a command with it."""
-    place = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(EXAMPLE, place / "source")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    options = ["--no-build-isolation", "--disable-pip-version-check", "--target", "installed"]
-    subprocess.run([*pip, *options, "./source"], cwd=place, timeout=100, check=True)
-    paths = [str(Path(__file__).parents[1]), str(place / "installed")]
+SESSION = """
+import contextlib, io, json, sys
+from fastrl.cli import main
 
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "fastrl", *arguments],
-            cwd=place,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
+def call(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
 
-    return run
+print(json.dumps([call(*arguments) for arguments in json.loads(sys.argv[1])]))
+"""
 
 
 def rows_of(run):
@@ -46,36 +37,48 @@ def test_it_is_short():
     assert sum(len(path.read_text().splitlines()) for path in files) < 150
 
 
-def test_it_trains_and_resumes_from_yaml(run, tmp_path):
+@pytest.mark.timeout(240)
+def test_it_is_installed_listed_trained_and_resumed_from_yaml(tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "source")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    options = ["--no-build-isolation", "--disable-pip-version-check", "--target", "installed"]
+    subprocess.run([*pip, *options, "./source"], cwd=tmp_path, timeout=100, check=True)
+    run = tmp_path / "run"
     steps = ["total_steps=6144", "evaluation.every_steps=6144", "evaluation.final_episodes=5"]
-    small = [*steps, "algorithm.epochs=2", f"run_dir={tmp_path / 'run'}"]
-    done = run("train", "source/corridor.yaml", *small)
+    commands = [
+        ["plugins"],
+        ["train", "source/corridor.yaml", "algorithm.kl_coeff=1"],
+        ["train", "source/corridor.yaml", *steps, "algorithm.epochs=2", f"run_dir={run}"],
+        ["resume", str(run), "total_steps=8192", "evaluation.enabled=false"],
+    ]
+    paths = [str(Path(__file__).parents[1]), str(tmp_path / "installed")]
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION, json.dumps(commands)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
-    rows = rows_of(tmp_path / "run")
-    training = [row for row in rows if row["kind"] == "training"]
-    assert {"policy_loss", "approx_kl", "callback/length"} <= training[-1].keys()
-    assert training[-1]["callback/length"] > 4
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["algorithm"] == "penalty"
-    done = run("resume", str(tmp_path / "run"), "total_steps=8192")
-    assert done.returncode == 0, done.stderr
-    last = [row for row in rows_of(tmp_path / "run") if row["kind"] == "training"][-1]
-    assert last["steps"] == 8192
-    assert last["callback/length"] >= training[-1]["callback/length"]
+    listed, mistaken, trained, resumed = json.loads(done.stdout)
 
-
-def test_it_is_listed(run):
-    listed = run("plugins").stdout
-    ours = [line.split()[:2] for line in listed.splitlines() if "fastrl-corridor 0.1" in line]
+    ours = [line.split()[:2] for line in listed[1].splitlines() if "fastrl-corridor 0.1" in line]
     assert ours == [
         ["algorithm", "penalty"],
         ["callback", "longer-corridor"],
         ["environments", "corridor"],
         ["model", "with-logits"],
     ]
-
-
-def test_mistakes_in_its_section_are_one_line(run):
-    done = run("train", "source/corridor.yaml", "algorithm.kl_coeff=1")
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    (line,) = mistaken[2].splitlines()
+    assert mistaken[:2] == [2, ""]
     assert line.endswith("algorithm.kl_coeff: unknown key; did you mean algorithm.kl_coef?")
+
+    assert (trained[0], resumed[0]) == (0, 0), trained[2] + resumed[2]
+    training = [row for row in rows_of(run) if row["kind"] == "training"]
+    (before,) = [row for row in training if row["steps"] == 6144]
+    assert {"policy_loss", "approx_kl", "callback/length"} <= before.keys()
+    assert before["callback/length"] > 4
+    assert json.loads((run / "summary.json").read_text())["algorithm"] == "penalty"
+    assert training[-1]["steps"] == 8192
+    assert training[-1]["callback/length"] >= before["callback/length"]

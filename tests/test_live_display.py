@@ -1,4 +1,4 @@
-"""What is drawn live on a terminal is gone afterwards, whatever ended it."""
+"""A live display on a terminal is removed at its end, also after errors."""
 
 from __future__ import annotations
 

@@ -10,13 +10,11 @@ from rich.console import Console
 from fastrl.cli.output import QuietConsole, show_tables
 from fastrl.sampling.stats import Memory
 from fastrl.spec import Topology
+from fastrl.throughput.benchmark import Report
 from fastrl.throughput.limits import Limit
 from fastrl.throughput.measure import Measurement
-from fastrl.throughput.report import Report
-from fastrl.tuning import Candidate
-from fastrl.tuning.finding import Finding
-from fastrl.tuning.report import TuneReport
-from fastrl.tuning.trials import Trial
+from fastrl.tuning import Candidate, Finding, Trial
+from fastrl.tuning.tune_report import TuneReport
 
 BIG, SMALL = Candidate(1024, 16, 8, 2, "cuda:0", "bfloat16"), Candidate(8, 2)
 
@@ -64,7 +62,7 @@ def test_tables_are_tables_where_there_is_room(report):
     assert "│" in printed(report(), 200)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "| true"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "| true"])
 def test_command_succeeds_where_standard_streams_are_closed(closed):
     command = f"set -o pipefail; {sys.executable} -m fastrl config CartPole-v1 {closed}"
     done = subprocess.run(

@@ -22,7 +22,7 @@ from fastrl.config import (
     resolved,
 )
 from fastrl.errors import ConfigError
-from fastrl.throughput.run import policy_name
+from fastrl.throughput.benchmark import policy_name
 from fastrl.training.trust import named_code
 from tests.outside import Small, VpgConfig, doubtful
 
@@ -31,7 +31,12 @@ SMALL = {
     "seed": 3,
     "total_steps": 128,
     "env": {"id": "tests.training.clockwork:Clockwork"},
-    "sampler": {"envs_per_worker": 4, "num_env_workers": 2, "rollout_length": 8},
+    "sampler": {
+        "kind": "serial",
+        "envs_per_worker": 4,
+        "num_env_workers": 2,
+        "rollout_length": 8,
+    },
     "evaluation": {"enabled": False},
     "logging": {"tensorboard": False, "every_steps": 64},
 }
@@ -181,7 +186,7 @@ def test_without_plug_ins_one_line_says_so(capsys, monkeypatch):
     assert main(["plugins"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 + len(registry.entries())
-    assert err.startswith("no plug-in is installed; docs/guide/plugins.md says how")
+    assert err.startswith("no plug-in is installed; docs/guide/plugins.md shows how")
 
 
 @pytest.mark.parametrize(
@@ -255,8 +260,7 @@ def test_nothing_is_imported_or_made_before_a_run_starts(
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_made(overrides, told, write, tmp_path, capsys):
-    serial = ["sampler.kind=serial"]
-    line = refusal(capsys, "train", write(), *serial, *overrides)
+    line = refusal(capsys, "train", write(), *overrides)
     assert line.startswith(told)
     if "engine" not in told:
         assert not (tmp_path / "run").exists()
@@ -281,13 +285,13 @@ def test_mistakes_are_one_line_before_anything_is_made(overrides, told, write, t
     ],
 )
 def test_what_returns_something_else_is_one_line(overrides, told, write, capsys):
-    line = refusal(capsys, "train", write(), "sampler.kind=serial", *overrides)
+    line = refusal(capsys, "train", write(), *overrides)
     assert line.startswith(told)
 
 
 def test_logger_that_fails_ends_the_run_saved(write, tmp_path, capsys):
     torn = "logging.loggers=[{path: 'tests.outside:Tape', kwargs: {fail_at: 128}}]"
-    line = refusal(capsys, "train", write(), "sampler.kind=serial", torn)
+    line = refusal(capsys, "train", write(), torn)
     assert line == "logging.loggers: 'tests.outside:Tape' failed: RuntimeError: the tape is torn"
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 

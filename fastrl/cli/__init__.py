@@ -1,4 +1,4 @@
-"""The command line: thin commands, and one place that turns errors into a line and an exit code.
+"""The command line: commands, and one place that turns errors into a line and an exit code.
 
 torch and gymnasium take seconds to import, so each command imports what it needs when it runs.
 """
@@ -15,21 +15,19 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fastrl.cli.arguments import split_arguments
-from fastrl.cli.learn import evaluate, export, plot, record, resume, train
-from fastrl.cli.measure import throughput
+from fastrl.cli.inputs import split_arguments
+from fastrl.cli.learn import evaluate, export, plot, record, resume, sweep, train
 from fastrl.cli.output import (
     complain,
     drop_lost_output,
-    one_line,
     open_closed_streams,
-    say_what_can_be_said,
+    replace_unknown_characters,
     write,
 )
-from fastrl.cli.show import config, envs, plugins
-from fastrl.cli.tune import tune
-from fastrl.errors import FastrlError, WorkerError
-from fastrl.free_memory import lack_of_memory
+from fastrl.cli.show import config, doctor, envs, new, plugins
+from fastrl.cli.speed import throughput, tune
+from fastrl.errors import FastrlError, WorkerError, one_line
+from fastrl.system import lack_of_memory
 from fastrl.workers.descent import NO_THREAD
 
 __all__ = ["app", "main", "split_arguments"]
@@ -45,9 +43,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# What the list of commands says of each; their own help begins with their docstrings.
+# Short helps are for the list of commands; a command's own help begins with its docstring.
 app.command(short_help="Train an agent.")(train)
 app.command()(resume)
+app.command(short_help="Train with several seeds and values, and compare what is learnt.")(sweep)
 app.command("eval")(evaluate)
 app.command()(record)
 app.command(short_help="Write a trained policy as TorchScript or ONNX.")(export)
@@ -57,36 +56,41 @@ app.command(short_help="Find the fastest way to sample on this machine.")(tune)
 app.command(short_help="Print a configuration as it will be used.")(config)
 app.command()(envs)
 app.command()(plugins)
+app.command(short_help="Write a project to start from.")(new)
+app.command(short_help="Check what will be slow or fail on this machine.")(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    Args:
-        arguments: What follows ``fastrl`` on the command line; None for the process's own.
+    The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which gets one line
+    on standard error, and 130 after Ctrl-C.
 
-    Returns:
-        0 where it succeeded, 1 where a worker failed, 2 for bad input, which gets one line on
-        standard error, and 130 after Ctrl-C.
+    Args:
+        arguments: The arguments after ``fastrl``; None for those of the process.
     """
-    # Threads of torch that wait for each other while other processes have their cores must sleep:
-    # spinning, an update of a conv net on a busy machine takes minutes. Read once, by OpenMP.
+    # Waiting threads of torch must sleep: if they spin on a busy machine, an update of a conv net
+    # takes minutes. OpenMP reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # The user's modules lie where the command is given; none of them hides an installed package.
+    # Among ranks a lost connection gets one line; read once, like the one above.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Modules in the working directory can be imported, and hide no installed package.
     if "" not in sys.path:
         sys.path.append("")
     open_closed_streams()
-    say_what_can_be_said()
+    replace_unknown_characters()
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except WorkerError as error:
         complain(str(error))
         return EXIT_FAILED
     except FastrlError as error:
-        complain(one_line(str(error)))
+        complain(str(error))
         return EXIT_BAD_INPUT
     except TyperException as error:
-        complain(f"{one_line(error.format_message()).rstrip('.')}; see {_command(error)} --help")
+        complain(
+            f"{one_line(error.format_message(), None).rstrip('.')}; see {_command(error)} --help"
+        )
         return EXIT_BAD_INPUT
     except (OSError, RuntimeError, ImportError, MemoryError) as error:
         return _complain_of_system(error)
@@ -98,19 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain_of_system(error: Exception) -> int:
-    """Say what the system lacks or could not do, and return the exit code.
+    """Report a lack of memory or threads, or a failed operation; return the exit code.
 
-    Raises:
-        RuntimeError: It is about something else; or an `ImportError` that is.
+    Other errors are raised again.
     """
-    # Python's words for it, wherever a library starts a thread.
+    # Python's message, in whichever library starts the thread.
     no_thread = NO_THREAD if str(error) == "can't start new thread" else ""
     lack = no_thread or lack_of_memory(error)
     if not lack and not isinstance(error, OSError):
         raise error
-    # A pipe or a terminal may be gone, or a file cannot be written.
+    # The terminal itself may be gone.
     with suppress(OSError):
-        complain(one_line(lack or str(error)))
+        complain(one_line(lack or error, None))
     return EXIT_BAD_INPUT if lack else EXIT_FAILED
 
 
@@ -127,7 +130,7 @@ def _options(
 
 
 def _command(error: TyperException) -> str:
-    """Return the command that an error is about."""
+    """Return the command whose arguments are wrong."""
     context = getattr(error, "ctx", None)
     if context is None or context.parent is None:
         return "fastrl"

@@ -1,14 +1,17 @@
-"""Commands that train, and that show what was learnt."""
+"""The commands that train, and those that use trained policies."""
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastrl.cli.arguments import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import QuietConsole, note, write
+from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
+from fastrl.cli.output import QuietConsole, note, show_tables, write
 from fastrl.config import load_config
 from fastrl.errors import ConfigError
 from fastrl.workers.descent import without_hangups
@@ -18,9 +21,10 @@ if TYPE_CHECKING:
     from fastrl.training.evaluation import EvaluationResult
 
 EXIT_NOT_REACHED = 1
+EXIT_TRIALS_FAILED = 1
 _EPISODES = 1_000_000
 _EXIT_SIGNAL = 128
-"""What shells add to the number of a signal that ended a process."""
+"""Added to the number of the signal that ended a process, as shells do."""
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Directory of a run, or its name under runs/.")
@@ -56,22 +60,28 @@ def train(
     ] = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Where the sampler is 'auto': tune anew, whatever is kept."),
+        typer.Option("--fresh", help="With sampler: auto, discard earlier results and tune again."),
     ] = False,
 ) -> int:
-    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' goes on."""
+    """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
     path, overrides = split_arguments(arguments, env)
     resolved = load_config(path, overrides)
     if fresh and resolved.sampler.tune_s is None:
-        raise ConfigError("--fresh tunes anew, and nothing is tuned here; write 'sampler: auto'")
+        raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
+    from fastrl.learning.ranks import ranks_of_environment
     from fastrl.training import train as train_run
 
-    console = QuietConsole(stderr=True)
+    console, ranks = QuietConsole(stderr=True), ranks_of_environment()
+    if resolved.sampler.tune_s is not None and ranks.size > 1:
+        ranks.close()
+        raise ConfigError("sampler: auto tunes one process; run 'fastrl tune' before torchrun")
     if resolved.sampler.tune_s is not None:
-        from fastrl.tuning.auto import tuned
+        from fastrl.training.run_directory import check_new_run
+        from fastrl.tuning import tuned
 
+        check_new_run(resolved, name)
         resolved = tuned(resolved, console, fresh=fresh)
-    return _report(train_run(resolved, name=name, console=console))
+    return _report(train_run(resolved, name=name, console=console, ranks=ranks), ranks.leads)
 
 
 @without_hangups()
@@ -84,17 +94,94 @@ def resume(
     checkpoint: Annotated[
         str,
         typer.Option(
-            "--checkpoint", metavar="NAME", help="Where to go on; newer ones are set aside."
+            "--checkpoint", metavar="NAME", help="Where to continue; newer ones are set aside."
         ),
     ] = "last",
     trust: Trust = False,
 ) -> int:
-    """Go on with a run that was stopped."""
+    """Continue a run that was stopped."""
+    from fastrl.learning.ranks import ranks_of_environment
     from fastrl.training import resume as resume_run
 
     changes = overrides or ()
-    console = QuietConsole(stderr=True)
-    return _report(resume_run(run, changes, checkpoint=checkpoint, trust=trust, console=console))
+    console, ranks = QuietConsole(stderr=True), ranks_of_environment()
+    trained = resume_run(
+        run, changes, checkpoint=checkpoint, trust=trust, console=console, ranks=ranks
+    )
+    return _report(trained, ranks.leads)
+
+
+@without_hangups()
+def sweep(
+    arguments: ConfigArguments = None,
+    env: EnvOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds", metavar="FIRST:END", help="Seeds, such as 0:5, which is 0 to 4, or 0,3,7."
+        ),
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            metavar="KEY=VALUE,VALUE",
+            help="Values of a key; given several times, all combinations run.",
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(
+            "--space",
+            metavar="FILE",
+            help="YAML of ranges from which Optuna draws values instead (extra 'sweep').",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="INT",
+            min=1,
+            help="Trials at a time, which share the cores (one each).",
+        ),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="DIR", help="Where to write; by default under runs/, by its content."
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
+    ] = None,
+) -> int:
+    """Train with several seeds and values side by side, and compare what they learn.
+
+    'fastrl tune' finds the settings that are fastest; it learns nothing.
+
+    Ctrl-C saves and ends all trials, and the same command continues.
+    """
+    path, overrides = split_arguments(arguments, env)
+    check_output("--json", json_file)
+    check_output("--dir", directory, directory=True)
+    from fastrl.sweeps import Sweep, SweepPlan, load_space
+    from fastrl.sweeps.sweep_plan import make_grid
+
+    grid = make_grid(seeds, over or ())
+    plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
+    running = Sweep(plan, directory, jobs)
+    note(str(running))
+    report = running.run(lambda trial: note(str(trial)), shlex.join(["fastrl", *sys.argv[1:]]))
+    show_tables(report.to_rich())
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if picture := report.draw():
+        note(str(picture))
+    if running.interrupted is not None:
+        note("stopped and saved; the same command continues")
+        return _EXIT_SIGNAL + running.interrupted.value
+    return EXIT_TRIALS_FAILED if any(t.state == "failed" for t in report.trials) else 0
 
 
 def evaluate(
@@ -108,7 +195,7 @@ def evaluate(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Play episodes with a trained policy and print how it did."""
+    """Play episodes with a trained policy, print the returns."""
     from fastrl.training import evaluate_run
 
     found = evaluate_run(
@@ -173,7 +260,7 @@ def export(
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a trained policy as a file for other programs, compared with it on observations."""
+    """Write a trained policy as a file for other programs, and compare both on observations."""
     from fastrl.training import export_run
 
     check_output("--output", output)
@@ -191,14 +278,14 @@ def plot(
         bool, typer.Option("--evaluation", help="Plot evaluations instead of training returns.")
     ] = False,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="NAME", help="Of the rows, such as info/is_success.")
+        str, typer.Option("--metric", metavar="NAME", help="What to plot, such as info/is_success.")
     ] = "return_mean",
     title: Annotated[
         str | None,
-        typer.Option("--title", metavar="TEXT", help="By default what all runs have in common."),
+        typer.Option("--title", metavar="TEXT", help="By default the keys that all runs share."),
     ] = None,
 ) -> None:
-    """Draw learning curves; runs that differ in their seed alone become one, with its spread."""
+    """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
     from fastrl.training.plotting import FORMATS, plot_runs
 
     if output.suffix.lower() not in FORMATS:
@@ -208,9 +295,11 @@ def plot(
     write(str(output))
 
 
-def _report(trained: TrainedRun) -> int:
-    """Print how training ended; return the exit code."""
+def _report(trained: TrainedRun, leads: bool) -> int:
+    """Print how training ended, on rank 0; return the exit code."""
     config, outcome = trained.config, trained.outcome
+    if not leads:
+        return 0 if outcome.interrupted is None else _EXIT_SIGNAL + outcome.interrupted.value
     speed = outcome.steps / outcome.wall_s
     write(
         f"{config.env.id}, {config.algorithm.name.upper()}, seed {config.seed}: "
@@ -221,7 +310,7 @@ def _report(trained: TrainedRun) -> int:
         write(f"evaluation ({how} actions): {_describe(outcome.evaluation)}")
     write(f"run: {trained.path}")
     if outcome.interrupted is not None:
-        note(_how_to_go_on(trained))
+        note(_how_to_continue(trained))
         return _EXIT_SIGNAL + outcome.interrupted.value
     wanted, metric = config.evaluation.stop_at, config.evaluation.metric
     if wanted is None or outcome.evaluation is None or outcome.evaluation.score(metric) >= wanted:
@@ -231,7 +320,7 @@ def _report(trained: TrainedRun) -> int:
     return EXIT_NOT_REACHED
 
 
-def _how_to_go_on(trained: TrainedRun) -> str:
+def _how_to_continue(trained: TrainedRun) -> str:
     if trained.outcome.steps < trained.config.total_steps:
         return f"stopped and saved; to go on: fastrl resume {trained.path}"
     return (

@@ -1,4 +1,4 @@
-"""What the command line writes: results to standard output, all else to standard error."""
+"""Output of the command line: results go to standard output, all else to standard error."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 _NARROW = 60
-"""Columns of a terminal below which a table's cells would hold a word each."""
+"""Columns of a terminal below which a table is printed as lines."""
 
 
 class QuietConsole(Console):
-    """A console that says nothing more once its reader is gone; rich's would end the process."""
+    """A console that becomes quiet once its reader has closed; rich's would end the process."""
 
     def on_broken_pipe(self) -> None:
-        """Go on without output, as training is worth more than what is said of it."""
+        """Continue without output, as training matters more."""
         self.quiet = True
 
 
 def write(text: str) -> None:
-    """Write a result as it is: not wrapped, not coloured."""
+    """Write a result without wrapping and colours."""
     QuietConsole(soft_wrap=True).out(text, highlight=False)
 
 
@@ -40,7 +40,7 @@ def complain(text: str) -> None:
 
 
 def table_console() -> Console:
-    """Return a console that cuts tables to the terminal's width, and not in a pipe."""
+    """Return a console of the terminal's width; of 200 columns in a pipe."""
     console = QuietConsole(markup=False, highlight=False)
     return (
         console if console.is_terminal else QuietConsole(markup=False, highlight=False, width=200)
@@ -48,11 +48,11 @@ def table_console() -> Console:
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:
-    """Print tables; one that the terminal is too narrow for as lines, nothing of it cut.
+    """Print a table, or a group of them; as lines where the terminal is too narrow for columns.
 
     Args:
-        shown: A table, or a group of them.
-        console: Where to; `table_console` by default.
+        shown: What to print.
+        console: By default `table_console`.
     """
     console = console or table_console()
     for part in shown.renderables if isinstance(shown, Group) else (shown,):
@@ -64,7 +64,7 @@ def show_tables(shown: Group | Table, console: Console | None = None) -> None:
 
 
 def _list(table: Table, console: Console) -> None:
-    """Print the rows one below the other: the first cell, then the others with their heads."""
+    """Print each row as lines: the first cell, then the others with their column's header."""
 
     def say(text: object, indent: int) -> None:
         console.print(Padding(Text(str(text), overflow="fold"), (0, 0, 0, indent)))
@@ -79,33 +79,33 @@ def _list(table: Table, console: Console) -> None:
                 say(f"{head}: {cell}".removeprefix(": "), 2)
 
 
-def say_what_can_be_said() -> None:
-    """Let characters that a terminal or a file has no code for be question marks, and no errors."""
+def replace_unknown_characters() -> None:
+    """Write question marks for characters that the encoding of a stream does not have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def open_closed_streams() -> None:
-    """Let standard streams that were closed before this process started lead to nowhere.
+    """Open standard streams that were closed before this process started, on the null device.
 
-    Python has None for such a stream, and the next file that is opened takes its descriptor: what
-    native code prints would go into a checkpoint or into another process's pipe.
+    Otherwise the next file that is opened takes the descriptor, and output of native code would go
+    into a checkpoint or into another process's pipe.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free descriptor is taken; that is this one, as those below are open now.
+            # The lowest free descriptor is this one, as those below are open now.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def drop_lost_output() -> None:
-    """Give up what can no longer be written, as after the terminal was closed.
+    """Discard output that can no longer be written, as after the terminal was closed.
 
-    Python would try once more at its end, and end with 120 instead of the command's exit code.
+    Python would try again when it ends, and exit with 120 instead of the command's code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -114,8 +114,3 @@ def drop_lost_output() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-
-
-def one_line(text: str) -> str:
-    """Return text without line breaks."""
-    return " ".join(text.split())

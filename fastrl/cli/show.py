@@ -1,19 +1,23 @@
-"""Commands that show what is there: configurations, environments and plug-ins."""
+"""Commands that list and print: configurations, environments and plug-ins."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from fastrl import registry
-from fastrl.cli.arguments import ConfigArguments, EnvOption, split_arguments
+from fastrl.cli.inputs import ConfigArguments, EnvOption, split_arguments
 from fastrl.cli.output import note, show_tables, write
-from fastrl.config import config_schema, config_to_yaml, load_config
+from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 from fastrl.errors import ConfigError
+
+EXIT_FAILS = 1
 
 
 def config(
@@ -22,22 +26,31 @@ def config(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of configuration files.")
     ] = False,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve", help="Import algorithm.class_path and check its keys as well."),
+    ] = False,
 ) -> None:
     """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
     if schema:
         write(json.dumps(config_schema(), indent=2))
         return
     path, overrides = split_arguments(arguments, env)
-    write(config_to_yaml(load_config(path, overrides)).rstrip("\n"))
+    found = load_config(path, overrides)
+    write(config_to_yaml(resolved(found) if resolve else found).rstrip("\n"))
 
 
 def envs(
     pattern: Annotated[str, typer.Argument(metavar="FILTER", help="Part of the id.")] = "",
     everything: Annotated[
-        bool, typer.Option("--all", help="Also list what misses a package, and which.")
+        bool, typer.Option("--all", help="Also list those that need a package, and which.")
     ] = False,
 ) -> None:
-    """List the environments that can be built here."""
+    """List the environments that can be built here.
+
+    With a FILTER that 20 ids at most contain, each is built to see where its masks of valid actions
+    come from.
+    """
     from fastrl.envs.catalogue import list_environments
 
     found = list_environments(pattern)
@@ -45,19 +58,57 @@ def envs(
     if not found or not (usable or everything):
         raise ConfigError(f"no environment that can be built here has '{pattern}' in its id")
     table = Table("id", "time limit", box=None, pad_edge=False)
+    has_masks = any(listing.masks for listing in usable)
+    if has_masks:
+        table.add_column("masks of valid actions")
     if everything:
         table.add_column("problem", no_wrap=True)
     for listing in found if everything else usable:
         limit = "" if listing.max_episode_steps is None else str(listing.max_episode_steps)
-        table.add_row(*[listing.id, limit, listing.problem][: len(table.columns)])
+        masks = [listing.masks] if has_masks else []
+        table.add_row(*[listing.id, limit, *masks, listing.problem][: len(table.columns)])
     show_tables(table)
     if len(found) > len(usable) and not everything:
         missing = len(found) - len(usable)
         note(f"{missing} more need packages that are not installed; see fastrl envs --all")
 
 
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of objects instead of lines.")
+    ] = False,
+) -> int:
+    """Check this machine: what will be slow or fail here, and what helps.
+
+    Samples a few steps in a worker process. The exit code is 1 if something fails, else 0.
+    """
+    from fastrl.cli.checks import diagnoses
+
+    found = []
+    for diagnosis in diagnoses():
+        found.append(diagnosis)
+        if not as_json:
+            write(str(diagnosis))
+    if as_json:
+        write(json.dumps([asdict(diagnosis) for diagnosis in found], indent=2))
+    return EXIT_FAILS if any(diagnosis.level == "fails" for diagnosis in found) else 0
+
+
+def new(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")
+    ],
+) -> None:
+    """Write a project: an environment with its test, a wrapper, a configuration and a script."""
+    from fastrl.cli.new_project import write_project
+
+    for file in write_project(directory):
+        write(str(file))
+    note(f"next: cd {directory}; python -m pytest; fastrl train config.yaml")
+
+
 def plugins() -> None:
-    """List what configurations choose by name, and its source."""
+    """List what configurations can choose by name, and its source."""
     table = Table("kind", "name", "source", box=None, pad_edge=False)
     found, broken = registry.entries(), registry.broken()
     if broken:
@@ -68,7 +119,7 @@ def plugins() -> None:
         table.add_row("plug-in", plugin.name, _with_version(plugin.source), plugin.reason)
     show_tables(table)
     if not broken and all(entry.source == "fastrl" for entry in found):
-        note("no plug-in is installed; docs/guide/plugins.md says how one is written")
+        note("no plug-in is installed; docs/guide/plugins.md shows how to write one")
 
 
 def _with_version(source: str) -> str:

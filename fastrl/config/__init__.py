@@ -16,6 +16,7 @@ from fastrl.config.loading import (
 )
 from fastrl.config.models import (
     CheckpointConfig,
+    ClusterConfig,
     Config,
     EnvConfig,
     EvaluationConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "A2CConfig",
     "ActorCriticConfig",
     "CheckpointConfig",
+    "ClusterConfig",
     "Config",
     "EnvConfig",
     "EvaluationConfig",

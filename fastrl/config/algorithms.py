@@ -43,90 +43,58 @@ _BETAS = (0.9, 0.999)
 _NAME_CHARS = 200
 
 
-# Keys stand in files in the order of the bases, from the last to the first.
-class _RateKeys(Section):
-    """The first keys of every algorithm."""
-
-    name: Text = Field(description="Name of the algorithm.")
-    learning_rate: Rate = Field(default=3e-4, description="Step size of the optimizer.")
-    learning_rate_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
-    )
-    learning_rate_warmup: Annotated[Float, Field(ge=0, le=2**62)] = Field(
-        default=0.0,
-        description="Environment steps in which the learning rate rises from 0, before its "
-        "schedule begins; below 1 a share of total_steps.",
-    )
-    gamma: Fraction = Field(default=0.99, description="Discount factor per step.")
-
-
-class _EstimateKeys(_RateKeys):
-    """What the loss of A2C and PPO is computed with."""
-
-    gae_lambda: Fraction = Field(
-        default=0.95,
-        description="Lambda of generalised advantage estimation; 1 is the n-step return.",
-    )
-    entropy_coef: Annotated[Float, Field(ge=0)] = Field(
-        default=0.0, description="Weight of the entropy bonus in the loss."
-    )
-    entropy_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
-    )
-    value_coef: Annotated[Float, Field(ge=0)] = Field(
-        default=0.5, description="Weight of the value loss in the loss."
-    )
-
-
-class LearnerConfig(_RateKeys):
-    """What the learner needs to know of any algorithm; the section of a new one is a subclass.
+class LearnerConfig(Section):
+    """The keys of every algorithm; the section of a new one is a subclass.
 
     Attributes:
-        wanted_fields: Fields of a rollout that only exist where an algorithm asks for them:
+        wanted_fields: Optional fields of a rollout that the algorithm needs, such as
             ``final_observation``.
     """
 
     wanted_fields: ClassVar[tuple[str, ...]] = ()
     _class_path: str | None = PrivateAttr(default=None)
 
-    max_grad_norm: Annotated[Float, Field(gt=0)] | None = Field(
-        default=0.5, description="Norm to which gradients are clipped; null to leave them."
-    )
-    optimizer: Literal["adam", "rmsprop"] = Field(
-        default="adam",
-        description="Adam or RMSprop.",
-    )
-    optimizer_eps: Annotated[Float, Field(gt=0, le=1)] = Field(
-        default=1e-5, description="Epsilon of the optimizer."
-    )
-    adam_betas: Annotated[tuple[Beta, Beta], BeforeValidator(sequence)] = Field(
-        default=_BETAS, description="Decay per step of Adam's two running averages."
-    )
-    weight_decay: Annotated[Float, Field(ge=0, le=10)] = Field(
-        default=0.0,
-        description="Each step first shrinks all parameters by learning_rate times this; with "
-        "adam that is AdamW.",
-    )
-    reward_scale: Annotated[Float, Field(gt=0)] = Field(
-        default=1.0, description="Factor on every reward before anything is learnt from it."
-    )
-    normalize_rewards: Bool = Field(
-        default=False,
-        description="Divide rewards by the running deviation of the discounted return.",
-    )
-    device: Device = Field(default="cpu", description="Where gradients are computed.")
-    torch_threads: Few | Literal["auto"] = Field(
-        default="auto",
-        description="Threads of torch that learn on the CPU; auto is one per usable core where "
-        "there are images, else a single one.",
-    )
-    compile: Bool = Field(
-        default=False,
-        description="Compile the loss with torch.compile: pays for large networks and long runs.",
-    )
-    bf16: Bool = Field(
-        default=False, description="Compute the network in bfloat16 while learning (autocast)."
-    )
+    name: Text
+    """Name of the algorithm."""
+    learning_rate: Rate = 3e-4
+    """Step size of the optimizer."""
+    learning_rate_schedule: Schedule = "constant"
+    """Constant, or linear or cosine down to 0 at total_steps."""
+    learning_rate_warmup: Annotated[Float, Field(ge=0, le=2**62)] = 0.0
+    """Environment steps in which the learning rate rises from 0, before its schedule begins; below
+    1 a share of total_steps."""
+    gamma: Fraction = 0.99
+    """Discount factor per step."""
+    max_grad_norm: Annotated[Float, Field(gt=0)] | None = 0.5
+    """Norm to which gradients are clipped; null to leave them."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Adam or RMSprop."""
+    optimizer_eps: Annotated[Float, Field(gt=0, le=1)] = 1e-5
+    """Epsilon of the optimizer."""
+    adam_betas: Annotated[tuple[Beta, Beta], BeforeValidator(sequence)] = _BETAS
+    """Decay per step of Adam's two running averages."""
+    weight_decay: Annotated[Float, Field(ge=0, le=10)] = 0.0
+    """Each step first shrinks all parameters by learning_rate times this; with adam that is AdamW.
+    """
+    reward_scale: Annotated[Float, Field(gt=0)] = 1.0
+    """Factor on every reward before anything is learnt from it."""
+    normalize_rewards: Bool = False
+    """Divide rewards by the running deviation of the discounted return."""
+    sequence_length: Size | None = None
+    """Steps of the sequences that a policy with a memory learns from, a divisor of
+    sampler.rollout_length; null for the whole rollout, or the longest part of it that fits into
+    minibatches."""
+    recompute_states_each_epoch: Bool = False
+    """Compute the states at the beginning of sequences again before each epoch but the first."""
+    device: Device = "cpu"
+    """Where gradients are computed."""
+    torch_threads: Few | Literal["auto"] = "auto"
+    """Threads of torch that learn on the CPU; auto is one per usable core where there are images,
+    else a single one."""
+    compile: Bool = False
+    """Compile the loss with torch.compile: pays for large networks and long runs."""
+    bf16: Bool = False
+    """Compute the network in bfloat16 while learning (autocast)."""
 
     @property
     def import_path(self) -> str | None:
@@ -147,15 +115,16 @@ class LearnerConfig(_RateKeys):
 
 
 class OpenConfig(LearnerConfig):
-    """The section of an algorithm that ``class_path`` names, which is not imported yet.
+    """The section of an algorithm that ``class_path`` names and that is not imported yet.
 
-    `fastrl.config.resolved` validates its keys when a run starts. Until then they are kept as they
-    were given, and written as such; the attributes of `LearnerConfig` have their defaults.
+    `fastrl.config.resolved` validates its keys when a run starts. Until then they are kept and
+    written as given, and the attributes of `LearnerConfig` have their defaults.
     """
 
     model_config = ConfigDict(extra="ignore")
 
-    class_path: ImportPath = Field(description="Your own algorithm, imported when a run starts.")
+    class_path: ImportPath
+    """Your own algorithm, imported when a run starts."""
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
@@ -165,11 +134,7 @@ class OpenConfig(LearnerConfig):
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Self:
-        """Return the section of a mapping of keys.
-
-        Raises:
-            ValidationError: ``class_path`` is no import path.
-        """
+        """Return the section of a mapping of keys; only ``class_path`` is validated."""
         name = given.get("name")
         path = given.get("class_path")
         default = path.rpartition(":")[2] if isinstance(path, str) else "?"
@@ -183,44 +148,46 @@ class OpenConfig(LearnerConfig):
         return self.given
 
 
-class ActorCriticConfig(LearnerConfig, _EstimateKeys):
+class ActorCriticConfig(LearnerConfig):
     """What A2C and PPO have in common."""
+
+    gae_lambda: Fraction = 0.95
+    """Lambda of generalised advantage estimation; 1 is the n-step return."""
+    entropy_coef: Annotated[Float, Field(ge=0)] = 0.0
+    """Weight of the entropy bonus in the loss."""
+    entropy_schedule: Schedule = "constant"
+    """Constant, or linear or cosine down to 0 at total_steps."""
+    value_coef: Annotated[Float, Field(ge=0)] = 0.5
+    """Weight of the value loss in the loss."""
 
 
 class PPOConfig(ActorCriticConfig):
     """Proximal policy optimisation with the clipped objective (Schulman et al., 2017)."""
 
-    name: Text = Field(default="ppo", description="Proximal policy optimisation.")
-    learning_rate_schedule: Schedule | Literal["kl_adaptive"] = Field(  # type: ignore[assignment]
-        default="constant",
-        description="Constant; linear or cosine down to 0 at total_steps; or kl_adaptive, which "
-        "follows target_kl.",
-    )
-    epochs: Size = Field(default=10, description="Passes over each rollout.")
-    minibatch_size: Size = Field(default=64, description="Transitions in each gradient step.")
-    clip_range: Annotated[Float, Field(gt=0, le=10)] = Field(
-        default=0.2, description="How far the probability ratio may move from 1."
-    )
-    clip_schedule: Schedule = Field(
-        default="constant", description="Constant, or linear or cosine down to 0 at total_steps."
-    )
-    clip_value_range: Annotated[Float, Field(gt=0)] | None = Field(
-        default=None, description="How far a value may move from the old one; null for no clipping."
-    )
-    normalize_advantage: Bool = Field(
-        default=True, description="Standardise the advantages of each minibatch."
-    )
-    target_kl: Annotated[Float, Field(gt=0)] | None = Field(
-        default=None,
-        description="An update stops before the first minibatch whose mean KL divergence is above "
-        "1.5 times this; null for never. With learning_rate_schedule: kl_adaptive no update stops: "
-        "the learning rate is divided by 1.5 after an update with more than twice this, and "
-        "multiplied by 1.5 after one with less than half.",
-    )
-    learning_rate_bounds: Annotated[tuple[Rate, Rate], BeforeValidator(sequence)] = Field(
-        default=(1e-5, 1e-2),
-        description="Least and largest learning rate of learning_rate_schedule: kl_adaptive.",
-    )
+    name: Text = "ppo"
+    """Proximal policy optimisation."""
+    learning_rate_schedule: Schedule | Literal["kl_adaptive"] = "constant"  # type: ignore[assignment]
+    """Constant; linear or cosine down to 0 at total_steps; or kl_adaptive, which follows target_kl.
+    """
+    epochs: Size = 10
+    """Passes over each rollout."""
+    minibatch_size: Size = 64
+    """Transitions in each gradient step."""
+    clip_range: Annotated[Float, Field(gt=0, le=10)] = 0.2
+    """How far the probability ratio may move from 1."""
+    clip_schedule: Schedule = "constant"
+    """Constant, or linear or cosine down to 0 at total_steps."""
+    clip_value_range: Annotated[Float, Field(gt=0)] | None = None
+    """How far a value may move from the old one; null for no clipping."""
+    normalize_advantage: Bool = True
+    """Standardise the advantages of each minibatch."""
+    target_kl: Annotated[Float, Field(gt=0)] | None = None
+    """An update stops before the first minibatch whose mean KL divergence is above 1.5 times this;
+    null for never. With learning_rate_schedule: kl_adaptive no update stops: the learning rate is
+    divided by 1.5 after an update with more than twice this, and multiplied by 1.5 after one with
+    less than half."""
+    learning_rate_bounds: Annotated[tuple[Rate, Rate], BeforeValidator(sequence)] = (1e-5, 1e-2)
+    """Least and largest learning rate of learning_rate_schedule: kl_adaptive."""
 
     @property
     def is_kl_adaptive(self) -> bool:
@@ -255,37 +222,28 @@ class PPOConfig(ActorCriticConfig):
 class A2CConfig(ActorCriticConfig):
     """Synchronous advantage actor-critic: one gradient step per rollout (Mnih et al., 2016)."""
 
-    name: Text = Field(default="a2c", description="Advantage actor-critic.")
-    learning_rate: Rate = Field(default=7e-4, description="Step size of the optimizer.")
-    gae_lambda: Fraction = Field(
-        default=1.0,
-        description="Lambda of generalised advantage estimation; 1 is the n-step return.",
-    )
-    optimizer: Literal["adam", "rmsprop"] = Field(
-        default="rmsprop",
-        description="Adam or RMSprop.",
-    )
-    normalize_advantage: Bool = Field(
-        default=False, description="Standardise the advantages of each rollout."
-    )
-    vtrace: Bool = Field(
-        default=False,
-        description="Correct by V-trace what an older policy sampled; for sampler.mode async.",
-    )
+    name: Text = "a2c"
+    """Advantage actor-critic."""
+    learning_rate: Rate = 7e-4
+    """Step size of the optimizer."""
+    gae_lambda: Fraction = 1.0
+    """Lambda of generalised advantage estimation; 1 is the n-step return."""
+    optimizer: Literal["adam", "rmsprop"] = "rmsprop"
+    """Adam or RMSprop."""
+    normalize_advantage: Bool = False
+    """Standardise the advantages of each rollout."""
+    vtrace: Bool = False
+    """Correct by V-trace what an older policy sampled; for sampler.mode async."""
 
 
 def algorithm_section(
     keys: dict[str, Any], own: type[LearnerConfig] | None = None
 ) -> LearnerConfig:
-    """Return the section that keys of a file stand for.
+    """Return the section of the keys in a file, or raise an error of pydantic.
 
     Args:
-        keys: With ``name``, of which ``ppo`` is the default, or ``class_path``.
-        own: The class of the section where ``class_path`` was imported.
-
-    Raises:
-        ValidationError: A key is wrong.
-        PydanticCustomError: There is no algorithm of this name.
+        keys: With ``name``, by default ``ppo``, or ``class_path``.
+        own: The class of the section if ``class_path`` was imported.
     """
     path = keys.get("class_path")
     rest = {key: value for key, value in keys.items() if key != "class_path"}
@@ -311,23 +269,19 @@ def _validated(own: type[LearnerConfig], keys: dict[str, Any], key: str) -> Lear
 
 
 def _names_itself(own: type[LearnerConfig]) -> bool:
-    """Say whether a section has a name of its own, and not one that a class of fastrl declares."""
+    """Say whether a section declares a name with a default, not inherited from fastrl."""
     declaring = next(each for each in own.__mro__ if "name" in inspect.get_annotations(each))
     is_ours = declaring.__module__.partition(".")[0] == "fastrl"
     return not is_ours and not own.model_fields["name"].is_required()
 
 
 def section_type(keys: dict[str, Any]) -> type[LearnerConfig]:
-    """Return the class of the section whose ``name`` is among its keys; no algorithm is imported.
-
-    Raises:
-        PydanticCustomError: There is no algorithm of this name, or it has no section.
-    """
+    """Return the class of the section with a registered ``name``, or raise an error of pydantic."""
     name = keys["name"]
     if not isinstance(name, str):
         known = ", ".join(registry.names("algorithm"))
         raise conflict("name", f"must be one of {known}; got {brief(name)}")
-    registered("algorithm", name)
+    registered("algorithm", name, "name")
     try:
         return checked_section_type(registry.section_of("algorithm", name, "name"), f"'{name}'")
     except ConfigError as error:
@@ -335,22 +289,14 @@ def section_type(keys: dict[str, Any]) -> type[LearnerConfig]:
 
 
 def own_section_type(class_path: str) -> type[LearnerConfig]:
-    """Import an algorithm and return the class of its section.
-
-    Raises:
-        ConfigError: It cannot be imported, or has no section.
-    """
+    """Import an algorithm and return the class of its section, or raise a `ConfigError`."""
     algorithm = import_object(class_path, "algorithm.class_path")
     found = getattr(algorithm, "section_type", None)
     return checked_section_type(found, f"algorithm.class_path: '{class_path}'")
 
 
 def checked_section_type(found: object, algorithm: str) -> type[LearnerConfig]:
-    """Return the class of a section.
-
-    Raises:
-        ConfigError: It is something else.
-    """
+    """Return the class of a section; raise a `ConfigError` where it is something else."""
     if isinstance(found, type) and issubclass(found, LearnerConfig):
         return found
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""One line for each way a configuration can be wrong: which key, what is wrong, what is right."""
+"""One line for each mistake in a configuration: the key, the mistake and the allowed values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -20,72 +20,82 @@ from fastrl.config.algorithms import (
 from fastrl.config.fields import Call, Section
 from fastrl.config.models import Config
 
-# What other libraries call these; too far from our names for a comparison of letters.
+Key = tuple[str | int, ...]
+"""A key as a path, with indices of lists."""
+
+# Names in other libraries that are too different from ours for a comparison of letters.
 _ALIASES = {
     "ent_coef": "algorithm.entropy_coef",
     "env_id": "env.id",
     "lr": "algorithm.learning_rate",
-    "n_envs": "sampler.envs_per_worker",
+    "n_envs": "sampler.num_envs",
     "n_epochs": "algorithm.epochs",
     "n_steps": "sampler.rollout_length",
     "n_timesteps": "total_steps",
     "net_arch": "model.hidden_sizes",
-    "num_envs": "sampler.envs_per_worker",
     "num_steps": "sampler.rollout_length",
     "num_workers": "sampler.num_env_workers",
     "total_timesteps": "total_steps",
     "update_epochs": "algorithm.epochs",
     "vf_coef": "algorithm.value_coef",
 }
+_BOUNDS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 _SHOWN_CHARS = 60
-_ENTRY_KEYS = " and ".join(Call.model_fields)
 
 
 def explain(
     error: ErrorDetails, tree: Mapping[str, Any], algorithm: type[LearnerConfig] | None = None
-) -> tuple[tuple[str, ...], str]:
-    """Return the key that an error of pydantic is about, and what to tell about it.
+) -> tuple[Key, str]:
+    """Return the key that an error of pydantic is about, and a sentence about it.
 
     Args:
         error: One entry of ``ValidationError.errors()`` of `Config`.
         tree: What was validated.
         algorithm: Class of the section ``algorithm``; by default what the tree chooses.
-
-    Returns:
-        The key as a path, and one sentence without it.
     """
-    classes = {**sections(), "algorithm": algorithm or _algorithm(tree)}
-    kind, key = error["type"], _key(error)
+    algorithm = algorithm or _algorithm(tree)
+    key, owner = _locate(error, tree, algorithm)
+    kind, value = error["type"], value_at(tree, key)
     if kind in ("conflict", "value_error", "assertion_error"):
         return key, error["msg"]
-    if kind == "extra_forbidden" and len(error["loc"]) > 3:
-        return key, f"unknown key '{error['loc'][-1]}' of an entry; known are {_ENTRY_KEYS}"
     if kind == "extra_forbidden":
-        return key, f"unknown key; {_suggestion(key, classes)}"
+        return key, f"unknown key; {_suggestion(key, owner, algorithm)}"
     if kind == "missing" and len(key) == 1:
         return key, f"missing; give at least {key[0]}.id"
-    if key[0] in classes and len(key) == 1:
-        keys = ", ".join(classes[key[0]].model_fields)
-        return key, f"must be a mapping with keys among {keys}; got {_show(_value(tree, key))}"
-    allowed = _allowed(key, classes)
-    # What is missing may also be an entry of a list that is there.
-    if kind in ("missing", "union_tag_not_found") and _value(tree, key) is None:
+    allowed = _allowed(key, algorithm if key == ("algorithm",) else owner)
+    if kind in ("missing", "union_tag_not_found") and value is None:
         return key, f"missing; must be {allowed}"
-    return key, f"must be {allowed}; got {_show(_value(tree, key))}"
+    return key, f"must be {allowed}; got {_show(value)}"
 
 
-def dotted(key: tuple[str, ...]) -> str:
+def dotted(key: Key) -> str:
     """Return a key as it is written on the command line."""
-    return ".".join(key)
+    return ".".join(map(str, key))
+
+
+def value_at(tree: Any, key: Key, default: Any = None) -> Any:
+    """Return the value at a key of a tree, or the default."""
+    for part in key:
+        is_entry = isinstance(part, int) and isinstance(tree, list) and part < len(tree)
+        if not is_entry and not (isinstance(tree, Mapping) and part in tree):
+            return default
+        tree = tree[part]
+    return tree
 
 
 @cache
 def sections() -> dict[str, type[Section]]:
     """Return the keys of `Config` that are sections, and their classes."""
     return {
-        name: field.annotation
+        name: section
         for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for section in _sections_in(field.annotation)
+        if section is not Call
     }
 
 
@@ -102,30 +112,56 @@ def _algorithm(tree: Mapping[str, Any]) -> type[LearnerConfig]:
         return PPOConfig
 
 
-def _key(error: ErrorDetails) -> tuple[str, ...]:
-    """Return section and key; pydantic goes on into lists."""
-    path = [str(part) for part in error["loc"]]
-    if not path:
-        return ("",)
-    if error["type"] == "conflict":
-        path.append(error["ctx"]["key"])
-    return tuple(path[:2] if path[0] in sections() else path[:1])
+def _locate(
+    error: ErrorDetails, tree: Mapping[str, Any], algorithm: type[LearnerConfig]
+) -> tuple[Key, type[Section]]:
+    """Return the key that an error is about, and the section that it belongs to.
+
+    Pydantic's location also names the chosen members of unions, which are not in the tree.
+    """
+    key: Key = ()
+    owner: type[Section] = Config
+    inner: list[type[Section]] = [Config]
+    for number, part in enumerate(error["loc"], 1):
+        node = value_at(tree, key)
+        is_there = value_at(node, (part,), ...) is not ...
+        if not is_there and (error["type"] != "missing" or number < len(error["loc"])):
+            inner = [each for each in inner if each.__name__ == part] or inner
+            continue
+        key = (*key, part)
+        if isinstance(part, str):
+            owner = inner[0]
+            field = owner.model_fields.get(part)
+            inner = _sections_in(field.annotation) if field is not None else []
+            if key == ("algorithm",):
+                inner = [algorithm]
+        if not inner:
+            break
+    if error["type"] == "conflict" and error["ctx"]["key"]:
+        key = (*key, error["ctx"]["key"])
+    return key, owner
 
 
-def _suggestion(key: tuple[str, ...], classes: Mapping[str, type[Section]]) -> str:
-    """Return which known key an unknown one was probably meant to be."""
-    name = key[-1]
-    if key[0] == "algorithm":
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """Return the sections that values of a type may be or contain."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections_in(part)]
+
+
+def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig]) -> str:
+    """Return the known key that an unknown one was probably meant to be."""
+    name, own = str(key[-1]), list(owner.model_fields)
+    if key[0] == "algorithm" and len(key) == 2:
         for other in (PPOConfig, A2CConfig):
             if name in other.model_fields:
                 return f"it belongs to algorithm.name: {other.model_fields['name'].default}"
-    own = list((classes[key[0]] if len(key) > 1 else Config).model_fields)
-    prefix = f"{key[0]}." if len(key) > 1 else ""
+    prefix = "".join(f"{part}." for part in key[:-1])
+    classes = {**sections(), "algorithm": algorithm}
     everywhere = [*Config.model_fields]
     everywhere += [f"{section}.{k}" for section in classes for k in classes[section].model_fields]
     elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
-    if name in _ALIASES:
-        elsewhere.append(_ALIASES[name])
+    elsewhere += [_ALIASES[name]] if name in _ALIASES else []
     near = [prefix + k for k in difflib.get_close_matches(name, own, n=1, cutoff=0.75)]
     near = near or [prefix + k for k in own if prefix and name in k.split("_")]
     by_leaf = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
@@ -136,65 +172,60 @@ def _suggestion(key: tuple[str, ...], classes: Mapping[str, type[Section]]) -> s
     return f"known are {', '.join(own)}"
 
 
-def _allowed(key: tuple[str, ...], classes: Mapping[str, type[Section]]) -> str:
-    """Return in words which values a key may have."""
-    owner = classes[key[0]] if len(key) > 1 else Config
-    schema = owner.model_json_schema()["properties"].get(key[-1])
-    return _describe(schema) if schema else ""
+def _allowed(key: Key, owner: type[Section]) -> str:
+    """Return in words which values a key of a section may have."""
+    schema = owner.model_json_schema()
+    if key == ("algorithm",):
+        return _describe(schema, {})
+    *_, last = (number for number, part in enumerate(key) if isinstance(part, str))
+    found = schema["properties"].get(key[last], {})
+    for _ in key[last + 1 :]:
+        parts = [found, *found.get("anyOf", ())]
+        found = next((part["items"] for part in parts if "items" in part), {})
+    return _describe(found, schema.get("$defs", {}))
 
 
-def _describe(schema: Mapping[str, Any]) -> str:
-    """Return a JSON schema in words, as far as `Config` uses it."""
+def _describe(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
+    """Return a JSON schema in words, as far as sections use it."""
     if "anyOf" in schema or "oneOf" in schema:
         parts = schema.get("anyOf") or schema["oneOf"]
-        return " or ".join(dict.fromkeys(_describe(part) for part in parts))
+        return " or ".join(dict.fromkeys(_describe(part, defs) for part in parts))
     if "$ref" in schema:
-        return f"a mapping of {_ENTRY_KEYS}"
+        return _describe(defs[schema["$ref"].rpartition("/")[2]], defs)
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values:
         return " or ".join(_show(value) for value in values)
+    if "prefixItems" in schema:
+        entries = [_describe(entry, defs) for entry in schema["prefixItems"]]
+        return f"a list of {len(entries)}, each {' or '.join(dict.fromkeys(entries))}"
+    return _describe_kind(schema, defs)
+
+
+def _describe_kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
-        return ("an integer" if kind == "integer" else "a number") + _bounds(schema)
-    if "prefixItems" in schema:
-        entries = [_describe(entry) for entry in schema["prefixItems"]]
-        return f"a list of {len(entries)}, each {' or '.join(dict.fromkeys(entries))}"
+        # All digits of an integer, as it may be written so.
+        bounds = [
+            f"{word} {schema[bound] if isinstance(schema[bound], int) else f'{schema[bound]:.15g}'}"
+            for bound, word in _BOUNDS.items()
+            if bound in schema
+        ]
+        noun = "an integer" if kind == "integer" else "a number"
+        return f"{noun} {' and '.join(bounds)}".rstrip()
     if kind == "array":
         count = " that is not empty" if schema.get("minItems") else ""
-        return f"a list{count}, each {_describe(schema['items'])}"
+        return f"a list{count}, each {_describe(schema['items'], defs)}"
     if kind == "string":
-        examples = " or ".join(_show(example) for example in schema.get("examples", ()))
-        longest = schema.get("maxLength", "any number of")
-        return f"text such as {examples}" if examples else f"text of 1 to {longest} characters"
-    return {"boolean": "true or false", "null": "null", "object": "a mapping"}.get(
-        str(kind), "JSON"
-    )
+        if examples := " or ".join(_show(example) for example in schema.get("examples", ())):
+            return f"text such as {examples}"
+        return f"text of 1 to {schema['maxLength']} characters" if "maxLength" in schema else "text"
+    if keys := ", ".join(schema.get("properties", ())):
+        return f"a mapping with keys among {keys}"
+    words = {"boolean": "true or false", "null": "null", "object": "a mapping"}
+    return words.get(str(kind), "JSON")
 
 
-def _bounds(schema: Mapping[str, Any]) -> str:
-    words = {
-        "minimum": "of at least",
-        "exclusiveMinimum": "above",
-        "maximum": "at most",
-        "exclusiveMaximum": "below",
-    }
-    bounds = {text: schema[bound] for bound, text in words.items() if bound in schema}
-    # All digits of a whole number, as it may be written so.
-    parts = [
-        f"{text} {bound}" if isinstance(bound, int) else f"{text} {bound:.15g}"
-        for text, bound in bounds.items()
-    ]
-    return f" {' and '.join(parts)}" if parts else ""
-
-
-def _value(tree: Any, key: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """Return the value at a key, None where there is none."""
-    for part in key:
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _show(value: Any) -> str:  # noqa: ANN401
+def _show(value: Any) -> str:
     """Return a value as YAML would write it on one line, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -1,46 +1,52 @@
-"""The kinds of values that configuration keys have, and the class of all sections."""
+"""The types of configuration keys, and the class of all sections."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     GetCoreSchemaHandler,
     JsonValue,
     Strict,
     StringConstraints,
-    Tag,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from fastrl import registry
 from fastrl.errors import ConfigError
 
-_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+T = TypeVar("T")
 
 
-def whole(value: Any) -> Any:  # noqa: ANN401
-    """Let ``1e6`` stand for an integer; other floats stay what they are and are refused."""
+def whole(value: Any) -> Any:
+    """Return ``1e6`` as an integer; other floats are left to be rejected."""
     is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
     return int(value) if is_whole else value
 
 
-def sequence(value: Any) -> Any:  # noqa: ANN401
-    """Let YAML's lists stand for tuples, and nothing else: a set has no order."""
+def sequence(value: Any) -> Any:
+    """Return a list of YAML as a tuple; anything else is left to be rejected."""
     return tuple(value) if isinstance(value, list) else value
 
 
+def named_off(value: Any) -> Any:
+    """Return ``off``, which YAML 1.1 reads as false, as the word; others are left as they are."""
+    return "off" if value is False else value
+
+
+Entries = Annotated[tuple[T, ...], BeforeValidator(sequence)]
+
 # The function comes last, so that it runs first and the bounds stay part of the JSON schema.
 Size = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1), BeforeValidator(whole)]
-Few = Annotated[int, Strict(), Field(ge=1, le=4096), BeforeValidator(whole)]
+MOST_PROCESSES = 4096
+Few = Annotated[int, Strict(), Field(ge=1, le=MOST_PROCESSES), BeforeValidator(whole)]
 """Processes, threads and the like: far more would take all memory before anything could fail."""
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1), BeforeValidator(whole)]
 Steps = Annotated[int, Strict(), Field(ge=1, le=2**62), BeforeValidator(whole)]
@@ -53,38 +59,24 @@ Bool = Annotated[bool, Strict()]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-@dataclass(frozen=True)
-class Code:
-    """Marks text of a key that names what is imported: ``package.module:name``.
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to unknown keys.
 
-    What marks a key is all that trust, tuning and documentation know of it; see `code_of`.
-
-    Attributes:
-        kind: Of `registry.KINDS`: a registered name of this kind may stand there as well. Whether
-            there is one is checked; an import path is not imported.
+    The text below a key, or the ``description`` of its `Field`, is its documentation.
     """
 
-    kind: str = ""
-
-    def __get_pydantic_core_schema__(
-        self,
-        source: Any,  # noqa: ANN401
-        handler: GetCoreSchemaHandler,
-    ) -> CoreSchema:
-        """Return how the text is validated."""
-        text = core_schema.str_schema(
-            pattern=rf"^({_PATH}|[\w-]+)$" if self.kind else rf"^{_PATH}$"
-        )
-        return core_schema.no_info_after_validator_function(self._checked, text)
-
-    def _checked(self, text: str) -> str:
-        if ":" not in text:
-            registered(self.kind, text)
-        return text
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
-def registered(kind: str, name: str) -> registry.Entry:
-    """Return what is registered under a name.
+def conflict(key: str, problem: str) -> PydanticCustomError:
+    """Return an error of a whole section that is about one of its keys."""
+    return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
+
+
+def registered(kind: str, name: str, key: str = "") -> registry.Entry:
+    """Return the registered entry of a name; the error names a key of the section, if given.
 
     Raises:
         PydanticCustomError: Nothing is.
@@ -92,62 +84,62 @@ def registered(kind: str, name: str) -> registry.Entry:
     try:
         return registry.entry(kind, name)
     except ConfigError as error:
-        raise conflict("name", str(error)) from None
+        raise conflict(key, str(error)) from None
 
 
-ImportPath = Annotated[str, Code(), Field(examples=["package.module:name"])]
-Device = Annotated[
-    str,
-    StringConstraints(pattern=r"^(cpu|cuda(:\d{1,3})?)$"),
-    Field(examples=["cpu", "cuda", "cuda:0"]),
-]
-Devices = Annotated[tuple[Device, ...], Strict(), Field(min_length=1), BeforeValidator(sequence)]
-Schedule = Literal["constant", "linear", "cosine"]
+@dataclass(frozen=True)
+class Code:
+    """Marks a key that names an object to import: ``package.module:name``.
 
+    Trust, tuning and documentation find code in a configuration by these marks, see `code_of`. A
+    key of the type ``str | Call`` may also be a mapping of ``path`` and ``kwargs``. Nothing is
+    imported here.
 
-class Section(BaseModel):
-    """A part of the configuration: immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-def conflict(key: str, problem: str) -> PydanticCustomError:
-    """Return an error of a whole section that is nevertheless one key's."""
-    return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
-
-
-def code_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, list[str]]]:
-    """Yield each key that names code: the key, its value, and the import paths in it.
-
-    Args:
-        section: A configuration, or a part of it.
-        prefix: What goes before its keys.
+    Attributes:
+        kind: One of `registry.KINDS`, whose registered names are allowed, too; empty for none.
     """
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, Section) and not isinstance(value, Call):
-            yield from code_of(value, f"{prefix}{name}.")
-        elif names_code((field.annotation, *field.metadata)):
-            yield f"{prefix}{name}", value, list(_import_paths(value))
+
+    kind: str = ""
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        """Return how a value is validated."""
+        path = _PATH_OR_NAME if self.kind else _PATH
+        text = core_schema.no_info_after_validator_function(self._checked, handler(path))
+        if source is str:
+            return text
+        call = handler.generate_schema(NamedCall if self.kind else Call)
+        return core_schema.tagged_union_schema(
+            {
+                "path": text,
+                "call": core_schema.no_info_after_validator_function(self._checked_call, call),
+            },
+            discriminator=lambda value: "call" if isinstance(value, dict | Call) else "path",
+        )
+
+    def _checked(self, text: str, key: str = "") -> str:
+        if ":" not in text:
+            registered(self.kind, text, key)
+        return text
+
+    def _checked_call(self, call: Call) -> Call:
+        self._checked(call.path, "path")
+        return call
 
 
-def names_code(annotation: Any) -> bool:  # noqa: ANN401
-    """Say whether values of a type may name code."""
-    is_call = isinstance(annotation, type) and issubclass(annotation, Call)
-    if is_call or isinstance(annotation, Code):
-        return True
-    parts = annotation if isinstance(annotation, tuple) else get_args(annotation)
-    return any(names_code(part) for part in parts)
-
-
-def _import_paths(value: Any) -> Iterator[str]:  # noqa: ANN401
-    if isinstance(value, Call):
-        value = value.path
-    if isinstance(value, str):
-        yield from [value] if ":" in value else []
-    elif isinstance(value, list | tuple | Mapping):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _import_paths(part)
+_MODULE = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_PATH = Annotated[
+    str, StringConstraints(pattern=rf"^{_MODULE}$"), Field(examples=["package.module:name"])
+]
+_PATH_OR_NAME = Annotated[
+    str,
+    StringConstraints(pattern=rf"^({_MODULE}|[\w-]+)$"),
+    Field(examples=["package.module:name", "registered-name"]),
+]
+ImportPath = Annotated[str, Code()]
 
 
 class Call(Section):
@@ -157,13 +149,44 @@ class Call(Section):
     kwargs: dict[str, JsonValue] = Field(default={}, description="Keyword arguments.")
 
 
-def is_call(value: object) -> bool:
-    """Say which of the two forms of a `Callee` is meant, so that errors are about that one."""
-    return isinstance(value, dict | Call)
+class NamedCall(Call):
+    """What is imported or registered, and the keyword arguments that it is called with."""
+
+    path: _PATH_OR_NAME = Field(description="Import path 'package.module:name', or a name.")
 
 
-Callee = Annotated[
-    Annotated[ImportPath, Tag("path")] | Annotated[Call, Tag("call")],
-    Discriminator(lambda value: "call" if is_call(value) else "path"),
-]
+Callee = Annotated[str | Call, Code()]
 """An import path alone, or a mapping of ``path`` and ``kwargs``."""
+Device = Annotated[
+    str,
+    StringConstraints(pattern=r"^(cpu|cuda(:\d{1,3})?)$"),
+    Field(examples=["cpu", "cuda", "cuda:0"]),
+]
+Devices = Annotated[tuple[Device, ...], Strict(), Field(min_length=1), BeforeValidator(sequence)]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def code_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, list[str]]]:
+    """Yield each key of a section that names code: the key, its value, and its import paths."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section) and not isinstance(value, Call):
+            yield from code_of(value, f"{prefix}{name}.")
+        elif _names_code((field.annotation, *field.metadata)):
+            yield f"{prefix}{name}", value, list(_import_paths(value))
+
+
+def _names_code(annotation: Any) -> bool:
+    """Say whether values of a type may name code."""
+    parts = annotation if isinstance(annotation, tuple) else get_args(annotation)
+    return isinstance(annotation, Code) or any(_names_code(part) for part in parts)
+
+
+def _import_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, Call):
+        value = value.path
+    if isinstance(value, str):
+        yield from [value] if ":" in value else []
+    elif isinstance(value, list | tuple | Mapping):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _import_paths(part)

@@ -11,10 +11,13 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from pydantic import Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
 from fastrl import registry
 from fastrl.arguments import brief, taken
@@ -23,10 +26,11 @@ from fastrl.config.algorithms import (
     OpenConfig,
     checked_section_type,
     own_section_type,
+    section_type,
 )
-from fastrl.config.explain import dotted, explain, sections
+from fastrl.config.explain import Key, dotted, explain, sections, value_at
 from fastrl.config.models import OWN_SECTION, Config, named_sampler
-from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml, printable
+from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml
 from fastrl.errors import ConfigError
 
 _MAX_FILE_BYTES = 256 * 1024
@@ -34,43 +38,43 @@ _MAX_BASES = 32
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _Source:
     """A tree of keys and where it comes from."""
 
     origin: str
     tree: dict[str, Any]
 
-    def has(self, key: tuple[str, ...]) -> bool:
-        node: Any = self.tree
-        for part in key:
-            if not isinstance(node, Mapping) or part not in node:
-                return False
-            node = node[part]
-        return True
+    def has(self, key: Key) -> bool:
+        return value_at(self.tree, key, ...) is not ...
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a file with its bases and the overrides laid over it.
 
-    Nothing that the file names is imported here.
+    Import paths are not imported. Installed plug-ins are, where fastrl does not know a name.
 
     Args:
         path: A YAML file; None for the defaults alone.
-        overrides: ``section.key=value`` each, the value in YAML; later ones win.
+        overrides: ``section.key=value`` each, the value in YAML; later ones take precedence.
 
     Raises:
-        ConfigError: With one line that names the file, the key, what is wrong and what is right.
+        ConfigError: One line that names the file, the key, the mistake and the allowed values.
     """
     if path is not None and not isinstance(path, str | Path):
         raise ConfigError(f"a configuration is given by the path of its file, got {brief(path)}")
-    layers = [] if path is None else _read_layers(Path(path), [])
-    layers += [_parse_override(text) for text in _texts(overrides)]
-    tree: dict[str, Any] = {}
+    files = [] if path is None else _read_layers(Path(path), [])
+    asked = [_parse_override(text) for text in _texts(overrides)]
+    layers = [*files, *asked]
+    # Before they are merged, so that a name changes only the keys that it means.
     for layer in layers:
-        # Before they are merged, so that a name changes only the keys that it stands for.
         if "sampler" in layer.tree:
             layer.tree["sampler"] = named_sampler(layer.tree["sampler"])
-        tree = _merged(tree, layer.tree)
+    tree: dict[str, Any] = {}
+    nothing: dict[str, Any] = {}
+    together = reduce(_merged, (layer.tree for layer in asked), nothing)
+    for above in (*(file.tree for file in files), together):
+        kept = _without_other_algorithm(_without_other_size(tree, above), above)
+        tree = _merged(kept, above)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -79,9 +83,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def resolved(config: Config) -> Config:
-    """Return a configuration whose sections are all validated: where a run starts.
-
-    The algorithm that ``algorithm.class_path`` names is imported, and its section with it.
+    """Import the algorithm of ``algorithm.class_path`` and validate its section.
 
     Raises:
         ConfigError: It cannot be imported, or a key of its section is wrong.
@@ -106,7 +108,7 @@ def save_config(config: Config, path: str | Path) -> None:
     """Write a configuration as YAML with every key.
 
     Raises:
-        ConfigError: The file cannot be written, or it is no configuration.
+        ConfigError: The file cannot be written, or ``config`` is not a configuration.
     """
     taken("save_config", config, Config)
     if not isinstance(path, str | Path):
@@ -114,15 +116,15 @@ def save_config(config: Config, path: str | Path) -> None:
     try:
         Path(path).write_text(config_to_yaml(config), encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(printable(f"{path}: cannot be written: {_reason(error)}")) from None
+        raise ConfigError(f"{path}: cannot be written: {_reason(error)}") from None
 
 
 def config_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration file, for editors and for documentation.
 
-    It has the sections of all registered algorithms, those of installed plug-ins included. A file
-    may leave to its base, or to overrides, what a whole configuration needs; so no key is required
-    by this schema, but for ``class_path`` where an algorithm is not registered.
+    It contains the sections of all registered algorithms, including those of plug-ins. No key is
+    required, as it may be in the base or in overrides, except ``class_path`` of an algorithm that
+    is not registered.
     """
     default = Config.model_fields["algorithm"]
     field = Field(default=default.default, description=default.description)
@@ -135,6 +137,8 @@ def config_schema() -> dict[str, Any]:
     schema = whole.model_json_schema()
     for part in (schema, *schema["$defs"].values()):
         part.pop("required", None)
+        for key in part.get("properties", {}).values():
+            key["description"] = " ".join(key.get("description", "").split())
     own = schema["$defs"]["OpenConfig"]
     own["properties"] = {"class_path": own["properties"]["class_path"]}
     own["required"] = ["class_path"]
@@ -144,7 +148,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
-    """Yield the section of each registered algorithm, fastrl's own first; broken ones are left out.
+    """Yield the section of each registered algorithm, fastrl's own first, without broken ones.
 
     Each allows the registered name alone.
     """
@@ -158,49 +162,47 @@ def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
             yield create_model(known.__name__, __base__=known, __doc__=known.__doc__, name=name)
 
 
-def _read_layers(path: Path, above: list[Path]) -> list[_Layer]:
-    """Return a file's layers, the most basic one first.
-
-    Args:
-        path: The file.
-        above: The files that led here by ``base``.
-    """
+def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
+    """Return a file and its bases, the last base first; ``above`` are the files that led here."""
     if len(above) >= _MAX_BASES:
-        raise ConfigError(printable(f"{path}: base: more than {_MAX_BASES} files on each other"))
+        raise ConfigError(f"{path}: base: more than {_MAX_BASES} files on each other")
     text = _read_text(path, f"{above[-1]}: base: " if above else "")
     tree = parse_yaml(text, str(path))
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ConfigError(printable(f"{path}: must be a mapping of keys to values"))
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
     base = tree.pop("base", None)
-    # 'sampler:' with every key below it commented out is a section without changes.
-    empty = [key for key in sections() if key in tree and tree[key] is None]
-    layer = _Layer(str(path), {key: tree[key] for key in tree if key not in empty})
+    # 'sampler:' without keys, such as commented-out ones, is a section without changes.
+    empty = [
+        key
+        for key in sections()
+        if key in tree and tree[key] is None and Config.model_fields[key].default is not None
+    ]
+    layer = _Source(str(path), {key: tree[key] for key in tree if key not in empty})
     resolved = [file.resolve() for file in (*above, path)]
     first = resolved.index(resolved[-1])
     if first < len(above):
         chain = " -> ".join(file.name for file in resolved[first:])
-        raise ConfigError(printable(f"{above[-1]}: base: files refine each other: {chain}"))
+        raise ConfigError(f"{above[-1]}: base: files refine each other: {chain}")
     if base is None:
         return [layer]
     if not isinstance(base, str) or not base:
-        raise ConfigError(printable(f"{path}: base: must be the name of a YAML file; got {base!r}"))
+        raise ConfigError(f"{path}: base: must be the name of a YAML file; got {base!r}")
     return [*_read_layers(path.parent / base, [*above, path]), layer]
 
 
 def _read_text(path: Path, where: str) -> str:
     try:
         if not path.is_file():
-            raise ConfigError(printable(f"{where}{path}: {_why_no_file(path)}"))
+            raise ConfigError(f"{where}{path}: {_why_no_file(path)}")
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError(printable(f"{where}{path}: larger than {_MAX_FILE_BYTES} bytes"))
+            raise ConfigError(f"{where}{path}: larger than {_MAX_FILE_BYTES} bytes")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(printable(f"{where}{path}: not a text file in UTF-8")) from None
+        raise ConfigError(f"{where}{path}: not a text file in UTF-8") from None
     except (OSError, ValueError, RuntimeError) as error:
-        problem = f"{where}{path}: cannot be read: {_reason(error)}"
-        raise ConfigError(printable(problem)) from None
+        raise ConfigError(f"{where}{path}: cannot be read: {_reason(error)}") from None
 
 
 def _why_no_file(path: Path) -> str:
@@ -216,7 +218,7 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides, once it is sure that there is a text for each."""
+    """Return the overrides, which must be texts."""
     if isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes | Mapping):
         found = list(overrides)
         if all(isinstance(text, str) for text in found):
@@ -224,19 +226,19 @@ def _texts(overrides: Sequence[str]) -> list[str]:
     raise ConfigError(f'overrides are a list of texts, such as ["seed=1"]; got {brief(overrides)}')
 
 
-def _parse_override(text: str) -> _Layer:
+def _parse_override(text: str) -> _Source:
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(
-            printable(f"override '{text}': must be key=value, such as sampler.envs_per_worker=64")
+            f"override '{text}': must be key=value, such as sampler.envs_per_worker=64"
         )
     if len(parts) > MAX_DEPTH:
-        raise ConfigError(printable(f"override: {name[:60]}…: nested too deeply"))
+        raise ConfigError(f"override: {name[:60]}…: nested too deeply")
     tree: Any = parse_yaml(value, f"override: {name}", numbered=False)
     for part in reversed(parts):
         tree = {part: tree}
-    return _Layer("override", tree)
+    return _Source("override", tree)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -249,16 +251,54 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _without_other_size(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree without the size of the sampler that those which ``above`` gives replace.
+
+    Two of B, n and N decide the third. So a file that gives ``envs_per_worker`` can refine one that
+    gives ``num_envs``, and vice versa; and where a file gives all three, as a tuned one does, a
+    refined N keeps B.
+    """
+    lower, upper = below.get("sampler"), above.get("sampler")
+    if not isinstance(lower, dict) or not isinstance(upper, dict):
+        return below
+    total, n, workers = "num_envs", "envs_per_worker", "num_env_workers"
+    given = {key for key in (total, n, workers) if upper.get(key) not in (None, "auto")}
+    replaced = ""
+    if n in given:
+        replaced = workers if total in given else total
+    elif given and (total in given or lower.get(total) is not None):
+        replaced = n
+    return {**below, "sampler": {key: lower[key] for key in lower if key != replaced}}
+
+
+def _without_other_algorithm(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree without the keys of its algorithm that the one named by ``above`` lacks.
+
+    So ``algorithm.name=a2c`` refines a file with PPO's ``epochs``.
+    """
+    lower, upper = below.get("algorithm"), above.get("algorithm")
+    if not isinstance(lower, dict) or not isinstance(upper, dict) or "name" not in upper:
+        return below
+    try:
+        before, after = (section_type({"name": "ppo", **keys}) for keys in (lower, upper))
+    except PydanticCustomError:  # what is wrong with a name is said where all is validated
+        return below
+    other = before.model_fields.keys() - after.model_fields.keys()
+    return {**below, "algorithm": {key: lower[key] for key in lower if key not in other}}
+
+
 def _message(
     error: ValidationError,
     tree: Mapping[str, Any],
-    layers: list[_Layer],
+    layers: list[_Source],
     source: str,
     algorithm: type[LearnerConfig] | None = None,
 ) -> str:
-    """Return the first problem in one line; an unknown key before what may follow from it."""
+    """Return the first problem in one line; unknown keys come first, as others may follow."""
     problems = error.errors(include_url=False)
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     key, text = explain(first, tree, algorithm)
-    origin = next((layer.origin for layer in reversed(layers) if layer.has(key)), source)
-    return printable(f"{origin}: {dotted(key)}: {text}")
+    # A list is from one layer, with all of its entries.
+    written = tuple(takewhile(lambda part: isinstance(part, str), key))
+    origin = next((layer.origin for layer in reversed(layers) if layer.has(written)), source)
+    return f"{origin}: {dotted(key)}: {text}"

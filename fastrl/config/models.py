@@ -1,22 +1,21 @@
-"""The configuration of a run: frozen, validated sections; `fastrl.config.loading` reads the YAML.
+"""The sections of a configuration; `fastrl.config.loading` reads them from YAML.
 
-Every field has a description, bounds and a default; unknown keys are refused. Nothing here
-imports torch, so the command line can answer before torch is loaded.
+Every field has a description, bounds and a default. Nothing here imports torch, which takes
+seconds, so that the command line answers at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     JsonValue,
     SerializeAsAny,
     StringConstraints,
-    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -29,6 +28,7 @@ from fastrl.config.algorithms import (
     algorithm_section,
 )
 from fastrl.config.fields import (
+    MOST_PROCESSES,
     Bool,
     Call,
     Callee,
@@ -36,6 +36,7 @@ from fastrl.config.fields import (
     Count,
     Device,
     Devices,
+    Entries,
     Episodes,
     Few,
     Float,
@@ -46,10 +47,10 @@ from fastrl.config.fields import (
     Steps,
     Text,
     conflict,
-    is_call,
+    named_off,
     sequence,
 )
-from fastrl.cores import usable_cores
+from fastrl.system import usable_cores
 
 if TYPE_CHECKING:
     from fastrl.spec import Topology
@@ -58,54 +59,61 @@ if TYPE_CHECKING:
 class EnvConfig(Section):
     """Which environment is sampled, and how it is built."""
 
-    id: str = Field(
-        min_length=1,
-        max_length=500,
-        description="'CartPole-v1', 'module:Id-v0', a factory 'package.module:function', or of "
-        "another kind: 'vector:Id', 'gym:Id', 'envpool:Id'.",
-    )
-    kwargs: dict[str, JsonValue] = Field(
-        default={}, description="Keyword arguments for the environment."
-    )
-    randomize: dict[str, JsonValue] = Field(
-        default={},
-        description="Distribution of each randomised parameter, drawn anew every episode.",
-    )
-    wrappers: Annotated[tuple[Callee, ...], BeforeValidator(sequence)] = Field(
-        default=(),
-        description=(
-            "Wrappers 'package.module:callable', or {path: 'package.module:callable', kwargs: {…}} "
-            "with arguments, applied in order; imported as named. Around "
-            "vector: and envpool: ids those of gymnasium.wrappers.vector; of these, wrappers that "
-            "change observations need the autoreset mode NextStep."
-        ),
-    )
-    episode_info: Annotated[tuple[Text, ...], BeforeValidator(sequence)] = Field(
-        default=(),
-        description="Figures in the info of an episode's last step that go into the metrics, such "
-        "as is_success; a/b is entry b of the dictionary a.",
-    )
-    max_episode_steps: Size | None = Field(
-        default=None,
-        description="Time limit in steps; null keeps the limit of the environment's id.",
-    )
-    action_bounds: Literal["clip", "squash"] = Field(
-        default="clip",
-        description="How actions are kept inside a bounded Box: clipped, or by tanh.",
-    )
-    step_timeout_s: Seconds = Field(
-        default=60.0, description="Deadline in seconds for a batch of steps."
-    )
-    reset_timeout_s: Seconds = Field(default=120.0, description="Deadline in seconds for a reset.")
-    close_timeout_s: Seconds = Field(
-        default=10.0,
-        description="Deadline in seconds for closing an environment; then its worker is ended.",
-    )
+    id: str = Field(min_length=1, max_length=500)
+    """Id in gymnasium's registry 'CartPole-v1' or 'module:Id-v0', id of a family such as
+    'fastrl/CartPole-v1', 'ALE/Pong-v5', 'vector:Id', 'gym:Id' or 'envpool:Id', or factory
+    'package.module:function'."""
+    kwargs: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments for the environment."""
+    randomize: dict[str, JsonValue] = Field(default={})
+    """Distribution of each randomised parameter, drawn again in every episode."""
+    wrappers: Entries[Callee] = ()
+    """Wrappers 'package.module:callable', or {path: 'package.module:callable', kwargs: {…}} with
+    arguments, applied in order. Ids with vector: and envpool: take those of
+    gymnasium.wrappers.vector, of which wrappers that change observations need the autoreset mode
+    NextStep."""
+    episode_info: Entries[Text] = ()
+    """Values in the info of an episode's last step to add to the metrics, such as is_success; a/b
+    is entry b of the dictionary a."""
+    max_episode_steps: Size | None = None
+    """Time limit in steps; null keeps the limit of the environment's id."""
+    action_bounds: Literal["clip", "squash"] = "clip"
+    """How actions are kept inside a bounded Box: clipped, or by tanh."""
+    action_mask: Annotated[
+        Literal["auto", "off"],
+        BeforeValidator(named_off, json_schema_input_type=Literal["auto", "off", False]),
+    ] = "auto"
+    """Masks of valid actions: auto takes the key action_mask of Dict observations, else that of
+    infos, else a method action_masks(); off, which may also be written false, ignores all of
+    them."""
+    step_timeout_s: Seconds = 60.0
+    """Deadline in seconds for a batch of steps."""
+    reset_timeout_s: Seconds = 120.0
+    """Deadline in seconds for a reset."""
+    close_timeout_s: Seconds = 10.0
+    """Deadline in seconds for closing an environment, after which its worker is killed."""
+
+    @model_validator(mode="after")
+    def _check_kwargs(self) -> Self:
+        _check_no_num_envs(self.id, "kwargs", self.kwargs)
+        return self
 
     @property
     def wrapper_paths(self) -> tuple[str, ...]:
         """The import paths of the wrappers, without their arguments."""
         return tuple(each.path if isinstance(each, Call) else each for each in self.wrappers)
+
+
+def _check_no_num_envs(env_id: str, key: str, kwargs: Mapping[str, JsonValue]) -> None:
+    """Reject the number of environments among keyword arguments of fastrl's environments."""
+    if env_id.startswith("fastrl/") and "num_envs" in kwargs:
+        raise conflict(key, "num_envs must be left out: the sampler's keys set it")
+
+
+_ENVS, _ENVS_OF_DEVICE, _ENVS_OF_WORKER = 32, 16, 16
+"""Numbers of environments where none is given: of a run, on one device, of each of N workers."""
+_MEASURED_ENVS_OF_WORKER = 64
+"""The same where only the speed counts: within 3 % of the best of grids over n, N and M."""
 
 
 class SamplerConfig(Section):
@@ -114,15 +122,24 @@ class SamplerConfig(Section):
     kind: Annotated[str, Code("sampler")] = Field(
         default="process",
         description="Worker processes; serial: their steps in one process, to debug; device: a "
-        "tensor environment, the policy and the learner on one device; or a sampler of others, by "
+        "tensor environment, the policy and the learner on one device; or a custom sampler, by "
         "its registered name or as 'package.module:function'.",
         examples=["process", "serial", "device", "package.module:function"],
     )
-    envs_per_worker: Size = Field(
-        default=16, description="n: environments stepped by each env worker."
+    num_envs: Size | None = Field(
+        default=None,
+        description="B: environments of all env workers together; null for n × N. Where none of "
+        "the three is given, B is 32, or 16 with kind: device.",
+    )
+    envs_per_worker: Size | None = Field(
+        default=None,
+        description="n: environments of each env worker; null for num_envs / N, or for 16 where "
+        "only N is given.",
     )
     num_env_workers: Few | Literal["auto"] = Field(
-        default="auto", description="N: env worker processes; auto is one per usable core."
+        default="auto",
+        description="N: env worker processes; auto is one per usable core, or fewer where these "
+        "do not divide num_envs.",
     )
     num_model_workers: Count = Field(
         default=0,
@@ -149,15 +166,15 @@ class SamplerConfig(Section):
     engine: Annotated[str, Code("engine")] = Field(
         default="auto",
         description="How the policy's forward pass is executed: auto, eager, compiled; bfloat16 "
-        "rounds the network's bodies, for conv nets on hardware that has it; or an engine of "
-        "others, by its registered name or as 'package.module:function'.",
+        "rounds the network's bodies, for conv nets on hardware that has it; or a custom "
+        "engine, by its registered name or as 'package.module:function'.",
         examples=["auto", "eager", "compiled", "bfloat16", "package.module:function"],
     )
     torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
     tune_s: Seconds | None = Field(
         default=None,
-        description="Seconds to spend on finding n, N, M, groups and device for the same number "
-        "of environments before training, unless that was done before; null for none.",
+        description="Seconds to spend before training on finding n, N, M, groups and device for "
+        "the same number of environments, unless that was done before; null for none.",
     )
     debug: Bool = Field(
         default=False, description="Fill memory with NaN, so that unwritten reads show."
@@ -185,22 +202,47 @@ class SamplerConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_layout(self) -> Self:
-        if self.envs_per_worker % self.groups:
-            raise conflict(
-                "envs_per_worker",
-                f"must be divisible by sampler.groups ({self.groups}), got {self.envs_per_worker}",
-            )
-        workers = self.num_env_workers
-        if workers != "auto" and self.num_model_workers > workers:
+    def _check_sizes(self) -> Self:
+        n, workers, total = self.envs_per_worker, self._known_workers, self._total
+        if n is None and total is not None:
+            _check_divides("num_envs", total, num_env_workers=workers or 1, groups=self.groups)
+        else:
+            _check_divides("envs_per_worker", n or _ENVS_OF_WORKER, groups=self.groups)
+        if n is not None and total is not None:
+            _check_divides("num_envs", total, envs_per_worker=n)
+            if workers is not None and n * workers != total:
+                sizes = f"sampler.envs_per_worker × sampler.num_env_workers ({n} × {workers})"
+                raise conflict("num_envs", f"must be {sizes}, got {total}; give two of the three")
+            if total // n > MOST_PROCESSES:
+                problem = f"makes {total // n} env workers; at most {MOST_PROCESSES} are possible"
+                raise conflict("envs_per_worker", problem)
+        if workers is not None and self.num_model_workers > workers:
             raise conflict("num_model_workers", self._too_many_model_workers(workers))
         return self
 
     def _too_many_model_workers(self, workers: int) -> str:
         return f"must be at most sampler.num_env_workers ({workers}), got {self.num_model_workers}"
 
-    def topology(self) -> Topology:
-        """Return who steps and who infers, with ``auto`` resolved for this machine.
+    @property
+    def _total(self) -> int | None:
+        """B where it does not follow from n and N."""
+        given = self.envs_per_worker is not None or self.num_env_workers != "auto"
+        if self.num_envs is not None or given:
+            return self.num_envs
+        return _ENVS_OF_DEVICE if self.kind == "device" else _ENVS
+
+    @property
+    def _known_workers(self) -> int | None:
+        """N where it does not depend on the machine."""
+        if self.kind == "device":
+            return 1
+        return None if self.num_env_workers == "auto" else self.num_env_workers
+
+    def topology(self, cores: int | None = None) -> Topology:
+        """Return who steps and who infers, with ``auto`` resolved.
+
+        Args:
+            cores: Of the machine; by default the usable ones of this one.
 
         Raises:
             ConfigError: ``num_env_workers`` is auto, and too small here for the model workers.
@@ -209,21 +251,35 @@ class SamplerConfig(Section):
         from fastrl.errors import ConfigError
         from fastrl.spec import Topology
 
-        workers = self.num_env_workers
-        if workers == "auto":
-            workers = 1 if self.kind == "device" else usable_cores()
+        n, workers, total = self.envs_per_worker, self._known_workers, self._total
+        cores = usable_cores() if cores is None else cores
+        if workers is None and total is None:
+            workers = cores
+        elif workers is None:
+            assert total is not None
+            parts = total // (n or self.groups)
+            workers = parts if n else max(k for k in range(1, cores + 1) if not parts % k)
         if self.num_model_workers > workers:
             problem = self._too_many_model_workers(workers)
             raise ConfigError(f"sampler.num_model_workers: {problem}")
         return Topology(
-            envs_per_worker=self.envs_per_worker,
+            envs_per_worker=n or (_ENVS_OF_WORKER if total is None else total // workers),
             num_env_workers=workers,
             num_model_workers=self.num_model_workers,
             groups=self.groups,
+            by_slot=total is not None,
         )
 
 
-# What a name in the place of the section `sampler` stands for.
+def _check_divides(key: str, number: int, **divisors: int) -> None:
+    known = {name: divisor for name, divisor in divisors.items() if divisor > 1}
+    if number % math.prod(known.values()):
+        by = " × ".join(f"sampler.{name}" for name in known)
+        sizes = " × ".join(map(str, known.values()))
+        raise conflict(key, f"must be divisible by {by} ({sizes}), got {number}")
+
+
+# The keys that a name in place of the section `sampler` means.
 _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "process": {"kind": "process"},
     "serial": {"kind": "serial"},
@@ -232,8 +288,8 @@ _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def named_sampler(value: Any) -> Any:  # noqa: ANN401
-    """Return the keys that ``sampler: device`` stands for; a mapping of keys as it is."""
+def named_sampler(value: Any) -> Any:
+    """Return the keys that ``sampler: device`` means; a mapping of keys as it is."""
     if not isinstance(value, str):
         return value
     return dict(_NAMED_SAMPLERS.get(value, {"kind": value}))
@@ -244,95 +300,61 @@ ConvLayers = Annotated[
     Field(min_length=1),
     BeforeValidator(sequence),
 ]
-
-
 Layout = Literal[
-    "auto",
-    "flat",
-    "HW",
-    "HWC",
-    "CHW",
-    "HWS",
-    "SHW",
-    "SHWC",
-    "SCHW",
-    "CSHW",
-    "HWCS",
-    "HWSC",
+    "auto", "flat", "HW", "HWC", "CHW", "HWS", "SHW", "SHWC", "SCHW", "CSHW", "HWCS", "HWSC"
 ]
-
-
 LogStd = Annotated[Float, Field(ge=-20, le=20)]
 
 
 class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
-    class_path: Annotated[str, Code("model"), Field(examples=["package.module:name"])] | None = (
-        Field(
-            default=None,
-            description="Your own module 'package.module:Class', imported as named, or the "
-            "registered name of one.",
-        )
-    )
-    kwargs: dict[str, JsonValue] = Field(
-        default={}, description="Keyword arguments for class_path."
-    )
-    hidden_sizes: Annotated[tuple[Size, ...], BeforeValidator(sequence)] = Field(
-        default=(64, 64), description="Width of each hidden layer of the MLP."
-    )
-    critic_hidden_sizes: Annotated[tuple[Size, ...], BeforeValidator(sequence)] | None = Field(
-        default=None,
-        description="The same for the value, where bodies are separate; null for hidden_sizes.",
-    )
-    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = Field(
-        default="tanh", description="Non-linearity of the hidden layers."
-    )
-    shared_body: Bool | Literal["auto"] = Field(
-        default="auto",
-        description="Policy and value share all but the last layer; auto: if there are images.",
-    )
-    conv_layers: ConvLayers | None = Field(
-        default=None,
-        description="[channels, kernel, stride] of each convolution; null for the usual three.",
-    )
-    image_layout: Layout | dict[str, Layout] = Field(
-        default="auto",
-        description="Axes of images: H height, W width, C channels, S frames of a stack; flat for "
-        "no image, auto to tell by size. For several images a mapping from their paths.",
-    )
-    conv_features: Size = Field(default=512, description="Width of the layer after the conv net.")
-    log_std_init: Annotated[Float, Field(ge=-20, le=5)] = Field(
-        default=0.0, description="Initial log standard deviation of continuous actions."
-    )
-    log_std: Literal["constant", "state"] = Field(
-        default="constant",
-        description="Learned log standard deviations: the same in every state, or a function of "
-        "the observation.",
-    )
-    log_std_bounds: Annotated[tuple[LogStd, LogStd], BeforeValidator(sequence)] | None = Field(
-        default=None,
-        description="Bounds of log standard deviations, approached smoothly; null for none.",
-    )
-    orthogonal_init: Bool = Field(default=True, description="Orthogonal weights and zero biases.")
-    normalize_observations: Bool = Field(
-        default=False, description="Normalise observations by their running mean and variance."
-    )
+    class_path: Annotated[str, Code("model")] | None = None
+    """Your own module 'package.module:Class', or the registered name of one."""
+    kwargs: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments for class_path."""
+    hidden_sizes: Entries[Size] = (64, 64)
+    """Width of each hidden layer of the MLP."""
+    critic_hidden_sizes: Entries[Size] | None = None
+    """The same for the value, where bodies are separate; null for hidden_sizes."""
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    """Non-linearity of the hidden layers."""
+    shared_body: Bool | Literal["auto"] = "auto"
+    """Policy and value share all but the last layer; auto: if there are images."""
+    conv_layers: ConvLayers | None = None
+    """[channels, kernel, stride] of each convolution; null for the usual three."""
+    image_layout: Layout | dict[str, Layout] = "auto"
+    """Axes of images: H height, W width, C channels, S frames of a stack; flat for no image, auto
+    to infer them from the sizes. For several images a mapping from their paths."""
+    conv_features: Size = 512
+    """Width of the layer after the conv net."""
+    recurrent: Literal["gru", "lstm"] | None = None
+    """Memory behind the hidden layers: gated recurrent units or long short-term memory; null for
+    none. Separate bodies of policy and value have separate memories."""
+    recurrent_size: Size = 64
+    """Units in each recurrent layer."""
+    recurrent_layers: Annotated[Size, Field(le=64)] = 1
+    """Recurrent layers."""
+    log_std_init: Annotated[Float, Field(ge=-20, le=5)] = 0.0
+    """Initial log standard deviation of continuous actions."""
+    log_std: Literal["constant", "state"] = "constant"
+    """Learned log standard deviations: the same in every state, or a function of the
+    observation."""
+    log_std_bounds: Annotated[tuple[LogStd, LogStd], BeforeValidator(sequence)] | None = None
+    """Bounds of log standard deviations, approached smoothly; null for none."""
+    orthogonal_init: Bool = True
+    """Orthogonal weights and zero biases."""
+    normalize_observations: Bool = False
+    """Normalise observations by their running mean and variance."""
+    previous_action_reward: Bool = False
+    """Add the previous action and reward to observations, for policies with a memory."""
 
     @model_validator(mode="after")
-    def _check_kwargs(self) -> Self:
+    def _check(self) -> Self:
         if self.kwargs and self.class_path is None:
             raise conflict("kwargs", "must be empty where model.class_path is null")
-        return self
-
-    @model_validator(mode="after")
-    def _check_critic(self) -> Self:
         if self.critic_hidden_sizes is not None and self.shared_body is True:
             raise conflict("critic_hidden_sizes", "must be null where model.shared_body is true")
-        return self
-
-    @model_validator(mode="after")
-    def _check_log_std(self) -> Self:
         if self.log_std_bounds is None:
             return self
         low, high = self.log_std_bounds
@@ -345,39 +367,34 @@ class ModelConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluation during training, in an environment of its own."""
+    """Evaluation during training, in separate environments."""
 
-    enabled: Bool = Field(default=True, description="Evaluate during training.")
-    every_steps: Steps = Field(default=50_000, description="Environment steps between evaluations.")
-    episodes: Episodes = Field(default=10, description="Episodes of each evaluation.")
-    final_episodes: Episodes = Field(
-        default=100, description="Episodes of the evaluation after the last step."
+    enabled: Bool = True
+    """Evaluate during training."""
+    every_steps: Steps = 50_000
+    """Environment steps between evaluations."""
+    episodes: Episodes = 10
+    """Episodes of each evaluation."""
+    final_episodes: Episodes = 100
+    """Episodes of the evaluation after the last step."""
+    deterministic: Bool = True
+    """Take the most likely action, not a sample."""
+    seed: Seed = 10_000
+    """Seed of the evaluation's environments."""
+    env_kwargs: dict[str, JsonValue] = Field(default={})
+    """Keyword arguments that differ from env.kwargs."""
+    max_steps: Steps = 1_000_000
+    """Environment steps of all episodes after which an evaluation ends."""
+    max_s: Seconds = 600.0
+    """Seconds after which an evaluation ends."""
+    metric: Annotated[str, StringConstraints(pattern=r"^(return_mean|info/.{1,200})$")] = (
+        "return_mean"
     )
-    deterministic: Bool = Field(
-        default=True, description="Take the most likely action, not a sample."
-    )
-    seed: Seed = Field(default=10_000, description="Seed of the evaluation's environments.")
-    env_kwargs: dict[str, JsonValue] = Field(
-        default={}, description="Keyword arguments for the environment that are others than env's."
-    )
-    max_steps: Steps = Field(
-        default=1_000_000,
-        description="Environment steps of all episodes after which an evaluation ends.",
-    )
-    max_s: Seconds = Field(default=600.0, description="Seconds after which an evaluation ends.")
-    metric: Annotated[str, StringConstraints(pattern=r"^(return_mean|info/.{1,200})$")] = Field(
-        default="return_mean",
-        description="What is compared: return_mean, or info/NAME of env.episode_info.",
-    )
-    stop_at: Float | None = Field(
-        default=None,
-        description="Value of the metric that ends training; null for total_steps alone.",
-    )
-    video: Bool = Field(
-        default=False,
-        description="Record an episode of every evaluated policy: MP4 with the extra 'video', "
-        "else GIF.",
-    )
+    """What is compared: return_mean, or info/NAME of env.episode_info."""
+    stop_at: Float | None = None
+    """Value of the metric that ends training; null for total_steps alone."""
+    video: Bool = False
+    """Record an episode of every evaluated policy: MP4 with the extra 'video', else GIF."""
 
     @model_validator(mode="after")
     def _check_stop(self) -> Self:
@@ -388,103 +405,80 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When a run is saved, and what is kept."""
+    """When a run is saved, and which checkpoints are kept."""
 
-    every_steps: Steps | None = Field(
-        default=None, description="Environment steps between checkpoints; null for none by steps."
-    )
-    every_s: Seconds | None = Field(
-        default=300.0, description="Seconds between checkpoints; null for none by time."
-    )
-    keep_last: Size = Field(default=3, description="Checkpoints kept, newest first.")
-    keep_best: Bool = Field(
-        default=True, description="Keep the checkpoint that evaluated best as well."
-    )
-    environments: Bool = Field(
-        default=True,
-        description="Save the episodes under way as well, where the environment can, and go on "
-        "with them; else a resumed run begins new ones.",
-    )
+    every_steps: Steps | None = None
+    """Environment steps between checkpoints; null for none by steps."""
+    every_s: Seconds | None = 300.0
+    """Seconds between checkpoints; null for none by time."""
+    keep_last: Size = 3
+    """Checkpoints kept, newest first."""
+    keep_best: Bool = True
+    """Keep the checkpoint that evaluated best as well."""
+    environments: Bool = True
+    """Also save unfinished episodes, where the environment supports it, so that a resumed run
+    continues them; otherwise it starts new ones."""
 
 
 class FaultsConfig(Section):
-    """What is done when something fails that need not end the run."""
+    """How a run reacts to failures that need not end it."""
 
-    max_restarts: Count = Field(
-        default=5,
-        description="How often each worker process is replaced within an hour; one failure more "
-        "saves and ends the run.",
-    )
-    bad_numbers: Literal["raise", "truncate_episode", "skip_update"] = Field(
-        default="raise",
-        description="NaN or infinity from an environment or a loss: end the run; replace the "
-        "environments at the last good step; or leave out the update.",
-    )
+    max_restarts: Count = 5
+    """How often each worker process is replaced within an hour; one failure more saves and ends the
+    run."""
+    bad_numbers: Literal["raise", "truncate_episode", "skip_update"] = "raise"
+    """NaN or infinity from an environment or a loss, or a mask without a valid action: end the run;
+    replace the environments at the last good step; or leave out the update."""
 
 
-# What may be registered by a name, too, alone or with keyword arguments.
-_call_or_name = Discriminator(lambda value: "call" if is_call(value) else "path")
-_EXAMPLES = Field(examples=["package.module:name", "registered-name"])
-_PATH = Field(description="As where it has no arguments.")
+class ClusterConfig(Section):
+    """Several machines that sample one run, by Ray (extra 'ray')."""
 
-
-class LoggerCall(Call):
-    """A logger, and the keyword arguments that it is called with."""
-
-    path: Annotated[str, Code("logger")] = _PATH
-
-
-class CallbackCall(Call):
-    """A callback, and the keyword arguments that it is called with."""
-
-    path: Annotated[str, Code("callback")] = _PATH
-
-
-class TransformCall(Call):
-    """A transform, and the keyword arguments that it is called with."""
-
-    path: Annotated[str, Code("transform")] = _PATH
-
-
-Logger = Annotated[
-    Annotated[str, Code("logger"), _EXAMPLES, Tag("path")] | Annotated[LoggerCall, Tag("call")],
-    _call_or_name,
-]
-CallbackEntry = Annotated[
-    Annotated[str, Code("callback"), _EXAMPLES, Tag("path")] | Annotated[CallbackCall, Tag("call")],
-    _call_or_name,
-]
-TransformEntry = Annotated[
-    Annotated[str, Code("transform"), _EXAMPLES, Tag("path")]
-    | Annotated[TransformCall, Tag("call")],
-    _call_or_name,
-]
+    address: Annotated[str, Field(min_length=1, max_length=300)] = "local"
+    """The Ray cluster: local for one that starts with the run on this machine, auto for the one
+    that this machine belongs to, or host:port of its head."""
+    nodes: Size | Literal["all"] = "all"
+    """How many machines sample, each with the processes of the section sampler."""
+    wait: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = "all"
+    """Share of the machines whose rollouts an update waits for; rollouts of the others are learnt
+    from in a later update."""
+    node_timeout_s: Seconds = 20.0
+    """Seconds without an answer after which a machine is lost; it is used again when it is back."""
+    mode: Literal["rollouts", "gradients"] = "rollouts"
+    """What crosses the network: rollouts to one learner, or gradients among one learner on each
+    machine."""
+    elastic: Bool = False
+    """With gradients, continue without a learner that died; otherwise the others save and end."""
 
 
 class LoggingConfig(Section):
-    """Where metrics go besides the run's own JSONL file."""
+    """Where metrics are written, besides the run's own JSONL file."""
 
-    tensorboard: Bool = Field(default=True, description="Write TensorBoard event files.")
-    wandb: Bool = Field(
-        default=False, description="Send metrics to Weights & Biases (extra 'wandb')."
-    )
-    every_s: Seconds = Field(
-        default=5.0, description="Seconds between rows of metrics, and between lines of progress."
-    )
-    every_steps: Steps | None = Field(
-        default=None,
-        description="Environment steps after which a row of metrics comes sooner; null for a "
-        "200th of total_steps.",
-    )
-    loggers: Annotated[tuple[Logger, ...], BeforeValidator(sequence)] = Field(
-        default=(),
-        description="Where metrics go besides: 'package.module:Class' or a registered name each, "
-        "or {path: …, kwargs: {…}} with arguments.",
-    )
+    tensorboard: Bool = True
+    """Write TensorBoard event files."""
+    wandb: Bool = False
+    """Send metrics to Weights & Biases (extra 'wandb')."""
+    every_s: Seconds = 5.0
+    """Seconds between rows of metrics, and between lines of progress."""
+    every_steps: Steps | None = None
+    """Environment steps after which a row of metrics comes sooner; null for a 200th of
+    total_steps."""
+    loggers: Entries[Annotated[str | Call, Code("logger")]] = ()
+    """More destinations of the metrics: 'package.module:Class' or a registered name each, or
+    {path: …, kwargs: {…}} with arguments."""
+
+
+_SHORTEST_SEQUENCE = 8
+"""Of sequences whose length is not configured: shorter ones teach a memory little."""
+
+
+def _fitting_sequence(rollout_length: int, section: LearnerConfig) -> int:
+    """Return the longest part of a rollout of which minibatches hold whole ones."""
+    return math.gcd(rollout_length, getattr(section, "minibatch_size", rollout_length))
 
 
 OWN_SECTION = "algorithm"
-"""Key of the context of validation under which the class of an imported algorithm's section is."""
+"""Key of the class of an imported algorithm's section in the context of validation."""
 
 
 class Config(Section):
@@ -494,54 +488,57 @@ class Config(Section):
     the same way, but raises pydantic's own error.
     """
 
-    seed: Seed = Field(
-        default=0, description="Seed of environments, actions, weights and shuffling."
-    )
-    run_dir: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
-        default=None, description="Directory of the run; null for a new one under runs/."
-    )
-    init_from: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
-        default=None,
-        description="Run, or directory of a checkpoint, whose weights and statistics of "
-        "observations a new run begins with; null for new ones.",
-    )
-    total_steps: Steps = Field(
-        default=1_000_000, description="Environment steps to train for, all environments together."
-    )
-    env: EnvConfig = Field(description="The environment.")
-    sampler: SamplerConfig = Field(
-        default=SamplerConfig(), description="The processes that sample."
-    )
-    model: ModelConfig = Field(default=ModelConfig(), description="The network.")
-    algorithm: SerializeAsAny[LearnerConfig] = Field(
-        default=PPOConfig(), description="The learning algorithm."
-    )
-    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Evaluation.")
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
-    faults: FaultsConfig = Field(default=FaultsConfig(), description="Failures.")
-    logging: LoggingConfig = Field(default=LoggingConfig(), description="Metrics.")
-    callbacks: Annotated[tuple[CallbackEntry, ...], BeforeValidator(sequence)] = Field(
-        default=(),
-        description="Callbacks 'package.module:Class', names that are registered, or {path: …, "
-        "kwargs: {…}}; imported when a run starts.",
-    )
-    transforms: Annotated[tuple[TransformEntry, ...], BeforeValidator(sequence)] = Field(
-        default=(),
-        description="What changes rollouts before they are learnt from, in order; named as "
-        "callbacks are.",
-    )
+    seed: Seed = 0
+    """Seed of environments, actions, weights and shuffling."""
+    run_dir: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    """Directory of the run; null for a new one under runs/."""
+    init_from: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    """Run, or directory of a checkpoint, whose weights and statistics of observations a new run
+    begins with; null for new ones."""
+    total_steps: Steps = 1_000_000
+    """Environment steps to train for, all environments together."""
+    env: EnvConfig
+    """The environment."""
+    sampler: SamplerConfig = SamplerConfig()
+    """The processes that sample."""
+    model: ModelConfig = ModelConfig()
+    """The network."""
+    algorithm: SerializeAsAny[LearnerConfig] = PPOConfig()
+    """The learning algorithm."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    faults: FaultsConfig = FaultsConfig()
+    """Failures."""
+    logging: LoggingConfig = LoggingConfig()
+    """Metrics."""
+    cluster: ClusterConfig | None = None
+    """Several machines; null for this one."""
+    callbacks: Entries[Annotated[str | Call, Code("callback")]] = ()
+    """Callbacks 'package.module:Class', registered names, or {path: …, kwargs: {…}}; imported when
+    a run starts."""
+    transforms: Entries[Annotated[str | Call, Code("transform")]] = ()
+    """Transforms of rollouts before learning, in order; named like callbacks."""
 
     @field_validator("algorithm", mode="before")
     @classmethod
-    def _choose_algorithm(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
-        """Let a section without a name be PPO's, as no section at all is."""
+    def _choose_algorithm(cls, value: Any, info: ValidationInfo) -> Any:
+        """Choose the class of the section; without a name it is PPO's."""
         own = (info.context or {}).get(OWN_SECTION)
         return algorithm_section(value, own) if isinstance(value, dict) else value
 
     @field_validator("sampler", mode="before", json_schema_input_type=SamplerConfig | str)
     @classmethod
-    def _name_sampler(cls, value: Any) -> Any:  # noqa: ANN401
+    def _name_sampler(cls, value: Any) -> Any:
         return named_sampler(value)
+
+    @field_validator("evaluation")
+    @classmethod
+    def _check_evaluated(cls, value: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        if "env" in info.data:
+            _check_no_num_envs(info.data["env"].id, "env_kwargs", value.env_kwargs)
+        return value
 
     @field_validator("algorithm")
     @classmethod
@@ -557,6 +554,31 @@ class Config(Section):
 
     @field_validator("algorithm")
     @classmethod
+    def _check_sequences(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
+        sampler, model = info.data.get("sampler"), info.data.get("model")
+        if sampler is None or model is None:
+            return value
+        steps, length = sampler.rollout_length, value.sequence_length
+        if length is None:
+            fitting = _fitting_sequence(steps, value)
+            if model.recurrent is not None and fitting < min(steps, _SHORTEST_SEQUENCE):
+                problem = (
+                    f"must have a larger divisor in common with sampler.rollout_length ({steps}), "
+                    f"got {value.minibatch_size}: minibatches would hold sequences of {fitting}"  # type: ignore[attr-defined]
+                )
+                raise conflict("minibatch_size", problem)
+            return value
+        if steps % length:
+            problem = f"must divide sampler.rollout_length ({steps}), got {length}"
+            raise conflict("sequence_length", problem)
+        size = getattr(value, "minibatch_size", length)
+        if model.recurrent is not None and size % length:
+            problem = f"must be a multiple of algorithm.sequence_length ({length}), got {size}"
+            raise conflict("minibatch_size", problem)
+        return value
+
+    @field_validator("algorithm")
+    @classmethod
     def _check_warmup(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
         total_steps = info.data.get("total_steps")
         if total_steps is not None and value.learning_rate_warmup >= total_steps:
@@ -565,6 +587,21 @@ class Config(Section):
         return value
 
     @property
+    def sequence_length(self) -> int:
+        """L: steps of the sequences that a policy with a memory learns from."""
+        given = getattr(self.algorithm, "sequence_length", None)
+        return given or _fitting_sequence(self.sampler.rollout_length, self.algorithm)
+
+    @property
     def topology(self) -> Topology:
         """Who steps and who infers, with ``auto`` resolved; see `SamplerConfig.topology`."""
         return self.sampler.topology()
+
+    def for_throughput(self) -> Self:
+        """Return a configuration to measure: 64 environments per worker where no size is given."""
+        sampler = self.sampler
+        sized = sampler.num_envs is not None or sampler.envs_per_worker is not None
+        if sized or sampler.kind == "device":
+            return self
+        sizes = {"envs_per_worker": _MEASURED_ENVS_OF_WORKER}
+        return self.model_copy(update={"sampler": sampler.model_copy(update=sizes)})

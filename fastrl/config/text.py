@@ -1,4 +1,4 @@
-"""YAML text to plain trees and back, with everything refused that surprises or harms.
+"""YAML text to plain trees and back, without the features of YAML that surprise or harm.
 
 The reader is `yaml.safe_load`'s, narrowed: no tags (so nothing but text, numbers, booleans, null,
 lists and mappings can come out), no anchors (a few lines of them expand to gigabytes), no
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
     }
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _refusal("anchors and aliases are not supported; use base: to share", event)
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int:
-        # Python refuses to read or print longer decimal numbers than this one by far.
+        # Python does not read or print much longer decimal numbers.
         number = int(node.value, 0) if len(node.value) <= 100 else 1 << _MAX_INT_BITS
         if number.bit_length() > _MAX_INT_BITS:
             raise _refusal(f"integer does not fit into {_MAX_INT_BITS} bits", node)
@@ -95,8 +95,8 @@ for _sequence in (list, tuple):
     _Dumper.add_representer(_sequence, _Dumper.represent_list_inline)
 
 
-def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:  # noqa: ANN401
-    """Return the tree that ``text`` stands for; None where it is empty.
+def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:
+    """Return the tree of a YAML text; None where it is empty.
 
     Args:
         text: One YAML document.
@@ -111,11 +111,10 @@ def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:  # noqa: A
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = origin if mark is None or not numbered else f"{origin}:{mark.line + 1}"
-        raise ConfigError(printable(f"{where}: {error.problem or error.context}")) from None
+        raise ConfigError(f"{where}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(
-            printable(f"{origin}: not YAML: {str(error).partition(chr(10))[0]}")
-        ) from None
+        problem = str(error).partition("\n")[0]
+        raise ConfigError(f"{origin}: not YAML: {problem}") from None
 
 
 def dump_yaml(tree: dict[str, Any]) -> str:
@@ -126,11 +125,6 @@ def dump_yaml(tree: dict[str, Any]) -> str:
     return text
 
 
-def printable(text: str) -> str:
-    """Return ``text`` on one line, control characters and line breaks escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def _refusal(problem: str, where: Any) -> yaml.MarkedYAMLError:  # noqa: ANN401
+def _refusal(problem: str, where: Any) -> yaml.MarkedYAMLError:
     """Return an error at an event or a node; their stubs disagree about the type of marks."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)

@@ -5,12 +5,13 @@ The names below cover every use; native batched environments live in rooms of th
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.family import Family
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector
 from fastrl.envs.legacy_gym import LegacyGymEnv
-from fastrl.envs.make import EnvFactory
-from fastrl.envs.tensor.make import make_tensor
+from fastrl.envs.previous_step import PreviousActionReward
+from fastrl.envs.tensor.tensor_by_id import make_tensor
 
 __all__ = [
     "ActionBounds",
@@ -21,6 +22,7 @@ __all__ = [
     "GymLoop",
     "GymVector",
     "LegacyGymEnv",
+    "PreviousActionReward",
     "Rows",
     "StepViews",
     "make_tensor",

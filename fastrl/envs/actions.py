@@ -1,7 +1,7 @@
-"""What the policy samples becomes what an environment accepts, for a batch of environments at once.
+"""Converts sampled actions to those that environments accept, for a batch of environments at once.
 
-Every call returns arrays that nobody else holds: environments may keep the action they were given
-(to penalise jerk, say), so neither the shared table nor a reused buffer is ever handed to them.
+Every call returns new arrays: environments may keep the action they were given (to penalise jerk,
+say), so they never get views of the shared table or of a reused buffer.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 _TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
-"""Kinds of numbers that stand for actions of each kind."""
+"""Kinds of dtypes that are accepted for actions of each kind."""
 
 
 def as_stored(
-    actions: Any,  # noqa: ANN401
+    actions: Any,
     leaf: spaces.Space[Any],
     shape: tuple[int, ...],
     *,
     keep_float64: bool = False,
 ) -> NDArray[Any]:
-    """Return actions in the dtype of their space; others would make compiled code compile again.
+    """Return actions in the dtype of their space: compiled code would compile again for another.
 
     Args:
-        actions: What a caller passed for one leaf.
-        leaf: Its space.
-        shape: What they must have.
+        actions: Those of one leaf, as the caller passed them.
+        leaf: Space of one action.
+        shape: The shape that they must have.
         keep_float64: Return actions of float64 as they are where the space is of another float.
 
     Raises:
@@ -89,7 +89,7 @@ class ActionConverter:
             isinstance(space, spaces.Discrete) and space.start == 0 and space.dtype == np.int64
         )
 
-    def batch(self, rows: Rows) -> Any:  # noqa: ANN401
+    def batch(self, rows: Rows) -> Any:
         """Return the actions of all environments, batched as gymnasium's vector environments do.
 
         Args:

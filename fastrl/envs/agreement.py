@@ -1,4 +1,4 @@
-"""What the environments of one factory must have in common, and what they must not share."""
+"""Checks that environments of one factory have equal spaces, and are different objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOCK = threading.RLock()
 
 
 class HasSpaces(Protocol):
-    """Says what one environment observes and accepts."""
+    """Has the spaces of one environment."""
 
     @property
     def observation_space(self) -> spaces.Space[Any]:
@@ -35,19 +35,19 @@ class HasSpaces(Protocol):
 class Claim:
     """Environments that are stepped together, and by nothing else in this process.
 
-    A factory may return the same object again, to the same batch or to another one, in whatever
-    wrappers; its transitions would belong to no episode. A claim that is dropped is released.
+    A factory may return the same object again, for the same batch or another one, perhaps in other
+    wrappers; its transitions would then mix episodes. A claim is released when it is deleted.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, Any] = {}
 
-    def add(self, env: Any, index: int) -> None:  # noqa: ANN401
+    def add(self, env: Any, index: int) -> None:
         """Claim an environment.
 
         Args:
             env: A single, vector or batched environment.
-            index: What it is called in messages, another one for each.
+            index: Its index in messages, a different one for each.
 
         Raises:
             EnvError: It, or what it wraps, is claimed already.
@@ -69,7 +69,7 @@ class Claim:
         )
 
     def release(self) -> None:
-        """Let others claim the environments; safe to call twice."""
+        """Release the environments for other claims; safe to call twice."""
         with _LOCK:
             for base in self._held.values():
                 _OWNERS.pop(id(base), None)
@@ -85,8 +85,8 @@ def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool 
 
     Args:
         env: The environment.
-        first: What the others observe and accept.
-        who: What ``env`` is called in messages.
+        first: Has the spaces of the others.
+        who: Name of ``env`` in messages.
         different: Whether the bounds of observations may differ.
 
     Raises:
@@ -105,7 +105,7 @@ def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool 
         )
 
 
-def _innermost(env: Any) -> Any:  # noqa: ANN401
+def _innermost(env: Any) -> Any:
     found = getattr(env, "unwrapped", env)
     while isinstance(found, LegacyGymEnv):
         found = getattr(found.env, "unwrapped", found.env)
@@ -126,7 +126,7 @@ def _have_same_rows(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> bool
 
 
 def _difference(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> str:
-    """Return what the spaces as they are printed may not show: which leaf, which bound."""
+    """Return which leaf and bound differ, which printed spaces may not show."""
     if not _have_same_rows(found, wanted):
         return ""
     theirs = leaves(wanted)

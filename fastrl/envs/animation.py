@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Frame = NDArray[np.uint8]
 
 _CENTISECOND = 10
-"""Milliseconds of the unit in which a GIF tells how long a picture is shown."""
+"""Milliseconds of the unit in which a GIF stores how long a picture is shown."""
 _SHORTEST = 2
 """Centiseconds that a picture is shown at least: browsers show shorter ones for ten."""
 
@@ -36,11 +36,7 @@ class GifWriter:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Open the file.
-
-        Args:
-            path: The file.
-            fps: Pictures per second.
+        """Open the file, for ``fps`` pictures per second.
 
         Raises:
             OSError: It cannot be written.
@@ -94,14 +90,10 @@ class GifWriter:
 
 
 def open_animation(path: Path, fps: float) -> FrameWriter:
-    """Return what writes pictures into a file that ends in .gif, or else into an MP4.
-
-    Args:
-        path: The file.
-        fps: Pictures per second.
+    """Return a writer of a GIF where the path ends in .gif, else of an MP4.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     if path.suffix.lower() == ".gif":
         return GifWriter(path, fps)

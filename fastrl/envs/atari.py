@@ -6,15 +6,13 @@ rewards are clipped to their sign, an episode begins after up to 30 idle frames 
 where the game waits for one (Mnih et al., 2015; Machado et al., 2018).
 
 Stable-Baselines3's differs in what the loss of a life does: it ends the episode, and the same game
-goes on in the next one, so that all its states are reached.
+continues in the next one, so that all its states are reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any, SupportsFloat, cast
+from typing import Any, ClassVar, SupportsFloat, cast
 
 import gymnasium
 import numpy as np
@@ -28,7 +26,7 @@ _NOOP, _FIRE, _AFTER_FIRE = 0, 1, 2
 
 
 class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Ends an episode where a life is lost; the next one goes on in the same game (Mnih, 2015)."""
+    """Ends an episode where a life is lost; the next episode continues the game (Mnih, 2015)."""
 
     def __init__(self, env: Env) -> None:
         """Wrap a game."""
@@ -36,7 +34,7 @@ class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._lives = 0
         self._over = True
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:  # noqa: ANN401
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step once; terminated where a life is lost."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._over = terminated or truncated
@@ -49,7 +47,7 @@ class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Go on by one idle step where a life was lost; with a seed, always begin a game."""
+        """Continue by one idle step where a life was lost; with a seed, always begin a game."""
         over = self._over or seed is not None
         if not over:
             observation, _, terminated, truncated, info = self.env.step(_NOOP)
@@ -64,19 +62,27 @@ class EpisodicLife(gymnasium.Wrapper[Any, Any, Any, Any]):
         return int(self.unwrapped.ale.lives())  # type: ignore[attr-defined]
 
 
-class PressFire(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Presses FIRE, and then the next button, at the beginning of every episode."""
+class FireReset(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Presses FIRE at the beginning of every episode."""
+
+    buttons: ClassVar[tuple[int, ...]] = (_FIRE,)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode, and what waits for the button in it."""
+        """Start an episode, and the game in it."""
         observation, info = self.env.reset(seed=seed, options=options)
-        for action in (_FIRE, _AFTER_FIRE):
+        for action in self.buttons:
             observation, _, terminated, truncated, info = self.env.step(action)
             if terminated or truncated:
                 observation, info = self.env.reset(options=options)
         return observation, info
+
+
+class PressFire(FireReset):
+    """Presses FIRE and the next button, as Stable-Baselines3 does."""
+
+    buttons = (_FIRE, _AFTER_FIRE)
 
 
 def sb3_atari(
@@ -88,7 +94,7 @@ def sb3_atari(
     frameskip: int = 4,
     img_size: int = 84,
     stack_num: int = 4,
-    **kwargs: Any,  # noqa: ANN401
+    **kwargs: Any,
 ) -> Env:
     """Build one game as Stable-Baselines3's ``AtariWrapper`` and ``VecFrameStack`` present it.
 
@@ -96,7 +102,7 @@ def sb3_atari(
 
     Args:
         name: ALE's id, such as ``ALE/Breakout-v5``.
-        episodic_life: Whether the loss of a life ends the episode; the game goes on.
+        episodic_life: Whether the loss of a life ends the episode; the game continues.
         reward_clipping: Whether rewards become -1, 0 or 1.
         noop_max: Most idle frames at the beginning of a game.
         frameskip: Frames per step, of which the last two are maximised.
@@ -115,16 +121,69 @@ def sb3_atari(
         env = EpisodicLife(env)
     if fires(game):
         env = PressFire(env)
+    return _clipped_and_stacked(env, reward_clipping, stack_num)
+
+
+def make_atari(
+    name: str,
+    *,
+    frameskip: int = 4,
+    stack_num: int = 4,
+    noop_max: int = 30,
+    img_height: int = 84,
+    img_width: int | None = None,
+    grayscale: bool = True,
+    episodic_life: bool = False,
+    reward_clipping: bool = True,
+    use_fire_reset: bool = True,
+    **kwargs: Any,
+) -> Env:
+    """Build one game with the preprocessing and the argument names of ALE's vector environment.
+
+    Args:
+        name: ALE's id.
+        frameskip: Frames per step.
+        stack_num: Screens per observation; those before an episode are black.
+        noop_max: Most idle frames at the beginning of an episode.
+        img_height: Height of a screen in pixels.
+        img_width: Its width in pixels, None for the height.
+        grayscale: Whether screens are grey; coloured ones have a last axis of length 3.
+        episodic_life: Whether the loss of a life ends the episode, and the game with it.
+        reward_clipping: Whether rewards become -1, 0 or 1.
+        use_fire_reset: Whether FIRE is pressed where the game waits for it.
+        **kwargs: Those of the game.
+    """
+    env = atari_game(name, **kwargs)
+    if use_fire_reset and fires(env):
+        env = FireReset(env)
+    env = AtariPreprocessing(
+        env,
+        noop_max=noop_max,
+        frame_skip=frameskip,
+        screen_size=(img_width or img_height, img_height),
+        grayscale_obs=grayscale,
+        terminal_on_life_loss=episodic_life,
+    )
+    return _clipped_and_stacked(env, reward_clipping, stack_num)
+
+
+def options_of_batch(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ALE's own vector environment, with the defaults of `make_atari`."""
+    given = {**(make_atari.__kwdefaults__ or {}), **kwargs}
+    return {**given, "img_width": given["img_width"] or given["img_height"]}
+
+
+def _clipped_and_stacked(env: Env, reward_clipping: bool, stack_num: int) -> Env:
     if reward_clipping:
-        env = TransformReward(env, sign)
+        env = TransformReward(env, lambda reward: float(np.sign(float(reward))))
     return FrameStackObservation(env, stack_num, padding_type="zero")
 
 
-def atari_game(name: str, **kwargs: Any) -> Env:  # noqa: ANN401
+def atari_game(name: str, **kwargs: Any) -> Env:
     """Build a game that `AtariPreprocessing` can be wrapped around: one frame per step.
 
-    It does not copy its screen, in colour, after every single frame. The preprocessing looks at
-    none of these copies, a fifth of the step: it asks ALE itself for the two screens it needs.
+    It does not copy its screen, in colour, after every single frame. The preprocessing uses
+    none of these copies, a fifth of the step: it asks ALE for the two screens that it needs.
 
     Args:
         name: ALE's id.
@@ -147,100 +206,3 @@ def atari_game(name: str, **kwargs: Any) -> Env:  # noqa: ANN401
 def fires(game: Env) -> bool:
     """Return whether a game has FIRE as its second action."""
     return bool(game.unwrapped.get_action_meanings()[1] == "FIRE")  # type: ignore[attr-defined]
-
-
-def sign(reward: SupportsFloat) -> float:
-    """Return the sign of a reward."""
-    return float(np.sign(float(reward)))
-
-
-@dataclass(frozen=True)
-class AtariOptions:
-    """The preprocessing; names are those of ALE's own vector environment.
-
-    Attributes:
-        frameskip: Frames per step.
-        stack_num: Screens per observation.
-        noop_max: Most idle frames at the beginning of an episode.
-        img_height: Height of a screen in pixels.
-        img_width: Its width in pixels, None for the height.
-        grayscale: Whether screens are grey; coloured ones have a last axis of length 3.
-        episodic_life: Whether the loss of a life ends the episode, and the game with it.
-        reward_clipping: Whether rewards become -1, 0 or 1.
-        use_fire_reset: Whether FIRE is pressed where the game waits for it.
-    """
-
-    frameskip: int = 4
-    stack_num: int = 4
-    noop_max: int = 30
-    img_height: int = 84
-    img_width: int | None = None
-    grayscale: bool = True
-    episodic_life: bool = False
-    reward_clipping: bool = True
-    use_fire_reset: bool = True
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of a screen in pixels."""
-        return self.img_width or self.img_height, self.img_height
-
-
-class FireReset(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Presses FIRE at the beginning of every episode."""
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode, and the game in it."""
-        self.env.reset(seed=seed, options=options)
-        observation, _, terminated, truncated, info = self.env.step(1)
-        if terminated or truncated:
-            return self.env.reset(options=options)
-        return observation, info
-
-
-def _split_options(kwargs: Mapping[str, Any]) -> tuple[AtariOptions, dict[str, Any]]:
-    """Return the preprocessing among some keyword arguments, and the others."""
-    known = {field.name for field in fields(AtariOptions)}
-    chosen = {name: value for name, value in kwargs.items() if name in known}
-    rest = {name: value for name, value in kwargs.items() if name not in known}
-    return AtariOptions(**chosen), rest
-
-
-def make_atari(name: str, options: AtariOptions, **kwargs: Any) -> Env:  # noqa: ANN401
-    """Build one game with the preprocessing.
-
-    Args:
-        name: ALE's id.
-        options: The preprocessing.
-        **kwargs: Those of the game.
-    """
-    env = atari_game(name, **kwargs)
-    if options.use_fire_reset and fires(env):
-        env = FireReset(env)
-    env = AtariPreprocessing(
-        env,
-        noop_max=options.noop_max,
-        frame_skip=options.frameskip,
-        screen_size=options.size,
-        grayscale_obs=options.grayscale,
-        terminal_on_life_loss=options.episodic_life,
-    )
-    if options.reward_clipping:
-        env = TransformReward(env, sign)
-    # As ALE's batch and Stable-Baselines3 have it: no screens before the first one.
-    return FrameStackObservation(env, options.stack_num, padding_type="zero")
-
-
-def game_factory(name: str, kwargs: Mapping[str, Any]) -> partial[Env]:
-    """Return a function that builds one game with the preprocessing among ``kwargs``."""
-    options, rest = _split_options(kwargs)
-    return partial(make_atari, name, options, **rest)
-
-
-def options_of_batch(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ALE's own vector environment."""
-    options, rest = _split_options(kwargs)
-    given = {field.name: getattr(options, field.name) for field in fields(AtariOptions)}
-    return {**rest, **given, "img_width": options.size[0]}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +22,20 @@ Rows = tuple[NDArray[Any], ...]
 
 @dataclass(frozen=True)
 class StepViews:
-    """Where one step of n environments is read from and written to; views of the shared table.
+    """The arrays that one step of n environments reads and writes: views of the shared table.
 
     Attributes:
         action: Per action leaf ``[n, *shape]``, as the policy sampled it; read only.
-        observation: Per observation leaf ``[n, *shape]``: what the policy sees next, which is
+        observation: Per observation leaf ``[n, *shape]``: the next input of the policy, which is
             the first observation of the next episode where one ended.
         reward: ``[n]`` float32.
         terminated: ``[n]`` bool: the episode reached a terminal state.
-        truncated: ``[n]`` bool: the episode was cut off, by a time limit for instance.
+        truncated: ``[n]`` bool: the episode was truncated, by a time limit for instance.
         final_observation: Per observation leaf ``[n, *shape]``: the last observation of an
             episode that ended in this step; rows of other environments are left alone.
-        episode_info: ``[n, len(spec.episode_info)]`` float32: the figures of an episode that
+        episode_info: ``[n, len(spec.episode_info)]`` float32: the values of an episode that
             ended in this step; rows of other environments are left alone. None where the
-            specification names no figures, or nobody asks for them.
+            specification names none, or the caller does not want them.
         extras: By name ``[n, *shape]``: what `EnvSpec.extras` declares, all of it written in every
             step. A name is missing where nothing reads it, as in an evaluation.
     """
@@ -49,6 +49,21 @@ class StepViews:
     episode_info: NDArray[np.float32] | None = None
     extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
+    def part(self, rows: slice) -> StepViews:
+        """Return the views of some environments, without ``episode_info`` and extras."""
+        observation, final = (
+            tuple(leaf[rows] for leaf in leaves)
+            for leaves in (self.observation, self.final_observation)
+        )
+        return StepViews(
+            action=tuple(leaf[rows] for leaf in self.action),
+            observation=observation,
+            reward=self.reward[rows],
+            terminated=self.terminated[rows],
+            truncated=self.truncated[rows],
+            final_observation=final,
+        )
+
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of all arrays, in the order of the attributes, up to ``final_observation``."""
@@ -58,7 +73,7 @@ class StepViews:
 
 
 def step_shapes(spec: EnvSpec, num_envs: int) -> tuple[tuple[int, ...], ...]:
-    """Return what `StepViews.shapes` must be for n environments."""
+    """Return the `StepViews.shapes` of n environments."""
     seen = [(num_envs, *leaf.shape) for leaf in spec.observation.values()]
     action = [(num_envs, *leaf.shape) for leaf in spec.action.values()]
     return (*action, *seen, *[(num_envs,)] * 3, *seen)
@@ -69,7 +84,7 @@ def wrong_shapes(
     expected: tuple[tuple[int, ...], ...],
     found: tuple[tuple[int, ...], ...],
 ) -> EnvError:
-    """Return the error of views that do not fit: compiled code does not look where arrays end."""
+    """Return the error of views that do not fit: compiled code checks no array bounds."""
     return EnvError(
         f"'{spec.id}' steps action, observation, reward, terminated, truncated and "
         f"final_observation of shapes {', '.join(map(str, expected))}; got "
@@ -89,7 +104,7 @@ def check_restart(
         chosen: ``[n]`` bool: which episodes begin.
 
     Raises:
-        EnvError: Says what was expected, and what came.
+        EnvError: Names the expected and the given shape.
     """
     expected = tuple((num_envs, *leaf.shape) for leaf in spec.observation.values())
     found = tuple(leaf.shape for leaf in observation)
@@ -108,6 +123,18 @@ class BatchedEnv(Protocol):
     Implementations write every element of ``observation``, ``reward``, ``terminated`` and
     ``truncated`` in each step, and nothing outside the views they are given. ``terminated`` and
     ``truncated`` are never both set: termination wins.
+
+    A batch may also have:
+
+    - ``exact``, whether views may be of any floating dtype: by default they have the dtypes of
+      ``spec.observation``, and rewards are float32;
+    - ``info()``, what is known of the last step, arrays ``[n]`` or ``[n, *shape]`` by name;
+    - ``restart(observation, chosen=None, seeds=None)``, which begins the next episode in all
+      environments, or in those of the mask ``chosen``, where it takes one: from their own random
+      streams, or from one seed for each of them;
+    - ``advance(views, restart=False)``, a step that begins no new episodes;
+    - ``beginning(options)``, a context in which episodes begin as options of gymnasium's ``reset``
+      say.
     """
 
     spec: EnvSpec
@@ -131,15 +158,41 @@ class BatchedEnv(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the environments hold; safe to call twice."""
+        """Free the resources of the environments; safe to call twice."""
         ...
 
+
+class NumberTable(NamedTuple):
+    """Infos of environments that have the same keys, with numbers of the same types.
+
+    Attributes:
+        names: The keys.
+        indices: Of the environments.
+        numbers: ``[keys, environments]``: one array is sent and joined far quicker than many.
+        narrow: Positions of the keys whose values are float32, in an array of float64.
+    """
+
+    names: tuple[str, ...]
+    indices: list[int]
+    numbers: NDArray[Any]
+    narrow: tuple[int, ...] = ()
+
+    def items(self) -> Iterator[tuple[str, tuple[list[int], NDArray[Any]]]]:
+        """Yield the columns, as a dict of them would."""
+        for number, (name, row) in enumerate(zip(self.names, self.numbers, strict=True)):
+            narrowed = row.astype(np.float32) if number in self.narrow else row
+            yield name, (self.indices, narrowed)
+
+
+Columns = dict[str, tuple[list[int], Any]] | NumberTable
+"""By key the indices of the environments that have it, and their values: an array with one row for
+each, a list, or nested columns."""
 
 _NAMED = re.compile(r"env (\d+)\b")
 
 
 def renumber(error: EnvError, first: int) -> int | None:
-    """Let the error of a batch name environments of the run, which the batch counts from 0.
+    """Make the error of a batch, which counts from 0, name an environment of the run.
 
     Args:
         error: Changed in place, if it begins with an environment's index.
@@ -148,7 +201,7 @@ def renumber(error: EnvError, first: int) -> int | None:
     Returns:
         The index that it names now, None if it names none.
     """
-    # What follows the first colon may be the environment's own words.
+    # The text after the first colon may be the environment's.
     head, colon, tail = str(error).partition(": ")
     named = _NAMED.match(head)
     if named is None:

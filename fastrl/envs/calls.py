@@ -28,12 +28,10 @@ class EnvCall(NamedTuple):
     kwargs: Mapping[str, Any] = {}
     sets: bool = False
 
-    def make(self, owner: Any, who: str) -> None:  # noqa: ANN401
-        """Call the method of an object, or set its attribute.
+    def make(self, owner: Any, who: str) -> None:
+        """Call the method of an object, or set its attribute; ``who`` names the object in errors.
 
-        Args:
-            owner: For a gymnasium environment, wrappers and the environments below them count.
-            who: What it is called in errors.
+        Of a gymnasium environment, wrappers and the environments below them count.
 
         Raises:
             EnvError: It has no such method or attribute, or the method raised.
@@ -61,8 +59,8 @@ class EnvCall(NamedTuple):
         return EnvError(f"{who} raised {what}: {cause(error)}")
 
 
-def _access(owner: Any) -> tuple[Callable[..., Any], ...]:  # noqa: ANN401
-    """Return what says whether an attribute exists, what reads it, and what sets it."""
+def _access(owner: Any) -> tuple[Callable[..., Any], ...]:
+    """Return the functions that find, read and set attributes of an object."""
     if isinstance(owner, gymnasium.Env):
         return owner.has_wrapper_attr, owner.get_wrapper_attr, owner.set_wrapper_attr
     return partial(hasattr, owner), partial(getattr, owner), partial(setattr, owner)
@@ -97,13 +95,13 @@ def pack_calls(calls: Iterable[EnvCall]) -> bytes:
     """Return calls as bytes that cannot run code.
 
     Raises:
-        StateError: An argument is no plain data.
+        StateError: An argument is not plain data.
     """
     return pack([(each.name, tuple(each.args), dict(each.kwargs), each.sets) for each in calls])
 
 
 def unpack_calls(content: bytes) -> list[EnvCall]:
-    """Return what `pack_calls` has packed; arguments are new objects.
+    """Return the calls in the bytes of `pack_calls`; arguments are new objects.
 
     Raises:
         StateError: The bytes are others.

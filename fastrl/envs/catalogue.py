@@ -1,4 +1,4 @@
-"""Which registered environments can be built here, for the command line to list."""
+"""The registered environments, and which of them can be built here; ``fastrl envs`` lists them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import importlib
 import io
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 
-# Registers fastrl's own ids.
-import fastrl.envs.make  # noqa: F401
+from fastrl.envs.action_masks import SOURCES
+from fastrl.envs.env_factory import EnvFactory  # registers fastrl's own ids
 from fastrl.envs.family import named_family, own_families, plugin_families
-from fastrl.errors import USERS_FAILURES, FastrlError, cause
+from fastrl.errors import USERS_FAILURES, FastrlError, cause, one_line
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,25 @@ class Listing:
         id: What to write into ``env.id``.
         max_episode_steps: Time limit in steps, None where there is none.
         problem: Why it cannot be built here; empty where it can.
+        masks: Where masks of valid actions come from, in words; empty without masks, and where it
+            was not built to find out.
     """
 
     id: str
     max_episode_steps: int | None
     problem: str = ""
+    masks: str = ""
+
+
+MOST_BUILT = 20
+"""Environments that are built at most to find out whether they have masks."""
 
 
 def list_environments(pattern: str = "") -> list[Listing]:
     """Return the registered environments whose id contains ``pattern``, in any case, sorted.
 
-    The module of each is imported, which is what fails where a package is missing.
+    The module of each is imported, to see whether a package is missing. If few are found, each is
+    built to see where masks of valid actions come from.
     """
     for family in own_families():
         family.import_ids("")
@@ -44,7 +52,26 @@ def list_environments(pattern: str = "") -> list[Listing]:
     wanted = [spec for name, spec in gymnasium.registry.items() if pattern in name.lower()]
     found = [listing for spec in wanted if (listing := _listing(spec)) is not None]
     found += [listing for listing in _of_plugins() if pattern in listing.id.lower()]
+    if len(found) <= MOST_BUILT:
+        found = [replace(each, masks="" if each.problem else _masks(each.id)) for each in found]
     return sorted(found, key=lambda listing: listing.id.lower())
+
+
+def _masks(env_id: str) -> str:
+    """Return where an environment has masks, in words; empty without masks."""
+    with contextlib.suppress(*USERS_FAILURES), _silence():
+        spec = EnvFactory(env_id).probe()
+        if spec.action_mask is not None and spec.mask_source is not None:
+            return SOURCES[spec.mask_source]
+    return ""
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Suppress what packages print when they are imported, and environments when built."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _of_plugins() -> Iterator[Listing]:
@@ -58,7 +85,7 @@ def _of_plugins() -> Iterator[Listing]:
 
 
 def _listing(spec: GymnasiumSpec) -> Listing | None:
-    """Return what to say of a registration, None where it is only a note of removal."""
+    """Return the entry of a registration, or None if it only says that an id was removed."""
     entry_point = spec.entry_point or spec.vector_entry_point
     if callable(entry_point) and getattr(entry_point, "__name__", "").startswith("_raise_"):
         return None
@@ -71,10 +98,8 @@ def _listing(spec: GymnasiumSpec) -> Listing | None:
 def _import_problem(module: str) -> str:
     """Return why a module cannot be imported, on one line; empty where it can."""
     try:
-        # What a package has to say on import is not part of the list.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _silence():
             importlib.import_module(module)
     except Exception as error:
-        return " ".join(str(error).split())
+        return one_line(error, None)
     return ""

@@ -29,7 +29,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     Observations are ``[height, width, 3] uint8`` images, actions ``Discrete(17)``. The episode
     terminates with the player's death and is truncated after ``length`` steps. ``info`` holds
     ``achievements`` and ``inventory`` (name to count), ``player_pos``, ``discount`` (0 at death),
-    ``reward`` and, where asked for, the map ``semantic``.
+    ``reward`` and, with that option, the map ``semantic``.
 
     ``reset(seed=s)`` starts the worlds that ``crafter.Env(seed=s)`` goes through, from the first.
     """
@@ -47,7 +47,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         length: int | None = 10_000,
         semantic: bool = False,
         render_mode: str | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Create the game.
 
@@ -60,7 +60,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """
         self.render_mode = render_mode
         self._semantic = semantic
-        self._game = _Game(semantic, size=tuple(size), length=length, seed=0, **kwargs)
+        self._game = _OrderedGame(semantic, size=tuple(size), length=length, seed=0, **kwargs)
         self._seeded = False
         self._frame: NDArray[np.uint8] | None = None
         self.observation_space = spaces.Box(0, 255, (*size[::-1], 3), np.uint8)
@@ -86,7 +86,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Take one of the 17 actions.
 
         Raises:
-            EnvError: It is none of them; the original would take negative ones for the last.
+            EnvError: It is outside the space; the original would count negative ones from the end.
         """
         if not 0 <= action < len(constants.actions):
             last = len(constants.actions) - 1
@@ -99,7 +99,7 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         terminated = info["discount"] == 0
         return frame, float(reward), terminated, bool(over) and not terminated, info
 
-    def render(self) -> Any:  # noqa: ANN401
+    def render(self) -> Any:
         """Return a copy of the last observation, where ``render_mode`` is ``rgb_array``.
 
         Drawing it anew would draw other noise at night, and move the game's random stream.
@@ -139,7 +139,7 @@ class _World(engine.World):  # type: ignore[misc]
     def objects(self) -> list[Any]:
         """Return those that may move in this step, in the order in which they came.
 
-        The game asks before it moves anybody, and looks at each one's distance once more. The
+        The game reads this before it moves any creature, and checks each distance again. The
         player, who came first, moves first, by one cell at most.
         """
         x, y = self._objects[1].pos.tolist()
@@ -166,12 +166,12 @@ class _WholeWorld:
         return [thing for thing in self._world._objects if thing]
 
 
-class _Game(crafter.Env):  # type: ignore[misc]
+class _OrderedGame(crafter.Env):  # type: ignore[misc]
     """The original game on an ordered world and a faster canvas."""
 
     _sem_view: Any
 
-    def __init__(self, semantic: bool, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, semantic: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._world = _World(self._area, reach=2 * int(max(self._view)))
         self._sem_view._world = _WholeWorld(self._world)

@@ -1,4 +1,4 @@
-"""Draws what Crafter's own renderer draws, pixel by pixel, from tiles that are kept.
+"""Draws the pictures of Crafter's renderer, pixel for pixel, from cached tiles.
 
 What a cell of the picture shows depends only on its material, the creature on it, the daylight and
 whether the player sleeps; only at night noise lies over the whole. So each tile is drawn and lit
@@ -31,9 +31,7 @@ class CrafterView:
     def __init__(self, view: tuple[int, int], size: tuple[int, int]) -> None:
         """Draw the tiles of all materials.
 
-        Args:
-            view: Columns and rows of the grid of tiles, the inventory's rows included.
-            size: Width and height of the picture in pixels.
+        ``view`` are columns and rows of tiles, the inventory's included; ``size`` is in pixels.
         """
         columns, rows = view
         item_rows = -(-len(constants.items) // columns)
@@ -53,7 +51,7 @@ class CrafterView:
         self._lit: OrderedDict[tuple[float, bool], Pixels] = OrderedDict()
         self._inventories: OrderedDict[tuple[int, ...], Pixels] = OrderedDict()
 
-    def __call__(self, world: engine.World, player: Any) -> Pixels:  # noqa: ANN401
+    def __call__(self, world: engine.World, player: Any) -> Pixels:
         """Return a new picture ``[height, width, 3]`` of what ``player`` sees and has."""
         seen = self._tiles_in_view(world, player)
         daylight, asleep = float(world.daylight), bool(player.sleeping)
@@ -70,7 +68,7 @@ class CrafterView:
         inside[:, scene.shape[1] :] = items
         return picture
 
-    def _tiles_in_view(self, world: engine.World, player: Any) -> NDArray[np.intp]:  # noqa: ANN401
+    def _tiles_in_view(self, world: engine.World, player: Any) -> NDArray[np.intp]:
         columns, rows = self._grid
         left, top = int(player.pos[0]) - columns // 2, int(player.pos[1]) - rows // 2
         inside = (

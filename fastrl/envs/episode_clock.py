@@ -1,4 +1,4 @@
-"""How many steps every episode has had, and which have had all that they may."""
+"""Counts the steps of episodes against their time limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NEVER = 2**62
 class EpisodeClock:
     """Counts steps of some environments against their time limits.
 
-    A step of all of them costs one addition and one comparison, until the first episode is due:
-    with a few cheap environments an array of counters would cost as much as one of them.
+    A step of all of them costs one addition and one comparison until the first episode is due; an
+    array of counters would cost as much as a cheap environment.
 
     Args:
-        limits: Steps after which each environment's episode is cut off; None for no limit.
+        limits: Steps after which each environment's episode is truncated; None for no limit.
 
     Attributes:
-        now: Steps of all environments; whoever steps them all adds one.
+        now: Steps of all environments; a caller that steps them all adds one.
         next_due: No episode is due before ``now`` is this.
     """
 
@@ -28,14 +28,14 @@ class EpisodeClock:
         self.limit(limits)
 
     def limit(self, limits: Sequence[int | None]) -> None:
-        """Give all environments new limits."""
+        """Set new limits for all environments."""
         self._limits = [NEVER if limit is None else limit for limit in limits]
         self._settle()
 
     def restart(self, index: int) -> None:
         """Begin an environment's episode."""
         self._begun[index] = self.now
-        # A bound that is too early costs a look; limits may differ, so it may have to be earlier.
+        # A bound that is too early costs one check. Limits may differ, so this one may be earlier.
         self.next_due = min(self.next_due, self.now + self._limits[index])
 
     def elapsed(self, index: int) -> int:
@@ -48,7 +48,7 @@ class EpisodeClock:
         self.next_due = min(self.next_due, self._begun[index] + self._limits[index])
 
     def resume(self, elapsed: Sequence[int]) -> None:
-        """Go on in the middle of episodes that have had so many steps, one number each."""
+        """Continue episodes that have had these numbers of steps."""
         self._begun = [self.now - int(steps) for steps in elapsed]
         self._settle()
 
@@ -64,6 +64,6 @@ class EpisodeClock:
         return self.elapsed(index) >= self._limits[index]
 
     def _settle(self) -> None:
-        """Find out when the next episode is due."""
+        """Compute when the next episode is due."""
         ends = (begun + limit for begun, limit in zip(self._begun, self._limits, strict=True))
         self.next_due = min(ends, default=self.now + 1)

@@ -1,7 +1,7 @@
-"""What a family of environments is: which ids it has, and how n environments of an id are built.
+"""The contract of a family of environments: which ids it has, and how it builds environments.
 
 A family is an object that is registered by its name, ``fastrl.register("environments", "lake",
-LAKES)``; fastrl's own are registered in `fastrl.builtin`. Generic code asks them, and names none.
+LAKES)``; fastrl's own are in `fastrl.envs.families`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from fastrl import registry
 from fastrl.arguments import brief, nearest_or_all
-from fastrl.envs.info_table import InfoTable
+from fastrl.envs.batched_env import Columns
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import ConfigError, EnvError
-from fastrl.extras import how_to_install
+from fastrl.imports import how_to_install
 
 KIND = "environments"
 Vector = VectorEnv[Any, Any, Any]
@@ -31,31 +31,34 @@ Vector = VectorEnv[Any, Any, Any]
 class Family:
     """Environments that are built in one way.
 
-    A subclass has a prefix and `build`; it overrides the rest where it differs. Instances travel to
-    workers by cloudpickle and are loaded with `fastrl.envs`, so what implements the environments is
-    imported when the first one is built.
+    A subclass has a prefix and `build`, and overrides the rest where it differs. Instances travel
+    to workers by cloudpickle and are loaded with `fastrl.envs`, so they import the implementation
+    of the environments when the first one is built.
 
     Attributes:
-        prefix: What ids begin with. Of a plug-in's family it is the name under which it is
+        prefix: The beginning of its ids. That of a plug-in's family is the name under which it is
             registered, and ``/`` or ``:``.
-        build: Builds environments by the contract of factories in `fastrl.envs.make`. Called with
-            the id without the prefix and ``env.kwargs``, and with those of ``num_envs``,
-            ``seeds``, ``max_episode_steps``, ``randomize`` and ``action_bounds`` that it names.
+        build: Builds environments by the contract of factories in `fastrl.envs.env_factory`.
+            Called with the id without the prefix and ``env.kwargs``, and with those of
+            ``num_envs``, ``seeds``, ``max_episode_steps``, ``randomize`` and ``action_bounds``
+            that it names.
         batched: Whether `build` returns n environments that are stepped together. Then `make_vec`
             steps them on its backend ``native``.
         single: Builds one gymnasium environment, to record and for other backends of `make_vec`.
             Called with the name, and with ``max_episode_steps`` and ``randomize`` where they are
-            configured. None where there are no single ones.
-        package: The optional package that they need; empty where there is none.
+            configured. None where there are no single environments.
+        package: The optional package that they need, or empty.
         extra: The extra of fastrl that installs it.
         aliases: Other names of ids that gymnasium knows.
         factories: Import paths of factories, each with the name of its argument that is an id.
         tensors: Import paths of `TensorEnv` classes by name, for ``sampler.kind: device``.
-        compiled: Import path of what steps such an environment by a compiled loop; empty where
-            there is none.
-        autoreset_modes: Those that `vector` knows.
+        compiled: Import path of the class that steps such an environment by a compiled loop, or
+            empty.
+        autoreset_modes: Those that `vector` supports.
         shares_threads: Whether `vector` shares a step among ``num_threads`` by itself; else
             processes share the environments.
+        sharing_pays: Whether a batch is always shared among all cores. False where its steps may
+            be too short for that and it is built quickly: `make_vec` then tries both.
         singles_take_more: Whether single environments take arguments that the batch does not.
     """
 
@@ -71,14 +74,15 @@ class Family:
     compiled: str = ""
     autoreset_modes: tuple[AutoresetMode, ...] = (AutoresetMode.SAME_STEP,)
     shares_threads: bool = False
+    sharing_pays: bool = True
     singles_take_more: bool = False
 
     def names(self) -> Sequence[str]:
-        """Return the names that `build` knows; none where only `build` can tell."""
+        """Return the names that `build` knows; empty where only `build` knows them."""
         return ()
 
     def name_of(self, env_id: str) -> str | None:
-        """Return what `build` calls the environment of an id; None for ids of others."""
+        """Return the name that `build` takes for an id; None for ids of other families."""
         return env_id.removeprefix(self.prefix) if env_id.startswith(self.prefix) else None
 
     def factory(self, name: str) -> Callable[..., Any]:
@@ -98,23 +102,16 @@ class Family:
         return build  # type: ignore[no-any-return]
 
     def register(self) -> None:
-        """Register ids with gymnasium; called once of fastrl's own, when `fastrl.envs` is imported.
-
-        Again does nothing.
-        """
+        """Register ids with gymnasium, unless they are; called when `fastrl.envs` is imported."""
 
     def import_ids(self, env_id: str) -> None:
-        """Import what registers ids with gymnasium; called for an id that gymnasium lacks.
-
-        Args:
-            env_id: The id; empty for all that are here.
-        """
+        """Import the package that registers an id with gymnasium; an empty id means all of them."""
 
     def imported(self, needed_by: str) -> ModuleType:
         """Import the optional package.
 
         Raises:
-            EnvError: It is not installed; says how to install it.
+            EnvError: It is not installed; the message says how to install it.
         """
         try:
             return importlib.import_module(self.package)
@@ -126,11 +123,11 @@ class Family:
             ) from None
 
     def batch_id(self, env_id: str) -> str | None:
-        """Return the id of the batch that behaves like an id; None where there is none."""
+        """Return the id of the batch that behaves like ``env_id``, or None."""
         return env_id if self.batched and self.name_of(env_id) is not None else None
 
     def stands_for(self, env_id: str, kwargs: Mapping[str, Any], mode: AutoresetMode) -> bool:
-        """Return whether a batch does what single environments of an id do, to the last bit."""
+        """Return whether the batch equals single environments of an id, to the last bit."""
         return False
 
     def vector(
@@ -139,56 +136,44 @@ class Family:
         num_envs: int,
         each: Mapping[str, Sequence[Any]],
         /,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> Vector:
         """Build a vector environment, for the backend ``native`` of `make_vec`.
 
         Args:
             name: The id without the prefix.
-            num_envs: How many environments.
+            num_envs: Number of environments.
             each: Arguments in which they differ: by name, one value for each.
-            **kwargs: Arguments of all; ``autoreset_mode`` where several are known, and
+            **kwargs: Arguments of all; ``autoreset_mode`` where there are several, and
                 ``num_threads`` where the batch shares its work among threads.
         """
         built = self.factory(name)(num_envs=num_envs, **kwargs, **arrays(each))
         return built if isinstance(built, VectorEnv) else BatchedVectorEnv(built)
 
-    def pays_to_share(self, num_envs: int, *, as_single: bool) -> bool:
-        """Return whether a batch is worth more than one thread or process.
-
-        Args:
-            num_envs: How many environments.
-            as_single: Whether infos are those of single environments.
-        """
-        return True
-
-    def seeds(self, seeds: list[int]) -> Any:  # noqa: ANN401
+    def seeds(self, seeds: list[int]) -> Any:
         """Return one seed for each environment as ``reset`` of `vector` takes them."""
         return seeds
 
     def infos_of_single(
         self, vector: Vector, terminated: NDArray[np.bool_], ended: NDArray[np.bool_], start: int
-    ) -> InfoTable | dict[str, tuple[list[int], Any]]:
-        """Return the infos of a step as single environments tell them, where it `stands_for` them.
+    ) -> Columns:
+        """Return the infos of a step as those of single environments that it `stands_for`.
 
         Args:
             vector: From `vector`, after a step.
             terminated: ``[n]``: whose episode terminated.
-            ended: ``[n]``: whose episode ended, and the next one began.
+            ended: ``[n]``: whose episode is done, and the next one began.
             start: Index of the first environment.
-
-        Returns:
-            By name the indices of environments and their values.
 
         Raises:
             NotImplementedError: The family does not stand for single environments.
         """
-        raise NotImplementedError(f"{type(self).__name__} stands for no single environments")
+        raise NotImplementedError(f"{type(self).__name__} does not replace single environments")
 
     def single_like_batch(
         self, env_id: str, kwargs: Mapping[str, Any]
     ) -> tuple[str | Callable[..., Any], Mapping[str, Any]]:
-        """Return what builds single environments that observe what the batch does, and how."""
+        """Return a factory of single environments that observe like the batch, and its kwargs."""
         return env_id, kwargs
 
 
@@ -199,13 +184,13 @@ def arrays(each: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any]]:
 
 @cache
 def own_families() -> tuple[Family, ...]:
-    """Return fastrl's own families, whose ids may have any form; imports no plug-ins."""
+    """Return fastrl's own families; imports no plug-ins."""
     names = [each.name for each in registry.registered(KIND) if each.source == "fastrl"]
     return tuple(registry.find(KIND, name, "env.id") for name in names)
 
 
 def family_of(env_id: object) -> Family | None:
-    """Return the family that builds an id; None where gymnasium or a factory does.
+    """Return the family that builds an id; None where gymnasium or a factory builds it.
 
     Raises:
         ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
@@ -214,7 +199,7 @@ def family_of(env_id: object) -> Family | None:
 
 
 def batch_family(env_id: object) -> Family | None:
-    """Return the family that has a batch for an id; None where there is none.
+    """Return the family that has a batch for an id, or None.
 
     Raises:
         ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
@@ -252,7 +237,7 @@ def _first(env_id: object, fits: Callable[[Family, str], bool]) -> Family | None
     for family in own_families():
         if fits(family, env_id):
             return family
-    # Ids of a plug-in begin with its name, so that only the one that is asked for is imported.
+    # Ids of a plug-in begin with its name, so only that plug-in is imported.
     name, *rest = re.split("[/:]", env_id, maxsplit=1)
     if not rest or "." in name or name not in plugin_families():
         return None

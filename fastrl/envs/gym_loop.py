@@ -1,16 +1,16 @@
 """n single gymnasium environments behind `BatchedEnv`: the loop that makes any environment run.
 
-Python spends its time per environment here, so the loop holds only what each environment needs:
-actions, observations, rewards and flags cross in whole batches, and time limits are deadlines
-that one comparison per batch watches.
+Python code here runs once per environment, so the loop does only what each environment needs:
+actions, observations, rewards and flags are converted in whole batches, and time limits are
+deadlines, which one comparison per batch checks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief
 from fastrl.closing import close_all
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.agreement import Claim, check_spaces
+from fastrl.envs.agreement import Claim, HasSpaces, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.episode_clock import EpisodeClock
@@ -29,10 +29,136 @@ from fastrl.errors import USERS_FAILURES, EnvError, cause
 from fastrl.spec import EnvSpec
 
 _LOGGER = logging.getLogger(__name__)
+_FLAGS = (False, False)
+Env = gymnasium.Env[Any, Any]
 
 
-class GymLoop:
+class StepLoop:
     """Steps gymnasium environments one after the other, in this thread.
+
+    `GymLoop` and `fastrl.vector.groups.EnvGroup` define what follows the end of an episode.
+
+    Args:
+        envs: Environments, which nothing else may step.
+        spec: Their spaces.
+        name: Of these environments, for messages.
+        time_limits: Steps after which this loop truncates an episode of each environment; None
+            leaves its time limit to the environment. By default all are left to them.
+        first: Index of the first environment.
+        at: Element 0 is always the index of the environment that is being stepped or reset.
+        different: Whether the bounds of observations may differ.
+
+    Raises:
+        EnvError: An environment has other spaces, or is in use already; names it by index.
+        SpaceError: A space is unsupported.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[Env],
+        spec: HasSpaces,
+        name: str,
+        *,
+        time_limits: Sequence[int | None] = (),
+        first: int = 0,
+        at: MutableSequence[int] | None = None,
+        different: bool = False,
+    ) -> None:
+        self._first, self._at = first, [first] if at is None else at
+        self._claim = Claim()
+        for index, env in enumerate(envs, first):
+            self._at[0] = index
+            self._claim.add(env, index)
+            check_spaces(env, spec, f"env {index} of '{name}'", different=different)
+        self._steps: list[Callable[[Any], Any]] = [env.step for env in envs]
+        self._indices = range(first, first + len(envs))
+        self._clock = EpisodeClock(time_limits or [None] * len(envs))
+        # Environments whose episode is done and whose next one has not begun.
+        self._over: set[int] = set()
+
+    def _step_all(
+        self,
+        actions: Sequence[Any],
+        views: StepViews,
+        write: Callable[[list[Any]], None],
+    ) -> list[Any]:
+        """Step every environment once; return their infos.
+
+        Args:
+            actions: One for each.
+            views: Where rewards and flags are written.
+            write: Writes the observations.
+        """
+        # After a step of a simulator the caches hold little of what follows, so that each call of a
+        # Python function costs a microsecond or two: hence few of them.
+        steps, at, clock = self._steps, self._at, self._clock
+        if self._over:
+            steps = [self._next_step(index) for index in range(len(steps))]
+        observations: list[Any] = []
+        rewards: list[Any] = []
+        infos: list[Any] = []
+        ended: dict[int, tuple[bool, bool]] = {}
+        add_observation, add_reward, add_info = observations.append, rewards.append, infos.append
+        clock.now += 1
+        try:
+            for at[0], step, action in zip(self._indices, steps, actions, strict=True):
+                observation, reward, terminated, truncated, info = step(action)
+                if terminated or truncated:
+                    ended[len(rewards)] = bool(terminated), bool(truncated)
+                add_observation(observation)
+                add_reward(reward)
+                add_info(info)
+        except USERS_FAILURES as error:
+            self._failed(error, actions[at[0] - self._first])
+            raise
+        views.terminated.fill(False)
+        views.truncated.fill(False)
+        if clock.now >= clock.next_due:
+            for index in clock.due():
+                ended[index] = ended.get(index, _FLAGS)[0], True
+        for index, flags in ended.items():
+            self._end(index, flags, observations, infos, views)
+        write(observations)
+        self._write_rewards(rewards, views.reward)
+        return infos
+
+    def _failed(self, error: BaseException, action: Any) -> None:
+        """Raise another error in place of one that a step has raised, if that says more."""
+
+    def _end(
+        self,
+        index: int,
+        flags: tuple[bool, bool],
+        observations: list[Any],
+        infos: list[Any],
+        views: StepViews,
+    ) -> None:
+        """End an episode: set its flags, and begin the next one or remember to."""
+        raise NotImplementedError
+
+    def _next_step(self, index: int) -> Callable[[Any], Any]:
+        """Return what steps an environment; one of `_over` is reset or rejected instead."""
+        return self._steps[index]
+
+    def _write_rewards(
+        self, rewards: Sequence[Any], row: NDArray[np.floating[Any]], start: int = 0
+    ) -> None:
+        try:
+            row[:] = rewards
+            # The cheapest check for NaN, to which NumPy also converts None.
+            if row.dot(row) >= 0:
+                return
+        except (TypeError, ValueError, OverflowError):
+            # Arrays of one number, perhaps.
+            pass
+        # NaN itself is stored: the caller decides what to do with it.
+        for index, reward in enumerate(rewards):
+            self._at[0] = self._first + start + index
+            row[index] = number_of(reward, self._at[0])
+
+
+class GymLoop(StepLoop):
+    """Steps gymnasium environments behind `BatchedEnv`.
 
     Attributes:
         spec: What each environment observes and accepts.
@@ -41,7 +167,7 @@ class GymLoop:
 
     def __init__(
         self,
-        envs: Sequence[gymnasium.Env[Any, Any]],
+        envs: Sequence[Env],
         spec: EnvSpec,
         *,
         time_limits: Sequence[int | None] = (),
@@ -51,12 +177,11 @@ class GymLoop:
         """Take over ``envs``, which are closed by `close`.
 
         Args:
-            envs: Environments with the spaces of ``spec``, none of them stepped by anything else.
+            envs: Environments with the spaces of ``spec``, which nothing else may step.
             spec: What each of them observes and accepts.
-            time_limits: Steps after which this loop truncates an episode of each environment; None
-                leaves its time limit to the environment. By default all are left to them.
+            time_limits: See `StepLoop`.
             action_bounds: How actions are kept inside a bounded ``Box``.
-            begun: ``[1]`` int64, where each environment is counted when `reset` has reset it.
+            begun: ``[1]`` int64, to which `reset` adds 1 for each environment that it has reset.
 
         Raises:
             EnvError: An environment has other spaces, or is in use already; names it by index.
@@ -65,14 +190,9 @@ class GymLoop:
         self.spec = spec
         self.num_envs = len(envs)
         self._envs = list(envs)
-        self._steps = [env.step for env in envs]
         self._split = ActionConverter(spec.action_space, action_bounds).split
         self._writer = ObservationWriter(spec.observation_space)
-        self._claim = Claim()
-        for index, env in enumerate(envs):
-            self._claim.add(env, index)
-            check_spaces(env, spec, f"env {index} of '{spec.id}'")
-        self._clock = EpisodeClock(time_limits or [None] * self.num_envs)
+        super().__init__(envs, spec, spec.id, time_limits=time_limits)
         self._resetting = np.zeros(1, np.int64)
         self._begun = np.zeros(1, np.int64) if begun is None else begun
 
@@ -91,7 +211,6 @@ class GymLoop:
         """
         for index, seed in enumerate(seeds):
             self._writer.write_one(index, self._reset_env(index, int(seed)), observation)
-            self._clock.restart(index)
             self._begun += 1
 
     def step(self, views: StepViews) -> None:
@@ -100,39 +219,8 @@ class GymLoop:
         Raises:
             EnvError: An environment raised or broke its contract; names it by index.
         """
-        actions = self._split(views.action)
-        clock = self._clock
-        observations: list[Any] = []
-        rewards: list[Any] = []
-        ended: list[tuple[int, bool]] = []
-        infos: list[Any] | None = None if views.episode_info is None else []
-        add_observation, add_reward = observations.append, rewards.append
-        try:
-            for step, action in zip(self._steps, actions, strict=True):
-                observation, reward, terminated, truncated, info = step(action)
-                # Before the rewards, whose number says who raised: flags may be no flags.
-                if terminated or truncated:
-                    ended.append((len(rewards), bool(terminated)))
-                if infos is not None:
-                    infos.append(info)
-                add_observation(observation)
-                add_reward(reward)
-        except USERS_FAILURES as error:
-            self._blame_step(len(rewards), actions, error)
-
-        views.terminated.fill(False)
-        views.truncated.fill(False)
-        clock.now += 1
-        if clock.now >= clock.next_due:
-            already = {index for index, _ in ended}
-            ended.extend((index, False) for index in clock.due() if index not in already)
-        if infos is not None and views.episode_info is not None:
-            for index, _ in ended:
-                self._note_figures(index, infos[index], views.episode_info[index])
-        if ended:
-            self._restart(ended, observations, views)
-        self._writer.write_all(observations, views.observation)
-        _write_rewards(rewards, views.reward)
+        write = self._writer.into(views.observation)
+        self._step_all(self._split(views.action), views, write)
 
     def get_state(self) -> State:
         """Return the states of all environments, their wrappers and their time limits.
@@ -148,7 +236,7 @@ class GymLoop:
         return {"envs": saved, "elapsed": elapsed}
 
     def set_state(self, state: State) -> None:
-        """Go on from such a state, after a reset.
+        """Restore such a state, after a reset.
 
         Raises:
             StateError: It does not fit an environment; names it by index.
@@ -170,8 +258,7 @@ class GymLoop:
     def close(self) -> None:
         """Close all environments; safe to call twice.
 
-        What they raise is only told: they are not needed any more, and what they were needed for is
-        not to be lost for it.
+        Their errors are only logged, so that no result is lost.
         """
         envs, self._envs, self._steps = self._envs, [], []
         self._claim.release()
@@ -192,7 +279,7 @@ class GymLoop:
             raise StateError(f"env {index} of '{self.spec.id}': {error}") from error
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
-        """Write the figures that the specification names; NaN where this episode has none."""
+        """Write the values that the specification names; NaN where this episode has none."""
         for column, name in enumerate(self.spec.episode_info):
             found: Any = info
             for part in name.split("/"):
@@ -205,18 +292,23 @@ class GymLoop:
                     "expected a number"
                 ) from None
 
-    def _restart(
-        self, ended: list[tuple[int, bool]], observations: list[Any], views: StepViews
+    def _end(
+        self,
+        index: int,
+        flags: tuple[bool, bool],
+        observations: list[Any],
+        infos: list[Any],
+        views: StepViews,
     ) -> None:
-        """Store the last observation of each ended episode, and start the next one."""
-        for index, terminated in ended:
-            # Written before the reset: the environment may reuse the array it returned.
-            self._writer.write_one(index, observations[index], views.final_observation)
-            (views.terminated if terminated else views.truncated)[index] = True
-            observations[index] = self._reset_env(index, None)
-            self._clock.restart(index)
+        """Store the values and the last observation of an episode, and start the next one."""
+        if views.episode_info is not None:
+            self._note_figures(index, infos[index], views.episode_info[index])
+        # Written before the reset: the environment may reuse the array it returned.
+        self._writer.write_one(index, observations[index], views.final_observation)
+        (views.terminated if flags[0] else views.truncated)[index] = True
+        observations[index] = self._reset_env(index, None)
 
-    def _reset_env(self, index: int, seed: int | None) -> Any:  # noqa: ANN401
+    def _reset_env(self, index: int, seed: int | None) -> Any:
         self._resetting[0] = 1
         try:
             observation, _ = self._envs[index].reset(seed=seed)
@@ -225,24 +317,11 @@ class GymLoop:
                 f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {cause(error)}"
             ) from error
         self._resetting[0] = 0
+        self._clock.restart(index)
         return observation
 
-    def _blame_step(self, index: int, actions: list[Any], error: BaseException) -> NoReturn:
-        action = " ".join(str(actions[index]).split())
+    def _failed(self, error: BaseException, action: Any) -> None:
+        shown = " ".join(str(action).split())
         raise EnvError(
-            f"env {index} of '{self.spec.id}' raised in step({action}): {cause(error)}"
+            f"env {self._at[0]} of '{self.spec.id}' raised in step({shown}): {cause(error)}"
         ) from error
-
-
-def _write_rewards(rewards: list[Any], row: NDArray[np.float32]) -> None:
-    try:
-        row[:] = rewards
-        # The cheapest look for a NaN, which is also what NumPy makes of None.
-        if row.dot(row) >= 0:
-            return
-    except (TypeError, ValueError, OverflowError):
-        # Arrays of one number, perhaps.
-        pass
-    # NaN itself is stored: what becomes of it is up to the sampler's finite check.
-    for index, reward in enumerate(rewards):
-        row[index] = number_of(reward, index)

@@ -1,12 +1,12 @@
 """Any third-party `gymnasium.vector.VectorEnv` behind `BatchedEnv`, in every autoreset mode.
 
 `BatchedEnv` resets in the step in which an episode ends. A vector environment in mode SAME_STEP
-does so itself. In mode DISABLED the ended sub-environments are reset here, at once, by
-``reset(options={"reset_mask": mask})``. Mode NEXT_STEP would spend the following step on the reset
-and ignore its action, which is no transition: either the ended sub-environments alone are stepped,
-which EnvPool can do, or they are reset by mask, where ``reset`` documents the mask. Where it does
-not, all must end at once, and that step is taken here and swallowed. Either way each
-sub-environment goes on in its own random stream, and its transitions are those of the single
+does so itself. In mode DISABLED the sub-environments that are done are reset here, at once, by
+``reset(options={"reset_mask": mask})``. Mode NEXT_STEP would use the following step for the reset
+and ignore its action, which is not a transition. Either the sub-environments that are done are
+stepped alone, which EnvPool can do, or they are reset by mask, where ``reset`` documents the mask.
+Otherwise all must end at once, and that step is made here and dropped. In each case a
+sub-environment continues its own random stream, and its transitions are those of the single
 environment.
 """
 
@@ -26,6 +26,7 @@ from gymnasium.vector import (
 )
 from numpy.typing import NDArray
 
+from fastrl.envs.action_masks import VectorMasks
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim
 from fastrl.envs.batched_env import Rows, StepViews
@@ -34,7 +35,7 @@ from fastrl.envs.lookup import takes_argument
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.state import State, layers_state, load_layers_state
 from fastrl.envs.vector_wrappers import known_wrapper
-from fastrl.errors import EnvError
+from fastrl.errors import EnvError, one_line
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 
@@ -67,12 +68,12 @@ class GymVector:
             env: The vector environment.
             spec: What each of its sub-environments observes and accepts.
             action_bounds: How actions are kept inside a bounded ``Box``.
-            rebuild: Builds the vector environment anew from one seed per sub-environment, for
-                those that are seeded at construction and never after, such as EnvPool's.
+            rebuild: Builds the vector environment again from one seed per sub-environment, for
+                those that are seeded only at construction, such as EnvPool's.
 
         Raises:
-            EnvError: ``env`` does not say how it resets, flags lost lives in an autoreset mode that
-                overwrites their last observations, or is in use already.
+            EnvError: ``env`` has no autoreset mode, flags lost lives in a mode that overwrites
+                their last observations, or is in use already.
             SpaceError: A space is unsupported, or cannot be squashed.
         """
         self.spec = spec
@@ -82,12 +83,19 @@ class GymVector:
         self._env: VectorEnv[Any, Any, Any] | None = _stepped_on(env)
         self._rebuild = rebuild
         self._mode = _autoreset_mode(env, spec.id)
-        # In mode DISABLED nothing else is possible.
+        # Mode DISABLED has no other way to reset.
         is_next_step = self._mode is AutoresetMode.NEXT_STEP
         self._resets_some = not is_next_step or _takes_reset_mask(self._env)
         self._games_go_on = _flags_lost_lives(env, self._mode, spec.id)
         self._batch_actions = ActionConverter(spec.action_space, action_bounds).batch
-        self._writer = ObservationWriter(spec.observation_space)
+        self._masks: VectorMasks | None = None
+        self._space = spec.observation_space
+        if spec.mask_source in ("info", "method"):
+            # The mask is the last leaf of the specification, and not observed.
+            self._masks = VectorMasks(spec.mask_source, spec.action_space, self.num_envs)
+            self._space = env.single_observation_space
+        self._everyone = np.ones(self.num_envs, np.bool_)
+        self._writer = ObservationWriter(self._space)
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every sub-environment; see `BatchedEnv.reset`.
@@ -102,12 +110,12 @@ class GymVector:
             if self._rebuild is not None:
                 env.close()
                 self._env = env = _stepped_on(self._rebuild(seeds))
-                first, _ = env.reset()
+                first, infos = env.reset()
             else:
-                first, _ = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
+                first, infos = env.reset(seed=_seed_argument(env, seeds))  # type: ignore[arg-type]
         except Exception as error:
             raise self._raised("reset", error) from error
-        self._write(first, observation)
+        self._write(first, infos, observation, self._everyone)
 
     def step(self, views: StepViews) -> None:
         """Step every sub-environment once; see `BatchedEnv.step`.
@@ -129,8 +137,9 @@ class GymVector:
         np.copyto(views.reward, reward, casting="unsafe")
         np.copyto(views.terminated, terminated, casting="unsafe")
         np.greater(truncated, views.terminated, out=views.truncated)
-        self._write(observation, views.observation)
         ended = views.terminated | views.truncated
+        goes_on = self._everyone if self._mode is AutoresetMode.SAME_STEP else ~ended
+        self._write(observation, infos, views.observation, goes_on)
         if not ended.any():
             return
         if self._mode is AutoresetMode.SAME_STEP:
@@ -154,7 +163,7 @@ class GymVector:
         return layers_state(self._open())
 
     def set_state(self, state: State) -> None:
-        """Go on from such a state, after a reset.
+        """Restore such a state, after a reset.
 
         Raises:
             StateError: It does not fit.
@@ -197,13 +206,13 @@ class GymVector:
             raise EnvError(f"'{self.spec.id}' was stepped or reset after it was closed")
         return self._env
 
-    def _step_on(self, actions: Any, rows: Rows) -> None:  # noqa: ANN401
-        """Take the step in which all sub-environments reset and ignore their actions."""
+    def _step_on(self, actions: Any, rows: Rows) -> None:
+        """Make the step in which all sub-environments reset and ignore their actions."""
         try:
-            observation, *_ = self._open().step(actions)
+            observation, _, _, _, infos = self._open().step(actions)
         except Exception as error:
             raise self._raised("step", error) from error
-        self._write(observation, rows)
+        self._write(observation, infos, rows, self._everyone)
 
     def _restart(self, ended: NDArray[np.bool_], rows: Rows) -> None:
         """Reset the ended sub-environments and write their observations, and only theirs."""
@@ -211,10 +220,11 @@ class GymVector:
         if not self._resets_some:
             raise self._inseparable("its reset does not document options['reset_mask']")
         try:
-            observation = _reset_some(env, ended)
+            observation, infos = _reset_some(env, ended)
         except Exception as error:
             raise self._raised("reset(options={'reset_mask': …})", error) from error
-        arrays = [np.asarray(value) for value in flatten(self.spec.observation_space, observation)]
+        rows = self._observed(rows, infos, ended)
+        arrays = [np.asarray(value) for value in flatten(self._space, observation)]
         indices, everyone = np.flatnonzero(ended).tolist(), range(self.num_envs)
         for number, (array, found) in enumerate(zip(rows, arrays, strict=True)):
             if found.shape == array.shape:
@@ -238,8 +248,16 @@ class GymVector:
             "or use the single environment"
         )
 
-    def _write(self, observation: Any, rows: Rows) -> None:  # noqa: ANN401
-        values = flatten(self.spec.observation_space, observation)
+    def _observed(self, rows: Rows, infos: Any, needed: NDArray[np.bool_]) -> Rows:
+        """Write the masks of a step or reset, if there are any; return the other rows."""
+        if self._masks is None:
+            return rows
+        np.copyto(rows[-1], self._masks.latest(self._open(), infos, needed))
+        return rows[:-1]
+
+    def _write(self, observation: Any, infos: Any, rows: Rows, needed: NDArray[np.bool_]) -> None:
+        rows = self._observed(rows, infos, needed)
+        values = flatten(self._space, observation)
         for number, (array, value) in enumerate(zip(rows, values, strict=True)):
             found = np.asarray(value)
             if found.shape != array.shape:
@@ -250,12 +268,13 @@ class GymVector:
             fitting = self._writer.fitting(number, found, array.dtype, range(self.num_envs))
             np.copyto(array, fitting, casting="unsafe")
 
-    def _write_final(self, infos: Any, ended: NDArray[np.bool_], rows: Rows) -> None:  # noqa: ANN401
+    def _write_final(self, infos: Any, ended: NDArray[np.bool_], rows: Rows) -> None:
         if not isinstance(infos, dict):
             raise EnvError(
                 f"'{self.spec.id}' returned infos as a {type(infos).__name__}; expected a dict, "
                 "so leave out DictInfoToList"
             )
+        rows = rows if self._masks is None else rows[:-1]
         # The second name is that of gymnasium before 1.0.
         found = infos.get("final_obs", infos.get("final_observation"))
         if found is None:
@@ -266,14 +285,14 @@ class GymVector:
             for index in np.flatnonzero(ended).tolist():
                 self._writer.write_one(index, found[index], rows)
             return
-        values = flatten(self.spec.observation_space, found)
+        values = flatten(self._space, found)
         indices = np.flatnonzero(ended).tolist()
         for number, (array, value) in enumerate(zip(rows, values, strict=True)):
             part = np.asarray(value)[ended]
             array[ended] = self._writer.fitting(number, part, array.dtype, indices)
 
     def _raised(self, where: str, error: Exception) -> EnvError:
-        text = " ".join(str(error).split())
+        text = one_line(error, None)
         return EnvError(f"'{self.spec.id}' raised in {where}: {type(error).__name__}: {text}")
 
 
@@ -289,13 +308,13 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any], name: str) -> AutoresetMode:
 
 
 class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
-    """EnvPool, whose ended environments go on when they are to be reset by mask.
+    """EnvPool, which steps on the environments that a reset selects by mask.
 
-    It steps any of its environments alone. The step after an end begins what EnvPool has next: the
-    same game where a life was lost. A reset by mask would always begin a new game.
+    EnvPool can step some of its environments alone. A step after the end of an episode continues
+    the same game where only a life was lost; a reset would always begin a new game.
     """
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:  # noqa: ANN401
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all environments."""
         result = self.env.step(actions)
         self._actions, self._observation = actions, result[0]
@@ -314,7 +333,7 @@ class _SteppedOn(VectorWrapper[Any, Any, Any, Any, Any]):
 
 
 def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
-    """Return the environment with EnvPool beneath its wrappers, if it is there, as `_SteppedOn`."""
+    """Return the environment, with an EnvPool beneath its wrappers replaced by `_SteppedOn`."""
     if isinstance(env, VectorWrapper):
         if not isinstance(env, _SteppedOn):
             env.env = _stepped_on(env.env)
@@ -322,7 +341,7 @@ def _stepped_on(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
     return _SteppedOn(env) if takes_argument(env.step, "env_id") else env
 
 
-def _rows_of(tree: Any, ids: NDArray[np.int64]) -> Any:  # noqa: ANN401
+def _rows_of(tree: Any, ids: NDArray[np.int64]) -> Any:
     if isinstance(tree, Mapping):
         return {name: _rows_of(part, ids) for name, part in tree.items()}
     if isinstance(tree, tuple):
@@ -330,7 +349,7 @@ def _rows_of(tree: Any, ids: NDArray[np.int64]) -> Any:  # noqa: ANN401
     return tree[ids]
 
 
-def _with_rows(tree: Any, ids: NDArray[np.int64], part: Any) -> Any:  # noqa: ANN401
+def _with_rows(tree: Any, ids: NDArray[np.int64], part: Any) -> Any:
     """Return a copy of ``tree`` whose rows ``ids`` are those of ``part``."""
     if isinstance(tree, Mapping):
         return {name: _with_rows(each, ids, part[name]) for name, each in tree.items()}
@@ -352,7 +371,7 @@ def _takes_reset_mask(env: VectorEnv[Any, Any, Any]) -> bool:
     return any(_names_reset_mask(each) for each in own if each is not None)
 
 
-def _names_reset_mask(reset: Any) -> bool:  # noqa: ANN401
+def _names_reset_mask(reset: Any) -> bool:
     constants = getattr(getattr(reset, "__code__", None), "co_consts", ())
     return "reset_mask" in constants or "reset_mask" in (reset.__doc__ or "")
 
@@ -382,17 +401,23 @@ def _seed_argument(env: VectorEnv[Any, Any, Any], seeds: Sequence[int]) -> objec
     return numbers[0]
 
 
-def _reset_some(env: VectorEnv[Any, Any, Any], ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    """Reset the sub-environments of ``ended``; may return observations of these, or of all."""
+def _reset_some(
+    env: VectorEnv[Any, Any, Any], ended: NDArray[np.bool_]
+) -> tuple[Any, dict[str, Any]]:
+    """Reset the sub-environments of ``ended``; return observations of these or of all, and infos.
+
+    The infos are those beneath `known_wrapper`.
+    """
     if isinstance(env, CartPoleVectorEnv):
-        return _reset_some_cartpoles(env, ended)
+        return _reset_some_cartpoles(env, ended), {}
     if isinstance(env, VectorWrapper) and (wrapped := known_wrapper(env)):
-        return wrapped(env, _reset_some(env.env, ended), ended)
+        observation, infos = _reset_some(env.env, ended)
+        return wrapped(env, observation, ended), infos
     observation, infos = env.reset(options={"reset_mask": ended})
     ids = infos.get("env_id")
     if ids is not None and len(ids) != len(ended) and list(ids) != sorted(ids):
         raise EnvError(f"a partial reset returned environments out of order: {list(ids)}")
-    return observation
+    return observation, infos
 
 
 def _reset_some_cartpoles(env: CartPoleVectorEnv, ended: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ object with ``reset``, ``step`` and the two spaces, and a class of gym's is know
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,12 +36,10 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
     from this adapter; `set_wrapper_attr` sets them on the object that has them.
     """
 
-    def __init__(self, env: Any, render_mode: str | None = None) -> None:  # noqa: ANN401
+    def __init__(self, env: Any, render_mode: str | None = None) -> None:
         """Wrap ``env`` and convert its spaces.
 
-        Args:
-            env: The old environment.
-            render_mode: What to draw where the old environment takes it in ``render(mode)``.
+        ``render_mode`` is for environments that take it in ``render(mode)``.
 
         Raises:
             SpaceError: A space is of a kind that gymnasium does not have.
@@ -49,7 +47,6 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         self.env = env
         self._layers = tuple(_layers(env))
         base = self._layers[-1]
-        OLD_NUMPY.lend(self)
         with OLD_NUMPY:
             self.observation_space = convert_space(env.observation_space)
             self.action_space = convert_space(env.action_space)
@@ -62,7 +59,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         if isinstance(getattr(old, "id", None), str):
             limit = getattr(old, "max_episode_steps", None) or self.time_limit
             self.spec = GymnasiumSpec(old.id, max_episode_steps=limit)
-        # The outermost layer that hands a seed down to the environment itself.
+        # The outermost layer that passes a seed down to the environment itself.
         self._seeded: Any = next(
             (each for each in self._layers if _all_take(_layers(each), "seed")), None
         )
@@ -100,18 +97,14 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
             )
         return result if self._is_pair(result) else (result, {})
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:  # noqa: ANN401
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step once.
 
         Raises:
             EnvError: The environment returned neither four nor five values.
         """
-        depth = OLD_NUMPY.depth
-        depth.inside += 1
-        try:
+        with OLD_NUMPY:
             result = self.env.step(action)
-        finally:
-            depth.inside -= 1
         if len(result) == 5:
             return result  # type: ignore[no-any-return]
         if len(result) != 4:
@@ -120,8 +113,8 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         truncated = bool(done) and bool(info.get("TimeLimit.truncated", False))
         return observation, reward, bool(done) and not truncated, truncated, info
 
-    def render(self) -> Any:  # noqa: ANN401
-        """Return what the old environment renders."""
+    def render(self) -> Any:
+        """Return the picture of the old environment."""
         with OLD_NUMPY:
             if self._draws_by_mode and self.render_mode is not None:
                 return self.env.render(mode=self.render_mode)
@@ -129,12 +122,9 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         """Close the old environment, where it can be closed."""
-        try:
-            with OLD_NUMPY:
-                if callable(getattr(self.env, "close", None)):
-                    self.env.close()
-        finally:
-            OLD_NUMPY.take_back(self)
+        with OLD_NUMPY:
+            if callable(getattr(self.env, "close", None)):
+                self.env.close()
 
     @property
     def unwrapped(self) -> gymnasium.Env[Any, Any]:
@@ -142,16 +132,16 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return self
 
     @property
-    def np_random(self) -> Any:  # noqa: ANN401
+    def np_random(self) -> Any:
         """The random stream of the old environment, or a new one where it has none."""
         found = getattr(self.env, "np_random", None)
         return super().np_random if found is None else found
 
     @np_random.setter
-    def np_random(self, value: Any) -> None:  # noqa: ANN401
+    def np_random(self, value: Any) -> None:
         self.env.np_random = value
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         """Return an attribute of the old environment, or of whichever wrapper has it.
 
         Raises:
@@ -165,7 +155,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
                 return getattr(self.env, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:  # noqa: ANN401
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute of the old environment, or of whichever wrapper has it."""
         if name in self.__dict__ or hasattr(type(self), name):
             setattr(self, name, value)
@@ -176,8 +166,8 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         setattr(self._layers[-1] if layer is None else layer, name, value)
         return True
 
-    def _reset(self, seed: int, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Reset with a seed, by whatever way of seeding the environment has."""
+    def _reset(self, seed: int, arguments: dict[str, Any]) -> Any:
+        """Reset with a seed, in the way of seeding that the environment has."""
         old_way = callable(getattr(self.env, "seed", None))
         if old_way and not self._names_seed:
             self.env.seed(seed)
@@ -185,7 +175,7 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
             try:
                 return self.env.reset(seed=seed, **arguments)
             except TypeError as error:
-                # What takes any keywords may know of none.
+                # A function that accepts any keyword may pass this one to another that does not.
                 if self._names_seed or "seed" not in str(error):
                     raise
                 self._seeded = None
@@ -198,9 +188,9 @@ class LegacyGymEnv(gymnasium.Env[Any, Any]):
         return self.env.reset(**arguments)
 
     def _time_limits(self) -> list[Any]:
-        return [each for each in self._layers if _is_a(each, "TimeLimit")]
+        return [each for each in self._layers if _is_class_of(type(each), "TimeLimit")]
 
-    def _is_pair(self, result: Any) -> bool:  # noqa: ANN401
+    def _is_pair(self, result: Any) -> bool:
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             return False
         # An observation may look the same.
@@ -223,32 +213,27 @@ def is_legacy_env(env: object) -> bool:
 
 def build_legacy(
     create: Callable[..., Any], kwargs: Mapping[str, Any], max_episode_steps: int | None = None
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Build an environment and adapt it where it is an old one; return any other as it is.
 
-    Gym's own time limit, order enforcer and checker are taken off the outside: the time limit is
-    gymnasium's from then on, which can be changed, and nothing is checked in every step.
-
-    Args:
-        create: Builds it.
-        kwargs: Its arguments. An old environment that does not know ``render_mode`` is built
-            without, and asked by ``render(mode)``.
-        max_episode_steps: The time limit of an old environment; None keeps its own.
+    Gym's own time limit, order enforcer and checker are taken off the outside: the time limit
+    becomes gymnasium's, which ``max_episode_steps`` changes, and nothing is checked in every step.
+    An old environment that does not take ``render_mode`` is built without it, and drawn by
+    ``render(mode)``.
     """
-    mode = kwargs.get("render_mode")
-    with OLD_NUMPY.lent():
+    with OLD_NUMPY:
         env = _built_with_or_without_mode(create, kwargs)
-        return adapted(env, mode, max_episode_steps) if is_legacy_env(env) else env
+        if not is_legacy_env(env):
+            return env
+        return _adapted(env, kwargs.get("render_mode"), max_episode_steps)
 
 
-def adapted(env: Any, render_mode: str | None, limit: int | None) -> gymnasium.Env[Any, Any]:  # noqa: ANN401
+def _adapted(env: Any, render_mode: str | None, limit: int | None) -> gymnasium.Env[Any, Any]:
     """Return an old environment as one of gymnasium's; see `build_legacy`."""
-    own: list[int] = []
+    own = []
     while type(env).__name__ in _WATCHING and type(env).__module__.startswith("gym."):
-        steps = (
-            getattr(env, "_max_episode_steps", None) if _has(env, "_max_episode_steps") else None
-        )
-        own += [] if steps is None else [steps]
+        if (steps := vars(env).get("_max_episode_steps")) is not None:
+            own.append(steps)
         env = env.env
     adapter = LegacyGymEnv(env, render_mode)
     if limit is None:
@@ -258,7 +243,7 @@ def adapted(env: Any, render_mode: str | None, limit: int | None) -> gymnasium.E
     return adapter if limit is None else TimeLimit(adapter, limit)
 
 
-def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:  # noqa: ANN401
+def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:
     """Apply a wrapper to an environment; old gym's wrappers wrap the old environment itself.
 
     A function is called with the adapted environment, and where it raises, as old gym's wrappers do
@@ -266,7 +251,7 @@ def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:  # noqa: ANN401
     """
     limit = env._max_episode_steps if type(env) is TimeLimit else None
     adapter = env if limit is None else env.env
-    with OLD_NUMPY.lent():
+    with OLD_NUMPY:
         if not isinstance(adapter, LegacyGymEnv):
             return _adapted_if_old(wrap(env))
         if not _is_old_wrapper(wrap):
@@ -281,7 +266,7 @@ def wrapped_by(wrap: Callable[[Any], Any], env: Any) -> Any:  # noqa: ANN401
     return TimeLimit(wrapped, min(limit, wrapped.time_limit or limit))
 
 
-def convert_space(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
+def convert_space(space: Any) -> spaces.Space[Any]:
     """Return the gymnasium space that equals an old space, found by the names of its classes.
 
     Raises:
@@ -297,12 +282,12 @@ def convert_space(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
     raise SpaceError(f"unsupported space {space!r}; supported are {', '.join(_CONVERTERS)}")
 
 
-def _adapted_if_old(env: Any) -> Any:  # noqa: ANN401
+def _adapted_if_old(env: Any) -> Any:
     awaited = inspect.iscoroutinefunction(getattr(env, "step", None))
     return LegacyGymEnv(env) if is_legacy_env(env) and not awaited else env
 
 
-def _built_with_or_without_mode(create: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _built_with_or_without_mode(create: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         return create(**kwargs)
     except TypeError as error:
@@ -316,60 +301,46 @@ def _built_with_or_without_mode(create: Callable[..., Any], kwargs: Mapping[str,
         raise
 
 
-def _layers(env: Any) -> Iterator[Any]:  # noqa: ANN401
-    """Yield an old environment and what is beneath each of its wrappers, the outermost first."""
+def _layers(env: Any) -> Iterator[Any]:
+    """Yield an old environment with its layers, the outermost first."""
     yield env
-    while _is_a(env, "Wrapper"):
+    while _is_class_of(type(env), "Wrapper"):
         env = env.env
         yield env
 
 
-def _is_old_wrapper(wrap: Any) -> bool:  # noqa: ANN401
+def _is_old_wrapper(wrap: Any) -> bool:
     while isinstance(wrap, partial):
         wrap = wrap.func
     return (
         isinstance(wrap, type)
         and not issubclass(wrap, gymnasium.Env)
-        and any(cls.__name__ == "Wrapper" for cls in wrap.__mro__)
+        and _is_class_of(wrap, "Wrapper")
     )
 
 
-def _is_a(env: Any, name: str) -> bool:  # noqa: ANN401
-    return any(cls.__name__ == name for cls in type(env).__mro__)
+def _is_class_of(cls: type, name: str) -> bool:
+    """Return whether a class or one of its bases has a name."""
+    return any(each.__name__ == name for each in cls.__mro__)
 
 
-def _has(layer: Any, name: str) -> bool:  # noqa: ANN401
-    """Return whether an object has an attribute of its own, not handed on by a ``__getattr__``."""
+def _has(layer: Any, name: str) -> bool:
+    """Return whether an object itself has an attribute, not only through ``__getattr__``."""
     return name in getattr(layer, "__dict__", ()) or hasattr(type(layer), name)
 
 
-def _all_take(layers: Any, name: str) -> bool:  # noqa: ANN401
+def _all_take(layers: Iterable[Any], name: str) -> bool:
     """Return whether ``reset`` of every layer takes a keyword argument."""
-    return all(_takes(each.reset, name) for each in layers)
-
-
-def _takes(reset: Callable[..., Any], name: str) -> bool:
-    try:
-        parameters = inspect.signature(reset).parameters
-    except (TypeError, ValueError):
-        return False
-    any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    return name in parameters or any_keyword
+    return all(takes_argument(each.reset, name, by_any_name=True) for each in layers)
 
 
 def _metadata(old: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata under gymnasium's names as well."""
-    found = dict(old)
-    for name, new in (
-        ("render.modes", "render_modes"),
-        ("video.frames_per_second", "render_fps"),
-    ):
-        if name in found:
-            found.setdefault(new, found[name])
-    return found
+    names = {"render.modes": "render_modes", "video.frames_per_second": "render_fps"}
+    return {names[name]: value for name, value in old.items() if name in names} | dict(old)
 
 
-def _box(space: Any) -> spaces.Space[Any]:  # noqa: ANN401
+def _box(space: Any) -> spaces.Space[Any]:
     dtype = np.dtype(space.dtype)
     low, high = (
         np.broadcast_to(bound, space.shape).astype(dtype) for bound in (space.low, space.high)

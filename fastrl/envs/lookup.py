@@ -1,4 +1,4 @@
-"""Names become objects: import paths, registered ids and optional packages, with clear errors."""
+"""Finds the objects that import paths and registered ids name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastrl.errors import EnvError
 from fastrl.imports import import_module, is_of_standard_library
 
 
-def attribute(path: str, key: str) -> Any:  # noqa: ANN401
+def attribute(path: str, key: str) -> Any:
     """Return the object at ``package.module:name``.
 
     Args:
@@ -34,7 +34,7 @@ def attribute(path: str, key: str) -> Any:  # noqa: ANN401
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
-        raise EnvError(f"{key}: '{path}' is no import path; write 'package.module:name'")
+        raise EnvError(f"{key}: '{path}' is not an import path; write 'package.module:name'")
     module = _import(module_name, f"{key}: '{path}'")
     try:
         found = attrgetter(name)(module)
@@ -44,16 +44,16 @@ def attribute(path: str, key: str) -> Any:  # noqa: ANN401
     return _not_of_python(found, f"{key}: '{path}'")
 
 
-def callee(named: Any, key: str) -> Any:  # noqa: ANN401
-    """Return what is called where a user names it.
+def callee(named: Any, key: str) -> Any:
+    """Return the callable that a user names.
 
     Args:
-        named: An import path, a mapping of ``path`` and ``kwargs``, which are given to what is
-            called, or a callable.
+        named: An import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
+            the callable itself.
         key: Where the user wrote it, such as ``env.wrappers``.
 
     Raises:
-        EnvError: See `attribute`; or it takes no argument of such a name.
+        EnvError: See `attribute`; or it does not take a keyword argument.
     """
     if isinstance(named, str):
         return attribute(named, key)
@@ -63,7 +63,10 @@ def callee(named: Any, key: str) -> Any:  # noqa: ANN401
     path, kwargs = named["path"], named.get("kwargs", {})
     found = callee(path, key)
     for name in kwargs:
-        _check_argument(found, name, f"{key}: '{path}'")
+        if not takes_argument(found, name, by_any_name=True, unknown=True):
+            known = [*inspect.signature(found).parameters][1:]
+            hint = nearest_or_all(name, known)
+            raise EnvError(f"{key}: '{path}' takes no argument '{name}'{hint}")
     return partial(found, **kwargs)
 
 
@@ -77,26 +80,17 @@ def check_call(named: Mapping[Any, Any], key: str) -> None:
     is_called = isinstance(path, str) or callable(path)
     if not (is_called and isinstance(kwargs, Mapping) and named.keys() <= {"path", "kwargs"}):
         raise EnvError(
-            f"{key}: what is called with arguments is a mapping of path and kwargs, got "
+            f"{key}: a callable with arguments is a mapping of path and kwargs, got "
             + brief(dict(named))
         )
 
 
-def _check_argument(function: Callable[..., Any], name: str, where: str) -> None:
-    try:
-        known = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # only the call can tell
-        return
-    if name not in known and not any(each.kind == each.VAR_KEYWORD for each in known.values()):
-        raise EnvError(f"{where} takes no argument '{name}'{nearest_or_all(name, [*known][1:])}")
+def of_script(path: Any) -> Any:
+    """Return the callable that a path names in the running script; anything else unchanged.
 
-
-def of_script(path: Any) -> Any:  # noqa: ANN401
-    """Return the callable that a path names in the very script that runs; anything else as it is.
-
-    ``__main__:make``, or ``train:make`` in ``train.py``. What the script defines travels to workers
-    by value; to import it there would run the script again, which would start workers again. In a
-    mapping of ``path`` and ``kwargs`` it is the path that is replaced.
+    Such paths are ``__main__:make``, or ``train:make`` in ``train.py``. Objects of the script
+    travel to workers by value; importing them there would run the script, and start workers, again.
+    In a mapping of ``path`` and ``kwargs`` the path is replaced.
     """
     if isinstance(path, Mapping):
         return {**path, "path": of_script(path.get("path"))}
@@ -113,7 +107,7 @@ def of_script(path: Any) -> Any:  # noqa: ANN401
 
 
 def _names_of(main: ModuleType | None) -> set[str]:
-    """Return the names under which the script that runs would be imported once more."""
+    """Return the names under which the running script could be imported again."""
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     names = {Path(file).stem if file else "", spec.name if spec else ""}
     return {"__main__"} | {name for name in names if name not in sys.modules}
@@ -122,21 +116,20 @@ def _names_of(main: ModuleType | None) -> set[str]:
 def factory(path: str, key: str) -> Callable[..., Any] | None:
     """Return the callable at ``module:name``, or None where the module has no such callable.
 
-    Gymnasium writes ids the same way: the module is imported to register ``name``.
+    Gymnasium writes ids in the same way: the module is imported to register ``name``.
 
     Raises:
         EnvError: The module cannot be imported, or the callable is Python's own.
     """
     module_name, _, name = path.partition(":")
-    module = _import(module_name, f"{key}: '{path}'")
-    found: Any = module
+    found: Any = _import(module_name, f"{key}: '{path}'")
     for part in name.split("."):
         found = getattr(found, part, None)
     return _not_of_python(found, f"{key}: '{path}'") if callable(found) else None
 
 
 def registered_spec(path: str) -> GymnasiumSpec:
-    """Return what gymnasium has registered under ``Id``, or under ``module:Id`` once imported.
+    """Return the registered specification of ``Id``, or of ``module:Id``, which is imported.
 
     Raises:
         EnvError: The id is unknown; names the nearest one, or the extra that is missing.
@@ -153,7 +146,7 @@ def registered_spec(path: str) -> GymnasiumSpec:
             raise EnvError(f"unknown environment '{name}'{hint}")
         module = importlib.import_module(module_name)
         if hasattr(module, name):
-            raise EnvError(f"'{path}' is no environment: {name} cannot be called")
+            raise EnvError(f"'{path}' is not an environment: {name} cannot be called")
         known = [each for each in vars(module) if not each.startswith("_")]
         known += _registered_by(module_name.partition(".")[0])
         raise EnvError(
@@ -162,15 +155,26 @@ def registered_spec(path: str) -> GymnasiumSpec:
     return gymnasium.registry[name]
 
 
-def takes_argument(function: Callable[..., Any], name: str) -> bool:
-    """Return whether ``function`` names ``name`` among its parameters."""
+def takes_argument(
+    function: Callable[..., Any], name: str, *, by_any_name: bool = False, unknown: bool = False
+) -> bool:
+    """Return whether ``function`` has a parameter of this name.
+
+    Args:
+        function: The function.
+        name: Of the argument.
+        by_any_name: Whether ``**kwargs`` count.
+        unknown: The result for functions whose signature cannot be read.
+    """
     try:
-        return name in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return False
+        return unknown
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return name in parameters or (by_any_name and takes_any)
 
 
-def _not_of_python(found: Any, where: str) -> Any:  # noqa: ANN401
+def _not_of_python(found: Any, where: str) -> Any:
     if is_of_standard_library(found):
         raise EnvError(
             f"{where} is part of Python's standard library; name a class or function that builds "
@@ -181,7 +185,7 @@ def _not_of_python(found: Any, where: str) -> Any:  # noqa: ANN401
 
 def _import(name: str, where: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
-        raise EnvError(f"{where}: '{name}' is no name of a module; write 'package.module:name'")
+        raise EnvError(f"{where}: '{name}' is not a module; write 'package.module:name'")
     try:
         return import_module(name)
     except ImportError as error:

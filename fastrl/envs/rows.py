@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief
 from fastrl.envs.batched_env import Rows
 from fastrl.errors import EnvError
-from fastrl.spaces import flatten, leaves
+from fastrl.spaces import flattener, leaves
 
 _MISFITS = (TypeError, ValueError, KeyError, IndexError)
 
 
 class ObservationWriter:
-    """Writes observations of one space into rows, and refuses those that do not fit."""
+    """Writes observations of one space into rows, and rejects those that do not fit."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class ObservationWriter:
 
         Args:
             space: Of one environment.
-            first: What row 0 is called in messages.
-            at: Its element 0 says which environment's observation was looked at last, for callers
-                that explain errors.
+            first: Index of the environment of row 0, for messages.
+            at: Element 0 is the index of the environment whose observation was checked last, for
+                callers that explain errors.
 
         Raises:
             SpaceError: The space is unsupported.
@@ -44,24 +44,20 @@ class ObservationWriter:
         self._leaves = tuple(leaves(space).items())
         self._dtypes = [np.dtype(leaf.dtype) for _, leaf in self._leaves]
         self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
-
-    def write_all(self, observations: Sequence[Any], rows: Rows) -> None:
-        """Write one observation per environment.
-
-        Args:
-            observations: n observations of the space.
-            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, which
-                integers must fit.
-
-        Raises:
-            EnvError: An observation does not fit; names the environment's index.
-        """
-        self.into(rows)(observations)
+        self._flat = flattener(space)
 
     def into(self, rows: Rows) -> Callable[[Sequence[Any]], None]:
-        """Return `write_all` for rows that stay the same: what it asks of them is asked once."""
+        """Return a function that writes one observation per environment.
+
+        Checks of the rows, which stay the same, are made once. The function raises `EnvError` for
+        an observation that does not fit, with the environment's index.
+
+        Args:
+            rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, which
+                integers must fit.
+        """
         column_writers = [
-            _column_writer(array, self._limit(number, array.dtype))
+            _column_writer(array, self._limit(number, array.dtype), self._dtypes[number])
             for number, array in enumerate(rows)
         ]
         write_column = column_writers[0]
@@ -71,18 +67,17 @@ class ObservationWriter:
                 if not self._nested:
                     write_column(observations)
                     return
-                columns = zip(*(flatten(self._space, each) for each in observations), strict=True)
+                columns = zip(*map(self._flat, observations), strict=True)
                 for write_leaf, column in zip(column_writers, columns, strict=True):
                     write_leaf(column)
             except _MISFITS:
-                # One at a time finds the environment that is to blame; none is where lists are
-                # returned.
+                # One at a time finds the environment at fault; lists are accepted.
                 for index, observation in enumerate(observations):
                     self.write_one(index, observation, rows)
 
         return write
 
-    def write_one(self, index: int, observation: Any, rows: Rows) -> None:  # noqa: ANN401
+    def write_one(self, index: int, observation: Any, rows: Rows) -> None:
         """Write the observation of environment ``index`` into row ``index``.
 
         Raises:
@@ -93,11 +88,11 @@ class ObservationWriter:
             rows[0][index] = self._checked(index, observation, 0, rows[0])
             return
         try:
-            values = list(flatten(self._space, observation))
+            values = self._flat(observation)
         except _MISFITS as error:
             raise EnvError(
                 f"env {self._first + index} returned an observation that is not of its space "
-                f"{self._space}: {_shorten(observation)}"
+                f"{self._space}: {brief(observation, 80)}"
             ) from error
         for number, (value, array) in enumerate(zip(values, rows, strict=True)):
             array[index] = self._checked(index, value, number, array)
@@ -105,7 +100,7 @@ class ObservationWriter:
     def fitting(
         self, number: int, found: NDArray[Any], dtype: np.dtype[Any], indices: Sequence[int]
     ) -> NDArray[Any]:
-        """Return a leaf of several environments' observations, after a look at its numbers.
+        """Return a leaf of several environments' observations, after a check of its numbers.
 
         Args:
             number: Of the leaf, in the order of the space.
@@ -127,7 +122,7 @@ class ObservationWriter:
             raise self._misfit(indices[row], problem, found[row], number)
         return found
 
-    def _checked(self, index: int, value: Any, number: int, array: NDArray[Any]) -> NDArray[Any]:  # noqa: ANN401
+    def _checked(self, index: int, value: Any, number: int, array: NDArray[Any]) -> NDArray[Any]:
         try:
             found = np.asarray(value)
         except ValueError:
@@ -153,14 +148,14 @@ class ObservationWriter:
         where = f" at '{path}'" if path else ""
         return EnvError(
             f"env {self._first + index} returned an observation{where} {problem}: "
-            f"{_shorten(value)}; its space is {leaf}"
+            f"{brief(value, 80)}; its space is {leaf}"
         )
 
 
 def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | None:
-    """Return which integers of ``found`` another dtype cannot hold, None where it holds all.
+    """Return which integers of ``found`` another dtype cannot hold, None if it holds all.
 
-    Those would wrap around when they are cast; of a bool, all but 0 and 1 would become true.
+    A cast would wrap them around; cast to bool, all numbers but 0 would become true.
     """
     if dtype.kind == "f" or np.can_cast(found.dtype, dtype, "safe") or not found.size:
         return None
@@ -171,7 +166,7 @@ def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | Non
     return misfits
 
 
-def number_of(reward: Any, index: int) -> float:  # noqa: ANN401
+def number_of(reward: Any, index: int) -> float:
     """Return a reward, which may be an array of one number, as a number.
 
     Raises:
@@ -180,30 +175,38 @@ def number_of(reward: Any, index: int) -> float:  # noqa: ANN401
     try:
         return float(np.asarray(reward).item())
     except (TypeError, ValueError, OverflowError):
-        told = f"env {index} returned the reward {brief(reward)}; expected a number"
-        raise EnvError(told) from None
+        raise EnvError(
+            f"env {index} returned the reward {brief(reward)}; expected a number"
+        ) from None
 
 
-def _column_writer(array: NDArray[Any], limit: np.dtype[Any]) -> Callable[[Sequence[Any]], None]:
+def _column_writer(
+    array: NDArray[Any], limit: np.dtype[Any], own: np.dtype[Any]
+) -> Callable[[Sequence[Any]], None]:
     """Return what writes one value per environment into ``array [n, *shape]``.
 
     Args:
         array: Rows that stay the same.
         limit: Dtype that integers must fit.
+        own: Dtype of the space.
     """
-    # Floats may be rounded. Integers of a wider dtype are looked at before they are cast.
+    # Floats may be rounded. Integers of a wider dtype are checked before they are cast.
     casting: Any = "same_kind" if array.dtype.kind == "f" else "safe"
     if array.ndim == 1 or not array.flags.c_contiguous:
         return partial(_copy_rows, array, limit, casting)
     height = array.shape[1]
     flat = array.reshape(-1, *array.shape[2:])
-    is_wider = array.dtype != limit
+    # Masks of int8 become bool, which `concatenate` refuses.
+    is_bits, is_wider = array.dtype.kind == "b" != own.kind, array.dtype != limit
 
     def write(values: Sequence[Any]) -> None:
-        # One call for all rows costs half as much as a row at a time. It would let pass two wrong
-        # heights that even out, hence the set.
+        # One call for all rows costs half as much as one per row. It would accept wrong heights
+        # whose sum is right, hence the set.
         if set(map(len, values)) != {height}:
             raise ValueError
+        if is_bits:
+            _copy_fitting(flat, limit, np.concatenate(values))
+            return
         if is_wider and {getattr(each, "dtype", None) for each in values} != {limit}:
             _copy_fitting(array, limit, np.asarray(values))
             return
@@ -218,7 +221,7 @@ def _column_writer(array: NDArray[Any], limit: np.dtype[Any]) -> Callable[[Seque
 def _copy_rows(
     array: NDArray[Any],
     limit: np.dtype[Any],
-    casting: Any,  # noqa: ANN401
+    casting: Any,
     values: Sequence[Any],
 ) -> None:
     if array.ndim > 1:
@@ -247,8 +250,3 @@ def _holds(kind: str, found: str) -> bool:
 
 def _does_not_fit(number: object, dtype: np.dtype[Any]) -> str:
     return f"with the number {number}, which does not fit {dtype}"
-
-
-def _shorten(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

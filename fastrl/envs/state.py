@@ -1,4 +1,4 @@
-"""States of environments: what can be saved of them, as bytes that cannot run code, and back.
+"""States of environments, saved as bytes that cannot run code, and restored.
 
 An environment, a wrapper or a batch saves itself by two methods::
 
@@ -7,10 +7,10 @@ An environment, a wrapper or a batch saves itself by two methods::
 
 Plain data are None, numbers, text, bytes, arrays of NumPy, tensors, generators of random numbers
 (``numpy.random.Generator`` and ``RandomState``, ``random.Random``, ``torch.Generator``), and lists,
-tuples, dicts and deques of these. A wrapper's methods answer for the wrapper alone: fastrl goes
-through the layers by itself, and also saves ``np_random``. Wrappers without the methods are saved
-by their attributes where that is certain: gymnasium's own, and others that keep only numbers and
-text. The environments of classic control and toy text of gymnasium are known.
+tuples, dicts and deques of these. A wrapper's methods save the wrapper alone: fastrl saves each
+layer, and ``np_random``. Wrappers without the methods are saved by their attributes where that is
+certain: gymnasium's own, and others that keep only numbers and text. Gymnasium's environments of
+classic control and toy text need no methods.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -38,7 +39,7 @@ from numpy.typing import NDArray
 from fastrl.errors import USERS_FAILURES, EnvError, cause
 
 State = Any
-"""Plain data, as this module's docstring says."""
+"""Plain data; see this module's docstring."""
 
 _TREE = "tree"
 _DEEPEST = 100
@@ -73,7 +74,7 @@ _KNOWN: dict[str, tuple[str, ...]] = {
     "toy_text.frozen_lake:FrozenLakeEnv": ("s", "lastaction"),
     "toy_text.taxi:TaxiEnv": ("s", "lastaction", "fickle_step"),
 }
-"""What episodes of gymnasium's environments consist of, pictures aside."""
+"""Attributes that hold the episodes of gymnasium's environments, without pictures."""
 
 
 class StateError(EnvError):
@@ -84,10 +85,10 @@ def pack(state: State) -> bytes:
     """Return a state as bytes, in the format of safetensors.
 
     Raises:
-        StateError: It holds something that is no plain data; says where.
+        StateError: It holds something that is not plain data; the message says where.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    tree = _Writer(arrays).described(state, "", 0)
+    tree = _described(state, "", 0, arrays)
     try:
         text = json.dumps(tree, separators=(",", ":"))
     except ValueError as error:  # integers of thousands of digits
@@ -110,75 +111,60 @@ def unpack(content: bytes) -> State:
         raise StateError(f"the state is damaged: {cause(error)}") from None
 
 
-class _Writer:
-    """Describes plain data as JSON, and sets arrays aside."""
+def _described(value: State, where: str, depth: int, arrays: dict[str, NDArray[Any]]) -> Any:
+    """Return plain data as JSON; arrays are set aside, and replaced by their numbers."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if depth > _DEEPEST:
+        raise StateError(f"the state cannot be saved: {where} is nested too deeply")
 
-    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
-        self._arrays = arrays
+    def inside(each: State, place: str) -> Any:
+        return _described(each, place, depth + 1, arrays)
 
-    def described(self, value: State, where: str, depth: int) -> Any:  # noqa: ANN401
-        if value is None or type(value) in (bool, int, float, str):
-            return value
-        if depth > _DEEPEST:
-            raise StateError(f"the state cannot be saved: {where} is nested too deeply")
-        if type(value) is list:
-            return self._each(value, where, depth)
-        if type(value) is dict:
-            return {"dict": self._items(value, where, depth)}
-        if type(value) is tuple:
-            return {"tuple": self._each(value, where, depth)}
-        if type(value) is deque:
-            return {"deque": self._each(value, where, depth), "maxlen": value.maxlen}
-        return self._of_other(value, where, depth)
-
-    def _each(self, values: Any, where: str, depth: int) -> list[Any]:  # noqa: ANN401
-        return [
-            self.described(value, f"{where}[{index}]", depth + 1)
-            for index, value in enumerate(values)
-        ]
-
-    def _items(self, values: dict[Any, Any], where: str, depth: int) -> list[Any]:
-        return [
-            [
-                self.described(key, where, depth + 1),
-                self.described(value, f"{where}[{key!r}]", depth + 1),
-            ]
-            for key, value in values.items()
-        ]
-
-    def _of_other(self, value: State, where: str, depth: int) -> dict[str, Any]:
-        if type(value) is bytes:
-            return {"bytes": self._kept(np.frombuffer(value, np.uint8), where)}
-        if isinstance(value, np.ndarray):
-            return {"array": self._kept(value, where)}
-        if isinstance(value, np.generic):
-            return {"scalar": self._kept(np.asarray(value), where)}
-        if isinstance(value, torch.Tensor):
-            numbers = value.detach().cpu()
-            if numbers.dtype == torch.bfloat16:
-                raise self._unsaved("a tensor of torch.bfloat16", where)
-            return {"tensor": self._kept(numbers.numpy(), where)}
-        for kind, (cls, state_of, _) in _GENERATORS.items():
-            if type(value) is cls:
-                return {kind: self.described(state_of(value), where, depth + 1)}
-        raise self._unsaved(f"an object of type {type(value).__name__}", where)
-
-    def _kept(self, array: NDArray[Any], where: str) -> int:
-        if array.dtype.kind not in _SAVED_KINDS or array.dtype.itemsize > 8:
-            raise self._unsaved(f"an array of dtype {array.dtype}", where)
-        native = np.array(array, array.dtype.newbyteorder("="), order="C")
-        self._arrays[str(len(self._arrays))] = native
-        return len(self._arrays) - 1
-
-    def _unsaved(self, what: str, where: str) -> StateError:
-        place = f" at {where}" if where else ""
-        return StateError(
-            f"the state has {what}{place}; expected numbers, text, arrays, generators of random "
-            "numbers, and lists, tuples and dicts of these"
-        )
+    if kind is dict:
+        pairs = value.items()
+        return {"dict": [[inside(k, where), inside(v, f"{where}[{k!r}]")] for k, v in pairs]}
+    if kind in (list, tuple, deque):
+        found = [inside(each, f"{where}[{index}]") for index, each in enumerate(value)]
+        if kind is deque:
+            return {"deque": found, "maxlen": value.maxlen}
+        return found if kind is list else {"tuple": found}
+    for name, (cls, state_of, _) in _GENERATORS.items():
+        if kind is cls:
+            return {name: inside(state_of(value), where)}
+    return _set_aside(value, where, arrays)
 
 
-def _read(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> State:  # noqa: ANN401
+def _set_aside(value: State, where: str, arrays: dict[str, NDArray[Any]]) -> dict[str, int]:
+    if type(value) is bytes:
+        kind, array = "bytes", np.frombuffer(value, np.uint8)
+    elif isinstance(value, np.ndarray):
+        kind, array = "array", value
+    elif isinstance(value, np.generic):
+        kind, array = "scalar", np.asarray(value)
+    elif isinstance(value, torch.Tensor) and value.dtype != torch.bfloat16:
+        kind, array = "tensor", value.detach().cpu().numpy()
+    else:
+        is_tensor = isinstance(value, torch.Tensor)
+        what = f"a tensor of {value.dtype}" if is_tensor else f"an object of type {_name(value)}"
+        raise _unsaved(what, where)
+    if array.dtype.kind not in _SAVED_KINDS or array.dtype.itemsize > 8:
+        raise _unsaved(f"an array of dtype {array.dtype}", where)
+    native = np.array(array, array.dtype.newbyteorder("="), order="C")
+    arrays[str(len(arrays))] = native
+    return {kind: len(arrays) - 1}
+
+
+def _unsaved(what: str, where: str) -> StateError:
+    place = f" at {where}" if where else ""
+    return StateError(
+        f"the state has {what}{place}; expected numbers, text, arrays, generators of random "
+        "numbers, and lists, tuples and dicts of these"
+    )
+
+
+def _read(tree: Any, arrays: Mapping[str, NDArray[Any]]) -> State:
     if isinstance(tree, list):
         return [_read(each, arrays) for each in tree]
     if not isinstance(tree, dict):
@@ -217,7 +203,7 @@ def _random_state(state: Mapping[str, Any]) -> np.random.RandomState:
     return stream
 
 
-def _python_random(state: Any) -> random.Random:  # noqa: ANN401
+def _python_random(state: Any) -> random.Random:
     stream = random.Random()
     stream.setstate(state)
     return stream
@@ -241,7 +227,7 @@ _GENERATORS: dict[str, tuple[type, Callable[[Any], State], Callable[[Any], Any]]
 def saves(env: object) -> bool:
     """Return whether an environment, a wrapper or a batch has ``get_state`` and ``set_state``.
 
-    Methods of these names that take other arguments are none of them.
+    Methods of these names that take other arguments do not count.
     """
     cls: Any = type(env)
     return _type_saves(cls)
@@ -250,62 +236,56 @@ def saves(env: object) -> bool:
 @cache
 def _type_saves(cls: Hashable) -> bool:
     get_state, set_state = getattr(cls, "get_state", None), getattr(cls, "set_state", None)
-    return _takes(get_state, ("self",)) and _takes(set_state, ("self", "state"))
+    return _needs(get_state, 1) and _needs(set_state, 2)
 
 
-def _takes(method: Any, names: tuple[str, ...]) -> bool:  # noqa: ANN401
-    """Return whether a method can be called with so many arguments, and needs no fewer."""
-    if not callable(method):
-        return False
-    try:
-        signature = inspect.signature(method)
-        signature.bind(*names)
-    except (TypeError, ValueError):
-        return False
-    try:
-        signature.bind(*names[:-1])
-    except TypeError:
+def _needs(method: Any, count: int) -> bool:
+    """Return whether a method can be called with so many arguments, and not with fewer."""
+
+    def takes(number: int) -> bool:
+        try:
+            inspect.signature(method).bind(*range(number))
+        except (TypeError, ValueError):
+            return False
         return True
-    return False
+
+    return takes(count) and not takes(count - 1)
 
 
-def state_of(env: Any) -> State:  # noqa: ANN401
-    """Return the state of what has the two methods.
+def state_of(env: Any) -> State:
+    """Return the state of an environment, a wrapper or a batch that has the two methods.
 
     Raises:
         StateError: It has not, or its ``get_state`` raised.
     """
-    if not saves(env):
-        raise StateError(f"{type(env).__name__} has no get_state() and set_state(state)")
-    try:
+    with _blaming(env, "get_state"):
         return env.get_state()
-    except EnvError:
-        raise
-    except USERS_FAILURES as error:
-        raise StateError(f"{type(env).__name__} raised in get_state(): {cause(error)}") from error
 
 
-def load_state(env: Any, state: State) -> None:  # noqa: ANN401
-    """Bring what has the two methods into a state.
+def load_state(env: Any, state: State) -> None:
+    """Restore the state of an environment, a wrapper or a batch that has the two methods.
 
     Raises:
         StateError: It has not, or its ``set_state`` raised.
     """
-    if not saves(env):
-        raise StateError(f"{type(env).__name__} has no get_state() and set_state(state)")
-    try:
+    with _blaming(env, "set_state"):
         env.set_state(state)
+
+
+@contextmanager
+def _blaming(env: Any, method: str) -> Iterator[None]:
+    if not saves(env):
+        raise StateError(f"{_name(env)} has no get_state() and set_state(state)")
+    try:
+        yield
     except EnvError:
         raise
     except USERS_FAILURES as error:
-        raise StateError(f"{type(env).__name__} raised in set_state(): {cause(error)}") from error
+        raise StateError(f"{_name(env)} raised in {method}(): {cause(error)}") from error
 
 
-def layers_state(env: Any) -> State:  # noqa: ANN401
-    """Return the state of an environment of gymnasium and of all its wrappers.
-
-    Args:
-        env: A single or a vector environment.
+def layers_state(env: Any) -> State:
+    """Return the state of a single or vector environment of gymnasium and of all its wrappers.
 
     Raises:
         StateError: A layer cannot be saved; names it.
@@ -318,7 +298,7 @@ def layers_state(env: Any) -> State:  # noqa: ANN401
     }
 
 
-def load_layers_state(env: Any, state: State) -> None:  # noqa: ANN401
+def load_layers_state(env: Any, state: State) -> None:
     """Bring an environment and all its wrappers, built alike and reset, into a state.
 
     Raises:
@@ -343,12 +323,7 @@ def load_layers_state(env: Any, state: State) -> None:  # noqa: ANN401
 
 
 def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of a state.
-
-    Args:
-        state: Arrays by name.
-        name: Which.
-        like: Of its shape and dtype.
+    """Return the array ``name`` of a state, which must have the shape and dtype of ``like``.
 
     Raises:
         StateError: It is missing, or another.
@@ -360,7 +335,7 @@ def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[
     return found
 
 
-def _layers(env: Any) -> Iterator[Any]:  # noqa: ANN401
+def _layers(env: Any) -> Iterator[Any]:
     """Yield the wrappers, the outermost first, and the environment itself."""
     yield env
     while isinstance(env, gymnasium.Wrapper | VectorWrapper):
@@ -368,11 +343,11 @@ def _layers(env: Any) -> Iterator[Any]:  # noqa: ANN401
         yield env
 
 
-def _name(layer: Any) -> str:  # noqa: ANN401
+def _name(layer: Any) -> str:
     return type(layer).__name__
 
 
-def _packed(layer: Any) -> bytes:  # noqa: ANN401
+def _packed(layer: Any) -> bytes:
     state = _layer_state(layer)
     try:
         return pack(state)
@@ -380,7 +355,7 @@ def _packed(layer: Any) -> bytes:  # noqa: ANN401
         raise StateError(f"{_name(layer)}: {error}") from None
 
 
-def _layer_state(layer: Any) -> State:  # noqa: ANN401
+def _layer_state(layer: Any) -> State:
     if saves(layer):
         return state_of(layer)
     module, name = type(layer).__module__, type(layer).__qualname__
@@ -392,15 +367,14 @@ def _layer_state(layer: Any) -> State:  # noqa: ANN401
     raise StateError(f"{name} has no get_state() and set_state(state)")
 
 
-def _is_known(part: Any) -> bool:  # noqa: ANN401
+def _is_known(part: Any) -> bool:
     return type(part).__module__.startswith((_GYMNASIUM, "fastrl."))
 
 
-def _attributes(layer: Any) -> dict[str, State]:  # noqa: ANN401
+def _attributes(layer: Any) -> dict[str, State]:
     """Return the attributes of a wrapper, or of what belongs to it, that may have changed.
 
-    Of wrappers that are not known only numbers and text are certain: of an array or a list it
-    cannot be seen who else holds it.
+    Of unknown wrappers only numbers and text are safe: other objects may share an array or a list.
     """
     found: dict[str, State] = {}
     is_known = _is_known(layer)
@@ -421,13 +395,13 @@ def _attributes(layer: Any) -> dict[str, State]:  # noqa: ANN401
     return found
 
 
-def _is_immutable(value: Any) -> bool:  # noqa: ANN401
+def _is_immutable(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_immutable, value))
     return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
-def _set_attributes(layer: Any, state: Mapping[str, State]) -> None:  # noqa: ANN401
+def _set_attributes(layer: Any, state: Mapping[str, State]) -> None:
     for name, value in state.items():
         before = vars(layer).get(name)
         if name in _CLOCKS and _is_known(layer):

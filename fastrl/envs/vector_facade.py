@@ -1,40 +1,70 @@
-"""Any `BatchedEnv` as a `gymnasium.vector.VectorEnv`: what ``gymnasium.make_vec`` returns.
+"""Any `BatchedEnv` behind gymnasium's interfaces, of vector and of single environments.
 
-The environments reset in the step in which an episode ends (autoreset mode SAME_STEP); ``infos``
-then holds ``final_obs`` and the mask ``_final_obs``, as `gymnasium.vector.SyncVectorEnv` does.
+In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_obs``, as that of
+`gymnasium.vector.SyncVectorEnv` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol, cast
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, one_of
 from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
+Frame = NDArray[np.uint8]
+Seeds = int | Sequence[int] | None
+
+
+class Painter(Protocol):
+    """Draws the environments of a batch."""
+
+    def picture(self, index: int) -> Frame:
+        """Return the picture ``[height, width, 3]`` of one environment."""
+        ...
+
+    def close(self) -> None:
+        """Free what drawing took."""
+        ...
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
     """Steps a `BatchedEnv` behind gymnasium's interface.
 
+    `step_rows` and `reset_rows` do the same for `fastrl.make_vec`, on its own arrays.
+
     Attributes:
         batched: The environments.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
-
     def __init__(
-        self, batched: BatchedEnv, *, copy: bool = True, exact: bool = False, info: bool = False
+        self,
+        batched: BatchedEnv,
+        *,
+        copy: bool = True,
+        exact: bool | None = None,
+        info: bool = False,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        painter: Callable[[], Painter] | None = None,
+        final_objects: bool = True,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Take over ``batched``, which is closed by `close`.
 
@@ -42,65 +72,76 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             batched: The environments.
             copy: Return copies of the observations; else views that the next step overwrites.
             exact: Keep observations in the dtypes of their spaces, rewards in float64, and actions
-                in float64 where they are given so, for environments that take views of any
-                floating dtype; else observations are as in the shared table (float64 becomes
-                float32), rewards float32, and actions in the dtype of their space.
+                in float64 where they are given so; else observations are as in the shared table
+                (float64 becomes float32), rewards float32, and actions in the dtype of their space.
+                By default what ``batched.exact`` says, False where it lacks that.
             info: Return what ``batched.info()`` knows of each step, arrays ``[n]`` by name.
+            autoreset_mode: Whether the next episode begins in the step that ends one, or in the
+                next step, whose action is then ignored. The latter needs ``batched.advance``.
+            seed: Of the first `reset` without a seed; None for a random one.
+            render_mode: ``rgb_array``, or None where nothing is drawn.
+            painter: Called once before the first picture; without one, pictures are the
+                observations.
+            final_objects: Whether ``infos["final_obs"]`` is an array of objects; else it is an
+                array ``[n, *shape]`` of which only the rows in ``infos["_final_obs"]`` are valid.
+            metadata: Added to ``metadata``.
 
         Raises:
-            EnvError: ``info`` was asked for, and the environments have none.
+            ArgumentError: The render mode is unknown.
+            EnvError: ``info`` was asked for and the environments have none, or the autoreset mode
+                is not supported.
         """
-        if info and not hasattr(batched, "info"):
-            raise EnvError(f"'{batched.spec.id}' has no info; leave out the argument 'info'")
-        self.batched = batched
-        self.num_envs = batched.num_envs
         spec = batched.spec
+        if info and not hasattr(batched, "info"):
+            raise EnvError(f"'{spec.id}' has no info; leave out the argument 'info'")
+        self.batched, self.num_envs = batched, batched.num_envs
+        self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
+        self._open_painter = painter
+        self._painter: Painter | None = None
+        mode = self._checked_mode(autoreset_mode)
+        self._resets_later = mode is AutoresetMode.NEXT_STEP
+        self.metadata = {**(metadata or {}), "autoreset_mode": mode}
+        self._exact = bool(getattr(batched, "exact", False)) if exact is None else exact
         self.single_action_space = spec.action_space
         self.action_space = batch_space(spec.action_space, self.num_envs)
-        self.single_observation_space = _stored(spec.observation_space, exact=exact)
+        self.single_observation_space = _stored(spec.observation_space, exact=self._exact)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self._copy, self._exact = copy, exact
-        self._info = info
-        self._seeded = False
-        self._paths = tuple(leaves(self.single_observation_space))
-        self._views = StepViews(
-            action=(),
-            observation=self._rows(),
-            reward=np.zeros(self.num_envs, np.float64 if exact else np.float32),
-            terminated=np.zeros(self.num_envs, np.bool_),
-            truncated=np.zeros(self.num_envs, np.bool_),
-            final_observation=self._rows(),
+        self._copy, self._info, self._final_objects = copy, info, final_objects
+        self._first_seed, self._seeded = seed, False
+        self._restart: Any = getattr(batched, "restart", None)
+        self._resets_some = self._restart is not None and (
+            "chosen" in inspect.signature(self._restart).parameters
         )
+        # Environments whose next step begins an episode.
+        self._waiting = np.zeros(self.num_envs, np.bool_)
+        self._paths = tuple(leaves(self.single_observation_space))
+        self._final_rows = self._rows()
+        self._latest: Rows = ()
+        self._leaves = tuple(leaves(spec.action_space).values())
         # Discrete actions are stored as indices from 0.
-        self._leaves = self._action_leaves()
         self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._leaves]
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode in every environment.
+        """Start an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None goes on with
-                the random stream of each environment.
-            options: None are known.
+            seed: One for each environment, or the first of consecutive ones; None continues the
+                random stream of each environment.
+            options: ``reset_mask``, ``[n]`` bool, selects the environments to reset, where
+                ``batched.restart`` can do that. Others are passed to ``batched.beginning``.
 
         Raises:
-            EnvError: There is not one seed per environment, or there are options.
+            EnvError: There is not one seed per environment, an option is unknown, or only some
+                environments are selected before the first reset of all.
         """
-        if options:
-            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {list(options)}")
-        if seed is not None or not self._seeded or not self._go_on():
-            self.batched.reset(self._seeds(seed), self._views.observation)
-            self._seeded = True
+        self.reset_rows(self._views.observation, seed, options)
         return self._observation(), {}
 
     def step(
         self,
-        actions: Any,  # noqa: ANN401
+        actions: Any,
     ) -> tuple[Any, NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Step every environment once.
 
@@ -110,88 +151,309 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         Raises:
             EnvError: They are of another shape or kind; no environment was stepped.
         """
-        views = self._views
-        self.batched.step(
-            StepViews(
-                action=self._action_rows(actions),
-                observation=views.observation,
-                reward=views.reward,
-                terminated=views.terminated,
-                truncated=views.truncated,
-                final_observation=views.final_observation,
-            )
+        found = flatten(self.single_action_space, actions)
+        each = zip(found, self._leaves, strict=True)
+        action = tuple(
+            as_stored(rows, leaf, (self.num_envs, *_shape(leaf)), keep_float64=self._exact)
+            for rows, leaf in each
         )
-        infos: dict[str, Any] = {}
-        if self._info:
-            infos.update(self.batched.info())  # type: ignore[attr-defined]
-        ended = views.terminated | views.truncated
-        if ended.any():
-            infos["final_obs"] = self._final(ended)
-            infos["_final_obs"] = ended
+        views = self._views
+        infos = self.step_rows(replace(views, action=action))
         flags = views.terminated.copy(), views.truncated.copy()
         return self._observation(), views.reward.copy(), *flags, infos
 
-    def close_extras(self, **kwargs: Any) -> None:  # noqa: ANN401
-        """Close the environments."""
+    def render(self) -> tuple[Frame, ...] | None:
+        """Return one picture ``[height, width, 3]`` per environment, None without a render mode.
+
+        Raises:
+            EnvError: What drawing needs is missing.
+        """
+        if self.render_mode is None:
+            return None
+        if self._open_painter is None:
+            return tuple(image.copy() for image in self._latest[0])
+        if self._painter is None:
+            self._painter = self._open_painter()
+        return tuple(self._painter.picture(index) for index in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free what drawing took, and close the environments."""
+        painter, self._painter = self._painter, None
+        if painter is not None:
+            painter.close()
         self.batched.close()
 
-    def _go_on(self) -> bool:
-        """Begin every environment's next episode from its own stream; False where none can."""
-        return False
+    def bound(self, views: StepViews) -> StepViews:
+        """Return views for `step_rows`: the arrays of ``views``, and some of this object.
 
-    def _seeds(self, seed: int | Sequence[int] | None) -> list[int]:
-        """Return one seed per environment, and draw later ones from the given."""
+        These are for final observations, and for rewards where ``batched`` writes only float32.
+        """
+        reward: Any = views.reward if self._exact else np.zeros(self.num_envs, np.float32)
+        return replace(views, reward=reward, final_observation=self._final_rows)
+
+    def step_rows(self, views: StepViews) -> dict[str, Any]:
+        """Step every environment once, and return the infos.
+
+        Args:
+            views: ``action`` and ``observation`` are in the dtypes of the spaces.
+        """
+        batched = self.batched
+        if any(start.any() for start in self._starts):
+            pairs = zip(views.action, self._starts, strict=True)
+            views = replace(views, action=tuple(rows - start for rows, start in pairs))
+        self._latest = views.observation
+        if self._resets_later:
+            batched.advance(views, restart=False)  # type: ignore[attr-defined]
+            waiting = self._waiting
+            if waiting.any():
+                self._restart(views.observation, waiting)
+                views.reward[waiting] = 0
+                views.terminated[waiting] = views.truncated[waiting] = False
+            self._waiting = views.terminated | views.truncated
+            return {}
+        batched.step(views)
+        infos: dict[str, Any] = {}
+        if self._info:
+            infos.update(batched.info())  # type: ignore[attr-defined]
+        ended = views.terminated | views.truncated
+        if ended.any():
+            infos["final_obs"], infos["_final_obs"] = self._final(ended), ended
+        return infos
+
+    def reset_rows(self, rows: Rows, seed: Seeds, options: Mapping[str, Any] | None) -> None:
+        """Start episodes and write their first observations; see `reset`."""
+        given = dict(options or {})
+        mask = given.pop("reset_mask", None)
+        begin: Any = getattr(self.batched, "beginning", None)
+        if (given and begin is None) or (mask is not None and not self._resets_some):
+            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
+        self._latest = rows
+        with begin(given) if begin is not None else nullcontext():
+            if mask is None:
+                self._reset_all(rows, seed)
+            else:
+                self._reset_some(rows, np.asarray(mask), seed)
+
+    def _reset_all(self, rows: Rows, seed: Seeds) -> None:
+        self._waiting[:] = False
+        if seed is None and not self._seeded:
+            seed = self._first_seed
+        if seed is None and self._seeded and self._restart is not None:
+            self._restart(rows)
+            return
+        self.batched.reset(self._seeds(seed), rows)
+        self._seeded = True
+
+    def _reset_some(self, rows: Rows, chosen: NDArray[np.bool_], seed: Seeds) -> None:
+        if chosen.shape != (self.num_envs,) or chosen.dtype != bool:
+            raise EnvError(f"options['reset_mask']: expected [{self.num_envs}] bool, got {chosen}")
+        if not self._seeded:
+            raise EnvError("options['reset_mask'] needs a reset of all before it")
+        seeds = None if seed is None else self._spread(seed, int(np.count_nonzero(chosen)))
+        self._restart(rows, chosen, seeds)
+        self._waiting[chosen] = False
+
+    def _seeds(self, seed: Seeds) -> list[int]:
+        """Return one seed per environment, and seed the stream that later ones are drawn from."""
         if seed is None:
             return cast(
                 "list[int]", self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
             )
-        if isinstance(seed, int | np.integer) and seed >= 0:
+        seeds = self._spread(seed, self.num_envs)
+        if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
-            return [int(seed) + index for index in range(self.num_envs)]
+        else:
+            self.np_random = np.random.default_rng(seeds)
+        return seeds
+
+    def _spread(self, seed: int | Sequence[int], count: int) -> list[int]:
+        """Return one seed for each of some environments."""
+        if isinstance(seed, int | np.integer) and seed >= 0:
+            return [int(seed) + index for index in range(count)]
         seeds = list(seed) if isinstance(seed, Iterable) else [seed]
         if not all(isinstance(each, int | np.integer) and each >= 0 for each in seeds):
             raise EnvError(f"seed: expected whole numbers of at least 0, got {brief(seed)}")
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        seeds = [int(each) for each in seeds]
-        self.np_random = np.random.default_rng(seeds)
-        return seeds
+        if len(seeds) != count:
+            raise EnvError(f"expected {count} seeds, got {len(seeds)}")
+        return [int(each) for each in seeds]
+
+    def _checked_mode(self, mode: AutoresetMode | str) -> AutoresetMode:
+        known = [AutoresetMode.SAME_STEP]
+        if hasattr(self.batched, "advance"):
+            known.append(AutoresetMode.NEXT_STEP)
+        for each in known:
+            if mode in (each, each.value):
+                return each
+        names = ", ".join(each.value for each in known)
+        raise EnvError(
+            f"autoreset_mode must be one of {names}, got {getattr(mode, 'value', mode)!r}"
+        )
+
+    @cached_property
+    def _views(self) -> StepViews:
+        """The arrays of `step` and `reset`."""
+        return self.bound(
+            StepViews(
+                action=(),
+                observation=self._rows(),
+                reward=cast("Any", np.zeros(self.num_envs)),
+                terminated=np.zeros(self.num_envs, np.bool_),
+                truncated=np.zeros(self.num_envs, np.bool_),
+                final_observation=(),
+            )
+        )
 
     def _rows(self) -> Rows:
         found = leaves(self.single_observation_space).values()
         return tuple(np.zeros((self.num_envs, *_shape(leaf)), leaf.dtype) for leaf in found)
 
-    def _action_leaves(self) -> Sequence[spaces.Space[Any]]:
-        return tuple(leaves(self.single_action_space).values())
-
-    def _action_rows(self, actions: Any) -> Rows:  # noqa: ANN401
-        found = flatten(self.single_action_space, actions)
-        each = zip(found, self._starts, self._leaves, strict=True)
-        return tuple(self._action_row(*one) for one in each)
-
-    def _action_row(
-        self,
-        actions: Any,  # noqa: ANN401
-        start: NDArray[Any],
-        leaf: spaces.Space[Any],
-    ) -> NDArray[Any]:
-        shape = (self.num_envs, *_shape(leaf))
-        rows = as_stored(actions, leaf, shape, keep_float64=self._exact)
-        return rows - start if start.any() else rows
-
-    def _observation(self) -> Any:  # noqa: ANN401
+    def _observation(self) -> Any:
         rows = self._views.observation
-        arrays = [array.copy() for array in rows] if self._copy else rows
+        return self._nested([array.copy() for array in rows] if self._copy else rows)
+
+    def _final(self, ended: NDArray[np.bool_]) -> Any:
+        if not self._final_objects:
+            return self._nested([rows.copy() for rows in self._final_rows])
+        final = np.full(self.num_envs, None, dtype=object)
+        for index in np.flatnonzero(ended).tolist():
+            final[index] = self._nested([rows[index].copy() for rows in self._final_rows])
+        return final
+
+    def _nested(self, arrays: Sequence[Any]) -> Any:
         by_path = dict(zip(self._paths, arrays, strict=True))
         return unflatten(self.single_observation_space, by_path)
 
-    def _final(self, ended: NDArray[np.bool_]) -> NDArray[np.object_]:
-        final = np.full(self.num_envs, None, dtype=object)
-        for index in np.flatnonzero(ended).tolist():
-            rows = (array[index].copy() for array in self._views.final_observation)
-            by_path = dict(zip(self._paths, rows, strict=True))
-            final[index] = unflatten(self.single_observation_space, by_path)
-        return final
+
+class SingleBatchedEnv(gymnasium.Env[Any, Any]):
+    """A batch of one as a `gymnasium.Env`, to evaluate and to record.
+
+    An episode that is done is followed by the next one in `reset`. ``info`` holds what
+    ``batched.info()`` knows of the step, where the batch has that.
+
+    Attributes:
+        batched: The batch.
+        action: Leaves ``[1, *shape]`` of the last action; empty before the first step.
+    """
+
+    def __init__(
+        self,
+        batched: BatchedEnv,
+        *,
+        exact: bool,
+        render_mode: str | None,
+        painter: Callable[[], Painter],
+        fps: int,
+    ) -> None:
+        """Take over ``batched``, which is closed by `close`.
+
+        Args:
+            batched: One environment, with ``restart``.
+            exact: Keep rewards, and actions that are given so, in float64; see `BatchedVectorEnv`.
+            render_mode: ``rgb_array``, or None where nothing is drawn.
+            painter: Called once before the first picture.
+            fps: Frames that make a second.
+
+        Raises:
+            ArgumentError: The render mode is unknown.
+            EnvError: ``batched`` holds several environments.
+        """
+        if batched.num_envs != 1:
+            raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
+        self.batched: Any = batched
+        self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
+        self.observation_space = batched.spec.observation_space
+        self.action_space = batched.spec.action_space
+        self.action: Rows = ()
+        self._exact, self._open_painter = exact, painter
+        self._painter: Painter | None = None
+        self._info: Callable[[], dict[str, Any]] = getattr(batched, "info", dict)
+        seen = leaves(self.observation_space)
+        self._paths = tuple(seen)
+        self._action_leaves = tuple(leaves(self.action_space).values())
+        self._observation, self._final = (
+            tuple(np.zeros((1, *_shape(leaf)), leaf.dtype) for leaf in seen.values())
+            for _ in range(2)
+        )
+        self._seeded = self._has_begun = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode: the first of a seed's random stream, or without a seed the next.
+
+        Options are ignored where the batch has no ``beginning``.
+
+        Raises:
+            EnvError: An option is unknown or does not fit.
+        """
+        super().reset(seed=seed)
+        begin = getattr(self.batched, "beginning", None)
+        with nullcontext() if begin is None else begin(options or {}):
+            if seed is None and not self._seeded:
+                seed = int(self.np_random.integers(_MAX_SEED))
+            if seed is not None:
+                self.batched.reset([seed], self._observation)
+                self._seeded = True
+            elif not self._has_begun:
+                self.batched.restart(self._observation)
+        self._has_begun, self.action = False, ()
+        return self._copied(self._observation), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step once; the last observation of an episode is that of its end.
+
+        Raises:
+            EnvError: The environment was never reset, or the action is not one of its space.
+        """
+        pairs = zip(flatten(self.action_space, action), self._action_leaves, strict=True)
+        self.action = tuple(
+            as_stored(each, leaf, _shape(leaf), keep_float64=self._exact)[None]
+            for each, leaf in pairs
+        )
+        reward: Any = np.zeros(1, np.float64 if self._exact else np.float32)
+        views = StepViews(
+            action=self.action,
+            observation=self._observation,
+            reward=reward,
+            terminated=np.zeros(1, np.bool_),
+            truncated=np.zeros(1, np.bool_),
+            final_observation=self._final,
+        )
+        if hasattr(self.batched, "advance"):
+            self.batched.advance(views, restart=False)
+        else:
+            self.batched.step(views)
+            self._has_begun = bool(views.terminated[0] or views.truncated[0])
+        seen = self._copied(self._final if self._has_begun else self._observation)
+        info = {name: float(values[0]) for name, values in self._info().items()}
+        return seen, float(reward[0]), bool(views.terminated[0]), bool(views.truncated[0]), info
+
+    def render(self) -> Frame | None:
+        """Return the picture ``[height, width, 3]``, None without a render mode.
+
+        Where the batch has no ``advance``, a picture after the end of an episode shows the
+        beginning of the next one.
+
+        Raises:
+            EnvError: What drawing needs is missing.
+        """
+        if self.render_mode is None:
+            return None
+        if self._painter is None:
+            self._painter = self._open_painter()
+        return self._painter.picture(0)
+
+    def close(self) -> None:
+        """Free what drawing took, and close the batch; safe to call twice."""
+        painter, self._painter = self._painter, None
+        if painter is not None:
+            painter.close()
+        self.batched.close()
+
+    def _copied(self, rows: Rows) -> Any:
+        values = (each[0].copy() for each in rows)
+        return unflatten(self.observation_space, dict(zip(self._paths, values, strict=True)))
 
 
 def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """Resets of some environments beneath gymnasium's wrappers of vector environments.
 
-Some of these wrappers reject such a reset or, like `NormalizeReward`, forget what they know of all
-environments. So the environment beneath them is reset, and what each wrapper makes of the new
-observations, and keeps of single environments, is done here. Other wrappers that override ``reset``
-are handed ``options["reset_mask"]``.
+Some of these wrappers reject such a reset or, like `NormalizeReward`, drop their values of all
+environments. So the environment beneath them is reset, and here each wrapper's transformation is
+applied to the new observations and its values of these environments are reset. Other wrappers that
+override ``reset`` are passed ``options["reset_mask"]``.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from numpy.typing import NDArray
 from fastrl.errors import EnvError
 
 Wrapped = Callable[[Any, Any, NDArray[np.bool_]], Any]
-"""``(wrapper, observation, ended)``: from the observation beneath a wrapper to the wrapper's own.
+"""``(wrapper, observation, ended)``: from the observation beneath a wrapper to that of the wrapper.
 
 Observations are of all environments, or of those that ``ended`` only.
 """
 
 
 def known_wrapper(env: VectorWrapper[Any, Any, Any, Any, Any]) -> Wrapped | None:
-    """Return what a wrapper does in a reset, None where only its ``reset`` knows."""
+    """Return what a wrapper does in a reset, None if it must be reset itself."""
     return _KNOWN.get(type(env).reset)
 
 
-def check_wrapper(wrapper: Any, env: Any, name: str) -> None:  # noqa: ANN401
+def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
     """Check that a wrapper and an environment are both of single or both of vector environments.
 
     Args:
-        wrapper: What is called with ``env``; anything but classes passes.
+        wrapper: A class, or anything else, which is accepted.
         env: The environment.
         name: Its id.
 
@@ -65,26 +65,26 @@ def check_wrapper(wrapper: Any, env: Any, name: str) -> None:  # noqa: ANN401
         )
 
 
-def _unchanged(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+def _unchanged(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
     return observation
 
 
-def _forgetting_returns(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+def _forgetting_returns(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
     env.accumulated_reward[ended] = 0
     env._prev_dones[ended] = 0
     return observation
 
 
-def _transformed(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+def _transformed(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
     if not isinstance(observation, np.ndarray) or len(observation) == len(ended):
         return env.observations(observation)
-    # These wrappers take observations of all: any will do for those whose episodes go on.
+    # These wrappers need observations of all: any serves for those whose episodes continue.
     places = np.zeros(len(ended), np.intp)
     places[ended] = np.arange(len(observation))
     return env.observations(observation[places])[ended]
 
 
-def _normalized(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:  # noqa: ANN401
+def _normalized(env: Any, observation: Any, ended: NDArray[np.bool_]) -> Any:
     """Return normalised observations; only the new ones change the statistics."""
     if len(observation) != len(ended):
         return env.observations(observation)

@@ -1,4 +1,4 @@
-"""Wrappers that cost time for nothing in workers, and those that keep statistics of their own."""
+"""Wrappers that stepping code bypasses, time limits, and wrappers with running statistics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 Env = gymnasium.Env[Any, Any]
 _WATCHING = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
 _DEEPEST = 100
-"""Wrappers around one environment; more are taken for a circle."""
+"""Most wrappers around one environment; more are taken for a cycle."""
 
 
 def watchers(env: Env) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
-    """Return the outer wrappers that steps and resets may go past, the outermost first.
+    """Return the outer wrappers that steps and resets may bypass, the outermost first.
 
-    These are gymnasium's time limit, order enforcer and checker. Subclasses are none of them, nor
-    is an instance whose `step` or `reset` was replaced: they may do anything else as well. A time
-    limit beneath other wrappers may count other steps than theirs.
+    These are gymnasium's time limit, order enforcer and checker. Subclasses of them do not count,
+    nor does an instance whose `step` or `reset` was replaced, since they may do more. A time limit
+    beneath other wrappers may count other steps than theirs.
     """
     found: list[Any] = []
     while type(env) in _WATCHING and vars(env).keys().isdisjoint(("step", "reset")):
@@ -28,7 +28,7 @@ def watchers(env: Env) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
 
 
 def peel(env: Env) -> tuple[Env, int | None]:
-    """Take off such wrappers, and the time limit, which the stepping code then keeps.
+    """Return an environment without these wrappers, and its time limit, which the caller keeps.
 
     Returns:
         The environment and its time limit in steps, None where it has none.
@@ -56,8 +56,8 @@ def with_time_limit(env: Env, steps: int) -> Env:
 def running_statistics(env: object) -> tuple[str, ...]:
     """Return the names of wrappers that normalise by a running mean, the outermost first.
 
-    They are known by what gymnasium, old gym and copies of theirs keep: a ``RunningMeanStd``. Of
-    a vector environment's environments the first is looked at.
+    Such wrappers of gymnasium and old gym, and copies of them, hold a ``RunningMeanStd``. A vector
+    environment is represented by its first environment.
     """
     found: list[str] = []
     for _ in range(_DEEPEST):

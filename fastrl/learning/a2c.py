@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastrl.config import A2CConfig
-from fastrl.learning.algorithm import ObjectiveSettings, Prepared, Scheduled
-from fastrl.learning.batch import Experience
+from fastrl.learning.algorithm import Prepared
+from fastrl.learning.experience import Experience, Minibatch
 from fastrl.learning.objective import PolicyGradient
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
@@ -17,25 +17,16 @@ class A2C(PolicyGradient[A2CConfig]):
     """One gradient step over each whole rollout.
 
     Mnih et al. 2016 (https://arxiv.org/abs/1602.01783), algorithm S3, in its synchronous form.
-    With ``vtrace``, rollouts of an older policy are corrected as in Espeholt et al. 2018: values
-    and log-probabilities are computed anew by the policy that learns. Only V(final observation)
-    of truncated episodes stays the older policy's, since rollouts do not hold that observation.
+    With ``vtrace``, rollouts of an older policy are corrected as in Espeholt et al. 2018: the
+    policy that learns computes values and log-probabilities again. Only V(final observation) of
+    truncated episodes stays that of the older policy, since rollouts do not hold that observation,
+    and so do the states of a memory before each segment and after the last.
     """
 
     section_type = A2CConfig
 
-    def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
-        """Return the plain policy gradient."""
-        return ObjectiveSettings(
-            clip_range=None,
-            clip_value_range=None,
-            entropy_coef=scheduled["entropy_coef"],
-            value_coef=self.section.value_coef,
-            normalize_advantage=self.section.normalize_advantage,
-        )
-
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return advantages and value targets, by V-trace where the section says so."""
+        """Return advantages and value targets, by V-trace where ``vtrace`` is set."""
         if not self.section.vtrace:
             return super().prepare(experience, policy)
         log_prob, value = _evaluated_anew(experience, policy)
@@ -56,10 +47,15 @@ def _evaluated_anew(experience: Experience, policy: PolicyModel) -> tuple[Tensor
 
     Both are where the rollout is: on the CPU, unless it was sampled on the learner's device.
     """
-    there = experience["log_prob"].device
-    observation = {k: v.to(experience.device) for k, v in experience.observation.items()}
-    action = {k: v.to(experience.device) for k, v in experience.action.items()}
-    before = {path: leaf[:-1] for path, leaf in observation.items()}
-    log_prob, _, value = policy.evaluate(before, action)
-    last = policy.value({path: leaf[-1:] for path, leaf in observation.items()})
-    return log_prob.to(there), torch.cat([value, last]).to(there)
+    batch = experience.batch(lambda leaves: [leaf.to(experience.device) for leaf in leaves], {})
+    rows = batch.all_rows()
+    log_prob, _, value = Minibatch(batch, rows, {}).evaluate(policy)
+    last = {path: leaf[-1].to(experience.device) for path, leaf in experience.observation.items()}
+    if batch.sequences is None:
+        last_value = policy.value(last)
+    else:
+        last_value = policy.value(last, state=batch.sequences.state[-1])
+    there = experience["log_prob"]
+    in_time = (torch.empty_like(x).index_copy(0, rows, x) for x in (log_prob, value))
+    log_prob, value = (x.view(there.shape).to(there.device) for x in in_time)
+    return log_prob, torch.cat([value, last_value[None].to(there.device)])

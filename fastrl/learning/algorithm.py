@@ -1,4 +1,4 @@
-"""What an algorithm is: a section of the configuration and a loss, which the learner minimises."""
+"""The contract of algorithms: a section of the configuration and a loss to minimise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.config.algorithms import LearnerConfig
-from fastrl.learning.batch import Batch, Experience, Minibatch
+from fastrl.learning.experience import Batch, Experience, Minibatch
 from fastrl.models.policy import PolicyModel
 
 SectionT = TypeVar("SectionT", bound=LearnerConfig)
@@ -23,9 +23,9 @@ class Loss(NamedTuple):
     """What `Algorithm.loss` returns.
 
     Attributes:
-        total: ``[]``: what the gradient steps make smaller; differentiable.
-        metrics: ``[]`` by name: what is reported of it. The learner adds ``loss``, the total. A
-            metric that is not finite counts as divergence, as a total that is not finite does.
+        total: ``[]``: what the gradient steps minimise; differentiable.
+        metrics: ``[]`` by name, reported. The learner adds ``loss``, the total. A metric that is
+            not finite counts as divergence, like the total.
     """
 
     total: Tensor
@@ -37,8 +37,8 @@ class Prepared:
     """What an algorithm computes once per rollout.
 
     Attributes:
-        fields: ``[T, B, *]`` by name: constants for the loss. They join the rollout's own fields,
-            and replace those of the same name.
+        fields: ``[T, B, *]`` by name: constants for the loss, added to the rollout's fields or in
+            place of those of the same name.
         metrics: ``[]`` by name: reported with the update.
     """
 
@@ -51,7 +51,7 @@ class Group:
     """Parameters that share an optimiser.
 
     Attributes:
-        parameters: Those that need no gradient are left alone.
+        parameters: Those that need no gradient are ignored.
         learning_rate: Name of its learning rate, one of `Algorithm.schedules`.
     """
 
@@ -79,9 +79,9 @@ class ObjectiveSettings:
 
 
 class Algorithm(ABC, Generic[SectionT]):
-    """A loss, and what it is computed from; it differentiates and steps nothing itself.
+    """A loss and the fields that it is computed from.
 
-    The learner does the rest for any of them: device, transfer, gradients, optimisers, schedules,
+    The learner does the rest for any algorithm: device, transfer, gradients, optimisers, schedules,
     clipping, bfloat16, ``torch.compile``, threads, normalisers and checkpoints.
 
     An update is `prepare`, and then, `epochs` times, a gradient step for each of `minibatches`.
@@ -94,12 +94,12 @@ class Algorithm(ABC, Generic[SectionT]):
             ``algorithm`` in the files.
         needs: Names of the outputs that a policy must have, such as ``value``.
         schedules: Names of the section's numbers that have a schedule, and of the keys that hold
-            it. What they are in an update is in ``Minibatch.scheduled``, and reported.
-        last_epoch_metrics: Names of metrics that are means over the last epoch rather than over all
-            minibatches: how far an update has gone.
+            it. Their values in an update are in ``Minibatch.scheduled``, and reported.
+        last_epoch_metrics: Names of metrics that are means over the last epoch instead of over all
+            minibatches: how far an update has moved the policy.
         is_mean_over_rows: Whether the total and all metrics of `loss` are means over the rows of
-            the minibatch, terms of `whole` aside. Only then may each thread compute them over a
-            share of the rows. False in a class that defines `loss`, unless it says otherwise.
+            the minibatch, except for fields of `whole`. Only then may each thread compute them
+            over a share of the rows. False in a class that defines `loss` but not this.
     """
 
     section_type: ClassVar[type[LearnerConfig]]
@@ -111,35 +111,37 @@ class Algorithm(ABC, Generic[SectionT]):
     def __init__(self, section: SectionT) -> None:
         self.section = section
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
-        """Take back what a base class says about its loss where that is replaced."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Reset ``is_mean_over_rows`` in a class that defines another loss."""
         super().__init_subclass__(**kwargs)
         if "loss" in cls.__dict__ and "is_mean_over_rows" not in cls.__dict__:
             cls.is_mean_over_rows = False
 
     @property
     def epochs(self) -> int:
-        """How often `minibatches` is gone through for each rollout."""
+        """Number of passes over each rollout."""
         return 1
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return what is computed once per rollout, such as advantages; without gradients."""
+        """Return constants computed once per rollout, such as advantages; without gradients."""
         return Prepared()
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield rows ``[n] int64`` of the batch, on its device, for one gradient step each.
 
+        With a memory they are whole segments, as `shared.minibatches.segment_rows` returns them.
+
         Args:
             batch: The rollout; by default all of it is one minibatch.
             generator: Source of randomness, on the CPU; its state is in the checkpoints.
         """
-        yield torch.arange(len(batch), device=batch.device)
+        yield batch.all_rows()
 
     def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
         """Return fields ``[n, *]`` that depend on the whole minibatch, as constants.
 
         They replace those of the same name, and are computed before the rows are shared among
-        threads: what a loss needs of the minibatch as a whole belongs here.
+        threads.
         """
         return {}
 
@@ -155,26 +157,26 @@ class Algorithm(ABC, Generic[SectionT]):
         """
 
     def bounds(self) -> Mapping[str, float]:
-        """Return metrics and their bounds: an update ends before a minibatch that exceeds one."""
+        """Return bounds of metrics: an update stops before a minibatch that exceeds one."""
         return {}
 
     def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
-        """Return what gives the settings of `objective.objective`, if `loss` is that objective.
+        """Return a function that returns the settings of `objective.objective`.
 
-        The compiled kernels know this one. None stands for any other loss.
+        None if `loss` is another one, for which there are no compiled kernels.
         """
         return None
 
     def groups(self, policy: PolicyModel) -> Mapping[str, Group]:
-        """Return what the optimisers change, by the name of the optimiser.
+        """Return the parameters of each optimiser, by its name; by default one for all.
 
-        Each group's gradient is clipped on its own. By default there is one, of all parameters.
+        The gradient of each group is clipped separately.
         """
         return {"": Group(policy.parameters())}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of what further updates depend on, if the algorithm keeps anything."""
+        """Return copies of the algorithm's state, on which further updates depend."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a state."""
+        """Continue from such a state."""

@@ -1,52 +1,67 @@
-"""Gradients of a loss: what the learner asks for, and how those of any loss are computed."""
+"""Gradients of a loss: the interface of gradient engines, and those that use autograd.
+
+With several threads each computes a share of every minibatch. Torch's own threads share every
+operation and wait for each other at the end of each, spinning: some hundred times in a minibatch,
+and for long where another process has taken a core from one of them (a conv net with two threads on
+a busy machine of two cores: 30 times as slow). Here each thread goes all the way forward and all
+the way back on its own, and they wait twice.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastrl.compiled import compiled_by_torch
 from fastrl.errors import ConfigError
+from fastrl.jit import compiled_by_torch
 from fastrl.learning.algorithm import Algorithm, Loss, Scheduled
-from fastrl.learning.batch import NO_BATCH, Batch, Minibatch
-from fastrl.learning.parameters import FlatParameters
+from fastrl.learning.experience import NO_BATCH, Batch, Minibatch
+from fastrl.learning.optimizers import FlatParameters
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
 
 
-class GradientEngine(Protocol):
+class GradientEngine(ABC):
     """Computes the loss of minibatches, and its gradient into a `FlatParameters`.
 
     Attributes:
         metrics: Names of what `forward` returns; known after the first one.
     """
 
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
 
+    @abstractmethod
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
         """Take the batch from which minibatches are drawn until `release`."""
-        ...
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Return what is reported about a minibatch, a number for each of ``metrics``.
+    @abstractmethod
+    def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the metrics of a minibatch, a number for each of ``metrics``.
 
         Args:
             index: ``[n] int64``: rows of the batch, on its device.
+            own: What `Algorithm.whole` returned for these rows as a part of more; None to call it.
         """
-        ...
 
+    @abstractmethod
     def backward(self) -> None:
         """Write the gradient of the last `forward`."""
-        ...
 
+    def run_batch(self, batch: Batch) -> Batch:
+        """Return the batch from which the minibatches of all ranks are drawn."""
+        return batch
+
+    @abstractmethod
     def release(self) -> None:
-        """Let go of the batch, whose memory is the sampler's, and of what was computed from it."""
-        ...
+        """Drop the batch, whose memory is the sampler's, and tensors computed from it."""
 
 
-class AutogradEngine:
+class AutogradEngine(GradientEngine):
     """Works for any loss of any `PolicyModel` on any device.
 
     Args:
@@ -65,7 +80,6 @@ class AutogradEngine:
         compiled: bool,
         bf16: bool,
     ) -> None:
-        self.metrics: tuple[str, ...] = ()
         self._algorithm, self._parameters, self._compiled = algorithm, parameters, compiled
         self._device = parameters.value.device
         self._policy = in_bfloat16(model, self._device) if bf16 else model
@@ -73,7 +87,7 @@ class AutogradEngine:
         self._total: Tensor | None = None
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take the batch from which minibatches are drawn until `release`."""
+        """Take a batch; see `GradientEngine`."""
         self._batch, self._scheduled = batch, scheduled
         if self._compiled:
             self._scheduled = {
@@ -81,9 +95,9 @@ class AutogradEngine:
                 for name, number in scheduled.items()
             }
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Return what is reported about a minibatch."""
-        loss = self._loss(self._batch, index, self._scheduled)
+    def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the metrics of a minibatch; see `GradientEngine`."""
+        loss = self._loss(self._batch, index, self._scheduled, own)
         self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
         self._total = loss.total
         return numbers
@@ -96,37 +110,135 @@ class AutogradEngine:
         self._total = None
 
     def release(self) -> None:
-        """Let go of the batch, and of what was computed from it."""
+        """Drop the batch and tensors computed from it."""
         self._batch, self._total = NO_BATCH, None
 
-    def _evaluate(self, batch: Batch, index: Tensor, scheduled: Scheduled) -> Loss:
-        own = self._algorithm.whole(Minibatch(batch, index, scheduled))
-        return self._algorithm.loss(Minibatch(batch, index, scheduled, own), self._policy)
+    def _evaluate(
+        self,
+        batch: Batch,
+        index: Tensor,
+        scheduled: Scheduled,
+        whole: Mapping[str, Tensor] | None,
+    ) -> Loss:
+        if whole is None:
+            whole = self._algorithm.whole(Minibatch(batch, index, scheduled))
+        return self._algorithm.loss(Minibatch(batch, index, scheduled, whole), self._policy)
+
+
+class ShardedEngine(AutogradEngine):
+    """Computes what `AutogradEngine` computes, where `why_not_sharded` returns None.
+
+    Each thread computes the loss of its share of the rows; the total and the metrics are the means
+    of theirs, weighted by their rows. What depends on the whole minibatch, `Algorithm.whole`, is
+    computed before. The sums over shards are always taken in the same order, so the same number of
+    threads gives the same numbers.
+
+    Args:
+        algorithm: Its loss.
+        model: Its parameters must be those of ``parameters``.
+        parameters: Where gradients go.
+        num_threads: How many share the work.
+        bf16: Run the model under autocast.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm[Any],
+        model: PolicyModel,
+        parameters: FlatParameters,
+        num_threads: int,
+        bf16: bool,
+    ) -> None:
+        super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
+        if bf16:
+            self._policy = in_bfloat16(model, self._device, is_shared=True)
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(
+            num_threads, "gradients", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self._totals: list[Tensor] = []
+        self._shares: list[float] = []
+
+    def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the metrics of a minibatch; see `GradientEngine`."""
+        length = self._batch.sequence_length
+        num_shards = min(self._num_threads, len(index) // length)
+
+        def shares(rows: Tensor) -> list[Tensor]:
+            # A sequence cannot be divided.
+            by_time = rows.unflatten(0, (length, -1))
+            return [part.flatten(0, 1) for part in by_time.tensor_split(num_shards, 1)]
+
+        if own is None:
+            own = self._algorithm.whole(Minibatch(self._batch, index, self._scheduled))
+        split = {name: shares(field) for name, field in own.items()}
+        shards = [
+            Minibatch(
+                self._batch,
+                rows,
+                self._scheduled,
+                {name: fields[number] for name, fields in split.items()},
+            )
+            for number, rows in enumerate(shares(index))
+        ]
+        losses = list(self._pool.map(self._evaluate_shard, shards))
+        self._totals = [loss.total for loss in losses]
+        self._shares = [len(shard) / len(index) for shard in shards]
+        reported = []
+        for loss, share in zip(losses, self._shares, strict=True):
+            self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
+            reported.append(numbers * share)
+        return torch.stack(reported).sum(0)
+
+    def backward(self) -> None:
+        """Write the gradient of the last `forward`."""
+        first, *others = self._pool.map(self._differentiate, self._totals, self._shares)
+        self._parameters.gradient.copy_(first)
+        for gradient in others:
+            self._parameters.gradient.add_(gradient)
+        self._totals = []
+
+    def release(self) -> None:
+        """Drop the batch and tensors computed from it."""
+        self._batch, self._totals = NO_BATCH, []
+
+    def _evaluate_shard(self, shard: Minibatch) -> Loss:
+        return self._algorithm.loss(shard, self._policy)
+
+    def _differentiate(self, total: Tensor, share: float) -> Tensor:
+        """Return a shard's part of the gradient, ``[P]``."""
+        gradients = torch.autograd.grad(
+            total,
+            self._parameters.parameters,
+            torch.full_like(total, share),
+            materialize_grads=True,
+        )
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
 class _InBfloat16:
     def __init__(self, policy: PolicyModel, device: torch.device, is_shared: bool) -> None:
         self._policy, self._device_type, self._is_shared = policy, device.type, is_shared
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
-    def evaluate(self, *args: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def evaluate(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         with torch.autocast(self._device_type, torch.bfloat16, cache_enabled=not self._is_shared):
-            outputs = self._policy.evaluate(*args)
+            outputs = self._policy.evaluate(*args, **kwargs)
         return tuple(output.float() for output in outputs)
 
 
 def in_bfloat16(
     policy: PolicyModel, device: torch.device, *, is_shared: bool = False
 ) -> PolicyModel:
-    """Return a policy that evaluates under autocast; what it returns is float32.
+    """Return a policy that evaluates under autocast and returns float32.
 
     Args:
-        policy: Does the work.
+        policy: The policy.
         device: Where it is.
-        is_shared: Whether several threads evaluate at once: what autocast keeps of converted
-            weights would be shared among them.
+        is_shared: Whether several threads evaluate at once: autocast must not cache converted
+            weights then, which would be shared among them.
     """
     return cast(PolicyModel, _InBfloat16(policy, device, is_shared))
 
@@ -134,12 +246,12 @@ def in_bfloat16(
 def checked(
     algorithm: Algorithm[Any], loss: Loss, before: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Return the names of what is reported about a loss, the total first, and the numbers.
+    """Return the names of the metrics of a loss, the total first, and their values.
 
     Args:
         algorithm: Whose loss it is.
         loss: What its ``loss`` returned.
-        before: The names of the loss before; empty if there was none.
+        before: The names of the previous loss; empty if there was none.
 
     Raises:
         ConfigError: It is not a loss.
@@ -171,23 +283,35 @@ def _require_scalars(what: str, loss: Loss) -> None:
         raise ConfigError(f"{what}: the total does not depend on any parameter")
 
 
+def why_not_sharded(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
+    """Return why `ShardedEngine` cannot be used; None if it can.
+
+    The loss and its metrics must be means over rows, and the model must treat each row by itself,
+    on the CPU. A model with a custom forward pass may depend on the minibatch as a whole, as batch
+    normalisation does.
+    """
+    if not algorithm.is_mean_over_rows:
+        return f"{type(algorithm).__name__}.is_mean_over_rows is not set"
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return "the model is not on the CPU"
+    return custom_forward(model)
+
+
 _METHODS = ("forward", "evaluate", "_inputs", "_leaves")
 _PARTS = (
-    "normalizers", "actor_body", "critic_body", "actor_head", "critic_head", "distribution"
-)  # fmt: skip
+    *("normalizers", "actor_body", "critic_body", "actor_core", "critic_core"),
+    *("actor_head", "critic_head", "distribution"),
+)
 
 
-def own_forward(model: object) -> str | None:
-    """Return what a model computes otherwise than `ActorCritic`; None if it computes the same.
-
-    A subclass may have whatever else of its own.
-    """
+def custom_forward(model: object) -> str | None:
+    """Return in which part a model differs from `ActorCritic`; None if it computes the same."""
     name = type(model).__name__
     if not isinstance(model, ActorCritic):
         return f"{name} is not an ActorCritic"
     for method in _METHODS:
         if getattr(type(model), method) is not getattr(ActorCritic, method):
-            return f"{name}.{method} is its own"
+            return f"{name}.{method} is custom"
     for part in _PARTS:
         for module in getattr(model, part).modules() if getattr(model, part) is not None else ():
             if not _is_row_by_row(type(module)):
@@ -196,6 +320,6 @@ def own_forward(model: object) -> str | None:
 
 
 def _is_row_by_row(module: type[nn.Module]) -> bool:
-    """Say whether a module is known to treat each row of a minibatch by itself."""
+    """Return whether a module is known to treat each row of a minibatch by itself."""
     known = module.__module__.startswith(("fastrl.models.", "torch.nn.modules."))
     return known and not issubclass(module, nn.modules.batchnorm._BatchNorm)

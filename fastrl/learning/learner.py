@@ -1,129 +1,111 @@
-"""From a rollout to changed parameters, for any algorithm, and the state to go on from."""
+"""Learners: from a configuration to a learner, from a rollout to changed parameters."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fastrl import once
-from fastrl.allocator import keep_freed_memory
-from fastrl.config import Config
-from fastrl.devices import existing_device
+from fastrl import once, registry
+from fastrl.arguments import instance, taken
+from fastrl.config import Config, LearnerConfig, resolved
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.learning import mlp_gradients, sharded_gradients
+from fastrl.imports import import_object
+from fastrl.learning import mlp_gradients
 from fastrl.learning.algorithm import Algorithm, Group
-from fastrl.learning.batch import Batch, Experience, Transfer
-from fastrl.learning.gradients import AutogradEngine, GradientEngine
-from fastrl.learning.optimizers import Optimizer, build_optimizer
-from fastrl.learning.parameters import FlatParameters
+from fastrl.learning.experience import Batch, Experience, Transfer
+from fastrl.learning.gradients import (
+    AutogradEngine,
+    GradientEngine,
+    ShardedEngine,
+    why_not_sharded,
+)
+from fastrl.learning.optimizers import FlatParameters, Optimizer, build_optimizer
+from fastrl.learning.ranks import Ranks
 from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
-from fastrl.learning.torch_threads import learner_threads, torch_threads
+from fastrl.learning.shares import RankedEngine, joined_update
+from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import PolicyModel, load_parameters
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.policy import PolicyModel, build_model, load_parameters, state_size
+from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import flatten
-from fastrl.spec import EnvSpec, outputs_of
+from fastrl.spec import ACTION_MASK, EnvSpec, outputs_of
+from fastrl.system import existing_device, keep_freed_memory, torch_threads
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """Turns rollouts into better parameters.
+class Learner:
+    """Improves the parameters of a policy by rollouts, with any `Algorithm`.
 
-    Attributes:
-        model: What is learnt; on the learner's device.
-        steps: Environment steps learnt from so far.
-        updates: Rollouts learnt from so far.
-        schedules: The numbers that change in the course of the run.
-    """
-
-    model: PolicyModel
-    steps: int
-    updates: int
-    schedules: Schedules
-
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """Learn from a rollout and return what there is to say about it.
-
-        The rollout is only read, and no view of it is kept.
-
-        Raises:
-            FastrlError: The loss or a parameter is not finite any more.
-        """
-        ...
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what to publish: views on the learner's device, valid until the next update."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that further updates depend on, copied: tensors, numbers, text and dicts.
-
-        The model's own state dict is under ``model``.
-        """
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a state: the same rollouts give the same parameters from here on.
-
-        Raises:
-            FastrlError: It is another algorithm's or another model's.
-        """
-        ...
-
-
-class AlgorithmLearner:
-    """The `Learner` of any `Algorithm`.
-
-    Schedules are taken at the start of an update, so the first update has the full values and,
+    Schedules are evaluated at the start of an update, so the first update has the full values and,
     where they are linear, the last one a little more than 0; see `Schedules`.
 
-    Statistics of observations move after the gradient steps: while learning, the policy is
-    normalised as it was when it acted, so an unchanged policy has a probability ratio of 1.
+    Statistics of observations change after the gradient steps: while learning, observations are
+    normalised as they were when the policy acted, so an unchanged policy has a probability ratio
+    of 1.
+
+    Attributes:
+        model: The policy, on the learner's device.
+        steps: Environment steps learnt from so far.
+        updates: Rollouts learnt from so far.
+        schedules: The numbers that change during the run.
 
     Args:
-        config: The whole run; of it the seed, ``total_steps`` and the model are used.
-        algorithm: What is minimised, with its section.
-        env_spec: What the environment observes and accepts.
+        config: The whole run; the seed, ``total_steps`` and the model are used.
+        algorithm: The loss, with its section.
+        env_spec: Spaces of the environment.
         model: Is moved to the algorithm's device; its parameters become views of one vector.
+        ranks: Those that learn together, each from rollouts of its own slots. The parameters are
+            the same on all after each update, and those of one rank with all slots.
 
     Raises:
-        ConfigError: The device does not exist, the policy does not put out what the algorithm
+        ConfigError: The device does not exist, the policy lacks an output that the algorithm
             needs, or it has no parameters to learn.
     """
 
     def __init__(
-        self, config: Config, algorithm: Algorithm[Any], env_spec: EnvSpec, model: PolicyModel
+        self,
+        config: Config,
+        algorithm: Algorithm[Any],
+        env_spec: EnvSpec,
+        model: PolicyModel,
+        ranks: Ranks,
     ) -> None:
         keep_freed_memory()
+        self._ranks = ranks
         _require_outputs(algorithm, model)
         self.model, self.steps, self.updates = model, 0, 0
+        self._has_memory = state_size(model) > 0
         self._algorithm, self._section = algorithm, algorithm.section
         self._algorithm_name = type(algorithm).__name__
         self._env_spec = env_spec
         self.schedules = Schedules(config, algorithm.section, algorithm.schedules)
-        self._device = existing_device(self._section.device, "algorithm.device")
+        self._device = existing_device(ranks.device(self._section.device), "algorithm.device")
         model.to(self._device)
         self._build_optimizers(algorithm.groups(model))
         self._torch_threads = learner_threads(config, env_spec)
-        self._engine, self._bounds = self._build_engine(), algorithm.bounds()
+        self._bounds = algorithm.bounds()
+        self._engine = self._shared(self._build_engine())
         self._transfer = Transfer(self._device)
-        self._reward_scaler = RewardScaler(self._section.gamma)
+        self._reward_scaler = RewardScaler(self._section.gamma, ranks)
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        """Learn from a rollout; see `Learner`.
+        """Learn from a rollout, which is only read, and return metrics.
 
-        What is reported are means over all minibatches, but for `Algorithm.last_epoch_metrics`.
+        They are means over all minibatches, except `Algorithm.last_epoch_metrics`.
+
+        Raises:
+            FastrlError: The loss or a parameter is no longer finite.
         """
         with torch_threads(self._torch_threads):
             return self._update(rollout)
@@ -133,29 +115,41 @@ class AlgorithmLearner:
         with torch.no_grad():
             prepared = self._algorithm.prepare(experience, self.model)
         batch = experience.batch(self._transfer, prepared.fields)
+        if self._has_memory and batch.sequences is None:
+            raise FastrlError(
+                "the rollout has no field 'policy_state', from which a policy with a memory learns"
+            )
         scheduled = self._scheduled()
         try:
             self._engine.load(batch, scheduled)
             metrics = self._learn(batch, scheduled)
         finally:
             self._engine.release()
-        self._refuse_divergence(metrics)
+        self._check_finite(metrics)
         self.schedules.observe(metrics)
-        metrics |= {name: float(metric) for name, metric in prepared.metrics.items()} | scheduled
-        # Models without statistics may lack this method; it is no part of PolicyModel.
+        metrics |= self._means(prepared.metrics) | scheduled
+        # Not part of PolicyModel: models without statistics may lack this method.
         update_normalizers = getattr(self.model, "update_normalizers", None)
         if update_normalizers is not None:
-            update_normalizers(batch.observation)
-        self.steps += rollout.num_steps
+            modules = cast(torch.nn.Module, self.model).modules()
+            statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
+            joined_update(self._ranks, statistics, lambda: update_normalizers(batch.observation))
+        self.steps += rollout.num_steps * self._ranks.size
         self.updates += 1
         return metrics
 
+    def _means(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the means over all ranks."""
+        numbers = torch.tensor([float(each) for each in metrics.values()], dtype=torch.float64)
+        total = self._ranks.sum(numbers) if metrics else numbers
+        return dict(zip(metrics, (total / self._ranks.size).tolist(), strict=True))
+
     def weights(self) -> dict[str, Tensor]:
-        """Return what to publish; see `Learner`."""
+        """Return the tensors to publish, on the learner's device; valid until the next update."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that further updates depend on; see `Learner`."""
+        """Return copies of all that further updates depend on; the model's are in ``model``."""
         return {
             "algorithm": self._section.name,
             "model": {name: tensor.cpu().clone() for name, tensor in self.weights().items()},
@@ -173,7 +167,11 @@ class AlgorithmLearner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; see `Learner`."""
+        """Continue from a state: the same rollouts then give the same parameters.
+
+        Raises:
+            FastrlError: It is the state of another algorithm or of another model.
+        """
         if state.get("algorithm") != self._section.name:
             raise FastrlError(
                 f"the state is that of algorithm '{state.get('algorithm')}', "
@@ -188,7 +186,7 @@ class AlgorithmLearner:
             part.optimizer.load_state_dict(optimizers[name])
         self._reward_scaler.load_state_dict(state["reward_scaler"])
         self._generator.set_state(state["generator"])
-        # Checkpoints of former versions lack these two.
+        # Checkpoints of earlier versions lack these two.
         self._algorithm.load_state_dict(state.get("algorithm_state", {}))
         self.schedules.load_state_dict(state.get("schedules", {}))
         self.steps, self.updates = state["steps"], state["updates"]
@@ -217,34 +215,53 @@ class AlgorithmLearner:
             start = stop
 
     def _learn(self, batch: Batch, scheduled: Mapping[str, float]) -> dict[str, float]:
-        """Take the gradient steps of one rollout; return what there is to say about them."""
+        """Take the gradient steps of one rollout; return their metrics."""
         reported: list[Tensor] = []
         norms: list[Tensor] = []
         epoch_start = 0
-        for _ in range(self._algorithm.epochs):
+        for epoch in range(self._algorithm.epochs):
             epoch_start = len(reported)
-            for index in self._algorithm.minibatches(batch, self._generator):
+            if epoch and self._section.recompute_states_each_epoch:
+                batch = self._with_new_states(batch, scheduled)
+            whole = self._engine.run_batch(batch)
+            for index in self._algorithm.minibatches(whole, self._generator):
+                if not reported and whole.sequences is not None:
+                    whole.sequences.require_segments(index, self._algorithm_name)
                 reported.append(self._engine.forward(index))
                 if self._exceeds_bounds(reported[-1]):
                     return self._report(reported, epoch_start, norms)
                 norms.append(self._step(scheduled))
         return self._report(reported, epoch_start, norms)
 
+    @torch.no_grad()
+    def _with_new_states(self, batch: Batch, scheduled: Mapping[str, float]) -> Batch:
+        """Let the current policy compute the states before each segment; load the new batch."""
+        if batch.sequences is None:
+            return batch
+        if not callable(getattr(self.model, "state_after", None)):
+            raise ConfigError(
+                "algorithm.recompute_states_each_epoch: "
+                f"{type(self.model).__name__} lacks the method state_after of PolicyModel"
+            )
+        batch = replace(batch, sequences=batch.sequences.recomputed(batch.observation, self.model))
+        self._engine.load(batch, scheduled)
+        return batch
+
     def _exceeds_bounds(self, numbers: Tensor) -> bool:
-        # Without bounds nothing waits here for the device.
+        # Only bounds make this wait for the device.
         names = self._engine.metrics
         for name, bound in self._bounds.items():
             if name not in names:
                 raise ConfigError(
-                    f"{self._algorithm_name}.bounds: '{name}' is no metric of the loss; there are "
-                    f"{', '.join(names)}"
+                    f"{self._algorithm_name}.bounds: '{name}' is not a metric of the loss; "
+                    f"there are {', '.join(names)}"
                 )
             if float(numbers[names.index(name)]) > bound:
                 return True
         return False
 
     def _step(self, scheduled: Mapping[str, float]) -> Tensor:
-        """Change the parameters by the gradient of the last minibatch; return its norm."""
+        """Step along the gradient of the last minibatch; return its norm."""
         self._engine.backward()
         norms = []
         for part in self._parts.values():
@@ -273,24 +290,26 @@ class AlgorithmLearner:
         }
 
     def _scheduled(self) -> dict[str, float]:
-        """Return the section's numbers that have a schedule, at this point of the run."""
+        """Return the current values of the scheduled numbers."""
         return {name: self.schedules.at(name, self.steps) for name in self._algorithm.schedules}
 
     def _experience(self, rollout: Rollout) -> Experience:
         space = self._env_spec
-        observation = flatten(space.observation_space, rollout.observation)
+        leaves = flatten(space.observation_space, rollout.observation)
+        observation, mask = space.split_mask(dict(zip(space.observation, leaves, strict=True)))
         action = flatten(space.action_space, rollout.action)
         fields: dict[str, Tensor] = {}
         for name, field in rollout.fields.items():
             if isinstance(field, Tensor):
                 fields[name] = field
             elif name not in ("observation", "action"):
-                leaves = zip(
-                    space.observation, flatten(space.observation_space, field), strict=True
-                )
-                fields |= {f"{name}/{path}": leaf for path, leaf in leaves}
+                nested = flatten(space.observation_space, field)
+                by_path = zip(space.observation, nested, strict=True)
+                fields |= {f"{name}/{path}": leaf for path, leaf in by_path}
+        if mask is not None:
+            fields[ACTION_MASK] = mask
         return Experience(
-            observation=dict(zip(space.observation, observation, strict=True)),
+            observation=observation,
             action=dict(zip(space.action, action, strict=True)),
             fields={**fields, "reward": self._scaled_reward(rollout)},
             device=self._device,
@@ -302,40 +321,46 @@ class AlgorithmLearner:
             reward = reward * scale
         if self._section.normalize_rewards:
             ended = rollout.terminated | rollout.truncated
-            reward = self._reward_scaler(reward, ended, rollout.restarted)
+            reward = self._reward_scaler(reward, ended, rollout.restarted, rollout.slots)
         return reward
 
+    def _shared(self, engine: GradientEngine) -> GradientEngine:
+        """Return an engine that computes what this one would compute for the rows of all ranks."""
+        if self._ranks.size == 1:
+            return engine
+        if not self._algorithm.is_mean_over_rows:
+            what = "gradients of ranks are averaged by rows, as if the loss were a mean over rows"
+            self._log_slower(what, f"{self._algorithm_name}.is_mean_over_rows is not set")
+        waits = bool(self._bounds)
+        return RankedEngine(engine, self._ranks, self._algorithm, self._parameters, waits=waits)
+
     def _build_engine(self) -> GradientEngine:
-        """Return the quickest way to the gradients, and say in the log why not a quicker one."""
+        """Return the fastest engine that supports algorithm and model; log why not a faster one."""
         algorithm, model, section = self._algorithm, self.model, self._section
         chosen = [key for key in ("compile", "bf16") if getattr(section, key)]
-        why = (
-            f"algorithm.{chosen[0]} is set" if chosen else mlp_gradients.obstacle(algorithm, model)
-        )
+        why = f"algorithm.{chosen[0]} is set" if chosen else mlp_gradients.why_not(algorithm, model)
         if why is None:
-            return mlp_gradients.MLPEngine(algorithm, cast(ActorCritic, model))
-        self._say("gradients are computed by autograd, not by the compiled kernels", why)
+            return mlp_gradients.MLPGradientEngine(algorithm, cast(ActorCritic, model))
+        self._log_slower("gradients are computed by autograd, not by the compiled kernels", why)
         threads = self._torch_threads
         if threads > 1 and not section.compile:
-            why = sharded_gradients.obstacle(algorithm, model)
+            why = why_not_sharded(algorithm, model)
             if why is None:
                 self._torch_threads = 1
-                return sharded_gradients.ShardedEngine(
-                    algorithm, model, self._parameters, threads, section.bf16
-                )
-            self._say(f"minibatches are not shared among {threads} threads", why)
+                return ShardedEngine(algorithm, model, self._parameters, threads, section.bf16)
+            self._log_slower(f"minibatches are not shared among {threads} threads", why)
         return AutogradEngine(algorithm, model, self._parameters, section.compile, section.bf16)
 
-    def _say(self, what: str, why: str) -> None:
-        """Log why learning is not as fast as it can be; a warning where custom code is why."""
+    def _log_slower(self, what: str, why: str) -> None:
+        """Log why learning is not as fast as possible, as a warning if because of custom code."""
         is_ours = all(
             type(part).__module__.startswith("fastrl.") for part in (self._algorithm, self.model)
         )
         if once.is_first(f"slower: {what}: {why}"):
             _LOGGER.log(logging.INFO if is_ours else logging.WARNING, "%s: %s", what, why)
 
-    def _refuse_divergence(self, metrics: Mapping[str, float]) -> None:
-        # The sum is finite exactly if all terms are, but for parameters beyond repair anyway.
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        # The sum is finite if all terms are, unless parameters are so large that it overflows.
         numbers = [metrics[name] for name in self._engine.metrics]
         numbers.append(float(self._parameters.value.sum()))
         if not all(map(math.isfinite, numbers)):
@@ -364,3 +389,57 @@ def _require_outputs(algorithm: Algorithm[Any], model: PolicyModel) -> None:
             f"{type(algorithm).__name__} needs {' and '.join(algorithm.needs)} of the policy, but "
             f"{kind}.outputs lacks {' and '.join(missing)}; it has {', '.join(outputs) or 'none'}"
         )
+
+
+def build_learner(
+    config: Config,
+    env_spec: EnvSpec,
+    model: PolicyModel | None = None,
+    algorithm: Algorithm[Any] | None = None,
+    ranks: Ranks | None = None,
+) -> Learner:
+    """Build the learner of a configuration.
+
+    Args:
+        config: The whole run.
+        env_spec: Spaces of the environment.
+        model: The policy; by default a new one, whose first parameters depend only on
+            ``config.seed``.
+        algorithm: By default the one that ``config.algorithm`` names. The section of another one
+            replaces ``config.algorithm``.
+        ranks: Those that learn together; by default this process on its own.
+
+    Raises:
+        ConfigError: The algorithm or the model cannot be built, or the learner's device does not
+            exist.
+        SpaceError: The action space is not supported.
+    """
+    taken("build_learner", config, Config, "load_config reads one from a file")
+    instance("env_spec", env_spec, EnvSpec)
+    if algorithm is None:
+        config = resolved(config)
+        algorithm = _build_algorithm(config.algorithm)
+    instance("algorithm", algorithm, Algorithm)
+    config = config.model_copy(update={"algorithm": algorithm.section})
+    if model is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = build_model(env_spec, config.model, config.env.action_bounds)
+    instance("model", model, torch.nn.Module)
+    return Learner(config, algorithm, env_spec, model, ranks or Ranks())
+
+
+def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
+    """Return the algorithm that a section belongs to.
+
+    Raises:
+        ConfigError: It cannot be imported or built, or is something else.
+    """
+    if section.import_path is None:
+        where = f"algorithm.name: '{section.name}'"
+        build = registry.find("algorithm", section.name, "algorithm.name")
+    else:
+        where = f"algorithm.class_path: '{section.import_path}'"
+        build = import_object(section.import_path, "algorithm.class_path")
+    algorithm: Algorithm[Any] = instance(where, registry.call(build, where, section), Algorithm)
+    return algorithm

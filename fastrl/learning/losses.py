@@ -1,7 +1,9 @@
 """Losses and diagnostics of policy-gradient methods as pure, differentiable functions.
 
 All take tensors ``[*]`` of equal shape, usually ``[N] float32`` for N transitions, and return
-scalars ``[]``; log-probabilities and entropies are in nats.
+scalars ``[]``; ``log_prob`` is that of the taken actions under the policy that learns, and
+``old_log_prob`` that under the policy that took them, in nats. They raise `ValueError` where shapes
+disagree.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from fastrl.arguments import same_shapes
 
 _EPSILON = 1e-8
 
@@ -20,8 +24,8 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
     """
     if advantage.numel() < 2:
         return advantage
-    # The mean of equal numbers is rounded. What is left of them, divided by a deviation that is as
-    # small, would be 1 or -1 for all; relative to the first one they are 0, and so is their mean.
+    # The mean of equal numbers is rounded, and dividing the rest by a deviation as small would give
+    # 1 or -1 for all. Relative to the first one they are 0, and so is their mean.
     shifted = advantage - advantage.flatten()[0]
     deviation, mean = torch.std_mean(shifted)
     return (shifted - mean) / (deviation + _EPSILON)
@@ -32,14 +36,9 @@ def policy_gradient_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
     Mnih et al. 2016 (https://arxiv.org/abs/1602.01783), section 4.
 
-    Args:
-        log_prob: Of the taken actions under the policy that learns.
-        advantage: Constant; no gradient flows into it.
-
-    Raises:
-        ValueError: Shapes disagree.
+    No gradient flows into ``advantage``.
     """
-    _check_shapes(log_prob=log_prob, advantage=advantage)
+    same_shapes(log_prob=log_prob, advantage=advantage)
     return -(advantage.detach() * log_prob).mean()
 
 
@@ -50,16 +49,9 @@ def ppo_loss(
 
     Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7.
 
-    Args:
-        log_prob: Of the taken actions under the policy that learns.
-        old_log_prob: Under the policy that took them.
-        advantage: Constant; no gradient flows into it.
-        clip_range: ε, a number or ``[]``.
-
-    Raises:
-        ValueError: Shapes disagree.
+    ε is ``clip_range``, a number or ``[]``. No gradient flows into ``advantage``.
     """
-    _check_shapes(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    same_shapes(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     advantage = advantage.detach()
     ratio = (log_prob - old_log_prob).exp()
     # The smaller of both is bounded above where the advantage is positive, and below elsewhere.
@@ -68,12 +60,8 @@ def ppo_loss(
 
 
 def value_loss(value: Tensor, target: Tensor) -> Tensor:
-    """Return E[(V(s) - G)²].
-
-    Raises:
-        ValueError: Shapes disagree.
-    """
-    _check_shapes(value=value, target=target)
+    """Return E[(V(s) - G)²]."""
+    same_shapes(value=value, target=target)
     return F.mse_loss(value, target)
 
 
@@ -86,11 +74,8 @@ def clipped_value_loss(
     moved by more than ε towards its target (Engstrom et al. 2020,
     https://arxiv.org/abs/2005.12729, section 3). Equal to `value_loss` where nothing is clipped;
     implementations that halve it need half the ``value_coef`` here.
-
-    Raises:
-        ValueError: Shapes disagree.
     """
-    _check_shapes(value=value, old_value=old_value, target=target)
+    same_shapes(value=value, old_value=old_value, target=target)
     clipped = old_value + (value - old_value).clamp(-clip_range, clip_range)
     return torch.max((value - target).square(), (clipped - target).square()).mean()
 
@@ -105,43 +90,22 @@ def approx_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
 
     The estimator k3 of Schulman 2020 (http://joschu.net/blog/kl-approx.html): unbiased, and of
     lower variance than the mean of -log r.
-
-    Raises:
-        ValueError: Shapes disagree.
     """
-    _check_shapes(log_prob=log_prob, old_log_prob=old_log_prob)
+    same_shapes(log_prob=log_prob, old_log_prob=old_log_prob)
     log_ratio = log_prob - old_log_prob
     return (log_ratio.expm1() - log_ratio).mean()
 
 
 def clip_fraction(log_prob: Tensor, old_log_prob: Tensor, clip_range: float | Tensor) -> Tensor:
-    """Return the share of transitions whose probability ratio is further than ε from 1.
-
-    Raises:
-        ValueError: Shapes disagree.
-    """
-    _check_shapes(log_prob=log_prob, old_log_prob=old_log_prob)
+    """Return the share of transitions whose probability ratio is further than ε from 1."""
+    same_shapes(log_prob=log_prob, old_log_prob=old_log_prob)
     ratio = (log_prob - old_log_prob).exp()
     return ((ratio - 1).abs() > clip_range).mean(dtype=torch.float32)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - Var(G - V) / Var(G): 1 for perfect values, 0 for a constant; NaN if G is constant.
-
-    Raises:
-        ValueError: Shapes disagree.
-    """
-    _check_shapes(value=value, target=target)
+    """Return 1 - Var(G - V) / Var(G): 1 for perfect values, 0 for a constant; NaN if G is one."""
+    same_shapes(value=value, target=target)
     variance = target.var(correction=0)
     unexplained = (target - value).var(correction=0)
     return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)
-
-
-def _check_shapes(**tensors: Tensor) -> None:
-    (first, reference), *others = tensors.items()
-    for name, tensor in others:
-        if tensor.shape != reference.shape:
-            raise ValueError(
-                f"{name} must have the shape of {first}, {list(reference.shape)}; "
-                f"got {list(tensor.shape)}"
-            )

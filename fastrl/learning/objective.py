@@ -1,11 +1,10 @@
 """The loss that PPO and A2C minimise, and advantages by generalised advantage estimation.
 
-`fastrl.learning.kernels.objective_gradient` computes the same with its gradient in one call.
+`objective_kernels.objective_gradient` computes the same with its gradient in one call.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.learning import losses
 from fastrl.learning.algorithm import Algorithm, Loss, ObjectiveSettings, Prepared, Scheduled
-from fastrl.learning.batch import Experience, Minibatch
+from fastrl.learning.experience import Experience, Minibatch
 from fastrl.learning.returns import gae, next_values
 from fastrl.models.policy import PolicyModel
 
@@ -29,13 +28,19 @@ class PolicyGradient(Algorithm[SectionT]):
     schedules: ClassVar = {**Algorithm.schedules, "entropy_coef": "entropy_schedule"}
     is_mean_over_rows = True
 
-    @abstractmethod
     def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
         """Return the weights and bounds of the loss.
 
         Args:
-            scheduled: See `Minibatch.scheduled`; where it holds tensors, so does what is returned.
+            scheduled: See `Minibatch.scheduled`; tensors in it give tensors in the result.
         """
+        return ObjectiveSettings(
+            clip_range=scheduled.get("clip_range"),
+            clip_value_range=getattr(self.section, "clip_value_range", None),
+            entropy_coef=scheduled["entropy_coef"],
+            value_coef=self.section.value_coef,
+            normalize_advantage=self.section.normalize_advantage,
+        )
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return generalised advantage estimates, and λ-returns for the value to learn."""
@@ -53,7 +58,7 @@ class PolicyGradient(Algorithm[SectionT]):
 
     @staticmethod
     def prepared(experience: Experience, advantage: Tensor, target: Tensor) -> Prepared:
-        """Return advantages and value targets, ``[T, B] float32``, and how good the values were."""
+        """Return advantages and value targets, ``[T, B] float32``, and the explained variance."""
         explained = losses.explained_variance(experience["value"][:-1], target)
         fields = {"advantage": advantage, "target": target}
         return Prepared(fields, {"explained_variance": explained})
@@ -65,14 +70,14 @@ class PolicyGradient(Algorithm[SectionT]):
         return {"advantage": losses.normalize_advantage(minibatch["advantage"])}
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
-        """Return `objective` of what the policy says of the minibatch."""
-        outputs = policy.evaluate(minibatch.observation, minibatch.action)
+        """Return `objective` of the policy's outputs for the minibatch."""
+        outputs = minibatch.evaluate(policy)
         return objective(*outputs, minibatch, self.objective_settings(minibatch.scheduled))
 
     def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
-        """Return `objective_settings`, unless a subclass has a loss of its own."""
-        own = type(self)
-        is_known = own.loss is PolicyGradient.loss and own.whole is PolicyGradient.whole
+        """Return `objective_settings`, unless a subclass has a custom loss."""
+        kind = type(self)
+        is_known = kind.loss is PolicyGradient.loss and kind.whole is PolicyGradient.whole
         return self.objective_settings if is_known else None
 
 
@@ -83,7 +88,7 @@ def objective(
     minibatch: Minibatch,
     settings: ObjectiveSettings,
 ) -> Loss:
-    """Return the loss of a minibatch and what is reported about it.
+    """Return the loss of a minibatch and its metrics.
 
     The loss is policy loss + ``value_coef`` · value loss - ``entropy_coef`` · entropy (Schulman et
     al. 2017, equation 9).

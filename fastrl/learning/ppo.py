@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import PPOConfig
-from fastrl.learning.algorithm import ObjectiveSettings, Scheduled
-from fastrl.learning.batch import Batch
+from fastrl.learning.experience import Batch
 from fastrl.learning.objective import PolicyGradient
 from fastrl.shared.minibatches import minibatches
 
@@ -30,24 +29,15 @@ class PPO(PolicyGradient[PPOConfig]):
 
     @property
     def epochs(self) -> int:
-        """How often each rollout is gone through."""
+        """Number of passes over each rollout."""
         return self.section.epochs
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once, shuffled."""
-        return minibatches(len(batch), self.section.minibatch_size, generator, batch.device)
+        """Yield every row once, shuffled; with a memory whole segments."""
+        size, sequences = self.section.minibatch_size, (batch.sequence_length, batch.num_slots)
+        return minibatches(len(batch), size, generator, batch.device, *sequences)
 
     def bounds(self) -> Mapping[str, float]:
         """Bound the KL divergence, if there is a target."""
         target = self.section.stopping_kl
         return {} if target is None else {"approx_kl": _KL_MARGIN * target}
-
-    def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
-        """Return the clipped objective."""
-        return ObjectiveSettings(
-            clip_range=scheduled["clip_range"],
-            clip_value_range=self.section.clip_value_range,
-            entropy_coef=scheduled["entropy_coef"],
-            value_coef=self.section.value_coef,
-            normalize_advantage=self.section.normalize_advantage,
-        )

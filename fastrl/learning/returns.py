@@ -1,9 +1,13 @@
 """Returns and advantages as pure functions of ``[T, B]`` tensors.
 
-All of them look ahead within one rollout and never past the end of an episode: where an episode
+All of them look ahead within one rollout and never past the end of an episode. Where an episode
 ended (``ended = terminated | truncated``), and after the last step of the rollout, they bootstrap
 from ``next_value``, which `next_values` makes 0 after a termination and V(final observation)
 after a truncation.
+
+All arguments and results are ``[T, B]``, flags (``ended``, ``terminated``, ``truncated``) bool and
+the others float32, unless stated otherwise; other shapes and dtypes raise `ValueError`. γ is
+``gamma``, the discount factor.
 
 They are constants: no gradient flows through any of them. Every one is a recurrence
 x[t] = a[t] + b[t] · x[t+1], which is compiled on the CPU: at T = 2048 and B = 1 it takes 10 µs,
@@ -19,7 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.compiled import cached_njit
+from fastrl.jit import cached_njit
+
+_FLAGS = frozenset({"ended", "terminated", "truncated"})
 
 
 @torch.no_grad()
@@ -31,18 +37,14 @@ def next_values(
     Args:
         value: ``[T+1, B] float32``: V(observation).
         final_value: ``[T, B] float32``: V(final observation), read only where truncated.
-        terminated: ``[T, B] bool``.
-        truncated: ``[T, B] bool``; a step that is both counts as terminated.
+        terminated: Where episodes terminated.
+        truncated: Where they were truncated; a step that is both counts as terminated.
 
     Returns:
         ``[T, B] float32``: 0 where terminated, ``final_value`` where truncated, else
         ``value[t+1]``.
-
-    Raises:
-        ValueError: Shapes disagree, or a flag is not bool.
     """
-    _check_shapes(final_value=final_value, terminated=terminated, truncated=truncated)
-    _check_flags(terminated=terminated, truncated=truncated)
+    _check(final_value=final_value, terminated=terminated, truncated=truncated)
     steps, slots = final_value.shape
     if value.shape != (steps + 1, slots):
         raise ValueError(f"value must be [T+1, B] = [{steps + 1}, {slots}], got {_show(value)}")
@@ -63,20 +65,9 @@ def gae(
 
     A[t] = δ[t] + γλ · A[t+1] with δ[t] = r[t] + γ · V(s[t+1]) - V(s[t]), and A[t] = δ[t] where
     the episode ended (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equations 12, 16).
-
-    Args:
-        reward: ``[T, B] float32``.
-        value: ``[T, B] float32``: V(s[t]).
-        next_value: ``[T, B] float32``; see `next_values`.
-        ended: ``[T, B] bool``.
-        gamma: Discount factor.
-        gae_lambda: 0 is the one-step TD error, 1 the return minus the value.
-
-    Raises:
-        ValueError: Shapes disagree, or ``ended`` is not bool.
+    A λ of 0 gives the one-step TD error, 1 the return minus the value.
     """
-    _check_shapes(reward=reward, value=value, next_value=next_value, ended=ended)
-    _check_flags(ended=ended)
+    _check(reward=reward, value=value, next_value=next_value, ended=ended)
     delta = torch.add(reward, next_value, alpha=gamma).sub_(value)
     return _scan(delta, _decay(ended, reward.dtype, gamma * gae_lambda))
 
@@ -87,52 +78,11 @@ def discounted_returns(reward: Tensor, next_value: Tensor, ended: Tensor, gamma:
 
     G[t] = r[t] + γ · G[t+1], and r[t] + γ · V(s[t+1]) where the episode ended and at the last step
     (Sutton and Barto 2018, equation 3.9). With zeros for ``next_value`` it does not bootstrap.
-
-    Args:
-        reward: ``[T, B] float32``.
-        next_value: ``[T, B] float32``; see `next_values`.
-        ended: ``[T, B] bool``.
-        gamma: Discount factor.
-
-    Raises:
-        ValueError: Shapes disagree, or ``ended`` is not bool.
     """
-    _check_shapes(reward=reward, next_value=next_value, ended=ended)
-    _check_flags(ended=ended)
+    _check(reward=reward, next_value=next_value, ended=ended)
     cut = _cut(ended)
     start = torch.add(reward, next_value.masked_fill(~cut, 0.0), alpha=gamma)
     return _scan(start, _decay(ended, reward.dtype, gamma))
-
-
-@torch.no_grad()
-def n_step_returns(
-    reward: Tensor, next_value: Tensor, ended: Tensor, gamma: float, num_steps: int
-) -> Tensor:
-    """Return r[t] + γ r[t+1] + … + γⁿ⁻¹ r[t+n-1] + γⁿ V(s[t+n]), shorter where an episode ends.
-
-    Also shorter within the last n steps of the rollout (Sutton and Barto 2018, equation 7.1).
-
-    Args:
-        reward: ``[T, B] float32``.
-        next_value: ``[T, B] float32``; see `next_values`.
-        ended: ``[T, B] bool``.
-        gamma: Discount factor.
-        num_steps: n, at least 1; T or more gives `discounted_returns`.
-
-    Raises:
-        ValueError: Shapes disagree, ``ended`` is not bool, or n is less than 1.
-    """
-    _check_shapes(reward=reward, next_value=next_value, ended=ended)
-    _check_flags(ended=ended)
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    cut = _cut(ended)[:-1]
-    returns = torch.add(reward, next_value, alpha=gamma)
-    # One more step of every return at once: those of t are r[t] and the shorter ones of t+1.
-    for _ in range(min(num_steps, len(reward)) - 1):
-        longer = torch.where(cut, next_value[:-1], returns[1:])
-        returns = torch.cat([torch.add(reward[:-1], longer, alpha=gamma), returns[-1:]])
-    return returns
 
 
 @dataclass(frozen=True)
@@ -142,8 +92,8 @@ class VTraceSettings:
     Attributes:
         gamma: Discount factor.
         trace_lambda: λ of remark 2: 1 weighs long traces fully.
-        rho_clip: ρ̄, which bounds the weight of each TD error; fixes what is converged to.
-        c_clip: c̄, which bounds how far a TD error reaches back; fixes how fast.
+        rho_clip: ρ̄, bounds the weight of each TD error, and determines whose values are learnt.
+        c_clip: c̄, bounds how far a TD error reaches back, and determines the speed.
     """
 
     gamma: float
@@ -168,26 +118,9 @@ def vtrace(
     δ[t] = ρ[t] (r[t] + γ V(s[t+1]) - V(s[t])), ρ[t] = min(ρ̄, π/μ), c[t] = λ min(c̄, π/μ); and the
     advantage of section 4.2, ρ[t] (r[t] + γ v[t+1] - V(s[t])). Where an episode ended, and at the
     last step, v[t+1] is ``next_value``. With π = μ and λ = 1 both are those of GAE(1).
-
-    Args:
-        log_ratio: ``[T, B] float32``: log π(a|s) - log μ(a|s), of the policy that learns and the
-            one that acted.
-        reward: ``[T, B] float32``.
-        value: ``[T, B] float32``: V(s[t]).
-        next_value: ``[T, B] float32``; see `next_values`.
-        ended: ``[T, B] bool``.
-        settings: Discount, λ and the two bounds.
-
-    Returns:
-        Value targets and policy-gradient advantages, ``[T, B] float32`` both.
-
-    Raises:
-        ValueError: Shapes disagree, or ``ended`` is not bool.
+    ``log_ratio`` is log π(a|s) - log μ(a|s), of the policy that learns and the one that acted.
     """
-    _check_shapes(
-        log_ratio=log_ratio, reward=reward, value=value, next_value=next_value, ended=ended
-    )
-    _check_flags(ended=ended)
+    _check(log_ratio=log_ratio, reward=reward, value=value, next_value=next_value, ended=ended)
     ratio = log_ratio.exp()
     rho = ratio.clamp(max=settings.rho_clip)
     trace = ratio.clamp(max=settings.c_clip)
@@ -206,22 +139,10 @@ def discounted_sums_so_far(
     """Return S[t] = γ · S[t-1] + r[t], which starts again at 0 after an episode ended.
 
     It looks backwards, unlike a return; running statistics of it scale rewards (Engstrom et al.
-    2020, https://arxiv.org/abs/2005.12729, appendix A.1).
-
-    Args:
-        reward: ``[T, B] float32``.
-        ended: ``[T, B] bool``.
-        start: ``[B] float32``: what the previous rollout returned as its second value, or zeros.
-        gamma: Discount factor.
-
-    Returns:
-        S as ``[T, B] float32``, and ``[B] float32`` to start the next rollout with.
-
-    Raises:
-        ValueError: Shapes disagree, or ``ended`` is not bool.
+    2020, https://arxiv.org/abs/2005.12729, appendix A.1). The second value, ``[B]``, is the
+    ``start`` of the next rollout; that of the first one is 0.
     """
-    _check_shapes(reward=reward, ended=ended)
-    _check_flags(ended=ended)
+    _check(reward=reward, ended=ended)
     if start.shape != reward.shape[1:]:
         raise ValueError(f"start must be [B] = [{reward.shape[1]}], got {_show(start)}")
     goes_on = _decay(ended, reward.dtype, gamma)
@@ -259,7 +180,7 @@ def _compiled_scan(start: NDArray[Any], decay: NDArray[Any], result: NDArray[Any
 
 
 def _decay(ended: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
-    """Return ``factor`` where the episode goes on and 0 where it ended."""
+    """Return ``factor`` where the episode continues and 0 where it ended."""
     return (~ended).to(dtype).mul_(factor)
 
 
@@ -270,20 +191,17 @@ def _cut(ended: Tensor) -> Tensor:
     return cut
 
 
-def _check_shapes(**tensors: Tensor) -> None:
-    (first, reference), *others = tensors.items()
+def _check(**tensors: Tensor) -> None:
+    """Check that all are ``[T, B]``, and that flags are bool."""
+    (first, reference), *_ = tensors.items()
     if reference.ndim != 2 or not reference.numel():
         raise ValueError(f"{first} must be [T, B] and not empty, got {_show(reference)}")
-    for name, tensor in others:
+    for name, tensor in tensors.items():
         if tensor.shape != reference.shape:
             raise ValueError(
                 f"{name} must be [T, B] = {_show(reference)} as {first}, got {_show(tensor)}"
             )
-
-
-def _check_flags(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.bool:
+        if name in _FLAGS and tensor.dtype != torch.bool:
             raise ValueError(f"{name} must be bool, got {tensor.dtype}")
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
+from fastrl.learning.ranks import Ranks
 from fastrl.learning.returns import discounted_sums_so_far
+from fastrl.learning.shares import joined_update
 from fastrl.models.normalization import RunningNormalizer
 
 _CLIP = 10.0
@@ -18,39 +20,56 @@ _STATISTICS = ("mean", "var", "count")
 class RewardScaler:
     """Scales rewards so that discounted returns have a standard deviation of about 1.
 
-    The statistics are those of S[t] = γ · S[t-1] + r[t], which starts anew with each episode,
-    however it ended (Engstrom et al. 2020, https://arxiv.org/abs/2005.12729, appendix A.1). A
-    whole rollout is added first and then scaled by one number, so all its rewards stay
-    comparable. The mean is not subtracted: that would change what is optimal.
+    The statistics are those of S[t] = γ · S[t-1] + r[t], which starts again with each episode
+    (Engstrom et al. 2020, https://arxiv.org/abs/2005.12729, appendix A.1). A whole rollout is
+    added first and then scaled by one number, so all its rewards stay comparable. The mean is not
+    subtracted, which would change the optimal policy.
 
     Args:
         gamma: Discount factor.
+        ranks: Those whose rewards are scaled together; by default this process on its own.
     """
 
-    def __init__(self, gamma: float) -> None:
-        self._gamma = gamma
+    def __init__(self, gamma: float, ranks: Ranks | None = None) -> None:
+        self._gamma, self._ranks = gamma, ranks or Ranks()
         self._statistics = RunningNormalizer(())
         self._so_far = torch.zeros(0)
 
-    def __call__(self, reward: Tensor, ended: Tensor, restarted: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        reward: Tensor,
+        ended: Tensor,
+        restarted: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """Add a rollout's rewards to the statistics and return them scaled, within ±10.
 
         Args:
             reward: ``[T, B] float32``.
             ended: ``[T, B] bool``: terminated or truncated.
             restarted: ``[B] bool``: where an episode begins that no end precedes; see `Rollout`.
+            slots: ``[B] int64``: where the sums of slots that are not in every rollout are kept.
 
         Returns:
             ``[T, B] float32``.
         """
-        if self._so_far.shape != reward.shape[1:]:
-            self._so_far = torch.zeros(reward.shape[1:])
-        self._so_far = self._so_far.to(reward.device)
+        kept, ranks = self._so_far, self._ranks
+        if slots is None:
+            own = reward.shape[1]
+            slots = torch.arange(own) + ranks.rank * own
+            if len(kept) != own * ranks.size:
+                kept = torch.zeros(own * ranks.size)
+        missing = max(0, int(slots.max()) + 1 - len(kept))
+        kept = torch.cat([kept, kept.new_zeros(missing)]).to(reward.device)
+        slots = slots.to(reward.device)
+        so_far = kept[slots]
         if restarted is not None:
-            self._so_far = self._so_far.masked_fill(restarted, 0.0)
+            so_far = so_far.masked_fill(restarted, 0.0)
         self._statistics.to(reward.device)
-        sums, self._so_far = discounted_sums_so_far(reward, ended, self._so_far, self._gamma)
-        self._statistics.update(sums)
+        sums, so_far = discounted_sums_so_far(reward, ended, so_far, self._gamma)
+        kept = kept.index_copy(0, slots, so_far)
+        self._so_far = kept if ranks.size == 1 else ranks.stack(so_far).flatten()
+        joined_update(ranks, [self._statistics], lambda: self._statistics.update(sums))
         return (reward * self._statistics.scale()).clamp_(-_CLIP, _CLIP)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -59,9 +78,9 @@ class RewardScaler:
         return {**state, "so_far": self._so_far.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
-        Unfinished episodes are forgotten where the next rollout has another number of slots.
+        Sums of unfinished episodes are dropped if the next rollout has another number of slots.
 
         Raises:
             FastrlError: It is not the state of a reward scaler.

@@ -1,7 +1,7 @@
-"""Numbers of an algorithm that change in the course of a run.
+"""Numbers of an algorithm that change during a run.
 
-The shapes are pure functions of progress, the share of the run that is over: 0 at the start, 1 at
-``total_steps`` and more beyond. They return the share of the configured number.
+The shapes are pure functions of progress: 0 at the start, 1 at ``total_steps`` and more beyond.
+They return a factor for the configured number.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastrl.arguments import brief, one_of
+from fastrl.arguments import finite_number, one_of
 from fastrl.config import Config, PPOConfig
 from fastrl.config.algorithms import LearnerConfig
-from fastrl.errors import ConfigError
 
 SCHEDULED = {
     "learning_rate": "learning_rate_schedule",
     "entropy_coef": "entropy_schedule",
     "clip_range": "clip_schedule",
 }
-"""Numbers with a schedule, and the keys that name it."""
+"""Numbers with a schedule, and the keys that hold it."""
 
 _KL_FACTOR = 1.5
-"""By which a KL-adaptive learning rate changes at once."""
+"""Factor by which a KL-adaptive learning rate changes after an update."""
 _KL_MARGIN = 2.0
 """How far a KL divergence may be from its target, as a factor, before the rate changes."""
 
@@ -57,16 +56,16 @@ SHAPES: Mapping[str, Callable[[float], float]] = {
 class Schedules:
     """The scheduled numbers of a run's algorithm.
 
-    All but a KL-adaptive learning rate are functions of the steps learnt from and of
-    ``total_steps`` alone. A KL-adaptive one (Rudin et al. 2021, https://arxiv.org/abs/2109.11978)
+    All but a KL-adaptive learning rate are functions only of the steps learnt from and of
+    ``total_steps``. A KL-adaptive one (Rudin et al. 2021, https://arxiv.org/abs/2109.11978)
     is divided by 1.5 after an update that moved the policy by more than twice
     ``target_kl``, multiplied by 1.5 after one that moved it by less than half of that, and stays
     within ``learning_rate_bounds``.
 
     Args:
-        config: The whole run; of it ``total_steps`` and the size of a rollout are used.
-        section: The algorithm's; by default ``config.algorithm``.
-        names: Numbers of the section that have a schedule, and the keys that name it.
+        config: The whole run; ``total_steps`` and the size of a rollout are used.
+        section: Section of the algorithm; by default ``config.algorithm``.
+        names: Numbers of the section that have a schedule, and the keys that hold it.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Schedules:
         return tuple(self._names)
 
     def override(self, name: str, value: float | None) -> None:
-        """Let a scheduled number have a value from the next update on; None gives it back.
+        """Fix a scheduled number from the next update on; None restores its schedule.
 
         Raises:
             ConfigError: There is no such number, or the value is negative or not finite.
@@ -97,18 +96,14 @@ class Schedules:
         one_of("set_schedule: name", name, self.names)
         if value is None:
             self._overrides.pop(name, None)
-        elif isinstance(value, int | float) and math.isfinite(value) and value >= 0:
-            self._overrides[name] = float(value)
         else:
-            raise ConfigError(
-                f"set_schedule: {name} must be a finite number of at least 0, got {brief(value)}"
-            )
+            self._overrides[name] = float(finite_number(f"set_schedule: {name}", value, at_least=0))
 
     def at(self, name: str, steps: int) -> float:
         """Return a scheduled number for the update after ``steps`` environment steps.
 
-        The first update of a warm-up has the rate of its own rollout's end: with that of the
-        start, which is 0, it would learn nothing.
+        The first update of a warm-up has the rate at the end of its rollout, as that at the start
+        is 0.
         """
         if name in self._overrides:
             return self._overrides[name]
@@ -123,10 +118,10 @@ class Schedules:
         return value * SHAPES[schedule]((steps - warmup) / left)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Adapt to what an update has reported.
+        """Adapt to the metrics of an update.
 
-        The KL divergence of a minibatch is measured before its own gradient step, so an update of
-        a single one says nothing.
+        The KL divergence of a minibatch is measured before its gradient step, so an update of a
+        single one is ignored.
         """
         algorithm = self._algorithm
         if not (isinstance(algorithm, PPOConfig) and algorithm.is_kl_adaptive):
@@ -142,11 +137,11 @@ class Schedules:
             self._kl_exponent += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what does not follow from the steps."""
+        """Return the state that does not follow from the number of steps."""
         return {"kl_exponent": self._kl_exponent, "overrides": dict(self._overrides)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; an empty one is that of the beginning."""
+        """Continue from a state; an empty one is that of the start."""
         self._kl_exponent = state.get("kl_exponent", 0)
         self._overrides = dict(state.get("overrides", {}))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.distributions import ActionDistribution
+from fastrl.models.distributions import ActionBounds, ActionDistribution
 from fastrl.models.inference import (
     EagerEngine,
     InferenceEngine,
@@ -15,11 +14,13 @@ from fastrl.models.inference import (
 )
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.policy import PolicyModel, build_model
+from fastrl.models.recurrent import Core
 
 __all__ = [
     "ActionBounds",
     "ActionDistribution",
     "ActorCritic",
+    "Core",
     "EagerEngine",
     "InferenceEngine",
     "PolicyModel",

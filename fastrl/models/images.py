@@ -16,7 +16,7 @@ from fastrl.errors import ConfigError
 from fastrl.spaces import leaves
 
 SMALLEST_SIDE = 7
-"""Pixels that a side of an image has at least, so that the usual convolutions fit."""
+"""Smallest side of an image in pixels, so that the usual convolutions fit."""
 _SMALLEST_GREY_SIDE = 36
 _PIXEL_RANGES = ((0, 255), (0, 65535))
 _LETTERS = {(3, 0): "HWC", (3, 1): "CHW", (4, 0): "HWCS", (4, 1): "SHWC", (4, 2): "SCHW"}
@@ -60,7 +60,7 @@ class ImageLayout:
         return arranged.unsqueeze(1) if not others else arranged.flatten(1, 2)
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Describe the layout."""
         return (
             f"images of {self.height} × {self.width} pixels with {self.channels} "
             f"channel{'s' if self.channels > 1 else ''} ({self.letters})"
@@ -68,14 +68,14 @@ class ImageLayout:
 
 
 def image_layouts(space: spaces.Space[Any], config: ModelConfig) -> dict[str, ImageLayout | None]:
-    """Return the layout of each leaf of an observation space, None where it is no image.
+    """Return the layout of each leaf of an observation space, None where it is not an image.
 
-    ``model.image_layout`` says it, or else the sizes do. Boxes of three axes are images with one
-    axis of channels, boxes of four axes have the frames of a stack besides, and boxes of two axes
-    are grey images where they have bytes, or the bounds of 8 or 16 bits, and at least 36 × 36
-    pixels. Height and width are neighbours of at least 7 pixels each. Where several pairs of axes
-    may be these, it is the one with equal sizes, or the one whose sides are both at least twice as
-    long as every other axis.
+    ``model.image_layout`` gives it, or else it follows from the sizes. Boxes of three axes are
+    images with one axis of channels, boxes of four axes also have the frames of a stack, and boxes
+    of two axes are grey images if they have bytes, or the bounds of 8 or 16 bits, and at least
+    36 × 36 pixels. Height and width are adjacent axes of at least 7 pixels each. Of several such
+    pairs it is the one with equal sizes, or the one whose sides are both at least twice as long as
+    every other axis.
 
     Raises:
         ConfigError: The sizes leave several possibilities, or ``model.image_layout`` does not fit.
@@ -89,28 +89,24 @@ def image_layouts(space: spaces.Space[Any], config: ModelConfig) -> dict[str, Im
 
 
 def has_images(space: spaces.Space[Any], config: ModelConfig | None = None) -> bool:
-    """Say whether any leaf of a space goes through a conv net."""
+    """Return whether any leaf of a space goes through a conv net."""
     try:
         return any(image_layouts(space, config or ModelConfig()).values())
     except ConfigError:
-        # Of this one a custom model makes what it likes; the standard one rejects it when built.
+        # A custom model may accept the space; the standard one rejects it when it is built.
         return True
 
 
 def describe_images(space: spaces.Space[Any], config: ModelConfig) -> Iterator[str]:
-    """Yield one line for each leaf that is an image: which of its axes are what.
-
-    Raises:
-        ConfigError: As `image_layouts` does.
-    """
+    """Yield one line for each leaf that is an image, with the meaning of its axes."""
     for path, layout in image_layouts(space, config).items():
         if layout is not None:
             subject = f"observations '{path}'" if path else "observations"
-            yield f"{subject} {layout.shape} are {layout}; model.image_layout can say otherwise"
+            yield f"{subject} {layout.shape} are {layout}; model.image_layout can change this"
 
 
 def _wanted(found: Mapping[str, spaces.Space[Any]], config: ModelConfig) -> Mapping[str, str]:
-    """Return what ``model.image_layout`` says about which leaf."""
+    """Return the layouts that ``model.image_layout`` gives, by leaf."""
     given = config.image_layout
     if isinstance(given, str):
         boxes = [path for path, leaf in found.items() if isinstance(leaf, spaces.Box)]
@@ -138,7 +134,9 @@ def _named(letters: str, leaf: spaces.Space[Any], path: str) -> ImageLayout | No
         return None
     shape = tuple(leaf.shape or ())
     if not isinstance(leaf, spaces.Box) or len(shape) != len(letters):
-        raise ConfigError(f"model.image_layout: {letters} does not fit {_told(path)} of {leaf}")
+        raise ConfigError(
+            f"model.image_layout: {letters} does not fit {_named_leaf(path)} of {leaf}"
+        )
     return ImageLayout(letters, shape)
 
 
@@ -150,7 +148,7 @@ def _by_size(leaf: spaces.Space[Any], path: str) -> ImageLayout | None:
         return ImageLayout("HW", shape) if _is_grey(leaf) else None
     if len(shape) not in (3, 4):
         return None
-    # The pictures that there may be, by their first axis.
+    # The possible images, by their first axis.
     firsts = [i for i in range(len(shape) - 1) if min(shape[i : i + 2]) >= SMALLEST_SIDE]
     square = [i for i in firsts if shape[i] == shape[i + 1]]
     large = [i for i in firsts if _stands_out(shape, i)]
@@ -161,8 +159,8 @@ def _by_size(leaf: spaces.Space[Any], path: str) -> ImageLayout | None:
         return None
     choices = ", ".join(_LETTERS[len(shape), first] for first in firsts)
     raise ConfigError(
-        f"model.image_layout: {_told(path)} of shape {shape} may be an image in several layouts; "
-        f"say which ({choices}), or flat for no image"
+        f"model.image_layout: {_named_leaf(path)} of shape {shape} fits several image layouts; "
+        f"choose one ({choices}), or flat for no image"
     )
 
 
@@ -178,5 +176,5 @@ def _stands_out(shape: tuple[int, ...], first: int) -> bool:
     return 2 * max(others) <= min(sides)
 
 
-def _told(path: str) -> str:
+def _named_leaf(path: str) -> str:
     return f"the observation '{path}'" if path else "an observation"

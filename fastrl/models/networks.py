@@ -1,9 +1,9 @@
-"""Networks: what turns an observation of any space into a vector of features."""
+"""Networks that turn an observation of any space into a vector of features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, EnvError, cause
-from fastrl.free_memory import free_bytes
 from fastrl.models.images import SMALLEST_SIDE, ImageLayout, image_layouts
 from fastrl.spaces import leaves
+from fastrl.system import free_bytes
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -27,8 +28,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 """Non-linearities by their name in the configuration."""
 
-# (channels, kernel, stride) of each layer, for sides of at least so many pixels: the net of Mnih
-# et al. 2015 (https://doi.org/10.1038/nature14236), and two that small images leave something of.
+# (channels, kernel, stride) of each layer, by the smallest side in pixels: the net of Mnih
+# et al. 2015 (https://doi.org/10.1038/nature14236), and two for smaller images.
 _CONV_LAYERS = (
     (36, ((32, 8, 4), (64, 4, 2), (64, 3, 1))),
     (16, ((32, 3, 2), (64, 3, 2), (64, 3, 1))),
@@ -37,7 +38,9 @@ _CONV_LAYERS = (
 _COPIES = 4
 """The weights, their gradient, and two averages that an optimiser keeps."""
 _WIDEST_SPAN = 2**24
-"""Bounds that are further apart say what numbers the dtype has, not which of them come."""
+"""Bounds further apart describe the dtype rather than the observations."""
+_WIDE = 64
+"""Options from which on columns of weights are added up. Estimated from counts of operations."""
 
 
 def orthogonal(layer: nn.Module, gain: float) -> None:
@@ -54,10 +57,10 @@ def mlp(
     """Return linear layers, each followed by the activation; the identity without layers.
 
     Args:
-        inputs: Features that come in.
+        inputs: Number of input features.
         hidden_sizes: Width of each layer.
         activation: One of `ACTIVATIONS`.
-        key: Of the model's section, which gives the widths.
+        key: Key of the model's section that gives the widths, for errors.
 
     Raises:
         ConfigError: A layer does not fit into memory.
@@ -71,14 +74,14 @@ def mlp(
 
 
 def require_memory(num_weights: int, what: str) -> None:
-    """Refuse a layer that does not fit: the kernel would rather end the process than fail.
+    """Reject a layer that does not fit into memory, before the kernel kills the process.
 
     Args:
         num_weights: Of the layer.
         what: Key of the configuration, or space, that makes it so large.
 
     Raises:
-        ConfigError: It does not fit, with its gradients and what the optimiser keeps.
+        ConfigError: It does not fit with its gradients and the optimiser's averages.
     """
     if _COPIES * 4 * num_weights > free_bytes():
         size = f"{4 * num_weights / 2**20:,.0f} MiB"
@@ -101,9 +104,17 @@ class LeafEncoder(nn.Module):
 
     Attributes:
         num_features: Width of the output.
+        is_wide: Whether it is a one-hot vector with so many options that a `Body` adds up columns
+            of its first layer's weights instead.
     """
 
     num_features: int
+    is_wide = False
+
+    def weighted(self, leaf: Tensor, weights: Tensor) -> Tensor:
+        """Return the features times weights ``[num_features, outputs]``."""
+        features: Tensor = self(leaf)
+        return features.to(weights.dtype) @ weights
 
 
 class ImageEncoder(LeafEncoder):
@@ -155,37 +166,71 @@ class VectorEncoder(LeafEncoder):
 
 
 class OneHotEncoder(LeafEncoder):
-    """One-hot vectors of ``Discrete`` and of each element of ``MultiDiscrete``, joined."""
+    """One-hot vectors of ``Discrete`` and of each element of ``MultiDiscrete``, joined.
+
+    Attributes:
+        choices: The first value, and the number of options, of each element.
+    """
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         super().__init__()
         self._space = space
-        sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.flat
+        sizes = (
+            [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.ravel().tolist()
+        )
         first = np.cumsum([0, *sizes])
         start = np.atleast_1d(np.asarray(space.start)).ravel()
+        self.choices = tuple(zip(start.tolist(), sizes, strict=True))
         self.num_features = int(first[-1])
+        self.is_wide = self.num_features >= _WIDE * len(sizes)
         # Adding this to an observation gives the columns that are 1.
         self.register_buffer("_offset", torch.from_numpy(first[:-1] - start), persistent=False)
         self._offset: Tensor
 
+    def columns(self, index: Tensor) -> Tensor:
+        """Return which columns of each row are 1, ``[n, elements] int64``."""
+        # Not len, which an exporter would record as a constant.
+        return index.reshape(index.shape[0], -1).long() + self._offset
+
     def forward(self, index: Tensor) -> Tensor:
         """Return ``[n, num_features]``."""
-        # Not len, which an exporter would take for a constant.
-        rows = index.shape[0]
-        columns = index.reshape(rows, -1).long() + self._offset
-        joined = torch.zeros(rows, self.num_features, device=index.device)
+        joined = torch.zeros(index.shape[0], self.num_features, device=index.device)
         try:
-            return joined.scatter_(-1, columns, 1.0)
+            return joined.scatter_(-1, self.columns(index), 1.0)
         except RuntimeError as error:
-            raise EnvError(
-                f"an observation is not in its space {self._space}: {cause(error)}"
-            ) from error
+            raise self._outside(error) from error
+
+    def weighted(self, leaf: Tensor, weights: Tensor) -> Tensor:
+        """Return the features times weights ``[num_features, outputs]``."""
+        if not self.is_wide:
+            return super().weighted(leaf, weights)
+        try:
+            return functional.embedding(self.columns(leaf), weights.contiguous()).sum(1)
+        except IndexError as error:
+            raise self._outside(error) from error
+
+    def _outside(self, error: Exception) -> EnvError:
+        return EnvError(f"an observation is not in its space {self._space}: {cause(error)}")
+
+
+def columns_by_kind(encoders: Iterable[nn.Module]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which joined features are vectors, narrow one-hot vectors and wide ones."""
+    kinds: tuple[list[Tensor], ...] = ([], [], [])
+    first = 0
+    for encoder in encoders:
+        assert isinstance(encoder, LeafEncoder)
+        kind = isinstance(encoder, OneHotEncoder) + encoder.is_wide
+        kinds[kind].append(torch.arange(first, first + encoder.num_features))
+        first += encoder.num_features
+    nothing = torch.empty(0, dtype=torch.int64)
+    vectors, narrow, wide = (torch.cat([nothing, *found]) for found in kinds)
+    return vectors, narrow, wide
 
 
 def is_bounded(space: spaces.Space[Any], layout: ImageLayout | None) -> bool:
-    """Say whether a leaf is scaled by its bounds, so that there is nothing left to normalise.
+    """Return whether a leaf is scaled by its bounds, and so needs no normalisation.
 
-    Bytes are, and images whose bounds are finite; other boxes hold numbers of any size.
+    Bytes are, and images with finite bounds; other boxes hold numbers of any size.
     """
     if not isinstance(space, spaces.Box):
         return False
@@ -221,20 +266,19 @@ class Scaling(nn.Module):
         self._keep("scale", 1 / np.where(high > low, high - low, 1.0), layout)
 
     def _keep(self, name: str, values: NDArray[np.float64], layout: ImageLayout | None) -> None:
-        """Keep values ``[*shape]``, as one number where they are equal, which is quicker."""
+        """Keep values ``[*shape]``, as one number where they are equal, which is faster."""
         if (values == values.flat[0]).all():
             setattr(self, name, float(values.flat[0]))
             return
         tensor = torch.from_numpy(values).float()
         arranged = tensor if layout is None else layout.arrange(tensor[None])[0]
         delattr(self, name)
-        # What follows from the space is no part of checkpoints.
+        # Not in checkpoints, since it follows from the space.
         self.register_buffer(name, arranged.contiguous(), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         """Return ``[n, *shape] float32``."""
-        # Converting first and scaling in place takes half the time of multiplying integers by a
-        # float.
+        # Converting and then scaling in place takes half the time of multiplying integers.
         floats = numbers.float()
         if isinstance(self.low, Tensor) or self.low != 0.0:
             floats = floats - self.low if floats is numbers else floats.sub_(self.low)
@@ -257,16 +301,17 @@ def leaf_encoder(
 class Body(nn.Module):
     """Encodes every leaf of an observation, joins the features, and passes them through an MLP.
 
-    A single image goes without the MLP, as is usual: the conv net's own linear layer of
-    ``conv_features`` takes its place.
+    A single image has no MLP, as is usual: the conv net ends with a linear layer of
+    ``conv_features``.
 
     Attributes:
         num_features: Width of the output.
+        gathers: Whether a leaf is wide and so the first layer no product; see `LeafEncoder`.
 
     Args:
         space: What is observed.
         config: Sizes, activation and initialisation.
-        is_critic: Whether ``critic_hidden_sizes``, where it is given, goes for ``hidden_sizes``.
+        is_critic: Whether ``critic_hidden_sizes``, if given, replaces ``hidden_sizes``.
 
     Raises:
         ConfigError: A layer does not fit into an image or into memory.
@@ -276,27 +321,39 @@ class Body(nn.Module):
         self, space: spaces.Space[Any], config: ModelConfig, is_critic: bool = False
     ) -> None:
         super().__init__()
-        own_sizes = is_critic and config.critic_hidden_sizes is not None
-        key = "critic_hidden_sizes" if own_sizes else "hidden_sizes"
+        has_sizes = is_critic and config.critic_hidden_sizes is not None
+        key = "critic_hidden_sizes" if has_sizes else "hidden_sizes"
         found = leaves(space)
         layouts = image_layouts(space, config)
-        self.encoders = nn.ModuleList(
-            leaf_encoder(leaf, layouts[path], config) for path, leaf in found.items()
-        )
+        encoders = [leaf_encoder(leaf, layouts[path], config) for path, leaf in found.items()]
+        self.encoders = nn.ModuleList(encoders)
         only_image = len(found) == 1 and all(layouts.values())
         hidden_sizes: tuple[int, ...] = () if only_image else getattr(config, key)
-        inputs = sum(encoder.num_features for encoder in self._leaf_encoders())
+        inputs = sum(encoder.num_features for encoder in encoders)
         self.mlp = mlp(inputs, hidden_sizes, config.activation, key)
+        self.gathers = bool(hidden_sizes) and any(encoder.is_wide for encoder in encoders)
         self.num_features = hidden_sizes[-1] if hidden_sizes else inputs
         if config.orthogonal_init:
             self.apply(lambda layer: orthogonal(layer, math.sqrt(2)))
 
     def forward(self, observation: Sequence[Tensor]) -> Tensor:
         """Return features ``[n, num_features]`` of leaves ``[n, *shape]`` in the space's order."""
-        encoded = [f(x) for f, x in zip(self._leaf_encoders(), observation, strict=True)]
+        if self.gathers:
+            return self._gathered(observation)
+        encoded = [f(x) for f, x in zip(self.encoders, observation, strict=True)]
         joined = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
         features: Tensor = self.mlp(joined)
         return features
 
-    def _leaf_encoders(self) -> list[LeafEncoder]:
-        return [encoder for encoder in self.encoders if isinstance(encoder, LeafEncoder)]
+    def _gathered(self, observation: Sequence[Tensor]) -> Tensor:
+        """Return the features; the first layer is a sum over leaves."""
+        layers: Any = self.mlp
+        encoders: Any = self.encoders
+        first, *others = layers
+        weights = first.weight.t().split([encoder.num_features for encoder in encoders])
+        features: Tensor = first.bias
+        for encoder, leaf, part in zip(encoders, observation, weights, strict=True):
+            features = features + encoder.weighted(leaf, part)
+        for layer in others:
+            features = layer(features)
+        return features

@@ -11,9 +11,9 @@ _EPSILON = 1e-8
 class RunningNormalizer(nn.Module):
     """Subtracts the mean and divides by the standard deviation of everything seen so far.
 
-    The statistics change only in `update`, so a policy stays the same between two updates and
-    evaluation cannot move them. They are float64 buffers of the state dict: ``mean`` and ``var``
-    ``[*shape]`` and ``count`` ``[]``. Before the first update the input passes unscaled.
+    The statistics change only in `update`, so sampling and evaluation do not move them. They are
+    float64 buffers of the state dict: ``mean`` and ``var`` ``[*shape]`` and ``count`` ``[]``.
+    Before the first update the input passes unscaled.
 
     Args:
         shape: Shape of one observation.
@@ -32,24 +32,35 @@ class RunningNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
-        """Add observations ``[*, *shape]`` to the statistics.
-
-        Joins the moments of both sets (Chan, Golub and LeVeque 1983, equations 2.1), which keeps
-        its precision where sums of squares would cancel.
-        """
+        """Add observations ``[*, *shape]`` to the statistics."""
         rows = batch.reshape(-1, *self.mean.shape).double()
-        if not len(rows):
-            return
-        total = self.count + len(rows)
-        difference = rows.mean(0) - self.mean
+        if len(rows):
+            self.join(rows.mean(0), rows.var(0, correction=0), len(rows))
+
+    @torch.no_grad()
+    def join(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+        """Add ``count`` observations, at least 1, with this mean and variance ``[*shape]``.
+
+        Joins the moments of both sets (Chan, Golub and LeVeque 1983, equations 2.1), which stays
+        precise where sums of squares would cancel.
+        """
+        total = self.count + count
+        difference = mean - self.mean
         squares = (
-            self.var * self.count
-            + rows.var(0, correction=0) * len(rows)
-            + difference.square() * self.count * len(rows) / total
+            self.var * self.count + var * count + difference.square() * self.count * count / total
         )
-        self.mean += difference * len(rows) / total
+        self.mean += difference * count / total
         self.var.copy_(squares / total)
         self.count.copy_(total)
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return copies of ``mean``, ``var`` and ``count``."""
+        return self.mean.clone(), self.var.clone(), self.count.clone()
+
+    def set_moments(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Replace the statistics."""
+        for own, new in zip((self.mean, self.var, self.count), (mean, var, count), strict=True):
+            own.copy_(new)
 
     def scale(self) -> Tensor:
         """Return 1 / standard deviation, ``[*shape] float32``."""

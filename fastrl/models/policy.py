@@ -1,4 +1,4 @@
-"""What a policy must offer to be sampled with and learnt; your own class may offer it too."""
+"""The interface of policies, which custom classes may implement, and how one is built."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from fastrl import registry
 from fastrl.arguments import instance, one_of
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, FastrlError, cause
-from fastrl.models.action_parts import ActionBounds
 from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.distributions import ActionBounds
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec, PolicyStep, outputs_of
+from fastrl.system import torch_threads
 
 Leaves = Mapping[str, Tensor]
 """Observations or actions: one tensor ``[*, *leaf.shape]`` per leaf of the space, by path."""
@@ -26,20 +27,25 @@ Leaves = Mapping[str, Tensor]
 class PolicyModel(Protocol):
     """A ``torch.nn.Module`` with these methods; any leading axes ``[*]``, ``[T, B]`` or ``[n]``.
 
-    Randomness comes in as noise, whose last axis is what `draw_noise` makes it. `ActorCritic`
-    is one; subclassing it and overriding ``forward`` is the shortest way to another. It samples
-    in evaluation mode and learns in training mode, where layers tell them apart.
+    Randomness comes in as noise, whose last axis has the size that `draw_noise` gives it.
+    `ActorCritic` is one; subclassing it and overriding ``forward`` is the shortest way to another.
+    It samples in evaluation mode and learns in training mode, where layers distinguish them.
 
-    ``state``, ``keep`` and ``mask`` are reserved for policies with a memory and for masks of
-    actions; samplers and learners leave them out so far. ``state`` is ``[*, size] float32``, and
-    ``keep[t] = not (terminated | truncated)[t-1]`` says where it is carried on. A policy without
-    a memory has a state of size 0.
+    A policy with a memory has a state ``[n, size] float32`` for n environments; without one its
+    size is 0. Samplers keep it between the steps of an episode, and pass that of `initial_state`
+    at the first step. The learner passes sequences, ``[L, b, *]`` for L steps of b environments,
+    with the state before the first step, and ``keep``, which is False where an episode begins:
+    ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` goes on with `initial_state`.
+
+    ``mask`` says which actions are valid, ``[*, choices] bool``, with the choices of all discrete
+    leaves of the action space one after the other; None where all are. It is not among the leaves
+    of ``observation``; see `EnvSpec.action_mask`.
 
     Attributes:
         outputs: What `act` returns beside actions, by name: a `Rollout` holds each of them as a
             field ``[T, B, *shape]``. A class without the attribute puts out ``log_prob`` and
-            ``value``, which PPO and A2C need. With ``value`` the rollout's last observation and
-            the final observations of truncated episodes are valued, too.
+            ``value``, which PPO and A2C need. With ``value`` the rollout also holds the values of
+            its last observation and of the final observations of truncated episodes.
     """
 
     outputs: Mapping[str, TensorSpec]
@@ -65,9 +71,12 @@ class PolicyModel(Protocol):
         observation: Leaves,
         noise: Tensor,
         state: Tensor | None = None,
-        mask: Leaves | None = None,
+        mask: Tensor | None = None,
     ) -> PolicyStep:
-        """Return sampled actions and all ``outputs``; ``log_prob`` is theirs, in nats."""
+        """Return sampled actions, all ``outputs``, and the next state.
+
+        ``log_prob`` is that of the actions, in nats.
+        """
         ...
 
     def evaluate(
@@ -76,26 +85,41 @@ class PolicyModel(Protocol):
         action: Leaves,
         state: Tensor | None = None,
         keep: Tensor | None = None,
-        mask: Leaves | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probability, entropy and value, ``[*]`` each; differentiable."""
+        """Return log-probability, entropy and value, ``[*]`` each; differentiable.
+
+        Args:
+            observation: Per leaf ``[*, *shape]``; ``[L, b, *shape]`` for a policy with a memory.
+            action: As `act` returned it.
+            state: ``[b, size]``: before the first step of each sequence.
+            keep: ``[L, b] bool``; None where no episode begins within a sequence.
+            mask: See the class.
+        """
         ...
 
     def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``; only where ``outputs`` has it."""
         ...
 
+    def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return the state ``[b, size]`` after a sequence; its arguments are those of `evaluate`.
+
+        Only ``algorithm.recompute_states_each_epoch`` needs it, and a policy with a memory.
+        """
+        ...
+
     def mode(
-        self, observation: Leaves, state: Tensor | None = None, mask: Leaves | None = None
-    ) -> dict[str, Tensor]:
-        """Return the most probable actions."""
+        self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicyStep:
+        """Return the most probable actions, and the next state; ``outputs`` may be empty."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is published to the workers; of ``torch.nn.Module``."""
+        """Return the tensors that are published to the workers; of ``torch.nn.Module``."""
         ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Take published parameters; of ``torch.nn.Module``."""
         ...
 
@@ -103,32 +127,35 @@ class PolicyModel(Protocol):
         """Return what the optimiser changes; of ``torch.nn.Module``."""
         ...
 
-    def to(self, device: torch.device) -> Any:  # noqa: ANN401
+    def to(self, device: torch.device) -> Any:
         """Move to a device, in place; of ``torch.nn.Module``."""
         ...
 
 
-_NAMES_TOLD = 6
+_MOST_NAMES = 6
 _METHODS = ("draw_noise", "act", "evaluate", "mode")
 
 
+@torch_threads(1)
 def build_model(
     env_spec: EnvSpec,
     config: ModelConfig,
     action_bounds: ActionBounds = "clip",
-    own_class: Any = None,  # noqa: ANN401
+    own_class: Any = None,
 ) -> PolicyModel:
     """Build the policy that a configuration asks for.
 
+    Its initial weights do not depend on the number of torch's threads.
+
     Args:
         env_spec: What the policy observes and does.
-        config: The network; ``class_path`` names your own class, which is then called with
+        config: The network; ``class_path`` names a custom class, which is then called with
             ``env_spec`` and ``config.kwargs``.
-        action_bounds: See `ActionDistribution`; your own class gets it only through its kwargs.
-        own_class: What ``class_path`` names, where that is known already.
+        action_bounds: See `ActionDistribution`; a custom class gets it only through its kwargs.
+        own_class: The class that ``class_path`` names, if it has been imported already.
 
     Raises:
-        ConfigError: Your own class cannot be imported or built, does not take its arguments, or
+        ConfigError: The custom class cannot be imported or built, does not take its arguments, or
             lacks a method.
         SpaceError: The action space is not supported.
     """
@@ -138,12 +165,7 @@ def build_model(
     if config.class_path is None:
         return ActorCritic(env_spec, config, action_bounds)
     where = f"model.class_path '{config.class_path}'"
-    if own_class is None:
-        own_class = registry.chosen("model", config.class_path, "model.class_path")
-    try:
-        inspect.signature(own_class).bind(env_spec, **config.kwargs)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where} does not take model.kwargs: {error}") from error
+    own_class = check_model_class(config, own_class)
     model = registry.call(own_class, where, env_spec, **config.kwargs)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{where} must be a torch.nn.Module, got {type(model).__name__}")
@@ -151,7 +173,39 @@ def build_model(
     missing = [name for name in needed if not callable(getattr(model, name, None))]
     if missing:
         raise ConfigError(f"{where} lacks the methods {', '.join(missing)} of PolicyModel")
+    if env_spec.action_mask is not None:
+        _require_mask(model, where, env_spec)
     return cast(PolicyModel, model)
+
+
+def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:
+    """Reject a policy whose methods do not take the mask of an environment that has one."""
+    for name in ("act", "evaluate", "mode"):
+        parameters = inspect.signature(getattr(model, name)).parameters.values()
+        if not any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters):
+            raise ConfigError(
+                f"{where}.{name} takes no mask, and '{env_spec.id}' has masks of valid actions; "
+                "add the parameter, or set env.action_mask=off"
+            )
+
+
+def check_model_class(config: ModelConfig, own_class: Any = None) -> Any:
+    """Return the class that ``class_path`` names after a check of its arguments; None for none.
+
+    Args:
+        config: The network.
+        own_class: The class, if it has been imported already.
+
+    Raises:
+        ConfigError: It cannot be imported, or does not take its arguments.
+    """
+    if config.class_path is None:
+        return None
+    if own_class is None:
+        own_class = registry.chosen("model", config.class_path, "model.class_path")
+    problem = f"model.class_path '{config.class_path}' does not take model.kwargs"
+    registry.check_arguments(own_class, problem, "env_spec", **config.kwargs)
+    return own_class
 
 
 def initial_state(model: PolicyModel, n: int) -> Tensor:
@@ -160,23 +214,40 @@ def initial_state(model: PolicyModel, n: int) -> Tensor:
     return torch.zeros(n, 0) if own is None else own(n)
 
 
+def state_size(model: PolicyModel) -> int:
+    """Return the size S of a policy's state; 0 without a memory.
+
+    Raises:
+        ConfigError: ``initial_state`` does not return states ``[n, S] float32``.
+    """
+    found, n = initial_state(model, 2), 2
+    if isinstance(found, Tensor) and found.ndim == 2 and len(found) == n:
+        if found.dtype == torch.float32:
+            return found.shape[1]
+        got = str(found.dtype).removeprefix("torch.")
+    else:
+        got = str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__
+    who = type(model).__name__
+    raise ConfigError(f"{who}.initial_state({n}) must return [{n}, size] float32, got {got}")
+
+
 def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Load parameters and buffers into a model.
 
     Args:
-        model: Takes them.
+        model: The model.
         state_dict: By name.
         what: Where they come from, for the error.
 
     Raises:
-        FastrlError: They are another model's; names the first tensors that differ.
+        FastrlError: They are those of another model; names the first tensors that differ.
     """
-    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-    if own != found:
-        wrong = [key for key in sorted(own | found) if own.get(key) != found.get(key)]
-        more = ", …" if len(wrong) > _NAMES_TOLD else ""
-        listed = ", ".join(_difference(key, own, found) for key in wrong[:_NAMES_TOLD])
+    if wanted != found:
+        wrong = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
+        more = ", …" if len(wrong) > _MOST_NAMES else ""
+        listed = ", ".join(_difference(key, wanted, found) for key in wrong[:_MOST_NAMES])
         raise FastrlError(f"{what} is of another model: {listed}{more}")
     try:
         model.load_state_dict(state_dict)
@@ -185,24 +256,23 @@ def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: 
 
 
 def _difference(
-    key: str, own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    key: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> str:
     if key not in found:
         return f"{key} is missing"
-    if key not in own:
+    if key not in wanted:
         return f"{key} is not of this model"
-    return f"{key} is {found[key]}, not {own[key]}"
+    return f"{key} is {found[key]}, not {wanted[key]}"
 
 
 @contextmanager
 def sampling_mode(model: PolicyModel) -> Iterator[None]:
-    """Let a policy act in evaluation mode, as samplers do, and leave it as it was."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    before = [module.training for module in modules]
-    for module in modules:
+    """Let a policy act in evaluation mode, as samplers do, and restore its mode afterwards."""
+    before = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
+    for module in before:
         module.training = False
     try:
         yield
     finally:
-        for module, training in zip(modules, before, strict=True):
+        for module, training in before.items():
             module.training = training

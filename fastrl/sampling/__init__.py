@@ -1,4 +1,4 @@
-"""Samplers: whatever collects rollouts, in this process or in many."""
+"""Samplers, which collect rollouts in this process or in worker processes."""
 
 from fastrl.sampling.build import env_factory, initial_weights, make_plan, make_sampler
 from fastrl.sampling.device_sampler import DeviceSampler

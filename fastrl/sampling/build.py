@@ -1,7 +1,8 @@
-"""From a configuration to a sampler."""
+"""Makes a sampler from a configuration."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,73 +12,79 @@ from torch import Tensor
 from fastrl import registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, resolved
-from fastrl.cores import usable_cores
-from fastrl.devices import existing_device
-from fastrl.envs.make import EnvFactory
-from fastrl.envs.tensor.configured import compiled_factory, configured
+from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.tensor.previous import TensorEnvWithPrevious
+from fastrl.envs.tensor.tensor_by_id import compiled_factory, configured
+from fastrl.imports import import_object
 from fastrl.models.policy import build_model
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec
+from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology
+from fastrl.system import existing_device, usable_cores
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
 Weights = Mapping[str, Tensor] | None
 
 _SPINS = 300
-"""About 40 µs: longer than a hand-over takes when nobody has to be woken."""
+"""About 40 µs, longer than a handoff to a peer that is awake."""
 
 
 def env_factory(config: Config) -> EnvFactory:
-    """Return what builds the environments of a run, for sampling as well as for evaluation.
+    """Return the factory of a run's environments, for sampling and evaluation.
 
     Raises:
         EnvError: ``sampler.kind`` is device, and there is no tensor environment of this id.
     """
-    # On one device compiled loops step where the configuration names gymnasium's id.
+    # On one device, gymnasium's ids stand for compiled loops.
     build = compiled_factory if config.sampler.kind == "device" else EnvFactory.from_config
-    return build(config.env)
+    factory = build(config.env)
+    if config.model.previous_action_reward:
+        factory = dataclasses.replace(factory, previous_action_reward=True)
+    return factory
 
 
 def make_plan(
     config: Config, *, random_actions: bool = False, env_spec: EnvSpec | None = None
 ) -> SamplingPlan:
-    """Probe the environment and lay out the run.
+    """Probe the environment and return the plan of a run.
 
-    The environment is built once in a short-lived process, so that nothing it imports or starts
-    stays in this one.
+    The environment is built once in a short-lived process, so that its imports and processes do
+    not stay in this one.
 
     Args:
-        config: A whole, validated configuration.
+        config: A complete, validated configuration.
         random_actions: Draw actions at random instead of running a policy.
-        env_spec: What the same environment was found to be before; by default it is probed.
+        env_spec: The spec of the environment from an earlier probe; by default it is probed.
 
     Raises:
-        EnvError: The environment cannot be built, or a space of it is not supported.
-        ConfigError: The topology does not fit this machine, or something that the configuration
-            names cannot be imported.
+        EnvError: The environment cannot be built, or one of its spaces is not supported.
+        ConfigError: The topology does not fit this machine, or a name of the configuration cannot
+            be imported.
     """
     config = _checked(config, "make_plan")
     if env_spec is not None:
         instance("env_spec", env_spec, EnvSpec)
     engine = registry.chosen("engine", config.sampler.engine, "sampler.engine")
-    _sampler_builder(config)  # which may be missing, and that is said before anything is built
+    _sampler_builder(config)  # an unknown one is an error before anything is built
     topology, factory = config.topology, env_factory(config)
     if env_spec is None and config.sampler.kind == "device":
-        # It steps in this process anyway.
+        # It is stepped in this process anyway.
         env_spec = factory.probe()
     elif env_spec is None:
         env_spec = call_in_child(
             factory.probing, config.sampler.start_timeout_s, config.env.close_timeout_s
         )
+    factory = factory.with_masks_of(env_spec)
     named, own_class = config.model.class_path, None
     if named is not None and ":" not in named:
-        # Workers do not know what this program has registered, so the class travels to them.
+        # Workers do not have the registrations of this process, so they are sent the class.
         own_class = registry.find("model", named, "model.class_path")
-    free_cores = usable_cores() - topology.num_env_workers - topology.num_model_workers
+    # Another class declares its outputs and its memory.
+    is_plain = named is None and getattr(config.model, "recurrent", None) is None
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
         return build_model(env_spec, config.model, config.env.action_bounds, own_class)
@@ -94,24 +101,32 @@ def make_plan(
         lock_step=config.sampler.lock_step,
         torch_threads=config.sampler.torch_threads,
         check_steps=config.faults.bad_numbers == "truncate_episode",
-        # A class from elsewhere is asked.
-        outputs=LOG_PROB_AND_VALUE if config.model.class_path is None else None,
+        outputs=LOG_PROB_AND_VALUE if is_plain else None,
         wanted_fields=config.algorithm.wanted_fields,
-        # The learner and the throughput process sleep nearly all the time while workers work.
-        spins=_SPINS if free_cores >= 0 else 0,
+        sequence_length=config.sequence_length,
+        spins=spins_of(topology, usable_cores()),
     )
+
+
+def spins_of(topology: Topology, cores: int) -> int:
+    """Return `SamplingPlan.spins` for a machine: workers spin only where each has a core."""
+    # The learner and the throughput process sleep while workers work.
+    return _SPINS if cores >= topology.num_env_workers + topology.num_model_workers else 0
 
 
 def _checked(config: Config, name: str) -> Config:
     return resolved(taken(name, config, Config, "load_config reads one from a file"))
 
 
-def _sampler_builder(config: Config) -> Any:  # noqa: ANN401
+def _sampler_builder(config: Config) -> Any:
+    if config.cluster is not None:
+        # Imported only here, as it is a room above, and with it comes the package ray.
+        return import_object("fastrl.cluster.cluster_sampler:cluster_sampler", "cluster")
     return registry.chosen("sampler", config.sampler.kind, "sampler.kind")
 
 
 def initial_weights(plan: SamplingPlan) -> dict[str, Tensor] | None:
-    """Return the first parameters of a run, which follow from its seed alone."""
+    """Return the first parameters of a run, which depend only on its seed."""
     if plan.build_model is None:
         return None
     with torch.random.fork_rng(devices=()):
@@ -125,23 +140,24 @@ def make_sampler(
     state_dict: Mapping[str, Tensor] | None = None,
     on_fault: Callable[[Fault], None] | None = None,
 ) -> Sampler:
-    """Build the sampler that a configuration describes; use it in a ``with`` block.
+    """Return the sampler of a configuration; use it in a ``with`` block.
 
     Args:
-        config: A whole, validated configuration.
+        config: A complete, validated configuration.
         plan: From `make_plan`; made here by default.
-        state_dict: First parameters; by default those that follow from the seed.
-        on_fault: Told of every worker process that failed and is replaced.
+        state_dict: First parameters; by default `initial_weights`.
+        on_fault: Called with each worker failure that leads to a replacement.
 
     Raises:
-        EnvError: The environment cannot be built, or a space of it is not supported.
+        EnvError: The environment cannot be built, or one of its spaces is not supported.
         ConfigError: The topology does not fit this machine, or the sampler cannot be built.
         FastrlError: There is not enough memory for the shared table.
     """
     config = _checked(config, "make_sampler")
     plan = make_plan(config) if plan is None else instance("plan", plan, SamplingPlan)
     weights = initial_weights(plan) if state_dict is None else state_dict
-    build, where = _sampler_builder(config), f"sampler.kind: '{config.sampler.kind}'"
+    where = "cluster" if config.cluster else f"sampler.kind: '{config.sampler.kind}'"
+    build = _sampler_builder(config)
     sampler = registry.call(build, where, config, plan, weights, on_fault)
     made: Sampler = instance(where, sampler, Sampler)
     return made
@@ -179,7 +195,7 @@ def serial_sampler(
     weights: Weights,
     on_fault: Callable[[Fault], None] | None,
 ) -> Sampler:
-    """Return a sampler that does in this process what workers do."""
+    """Return a sampler without worker processes."""
     debug, check_numbers = config.sampler.debug, _checks_numbers(config)
     return SerialSampler(plan, weights, debug=debug, check_numbers=check_numbers)
 
@@ -193,9 +209,11 @@ def device_sampler(
     """Return a sampler with everything on one device."""
     device = plan.device(0)
     if device.type == "cpu":
-        # A CPU is one device as well, and a plan for it steps compiled loops.
+        # The plan's environments are compiled loops then.
         return serial_sampler(config, plan, weights, on_fault)
     env, params = configured(config.env, existing_device(device))
+    if config.model.previous_action_reward:
+        env = TensorEnvWithPrevious(env)
     squash, check_numbers = config.env.action_bounds == "squash", _checks_numbers(config)
     return DeviceSampler(plan, env, params, weights, squash=squash, check_numbers=check_numbers)
 

@@ -1,9 +1,8 @@
-"""Environments, policy and rollout on one device, in this process: nothing crosses to another.
+"""Samples environments and policy on one device, in this process.
 
-A rollout is one function of weights, states and noise (`fastrl.envs.tensor.rollout`), which on a
-GPU is replayed as CUDA graphs. Only figures of the episodes that ended leave the device, once per
-rollout. On a CPU the compiled loops are many times as fast as tensor programs, so `make_sampler`
-samples from those there, in one process as well.
+A rollout is one function of weights, states and noise (`fastrl.envs.tensor.rollout`), replayed as
+CUDA graphs on a GPU. Only returns and lengths of completed episodes are copied to the host. On a
+CPU compiled loops are many times faster, so `make_sampler` uses a `SerialSampler` of them there.
 """
 
 from __future__ import annotations
@@ -16,39 +15,37 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.arguments import instance
-from fastrl.devices import existing_device
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.envs.tensor.base import TensorEnv
-from fastrl.envs.tensor.policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
+from fastrl.envs.tensor.tensor_policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.errors import ConfigError, EnvError
-from fastrl.sampling.base import BaseSampler
+from fastrl.sampling.sampler import BaseSampler
 from fastrl.shared.counters import Counter, CounterBoard
-from fastrl.shared.finite import BadNumber, first_cause
-from fastrl.shared.rollout_buffer import Episodes, Rollout
+from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
-from fastrl.workers.hand_over import Stopwatch
+from fastrl.system import existing_device
+from fastrl.workers.handoff import Stopwatch
 from fastrl.workers.plan import SamplingPlan
 
 _WORKER = "env-worker-0"
 _STEPS_PER_GRAPH = 32
-"""On a GPU: compiling takes time in proportion, and so does starting what was not compiled."""
+"""On a GPU; compile time grows with it, and launch time falls."""
 
 
 class DeviceSampler(BaseSampler):
     """Samples a tensor environment on one device; see `Sampler` for the contract.
 
-    Rollouts are fresh tensors on that device: they stay valid for as long as they are held.
+    Rollouts are new tensors on that device, without a limit of validity.
 
     Args:
-        plan: What to sample, by one env worker; its only device is where everything is.
+        plan: What to sample, by one env worker, on its only device.
         env: The environment.
         params: Its parameters, on that device.
         state_dict: First parameters of the policy; by default those of a freshly built model.
         squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
-        check_numbers: Refuse rollouts with a NaN or an infinity. One number leaves the device for
-            it, as those of the episodes do anyway.
+        check_numbers: Reject rollouts with a NaN or an infinity.
 
     Raises:
         ConfigError: The device does not exist, or the plan has several workers.
@@ -58,7 +55,7 @@ class DeviceSampler(BaseSampler):
         self,
         plan: SamplingPlan,
         env: TensorEnv[Any, Any],
-        params: Any,  # noqa: ANN401
+        params: Any,
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         squash: bool = False,
@@ -75,39 +72,34 @@ class DeviceSampler(BaseSampler):
             RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
         )
         graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
-        self._rollouts = Rollouts(env, policy, params, squash=squash, steps_per_graph=graphs)
+        self._rollouts = Rollouts(
+            env,
+            policy,
+            params,
+            squash=squash,
+            steps_per_graph=graphs,
+            sequence_length=plan.sequence_length,
+        )
         self._version, self._check_numbers = 0, check_numbers
         self._here: Start | None = None
         self._resumed: State | None = None
         if self._model is not None:
             self._publish(self._model.state_dict() if state_dict is None else state_dict)
-        # Last, as nobody would close the counters of a sampler that cannot be made.
+        # Last, as nothing would close the counters after an error.
         super().__init__(plan, CounterBoard([_WORKER]))
 
     def start(self) -> None:
-        """Begin an episode in every environment.
-
-        Raises:
-            FastrlError: The sampler was closed.
-        """
+        """Begin an episode in every environment; see `Sampler`."""
         self._check_open()
         if self._here is None:
             self._watch = Stopwatch(self.counters, _WORKER)
-            seed = self._plan.env_seeds(0, 0)[0]
-            self._here = self._begin(seed)
-
-    def _begin(self, seed: int) -> Start:
-        start = self._rollouts.start(self.topology.num_envs, self._generator(seed))
-        if self._resumed is not None:
-            start = self._rollouts.at_state(start, self._resumed["tensors"])
-        return start
+            generator = self._generator(self._plan.env_seeds(0, 0)[0])
+            self._here = self._rollouts.start(self.topology.num_envs, generator)
+            if self._resumed is not None:
+                self._here = self._rollouts.at_state(self._here, self._resumed["tensors"])
 
     def get_state(self) -> State | None:
-        """Return what further rollouts depend on; see `Sampler`.
-
-        Raises:
-            FastrlError: The sampler was closed.
-        """
+        """See `Sampler`."""
         self._check_open()
         if self._next_rollout == 0 or self._here is None:
             return self._resumed
@@ -115,11 +107,7 @@ class DeviceSampler(BaseSampler):
         return {"rollouts": self._num_rollouts, "tensors": tensors}
 
     def set_state(self, state: State) -> None:
-        """Go on from what another sampler's `get_state` returned, before the start.
-
-        Raises:
-            StateError: It is of other environments, or of another number of them.
-        """
+        """See `Sampler`."""
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
             raise StateError("the state is that of another kind of sampler")
         start = self._rollouts.start(self.topology.num_envs, self._generator(0))
@@ -127,11 +115,7 @@ class DeviceSampler(BaseSampler):
         self._resumed = state
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
-        """Reject calls: a tensor environment is pure functions.
-
-        Raises:
-            EnvError: There are some.
-        """
+        """Raise an `EnvError` for any call: a tensor environment is pure functions."""
         if calls:
             raise EnvError(
                 f"'{calls[0].name}' cannot be called or set: '{self.env_spec.id}' is pure "
@@ -139,19 +123,16 @@ class DeviceSampler(BaseSampler):
             )
 
     def collect(self) -> Rollout:
-        """Return the next rollout.
-
-        Raises:
-            EnvError: A number is not finite.
-            FastrlError: The sampler was closed.
-        """
+        """See `Sampler`."""
         self.start()
         assert self._here is not None
         self._watch.charge(Counter.HAND_OVER_NS)
         index, num_envs = self._next_rollout, self.topology.num_envs
-        generator = self._generator(self._plan.policy_generator(0, index).initial_seed())
+        generator = self._generator(
+            self._plan.policy_generator(self.topology.first_env, index).initial_seed()
+        )
         noise = self._rollouts.draw_noise(self.rollout_length, num_envs, generator)
-        # Its own parameters, as the graphs know where they are.
+        # None stands for the policy's parameters, whose addresses the graphs hold.
         found, self._here = self._rollouts.run(None, self._here, noise)
         self._next_rollout += 1
         held = self._held(found)
@@ -162,18 +143,18 @@ class DeviceSampler(BaseSampler):
         return rollout
 
     @torch.no_grad()
-    def _publish(self, state_dict: Mapping[str, Tensor]) -> int:
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
         """Copy new parameters, from this device or another."""
         assert self._model is not None
         own = self._model.state_dict()
         check_parameters(state_dict, own)
         for name, tensor in own.items():
             tensor.copy_(state_dict[name])
-        self._version += 1
+        self._version = self._version + 1 if version is None else version
         return self._version
 
     def close(self) -> None:
-        """End sampling; rollouts that are still held stay valid. Safe to call twice."""
+        """See `Sampler`."""
         self._here = None
         super().close()
 
@@ -200,25 +181,15 @@ class DeviceSampler(BaseSampler):
         )
 
     def _refuse_bad_numbers(self, held: Mapping[str, Any], index: int) -> None:
-        numbers = [
-            (field, label, tensor)
-            for field in self._schema
-            if field.in_rollout and not field.where
-            for label, tensor in field.labelled(held[field.name])
-            if tensor.is_floating_point()
-        ]
-        # A sum shows it in one pass and is one number; large ones may overflow as well.
-        if torch.stack([tensor.sum() for _, _, tensor in numbers]).isfinite().all():
+        # Sums are one number to copy; finite ones may overflow.
+        sums = [tensor.sum() for _, _, tensor in self._schema.numbers(held)]
+        good = torch.stack(sums).isfinite().all()
+        valid = self._schema.has_valid(held)
+        if good if valid is None else good & valid.all():
             return
-        bad = []
-        for field, label, tensor in numbers:
-            places = (~tensor.isfinite()).nonzero()
-            if len(places):
-                where = tuple(places[0].tolist())
-                bad.append(BadNumber(label, where, tensor[where].item(), field.stage))
-        first = first_cause(bad)
-        if first is not None:
-            raise self._bad_number(first, index)
+        found = self._schema.first_bad_number(held)
+        if found is not None:
+            raise self._bad_number(found, index)
 
     def _count(self, rollout: Rollout) -> None:
         row = self._watch.row
@@ -230,13 +201,13 @@ class DeviceSampler(BaseSampler):
 def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:
     if plan.build_model is None:
         return None
-    # A copy, as somebody may build the model that is learnt only once.
+    # A copy, as a user's function may return the learner's model.
     model: Any = copy.deepcopy(plan.build_model())
     return model.to(device).requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
 def _episodes(found: TensorRollout) -> Episodes:
-    """Return the episodes that ended, on the host, in order of their end."""
+    """Return the completed episodes, on the host, in order of their end."""
     step, slot = (found.terminated | found.truncated).nonzero(as_tuple=True)
     return Episodes(
         returns=found.episode_return[step, slot].double().cpu().numpy(),

@@ -1,4 +1,4 @@
-"""What went wrong in a worker, and what is done about it."""
+"""Faults of workers, and how often they are tolerated."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Suspect:
 
     Attributes:
         env: Its index in the run.
-        seed: What it was seeded with.
-        episode: Number of the episode since then, counted from 0.
+        seed: Its seed.
+        episode: Number of the episode since it was seeded, from 0.
         action: The latest action chosen for it, as the policy sampled it.
     """
 
@@ -37,12 +37,12 @@ class Fault:
 
     Attributes:
         worker: Its name.
-        cause: In one line.
-        remote_traceback: The worker's own, empty if it ended without one.
+        cause: One line.
+        remote_traceback: The worker's traceback, empty if it died without one.
         restarts: How often it was replaced within the last hour.
         rollout: The rollout that it was filling.
-        step: The step of it.
-        suspects: The environments that were stepped: the one that raised, or all of its group.
+        step: The step in that rollout.
+        suspects: The environment that raised, or all that were being stepped.
     """
 
     worker: str
@@ -70,35 +70,30 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultPolicy:
-    """How failures of workers are met.
+    """How often workers may fail.
 
     Attributes:
-        max_restarts: How often each worker is replaced within an hour; one failure more ends
-            the run with its cause.
-        on_fault: Told of every worker that is replaced; by default the logger
-            ``fastrl.sampling.crew`` is.
+        max_restarts: How often each worker is replaced within an hour; one more failure ends the
+            run with its cause.
+        on_fault: Called with each worker failure that leads to a replacement; by default the
+            logger ``fastrl.sampling.worker_pool`` warns.
     """
 
     max_restarts: int = 0
     on_fault: Callable[[Fault], None] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no number, and what is no function.
+        """Check the attributes.
 
         Raises:
-            ConfigError: Names it.
+            ConfigError: One has the wrong type or value.
         """
         whole("max_restarts", self.max_restarts, at_least=0)
         if self.on_fault is not None:
             function("on_fault", self.on_fault)
 
 
-def cause_of(error: WorkerError) -> str:
-    """Return the message alone, on one line."""
-    return " ".join(str(error.args[0]).split())
-
-
 def named_env(error: WorkerError) -> int | None:
-    """Return which environment of the run an `EnvError` names; None for any other failure."""
+    """Return the index of the environment that an `EnvError` names, or None."""
     found = _NAMED_ENV.match(str(error.args[0]))
     return int(found[1]) if found else None

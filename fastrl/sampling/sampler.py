@@ -1,18 +1,29 @@
-"""The `Sampler` protocol: whatever collects rollouts, in this process or in many."""
+"""The `Sampler` protocol, and what all samplers of this package share."""
 
 from __future__ import annotations
 
+import os
+import time
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fastrl.arguments import instance
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
-from fastrl.sampling.stats import SamplerStats
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.errors import EnvError, FastrlError
+from fastrl.sampling.stats import SamplerStats, memory_of
+from fastrl.shared.counters import CounterBoard
+from fastrl.shared.rollouts import Rollout
+from fastrl.shared.schema import BadNumber, Stage
 from fastrl.spec import EnvSpec, Topology
+from fastrl.workers.plan import SamplingPlan
 
 
 @runtime_checkable
@@ -29,71 +40,93 @@ class Sampler(Protocol):
     topology: Topology
     rollout_length: int
 
+    @abstractmethod
     def start(self) -> None:
-        """Start sampling (in asynchronous mode at once, otherwise with the first `collect`)."""
+        """Start sampling (in asynchronous mode at once, otherwise with the first `collect`).
+
+        Raises:
+            FastrlError: The sampler was closed, or the system lacks memory, descriptors or
+                processes.
+        """
         ...
 
+    @abstractmethod
     def collect(self) -> Rollout:
         """Return the next rollout; frees the one before the last (async: the last).
 
+        A failure closes the sampler.
+
         Raises:
-            WorkerError: A worker raised, died or stopped making progress.
+            WorkerError: A worker raised, died or made no progress within its deadline, more often
+                than allowed.
+            EnvError: In this process, an environment failed; or a number is not finite.
+            FastrlError: The sampler was closed.
         """
         ...
 
+    @abstractmethod
     def stats(self, *, details: bool = False) -> SamplerStats:
-        """Return what the workers have done so far, and where their time went; in any state.
+        """Return what the workers have done so far and how long it took; also after `close`.
 
         Args:
-            details: Add latencies and memory, which take milliseconds a worker.
+            details: Add latencies and memory, which takes milliseconds per worker.
         """
         ...
 
+    @abstractmethod
     def pause(self, timeout_s: float = 120.0) -> None:
-        """Return once no core is busy with this sampler; the next `collect` goes on.
+        """Return once this sampler occupies no core; the next `collect` continues.
+
+        Env workers complete the current step, and model workers answer open requests.
 
         Raises:
             WorkerError: A worker failed, or was still busy after ``timeout_s``.
+            FastrlError: The sampler was closed.
         """
         ...
 
+    @abstractmethod
     def get_state(self) -> State | None:
-        """Return what further rollouts depend on, beside the plan and the weights, as plain data.
+        """Return the state of the environments and episodes as plain data.
 
-        A sampler of the same plan, but for ``first_rollout``, that goes on from it samples what
-        this one would sample. ``rollouts`` in it is how many the run has had.
+        A sampler of the same plan, apart from ``first_rollout``, that continues from it collects
+        what this one would collect. Its item ``rollouts`` is the number of rollouts of the run.
 
         Returns:
-            The state; None where no episode has begun.
+            The state; None if no episode has begun.
 
         Raises:
-            StateError: Says what cannot be saved, or why not now.
+            StateError: An environment cannot be saved, or a rollout is in progress.
+            FastrlError: The sampler was closed.
         """
         ...
 
+    @abstractmethod
     def set_state(self, state: State) -> None:
-        """Go on from what another sampler's `get_state` returned; before the start.
+        """Continue from what another sampler's `get_state` returned; before the start.
 
         Raises:
-            StateError: It is of another plan; nothing was changed.
+            StateError: It belongs to another plan; nothing was changed.
         """
         ...
 
+    @abstractmethod
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
-        """Call methods and set attributes in every environment, before the next rollout begins.
+        """Call methods and set attributes in every environment before the next rollout begins.
 
-        Before the start they are made as soon as environments are built, before their first reset;
-        those after `set_state` once more when the environments are in its states.
-        An environment that takes another one's place gets the last call of each method and the
-        last value of each attribute before its own.
+        Before the start, calls are made after environments are built and before their first
+        reset; those after `set_state` are repeated after the states are restored. A replaced
+        environment gets the last call of each method and the last value of each attribute.
 
         Raises:
-            EnvError: An environment has no such method or attribute, or raised; names it. In
-                others the call may have been made.
+            EnvError: An environment has no such method or attribute, or raised; names it. Other
+                environments may have made the call.
             WorkerError: A worker failed too often.
+            FastrlError: The sampler was closed.
         """
         ...
 
+    @abstractmethod
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """Give the policy new parameters from the next rollout on; return their version.
 
@@ -102,13 +135,15 @@ class Sampler(Protocol):
         """
         ...
 
+    @abstractmethod
     def close(self) -> None:
-        """End all workers and free what they held; safe to call twice."""
+        """End all workers and free their resources; safe to call twice."""
         ...
 
     def __enter__(self) -> Self:
         """Start sampling."""
-        ...
+        self.start()
+        return self
 
     def __exit__(
         self,
@@ -117,4 +152,84 @@ class Sampler(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Close."""
-        ...
+        self.close()
+
+
+class BaseSampler(Sampler):
+    """Counts what a plan's workers do; see `Sampler` for the contract.
+
+    Args:
+        plan: What to sample.
+        counters: What every worker did.
+    """
+
+    def __init__(self, plan: SamplingPlan, counters: CounterBoard) -> None:
+        instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
+        self.env_spec, self.topology = plan.env_spec, plan.topology
+        self.rollout_length = plan.rollout_length
+        self.counters = counters
+        self._plan, self._next_rollout, self._closed = plan, 0, False
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """See `Sampler`."""
+        found = time.monotonic_ns(), self.counters.worker_names, self.counters.snapshot()
+        if not details:
+            return SamplerStats.of_counters(*found)
+        latencies = {
+            woken: self.counters.handoff_latencies_ns(woken)
+            for woken in ("env-worker", "model-worker")
+            if self.topology.num_model_workers
+        }
+        medians = {woken: float(np.median(ns)) / 1e3 for woken, ns in latencies.items() if len(ns)}
+        return SamplerStats.of_counters(*found, medians, memory_of(self._pids()))
+
+    def _pids(self) -> dict[str, int]:
+        """Return the process id of every worker by name; this process if there are no others."""
+        return dict.fromkeys(self.counters.worker_names, os.getpid())
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """Return at once: nothing is computed outside of `collect`; see `Sampler`."""
+        self._check_open()
+
+    def publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """See `Sampler`; ``version`` is larger than the latest, by default the next one."""
+        if self._plan.build_model is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        return self._publish(state_dict, version)
+
+    @abstractmethod
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        """Store new parameters; return their version."""
+
+    def close(self) -> None:
+        """Close the counters, which stay readable; see `Sampler`."""
+        self._closed = True
+        self.counters.close()
+
+    @property
+    def _num_rollouts(self) -> int:
+        """Rollouts of the run that were returned."""
+        return self._plan.first_rollout + self._next_rollout
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FastrlError("this sampler is closed; make a new one to continue")
+
+    def _bad_number(self, bad: BadNumber, rollout: int) -> EnvError:
+        """Return the error for a number that is not finite, or a mask without a valid action."""
+        step, slot, *_ = bad.where
+        fault = "; the policy gave it, not the environment" if bad.stage is Stage.ACTED else ""
+        return EnvError(
+            f"{bad} at step {step} of rollout "
+            f"{self._plan.first_rollout + rollout}, in env {int(self._indices[slot])} of "
+            f"'{self.env_spec.id}'{fault}; see faults.bad_numbers"
+        )
+
+    @cached_property
+    def _indices(self) -> NDArray[np.int64]:
+        """``[B]``: the environment of the run in each slot."""
+        indices = np.zeros(self.topology.num_envs, np.int64)
+        for worker, group in self.topology.all_groups():
+            slots = self.topology.slots(worker, group)
+            indices[slots] = self.topology.env_index(worker, group)
+        return indices

@@ -1,32 +1,31 @@
-"""All worker steps in one process: the oracle of the process sampler, and the debugger's friend."""
+"""All environments and the policy in this process: for debuggers, and as test oracle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fastrl.allocator import keep_freed_memory
 from fastrl.closing import close_all
 from fastrl.envs.calls import EnvCall, pack_calls
 from fastrl.global_streams import StreamsOfWorkers
-from fastrl.sampling.base import TableSampler
+from fastrl.sampling.table_sampler import TableSampler
 from fastrl.shared.counters import Counter
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import NUM_BANKS
+from fastrl.system import keep_freed_memory
 from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.hand_over import Stopwatch
+from fastrl.workers.handoff import Stopwatch
 from fastrl.workers.plan import SamplingPlan
-from fastrl.workers.policy_runner import PolicyRunner, Request
+from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 
 
 class SerialSampler(TableSampler):
     """Steps the same groups with the same batches as a lock-step `ProcessSampler`.
 
-    Both give the same numbers, bit for bit, for the same plan, also where environments draw from
-    the global random streams of Python, NumPy, or torch on the CPU: each env worker has its own
-    ones here as well, and those of the caller stay where they are.
+    Both return the same numbers, bit for bit, for the same plan. This includes environments that
+    draw from the global random streams of Python, NumPy, or torch on the CPU: each env worker has
+    its own streams here as well, and those of the caller do not change.
     """
 
     def __init__(
@@ -44,14 +43,10 @@ class SerialSampler(TableSampler):
         self._streams = StreamsOfWorkers([plan.env_worker_stream(worker) for worker in workers])
 
     def start(self) -> None:
-        """Build the environments and the policy; what fails here closes the sampler.
-
-        Raises:
-            FastrlError: The sampler was closed.
-        """
+        """Build the environments and the policy; see `Sampler`. A failure closes the sampler."""
         self._check_open()
         if not self._steppers:
-            with self._closed_if_it_fails(), self._streams.borrowed():
+            with self._closing_on_error(), self._streams.borrowed():
                 self._build()
 
     def _build(self) -> None:
@@ -59,7 +54,7 @@ class SerialSampler(TableSampler):
         context, topology = self._context, self.topology
         for worker in range(topology.num_env_workers):
             self._streams.turn_to(worker)
-            self._steppers.append(EnvStepper(context.plan, context.table, worker))
+            self._steppers.append(EnvStepper(context, worker))
         for policy in range(topology.num_policies):
             if not topology.num_model_workers:
                 # The env worker itself builds it.
@@ -72,12 +67,13 @@ class SerialSampler(TableSampler):
             for worker in range(topology.num_env_workers)
         ]
 
-        self._make_in_each(self._calls)
-        if self._resumed is not None:
+        history = self._history
+        self._make_in_each(history.calls)
+        if history.resumed is not None:
             for worker, stepper in enumerate(self._steppers):
                 self._streams.turn_to(worker)
-                stepper.unpack_state(self._resumed["workers"][worker])
-            self._make_in_each(self._late_calls)
+                stepper.unpack_state(history.resumed[worker])
+            self._make_in_each(history.late_calls)
 
     def _make_calls(self, calls: Sequence[EnvCall]) -> None:
         with self._streams.borrowed():
@@ -95,17 +91,10 @@ class SerialSampler(TableSampler):
         ]
 
     def collect(self) -> Rollout:
-        """Return the next rollout; its views hold until the second call from now.
-
-        What fails here closes the sampler, whose environments are then in the middle of a rollout.
-
-        Raises:
-            EnvError: An environment failed, or gave a number that is not finite.
-            FastrlError: The sampler was closed.
-        """
+        """See `Sampler`."""
         self.start()
         rollout = self._next_rollout
-        with self._closed_if_it_fails(), self._streams.borrowed():
+        with self._closing_on_error(), self._streams.borrowed():
             self._before_filling(rollout)
             for worker, stepper in enumerate(self._steppers):
                 self._streams.turn_to(worker)
@@ -131,7 +120,7 @@ class SerialSampler(TableSampler):
         slots = self.topology.group_slots(policy, group)
         watch = self._watches[self.topology.env_workers_of(policy)[0]]
         watch.charge(Counter.HAND_OVER_NS)
-        self._policies[policy].serve([Request(bank, t, slots.start, slots.stop)])
+        self._policies[policy].serve([PolicyRequest(bank, t, slots.start, slots.stop)])
         watch.charge(Counter.INFERENCE_NS)
 
     def _step(self, worker: int, bank: int, t: int, group: int) -> None:
@@ -142,9 +131,6 @@ class SerialSampler(TableSampler):
         watch.row[Counter.ENV_STEPS] += self.topology.envs_per_group
         watch.row[Counter.EPISODES] += ended
 
-    def _is_suspected(self, rollout: int) -> bool:
-        return True  # nobody has looked yet
-
     def close(self) -> None:
         """Close the environments; safe to call twice."""
         steppers, self._steppers = self._steppers, []
@@ -152,13 +138,3 @@ class SerialSampler(TableSampler):
             close_all(steppers)
         finally:
             super().close()
-
-    @contextmanager
-    def _closed_if_it_fails(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            # What failed first is what matters.
-            with suppress(Exception):
-                self.close()
-            raise

@@ -1,4 +1,4 @@
-"""What a sampler has done, as plain data: the sampler may be on another machine."""
+"""Statistics of a sampler, as plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES = {
     "waiting": "waiting_ns",
     "hand-over": "hand_over_ns",
 }
-"""The activities of workers, and where `SamplerStats` has the time of each."""
+"""The activities of workers and their attributes of `SamplerStats`."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Memory:
 
 
 def memory_of(pids: Mapping[str, int]) -> dict[str, Memory]:
-    """Return the memory of processes by name; those that have ended are left out.
+    """Return the memory of processes by name, without those that have ended.
 
-    It takes milliseconds a process, in which the process cannot change its memory.
+    It takes milliseconds per process and blocks changes of its memory meanwhile.
     """
     memory = {}
     for name, pid in pids.items():
@@ -48,27 +48,27 @@ def memory_of(pids: Mapping[str, int]) -> dict[str, Memory]:
 
 @dataclass(frozen=True, eq=False)
 class SamplerStats:
-    """What the workers of a sampler have done until one moment, or between two.
+    """The work of a sampler's workers until one moment, or between two.
 
-    The difference of two is what was done between them, and sums are those of several windows;
+    The difference of two covers the time between them, and a sum combines several such windows;
     neither has details. All times are sums in nanoseconds.
 
     Attributes:
-        time_ns: Monotonic time of the machine that samples; of a difference how long it took.
+        time_ns: Monotonic time of the sampling machine; of a difference, its duration.
         workers: Names of the workers: ``env-worker-0``, …, then ``model-worker-0``, ….
         env_steps: ``[workers] int64``, as all that follow: environment steps.
-        episodes: Episodes that ended.
-        stepping_ns: Time of stepping and resetting environments.
-        inference_ns: Time of running the policy.
-        waiting_ns: Time without work.
-        hand_over_ns: Time of exchanging requests and actions.
-        checking_ns: Time of the finite check; it is not among `SHARES`.
-        inferred_frames: Observations that the policy has answered.
+        episodes: Completed episodes.
+        stepping_ns: Stepping and resetting environments.
+        inference_ns: Running the policy.
+        waiting_ns: Waiting.
+        hand_over_ns: Exchanging requests and actions.
+        checking_ns: The finite check; not among `SHARES`.
+        inferred_frames: Observations that the policy has processed.
         inference_calls: Calls of the policy.
         ending_steps: Steps of a group of environments in which an episode ended.
-        ending_steps_ns: Time of those, a part of ``stepping_ns``.
-        hand_over_us: Detail: median time in microseconds from a notification to the wake-up, by
-            the kind of worker that was woken; empty where env workers run the policy.
+        ending_steps_ns: Their time, a part of ``stepping_ns``.
+        hand_over_us: Detail: median handoff latency in microseconds, from post to wake-up, by the
+            kind of the woken worker; empty if env workers run the policy.
         memory: Detail: by process.
     """
 
@@ -97,15 +97,7 @@ class SamplerStats:
         hand_over_us: Mapping[str, float] | None = None,
         memory: Mapping[str, Memory] | None = None,
     ) -> Self:
-        """Return what counters said.
-
-        Args:
-            time_ns: When.
-            workers: Names of the workers.
-            counters: ``[workers, Counter] int64``, a copy.
-            hand_over_us: Detail.
-            memory: Detail.
-        """
+        """Return the stats of a snapshot of counters, ``[workers, Counter] int64``."""
         counts: dict[str, Any] = {name: counters[:, column] for name, column in _COUNTS.items()}
         return cls(time_ns, workers, **counts, hand_over_us=hand_over_us or {}, memory=memory or {})
 
@@ -116,12 +108,12 @@ class SamplerStats:
 
     @property
     def steps_per_s(self) -> float:
-        """Of a difference: environment steps of all workers per second."""
+        """Environment steps of all workers per second, of a difference."""
         return self.frames * 1e9 / max(self.time_ns, 1)
 
     @property
     def time_shares(self) -> dict[str, dict[str, float]]:
-        """Per worker, the share of its time by activity; see `SHARES`."""
+        """Share of each worker's time by activity, see `SHARES`."""
         times = np.stack([getattr(self, name) for name in SHARES.values()], axis=1)
         shares = times / np.maximum(times.sum(axis=1, keepdims=True), 1)
         return {
@@ -138,16 +130,20 @@ class SamplerStats:
         return type(self)(self.time_ns, names, **sums)
 
     def __sub__(self, earlier: Self) -> Self:
-        """Return what was done since an earlier moment."""
+        """Return the difference to ``earlier``."""
         return self._combined(earlier, sub)
 
     def __add__(self, other: Self) -> Self:
-        """Return what was done in this window and another one together."""
+        """Return the sum of both windows."""
         return self._combined(other, add)
 
     def _combined(self, other: Self, combine: Callable[[Any, Any], Any]) -> Self:
+        """Combine with ``other``, in which some of the workers may be missing."""
+        rows = {name: row for row, name in enumerate(other.workers)}
+        where = [rows.get(name, -1) for name in self.workers]
         counts: dict[str, Any] = {
-            name: combine(getattr(self, name), getattr(other, name)) for name in _COUNTS
+            name: combine(getattr(self, name), np.append(getattr(other, name), 0)[where])
+            for name in _COUNTS
         }
         return type(self)(combine(self.time_ns, other.time_ns), self.workers, **counts)
 

@@ -1,7 +1,7 @@
-"""Anonymous shared memory: no name, so nothing can be left behind, whoever is killed.
+"""Anonymous shared memory: it has no name, so a killed process leaves nothing behind.
 
-The block is a file descriptor without a path. It travels to workers when they are started and is
-freed by the kernel with its last user. It does not count against the size of ``/dev/shm``.
+A block is a file descriptor without a path. Workers receive it when they start, and the kernel
+frees it with its last user. It does not count against the size of ``/dev/shm``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from multiprocessing import reduction
 from typing import Any
 
@@ -18,23 +19,22 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from fastrl.errors import FastrlError
-from fastrl.free_memory import free_bytes
+from fastrl.system import free_bytes
 
 CACHE_LINE = 64
-"""Bytes that two processes should not both write to."""
+"""Size in bytes; two processes that write to one line slow each other down."""
 
 
 class SharedBlock:
-    """A block of zeroed bytes that this process and the workers it starts all see.
+    """A block of zeroed bytes that this process and the workers it starts share.
 
-    Arrays taken from it stay valid as long as they are referenced, also after `close`.
+    Arrays over it stay valid as long as they are referenced, also after `close`.
 
     Args:
-        num_bytes: Size; reserved at once, so that a lack of memory shows here and not as a
-            SIGBUS in a worker.
+        num_bytes: Size; reserved at once, as a later lack of memory would be a SIGBUS in a worker.
 
     Raises:
-        FastrlError: There is not enough memory, or there are no descriptors left.
+        FastrlError: There is not enough memory, or no descriptor is left.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -53,18 +53,53 @@ class SharedBlock:
 
     def tensor(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:
         """Return a writable CPU tensor over part of the block."""
-        name = str(dtype).removeprefix("torch.")
-        return torch.from_numpy(self.array(np.dtype(name), shape, offset))
+        return array_tensor(self._map, dtype, shape, offset)
 
     def close(self) -> None:
-        """Drop the descriptor; the memory goes when the last array over it does."""
+        """Close the descriptor; the memory is freed with the last array over it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker that is being started: as a duplicated descriptor."""
+        """Pickle for a worker that is being started, as a duplicated descriptor."""
         return _attach, (reduction.DupFd(self._fd), self.num_bytes)
+
+
+class Shared(ABC):
+    """Holds shared blocks. Workers receive it at their start and make their own views of them."""
+
+    @abstractmethod
+    def _attach(self) -> None:
+        """Make the views of this process, as attributes."""
+
+    def _share(self) -> None:
+        """Make the views; the last call of ``__init__``. Only attributes set before are pickled."""
+        self._pickled = tuple(vars(self))
+        self._attach()
+
+    def close(self) -> None:
+        """Close the descriptors; existing views stay valid."""
+        for part in vars(self).values():
+            if isinstance(part, SharedBlock | Shared):
+                part.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the views."""
+        return {name: vars(self)[name] for name in self._pickled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the views of a worker."""
+        vars(self).update(state)
+        self._share()
+
+
+def array_tensor(
+    memory: Any, dtype: torch.dtype, shape: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    """Return a CPU tensor over part of a writable buffer."""
+    name = str(dtype).removeprefix("torch.")
+    return torch.from_numpy(np.ndarray(shape, np.dtype(name), buffer=memory, offset=offset))
 
 
 def align(offset: int, alignment: int = CACHE_LINE) -> int:
@@ -73,8 +108,7 @@ def align(offset: int, alignment: int = CACHE_LINE) -> int:
 
 
 def _create(num_bytes: int) -> int:
-    # Looked at first: reserving more than there is wakes the kernel's out-of-memory killer
-    # instead of failing.
+    # Reserving more than is free would wake the kernel's out-of-memory killer instead of failing.
     if num_bytes > free_bytes():
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if hasattr(os, "memfd_create"):
@@ -98,13 +132,13 @@ def _refused(num_bytes: int, error: OSError) -> FastrlError:
     if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
         return FastrlError(
             f"not enough memory for {num_bytes / 2**20:,.0f} MiB of shared tensors, as "
-            f"{free_bytes() / 2**20:,.0f} MiB are free; lower sampler.rollout_length, "
-            "sampler.envs_per_worker or sampler.num_env_workers"
+            f"{free_bytes() / 2**20:,.0f} MiB are free; lower sampler.rollout_length "
+            "or the number of environments (sampler.num_envs)"
         )
     return FastrlError(f"shared memory cannot be made: {error.strerror or error}")
 
 
-def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:  # noqa: ANN401
+def _attach(descriptor: Any, num_bytes: int) -> SharedBlock:
     block = SharedBlock.__new__(SharedBlock)
     block.num_bytes = num_bytes
     block._fd = descriptor.detach()

@@ -1,9 +1,8 @@
-"""The schema: every field of a transition, declared once by the part that owns it.
+"""The schema declares every field of a transition once.
 
 The environment, the policy and the algorithm declare fields. Shared memory, rollouts, the finite
-check and the samplers iterate over them.
-
-Axes are T (time within a rollout), B (slots, one per environment) and K (segments of a rollout).
+check and the samplers iterate over them. Axes are T (time within a rollout), B (slots, one per
+environment) and K (segments of a rollout, of L steps each: K = T / L).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import keyword
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fastrl.errors import ConfigError
 from fastrl.spaces import TensorSpec, unflatten
-from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec
+from fastrl.spec import ACTION_MASK, LOG_PROB_AND_VALUE, EnvSpec
 
 
 class Axes(Enum):
@@ -28,19 +27,16 @@ class Axes(Enum):
 
     TIME_PLUS_ONE = "T+1, B"
     TIME = "T, B"
-    SLOT = "B"
     SEGMENT = "K+1, B"
-
-
-class Writer(Enum):
-    """The only kind of worker that writes a field; each writes only its own slots."""
-
-    ENV_WORKER = "env worker"
-    MODEL_WORKER = "model worker"
+    SLOT = "B"
 
 
 class Stage(IntEnum):
-    """When a field is written within a step; a bad number may come from an earlier stage."""
+    """When a field is written within a step; a bad number may come from an earlier stage.
+
+    Env workers write ``OBSERVED`` and ``STEPPED``, policy runners ``ACTED`` and ``VALUED``, each
+    only in its own slots.
+    """
 
     OBSERVED = 0
     ACTED = 1
@@ -56,58 +52,39 @@ class Field:
         name: Name of the field, an attribute of `Rollout`.
         axes: Its leading axes.
         spec: Trailing shape, and dtype; by leaf path for a field that is nested like a space.
-        writer: The kind of worker that writes it.
-        stage: When it is written within a step.
-        where: Flags of the steps in which it is written, one of which must be set. Other rows hold
+        stage: When, and by which kind of worker, it is written within a step.
+        where: Flags; the field is written in steps with one of them set, and other rows hold
             arbitrary numbers. Empty for a field that is written in every step.
         space: The space whose nesting it has in a `Rollout`; None for a single tensor.
-        in_rollout: Whether a `Rollout` has it.
+        in_rollout: Whether it is part of a `Rollout`.
+        stride: L: steps of a segment, for ``Axes.SEGMENT``.
     """
 
     name: str
     axes: Axes
     spec: TensorSpec | Mapping[str, TensorSpec]
-    writer: Writer
     stage: Stage
     where: tuple[str, ...] = ()
     space: spaces.Space[Any] | None = None
     in_rollout: bool = True
+    stride: int = 1
 
     @property
     def leaves(self) -> Mapping[str, TensorSpec]:
         """Its tensors by leaf path; the path of a single tensor is empty."""
         return {"": self.spec} if isinstance(self.spec, TensorSpec) else self.spec
 
-    def shape(
-        self, spec: TensorSpec, rollout_length: int, num_slots: int, num_segments: int = 1
-    ) -> tuple[int, ...]:
-        """Return the full shape of a tensor of the field.
-
-        Args:
-            spec: Trailing shape.
-            rollout_length: T.
-            num_slots: B.
-            num_segments: K.
-        """
+    def shape(self, spec: TensorSpec, rollout_length: int, num_slots: int) -> tuple[int, ...]:
+        """Return the full shape of a tensor of the field with the given trailing shape."""
         leading = {
             Axes.TIME_PLUS_ONE: (rollout_length + 1, num_slots),
             Axes.TIME: (rollout_length, num_slots),
+            Axes.SEGMENT: (rollout_length // self.stride + 1, num_slots),
             Axes.SLOT: (num_slots,),
-            Axes.SEGMENT: (num_segments + 1, num_slots),
         }[self.axes]
         return leading + spec.shape
 
-    def labelled(self, value: Any) -> Iterator[tuple[str, Tensor]]:  # noqa: ANN401
-        """Yield the tensors of the field, each with what it is called in messages.
-
-        Args:
-            value: A tensor, or a mapping from leaf path to tensor.
-        """
-        for leaf in self.leaves:
-            tensor = value if isinstance(self.spec, TensorSpec) else value[leaf]
-            yield f"{self.name}/{leaf}".rstrip("/"), tensor
-
-    def nested(self, value: Any) -> Any:  # noqa: ANN401
+    def nested(self, value: Any) -> Any:
         """Nest the field like its space.
 
         Args:
@@ -116,24 +93,49 @@ class Field:
         return value if self.space is None else unflatten(self.space, value)
 
 
+class BadNumber(NamedTuple):
+    """A number that is not finite, or a mask that allows no action.
+
+    Attributes:
+        field: Name of the field, with the leaf of its space.
+        where: Step, slot, and indices within the slot.
+        value: NaN or an infinity; None for a mask without a valid action.
+        stage: When the field is written within a step.
+    """
+
+    field: str
+    where: tuple[int, ...]
+    value: float | None
+    stage: Stage
+
+    def __str__(self) -> str:
+        """Return what is wrong, in words."""
+        return f"{self.field} " + ("allows no action" if self.value is None else f"is {self.value}")
+
+
 class Schema:
     """Every field of a transition, in the order in which they lie in memory.
 
     Args:
-        env_spec: Declares what the environment observes and accepts.
-        outputs: What the policy puts out beside actions, see `fastrl.spec.outputs_of`.
-        wanted: Names of fields that only exist where an algorithm asks for them:
-            ``final_observation``, of every step in which an episode ended.
+        env_spec: Declares observations and actions.
+        outputs: What the policy returns beside actions, see `fastrl.spec.outputs_of`.
+        wanted: Optional fields that the algorithm asks for: ``final_observation``, of every step
+            in which an episode ended.
         extras: Further fields.
+        state_size: S: numbers of the policy's state, see `PolicyModel`; 0 without a memory.
+        sequence_length: L: the rollout holds the state before every L-th step, which divides its
+            length.
 
     Attributes:
         env_spec: As given.
         outputs: As given.
+        state_size: As given.
+        sequence_length: As given.
         fields: The fields by name.
 
     Raises:
-        ConfigError: Two fields have the same name, a name is no identifier, an output cannot be
-            stored, or a wanted field does not exist.
+        ConfigError: Two fields have the same name, a name is not an identifier, an output cannot
+            be stored, or a wanted field does not exist.
     """
 
     def __init__(
@@ -142,17 +144,21 @@ class Schema:
         outputs: Mapping[str, TensorSpec] = LOG_PROB_AND_VALUE,
         wanted: Iterable[str] = (),
         extras: Iterable[Field] = (),
+        state_size: int = 0,
+        sequence_length: int = 1,
     ) -> None:
         self.env_spec, self.outputs = env_spec, dict(outputs)
+        self.state_size, self.sequence_length = state_size, sequence_length
         self.fields: dict[str, Field] = {}
         wanted = set(wanted)
         for name in sorted(wanted - {"final_observation"}):
             raise ConfigError(
-                f"a learner cannot ask for the field '{name}'; it can for final_observation"
+                f"there is no optional field '{name}'; a learner may use final_observation"
             )
         for field in (
             *_environment_fields(env_spec, keep_final="final_observation" in wanted),
             *_policy_fields(env_spec, self.outputs),
+            *_state_fields(state_size, sequence_length),
             *extras,
         ):
             self._add(field)
@@ -169,14 +175,59 @@ class Schema:
         """Iterate over the fields."""
         return iter(self.fields.values())
 
+    def tensors(self, values: Mapping[str, Any]) -> Iterator[tuple[Field, str, Tensor]]:
+        """Yield (field, label for messages, tensor) of each leaf of the given values.
+
+        Args:
+            values: By field name a tensor, or a mapping from leaf path to tensor.
+        """
+        for field in self:
+            value = values.get(field.name, {})
+            leaves = {"": value} if isinstance(value, Tensor) else value
+            for leaf, tensor in leaves.items():
+                yield field, f"{field.name}/{leaf}".rstrip("/"), tensor
+
+    def numbers(self, values: Mapping[str, Any]) -> Iterator[tuple[Field, str, Tensor]]:
+        """Yield those floats of `tensors` that are written in every step, ``[T or T+1, B, *]``.
+
+        Final observations are not among them: if they are not finite, neither is ``final_value``.
+        """
+        for field, label, tensor in self.tensors(values):
+            if tensor.is_floating_point() and not field.where:
+                yield field, label, tensor[None] if field.axes is Axes.SLOT else tensor
+
+    def first_bad_number(self, values: Mapping[str, Any]) -> BadNumber | None:
+        """Return the bad number among `numbers` that may have caused all others, or None.
+
+        That is the one of the earliest step, and within a step of the earliest stage.
+        """
+        found = []
+        for field, label, tensor in self.numbers(values):
+            bad = tensor.isfinite().logical_not()
+            if bad.any():
+                row, *rest = where = tuple(bad.nonzero()[0].tolist())
+                step = row * field.stride if field.axes is Axes.SEGMENT else row
+                found.append(BadNumber(label, (step, *rest), tensor[where].item(), field.stage))
+        valid = self.has_valid(values)
+        if valid is not None and not valid.all():
+            where = tuple(valid.logical_not().nonzero()[0].tolist())
+            label = f"observation/{self.env_spec.action_mask}"
+            found.append(BadNumber(label, where, None, Stage.OBSERVED))
+        return min(found, key=lambda bad: (bad.where[0], bad.stage), default=None)
+
+    def has_valid(self, values: Mapping[str, Any]) -> Tensor | None:
+        """Return ``[T+1, B] bool``: where an action is valid; None without masks."""
+        path = self.env_spec.action_mask
+        return None if path is None else self.env_spec.has_valid(values["observation"][path])
+
     @property
     def has_value(self) -> bool:
-        """Whether the policy puts out the value of an observation."""
+        """Whether the policy returns the value of an observation."""
         return "value" in self.outputs
 
     @property
     def keeps_final_observations(self) -> bool:
-        """Whether every final observation has its row; without, only the latest of a slot has."""
+        """Whether every final observation has a row; otherwise a slot has one for the latest."""
         return self.fields["final_observation"].axes is Axes.TIME
 
     @property
@@ -185,55 +236,50 @@ class Schema:
         return sum(len(field.leaves) for field in self)
 
 
-_RESERVED = {"fields", "episodes", "index", "restarted", "num_steps"}
-"""Names of what else a `Rollout` has."""
+_RESERVED = {"fields", "episodes", "index", "restarted", "slots", "num_steps", ACTION_MASK}
+"""Other attributes of a `Rollout`, and a field that the learner adds."""
 _ENDS = ("terminated", "truncated")
 _SCALAR = TensorSpec((), torch.float32)
 _FLAG = TensorSpec((), torch.bool)
 
 
 def _environment_fields(env_spec: EnvSpec, *, keep_final: bool) -> Iterator[Field]:
-    """Yield what the environment declares.
-
-    Args:
-        env_spec: Of the environment.
-        keep_final: Every final observation of a rollout has a row of its own; without it, a slot
-            has one row, for the latest.
-    """
-    env, space = Writer.ENV_WORKER, env_spec.observation_space
-    observation, stepped = env_spec.observation, Stage.STEPPED
-    yield Field("observation", Axes.TIME_PLUS_ONE, observation, env, Stage.OBSERVED, space=space)
+    """Yield the fields of the environment; for ``keep_final`` see `keeps_final_observations`."""
+    observation, space = env_spec.observation, env_spec.observation_space
+    stepped, final_axes = Stage.STEPPED, Axes.TIME if keep_final else Axes.SLOT
+    yield Field("observation", Axes.TIME_PLUS_ONE, observation, Stage.OBSERVED, space=space)
     yield Field(
-        "final_observation",
-        Axes.TIME if keep_final else Axes.SLOT,
-        observation,
-        env,
-        stepped,
-        where=_ENDS,
-        space=space,
-        in_rollout=keep_final,
+        "final_observation", final_axes, observation, stepped, _ENDS, space, in_rollout=keep_final
     )
-    yield Field("reward", Axes.TIME, _SCALAR, env, stepped)
-    yield Field("terminated", Axes.TIME, _FLAG, env, stepped)
-    yield Field("truncated", Axes.TIME, _FLAG, env, stepped)
+    yield Field("reward", Axes.TIME, _SCALAR, stepped)
+    yield Field("terminated", Axes.TIME, _FLAG, stepped)
+    yield Field("truncated", Axes.TIME, _FLAG, stepped)
     if env_spec.episode_info:
-        figures = TensorSpec((len(env_spec.episode_info),), torch.float32)
+        infos = TensorSpec((len(env_spec.episode_info),), torch.float32)
         # `Episodes.info` holds them by name.
-        yield Field("episode_info", Axes.TIME, figures, env, stepped, where=_ENDS, in_rollout=False)
+        yield Field("episode_info", Axes.TIME, infos, stepped, _ENDS, in_rollout=False)
     for name, spec in env_spec.extras.items():
-        yield Field(name, Axes.TIME, spec, env, stepped)
+        yield Field(name, Axes.TIME, spec, stepped)
 
 
 def _policy_fields(env_spec: EnvSpec, outputs: Mapping[str, TensorSpec]) -> Iterator[Field]:
-    """Yield what the policy declares, and what follows from it."""
-    model, acted = Writer.MODEL_WORKER, Stage.ACTED
-    space = env_spec.action_space
-    yield Field("action", Axes.TIME, env_spec.action, model, acted, space=space)
+    """Yield the fields of the policy and those that follow from them."""
+    acted = Stage.ACTED
+    yield Field("action", Axes.TIME, env_spec.action, acted, space=env_spec.action_space)
     for name, spec in outputs.items():
-        # The last observation of a rollout is valued, too.
-        axes = Axes.TIME_PLUS_ONE if name == "value" else Axes.TIME
-        yield Field(name, axes, spec, model, acted)
+        # The last observation of a rollout has a value, too.
+        yield Field(name, Axes.TIME_PLUS_ONE if name == "value" else Axes.TIME, spec, acted)
     if "value" in outputs:
-        yield Field("final_value", Axes.TIME, outputs["value"], model, Stage.VALUED)
-    version = TensorSpec((), torch.int64)
-    yield Field("policy_version", Axes.TIME, version, model, acted)
+        yield Field("final_value", Axes.TIME, outputs["value"], Stage.VALUED)
+    yield Field("policy_version", Axes.TIME, TensorSpec((), torch.int64), acted)
+
+
+def _state_fields(state_size: int, sequence_length: int) -> Iterator[Field]:
+    """Yield the state of a policy with a memory.
+
+    Row k is the state before step k · L, reset where an episode begins there; with row K the next
+    rollout begins.
+    """
+    if state_size:
+        spec = TensorSpec((state_size,), torch.float32)
+        yield Field("policy_state", Axes.SEGMENT, spec, Stage.ACTED, stride=sequence_length)

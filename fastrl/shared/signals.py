@@ -1,8 +1,8 @@
-"""The one wait/notify primitive: counting semaphores between processes.
+"""Counting semaphores between processes, the only wait/notify primitive.
 
-On Linux a signal is a POSIX semaphore inside anonymous shared memory, which has no name and so
-leaves nothing behind, whoever is killed. Posting is a release and waiting an acquire: what the
-poster wrote to shared memory before `Signal.post` is seen after `Signal.wait`.
+On Linux a signal is a POSIX semaphore in anonymous shared memory, so a killed process leaves
+nothing behind. Posting is a release and waiting an acquire: what was written to shared memory
+before `Signal.post` is visible after `Signal.wait`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import errno
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-from fastrl.shared.memory import CACHE_LINE, SharedBlock
+from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock
 
 _UNNAMED = sys.platform.startswith("linux")
 
@@ -23,7 +24,7 @@ class Signal(Protocol):
     """A counting semaphore shared between processes."""
 
     def post(self) -> None:
-        """Add one permit and wake a waiter, if there is one."""
+        """Add one permit and wake a waiter, if any."""
         ...
 
     def try_wait(self) -> bool:
@@ -35,14 +36,14 @@ class Signal(Protocol):
 
         Args:
             timeout_s: Longest time to block.
-            spins: Attempts before blocking (about 0.15 µs each). Spinning answers sooner but
-                occupies a core: only worth it where a core is free.
+            spins: Attempts before blocking (about 0.15 µs each); they occupy a core, so they pay
+                only where one is free.
         """
         ...
 
 
-class SignalArray:
-    """``count`` signals, each on its own cache line; travels to workers as they are started."""
+class SignalArray(Shared):
+    """``count`` signals, each on its own cache line."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -53,42 +54,26 @@ class SignalArray:
         else:
             context = multiprocessing.get_context("spawn")
             self._portable = [context.Semaphore(0) for _ in range(count)]
-        self._signals = self._attach(initialise=True)
+        self._share()
+        for signal in self._signals:
+            signal.initialise()
 
     def __getitem__(self, index: int) -> Signal:
         """Return one signal."""
         return self._signals[index]
 
-    def __len__(self) -> int:
-        """Return the number of signals."""
-        return self._count
+    def __iter__(self) -> Iterator[Signal]:
+        """Iterate over the signals."""
+        return iter(self._signals)
 
-    def close(self) -> None:
-        """Drop the memory's descriptor."""
-        if self._block is not None:
-            self._block.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Travel without the process-local handles."""
-        return {"count": self._count, "block": self._block, "portable": self._portable}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Attach in a worker."""
-        self._count, self._block = state["count"], state["block"]
-        self._portable = state["portable"]
-        self._signals = self._attach(initialise=False)
-
-    def _attach(self, *, initialise: bool) -> list[Signal]:
+    def _attach(self) -> None:
+        self._signals: list[_LinuxSignal] | list[_PortableSignal]
         if self._block is None:
-            return [_PortableSignal(semaphore) for semaphore in self._portable]
-        view = self._block.array("uint8", (self._count, CACHE_LINE))
-        signals: list[Signal] = []
-        for index in range(self._count):
-            signal = _LinuxSignal(view[index])
-            if initialise:
-                signal.initialise()
-            signals.append(signal)
-        return signals
+            self._signals = [_PortableSignal(semaphore) for semaphore in self._portable]
+        else:
+            self._signals = [
+                _LinuxSignal(line) for line in self._block.array("uint8", (self._count, CACHE_LINE))
+            ]
 
 
 class _Timespec(ctypes.Structure):
@@ -98,7 +83,7 @@ class _Timespec(ctypes.Structure):
 class _LinuxSignal:
     """An unnamed POSIX semaphore at a fixed address."""
 
-    def __init__(self, memory: Any) -> None:  # noqa: ANN401
+    def __init__(self, memory: Any) -> None:
         self._memory = memory  # keeps the mapping alive as long as the address is used
         self._address = ctypes.c_void_p(memory.ctypes.data)
 
@@ -128,9 +113,12 @@ class _LinuxSignal:
 class _PortableSignal:
     """A semaphore of the standard library, where unnamed ones do not exist."""
 
-    def __init__(self, semaphore: Any) -> None:  # noqa: ANN401
+    def __init__(self, semaphore: Any) -> None:
         self._semaphore = semaphore
         self.post = semaphore.release
+
+    def initialise(self) -> None:
+        """Do nothing: the standard library has done it."""
 
     def try_wait(self) -> bool:
         return bool(self._semaphore.acquire(False))
@@ -151,11 +139,11 @@ if _UNNAMED:
     _libc.sem_trywait.argtypes = (ctypes.c_void_p,)
     _blocking_libc.sem_timedwait.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     if hasattr(_blocking_libc, "sem_clockwait"):
-        # On the realtime clock a wait would last as much longer as somebody sets it back.
+        # A wait on the realtime clock would last longer if that clock were set back.
         _blocking_libc.sem_clockwait.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
         _CLOCK = time.CLOCK_MONOTONIC
 
-        def _timed_wait(address: Any, until: Any) -> int:  # noqa: ANN401
+        def _timed_wait(address: Any, until: Any) -> int:
             return int(_blocking_libc.sem_clockwait(address, _CLOCK, until))
 
     else:  # glibc before 2.30, and musl

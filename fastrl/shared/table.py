@@ -1,4 +1,4 @@
-"""The shared table in memory: two banks, one being filled while the other is learnt from."""
+"""The shared table: two banks, one is filled while the learner uses the other."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.shared.finite import (
-    BadNumber,
-    FiniteCheck,
-    first_cause,
-    first_not_finite,
-    is_finite,
-)
-from fastrl.shared.memory import SharedBlock, align
-from fastrl.shared.schema import Axes, Field, Schema, Stage
+from fastrl.shared.memory import Shared, SharedBlock, align, array_tensor
+from fastrl.shared.schema import Axes, BadNumber, Schema, Stage
 from fastrl.spaces import TensorSpec
 
 NUM_BANKS = 2
 
 
-class Fields:
-    """What a bank or a rollout holds: by name in ``fields``, and as attributes.
+class FieldAccess:
+    """Fields that are also attributes.
 
     Attributes:
         fields: By name, in the order of the schema.
@@ -33,11 +28,11 @@ class Fields:
 
     fields: Mapping[str, Any]
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         """Return a field.
 
         Raises:
-            AttributeError: There is no such field; names those that there are.
+            AttributeError: There is no such field.
         """
         fields = vars(self).get("fields", {})  # absent while an object is unpickled
         if name in fields:
@@ -46,18 +41,72 @@ class Fields:
         raise AttributeError(f"{kind} has no field '{name}'; it has {', '.join(fields)}")
 
 
-class Bank(Fields):
-    """All fields of one rollout in the making; tensors are views of shared memory.
+class Bank(FieldAccess):
+    """All fields of one rollout, as views of shared memory.
 
-    A field that is nested like a space is a mapping from leaf path to tensor, others are tensors.
+    A field is a tensor, or a mapping from leaf path to tensor if it is nested like a space.
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.fields = fields
 
 
-class Table:
-    """The shared table: `NUM_BANKS` banks of the fields of a schema.
+class Layout:
+    """Where the tensors of a rollout lie within the bytes of a bank.
+
+    Attributes:
+        schema: As given.
+        num_bytes: Size of a bank.
+
+    Args:
+        schema: The fields.
+        rollout_length: T.
+        num_slots: B.
+    """
+
+    def __init__(self, schema: Schema, rollout_length: int, num_slots: int) -> None:
+        self.schema, self._num_slots = schema, num_slots
+        self._tensors: list[tuple[torch.dtype, tuple[int, ...], int]] = []
+        self._leading: list[int] = []
+        self.num_bytes = 0
+        for field in schema:
+            for spec in field.leaves.values():
+                shape = field.shape(spec, rollout_length, num_slots)
+                self._tensors.append((spec.dtype, shape, self.num_bytes))
+                self._leading.append(1 if field.axes is Axes.SLOT else shape[0])
+                self.num_bytes = align(self.num_bytes + math.prod(shape) * spec.dtype.itemsize)
+
+    def bank(self, memory: NDArray[np.uint8]) -> Bank:
+        """Return the fields of a bank as views of ``memory [num_bytes]``."""
+        tensors = (array_tensor(memory, *each) for each in self._tensors)
+        return Bank(
+            {
+                field.name: next(tensors)
+                if isinstance(field.spec, TensorSpec)
+                else {leaf: next(tensors) for leaf in field.leaves}
+                for field in self.schema
+            }
+        )
+
+    def rows(self, memory: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """Yield a view ``[steps, B, bytes of a row]`` of each tensor; a field of slots has 1 step.
+
+        Args:
+            memory: ``[num_bytes]``: a bank.
+        """
+        for (dtype, shape, start), leading in zip(self._tensors, self._leading, strict=True):
+            num_bytes = math.prod(shape) * dtype.itemsize
+            width = num_bytes // (leading * self._num_slots)
+            yield memory[start : start + num_bytes].reshape(leading, self._num_slots, width)
+
+
+class Table(Shared):
+    """The shared table: `NUM_BANKS` banks of the fields of a schema, and what no bank holds.
+
+    Attributes:
+        banks: The fields of one rollout each.
+        begins: ``[NUM_BANKS, B]`` bool: the first step of the bank's rollout begins an episode of
+            a new environment, as `Rollout.restarted`; written by env workers.
 
     Args:
         schema: The fields.
@@ -69,37 +118,51 @@ class Table:
         self.schema = schema
         self.rollout_length = rollout_length
         self.num_slots = num_slots
-        self._offsets = [0]
-        for _, spec, shape in self._tensors():
-            num_bytes = math.prod(shape) * spec.dtype.itemsize
-            self._offsets.append(align(self._offsets[-1] + num_bytes))
-        self._block = SharedBlock(self._offsets[-1] * NUM_BANKS)
-        self.banks = [self._bank(index) for index in range(NUM_BANKS)]
+        self._layout = Layout(schema, rollout_length, num_slots)
+        self._live_shape = (2, num_slots, schema.state_size)
+        self._live_at = self._layout.num_bytes * NUM_BANKS
+        self._begins_at = align(self._live_at + math.prod(self._live_shape) * _FLOAT_BYTES)
+        self._block = SharedBlock(self._begins_at + NUM_BANKS * num_slots)
+        self._share()
 
     @property
     def num_bytes(self) -> int:
-        """Size of both banks."""
+        """Size of all of it."""
         return self._block.num_bytes
 
-    def poison(self, bank: int) -> None:
-        """Fill a bank with values that no worker writes, so that an unwritten read shows.
+    def memory(self, bank: int) -> NDArray[np.uint8]:
+        """Return the bytes of a bank, see `Layout`."""
+        size = self._layout.num_bytes
+        return self._block.array(np.uint8, (size,), bank * size)
 
-        The last observations are spared: in asynchronous mode the next rollout may still be
-        taking them over.
+    def live_state(self, bank: int, t: int) -> Tensor:
+        """Return the policy's states ``[B, S] float32`` before step t of a bank's rollout.
+
+        They are as the step before left them, not reset. There are two halves in turn, so that of
+        the next step, t + 1, is another; with T + 1 the next rollout begins. Written by policy
+        runners, see `fastrl.workers.live_states`.
         """
-        for field, _, tensor in self._named(bank):
-            spared = field.stage is Stage.OBSERVED
-            (tensor[:-1] if spared else tensor).fill_(_poison_of(tensor.dtype))
+        return self._live[(bank * (self.rollout_length + 1) + t) % 2]
+
+    def poison(self, bank: int) -> None:
+        """Fill a bank with values that no worker writes, so that unwritten elements can be found.
+
+        It leaves the last observations: in asynchronous mode the next rollout may not have copied
+        them yet.
+        """
+        for field, _, tensor in self.schema.tensors(self.banks[bank].fields):
+            target = tensor[:-1] if field.stage is Stage.OBSERVED else tensor
+            target.fill_(_poison_of(tensor.dtype))
 
     def check_no_poison(self, bank: int) -> None:
-        """Refuse a sealed bank in which a field was not written.
+        """Reject a sealed bank with unwritten elements of a float or int64 field.
 
-        Only fields whose poison cannot be a legal value are checked: float and int64 ones.
+        The poison of other dtypes is a legal value.
 
         Raises:
             FastrlError: Names the field and its first unwritten position.
         """
-        for field, name, tensor in self._named(bank):
+        for field, name, tensor in self.schema.tensors(self.banks[bank].fields):
             is_float = tensor.is_floating_point()
             if field.where or not (is_float or tensor.dtype == torch.int64):
                 continue
@@ -109,73 +172,38 @@ class Table:
                 raise FastrlError(f"field '{name}' was never written at {first} (axes T, B, …)")
 
     def first_bad_number(self, bank: int) -> BadNumber | None:
-        """Return the first NaN or infinity in a sealed bank; see `first_cause`.
+        """Return the NaN or infinity in a sealed bank that may have caused all others, or None."""
+        return self.schema.first_bad_number(self.banks[bank].fields)
 
-        None if there is none. Final observations are left out: what is not finite of them shows
-        in ``final_value``.
-        """
-        found = []
-        for field, name, tensor in self._numbers(bank):
-            numbers = tensor.numpy()
-            if not is_finite(numbers):
-                index = first_not_finite(numbers)
-                found.append(BadNumber(name, index, float(numbers[index]), field.stage))
-        return first_cause(found)
-
-    def finite_check(self, slots: slice) -> FiniteCheck:
-        """Return a quick check, in some slots, of what `first_bad_number` looks at."""
-        return FiniteCheck(
-            [[tensor for _, _, tensor in self._numbers(bank)] for bank in range(NUM_BANKS)],
-            slots,
+    def is_finite(self, bank: int, slots: slice) -> bool:
+        """Return whether `first_bad_number` finds nothing in some slots of a bank."""
+        spec, fields = self.schema.env_spec, self.banks[bank].fields
+        if spec.action_mask is not None:
+            mask = fields["observation"][spec.action_mask].numpy()[:, slots]
+            if not spec.has_valid(mask).all():
+                return False
+        return all(
+            np.isfinite(part).all()
+            for _, _, tensor in self.schema.numbers(fields)
+            for part in _parts(tensor.numpy()[:, slots])
         )
 
-    def close(self) -> None:
-        """Drop the memory's descriptor; views that are still held stay valid."""
-        self._block.close()
-
-    def __getstate__(self) -> dict[str, object]:
-        """Travel without the views, which are rebuilt on the other side."""
-        return {name: value for name, value in vars(self).items() if name != "banks"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Attach in a worker."""
-        vars(self).update(state)
-        self.banks = [self._bank(index) for index in range(NUM_BANKS)]
-
-    def _tensors(self) -> Iterator[tuple[Field, TensorSpec, tuple[int, ...]]]:
-        """Yield field, trailing shape and full shape of every tensor, in their order in memory."""
-        for field in self.schema:
-            for spec in field.leaves.values():
-                yield field, spec, field.shape(spec, self.rollout_length, self.num_slots)
-
-    def _bank(self, index: int) -> Bank:
-        start = index * self._offsets[-1]
-        tensors = (
-            self._block.tensor(spec.dtype, shape, start + offset)
-            for (_, spec, shape), offset in zip(self._tensors(), self._offsets, strict=False)
-        )
-        return Bank(
-            {
-                field.name: next(tensors)
-                if isinstance(field.spec, TensorSpec)
-                else {leaf: next(tensors) for leaf in field.leaves}
-                for field in self.schema
-            }
-        )
-
-    def _numbers(self, bank: int) -> Iterator[tuple[Field, str, Tensor]]:
-        """Yield the floats that every step has, ``[T or another, B, *]``."""
-        for field, name, tensor in self._named(bank):
-            if tensor.is_floating_point() and not field.where:
-                yield field, name, tensor[None] if field.axes is Axes.SLOT else tensor
-
-    def _named(self, bank: int) -> Iterator[tuple[Field, str, Tensor]]:
-        """Yield field, label and tensor of everything in a bank."""
-        for field in self.schema:
-            for label, tensor in field.labelled(self.banks[bank].fields[field.name]):
-                yield field, label, tensor
+    def _attach(self) -> None:
+        self.banks = [self._layout.bank(self.memory(index)) for index in range(NUM_BANKS)]
+        self._live = self._block.tensor(torch.float32, self._live_shape, self._live_at)
+        begins = (NUM_BANKS, self.num_slots)
+        self.begins = self._block.array(np.bool_, begins, self._begins_at)
 
 
+def _parts(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield parts of ``[T, *]`` for which intermediate results fit into the cache."""
+    steps = max(1, _AT_ONCE * len(numbers) // max(1, numbers.size))
+    for t in range(0, len(numbers), steps):
+        yield numbers[t : t + steps]
+
+
+_AT_ONCE = 1 << 18
+_FLOAT_BYTES = 4
 _POISON_INT = -(2**62)
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import brief
 from fastrl.errors import FastrlError
-from fastrl.shared.memory import CACHE_LINE, SharedBlock, align
+from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock, align, array_tensor
 
 
 def check_tensors(given: Mapping[str, Tensor]) -> None:
-    """Refuse what is no state dict.
+    """Reject values that are not state dicts.
 
     Raises:
-        FastrlError: It is no mapping, or holds something that is no tensor.
+        FastrlError: It is not a mapping, or a value in it is not a tensor.
     """
     if not isinstance(given, Mapping):
         raise FastrlError(f"parameters are a state dict of tensors by name, got {brief(given)}")
@@ -26,10 +28,10 @@ def check_tensors(given: Mapping[str, Tensor]) -> None:
 
 
 def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse parameters of another model.
+    """Reject parameters of another model.
 
     Raises:
-        FastrlError: Names or shapes differ from the model's own.
+        FastrlError: Names or shapes differ from those of ``own``.
     """
     check_tensors(given)
     if given.keys() != own.keys():
@@ -43,40 +45,74 @@ def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
             )
 
 
-class WeightStore:
+class WeightLayout:
+    """Where the tensors of a state dict lie within one vector of bytes.
+
+    Attributes:
+        num_bytes: Its size.
+
+    Args:
+        state_dict: Fixes names, shapes and dtypes.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        check_tensors(state_dict)
+        self._specs: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = {}
+        self.num_bytes = 0
+        for name, tensor in state_dict.items():
+            self._specs[name] = (tensor.dtype, tuple(tensor.shape), self.num_bytes)
+            self.num_bytes = align(self.num_bytes + tensor.numel() * tensor.element_size())
+
+    def views(self, memory: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Return the tensors by name as views of ``memory [num_bytes]``."""
+        return {name: array_tensor(memory, *spec) for name, spec in self._specs.items()}
+
+    def pack(self, state_dict: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+        """Return new ``[num_bytes]`` with the tensors.
+
+        Raises:
+            FastrlError: Names or shapes differ from those of the layout.
+        """
+        memory = np.empty(self.num_bytes, np.uint8)
+        own = self.views(memory)
+        check_parameters(state_dict, own)
+        for name, tensor in own.items():
+            tensor.copy_(state_dict[name].detach())
+        return memory
+
+
+class WeightStore(Shared):
     """A state dict in shared memory, in two copies: one being read, one being written.
 
-    A reader copies the newest version out and then looks whether the learner has begun to write
-    over it, which it does with the second publication from there; if so, it reads again.
+    A reader copies the newest version and reads again if the learner has begun to overwrite it
+    meanwhile, which happens with the second publication after that version.
 
     Args:
         state_dict: Fixes names, shapes and dtypes; its values are not yet published.
     """
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
-        check_tensors(state_dict)
-        self._specs = {
-            name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state_dict.items()
-        }
-        self._offsets, self._copy_bytes = {}, 0
-        for name, tensor in state_dict.items():
-            self._offsets[name] = self._copy_bytes
-            self._copy_bytes = align(self._copy_bytes + tensor.numel() * tensor.element_size())
-        self._block = SharedBlock(CACHE_LINE + 2 * self._copy_bytes)
-        self._attach()
+        self._layout = WeightLayout(state_dict)
+        self._block = SharedBlock(CACHE_LINE + 2 * self._layout.num_bytes)
+        self._share()
 
     @property
     def version(self) -> int:
-        """Number of publications so far; 0 before the first."""
+        """That of the latest publication; 0 before the first."""
         return int(self._version[0])
 
-    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+    def publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
         """Make new parameters visible to all readers; return their version.
+
+        Args:
+            state_dict: The parameters.
+            version: Larger than the latest; by default the next one.
 
         Raises:
             FastrlError: Names or shapes differ from those the store was made for.
         """
-        version = self.version + 1
+        if version is None:
+            version = self.version + 1
         target = self._copies[version % 2]
         check_parameters(state_dict, target)
         self._begun[0] = version
@@ -93,28 +129,11 @@ class WeightStore:
                 return version, copied
         return None
 
-    def close(self) -> None:
-        """Drop the memory's descriptor."""
-        self._block.close()
-
-    def __getstate__(self) -> dict[str, object]:
-        """Travel without the views."""
-        return {k: v for k, v in vars(self).items() if k not in ("_copies", "_version", "_begun")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Attach in a worker."""
-        vars(self).update(state)
-        self._attach()
-
     def _attach(self) -> None:
         self._version = self._block.tensor(torch.int64, (1,))
         self._begun = self._block.tensor(torch.int64, (1,), offset=8)
+        size = self._layout.num_bytes
         self._copies = [
-            {
-                name: self._block.tensor(
-                    dtype, shape, CACHE_LINE + copy * self._copy_bytes + self._offsets[name]
-                )
-                for name, (dtype, shape) in self._specs.items()
-            }
+            self._layout.views(self._block.array(np.uint8, (size,), CACHE_LINE + copy * size))
             for copy in range(2)
         ]

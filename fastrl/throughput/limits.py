@@ -1,20 +1,21 @@
-"""What the machine allows: bare environments on every core, and the policy at its best batch.
+"""The physical limit: bare environments on every core, and the policy at its best batch size.
 
 The limit is ``cores / (t_step + t_policy)`` frames per second: ``t_step`` is the time per step of
 the bare environment with every core busy, resets included; ``t_policy`` the policy's time per
-frame at its best batch size on one core, 0 where a GPU does it. Bare is an environment without
-wrappers, but for those that it is configured or built with. One of fastrl's own environments is
-bare as a batch, of as many as a worker steps at once.
+frame at its best batch size on one core, 0 where a GPU runs it. A bare environment has no wrappers
+but those that it is configured or built with. fastrl's own environments are measured as a batch
+of as many as a worker steps at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cloudpickle
@@ -24,32 +25,39 @@ from gymnasium import Env
 from gymnasium.vector.utils import batch_space
 
 from fastrl.closing import Closing
+from fastrl.envs.action_masks import observes_mask, uniform_numbers, valid_sample
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.envs.wrappers import peel
 from fastrl.errors import WorkerError
-from fastrl.models.inference import PolicyOutput, build_engine
+from fastrl.models.inference import PolicyOutput, RandomEngine
+from fastrl.shared.table import Table
 from fastrl.spaces import flatten
-from fastrl.spec import outputs_of
+from fastrl.spec import ACTION_MASK, EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 
 _BATCH_SIZES = tuple(2**exponent for exponent in range(3, 13))
 _MAX_POLICY_CALL_S = 0.25
 _CHUNK = 16
-"""Steps between two looks at the clock, where steps are short."""
+"""Steps between two readings of the clock, where steps are short."""
 _SHORT_S = 1e-3
 _START_S = 20.0
 """How much longer a process may take to start than to answer."""
 _WARM_STEPS, _WARM_S = 64, 0.5
-"""What is stepped before the first measurement: so many steps, or for so long."""
+"""Steps, or time, before the first measurement."""
+_POLICY = "bare-policy"
+
+_Measure = Callable[[float], float]
+"""Measures for this many seconds; returns seconds per step or per frame."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The physical limit of one moment; the machine's speed drifts, so it is measured often.
+    """The physical limit at one moment; it is measured often, since the machine's speed drifts.
 
     Attributes:
         cores: Cores that step.
@@ -68,12 +76,10 @@ class Limit:
 
 
 class LimitProbe(Closing):
-    """Processes that stand by to measure the limit, so that it can be interleaved with sampling.
-
-    Once it is made, all of them wait to be asked.
+    """Processes that measure the limit on request, so that it can alternate with sampling.
 
     Args:
-        plan: Says the policy; its environments are built by ``factory``.
+        plan: Builds the policy.
         factory: Builds the environments.
         cores: Number of cores to keep busy.
         timeout_s: Longest wait for an answer, beyond the time asked for.
@@ -88,14 +94,17 @@ class LimitProbe(Closing):
         self.cores = cores
         self._timeout_s = timeout_s
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
-        bare = (factory, plan.topology.envs_per_group)
-        self._envs = [self._start(f"bare-env-{i}", _step_bare, bare) for i in range(cores)]
-        self._policy = None
-        if plan.build_model is not None and plan.device(0).type == "cpu":
-            self._policy = self._start("bare-policy", _time_policy, plan)
+        self._pipes: dict[str, Connection] = {}
+        self._envs = [f"bare-env-{index}" for index in range(cores)]
+        bare = factory.with_masks_of(plan.env_spec)
+        for name in self._envs:
+            self._start(name, partial(_bare_env, bare, plan.topology.envs_per_group))
+        self._has_policy = plan.build_model is not None and plan.device(0).type == "cpu"
+        if self._has_policy:
+            self._start(_POLICY, partial(_bare_policy, plan))
         try:
-            for each in (*self._envs, *([self._policy] if self._policy else [])):
-                self._answer(each, _START_S)
+            for name in self._pipes:
+                self._answer(name, _START_S)
         except BaseException:
             self.close()
             raise
@@ -106,13 +115,13 @@ class LimitProbe(Closing):
         Raises:
             WorkerError: A measuring process failed, or did not answer in time.
         """
-        for env in self._envs:
-            self._ask(env, seconds)
-        t_step_s = statistics.harmonic_mean([self._answer(env, seconds) for env in self._envs])
+        for name in self._envs:
+            self._request(name, seconds)
+        t_step_s = statistics.harmonic_mean([self._answer(name, seconds) for name in self._envs])
         t_policy_s = 0.0
-        if self._policy is not None:
-            self._ask(self._policy, seconds / 4)
-            t_policy_s = self._answer(self._policy, seconds)
+        if self._has_policy:
+            self._request(_POLICY, seconds / 4)
+            t_policy_s = self._answer(_POLICY, seconds)
         return Limit(self.cores, t_step_s, t_policy_s)
 
     def pids(self) -> dict[str, int]:
@@ -123,56 +132,52 @@ class LimitProbe(Closing):
         """End the processes."""
         self._supervisor.stop()
 
-    def _start(self, name: str, target: Callable[..., None], subject: Any) -> _Bare:  # noqa: ANN401
-        (ask_out, ask_in), (tell_out, tell_in) = pipe(), pipe()
-        self._supervisor.start(name, target, cloudpickle.dumps(subject), ask_out, tell_in)
-        ask_out.close()
-        tell_in.close()
-        return _Bare(name, ask_in, tell_out)
+    def _start(self, name: str, build: Callable[[], _Measure]) -> None:
+        self._pipes[name], end = pipe(duplex=True)
+        self._supervisor.start(name, _serve, cloudpickle.dumps(build), end)
+        end.close()
 
-    def _ask(self, bare: _Bare, seconds: float) -> None:
-        with contextlib.suppress(OSError):  # it has ended: who waits for its answer finds out
-            bare.ask.send(seconds)
+    def _request(self, name: str, seconds: float) -> None:
+        with suppress(OSError):  # it has ended; `_answer` reports that
+            self._pipes[name].send(seconds)
 
-    def _answer(self, bare: _Bare, seconds: float) -> float:
-        late = WorkerError(bare.name, f"{bare.name} did not answer in time")
-        return float(self._supervisor.receive(bare.answer, seconds + self._timeout_s, late))
-
-
-@dataclass(frozen=True)
-class _Bare:
-    """A process that measures whenever it is asked."""
-
-    name: str
-    ask: Connection
-    answer: Connection
+    def _answer(self, name: str, seconds: float) -> float:
+        late = WorkerError(name, f"{name} did not answer in time")
+        timeout_s = seconds + self._timeout_s
+        return float(self._supervisor.receive(self._pipes[name], timeout_s, late))
 
 
-def _step_bare(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Step one bare environment, or one native batch, with random actions whenever asked.
+def _serve(payload: bytes, requests: Connection) -> None:
+    """Measure whenever requested; the first answer means ready. Entry point of a process."""
+    measure = cloudpickle.loads(payload)()
+    requests.send(0.0)
+    while True:
+        requests.send(measure(requests.recv()))
 
-    Entry point of a process; its first answer says that it is ready.
-    """
-    factory, num_envs = cloudpickle.loads(payload)
+
+def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
+    """Return a timer of steps of one bare environment, or native batch, with random actions."""
     if factory.is_native:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
     else:
         run, size = _bare_loop(*peel(factory.single())), 1
     stop_timers()
     chunk = _warm_up(run)
-    tell.send(0.0)
-    while True:
-        seconds, done = asked.recv(), 0
+
+    def measure(seconds: float) -> float:
+        done = 0
         start = now = time.perf_counter()
         while now - start < seconds:
             run(chunk)
             done += chunk * size
             now = time.perf_counter()
-        tell.send((now - start) / done)
+        return (now - start) / done
+
+    return measure
 
 
 def _warm_up(run: Callable[[int], None]) -> int:
-    """Step for a while; return how many steps to make between two looks at the clock."""
+    """Step for a while; return how many steps to make between two readings of the clock."""
     steps, passed_s, start = 0, 0.0, time.perf_counter()
     while steps < _WARM_STEPS and passed_s < _WARM_S:
         run(1)
@@ -181,7 +186,7 @@ def _warm_up(run: Callable[[int], None]) -> int:
 
 
 def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
-    """Return a function that steps a whole batch so many times, as an env worker does."""
+    """Return a function that steps a batch that many times, as an env worker does."""
     space = batch_space(env.spec.action_space, env.num_envs)
     space.seed(0)
     views = StepViews(
@@ -195,8 +200,12 @@ def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
     taken = [
         tuple(map(np.asarray, flatten(env.spec.action_space, space.sample()))) for _ in range(64)
     ]
-    batches = itertools.cycle([replace(views, action=action) for action in taken])
+    batches: Iterator[StepViews] = itertools.cycle(
+        [replace(views, action=action) for action in taken]
+    )
     env.reset(range(env.num_envs), views.observation)
+    if env.spec.action_mask is not None:
+        batches = _valid_batches(env.spec, views)
 
     def run(steps: int) -> None:
         for batch in itertools.islice(batches, steps):
@@ -205,62 +214,80 @@ def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
     return run
 
 
+def _valid_batches(spec: EnvSpec, views: StepViews) -> Iterator[StepViews]:
+    """Yield the views with actions that their latest observation allows, again and again."""
+    engine, num_envs = RandomEngine(spec), len(views.reward)
+    out = PolicyOutput.zeros(num_envs, spec.action, {})
+    observed = dict(zip(spec.observation, map(torch.from_numpy, views.observation), strict=True))
+    inputs, mask = spec.split_mask(observed)
+    noise = engine.draw_noise((64, num_envs), torch.Generator().manual_seed(0))
+    batch = replace(views, action=tuple(leaf.numpy() for leaf in out.action.values()))
+    for draw in itertools.cycle([engine.bind(inputs, each, out, mask=mask) for each in noise]):
+        draw()
+        yield batch
+
+
 def _rows(env: BatchedEnv) -> Rows:
     leaves = env.spec.observation.values()
     return tuple(np.zeros((env.num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
 
 
 def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:
-    """Return a function that makes so many steps of an environment."""
-    env.action_space.seed(0)
-    actions = itertools.cycle([env.action_space.sample() for _ in range(1024)])
+    """Return a function that makes that many steps of an environment."""
     step, reset, unended = env.step, env.reset, 0
-    env.reset(seed=0)
+    seen, _ = env.reset(seed=0)
+    env.action_space.seed(0)
+
+    def valid_actions() -> Iterator[Any]:
+        uniform = uniform_numbers()
+        while True:
+            yield valid_sample(env.action_space, seen[ACTION_MASK], uniform)
+
+    samples = itertools.cycle([env.action_space.sample() for _ in range(1024)])
+    actions = valid_actions() if observes_mask(env) else samples
 
     def run(steps: int) -> None:
-        nonlocal unended
+        nonlocal seen, unended
         ended = False
         for action in itertools.islice(actions, steps):
-            _, _, terminated, truncated, _ = step(action)
+            seen, _, terminated, truncated, _ = step(action)
             if terminated or truncated:
-                reset()
+                seen, _ = reset()
                 ended = True
         unended = 0 if ended else unended + steps
         if time_limit and unended >= time_limit:
-            reset()
+            seen, _ = reset()
             unended = 0
 
     return run
 
 
-def _time_policy(payload: bytes, asked: Connection, tell: Connection) -> None:
-    """Time the policy alone, at its best batch size, whenever asked.
+def _bare_policy(plan: SamplingPlan) -> _Measure:
+    """Return a timer of frames of the policy alone, at its best batch size."""
+    calls = _policy_calls(plan)
 
-    Entry point of a process; its first answer says that it is ready.
-    """
-    calls = _policy_calls(cloudpickle.loads(payload))
-    tell.send(0.0)
-    while True:
-        seconds, best = asked.recv(), float("inf")
-        for size, call in calls:
-            best = min(best, _mean_time(call, seconds / len(calls)) / size)
-        tell.send(best)
+    def measure(seconds: float) -> float:
+        return min(_mean_time(call, seconds / len(calls)) / size for size, call in calls)
+
+    return measure
 
 
 def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
     """Return calls of the policy at growing batch sizes, as long as they stay short."""
-    assert plan.build_model is not None
-    model = plan.build_model()
-    engine = build_engine(model, torch.device("cpu"), plan.engine)
-    calls = []
+    calls: list[tuple[int, Callable[[], None]]] = []
     for size in _BATCH_SIZES:
-        observation = {
-            leaf: torch.zeros((size, *spec.shape), dtype=spec.dtype)
-            for leaf, spec in plan.env_spec.observation.items()
-        }
-        out = PolicyOutput.zeros(size, plan.env_spec.action, outputs_of(model))
-        noise = engine.draw_noise((size,), torch.Generator().manual_seed(0))
-        call = engine.bind(observation, noise, out)
+        topology = Topology(envs_per_worker=size, num_env_workers=1)
+        one_step = replace(
+            plan,
+            topology=topology,
+            rollout_length=1,
+            outputs=plan.schema.outputs,
+            state_size=plan.schema.state_size,
+            sequence_length=None,
+        )
+        table = Table(one_step.schema, 1, size)
+        runner = PolicyRunner(one_step, table, None, 0)
+        call = partial(runner.serve, [PolicyRequest(0, 0, 0, size)])
         call()
         calls.append((size, call))
         if _mean_time(call, 0.0) > _MAX_POLICY_CALL_S:
@@ -271,8 +298,8 @@ def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
 def _mean_time(call: Callable[[], None], seconds: float) -> float:
     """Return the mean time of the calls that fit into ``seconds``, and of three at least.
 
-    The mean, as steps of the environment and frames per second are means, too: where the machine
-    is now fast and now slow, the fastest call is a speed at which nothing runs for long.
+    The mean, since environment steps and frames per second are means, too: where the machine's
+    speed varies, nothing runs at the speed of the fastest call for long.
     """
     start, calls = time.perf_counter(), 0
     while True:

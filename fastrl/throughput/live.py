@@ -1,4 +1,4 @@
-"""Frames per second while they are measured: one live line on a terminal, plain lines elsewhere."""
+"""Frames per second during a measurement: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 from fastrl.live_display import LiveDisplay
 from fastrl.sampling.stats import SamplerStats
 
-_SPAN = 20
-"""Readings over which the live figure is averaged: one second; more where none made a step."""
+_SPAN_NS = 1e9
+"""Time over which the shown speed is averaged; longer where no step was made."""
 
 
 class LiveFps:
-    """Shows the latest frames per second until it is left.
+    """Shows the latest frames per second inside a ``with`` block.
 
     Args:
         console: Where to show it; nowhere if None.
@@ -40,8 +40,8 @@ class LiveFps:
         """Show these readings from now on.
 
         Args:
-            readings: What the sampler had done at each moment so far; the list grows.
-            starting: Returns in words how far the start is; shown until there are steps.
+            readings: The sampler's statistics at each moment so far; the list grows.
+            starting: Returns the progress of the start in words; shown until there are steps.
         """
         self._readings, self._starting = readings, starting or self._starting
 
@@ -78,11 +78,11 @@ class LiveFps:
         readings = self._readings
         if not readings or not readings[-1].frames:
             return Text(self._starting())
-        last = readings[-1]
-        span = _SPAN
-        while span < len(readings) and readings[-span].frames == last.frames:
-            span *= 2  # steps that take seconds
-        fps = (last - readings[-span:][0]).steps_per_s
+        first = last = readings[-1]
+        for first in reversed(readings):
+            if last.time_ns - first.time_ns >= _SPAN_NS and last.frames > first.frames:
+                break
+        fps = (last - first).steps_per_s
         return Text(f"{fps:>12,.0f} frames/s   {last.frames:>14,} frames")
 
     def _print_lines(self) -> None:

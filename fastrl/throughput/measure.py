@@ -1,12 +1,11 @@
 """Measures how many environment steps per second a sampler makes, without a learner.
 
-What counts: environment steps, resets not counted though their time is, frame-skip not
-multiplied, over windows of wall time that start after warm-up.
+Environment steps are counted over windows of wall time that start after warm-up. The time of resets
+counts, resets themselves do not, and a step counts once with any frame-skip.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,16 +13,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastrl.arguments import brief
+from fastrl.arguments import finite_number, whole
 from fastrl.closing import Closing
-from fastrl.errors import ConfigError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
 from fastrl.shared.table import NUM_BANKS
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
-from fastrl.throughput.meter import REPORT_TIMEOUT_S, ThroughputMeter
+from fastrl.throughput.meter import ThroughputMeter
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Protocol:
     Attributes:
         seconds: Length of one window.
         repeats: Number of windows.
-        warm_up_s: Time sampled before the first window, from when every env worker has made a
-            step; up to five times as much where rollouts are long, to fill two of them.
+        warm_up_s: Time sampled before the first window, once every env worker has made a step; up
+            to five times as long where rollouts are long, to fill two of them.
     """
 
     seconds: float = 5.0
@@ -42,24 +40,14 @@ class Protocol:
     warm_up_s: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse windows that are none.
+        """Reject measurements without windows, and invalid durations.
 
         Raises:
-            ConfigError: There are no windows, or their length or the warm-up is no time.
+            ConfigError: There are no windows, or a duration is not positive and finite.
         """
-        numbers = (self.seconds, self.warm_up_s)
-        are_numbers = all(isinstance(number, int | float) for number in numbers)
-        is_whole = isinstance(self.repeats, int) and self.repeats >= 1
-        if not (
-            are_numbers
-            and is_whole
-            and math.inf > self.seconds > 0
-            and math.inf > self.warm_up_s >= 0
-        ):
-            raise ConfigError(
-                "a measurement takes at least one window (repeats) of some seconds, and a "
-                f"warm_up_s of at least 0; got {brief(self, 200)}"
-            )
+        finite_number("seconds", self.seconds, above=0)
+        whole("repeats", self.repeats)
+        finite_number("warm_up_s", self.warm_up_s, at_least=0)
 
 
 @dataclass
@@ -70,9 +58,9 @@ class Measurement:
         start_s: From starting the workers to their first transition.
         frames: Environment steps within the windows.
         fps: Frames per second of each window.
-        limits: The limit measured next to each window; empty if it was not asked for.
+        limits: The limit measured next to each window; empty if it was not measured.
         shares: Per worker, share of the windows' time by activity.
-        hand_over_us: Median hand-over latencies in microseconds, by who was woken.
+        hand_over_us: Median latencies of handoffs in microseconds, by the worker that was woken.
         memory: Per process.
     """
 
@@ -105,7 +93,7 @@ class Measurement:
 
 _MOMENT_S = 0.05
 _LONG_WARM_UP = 5
-"""How many times the warm-up it may take until both banks have been filled."""
+"""Longest warm-up until both banks have been filled, in units of the configured one."""
 
 
 def measure(
@@ -117,19 +105,18 @@ def measure(
     """Measure a sampler that has not been started yet; it is left running.
 
     Args:
-        sampler: What to measure: one of worker processes in windows that end with any step, any
+        sampler: What to measure; one of worker processes in windows that end with any step, any
             other in whole rollouts.
         protocol: How long to measure.
-        probe: Measures the limit before every window, while the sampler rests.
-        live: Shows what is going on.
+        probe: Measures the limit before every window, while the sampler is paused.
+        live: Shows the speed.
 
     Raises:
         WorkerError: A worker failed.
     """
     live, result = live or LiveFps(None), Measurement()
-    source = _Steps(sampler) if isinstance(sampler, ProcessSampler) else _Rollouts(sampler)
     windows = []
-    with source:
+    with _Windows(sampler) as source:
         live.watch(source.readings, source.starting)
         result.start_s = _warm_up(sampler, source, protocol.warm_up_s)
         for _ in range(protocol.repeats):
@@ -139,7 +126,7 @@ def measure(
                     result.limits.append(probe.measure(protocol.seconds / 2))
             windows.append(source.window(protocol.seconds))
         details = sampler.stats(details=True)
-        result.memory = {**details.memory, **memory_of(source.pids())}
+        result.memory = {**details.memory, **memory_of(source.meter.pids() if source.meter else {})}
     result.fps = [window.steps_per_s for window in windows]
     spent = sum(windows[1:], start=windows[0])
     result.frames, result.shares = spent.frames, spent.time_shares
@@ -147,7 +134,7 @@ def measure(
     return result
 
 
-def _warm_up(sampler: Sampler, source: _Rollouts | _Steps, seconds: float) -> float:
+def _warm_up(sampler: Sampler, source: _Windows, seconds: float) -> float:
     """Start the sampler, sample for a while; return the time to its first transition."""
     start_ns = time.monotonic_ns()
     sampler.start()
@@ -164,68 +151,40 @@ def _warm_up(sampler: Sampler, source: _Rollouts | _Steps, seconds: float) -> fl
 
 
 def _has_made(sampler: Sampler, steps: int) -> bool:
-    """Return whether every environment has made so many steps."""
+    """Return whether every environment has made this many steps."""
     per_worker = steps * sampler.topology.envs_per_worker
     made = sampler.stats().env_steps[: sampler.topology.num_env_workers]
     return bool(made.min() >= per_worker)
 
 
-class _Rollouts(Closing):
-    """Measures whole rollouts: between them a sampler in this process has counted all it did.
+class _Windows(Closing):
+    """Measures from a step to a step of worker processes, and any other sampler in whole rollouts.
 
     Attributes:
-        readings: What the sampler had done at some moments so far, oldest first.
+        meter: The throughput process, which reads the counters of worker processes.
+        readings: The sampler's statistics at some moments so far, oldest first.
+        starting: Returns the progress of the start in words.
     """
-
-    starting: Callable[[], str] | None = None
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
+        self.meter: ThroughputMeter | None = None
         self.readings: list[SamplerStats] = []
+        self.starting: Callable[[], str] | None = None
+        if isinstance(sampler, ProcessSampler):
+            self.meter, self.starting = ThroughputMeter(sampler.counters), sampler.starting
+            self.readings = self.meter.readings
 
     def sample(self) -> None:
-        """Sample a rollout."""
-        self._collect()
+        """Sample for a moment, or a rollout."""
+        if isinstance(self._sampler, ProcessSampler):
+            self._sampler.sample_for(_MOMENT_S)
+        else:
+            self._sampler.collect()
+            self.readings.append(self._sampler.stats())
 
     def window(self, seconds: float) -> SamplerStats:
-        """Return what was done in a window."""
-        first = last = self._collect()
-        while last.time_ns < first.time_ns + seconds * 1e9:
-            last = self._collect()
-        return last - first
-
-    def _collect(self) -> SamplerStats:
-        self._sampler.collect()
-        now = self._sampler.stats()
-        if not self.readings or now.time_ns > self.readings[-1].time_ns + _MOMENT_S * 1e9:
-            self.readings.append(now)
-        return now
-
-    def pids(self) -> dict[str, int]:
-        """Return no process: none but those of the sampler are needed."""
-        return {}
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class _Steps(Closing):
-    """Measures from a step to a step of worker processes, which the throughput process sees.
-
-    Attributes:
-        readings: See `_Rollouts`.
-    """
-
-    def __init__(self, sampler: ProcessSampler) -> None:
-        self._sampler, self._meter = sampler, ThroughputMeter(sampler.counters)
-        self.readings, self.starting = self._meter.readings, sampler.starting
-
-    def sample(self) -> None:
-        """Sample for a moment."""
-        self._sampler.sample_for(_MOMENT_S)
-
-    def window(self, seconds: float) -> SamplerStats:
-        """Return what was done in a window.
+        """Return the statistics of a window.
 
         It begins and ends with a step, so that steps which take long are counted as a whole.
         """
@@ -239,14 +198,10 @@ class _Steps(Closing):
                 first = first or now
                 if now.time_ns - first.time_ns >= seconds * 1e9:
                     return now - first
-            if time.monotonic_ns() > max(start_ns, self._meter.latest_ns) + REPORT_TIMEOUT_S * 1e9:
-                self._meter.wait_since(time.monotonic_ns())
-            self._meter.count_since(start_ns)
-
-    def pids(self) -> dict[str, int]:
-        """Return the throughput process."""
-        return self._meter.pids()
+            if self.meter is not None:
+                self.meter.check(start_ns)
 
     def close(self) -> None:
         """End the throughput process."""
-        self._meter.close()
+        if self.meter is not None:
+            self.meter.close()

@@ -1,4 +1,4 @@
-"""The throughput process: reads the shared counters on its own clock and reports what it saw."""
+"""The throughput process, which reads the shared counters at a steady rate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import pickle
 import time
-from collections.abc import Iterable
 from itertools import takewhile
 
 from fastrl.closing import Closing
@@ -19,18 +18,18 @@ from fastrl.workers.supervisor import Supervisor
 
 _LOGGER = logging.getLogger(__name__)
 _NAME = "throughput-meter"
-_LOOK_S = 0.2
+_CHECK_S = 0.2
 _RESTARTS = 5
-"""How often the process is replaced before its failure is taken for a mistake."""
+"""How often the process is replaced."""
 REPORT_TIMEOUT_S = 20.0
-"""How long readings may stay away; on a crowded machine its process may starve for seconds."""
+"""How long readings may be missing; on an overloaded machine the process may wait for seconds."""
 
 
 class ThroughputMeter(Closing):
-    """Starts the throughput process and receives its readings, on a thread of its own.
+    """Starts the throughput process and receives its readings in a thread.
 
-    A process that ends is replaced: the counters are in shared memory, so that only readings in
-    between are missing.
+    A process that ends is replaced. The counters are in shared memory, so only readings are lost.
+    If it ends again and again, or sends no readings, methods raise `WorkerError`.
 
     Attributes:
         readings: All readings so far, oldest first.
@@ -43,7 +42,7 @@ class ThroughputMeter(Closing):
     def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:
         self.readings: list[SamplerStats] = []
         self._counters, self._interval_s = counters, interval_s
-        self._restarts_left, self._looked_s = _RESTARTS, time.monotonic()
+        self._restarts_left, self._checked_s = _RESTARTS, time.monotonic()
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
         self._start()
 
@@ -57,19 +56,10 @@ class ThroughputMeter(Closing):
         """Return the process id of the throughput process by name."""
         return self._supervisor.pids()
 
-    @property
-    def latest_ns(self) -> int:
-        """Monotonic time of the latest reading, 0 before the first."""
-        return self.readings[-1].time_ns if self.readings else 0
-
     def wait_since(
         self, start_ns: int, count: int = 1, timeout_s: float = REPORT_TIMEOUT_S
     ) -> None:
-        """Wait until so many readings were made at or after a moment of monotonic time.
-
-        Raises:
-            WorkerError: The throughput process ended again and again, or did not report.
-        """
+        """Wait until ``count`` readings were made at or after a moment of monotonic time."""
         deadline = time.monotonic() + timeout_s
         while self.count_since(start_ns) < count:
             if time.monotonic() > deadline:
@@ -79,32 +69,21 @@ class ThroughputMeter(Closing):
                 deadline += timeout_s
             time.sleep(0.001)
 
+    def check(self, start_ns: int) -> None:
+        """Replace the process if it has ended, or sent no reading for too long since a moment."""
+        latest_ns = max(start_ns, self.readings[-1].time_ns if self.readings else 0)
+        if time.monotonic_ns() > latest_ns + REPORT_TIMEOUT_S * 1e9:
+            self.wait_since(time.monotonic_ns())
+        self.count_since(start_ns)
+
     def count_since(self, start_ns: int) -> int:
-        """Return how many readings were made at or after a moment of monotonic time.
-
-        Raises:
-            WorkerError: The throughput process ended again and again.
-        """
-        self._look()
-        return sum(1 for _ in takewhile(lambda r: r.time_ns >= start_ns, reversed(self.readings)))
-
-    def ends(self, start_ns: int) -> tuple[SamplerStats, SamplerStats]:
-        """Return the first reading at or after a moment of monotonic time, and the last one.
-
-        Raises:
-            WorkerError: No two readings were made within the deadline.
-        """
-        self.wait_since(start_ns, 2)
-        return self.readings[-self.count_since(start_ns)], self.readings[-1]
-
-    def _look(self) -> None:
-        """Replace the process if it has ended."""
+        """Return how many readings were made at or after a moment; replace an ended process."""
         now_s = time.monotonic()
-        if now_s < self._looked_s + _LOOK_S:
-            return
-        self._looked_s = now_s
-        for error in self._supervisor.failures():
-            self._replace(error)
+        if now_s >= self._checked_s + _CHECK_S:
+            self._checked_s = now_s
+            for error in self._supervisor.failures():
+                self._replace(error)
+        return sum(1 for _ in takewhile(lambda r: r.time_ns >= start_ns, reversed(self.readings)))
 
     def _replace(self, error: WorkerError) -> None:
         if not self._restarts_left:
@@ -115,7 +94,7 @@ class ThroughputMeter(Closing):
         self._start()
 
     def _listen(self, receive: Connection) -> None:
-        # A process that is killed in the middle of a reading leaves half of one.
+        # A process that is killed while it sends leaves an incomplete reading.
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 time_ns, counters = receive.recv()
@@ -133,18 +112,10 @@ class ThroughputMeter(Closing):
 
 
 def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: float) -> None:
-    """Send a reading every ``interval_s`` until nobody listens. Entry point of the process."""
-    for _ in _ticks(interval_s):
-        try:
-            send.send((time.monotonic_ns(), counters.snapshot()))
-        except (BrokenPipeError, ConnectionError):
-            return
-
-
-def _ticks(interval_s: float) -> Iterable[None]:
-    """Yield at a steady rate; ticks that were missed are skipped."""
+    """Send a reading every ``interval_s`` until the pipe is closed. Entry point of the process."""
     due = time.monotonic()
-    while True:
-        yield
-        due = max(due + interval_s, time.monotonic())
-        time.sleep(max(0.0, due - time.monotonic()))
+    with contextlib.suppress(BrokenPipeError, ConnectionError):
+        while True:
+            send.send((time.monotonic_ns(), counters.snapshot()))
+            due = max(due + interval_s, time.monotonic())  # readings that were missed are skipped
+            time.sleep(max(0.0, due - time.monotonic()))

@@ -1,6 +1,6 @@
 """Training: the loop, evaluation, checkpoints, metrics, and whole runs."""
 
-from fastrl.training.callbacks import Callback, RunContext
+from fastrl.training.callbacks import Callback, CallbackError, RunContext
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import (
     EpisodePlayer,
@@ -8,8 +8,6 @@ from fastrl.training.evaluation import (
     EvaluationResult,
     evaluate,
 )
-from fastrl.training.extensions import CallbackError
-from fastrl.training.policy import TrainedPolicy
 from fastrl.training.run import (
     Evaluated,
     TrainedRun,
@@ -20,6 +18,7 @@ from fastrl.training.run import (
     resume,
     train,
 )
+from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.training.trainer import Trainer
 
 __all__ = [

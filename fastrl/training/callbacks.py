@@ -1,31 +1,40 @@
-"""Callbacks: user code that is called at fixed points of a run and can change its course."""
+"""Callbacks and transforms: user code that observes a run, changes its course or its rollouts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import brief, instance
+from torch import Tensor
+
+from fastrl import registry
+from fastrl.arguments import brief, function, instance
 from fastrl.config import Config
-from fastrl.envs.calls import EnvCall, latest, pack_calls
-from fastrl.envs.state import StateError
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.config.fields import Call
+from fastrl.envs.calls import EnvCall, latest, pack_calls, unpack_calls
+from fastrl.envs.state import StateError, pack, unpack
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, WorkerError, cause
 from fastrl.learning import Learner
 from fastrl.sampling import Sampler
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
 from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationResult
-from fastrl.training.extensions import Extensions, build, naming
 from fastrl.training.window import Update, Window
 
 _LOGGER = logging.getLogger(__name__)
 _STEPPING = ("reset", "step", "close")
-_DIRECTORY = "callbacks"
 METRICS = "callback/"
-"""Begins the names of metrics of callbacks, which so are never those of others."""
+"""Prefix of the metrics that callbacks log, which keeps them apart from all others."""
+
+Transform = Callable[[Rollout], Rollout]
+
+
+class CallbackError(FastrlError):
+    """A callback or a transform failed; the run is saved."""
 
 
 class RunContext:
@@ -53,6 +62,7 @@ class RunContext:
         self.config = config
         self._run, self._learner, self._window = run, learner, window
         self._calls, self._stops = calls, False
+        self._new_calls: list[EnvCall] = []
         self._sampler: Sampler | None = None
 
     @property
@@ -72,16 +82,16 @@ class RunContext:
         Raises:
             WriteError: It cannot be made.
         """
-        path = self._run / _DIRECTORY
+        path = self._run / "callbacks"
         with writing(path):
             make_directory(path)
         return path
 
     def log(self, name: str, value: float) -> None:
-        """Add ``callback/NAME`` to the next row of metrics; of several numbers the mean.
+        """Add ``callback/NAME`` to the next row of metrics: the mean of all values logged for it.
 
         Raises:
-            ConfigError: The name is no text, or the value is no number.
+            ConfigError: The name is not text, or the value is not a number.
         """
         if not isinstance(name, str) or not name:
             raise ConfigError(f"log: the name must be text, got {brief(name)}")
@@ -101,23 +111,23 @@ class RunContext:
 
     @property
     def schedules(self) -> dict[str, float]:
-        """The scheduled numbers of the next update by name, such as ``learning_rate``."""
+        """The scheduled values of the next update by name, such as ``learning_rate``."""
         schedules = self._learner.schedules
         return {name: schedules.at(name, self.steps) for name in schedules.names}
 
     def set_schedule(self, name: str, value: float | None) -> None:
-        """Let a scheduled number have a value from the next update on; None gives it back.
+        """Set a scheduled value from the next update on; None restores its schedule.
 
         Raises:
-            ConfigError: There is no such number, or the value is negative or not finite.
+            ConfigError: There is no such schedule, or the value is negative or not finite.
         """
         self._learner.schedules.override(name, value)
 
-    def call_envs(self, method: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def call_envs(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Call a method in every environment of every worker, before the next rollout begins.
 
-        An environment that takes another one's place, in this run or in a resumed one, gets the
-        last call of each method before its first reset. So calls must not add up.
+        An environment that replaces another one, in this run or in a resumed one, gets the last
+        call of each method before its first reset. So one call must say everything.
 
         Args:
             method: Its name.
@@ -130,7 +140,7 @@ class RunContext:
         """
         self._call(EnvCall(method, args, kwargs))
 
-    def set_env_attribute(self, name: str, value: Any) -> None:  # noqa: ANN401
+    def set_env_attribute(self, name: str, value: Any) -> None:
         """Set an attribute in every environment of every worker; see `call_envs`.
 
         Args:
@@ -157,43 +167,55 @@ class RunContext:
         if self._sampler is not None:
             self._sampler.call_envs([call])
         self._calls[:] = latest([*self._calls, call])
+        self._new_calls.append(call)
+
+    def news(self) -> bytes:
+        """Return the calls since the last time, for other ranks."""
+        new, self._new_calls = self._new_calls, []
+        return pack_calls(new)
+
+    def repeat(self, news: bytes) -> None:
+        """Make the calls that another rank has made."""
+        for call in unpack_calls(news):
+            self._call(call)
+        self._new_calls = []
 
     def follow(self, sampler: Sampler | None) -> None:
-        """Make what was called before, and all further calls, in the environments of a sampler."""
+        """Make earlier and later calls in the environments of a sampler; None ends that."""
         if sampler is not None:
             sampler.call_envs(self._calls)
         self._sampler = sampler
 
 
 class Callback:
-    """Base class of callbacks: override what is of interest.
+    """Base class of callbacks: override the methods that you need.
 
     Methods run in the process that learns, between its other work, and training waits for them.
     """
 
     def on_start(self, context: RunContext) -> None:
-        """A run begins, or goes on; environments are not built yet."""
+        """The run begins or resumes; environments are not built yet."""
 
     def on_rollout(self, context: RunContext, rollout: Rollout) -> None:
-        """A rollout is there, after all transforms, and will be learnt from.
+        """A rollout was collected and transformed, and will be learnt from.
 
-        Its tensors are valid for this call; clone what must live longer.
+        Its tensors are valid during this call; clone what must live longer.
         """
 
     def on_update(self, context: RunContext, update: Update) -> None:
         """A rollout was learnt from; ``update`` has its metrics and the episodes that ended."""
 
     def on_evaluation(self, context: RunContext, result: EvaluationResult, steps: int) -> None:
-        """The policy as it was after ``steps`` was evaluated, the final evaluation included."""
+        """The policy as it was after ``steps`` was evaluated; includes the final evaluation."""
 
     def on_checkpoint(self, context: RunContext, path: Path) -> None:
         """A checkpoint was written; ``path`` is its directory."""
 
     def on_end(self, context: RunContext) -> None:
-        """The run ends, or is stopped, or has failed."""
+        """The run has ended, was stopped, or has failed."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the callback goes on from when the run is resumed.
+        """Return the state that a resumed run restores.
 
         Numbers, text, arrays, tensors, generators of random numbers, and lists, tuples and dicts
         of these.
@@ -201,91 +223,249 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned, before `on_start`."""
+        """Restore what `state_dict` returned; called before `on_start`."""
 
 
-class Callbacks:
-    """Calls the callbacks of a run, in their order; after a failure only their `Callback.on_end`.
+class RunExtensions:
+    """The callbacks and transforms of a run, and the calls that were made in its environments.
+
+    Each is known by the path of its class or function; the second of a path has ``#2`` behind it,
+    and so on.
+
+    Attributes:
+        env_calls: The last call of each method and the last value of each attribute that
+            environments were given, oldest first.
 
     Args:
-        callbacks: All of them.
-        context: Given to each of them.
+        config: Names callbacks and transforms, which are imported and built now.
+        callbacks: Further ones.
+
+    Raises:
+        ConfigError: One cannot be imported or has the wrong type.
+        CallbackError: One cannot be built.
     """
 
-    def __init__(self, callbacks: Extensions[Callback], context: RunContext) -> None:
-        self._callbacks, self.context = callbacks.by_name, context
+    def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
+        instance("callbacks", callbacks, Sequence, "a list of them")
+        built = [*_build("callback", config.callbacks), *callbacks]
+        for callback in built:
+            remedy = "subclass fastrl.Callback, and call the class"
+            instance("a callback", callback, Callback, remedy)
+        transforms = _build("transform", config.transforms)
+        for transform in transforms:
+            function("a transform", transform)
+        self._callbacks: dict[str, Callback] = _by_name(built)
+        self._transforms: dict[str, Transform] = _by_name(transforms)
         self._started: list[str] = []
-        self._failed = False
+        self._has_failed = False
+        self.env_calls: list[EnvCall] = []
 
-    def on_start(self) -> None:
-        """See `Callback`, as for all of these; failures of a callback are raised with its name."""
+    def call(self, context: RunContext, hook: str, *args: object) -> None:
+        """Call a method of each callback in their order, such as ``on_update``.
+
+        After a failure only ``on_end`` is called, of all that have started.
+
+        Raises:
+            CallbackError: One raised; names it.
+        """
         for name, callback in self._callbacks.items():
-            self._started.append(name)
-            with self._noting(), naming("callback", name, "on_start"):
-                callback.on_start(self.context)
+            if self._has_failed:
+                return
+            if hook == "on_start":
+                self._started.append(name)
+            try:
+                with _naming("callback", name, hook):
+                    getattr(callback, hook)(context, *args)
+            except BaseException:
+                self._has_failed = True
+                raise
 
-    def on_rollout(self, rollout: Rollout) -> None:
-        """See `Callback`."""
-        self._each("on_rollout", rollout)
+    def end(self, context: RunContext, *, run_has_failed: bool) -> None:
+        """Call ``on_end`` of all callbacks that have started.
 
-    def on_update(self, update: Update) -> None:
-        """See `Callback`."""
-        self._each("on_update", update)
-
-    def on_evaluation(self, result: EvaluationResult, steps: int) -> None:
-        """See `Callback`."""
-        self._each("on_evaluation", result, steps)
-
-    def on_checkpoint(self, path: Path) -> None:
-        """See `Callback`."""
-        self._each("on_checkpoint", path)
-
-    def __enter__(self) -> Callbacks:
-        """Do nothing yet; `on_start` comes when the environments are about to be built."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Call `Callback.on_end` of all that have started; raise the first failure of these.
-
-        Where the run has failed already, they are logged.
+        Raises:
+            CallbackError: One raised, the first of them; logged instead if the run has failed.
         """
         failures = []
         for name in self._started:
             try:
-                with naming("callback", name, "on_end"):
-                    self._callbacks[name].on_end(self.context)
+                with _naming("callback", name, "on_end"):
+                    self._callbacks[name].on_end(context)
             except FastrlError as error:
                 failures.append(error)
-        if failures and kind is None:
+        if failures and not run_has_failed:
             raise failures[0]
         for failure in failures:
             _LOGGER.warning("%s", failure)
 
-    def _each(self, hook: str, *args: object) -> None:
-        for name, callback in self._callbacks.items():
-            if self._failed:
-                return
-            with self._noting(), naming("callback", name, hook):
-                getattr(callback, hook)(self.context, *args)
+    def transformed(self, rollout: Rollout) -> Rollout:
+        """Return a rollout after all transforms, in their order.
 
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._failed = True
-            raise
+        Raises:
+            CallbackError: A transform raised, or returned something that cannot be learnt from.
+        """
+        for name, transform in self._transforms.items():
+            with _naming("transform", name, "its call"):
+                found = transform(rollout)
+            _check(name, rollout, found)
+            rollout = found
+        return rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what further steps depend on: dicts and bytes that cannot run code.
+
+        Raises:
+            CallbackError: A state cannot be saved; names its owner.
+        """
+        return {
+            "callbacks": _states("callback", self._callbacks),
+            "transforms": _states("transform", self._transforms),
+            "env_calls": pack_calls(self.env_calls),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state; an empty one is that of the beginning. Log states without an owner.
+
+        Raises:
+            CallbackError: A callback or a transform rejects its state; names it.
+        """
+        _load_states("callback", self._callbacks, state.get("callbacks", {}))
+        _load_states("transform", self._transforms, state.get("transforms", {}))
+        if "env_calls" in state:
+            self.env_calls[:] = unpack_calls(state["env_calls"])
 
 
-def build_callbacks(config: Config, given: Sequence[Callback]) -> Extensions[Callback]:
-    """Return the callbacks that a configuration names, which are built now, and given ones.
+@contextmanager
+def _naming(kind: str, name: str, where: str) -> Iterator[None]:
+    """Turn what a callback or a transform raises into one line that names it and its method.
 
     Raises:
-        ConfigError: One cannot be imported, or is no callback.
-        CallbackError: One cannot be built.
+        CallbackError: It raised.
+        WorkerError: A worker failed too often when its environments were called.
     """
-    instance("callbacks", given, Sequence, "a list of them")
-    callbacks = [*build("callback", config.callbacks), *given]
-    for callback in callbacks:
-        instance("a callback", callback, Callback, "subclass fastrl.Callback, and call the class")
-    return Extensions("callback", callbacks)
+    try:
+        yield
+    except WorkerError:
+        raise
+    except FastrlError as error:
+        raise CallbackError(f"{kind} '{name}' failed in {where}: {error}") from error
+    except USERS_FAILURES as error:
+        raise CallbackError(f"{kind} '{name}' raised in {where}: {cause(error)}") from error
+
+
+def check_extensions(config: Config) -> None:
+    """Check the callbacks and transforms that a configuration names, without building any.
+
+    Raises:
+        ConfigError: One cannot be imported, or does not take its arguments.
+    """
+    for kind, entries in (("callback", config.callbacks), ("transform", config.transforms)):
+        for _ in _imported(kind, entries):
+            pass
+
+
+def _imported(
+    kind: str, entries: Sequence[str | Call]
+) -> Iterator[tuple[str, Any, Mapping[str, Any], bool]]:
+    """Yield path, object and keyword arguments of each entry, and whether it is called to build.
+
+    A class is called with its keyword arguments, and so is a function that returns a callback. A
+    function that is a transform gets them with every rollout.
+    """
+    for entry in entries:
+        path, kwargs = (entry.path, entry.kwargs) if isinstance(entry, Call) else (entry, {})
+        thing = registry.chosen(kind, path, f"{kind}s")
+        is_built = isinstance(thing, type) or (kind == "callback" and callable(thing))
+        taken = () if is_built or kind == "callback" else ("rollout",)
+        if callable(thing) or kwargs:
+            what = "a rollout and its kwargs" if taken else "its kwargs"
+            problem = f"{kind}s: '{path}' does not take {what}"
+            registry.check_arguments(thing, problem, *taken, **kwargs)
+        yield path, thing, kwargs, is_built
+
+
+def _build(kind: str, entries: Sequence[str | Call]) -> list[Any]:
+    """Return the callbacks or transforms that a configuration names."""
+    found = []
+    for path, thing, kwargs, is_built in _imported(kind, entries):
+        if is_built:
+            with _naming(kind, path, "its constructor"):
+                found.append(thing(**kwargs))
+        else:
+            found.append(partial(thing, **kwargs) if kwargs else thing)
+    return found
+
+
+def _by_name(things: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for thing in things:
+        of = thing.func if isinstance(thing, partial) else thing
+        of = of if hasattr(of, "__qualname__") else type(of)
+        name = path = f"{of.__module__}:{of.__qualname__}"
+        number = 2
+        while name in found:
+            name, number = f"{path}#{number}", number + 1
+        found[name] = thing
+    return found
+
+
+def _states(kind: str, things: Mapping[str, Any]) -> dict[str, bytes]:
+    found = {}
+    for name, thing in things.items():
+        if hasattr(thing, "state_dict"):
+            with _naming(kind, name, "state_dict"):
+                state = thing.state_dict()
+                if state:
+                    found[name] = pack(state)
+    return found
+
+
+def _load_states(kind: str, things: Mapping[str, Any], states: Mapping[str, bytes]) -> None:
+    for name, state in states.items():
+        if name not in things:
+            _LOGGER.warning(
+                "the checkpoint has a state of the %s '%s', which is not there any more", kind, name
+            )
+            continue
+        with _naming(kind, name, "load_state_dict"):
+            things[name].load_state_dict(unpack(state))
+
+
+def _check(name: str, before: Rollout, after: Any) -> None:
+    """Reject what a transform returns unless it is a rollout of the same size.
+
+    Raises:
+        CallbackError: Names the transform and the field.
+    """
+    if not isinstance(after, Rollout):
+        raise CallbackError(
+            f"transform '{name}' must return a Rollout, got a {type(after).__name__}; "
+            "dataclasses.replace(rollout, reward=…) returns a changed one"
+        )
+    lost = [field for field in before.fields if field not in after.fields]
+    if lost:
+        raise CallbackError(f"transform '{name}' leaves out the field '{lost[0]}'")
+    length, slots = before.reward.shape
+    for field, value in after.fields.items():
+        if field in before.fields:
+            wanted, got = _described(before.fields[field]), _described(value)
+            if wanted != got:
+                raise CallbackError(f"transform '{name}': '{field}' must be {wanted}, got {got}")
+        elif not isinstance(value, Tensor) or value.shape[:2] not in (
+            (length, slots), (length + 1, slots)
+        ):  # fmt: skip
+            raise CallbackError(
+                f"transform '{name}': the new field '{field}' must be a tensor [T, B, …] = "
+                f"[{length}, {slots}, …] or [T + 1, B, …], got {_described(value)}"
+            )
+
+
+def _described(value: Any) -> str:
+    """Return the dtypes and shapes of a field."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_described(each)}' for key, each in value.items())}}}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    return f"a {type(value).__name__}"

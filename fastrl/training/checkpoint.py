@@ -1,23 +1,22 @@
-"""Checkpoints: whole or absent, checked when they are read, and never able to run code.
+"""Checkpoints: complete or absent, verified when they are read, and never able to run code.
 
 A checkpoint is a directory ``step_<steps>`` with these files: ``model.safetensors``; ``state.pt``,
-everything else that training goes on from, which ``torch.load`` reads with ``weights_only=True``;
-``environments.safetensors``, where the episodes under way can be saved (see `fastrl.envs.state`);
-and ``meta.json``, which says what it is and holds the checksums of the others. It is written under
-another name, brought to the disk and then renamed, so under its own name it is complete.
+everything else that training resumes from, which ``torch.load`` reads with ``weights_only=True``;
+``environments.safetensors``, where the running episodes can be saved (see `fastrl.envs.state`);
+and ``meta.json``, which describes it and holds the checksums of the others. It is written under
+another name, synced to the disk and then renamed, so under its own name it is complete.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,14 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.free_memory import free_bytes
-from fastrl.training.durable import sync_directory, write_and_sync, write_durably
+from fastrl.training.durable import (
+    json_bytes,
+    read_bounded,
+    sync_directory,
+    write_and_sync,
+    write_durably,
+    writing,
+)
 
 FORMAT = "fastrl checkpoint"
 FORMAT_VERSION = 1
@@ -42,15 +47,17 @@ class CheckpointError(FastrlError):
     """A checkpoint is missing, damaged or not fastrl's."""
 
 
+_writing = partial(writing, kind=CheckpointError, what="checkpoint ")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is saved.
+    """The state of a run.
 
     Attributes:
         model: The model's state dict.
-        state: Nested dicts, lists, tensors, numbers and text: all else that training goes on from.
-        about: Plain JSON types: what a reader may want to know without loading the rest. Has at
-            least ``steps``.
+        state: Nested dicts, lists, tensors, numbers and text: all else that training resumes from.
+        about: Plain JSON types: what can be read without loading the rest; at least ``steps``.
         environments: What a sampler's `get_state` returned, packed; None where new episodes begin.
     """
 
@@ -76,21 +83,19 @@ class CheckpointStore:
     Args:
         directory: Where they are; made with the first one.
         keep_last: k.
-        written: Called with the directory of each checkpoint once it is complete.
+        on_written: Called with the directory of each checkpoint once it is complete.
     """
 
     def __init__(
         self,
         directory: Path,
         keep_last: int = 3,
-        written: Callable[[Path], None] | None = None,
+        on_written: Callable[[Path], None] = lambda path: None,
     ) -> None:
-        self._directory, self._keep_last, self._written = directory, keep_last, written
+        self._directory, self._keep_last, self._on_written = directory, keep_last, on_written
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, remove those that need not be kept, and return its directory.
-
-        One of the same name is taken for the same checkpoint.
+        """Write a checkpoint unless it exists, remove old ones, and return its directory.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -98,15 +103,14 @@ class CheckpointStore:
         final = self._directory / checkpoint.name
         if final.exists():
             return final
-        with _saving(final):
+        with _writing(final):
             self._write(checkpoint, final)
             self._prune()
-        if self._written is not None:
-            self._written(final)
+        self._on_written(final)
         return final
 
     def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
-        """Save a checkpoint and keep it in place of the best one so far.
+        """Save a checkpoint as the best one.
 
         Args:
             checkpoint: The best one.
@@ -116,9 +120,9 @@ class CheckpointStore:
             CheckpointError: It cannot be written.
         """
         final = self.save(checkpoint)
-        text = json.dumps({"checkpoint": checkpoint.name, **about}, indent=2) + "\n"
-        with _saving(final):
-            write_durably(self._directory / _BEST, text.encode())
+        with _writing(final):
+            tree = {"checkpoint": checkpoint.name, **about}
+            write_durably(self._directory / _BEST, json_bytes(tree))
             self._prune()
         return final
 
@@ -127,7 +131,7 @@ class CheckpointStore:
         return sorted(path.name for path in self._directory.glob(f"{_PREFIX}*") if path.is_dir())
 
     def best(self) -> dict[str, Any] | None:
-        """Return what `save_best` was told, and the ``checkpoint``; None before the first."""
+        """Return what `save_best` was given, and the ``checkpoint``; None before the first."""
         try:
             found = json.loads(read_bounded(self._directory / _BEST, _MOST_JSON_BYTES))
         except (OSError, ValueError, RecursionError):
@@ -144,7 +148,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: There is none of that name, or it is damaged, foreign or newer than
-                this version of fastrl; names an older one to go on from.
+                this version of fastrl; names an older one to resume from.
         """
         chosen = self.resolve(name)
         try:
@@ -155,7 +159,7 @@ class CheckpointStore:
             raise CheckpointError(f"{error}{offer}") from error
 
     def resolve(self, name: str) -> str:
-        """Return the name of a checkpoint that was given as in `load`.
+        """Return the full name of a checkpoint, given as in `load`.
 
         Raises:
             CheckpointError: There is none.
@@ -175,7 +179,7 @@ class CheckpointStore:
         return name
 
     def set_aside_after(self, name: str) -> None:
-        """Rename the checkpoints newer than this one, from which training goes on another way.
+        """Rename the checkpoints that are newer than this one, from which training resumes.
 
         Raises:
             CheckpointError: They cannot be renamed.
@@ -184,11 +188,11 @@ class CheckpointStore:
             if newer > name:
                 aside = self._directory / f"discarded_{newer}"
                 shutil.rmtree(aside, ignore_errors=True)
-                with _saving(aside):
+                with _writing(aside):
                     (self._directory / newer).rename(aside)
 
     def clean(self) -> None:
-        """Remove what an interrupted `save` has left. Only for the one process that saves."""
+        """Remove what an interrupted `save` has left; only in the one process that saves."""
         for path in self._directory.glob(f".{_PREFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -199,7 +203,7 @@ class CheckpointStore:
             self._write_parts(checkpoint, partial)
             partial.rename(final)
         except OSError:
-            # Where the disk is full, what is left of it is needed.
+            # On a full disk the space is needed.
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_directory(self._directory)
@@ -224,7 +228,7 @@ class CheckpointStore:
             **checkpoint.about,
             "sha256": {name: _checksum(content) for name, content in contents.items()},
         }
-        write_and_sync(partial / _META, (json.dumps(meta, indent=2) + "\n").encode())
+        write_and_sync(partial / _META, json_bytes(meta))
         sync_directory(partial)
 
     def _prune(self) -> None:
@@ -232,28 +236,17 @@ class CheckpointStore:
         kept = {*names[-self._keep_last :], best["checkpoint"] if best else ""}
         for name in names:
             if name not in kept:
-                # Renamed first, so that no half of it is ever taken for a checkpoint.
+                # Renamed first, so that a partly removed one is never read as a checkpoint.
                 removed = self._directory / f".{name}.removed"
                 shutil.rmtree(removed, ignore_errors=True)
                 (self._directory / name).rename(removed)
                 shutil.rmtree(removed, ignore_errors=True)
 
 
-@contextmanager
-def _saving(final: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint '{final}' cannot be written: {error.strerror or error}"
-        ) from error
-
-
 def _read(path: Path) -> Checkpoint:
     meta = _read_meta(path)
     contents: dict[str, bytes] = {}
-    is_saved = _ENVIRONMENTS in meta["sha256"]
-    for name in (_MODEL, _STATE, *([_ENVIRONMENTS] if is_saved else [])):
+    for name in (_MODEL, _STATE, *({_ENVIRONMENTS} & meta["sha256"].keys())):
         try:
             contents[name] = read_bounded(path / name)
         except OSError as error:
@@ -263,7 +256,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         model = safetensors.torch.load(contents[_MODEL])
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-    except Exception as error:  # readers of foreign bytes fail in any way there is
+    except Exception as error:  # readers of damaged bytes may raise anything
         raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from None
     if not isinstance(state, dict):
         raise _damaged(path, f"{_STATE} holds no state")
@@ -291,24 +284,6 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if path.name != _name(steps):
         raise _damaged(path, f"{_META} is that of {_name(steps)}")
     return meta
-
-
-def read_bounded(path: Path, at_most: int | None = None) -> bytes:
-    """Return what is in a file.
-
-    Args:
-        path: The file; a pipe, which would be waited for, is an error.
-        at_most: Its size in bytes; by default what is free of the memory.
-
-    Raises:
-        OSError: It cannot be read, or is larger.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    size = path.stat().st_size
-    if size > (free_bytes() if at_most is None else at_most):
-        raise OSError(errno.EFBIG, f"{size:,} bytes are too large", str(path))
-    return path.read_bytes()
 
 
 def _name(steps: int) -> str:

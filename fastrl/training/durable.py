@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and inside the directory in which they are written.
+"""Files that are written completely or not at all, and never outside of their directory.
 
 Run directories travel between machines and people. A link in one must not lead what fastrl writes
 to a file elsewhere.
@@ -7,44 +7,44 @@ to a file elsewhere.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 from fastrl.errors import FastrlError
+from fastrl.system import free_bytes
 
 _MODE = 0o666
 """Of new files, before the umask."""
 _IS_LINK = "it is a symbolic link"
+_NO_FILE = "it is not a regular file"
 
 
 class WriteError(FastrlError):
-    """Something of a run cannot be written: no space, no permission, a medium that is gone."""
-
-    @classmethod
-    def of(cls, path: Path, error: OSError) -> Self:
-        """Return the error that says so."""
-        return cls(f"'{path}' cannot be written: {error.strerror or error}")
+    """A file of a run cannot be written: no space, no permission, a medium that is gone."""
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn whatever the system says against writing a file into one line.
+def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") -> Iterator[None]:
+    """Turn an `OSError` into one line that names the file being written.
 
-    Raises:
-        WriteError: It cannot be written.
+    Args:
+        path: The file.
+        kind: Type of the error that is raised.
+        what: Precedes the path in its message.
     """
     try:
         yield
     except OSError as error:
-        raise WriteError.of(path, error) from error
+        raise kind(f"{what}'{path}' cannot be written: {error.strerror or error}") from error
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, where they are missing.
+    """Make a directory and its missing parents.
 
     Raises:
         NotADirectoryError: One of them is a file.
@@ -65,32 +65,58 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def write_and_sync(path: Path, content: bytes) -> None:
-    """Write a new file in the place of any old one and return when it is on the disk."""
-    with os.fdopen(open_new(path), "wb") as file:
+    """Write a new file in place of any old one, and return once it is on the disk."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, _MODE), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def open_new(path: Path) -> int:
-    """Make a file, remove what has its name, and return a descriptor to write with.
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line of JSON to a file, which is made if it is missing.
 
     Raises:
-        OSError: It cannot be made, or a directory has its name.
+        OSError: It cannot be opened, is a symbolic link or not a regular file.
     """
-    path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+    descriptor = open_inside(path, os.O_WRONLY | os.O_APPEND)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def json_bytes(tree: Mapping[str, Any]) -> bytes:
+    """Return a tree as indented JSON."""
+    return (json.dumps(tree, indent=2) + "\n").encode()
+
+
+def read_bounded(path: Path, at_most: int | None = None) -> bytes:
+    """Return the content of a file.
+
+    Args:
+        path: The file; a pipe, which would block, is an error.
+        at_most: Its largest size in bytes; by default the free memory.
+
+    Raises:
+        OSError: It cannot be read, or is larger.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
+    size = path.stat().st_size
+    if size > (free_bytes() if at_most is None else at_most):
+        raise OSError(errno.EFBIG, f"{size:,} bytes are too large", str(path))
+    return path.read_bytes()
 
 
 def open_inside(path: Path, flags: int) -> int:
-    """Open a file, made if it is not there, and return a descriptor.
+    """Open a file, which is made if it is missing, and return a descriptor.
 
     Args:
         path: The file.
         flags: How, such as ``os.O_RDWR``.
 
     Raises:
-        OSError: It cannot be opened, is a symbolic link or no file.
+        OSError: It cannot be opened, is a symbolic link or not a regular file.
     """
     try:
         descriptor = os.open(
@@ -102,31 +128,35 @@ def open_inside(path: Path, flags: int) -> int:
         raise OSError(errno.ELOOP, _IS_LINK, str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
     return descriptor
 
 
-def require_no_links(directory: Path, passed_over: Collection[str] = ()) -> None:
-    """Reject a directory that contains symbolic links.
+def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
+    """Reject a directory, which may be a link itself, that contains symbolic links.
 
     Args:
-        directory: May be a link itself.
-        passed_over: Names of entries in it that are not looked at.
+        directory: The directory.
+        ignored: Names of entries in it that may have links.
 
     Raises:
         OSError: Names one of them.
     """
-    pending = [Path(entry.path) for entry in os.scandir(directory) if entry.name not in passed_over]
-    while pending:
-        path = pending.pop()
-        if path.is_symlink():
-            raise OSError(errno.ELOOP, _IS_LINK, str(path))
-        if path.is_dir():
-            pending.extend(Path(entry.path) for entry in os.scandir(path))
+    for folder, folders, files in os.walk(directory, onerror=_raise):
+        if Path(folder) == directory:
+            folders[:] = [name for name in folders if name not in ignored]
+            files = [name for name in files if name not in ignored]
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, _IS_LINK, str(path))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def sync_directory(path: Path) -> None:
-    """Return when the names in a directory are on the disk."""
+    """Return once the names in a directory are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

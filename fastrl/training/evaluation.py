@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes with fixed seeds, apart from those that it learns from."""
+"""Evaluation: a policy plays whole episodes with fixed seeds, apart from those of training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.arguments import whole
+from fastrl.arguments import finite_number, whole
 from fastrl.closing import build_all, close_all, closed_after
 from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
-from fastrl.errors import ConfigError, EnvError
+from fastrl.errors import EnvError
 from fastrl.global_streams import seeded_streams
-from fastrl.learning.torch_threads import policy_threads, torch_threads
-from fastrl.models.policy import PolicyModel, sampling_mode
+from fastrl.learning.torch_threads import policy_threads
+from fastrl.models.policy import PolicyModel, initial_state, sampling_mode
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
-from fastrl.training.policy import choose
+from fastrl.system import torch_threads
+from fastrl.training.trained_policy import choose
 
 _WIDTH = 16
 """Episodes played at once: a step of the policy costs little more for them than for one."""
 _MAX_EPISODE_STEPS = 200_000
-"""Steps after which an episode that does not end is taken as it is."""
+"""Steps after which an episode that does not end is cut."""
 RETURN_MEAN, INFO = "return_mean", "info/"
-"""What ``evaluation.metric`` is: the mean return, or the mean of a figure ``info/NAME``."""
+"""``evaluation.metric`` is the mean return, or the mean of an episode info ``info/NAME``."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class EvaluationProtocol:
         seed: From which the seed of every episode follows, and the randomness of the actions.
         deterministic: Whether to take the most probable action rather than a sample.
         max_steps: Environment steps of all episodes together after which the evaluation ends.
-        max_s: Seconds after which it ends; None for neither of these limits.
-        cuts_bad_numbers: Whether an episode ends before an observation or a reward that is not
-            finite; otherwise the evaluation ends with an error.
+        max_s: Seconds after which it ends; None for no limit.
+        cuts_bad_numbers: Whether an observation or a reward that is not finite, or a mask without
+            a valid action, cuts the episode; otherwise the evaluation ends with an error.
     """
 
     episodes: int
@@ -55,21 +56,20 @@ class EvaluationProtocol:
     cuts_bad_numbers: bool = False
 
     def __post_init__(self) -> None:
-        """Reject what cannot be played.
+        """Reject values that are out of range.
 
         Raises:
-            ConfigError: There are no episodes or too many, the seed is negative or too large, or
-                a limit is not positive.
+            ConfigError: Names one.
         """
         whole("episodes", self.episodes, at_most=1_000_000)
         whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
         if self.max_steps is not None:
             whole("max_steps", self.max_steps, at_most=2**62)
-        if self.max_s is not None and not 0 < self.max_s < math.inf:
-            raise ConfigError(f"max_s must be above 0 s, got {self.max_s}")
+        if self.max_s is not None:
+            finite_number("max_s", self.max_s, above=0)
 
     def limit_reached(self, steps: int, elapsed_s: float) -> str:
-        """Return the limit that so many steps or seconds have reached, in words; else nothing."""
+        """Return the limit that these steps or seconds have reached, in words, or nothing."""
         if self.max_steps is not None and steps >= self.max_steps:
             return f"evaluation.max_steps ({self.max_steps:,})"
         if self.max_s is not None and elapsed_s >= self.max_s:
@@ -86,16 +86,16 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What came of it.
+    """The result of an evaluation.
 
     Attributes:
         returns: ``[episodes]``: undiscounted sum of rewards, in the order of the seeds.
         lengths: ``[episodes]``: in environment steps.
-        info: By name ``[episodes]``: the figures that `EnvSpec.episode_info` names, NaN where an
+        info: By name ``[episodes]``: the values that `EnvSpec.episode_info` names, NaN where an
             episode did not report one.
-        cut: How many of the episodes had not ended by themselves.
-        bad: How many of these were cut at a number that is not finite.
+        cut: How many of the episodes were cut before they had ended.
         limit: The limit that ended the evaluation before all episodes were played, in words.
+        bad: How many were cut at a number that is not finite, or at a mask without valid action.
     """
 
     returns: tuple[float, ...]
@@ -106,33 +106,34 @@ class EvaluationResult:
     bad: int = 0
 
     def score(self, metric: str) -> float:
-        """Return ``return_mean``, or the mean of ``info/NAME``; NaN where no episode reported it.
-
-        A policy whose score is not finite is never the best one and ends no training.
-        """
+        """Return the mean return, or the mean of ``info/NAME``; NaN if no episode reported it."""
         if metric == RETURN_MEAN:
             return self.return_mean
         return self.info_means().get(metric.removeprefix(INFO), math.nan)
 
     def info_means(self) -> dict[str, float]:
-        """Return the mean of each figure over the episodes that reported it."""
+        """Return the mean of each value over the episodes that reported it."""
         means = {}
-        for name, figures in self.info.items():
-            reported = [figure for figure in figures if not math.isnan(figure)]
+        for name, values in self.info.items():
+            reported = [value for value in values if not math.isnan(value)]
             if reported:
                 means[name] = float(np.mean(reported))
         return means
 
+    def info_row(self) -> dict[str, float]:
+        """Return `info_means` as metrics: the mean of ``info/NAME`` by that name."""
+        return {f"{INFO}{name}": mean for name, mean in self.info_means().items()}
+
     def remark(self) -> str:
-        """Return what a reader of the means must know; nothing where all episodes have ended."""
+        """Return what a reader of the means must know; empty where all episodes have ended."""
         played, endless = len(self.returns), self.cut - self.bad
-        told = [f"{self.limit} reached"] if self.limit else []
+        parts = [f"{self.limit} reached"] if self.limit else []
         if endless:
-            told.append(f"{endless} of {played} episodes did not end")
-            told.append("env.max_episode_steps limits them")
+            parts.append(f"{endless} of {played} episodes did not end")
+            parts.append("env.max_episode_steps limits them")
         if self.bad:
-            told.append(f"{self.bad} of {played} episodes were cut at a number that is not finite")
-        return "; ".join(told)
+            parts.append(f"{self.bad} of {played} episodes were cut at a number that is not finite")
+        return "; ".join(parts)
 
     @property
     def return_mean(self) -> float:
@@ -153,13 +154,12 @@ class EvaluationResult:
 class EpisodePlayer:
     """Environments in which policies are evaluated, one evaluation after the other.
 
-    Every environment is built alone and seeded anew for each of its episodes, so an episode
-    depends on its seed and on the policy, not on what was played before. All go on until each has
-    ended: none is favoured for being short. The global random streams are seeded anew for each
-    evaluation, and those of the caller stay where they are.
+    Each environment is built by itself and seeded for each of its episodes, so an episode depends
+    only on its seed and on the policy. All episodes are played to their end, so short ones are not
+    favoured. Each evaluation seeds the global random streams and restores the caller's.
 
     Args:
-        env_spec: What the environments observe and accept.
+        env_spec: The spaces of the environments.
         build_env: Builds a `BatchedEnv` of that many environments.
         episodes: How many are played at most; no more environments are built.
 
@@ -179,6 +179,10 @@ class EpisodePlayer:
         self._info_names = env_spec.episode_info
         self._info = np.full((self._width, len(self._info_names)), np.nan, np.float32)
         self._numbers = [row for row in self._observation if row.dtype.kind == "f"]
+        self._env_spec = env_spec
+        self._mask = None
+        if env_spec.action_mask is not None:
+            self._mask = self._observation[list(env_spec.observation).index(env_spec.action_mask)]
         self._observed = _tensors(env_spec.observation, self._observation)
         self._acted = _tensors(env_spec.action, self._action)
         self._claim = Claim()
@@ -194,7 +198,7 @@ class EpisodePlayer:
         protocol: EvaluationProtocol,
         watch: Callable[[int, int], None] = lambda episodes, steps: None,
     ) -> EvaluationResult:
-        """Evaluate a policy on the CPU, which stays as it is, statistics included.
+        """Evaluate a policy on the CPU; its statistics stay as they are.
 
         Args:
             model: The policy.
@@ -205,64 +209,64 @@ class EpisodePlayer:
             EnvError: An environment raised or broke its contract, or its numbers are not finite.
         """
         with sampling_mode(model), seeded_streams(protocol.seed, 1):
-            return self._play(self._policy(model, protocol), protocol, watch)
+            initial = initial_state(model, self._width).detach()
+            state = _EvaluationState(protocol, protocol.episode_seeds(), initial, initial.clone())
+            act = self._policy(model, state)
+            began_s = time.monotonic()
+            for slot in range(self._width):
+                self._begin(slot, state)
+            steps, limit = 0, ""
+            while state.playing and not limit:
+                self._check_observations(state)
+                act()
+                steps += len(state.playing)
+                for slot in list(state.playing):
+                    self._step(slot, state)
+                watch(len(state.episodes) - len(state.playing), steps)
+                limit = protocol.limit_reached(steps, time.monotonic() - began_s)
+            return state.result(self._info_names, limit if state.playing else "")
 
-    def _play(
-        self,
-        act: Callable[[], None],
-        protocol: EvaluationProtocol,
-        watch: Callable[[int, int], None],
-    ) -> EvaluationResult:
-        game = _Game(protocol, self._info_names)
-        began_s = time.monotonic()
-        for slot in range(self._width):
-            self._begin(slot, game)
-        steps, limit = 0, ""
-        while game.playing and not limit:
-            self._look_at_observations(game)
-            act()
-            for slot in list(game.playing):
-                self._step(slot, game)
-                steps += 1
-            watch(game.num_over, steps)
-            limit = protocol.limit_reached(steps, time.monotonic() - began_s)
-        return game.result(limit if game.playing else "")
-
-    def _step(self, slot: int, game: _Game) -> None:
+    def _step(self, slot: int, state: _EvaluationState) -> None:
         self._envs[slot].step(self._views[slot])
-        reward = float(self._reward[slot])
+        reward, episode = float(self._reward[slot]), state.playing[slot]
         if not math.isfinite(reward):
-            self._cut_bad(slot, game, "reward")
+            self._cut_bad(slot, state, "reward")
             return
-        length = game.add(slot, reward)
+        episode.total += reward
+        episode.length += 1
         if self._terminated[slot] or self._truncated[slot]:
-            game.end(slot, self._info[slot])
-            self._begin(slot, game)
-        elif length >= _MAX_EPISODE_STEPS:
-            game.cut(slot)
-            self._begin(slot, game)
+            episode.info = self._info[slot].tolist()
+        elif episode.length >= _MAX_EPISODE_STEPS:
+            state.cut += 1
+        else:
+            return
+        self._begin(slot, state)
 
-    def _look_at_observations(self, game: _Game) -> None:
-        """Find observations that are not finite before the policy sees them."""
+    def _check_observations(self, state: _EvaluationState) -> None:
+        """Cut episodes whose observation is not finite, or that allow no action."""
         while not all(np.isfinite(rows).all() for rows in self._numbers):
             for slot in range(self._width):
                 if all(np.isfinite(rows[slot]).all() for rows in self._numbers):
                     continue
                 for rows in self._numbers:
                     rows[slot] = 0.0
-                if slot in game.playing:
-                    self._cut_bad(slot, game, "observation")
+                if slot in state.playing:
+                    self._cut_bad(slot, state, "observation")
+        while self._mask is not None and not (valid := self._env_spec.has_valid(self._mask)).all():
+            slot = int(valid.argmin())
+            self._mask[slot] = True
+            if slot in state.playing:
+                self._cut_bad(slot, state, "action_mask", "without a valid action")
 
-    def _cut_bad(self, slot: int, game: _Game, what: str) -> None:
-        """End an episode before a number that is not finite.
-
-        Raises:
-            EnvError: Such a number ends the evaluation.
-        """
-        if not game.protocol.cuts_bad_numbers:
-            raise EnvError(f"evaluation: the {what} of {game.where(slot)} is not finite")
-        game.cut(slot, is_bad=True)
-        self._begin(slot, game)
+    def _cut_bad(
+        self, slot: int, state: _EvaluationState, what: str, problem: str = "not finite"
+    ) -> None:
+        """Cut an episode at a bad number or mask, or raise `EnvError`."""
+        if not state.protocol.cuts_bad_numbers:
+            raise EnvError(f"evaluation: the {what} of {state.playing[slot]} is {problem}")
+        state.cut += 1
+        state.bad += 1
+        self._begin(slot, state)
 
     def close(self) -> None:
         """Close the environments."""
@@ -278,32 +282,41 @@ class EpisodePlayer:
             who = f"an environment of '{env_spec.id}' for evaluation"
             check_spaces(env.spec, env_spec, who, different=True)
             if env.spec.episode_info != env_spec.episode_info:
-                # The figures of some environments would lie in the columns of others.
+                # The columns of some environments would hold the values of others.
                 self._info_names = ()
         except BaseException:
             env.close()
             raise
         return env
 
-    def _begin(self, slot: int, game: _Game) -> None:
+    def _begin(self, slot: int, state: _EvaluationState) -> None:
         """Start the next episode in a slot, if one is left."""
-        seed = game.begin(slot)
-        if seed is not None:
+        state.playing.pop(slot, None)
+        index = len(state.episodes)
+        if index < len(state.seeds):
+            state.playing[slot] = _Episode(index, state.seeds[index])
+            state.episodes.append(state.playing[slot])
             self._info[slot] = np.nan
-            self._envs[slot].reset([seed], self._views[slot].observation)
+            state.memory[slot] = state.initial[slot]
+            self._envs[slot].reset([state.seeds[index]], self._views[slot].observation)
 
-    def _policy(self, model: PolicyModel, protocol: EvaluationProtocol) -> Callable[[], None]:
-        """Return a call that writes an action for every slot.
+    def _policy(self, model: PolicyModel, state: _EvaluationState) -> Callable[[], None]:
+        """Return a call that writes an action for every slot, and the policy's next state.
 
-        Slots without an episode count as well: the last bits of a result may depend on the size
-        of the batch, and must not depend on who has already ended.
+        This includes slots without an episode: the last bits of an action may depend on the size of
+        the batch, which must not depend on the episodes that have ended.
         """
-        generator = torch.Generator().manual_seed(protocol.seed)
+        generator = torch.Generator().manual_seed(state.protocol.seed)
+        drawn_by = None if state.protocol.deterministic else generator
+        memory = state.memory if state.memory.numel() else None
+        observation, mask = self._env_spec.split_mask(self._observed)
 
         def act() -> None:
-            chosen = choose(model, self._observed, None if protocol.deterministic else generator)
+            chosen = choose(model, observation, drawn_by, memory, mask)
             for path, action in self._acted.items():
-                action.copy_(chosen[path])
+                action.copy_(chosen.action[path])
+            if memory is not None and chosen.state is not None:
+                memory.copy_(chosen.state)
 
         return act
 
@@ -320,70 +333,48 @@ class EpisodePlayer:
         )
 
 
-class _Game:
-    """The episodes of one evaluation: which are played, and what has come of each.
+@dataclass
+class _Episode:
+    """An episode that is played, and its result so far."""
 
-    Attributes:
-        protocol: What is played.
-        playing: The episode that is played in each slot.
-        num_over: Episodes that are over.
+    index: int
+    seed: int
+    total: float = 0.0
+    length: int = 0
+    info: Sequence[float] = ()
+
+    def __str__(self) -> str:
+        return f"episode {self.index} (seed {self.seed}) after {self.length:,} steps"
+
+
+@dataclass
+class _EvaluationState:
+    """The episodes of one evaluation: all that have begun, and by slot those that are played.
+
+    The policy's states are ``memory [slots, size]``; with ``initial`` episodes begin.
     """
 
-    def __init__(self, protocol: EvaluationProtocol, info_names: Sequence[str]) -> None:
-        self.protocol, self._info_names = protocol, info_names
-        self.playing: dict[int, int] = {}
-        self.num_over = 0
-        self._seeds = protocol.episode_seeds()
-        self._returns: list[float] = []
-        self._lengths: list[int] = []
-        self._info: list[NDArray[np.float32]] = []
-        self._cut = self._bad = 0
+    protocol: EvaluationProtocol
+    seeds: Sequence[int]
+    initial: Tensor
+    memory: Tensor
+    episodes: list[_Episode] = field(default_factory=list)
+    playing: dict[int, _Episode] = field(default_factory=dict)
+    cut: int = 0
+    bad: int = 0
 
-    def begin(self, slot: int) -> int | None:
-        """Start the next episode in a slot and return its seed; None where none is left."""
-        self.playing.pop(slot, None)
-        episode = len(self._returns)
-        if episode == len(self._seeds):
-            return None
-        self.playing[slot] = episode
-        self._returns.append(0.0)
-        self._lengths.append(0)
-        self._info.append(np.full(len(self._info_names), np.nan, np.float32))
-        return self._seeds[episode]
-
-    def add(self, slot: int, reward: float) -> int:
-        """Add a step to the episode in a slot; return how long that is now."""
-        episode = self.playing[slot]
-        self._returns[episode] += reward
-        self._lengths[episode] += 1
-        return self._lengths[episode]
-
-    def end(self, slot: int, info: NDArray[np.float32]) -> None:
-        """Note that the episode in a slot has ended, with the figures ``[K]`` of it."""
-        self._info[self.playing[slot]] = info.copy()
-        self.num_over += 1
-
-    def cut(self, slot: int, *, is_bad: bool = False) -> None:
-        """Take the episode in a slot as it is, perhaps since a number of it is not finite."""
-        self._cut += 1
-        self._bad += is_bad
-        self.num_over += 1
-
-    def where(self, slot: int) -> str:
-        """Return in words which episode is played in a slot, and how far it is."""
-        episode = self.playing[slot]
-        seed, length = self._seeds[episode], self._lengths[episode]
-        return f"episode {episode} (seed {seed}) after {length:,} steps"
-
-    def result(self, limit: str) -> EvaluationResult:
-        """Return what came of all episodes; those that are still played count as cut."""
-        info = {
-            name: tuple(float(figures[column]) for figures in self._info)
-            for column, name in enumerate(self._info_names)
-        }
-        cut = self._cut + len(self.playing)
+    def result(self, info_names: Sequence[str], limit: str) -> EvaluationResult:
+        """Return the result; episodes that are still played count as cut."""
         return EvaluationResult(
-            tuple(self._returns), tuple(self._lengths), info, cut, limit, self._bad
+            returns=tuple(episode.total for episode in self.episodes),
+            lengths=tuple(episode.length for episode in self.episodes),
+            info={
+                name: tuple(each.info[column] if each.info else math.nan for each in self.episodes)
+                for column, name in enumerate(info_names)
+            },
+            cut=self.cut + len(self.playing),
+            limit=limit,
+            bad=self.bad,
         )
 
 

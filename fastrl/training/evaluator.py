@@ -1,4 +1,4 @@
-"""The evaluation process: plays with the weights it is given while training goes on."""
+"""The evaluation process, which plays the current policy during training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,25 @@ import cloudpickle
 import numpy as np
 from torch import Tensor
 
-from fastrl.closing import Closing, closed_after
+from fastrl.closing import closed_after
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import WorkerError
-from fastrl.learning.torch_threads import policy_threads, torch_threads
+from fastrl.learning.torch_threads import policy_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.memory import SharedBlock
 from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec
+from fastrl.system import torch_threads
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
 from fastrl.training.recording import video_suffix
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 
 _NICENESS = 19
-"""Lowest priority, for systems without one for work that may wait."""
+"""Lowest priority, for systems without the scheduling class SCHED_IDLE."""
 
 STALL_S = 300.0
-"""How long the process may go without a step before it is replaced."""
+"""Time without a step after which the process is replaced."""
 _RESTARTS = 3
 _POLL_S = 0.1
 _NAME = "evaluator"
@@ -42,15 +43,15 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What the evaluation process needs to know; travels by cloudpickle.
+    """What the evaluation process plays; sent to it by cloudpickle.
 
     Attributes:
-        env_spec: What the environment observes and accepts.
+        env_spec: The spaces.
         build_env: Builds a `BatchedEnv` of that many environments.
         build_model: Builds the policy.
         protocol: What is played.
         record: Records an episode of the policy into a file, or None for no videos.
-        videos: Where these go.
+        videos: Directory of videos.
     """
 
     env_spec: EnvSpec
@@ -61,23 +62,18 @@ class EvaluationPlan:
     videos: Path = Path("videos")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the process is asked for.
-
-    Attributes:
-        steps: Environment steps that the policy has learnt from; names the video.
-        protocol: Other episodes than the plan's, of which there is no video; None for the plan's.
-    """
-
-    steps: int
-    protocol: EvaluationProtocol | None = None
+_Request = tuple[int, EvaluationProtocol | None]
+"""Steps that the policy has learnt from, which name the video; or other episodes, without one."""
 
 
 class Evaluator:
-    """Evaluates one policy at a time in a process of its own, of the lowest priority.
+    """Evaluates one policy at a time in a separate process.
 
-    A process that fails, or makes no step for `STALL_S`, is replaced and asked again.
+    The process has the lowest priority while the policy is trained, and the usual one for `play`,
+    since a process of the lowest priority gets next to no time on a busy machine.
+
+    A process that fails, or makes no step for `STALL_S`, is replaced and the request repeated. If
+    it fails again and again, methods raise `WorkerError`.
 
     Args:
         plan: What to play.
@@ -86,25 +82,21 @@ class Evaluator:
 
     def __init__(self, plan: EvaluationPlan, state_dict: Mapping[str, Tensor]) -> None:
         self._store = WeightStore(state_dict)
-        self._progress = SharedBlock(16)
-        self._made = self._progress.array(np.int64, (2,))
+        self._progress = SharedBlock(24)
+        self._played = self._progress.array(np.int64, (3,))  # steps, episodes, records a video
         self._payload = cloudpickle.dumps(plan)
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
         self._restarts_left = _RESTARTS
         self.busy = False
+        self._gives_way = True
         self._start()
 
     def request(self, state_dict: Mapping[str, Tensor], steps: int) -> None:
-        """Start to evaluate these parameters, which are copied. Not while it is busy.
+        """Start to evaluate a copy of these parameters; ``steps`` names the video.
 
-        Args:
-            state_dict: Parameters of the policy.
-            steps: Environment steps that they have learnt from; names the video.
-
-        Raises:
-            WorkerError: The process failed again and again.
+        Not while another evaluation is running.
         """
-        self._request(state_dict, _Request(steps))
+        self._begin(state_dict, (steps, None))
 
     def play(
         self,
@@ -114,33 +106,38 @@ class Evaluator:
     ) -> EvaluationResult:
         """Evaluate these parameters in other episodes than the plan's, and wait for the result.
 
-        Not while it is busy. The process may use the threads of a learner meanwhile.
+        Not while another evaluation is running. Training is over: the process has the usual
+        priority, and uses the threads of a learner.
 
         Args:
             state_dict: Parameters of the policy.
             protocol: What is played.
-            watch: Called now and then with the number of episodes and of steps played.
-
-        Raises:
-            WorkerError: The process failed again and again.
+            watch: Called repeatedly with the number of episodes and of steps played.
         """
-        self._request(state_dict, _Request(0, protocol))
+        if self._gives_way:
+            # Only some users may raise the priority of a process, so another one plays.
+            self._await_video()
+            self._gives_way = False
+            self._restart()
+        self._begin(state_dict, (0, protocol))
         while (result := self.poll(timeout_s=_POLL_S)) is None:
-            watch(int(self._made[1]), int(self._made[0]))
+            watch(int(self._played[1]), int(self._played[0]))
         return result
 
-    def _request(self, state_dict: Mapping[str, Tensor], request: _Request) -> None:
+    def _await_video(self) -> None:
+        """Wait for the video of the last evaluation, while its process lives and has time left."""
+        until_s = time.monotonic() + STALL_S
+        while self._played[2] and time.monotonic() < until_s and not self._supervisor.failures():
+            time.sleep(_POLL_S)
+
+    def _begin(self, state_dict: Mapping[str, Tensor], request: _Request) -> None:
         assert not self.busy
         self._store.publish(state_dict)
-        self._asked, self.busy = request, True
-        self._ask_for_it()
+        self._request, self.busy = request, True
+        self._send_request()
 
     def poll(self, timeout_s: float = 0.0) -> EvaluationResult | None:
-        """Return the result if it is there within the time, else None.
-
-        Raises:
-            WorkerError: The process failed again and again.
-        """
+        """Return the result if it arrives within the time, else None."""
         if not self.busy:
             return None
         if not self._answers.poll(timeout_s):
@@ -151,60 +148,61 @@ class Evaluator:
         try:
             result: EvaluationResult = self._answers.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
-            self._replace(self._ended())
+            self._replace(self._failure())
             return None
         self.busy = False
         return result
 
     def _start(self) -> None:
-        requests, self._ask = pipe()
+        requests, self._requests = pipe()
         self._answers, answers = pipe()
         self._supervisor.start(
-            _NAME, run_evaluator, self._payload, self._store, self._progress, requests, answers
+            *(_NAME, run_evaluator, self._payload, self._store, self._progress),
+            *(requests, answers, self._gives_way),
         )
         requests.close()
         answers.close()
-        self._rest()
+        self._silent_s, self._checked_s, self._seen = 0.0, time.monotonic(), -1
 
-    def _ask_for_it(self) -> None:
-        self._rest()
+    def _send_request(self) -> None:
+        self._silent_s, self._checked_s, self._seen = 0.0, time.monotonic(), -1
         try:
-            self._ask.send(self._asked)
+            self._requests.send(self._request)
         except OSError:
-            self._replace(self._ended())
+            self._replace(self._failure())
 
     def _replace(self, error: WorkerError) -> None:
         if not self._restarts_left:
             raise error
         self._restarts_left -= 1
         _LOGGER.warning("%s; it is replaced", error.args[0])
+        self._restart()
+        if self.busy:
+            self._send_request()
+
+    def _restart(self) -> None:
         if _NAME in self._supervisor.pids():
             self._supervisor.kill(_NAME)
-        self._ask.close()
+        self._requests.close()
         self._answers.close()
         self._start()
-        if self.busy:
-            self._ask_for_it()
-
-    def _rest(self) -> None:
-        self._silent_s, self._looked_s, self._seen = 0.0, time.monotonic(), -1
 
     def _stalled(self) -> list[WorkerError]:
-        """Return an error if no step was made for too long; time in which nobody asks is left out.
+        """Return an error if no step was made for too long while this was polled.
 
-        A process of the lowest priority may have to wait long for its turn.
+        A process of the lowest priority may have to wait long for a core.
         """
-        now_s, seen = time.monotonic(), int(self._made[0])
-        self._silent_s += min(now_s - self._looked_s, 1.0)
-        self._looked_s = now_s
+        now_s, seen = time.monotonic(), int(self._played[0])
+        self._silent_s += min(now_s - self._checked_s, 1.0)
+        self._checked_s = now_s
         if seen != self._seen:
             self._seen, self._silent_s = seen, 0.0
         if self._silent_s < STALL_S:
             return []
         return [WorkerError(_NAME, f"the {_NAME} made no step within {STALL_S:g} s")]
 
-    def _ended(self) -> WorkerError:
-        """Return why there is nobody to talk to."""
+    def _failure(self) -> WorkerError:
+        """Return why the process cannot be reached."""
         failures = self._supervisor.failures()
         return failures[0] if failures else WorkerError(_NAME, f"the {_NAME} is gone")
 
@@ -213,19 +211,19 @@ class Evaluator:
         return self._supervisor.pids()
 
     def close(self) -> None:
-        """End the process, whatever it is doing; safe to call twice."""
+        """End the process at once; safe to call twice."""
         self._supervisor.stop()
-        self._ask.close()
+        self._requests.close()
         self._answers.close()
         self._store.close()
         self._progress.close()
 
 
-def _yield_to_all() -> None:
-    """Take what others leave idle of the cores, and less than a hundredth of what they want.
+def _lower_priority() -> None:
+    """Run only on cores that are idle otherwise.
 
-    Whoever wakes up takes the core from an idle-class process at once. One that is only nice keeps
-    it for some milliseconds, for which workers and learner then wait in turn.
+    A process that wakes up preempts one of the class SCHED_IDLE at once. One that is only nice
+    keeps its core for some milliseconds, for which workers and learner then wait in turn.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -239,54 +237,42 @@ def run_evaluator(
     progress: SharedBlock,
     requests: Connection,
     answers: Connection,
+    gives_way: bool,
 ) -> None:
-    """Evaluate what is asked for until the pipe is closed. Entry point of the process."""
-    _yield_to_all()
+    """Evaluate on request until the pipe is closed. Entry point of the process."""
+    if gives_way:
+        _lower_priority()
     plan: EvaluationPlan = cloudpickle.loads(payload)
     model: Any = plan.build_model()
-    made = progress.array(np.int64, (2,))
+    played = progress.array(np.int64, (3,))
 
     def watch(episodes: int, steps: int) -> None:
-        made[:] = steps, episodes
+        played[:2] = steps, episodes
 
-    players = _Players(plan)
-    with closed_after(players), suppress(EOFError):
-        # Before anything is asked for: what cannot be built is known when training begins.
-        players.get(plan.protocol)
+    def answer(player: EpisodePlayer, request: _Request) -> None:
+        steps, final = request
+        newest = store.read()
+        assert newest is not None
+        model.load_state_dict(newest[1])
+        played[:] = 0
+        with torch_threads(policy_threads(plan.env_spec)) if final else nullcontext():
+            result = player.play(model, final or plan.protocol, watch)
+        records = final is None and plan.record is not None
+        played[2] = records
+        answers.send(result)
+        if records:
+            assert plan.record is not None
+            plan.record(model, plan.videos / f"step_{steps:012d}{video_suffix()}")
+            played[2] = 0
+
+    num_episodes, request = plan.protocol.episodes, None
+    with suppress(EOFError):
         while True:
-            request: _Request = requests.recv()
-            newest = store.read()
-            assert newest is not None
-            model.load_state_dict(newest[1])
-            made[:] = 0
-            if request.protocol is not None:
-                player = players.get(request.protocol)
-                with torch_threads(policy_threads(plan.env_spec)):
-                    answers.send(player.play(model, request.protocol, watch))
-                continue
-            answers.send(players.get(plan.protocol).play(model, plan.protocol, watch))
-            if plan.record is not None:
-                plan.record(model, plan.videos / f"step_{request.steps:012d}{video_suffix()}")
-
-
-class _Players(Closing):
-    """The player of the last evaluation, kept for the next one with as many episodes."""
-
-    def __init__(self, plan: EvaluationPlan) -> None:
-        self._plan = plan
-        self._episodes = 0
-        self._player: EpisodePlayer | None = None
-
-    def get(self, protocol: EvaluationProtocol) -> EpisodePlayer:
-        """Return a player of as many episodes."""
-        if self._player is None or self._episodes != protocol.episodes:
-            self.close()
-            plan, self._episodes = self._plan, protocol.episodes
-            self._player = EpisodePlayer(plan.env_spec, plan.build_env, protocol.episodes)
-        return self._player
-
-    def close(self) -> None:
-        """Close the environments."""
-        if self._player is not None:
-            self._player.close()
-            self._player = None
+            # Before the first request, so that environments that cannot be built fail at once.
+            player = EpisodePlayer(plan.env_spec, plan.build_env, num_episodes)
+            with closed_after(player):
+                request = request or requests.recv()
+                while (request[1] or plan.protocol).episodes == num_episodes:
+                    answer(player, request)
+                    request = requests.recv()
+            num_episodes = (request[1] or plan.protocol).episodes

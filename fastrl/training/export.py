@@ -1,8 +1,9 @@
-"""Policies as files for other programs: TorchScript and ONNX, compared before they are kept."""
+"""Policies as files for other programs: TorchScript and ONNX, verified before they are written."""
 
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
@@ -17,33 +18,42 @@ from torch import Tensor, nn
 
 from fastrl.envs.actions import ActionBounds
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.extras import how_to_install
+from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spec import ACTION_MASK, only_given
 from fastrl.training.durable import make_directory, write_durably, writing
-from fastrl.training.policy import TrainedPolicy
+from fastrl.training.trained_policy import TrainedPolicy
 
 SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx"}
-"""Of files, by the name of their format."""
+"""Of files, by format."""
+
+_INITIAL_STATE = "initial_state"
+"""Name in a file of the state in which episodes begin."""
 
 _BATCHES = (1, 3, 28)
-"""Numbers of observations that are compared: a fixed number in the file would show."""
+"""Batch sizes that are compared, so that a size fixed in the file is noticed."""
+_STEPS = 5
+"""That are compared of a policy with a memory, each with the state that the one before returned."""
 _TOLERANCE = 1e-4
 """Of continuous actions, relative and absolute: other kernels round in another order."""
-_MOST_LETTERS = 200
+_LONGEST_ERROR = 200
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Rows = Sequence[NDArray[Any]]
 Run = Callable[[Rows], Rows]
-"""From the leaves of observations to the leaves of actions."""
+"""From the leaves of observations to the leaves of actions; both end with a memory's state."""
 
 
 def export(policy: TrainedPolicy, format: str, path: Path) -> None:
-    """Write the likeliest actions of a policy as a function of the observation.
+    """Write the most probable actions of a policy as a function of the observation.
 
     Inputs are the leaves of observations, ``[n, *shape]`` for any n, in the dtypes of
-    `fastrl.spaces.observation_specs`; outputs the leaves of actions as the environment accepts
-    them.
+    `fastrl.EnvSpec.observation`, a mask of valid actions among them; outputs are the leaves of
+    actions as the environment accepts them. A policy with a memory has one more input, ``state
+    [n, S] float32``, and one more output, the next state. The state in which episodes begin is in
+    the file: the attribute ``initial_state [S] float32`` in TorchScript, a list of numbers in JSON
+    by that key of the metadata in ONNX.
 
     Args:
         policy: The policy.
@@ -52,7 +62,7 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
 
     Raises:
         ConfigError: A package is missing, the path is a directory, or the policy cannot be
-            exported, or acts otherwise in the file.
+            exported, or acts differently in the file.
         WriteError: The file cannot be written.
     """
     if path.is_dir():
@@ -63,15 +73,15 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
         raise ConfigError(f"--format onnx needs the packages {packages}: {how_to_install('onnx')}")
     try:
         with warnings.catch_warnings():
-            # Of both exporters, about themselves and about what the comparison would find.
+            # Of both exporters; the comparison finds what they warn of.
             warnings.simplefilter("ignore")
             content = traced(_Actor(policy).eval(), policy)
             difference = _difference(policy, run_in(content))
     except FastrlError:
         raise
     except USERS_FAILURES as error:
-        told = cause(error)[:_MOST_LETTERS]
-        raise ConfigError(f"the policy cannot be exported as {format}: {told}") from error
+        problem = cause(error)[:_LONGEST_ERROR]
+        raise ConfigError(f"the policy cannot be exported as {format}: {problem}") from error
     if difference:
         raise ConfigError(f"the policy cannot be exported as {format}: {difference}")
     with writing(path):
@@ -80,20 +90,33 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
 
 
 class _Actor(nn.Module):
-    """From the leaves of observations to the leaves of the likeliest actions."""
+    """From the leaves of observations to the leaves of the most probable actions.
+
+    Of a policy with a memory also from its state to the next one.
+    """
 
     def __init__(self, policy: TrainedPolicy) -> None:
         super().__init__()
         self.model: PolicyModel = policy.model
-        self._observed, self._acted = tuple(policy.env_spec.observation), policy.env_spec.action
+        self._spec, self._acted = policy.env_spec, policy.env_spec.action
         found = leaves(policy.env_spec.action_space).values()
+        state = policy.initial_state(1)
+        if state is not None:
+            self.register_buffer(_INITIAL_STATE, torch.from_numpy(state[0]))
         self.converters = nn.ModuleList(_Converter(leaf, policy.action_bounds) for leaf in found)
 
-    def forward(self, *observation: Tensor) -> Any:  # noqa: ANN401
-        chosen = self.model.mode(dict(zip(self._observed, observation, strict=True)))
+    def forward(self, *inputs: Tensor) -> Any:
+        paths = self._spec.observation
+        leaves_found, state = inputs[: len(paths)], inputs[len(paths) :]
+        observation, mask = self._spec.split_mask(dict(zip(paths, leaves_found, strict=True)))
+        chosen = self.model.mode(
+            observation, **only_given(state=state[0] if state else None, mask=mask)
+        )
         pairs = zip(self.converters, self._acted, strict=True)
-        actions = tuple(convert(chosen[path]) for convert, path in pairs)
-        return actions if len(actions) > 1 else actions[0]
+        outputs = tuple(convert(chosen.action[path]) for convert, path in pairs)
+        if state and chosen.state is not None:
+            outputs += (chosen.state,)
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 class _Converter(nn.Module):
@@ -142,18 +165,29 @@ def _run_torchscript(content: bytes) -> Run:
 
 
 def _onnx(actor: _Actor, policy: TrainedPolicy) -> bytes:
+    import onnx
+
     examples, spec = _tensors(policy, 2), policy.env_spec
+    state = policy.initial_state(1)
+    has_memory = state is not None
     program = torch.onnx.export(
         actor,
         examples,
-        input_names=_names("observation", spec.observation),
-        output_names=_names("action", spec.action),
+        input_names=[
+            ACTION_MASK if name == f"observation/{spec.action_mask}" else name
+            for name in _names("observation", spec.observation)
+        ]
+        + ["state"] * has_memory,
+        output_names=_names("action", spec.action) + ["next_state"] * has_memory,
         dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in examples),),
         dynamo=True,
         verbose=False,
     )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    if state is not None:
+        onnx.helper.set_model_props(model, {_INITIAL_STATE: json.dumps(state[0].tolist())})
+    content: bytes = model.SerializeToString()
     return content
 
 
@@ -170,38 +204,55 @@ def _names(kind: str, paths: Iterable[str]) -> list[str]:
 
 
 def _difference(policy: TrainedPolicy, run: Run) -> str:
-    """Return how the actions differ on random observations, in words; nothing where they agree."""
-    spec = policy.env_spec
+    """Return how the actions differ on random observations, in words; empty where they agree."""
+    names = [f"actions '{path}'" if path else "actions" for path in policy.env_spec.action]
+    names += ["states"] * (policy.initial_state(1) is not None)
     for num_rows in _BATCHES:
-        rows = _observations(policy, num_rows)
-        observation = unflatten(
-            spec.observation_space, dict(zip(spec.observation, rows, strict=True))
-        )
-        action, _ = policy.act(observation)
-        wanted = flatten(spec.action_space, action)
-        for path, ours, theirs in zip(spec.action, wanted, run(rows), strict=True):
-            if not _agree(ours, theirs):
-                where = f" '{path}'" if path else ""
-                return f"for {num_rows} random observations its actions{where} differ in the file"
+        ours = theirs = policy.initial_state(num_rows)
+        for step in range(1 if ours is None else _STEPS):
+            rows = _observations(policy, num_rows, step)
+            wanted, ours = _acted(policy, rows, ours)
+            found = run(rows if theirs is None else [*rows, theirs])
+            if ours is not None:
+                wanted, theirs = [*wanted, ours], found[-1]
+            for name, one, other in zip(names, wanted, found, strict=True):
+                if not _agree(one, other):
+                    return f"for {num_rows} random observations its {name} differ in the file"
     return ""
 
 
+def _acted(policy: TrainedPolicy, rows: Rows, state: Any) -> tuple[Rows, Any]:
+    """Return the leaves of the policy's actions, and its next state."""
+    spec = policy.env_spec
+    leaves_of = dict(zip(spec.observation, rows, strict=True))
+    action, state = policy.act(unflatten(spec.observation_space, leaves_of), state)
+    return list(flatten(spec.action_space, action)), state
+
+
 def _agree(ours: NDArray[Any], theirs: NDArray[Any]) -> bool:
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return False
-    if ours.dtype.kind != "f":
-        return bool((ours == theirs).all())
-    return np.allclose(ours, theirs, _TOLERANCE, _TOLERANCE)
+    tolerance = _TOLERANCE if ours.dtype.kind == "f" else 0
+    is_alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return is_alike and np.allclose(ours, theirs, tolerance, tolerance)
 
 
-def _observations(policy: TrainedPolicy, num_rows: int) -> list[NDArray[Any]]:
+def _observations(policy: TrainedPolicy, num_rows: int, seed: int = 0) -> list[NDArray[Any]]:
     """Return random leaves ``[num_rows, *shape]``, as the file takes them."""
     space = policy.env_spec.observation_space
-    space.seed(0)
+    space.seed(seed)
     columns = zip(*(flatten(space, space.sample()) for _ in range(num_rows)), strict=True)
-    dtypes = [spec.numpy_dtype for spec in policy.env_spec.observation.values()]
-    return [np.stack(column).astype(dtype) for column, dtype in zip(columns, dtypes, strict=True)]
+    specs = policy.env_spec.observation
+    rows = {
+        path: np.stack(column).astype(spec.numpy_dtype)
+        for (path, spec), column in zip(specs.items(), columns, strict=True)
+    }
+    if (mask := policy.env_spec.action_mask) is not None:
+        # One option of each choice at least is valid.
+        firsts = np.cumsum([0, *policy.env_spec.choices[:-1]])
+        rows[mask][:, firsts] = True
+    return list(rows.values())
 
 
 def _tensors(policy: TrainedPolicy, num_rows: int) -> tuple[Tensor, ...]:
-    return tuple(map(torch.from_numpy, _observations(policy, num_rows)))
+    state = policy.initial_state(num_rows)
+    rows = _observations(policy, num_rows)
+    return tuple(map(torch.from_numpy, rows if state is None else [*rows, state]))

@@ -1,93 +1,89 @@
-"""Ctrl-C, SIGTERM and a lost terminal: training ends where it can be saved, or goes on."""
+"""Ctrl-C, SIGTERM and a lost terminal: training ends where it can be saved, or continues."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Self
 
 from fastrl.workers.descent import ignore_signal
 
 HURRY_S = 5.0
-"""How long after SIGTERM an update may still take; schedulers kill what is not gone in 10 s.
+"""How long after SIGTERM an update may still take; schedulers send SIGKILL after about 10 s.
 
-And how long after any request a rollout may, so that the episodes under way can be saved.
+And how long after any request a rollout may, so that the running episodes can be saved.
 """
 
 
 class StopSignal(BaseException):
-    """Breaks off what need not be finished; no error, so that no ``except Exception`` takes it."""
+    """Breaks off work that may be lost; not an ``Exception``, so that user code cannot catch it."""
 
 
 class Interrupts:
-    """While it is entered, the first Ctrl-C or SIGTERM is a request, and the second ends at once.
+    """Inside a ``with`` block the first Ctrl-C or SIGTERM is a request, and the second one raises.
 
-    SIGHUP, which a closed terminal sends, changes nothing. Signals reach the main thread only;
-    entered in another one, this never sees a request.
+    SIGHUP, which a closed terminal sends, is ignored. Python delivers signals to the main thread
+    only; in another thread this never sees a request.
 
     Attributes:
         requested: The signal that asked to end, or None.
+
+    Args:
+        is_repeated: Whether one request may come as several signals, of which only the first
+            counts: those of a launcher and of other ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_repeated: bool = False) -> None:
         self.requested: signal.Signals | None = None
-        self._breakable = self._hurried = self._awaited = self._late = False
+        self._is_repeated = is_repeated
+        self._block = ""
+        self._is_late = False
         self._before: dict[signal.Signals, Any] = {}
 
-    @contextmanager
-    def breakable(self) -> Iterator[None]:
-        """Break off what is done in here when a request comes, or has come.
+    def request(self, number: int) -> None:
+        """Act as if the main thread had got a signal; from any thread."""
+        if self._before:
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def breakable(self) -> AbstractContextManager[None]:
+        """Break off the block when a request comes, or has come.
 
         Raises:
             StopSignal: A request came.
         """
-        try:
-            self._breakable = True
-            if self.requested is not None:
-                raise StopSignal
-            yield
-        finally:
-            self._breakable = False
+        return self._in("breakable")
 
-    @contextmanager
-    def awaited(self, usual_s: float) -> Iterator[None]:
-        """Break off what is done in here if it lasts longer than `HURRY_S` after a request.
+    def awaited(self, usual_s: float) -> AbstractContextManager[None]:
+        """Break off the block if it takes longer than `HURRY_S` after a request.
 
         Args:
-            usual_s: How long it usually takes. Where that is more, a request breaks it off at once.
+            usual_s: How long it usually takes. If that is longer, a request breaks it off at once.
 
         Raises:
             StopSignal: It did, or a request had come before.
         """
-        if usual_s > HURRY_S:
-            with self.breakable():
-                yield
-            return
-        try:
-            self._awaited = True
-            if self.requested is not None:
-                raise StopSignal
-            yield
-        finally:
-            self._awaited = False
+        return self._in("breakable" if usual_s > HURRY_S else "awaited")
 
-    @contextmanager
-    def hurried(self) -> Iterator[None]:
-        """Break off what is done in here if it lasts longer than `HURRY_S` after SIGTERM.
+    def hurried(self) -> AbstractContextManager[None]:
+        """Break off the block if it takes longer than `HURRY_S` after SIGTERM.
 
         Raises:
             StopSignal: It did.
         """
+        return self._in("hurried")
+
+    @contextmanager
+    def _in(self, block: str) -> Iterator[None]:
         try:
-            self._hurried = True
-            if self._late:
+            self._block = block
+            if self._is_late if block == "hurried" else self.requested is not None:
                 raise StopSignal
             yield
         finally:
-            self._hurried = False
+            self._block = ""
 
     def __enter__(self) -> Self:
         """Take over the signals."""
@@ -104,7 +100,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Restore the signals."""
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
@@ -113,14 +109,16 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
+            if self._is_repeated:
+                return
             raise KeyboardInterrupt
         self.requested = signal.Signals(number)
-        if number == signal.SIGTERM or self._awaited:
+        if number == signal.SIGTERM or self._block == "awaited":
             signal.setitimer(signal.ITIMER_REAL, HURRY_S)
-        if self._breakable:
+        if self._block == "breakable":
             raise StopSignal
 
     def _hurry(self, number: int, frame: FrameType | None) -> None:
-        self._late = self.requested == signal.SIGTERM
-        if self._awaited or (self._hurried and self._late):
+        self._is_late = self.requested == signal.SIGTERM
+        if self._block == "awaited" or (self._block == "hurried" and self._is_late):
             raise StopSignal

@@ -1,88 +1,105 @@
-"""What is written down and shown while a run goes on."""
+"""Writes and shows the metrics, evaluations and worker failures of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from fastrl.config import Config
 from fastrl.sampling import Fault, Sampler
-from fastrl.training.evaluation import INFO, EvaluationResult
-from fastrl.training.fault_log import FaultLog
+from fastrl.training.durable import append_line, read_bounded, writing
+from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import MetricsLog
 from fastrl.training.progress import Progress
 from fastrl.training.remarks import LearningSigns
+from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
 
 FINAL = "final_evaluation"
-"""Kind of the row of the evaluation after the last step, whose episodes are others."""
+"""Kind of the row of the evaluation after the last step, which plays other episodes."""
 
 _ROWS_PER_RUN = 200
 
 
-class Journal:
-    """Turns updates and evaluations into rows of metrics, for the files and for the eye.
+def described(fault: Fault) -> tuple[dict[str, Any], str]:
+    """Return a worker failure as a row of ``faults.jsonl``, and in one line."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return {"at": at, **fault.to_dict()}, str(fault)
 
-    Attributes:
-        window: What happened since the last row.
+
+class RunJournal:
+    """Writes and shows updates and evaluations as rows of metrics, and worker failures.
 
     Args:
         config: Says how often there is a row.
+        run: Has the file of workers that failed.
         log: Where rows are written.
         progress: Where they are shown.
-        window: Opened now.
-        faults: Where workers that failed are written down.
+        window: Adds up what happened since the last row.
         signs: Which rows of metrics are reported as a sign that nothing is learnt.
+
+    Raises:
+        WriteError: ``faults.jsonl`` is not a file.
     """
 
     def __init__(
         self,
         config: Config,
+        run: RunDirectory,
         log: MetricsLog,
         progress: Progress,
         window: Window,
-        faults: FaultLog,
         signs: LearningSigns,
     ) -> None:
-        self._log, self._progress, self.window, self._faults = log, progress, window, faults
-        self._signs = signs
+        self._log, self._progress, self._window, self._signs = log, progress, window, signs
         self._every_s = config.logging.every_s
         every_steps = config.logging.every_steps
         self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
-        self._idle: IdleTime | None = None
+        self._sampler: Sampler | None = None
+        self._faults = run.faults
+        with writing(run.faults):
+            self._num_faults = self._earlier_faults()
 
-    def watch(self, idle: IdleTime | None) -> None:
-        """Take over the sampler's own account of its time; see `Window.row`."""
-        self._idle = idle
+    def watch(self, sampler: Sampler) -> None:
+        """Subtract the idle time of an asynchronous sampler; see `Window.row`."""
+        self._sampler, self._seen = sampler, sampler.stats()
 
     def note_update(self, update: Update) -> None:
-        """Count an update in."""
-        self.window.add(update)
+        """Add an update to the window."""
+        self._window.add(update)
         self._progress.advance(update.steps)
 
     def flush_if_due(self) -> None:
         """Write a row if one is due."""
-        if self.window.steps >= self._every_steps or self.window.open_s >= self._every_s:
+        if self._window.steps >= self._every_steps or self._window.open_s >= self._every_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write a row of what happened since the last one, if anything did."""
-        if self.window.steps:
-            row = self.window.row(self._idle.since_last() if self._idle else None)
-            row["restarts"] = self._faults.count
+        """Write a row for the updates since the last one, if there are any."""
+        if self._window.steps:
+            row = self._window.row(self._idle_s())
+            row["restarts"] = self._num_faults
             self._log.write("training", row)
             self._progress.show(row)
-            for sign in self._signs.look(row):
+            for sign in self._signs.found_in(row):
                 self._progress.remark(sign)
 
     def note_fault(self, fault: Fault) -> None:
-        """Write down that a worker failed and is replaced."""
-        self._faults.write(fault)
-        self._progress.remark(str(fault))
+        """Write a worker failure to ``faults.jsonl`` and show it."""
+        self.write_fault(*described(fault))
+
+    def write_fault(self, row: Mapping[str, Any], text: str) -> None:
+        """Write a worker failure of any rank, as `described` returned it, and show it."""
+        with writing(self._faults):
+            append_line(self._faults, row)
+        self._num_faults += 1
+        self._progress.remark(text)
 
     def note_evaluation(
         self, result: EvaluationResult, steps: int, kind: str = "evaluation"
     ) -> None:
-        """Write down how the policy did as it was after ``steps``, in a row of that kind."""
+        """Write an evaluation of the policy as it was after ``steps``, in a row of that kind."""
         row = {
             "steps": steps,
             "return_mean": result.return_mean,
@@ -90,46 +107,33 @@ class Journal:
             "length_mean": result.length_mean,
             "episodes": len(result.returns),
             "cut": result.cut,
-            **{f"{INFO}{name}": mean for name, mean in result.info_means().items()},
+            **result.info_row(),
         }
         self._log.write(kind, row)
         self._progress.show_evaluation(result, steps)
 
-    def watch_start(self, starting: Callable[[], str]) -> None:
-        """Show until the first update how far the start is, which ``starting`` returns in words."""
-        self._progress.watch_start(starting)
+    def _earlier_faults(self) -> int:
+        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read.
 
-    def watch_evaluation(self, line: str) -> None:
-        """Show how far an evaluation is that training waits for."""
-        self._progress.update(line)
+        Raises:
+            OSError: The file is a directory or a pipe, to which no failure can be appended.
+        """
+        try:
+            return read_bounded(self._faults).count(b"\n") if self._faults.exists() else 0
+        except OSError as error:
+            if not self._faults.is_file():
+                raise
+            problem = f"'{self._faults}' cannot be read: {error.strerror or error}"
+            self._progress.remark(f"restarts are counted from 0, as {problem}")
+            return 0
 
-    def remark(self, line: str) -> None:
-        """Show a line that stays to be read."""
-        self._progress.remark(line)
+    def _idle_s(self) -> float | None:
+        """Return the time since the last row in which the workers did not sample, their mean.
 
-    def say(self, activity: str) -> None:
-        """Show what is done besides training."""
-        self._progress.say(activity)
-
-
-class IdleTime:
-    """How long the workers of an asynchronous sampler did not sample.
-
-    Where model workers infer, waiting for actions and waiting for the learner are counted
-    together, and none of it is taken for idle.
-    """
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._last_ns = self._waited_ns()
-
-    def since_last(self) -> float:
-        """Return the mean over the workers, in seconds, since the last call."""
-        if self._sampler.topology.num_model_workers:
-            return 0.0
-        waited_ns = self._waited_ns()
-        since_ns, self._last_ns = waited_ns - self._last_ns, waited_ns
-        return since_ns / 1e9
-
-    def _waited_ns(self) -> float:
-        return float(self._sampler.stats().waiting_ns.mean())
+        With model workers, waiting for actions and waiting for the learner are counted together,
+        and none of it is counted as idle.
+        """
+        if self._sampler is None or self._sampler.topology.num_model_workers:
+            return None if self._sampler is None else 0.0
+        before, self._seen = self._seen, self._sampler.stats()
+        return float((self._seen - before).waiting_ns.mean()) / 1e9

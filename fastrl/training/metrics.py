@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
-import inspect
 import json
 import logging
 import math
-import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,30 +21,29 @@ from fastrl.closing import build_all, close_all
 from fastrl.config import Config, LoggingConfig
 from fastrl.config.fields import Call
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.extras import how_to_install
-from fastrl.free_memory import free_bytes
+from fastrl.imports import how_to_install
 from fastrl.training.durable import (
     WriteError,
-    open_inside,
-    open_new,
+    append_line,
+    read_bounded,
     write_durably,
     writing,
 )
 from fastrl.training.run_directory import RunDirectory
 
 _MOST_STEPS = 2**62
-_TOLD = 200
-"""Characters of a foreign error that are shown."""
+_LONGEST_ERROR = 200
+"""Characters that are shown of an error of Weights & Biases."""
 _LOGGER = logging.getLogger(__name__)
 Row = Mapping[str, float | int]
 
 
 class Sink(Protocol):
-    """Somewhere to write rows to: what a logger returns.
+    """Something that rows are written to: what a logger returns.
 
-    A logger is called with the `RunDirectory`, the `Config`, and the steps of the checkpoint that
-    training goes on from: rows of later steps, which it may have, are void. It gets the keyword
-    arguments of the configuration besides.
+    A logger is called with the `RunDirectory`, the `Config`, the steps of the checkpoint that
+    training resumes from (it drops rows of later steps, if it has any), and the keyword arguments
+    of the configuration.
     """
 
     def write(self, kind: str, row: Row) -> None:
@@ -54,7 +51,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         ...
 
 
@@ -64,11 +61,11 @@ class MetricsLog:
     Args:
         run: The run's directory.
         config: The run's configuration.
-        steps: Of the checkpoint that training goes on from: later rows are dropped.
+        steps: Of the checkpoint that training resumes from: later rows are dropped.
 
     Raises:
-        WriteError: They cannot be written, or a logger of others fails, now or later.
-        ConfigError: Weights & Biases does not start, or a logger returns something else.
+        WriteError: They cannot be written, or a custom logger fails, now or later.
+        ConfigError: Weights & Biases does not start, or a logger does not return a `Sink`.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
@@ -77,33 +74,30 @@ class MetricsLog:
             self._sinks = build_all(_sinks(run, config, steps))
 
     def write(self, kind: str, row: Row) -> None:
-        """Write a row of metrics; see `Sink.write`.
-
-        Raises:
-            WriteError: It cannot be written.
-        """
+        """Write a row of metrics; see `Sink.write`."""
         with writing(self._path):
             for sink in self._sinks:
                 sink.write(kind, row)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         with writing(self._path):
             close_all(self._sinks)
 
 
 def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
-    names = [path for path, _ in _loggers(config.logging)]
+    loggers = _loggers(config.logging)
+    names = [path for path, _ in loggers]
     if "wandb" not in names:
         # The run there would lack the rows that are written from here on.
         with writing(run.wandb):
             run.wandb.unlink(missing_ok=True)
-    for path, kwargs in _loggers(config.logging):
+    for path, kwargs in loggers:
         build = _logger(path)
         if build in _OURS:
             yield build(run, config, steps)
         else:
-            yield _Foreign(path, lambda build=build, k=kwargs: build(run, config, steps, **k))
+            yield _CustomSink(path, partial(build, run, config, steps, **kwargs))
     if "tensorboard" not in names and run.tensorboard.is_dir():
         TensorBoard(run, config, steps).close()
 
@@ -117,47 +111,41 @@ def _loggers(settings: LoggingConfig) -> list[tuple[str, dict[str, Any]]]:
         (each.path, dict(each.kwargs)) if isinstance(each, Call) else (each, {})
         for each in settings.loggers
     ]
-    for path, _ in others:
-        if path in chosen:
-            chosen[path] = True
-    ours: list[tuple[str, dict[str, Any]]] = [(name, {}) for name, is_on in chosen.items() if is_on]
-    return [*ours, *((path, kwargs) for path, kwargs in others if path not in chosen)]
+    named = {path for path, _ in others}
+    ours = [(name, dict[str, Any]()) for name, is_on in chosen.items() if is_on or name in named]
+    return [*ours, *(each for each in others if each[0] not in chosen)]
 
 
-def _logger(path: str) -> Any:  # noqa: ANN401
+def _logger(path: str) -> Any:
     return registry.chosen("logger", path, "logging.loggers")
 
 
-class _Foreign:
-    """A logger of others, whose failures end the run with one line.
-
-    Args:
-        path: What the configuration calls it.
-        build: Returns the logger.
+class _CustomSink:
+    """A custom logger, whose failures end the run with one line.
 
     Raises:
-        ConfigError: It has not the methods of a `Sink`.
+        ConfigError: It lacks a method of `Sink`.
         WriteError: It fails.
     """
 
-    def __init__(self, path: str, build: Any) -> None:  # noqa: ANN401
+    def __init__(self, path: str, build: Callable[[], Sink]) -> None:
         self._where = f"logging.loggers: '{path}'"
-        with self._told():
-            self._sink: Sink = build()
+        with self._one_line():
+            self._sink = build()
         methods(self._where, self._sink, ("write", "close"))
 
     def write(self, kind: str, row: Row) -> None:
-        """Write a row; see `Sink`."""
-        with self._told():
+        """See `Sink`."""
+        with self._one_line():
             self._sink.write(kind, row)
 
     def close(self) -> None:
-        """Write what is left."""
-        with self._told():
+        """See `Sink`."""
+        with self._one_line():
             self._sink.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _one_line(self) -> Iterator[None]:
         try:
             yield
         except FastrlError:
@@ -167,32 +155,26 @@ class _Foreign:
 
 
 class JsonLines:
-    """One JSON object per line: ``kind`` and the row; null for what is not finite.
+    """One JSON object per line: ``kind`` and the row; null for values that are not finite.
 
     Args:
         run: The run's directory, which has the file.
         config: The run's configuration.
-        steps: Rows beyond are dropped, and with them one that a killed process left unfinished.
+        steps: Later rows are dropped, and so is one that a killed process left unfinished.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
-        path = run.metrics
-        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["steps"] <= steps]
-        partial = path.with_name(f".{path.name}.partial")
-        with os.fdopen(open_new(partial), "w", encoding="utf-8") as file:
-            file.writelines(kept)
-        partial.replace(path)
-        self._file = os.fdopen(open_inside(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
+        self._path = run.metrics
+        kept = [json.dumps(row) + "\n" for row in read_rows(run.metrics) if row["steps"] <= steps]
+        write_durably(run.metrics, "".join(kept).encode())
 
     def write(self, kind: str, row: Row) -> None:
         """Append a line."""
         finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
-        self._file.flush()
+        append_line(self._path, {"kind": kind, **finite})
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Do nothing: each line is in the file."""
 
 
 class TensorBoard:
@@ -201,7 +183,7 @@ class TensorBoard:
     Args:
         run: The run's directory, in which they go.
         config: The run's configuration.
-        steps: TensorBoard hides what earlier files say of later steps.
+        steps: TensorBoard hides the values of later steps in earlier files.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
@@ -219,12 +201,12 @@ class TensorBoard:
                 self._writer.add_scalar(f"{kind}/{name}", value, steps)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered."""
         self._writer.close()
 
 
 def _wait_for_another_second(directory: Path) -> None:
-    """Wait until a new event file is named later than all others.
+    """Wait until a new event file sorts behind all others.
 
     TensorBoard reads event files in the order of their names, which begin with the second in which
     they are made: rows would be hidden in the wrong order.
@@ -235,17 +217,17 @@ def _wait_for_another_second(directory: Path) -> None:
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases, which goes on when this one does.
+    """A run at Weights & Biases, which is resumed when this one is.
 
     Its id is drawn once and kept in ``wandb.json``, with the inode of the directory: a copy of the
-    directory is another run. Each row is one of its steps there, counted from 0, so rows that are
-    dropped here are taken back there. Where they cannot be, which not every server can, a new run
-    there gets all rows that are kept.
+    directory is another run. Each row is one step there, counted from 0, so that dropping later
+    rows rewinds that run. Where the server cannot rewind, a new run there gets all rows that are
+    kept.
 
     Args:
         run: The run's directory.
         config: Is shown there.
-        steps: Rows beyond are taken back.
+        steps: Later rows are dropped.
 
     Raises:
         ConfigError: It does not start.
@@ -267,7 +249,7 @@ class WeightsAndBiases:
             self._begin(run, kept)
 
     def _rewind(self, known: str, num_rows: int) -> bool:
-        """Take back all rows but the first ones; return whether that was possible."""
+        """Drop all rows but the first ones; return whether that was possible."""
         try:
             self._run = self._start(id=known, resume_from=f"{known}?_step={num_rows - 1}")
         except ConfigError as error:
@@ -276,7 +258,7 @@ class WeightsAndBiases:
         return True
 
     def _begin(self, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
-        """Begin a new run there, with the rows that there are already."""
+        """Begin a new run there with these rows."""
         new = secrets.token_hex(8)
         self._run = self._start(id=new, resume="allow")
         for row in rows:
@@ -284,16 +266,16 @@ class WeightsAndBiases:
         known = {"id": new, "inode": run.path.stat().st_ino}
         write_durably(run.wandb, (json.dumps(known) + "\n").encode())
 
-    def _start(self, **how: str) -> Any:  # noqa: ANN401
+    def _start(self, **how: str) -> Any:
         try:
             wandb: Any = importlib.import_module("wandb")
             run = wandb.init(**self._init_arguments, **how)
-        except Exception as error:  # it fails in ways of its own
-            told = " ".join(str(error).split())[:_TOLD]
+        except Exception as error:  # its errors have no common base
+            problem = cause(error)[:_LONGEST_ERROR]
             raise ConfigError(
-                f"logging.wandb: Weights & Biases does not start: {type(error).__name__}: {told}"
+                f"logging.wandb: Weights & Biases does not start: {problem}"
             ) from error
-        # Its own steps may not go back, and evaluations come in after what they evaluate.
+        # Steps of W&B may not decrease, and evaluations come later than the updates they evaluate.
         run.define_metric("*", step_metric="steps")
         return run
 
@@ -327,44 +309,34 @@ _OURS = (JsonLines, TensorBoard, WeightsAndBiases)
 
 
 def check_loggers(settings: LoggingConfig) -> None:
-    """Reject loggers that cannot be built, before anything is written.
+    """Reject loggers that cannot be built before anything is written.
 
     Raises:
-        ConfigError: A package is missing, and how to get it; or a logger cannot be imported or
-            does not take its arguments.
+        ConfigError: A package is missing, or a logger cannot be imported or does not take its
+            arguments.
     """
     for path, kwargs in _loggers(settings):
         if path == "wandb" and find_spec("wandb") is None:
             raise ConfigError(
                 f"logging.wandb: needs the package 'wandb': {how_to_install('wandb')}"
             )
-        try:
-            inspect.signature(_logger(path)).bind("run", "config", 0, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"logging.loggers: '{path}' does not take (run, config, steps) and its kwargs: "
-                f"{error}"
-            ) from error
+        problem = f"logging.loggers: '{path}' does not take (run, config, steps) and its kwargs"
+        registry.check_arguments(_logger(path), problem, "run", "config", 0, **kwargs)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file of metrics, but those that are not whole.
+    """Yield the rows of a JSONL file of metrics, if there is one; skip incomplete rows.
 
     Raises:
         OSError: It cannot be read.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
     if not path.exists():
         return
-    if path.is_file() and path.stat().st_size > free_bytes():
-        raise OSError(errno.EFBIG, "it is larger than the free memory", str(path))
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            steps = row.get("steps") if isinstance(row, dict) else None
-            if type(steps) is int and 0 <= steps <= _MOST_STEPS:
-                yield row
+    for line in read_bounded(path).split(b"\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        steps = row.get("steps") if isinstance(row, dict) else None
+        if type(steps) is int and 0 <= steps <= _MOST_STEPS:
+            yield row

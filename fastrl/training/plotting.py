@@ -1,4 +1,4 @@
-"""Learning curves of one or several runs as a picture."""
+"""Learning curves of runs as a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.config import Config
-from fastrl.envs.native import NAMESPACE
+from fastrl.envs.families import NAMESPACE
 from fastrl.errors import ConfigError
+from fastrl.training.durable import writing
 from fastrl.training.journal import FINAL
 from fastrl.training.metrics import read_rows
 from fastrl.training.run_directory import find_run, read_config
@@ -32,10 +33,10 @@ _POINTS = 300
 _FEW_POINTS = 20
 _KEYS_SHOWN = 3
 _LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
-"""Letters in a line of a label, and in a row of the legend."""
+"""Characters in a line of a label, and in a row of the legend."""
 _LABEL_LINES = 4
 _STYLES = ("-", "--", ":", "-.")
-"""Lines of the first curves that have all colours, of the next ones, and so on."""
+"""Line styles; the next one is used when the colours are used up."""
 _OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
 """Keys in which runs of one curve may differ."""
 
@@ -49,16 +50,15 @@ def plot_runs(
 ) -> None:
     """Draw a metric over steps, one curve per configuration.
 
-    Runs whose configurations differ in the seed, or in what does not change learning, become one
-    curve: the mean over these runs, and a band of one standard deviation to both sides. The
-    evaluation after the last step is a point of its own, since its episodes are others.
+    Runs whose configurations differ only in the seed, or in keys that do not change learning,
+    become one curve: their mean, and a band of one standard deviation to both sides. The
+    evaluation after the last step is drawn as a point, since it plays other episodes.
 
     Args:
         runs: Directories of runs, or their names under ``runs/``.
         output: A file that ends in .png, .pdf or .svg.
-        kind: Which rows of metrics: ``training`` (mean over the last 100 episodes) or
-            ``evaluation``.
-        metric: Which number of these rows, such as ``info/is_success``.
+        kind: Which rows of metrics: ``training`` or ``evaluation``.
+        metric: Which value of these rows, such as ``info/is_success``.
         title: Of the picture; by default what all runs have in common.
 
     Raises:
@@ -69,7 +69,8 @@ def plot_runs(
     groups: dict[str, list[tuple[Config, Path]]] = {}
     for path in dict.fromkeys(find_run(run) for run in runs):
         config = read_config(path)
-        groups.setdefault(_family(config), []).append((config, path))
+        family = json.dumps(_shared_keys(config), sort_keys=True)
+        groups.setdefault(family, []).append((config, path))
     common, labels = _labels([members[0][0] for members in groups.values()])
     curves: dict[str, list[Curve]] = {}
     finals: dict[str, list[Curve]] = {}
@@ -98,11 +99,11 @@ def draw_curves(
     """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
 
     Args:
-        curves: Those of all seeds, by what the legend says.
+        curves: Of all seeds, by label.
         output: A file that ends in .png, .pdf or .svg.
-        ylabel: What the curves show.
-        title: Above them.
-        finals: Points that belong to no curve, by the same labels: final evaluations.
+        ylabel: Label of the vertical axis.
+        title: Of the picture.
+        finals: Final evaluations by the same labels, drawn as points.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -138,9 +139,8 @@ def draw_curves(
     axes.grid(alpha=0.3)
     _add_legend(figure, handles, _signs(curves, finals))
     try:
-        figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise ConfigError(f"'{output}' cannot be written: {error.strerror or error}") from None
+        with writing(output, ConfigError):
+            figure.savefig(output, dpi=150)
     finally:
         plt.close(figure)
 
@@ -148,7 +148,7 @@ def draw_curves(
 def _signs(
     curves: Mapping[str, Sequence[Curve]], finals: Mapping[str, Sequence[Curve]] | None
 ) -> list[Any]:
-    """Return what the legend explains besides the curves."""
+    """Return the entries of the legend beside the curves."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -174,10 +174,10 @@ def _add_legend(figure: Figure, curves: list[Any], signs: list[Any]) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """Return a text for matplotlib in lines of limited width, without mathematics."""
+    """Return a text in lines of limited width, in which matplotlib finds no formulas."""
     lines = textwrap.wrap(text, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" …")
     shown = "\n".join(lines).replace("$", r"\$")
-    # Legends leave out labels that begin with an underscore.
+    # Legends omit labels that begin with an underscore.
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -201,7 +201,7 @@ def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
 
 
 def _read(path: Path, kind: str, metric: str) -> tuple[Curve, set[str]]:
-    """Return a metric of a run, perhaps without any row, and the names of others."""
+    """Return a metric of a run, which may have no row, and the names of all metrics there."""
     rows: list[tuple[float, float]] = []
     others: set[str] = set()
     try:
@@ -224,7 +224,7 @@ def _is_number(value: object) -> bool:
 def mean_curve(
     curves: Sequence[Curve],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return steps, mean and standard deviation over curves, where all of them have values."""
+    """Return steps, mean and standard deviation over curves, at steps that all of them cover."""
     if len(curves) == 1:
         steps, returns = curves[0]
         return steps, returns, np.zeros_like(returns)
@@ -236,55 +236,54 @@ def mean_curve(
 
 
 def curve_name(env: str, algorithm: str) -> str:
-    """Return what a legend says; that an environment is compiled here is no matter of learning."""
+    """Return the label of a curve; fastrl's compiled environments are labelled as the originals."""
     return f"{env.removeprefix(NAMESPACE)} {algorithm.upper()}"
 
 
-def _family(config: Config) -> str:
-    """Return what runs of one curve have in common, as text."""
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude=_OWN_KEYS)
-    return json.dumps(tree, sort_keys=True)
+def _shared_keys(config: Config) -> dict[str, Any]:
+    """Return the keys in which the runs of one curve agree, dotted."""
+    return dict(_leaves(config.model_dump(mode="json", exclude=_OWN_KEYS)))
 
 
 def _labels(configs: Sequence[Config]) -> tuple[str, list[str]]:
-    """Return what all configurations are called, and for each a label of what tells it apart.
+    """Return a common title, and for each configuration a label of what distinguishes it.
 
-    Where environment and algorithm are the same they are the common name, else part of the labels.
-    Of the keys that differ, those are named that tell most configurations apart.
+    Environment and algorithm are the title where all agree, else part of the labels. Of the keys
+    that differ, labels name those that distinguish most configurations.
     """
     names = [curve_name(config.env.id, config.algorithm.name) for config in configs]
-    trees = [_flat(config) for config in configs]
+    trees = [_shared_keys(config) for config in configs]
     is_same = len(set(names)) == 1
-    told: list[tuple[str, ...]] = [() if is_same else (name,) for name in names]
+    parts: list[tuple[str, ...]] = [() if is_same else (name,) for name in names]
     keys = list(dict.fromkeys(key for tree in trees for key in tree))
     chosen: list[str] = []
-    while len(set(told)) < len(told) and len(chosen) < _KEYS_SHOWN:
-        best = max(keys, key=lambda key: len(set(_with(told, trees, key))))
-        finer = _with(told, trees, best)
-        if len(set(finer)) == len(set(told)):
+    while len(set(parts)) < len(parts) and len(chosen) < _KEYS_SHOWN:
+        best = max(keys, key=lambda key: len(set(_with(parts, trees, key))))
+        finer = _with(parts, trees, best)
+        if len(set(finer)) == len(set(parts)):
             break
-        told = finer
+        parts = finer
         chosen.append(best)
     lacking = ", ".join(f"{_short(trees, key)} not set" for key in chosen)
-    labels = [", ".join(parts) or lacking for parts in told]
+    labels = [", ".join(each) or lacking for each in parts]
     if len(set(labels)) < len(labels):
         labels = [f"{label}, #{number}".lstrip(", ") for number, label in enumerate(labels, 1)]
     return (names[0] if is_same else ""), labels
 
 
 def _with(
-    told: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
+    labels: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
 ) -> list[tuple[str, ...]]:
     """Return labels that name one more key."""
     short = _short(trees, key)
     return [
         (*parts, f"{short}={_shown(tree[key])}") if key in tree else parts
-        for parts, tree in zip(told, trees, strict=True)
+        for parts, tree in zip(labels, trees, strict=True)
     ]
 
 
 def _short(trees: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Return the last part of a key where no other key ends so, else the key."""
+    """Return the last part of a key if no other key ends with it, else the key."""
     last = key.rpartition(".")[2]
     alike = {each for tree in trees for each in tree if each.rpartition(".")[2] == last}
     return last if len(alike) == 1 else key
@@ -294,14 +293,10 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    """Return what tells a curve from others, by dotted key."""
-    return dict(_leaves(config.model_dump(mode="json", exclude=_OWN_KEYS), ()))
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a configuration by its dotted key."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield ".".join((*path, name)), value
+            yield f"{prefix}{name}", value

@@ -1,4 +1,4 @@
-"""How training goes: a live panel on a terminal, plain lines elsewhere."""
+"""Training progress: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _REFRESHES_PER_S = 4
 _SPINS_PER_S = 12.5
 _LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
 _HEALTH = ("approx_kl", "clip_fraction", "explained_variance", "learning_rate")
+_UNKNOWN = "-:--:--"
 
 
 class Progress:
-    """Shows the latest metrics until it is left.
+    """Shows the latest metrics inside a ``with`` block.
 
     Args:
         console: Where to; None for nowhere.
@@ -42,11 +43,10 @@ class Progress:
         self, console: Console | None, title: str, total_steps: int, every_s: float
     ) -> None:
         self._console, self._title, self._total_steps = console, title, total_steps
-        self._every_s, self._said_s = every_s, time.perf_counter()
+        self._every_s, self._printed_s = every_s, time.perf_counter()
         self._row: Row = {}
         self._evaluation = ""
-        self._activity = "starting workers …"
-        self._starting: Callable[[], str] | None = None
+        self._activity: Callable[[], str] = lambda: "starting workers …"
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._steps = 0
@@ -55,17 +55,15 @@ class Progress:
             self._live = LiveDisplay(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
-        """Note how many steps were learnt from: cheap enough for every update."""
-        self._steps, self._activity = steps, ""
-        if self._starting is not None:
+        """Set how many steps were learnt from; cheap enough for every update."""
+        self._steps = steps
+        if not self._begun.is_set():
             self._end_start()
 
     def show(self, row: Row) -> None:
-        """Take over a row of training metrics; print it if a line is due."""
+        """Show a row of training metrics: in the panel at once, as a line if one is due."""
         self._row = row
-        now_s = time.perf_counter()
-        if now_s - self._said_s >= self._every_s:
-            self._said_s = now_s
+        if self._is_due():
             self._print(self._line())
 
     def show_evaluation(self, result: EvaluationResult, steps: int) -> None:
@@ -80,34 +78,32 @@ class Progress:
             self.remark(f"evaluation: {result.remark()}")
 
     def say(self, activity: str) -> None:
-        """Show what is done besides training."""
-        self._activity = activity
+        """Show an activity other than training."""
+        self._activity = lambda: activity
         self._print(activity)
 
+    def update(self, activity: str) -> None:
+        """Show how far an activity is: in the panel at once, as a line if one is due."""
+        self._activity = lambda: activity
+        if self._is_due():
+            self._print(activity)
+
     def watch_start(self, starting: Callable[[], str]) -> None:
-        """Show how far the start is, until the first update.
+        """Show the progress of the start until the first update.
 
         Args:
             starting: Returns it in words; may be called in another thread.
         """
-        self._starting = starting
+        self._activity = starting
         if self._live is None and self._console is not None:
             self._thread = start_thread("progress", self._print_start, starting)
-
-    def update(self, activity: str) -> None:
-        """Show how far an activity is: in the panel at once, in lines when one is due."""
-        self._activity = activity
-        now_s = time.perf_counter()
-        if now_s - self._said_s >= self._every_s:
-            self._said_s = now_s
-            self._print(activity)
 
     def remark(self, line: str) -> None:
         """Print a line that stays, above the panel where there is one."""
         if self._console is not None:
             try:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-            except OSError:  # the terminal, or who read the pipe, is gone; training goes on
+            except OSError:  # the terminal or the reader of a pipe is gone; training continues
                 self._console = None
 
     def __enter__(self) -> Self:
@@ -123,12 +119,19 @@ class Progress:
             with suppress(OSError):  # the terminal is gone
                 self._live.stop()
 
+    def _is_due(self) -> bool:
+        now_s = time.perf_counter()
+        is_due = now_s - self._printed_s >= self._every_s
+        if is_due:
+            self._printed_s = now_s
+        return is_due
+
     def _print_start(self, starting: Callable[[], str]) -> None:
         while not self._begun.wait(self._every_s):
             self._print(starting())
 
     def _end_start(self) -> None:
-        self._starting = None
+        self._activity = lambda: ""
         self._begun.set()
         if self._thread is not None:
             self._thread.join()
@@ -146,7 +149,7 @@ class Progress:
             f"return {_number(row, 'return_mean')}",
             f"loss {_number(row, 'loss')}",
             f"kl {_number(row, 'approx_kl')}",
-            f"{self._eta()} left",
+            f"{self._time_left()} left",
         ]
         return "  ".join(parts)
 
@@ -155,16 +158,14 @@ class Progress:
         table.add_column(style="dim")
         table.add_column()
         bar = ProgressBar(total=self._total_steps, completed=self._steps, width=30)
-        counted = Text(f"{self._steps:,} / {self._total_steps:,}   {self._eta()} left")
+        counted = Text(f"{self._steps:,} / {self._total_steps:,}   {self._time_left()} left")
         table.add_row("steps", Group(bar, counted))
         if self._row:
             for label, text in self._rows(self._row).items():
                 table.add_row(label, text)
         if self._evaluation:
             table.add_row("evaluation", self._evaluation)
-        starting = self._starting
-        activity = self._activity if starting is None else starting()
-        if activity:
+        if activity := self._activity():
             table.add_row("", activity)
         return Panel(table, title=Text(self._title), title_align="left", expand=False)
 
@@ -180,39 +181,33 @@ class Progress:
             "update": _numbers(row, _HEALTH),
         }
 
-    def _eta(self) -> str:
+    def _time_left(self) -> str:
         fps = float(self._row.get("fps", 0.0))
-        if not fps:
-            return "-:--:--"
-        left_s = max(0, self._total_steps - self._steps) / fps
-        return str(timedelta(seconds=round(min(left_s, 1e8))))
+        return _duration(max(0, self._total_steps - self._steps) / fps) if fps else _UNKNOWN
 
 
-class Remaining:
-    """Estimates how long episodes take that are still to be played.
+def estimate(episodes: int) -> Callable[[int, int], str]:
+    """Start the clock of an evaluation of this many episodes.
 
-    Args:
-        episodes: How many are played in all.
+    Returns:
+        Maps the number of episodes and of steps played so far to the progress in words, with an
+        estimate of the time left once an episode has ended.
     """
+    began_s = time.perf_counter()
 
-    def __init__(self, episodes: int) -> None:
-        self._episodes, self._began_s = episodes, time.perf_counter()
+    def after(done: int, steps: int) -> str:
+        elapsed_s = time.perf_counter() - began_s
+        left = _duration(elapsed_s * (episodes - done) / done) if done else _UNKNOWN
+        return f"{done} of {episodes} episodes, {steps:,} steps, {left} left"
 
-    def after(self, done: int, steps: int) -> str:
-        """Return in words how far it is, with the time left from the first ended episode on."""
-        elapsed_s = time.perf_counter() - self._began_s
-        left = "-:--:--"
-        if done:
-            left_s = elapsed_s * (self._episodes - done) / done
-            left = str(timedelta(seconds=round(min(left_s, 1e8))))
-        return f"{done} of {self._episodes} episodes, {steps:,} steps, {left} left"
+    return after
 
 
 @contextmanager
 def watched_episodes(
     console: Console | None, episodes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how far an evaluation is.
+    """Show the progress of an evaluation on a terminal.
 
     Yields:
         A function to call with the number of episodes and of steps played, as often as you like.
@@ -220,7 +215,7 @@ def watched_episodes(
     if console is None or not console.is_terminal:
         yield lambda done, steps: None
         return
-    clock, shown_s = Remaining(episodes), -math.inf
+    progress_after, shown_s = estimate(episodes), -math.inf
     spinner = Spinner("dots", "building environments …", style="status.spinner")
     with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=False):
 
@@ -229,9 +224,13 @@ def watched_episodes(
             now_s = time.perf_counter()
             if now_s - shown_s >= 1 / _REFRESHES_PER_S:
                 shown_s = now_s
-                spinner.update(text=clock.after(done, steps))
+                spinner.update(text=progress_after(done, steps))
 
         yield watch
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, 1e8))))
 
 
 def _numbers(row: Row, names: tuple[str, ...]) -> str:

@@ -13,31 +13,31 @@ import gymnasium
 import numpy as np
 
 from fastrl.envs.animation import Frame, FrameWriter, open_animation
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
-from fastrl.extras import how_to_install
 from fastrl.global_streams import seeded_streams
+from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
-from fastrl.training.durable import make_directory
+from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationProtocol
-from fastrl.training.policy import TrainedPolicy
+from fastrl.training.trained_policy import TrainedPolicy
 
 _SUFFIXES = (".mp4", ".gif")
 _SMALLEST_SIDE = 240
-"""Frames with smaller sides are enlarged by a whole factor: most players blur them otherwise."""
+"""Smaller frames are enlarged by a whole factor, since most players blur them otherwise."""
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Plays episodes in an environment that is drawn, and writes what it looks like.
+    """Plays episodes in a rendered environment and writes them as a video.
 
     Attributes:
         factory: Builds the environment.
-        env_spec: What it observes and accepts.
+        env_spec: Its spaces.
         protocol: Which episodes, and how the policy acts.
-        max_steps: Length of a video at most, in environment steps.
+        max_steps: Longest video, in environment steps.
     """
 
     factory: EnvFactory
@@ -55,7 +55,7 @@ class Recorder:
         Raises:
             ConfigError: The format is unknown, its encoder is missing, or the file cannot be
                 written.
-            EnvError: The environment cannot be drawn, raised or broke its contract.
+            EnvError: The environment cannot be rendered, raised or broke its contract.
         """
         draw_without_screen()
         returns: list[float] = []
@@ -63,7 +63,7 @@ class Recorder:
         with sampling_mode(model), streams, closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
             frames = self._frames(env, model, returns)
-            # The first frame shows whether it can be drawn, before a file is begun.
+            # The first frame shows whether it can be rendered, before a file is made.
             first = next(frames)
             with closing(_writer(path, fps)) as writer:
                 writer.append_data(first)
@@ -72,10 +72,10 @@ class Recorder:
         return returns
 
     def check(self) -> None:
-        """Draw the first observation of an episode, to see whether that is possible here.
+        """Render the first observation of an episode.
 
         Raises:
-            EnvError: It is not.
+            EnvError: That is not possible here.
         """
         draw_without_screen()
         with closing(self._drawable()) as env:
@@ -97,9 +97,9 @@ class Recorder:
         for seed in protocol.episode_seeds():
             observation, _ = env.reset(seed=seed)
             yield _drawn(env, self.factory.name)
-            total, over = 0.0, False
+            total, over, state = 0.0, False, None
             while not over and steps < self.max_steps:
-                action, _ = policy.act(observation, deterministic=protocol.deterministic)
+                action, state = policy.act(observation, state, deterministic=protocol.deterministic)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps = total + float(reward), steps + 1
                 over = bool(terminated or truncated)
@@ -110,12 +110,12 @@ class Recorder:
 
 
 def video_suffix() -> str:
-    """Return the format of a video whose name nobody chose: MP4, or GIF without its encoder."""
+    """Return the default format of videos: MP4, or GIF without its encoder."""
     return ".mp4" if find_spec("imageio_ffmpeg") is not None else ".gif"
 
 
 def check_video_path(path: Path) -> None:
-    """Refuse a file that cannot become a video, before anything is played.
+    """Reject a file that cannot become a video, before anything is played.
 
     Raises:
         ConfigError: The format is unknown, or its encoder is missing.
@@ -133,17 +133,15 @@ def _writer(path: Path, fps: float) -> FrameWriter:
     check_video_path(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
-    try:
+    with writing(path, ConfigError):
         make_directory(path.parent)
         return open_animation(path, fps)
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
 
 
 def _drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
     try:
         frame = np.asarray(env.render())
-    except Exception as error:  # a renderer fails in many ways, most of them of the machine
+    except Exception as error:  # renderers raise many types, mostly for reasons of the machine
         text = " ".join(str(error).split()) or type(error).__name__
         raise EnvError(f"'{name}' cannot be drawn here: {text[:200]} ({_hint(error)})") from error
     if frame.ndim != 3 or frame.shape[2] != 3:

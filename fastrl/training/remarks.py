@@ -1,4 +1,4 @@
-"""Remarks: what a configuration seldom means, and signs that a run does not learn."""
+"""Remarks: settings that are seldom intended, and signs that a run does not learn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from fastrl.arguments import brief
 from fastrl.config import Config, PPOConfig
+from fastrl.envs.action_masks import SOURCES
 from fastrl.learning.schedules import SCHEDULED, Schedules
 from fastrl.models.images import describe_images
 from fastrl.spaces import flatten, leaves
@@ -24,13 +25,13 @@ _PATIENCE = 10
 _UNEXPLAINED = 0.05
 _DWARFED = 1000.0
 _MISFIT = 30.0
-"""How many standard deviations of the first actions a range may be wide, or the other way round."""
+"""Largest ratio between an action range and the first standard deviation, and the reverse."""
 _UNBOUNDED = 1e30
-"""Bounds beyond it stand for none."""
+"""Bounds beyond it mean that there is none."""
 _FAR = 1e4
-"""Observations nearer to 0 have digits enough in float32."""
+"""Observations closer to 0 have enough digits in float32."""
 _FEW_STEPS = 32
-"""Different numbers in float32 with which an observation is coarse."""
+"""An observation with fewer distinct float32 values than this is coarse."""
 _DECIDES_ACTIONS = (
     ("env", "action_bounds"),
     ("env", "wrappers"),
@@ -39,13 +40,13 @@ _DECIDES_ACTIONS = (
     ("model", "log_std_bounds"),
     ("model", "kwargs"),
 )
-"""Keys on which it depends what the same parameters do."""
+"""Keys that change the actions of the same parameters."""
 
 
 def remarks(
     config: Config, env_spec: EnvSpec, trained_with: Config | None = None, steps: int = 0
 ) -> Iterator[str]:
-    """Yield what was decided by guess, and what is allowed and yet seldom meant.
+    """Yield what fastrl guessed, and settings that are valid and yet seldom intended.
 
     Args:
         config: Of the run.
@@ -54,10 +55,11 @@ def remarks(
         steps: Environment steps that it was trained for until now.
     """
     if config.model.class_path is None:
-        yield from describe_images(env_spec.observation_space, config.model)
+        yield from describe_images(env_spec.input_space, config.model)
         is_new = trained_with is None and config.init_from is None
         if config.env.action_bounds == "clip" and is_new:
             yield from _misfitting_actions(env_spec, math.exp(config.model.log_std_init))
+    yield from _masks(env_spec)
     transitions = config.sampler.rollout_length * config.topology.num_envs
     algorithm = config.algorithm
     if isinstance(algorithm, PPOConfig) and algorithm.minibatch_size > transitions:
@@ -71,8 +73,8 @@ def remarks(
         yield from _jumps(config, trained_with.total_steps, steps)
 
 
-def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  # noqa: ANN401
-    """Yield a line for each leaf with numbers so far from 0 that float32 blurs how they differ.
+def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:
+    """Yield a line for each leaf whose values are so far from 0 that float32 loses differences.
 
     Args:
         observation: Of a rollout, nested like the space; leaves ``[T+1, B, *shape]``.
@@ -85,11 +87,11 @@ def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  
         low, high = (
             each.cpu().double().numpy() for each in torch.aminmax(rows.flatten(0, 1), dim=0)
         )
-        with np.errstate(all="ignore"):  # infinite ones are not finite anyway
+        with np.errstate(all="ignore"):  # the finite check reports infinities
             size = np.maximum(np.abs(low), np.abs(high))
             step = np.spacing(size.astype(np.float32))
             spread = high - low
-        # Numbers that never differ may be constants, but for those that have lost all fractions.
+        # Values that never differ may be constants, unless float32 dropped all their fractions.
         is_coarse = (size >= _FAR) & (spread < _FEW_STEPS * step) & ((spread > 0) | (step > 1))
         if is_coarse.any():
             near, apart = max(zip(size[is_coarse], step[is_coarse], strict=True))
@@ -101,12 +103,7 @@ def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:  
 
 
 def _misfitting_actions(env_spec: EnvSpec, std: float) -> Iterator[str]:
-    """Yield a line for each Box of which the first actions reach hardly anything.
-
-    Args:
-        env_spec: Has the action space.
-        std: Standard deviation of the first actions, whose mean is about 0.
-    """
+    """Yield a line for each Box that the first actions, of mean 0 and this std, do not explore."""
     for path, leaf in leaves(env_spec.action_space).items():
         if not isinstance(leaf, spaces.Box):
             continue
@@ -128,6 +125,14 @@ def _misfitting_actions(env_spec: EnvSpec, std: float) -> Iterator[str]:
                 )
 
 
+def _masks(env_spec: EnvSpec) -> Iterator[str]:
+    if env_spec.action_mask is not None and env_spec.mask_source is not None:
+        yield (
+            f"masks of valid actions come from {SOURCES[env_spec.mask_source]}; "
+            "env.action_mask=off ignores them"
+        )
+
+
 def _statistics(env_spec: EnvSpec) -> Iterator[str]:
     for name in dict.fromkeys(env_spec.running_statistics):
         instead = "model.normalize_observations=true or algorithm.normalize_rewards=true"
@@ -136,7 +141,7 @@ def _statistics(env_spec: EnvSpec) -> Iterator[str]:
         elif "reward" in name.lower():
             instead = "algorithm.normalize_rewards=true"
         yield (
-            f"{name} keeps statistics of its own, which are neither shared between workers and "
+            f"{name} keeps running statistics, which are neither shared between workers and "
             f"evaluations nor saved in checkpoints; those of {instead} are"
         )
 
@@ -152,7 +157,7 @@ def _changes(before: Config, now: Config) -> Iterator[str]:
 
 
 def _jumps(config: Config, old_end: int, steps: int) -> Iterator[str]:
-    """Yield a line if numbers with a schedule jump up, since the run's end has moved away."""
+    """Yield a line if scheduled values jump up because the run's end has moved."""
     before = Schedules(config.model_copy(update={"total_steps": old_end}))
     now = Schedules(config)
     section = config.algorithm
@@ -176,26 +181,25 @@ def _of(path: str) -> str:
 
 
 class LearningSigns:
-    """Reports, once each, the signs in the metrics that a policy does not learn.
+    """Reports, once each, signs in the metrics that a policy does not learn.
 
     Args:
         value_coef: ``algorithm.value_coef``.
-        is_body_shared: Whether policy and value share a body, so that a large value loss leaves
-            the policy little of it.
+        is_body_shared: Whether policy and value share a body, where a large value loss dominates.
     """
 
     def __init__(self, value_coef: float, is_body_shared: bool) -> None:
         self._value_coef, self._is_body_shared = value_coef, is_body_shared
         self._unexplained = self._dwarfed = 0
 
-    def look(self, row: Mapping[str, float]) -> Iterator[str]:
-        """Yield a line for every sign that ten rows of training metrics in a row have shown."""
+    def found_in(self, row: Mapping[str, float]) -> Iterator[str]:
+        """Yield a line for every sign that ten consecutive rows of training metrics have shown."""
         explained = row.get("explained_variance", math.nan)
         self._unexplained = self._unexplained + 1 if explained < _UNEXPLAINED else 0
         if self._unexplained == _PATIENCE:
             yield (
-                f"explained_variance stays near 0 ({explained:.2g}): the value function predicts "
-                f"no returns; see {GUIDE}"
+                f"explained_variance stays below {_UNEXPLAINED} ({explained:.2g}): the value "
+                f"function does not predict the returns; see {GUIDE}"
             )
         value_loss = self._value_coef * row.get("value_loss", math.nan)
         policy_loss = max(abs(row.get("policy_loss", math.nan)), 1e-3)

@@ -1,40 +1,47 @@
-"""Whole runs, as the command line and scripts use them: train, resume, evaluate, record."""
+"""Whole runs, as the command line and scripts use them: train, resume, evaluate, record, export."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
 from fastrl.arguments import one_of, taken
 from fastrl.config import Config, resolved
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError
+from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.coordination import require_alike, together
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.export import SUFFIXES, export
-from fastrl.training.policy import TrainedPolicy
 from fastrl.training.progress import watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
     RunDirectory,
+    check_new_run,
     find_run,
     make_run_directory,
-    new_run_path,
     read_config,
     require_own_files,
 )
 from fastrl.training.saved_spec import SPACES, read_spec
 from fastrl.training.saver import check_environment, load_model, locate
-from fastrl.training.session import Outcome, Session, evaluation_factory, final_protocol
+from fastrl.training.session import (
+    SessionOutcome,
+    TrainingSession,
+    evaluation_factory,
+    final_protocol,
+)
+from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
 
@@ -51,12 +58,12 @@ class TrainedRun:
 
     path: Path
     config: Config
-    outcome: Outcome
+    outcome: SessionOutcome
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A checkpoint, and how it did.
+    """A checkpoint and its evaluation.
 
     Attributes:
         checkpoint: Name of the checkpoint.
@@ -76,6 +83,7 @@ def train(
     name: str | None = None,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks | None = None,
 ) -> TrainedRun:
     """Train in a new directory until the configured end, or until Ctrl-C or SIGTERM.
 
@@ -83,25 +91,33 @@ def train(
         config: The run.
         name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
         console: Where to show progress; nowhere by default.
-        callbacks: Beside those of the configuration, which does not save them.
+        callbacks: Beside those of the configuration; not saved with the run.
+        ranks: The processes that train together, all of which call this, and which are closed at
+            the end; by default those that ``torchrun`` has started, else this process on its own.
 
     Raises:
-        ConfigError: The directory is in use, or something that the configuration names is not
-            there.
+        ConfigError: The directory is in use, or the configuration names something that is missing.
         EnvError: The environment cannot be built, or broke its contract.
-        WorkerError: A process failed; what was learnt until then is saved.
+        WorkerError: A process failed; the run is saved.
         CallbackError: A callback or a transform failed; the same.
         FastrlError: Learning diverged.
     """
     taken("train", config, Config, "load_config reads one from a file")
     if config.sampler.tune_s is not None:
-        raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.auto.tuned(config)")
-    config = _resolved(config)
-    new_run_path(config, name)  # A name that cannot be is refused before anything is built.
-    session = Session(config, console=console, callbacks=callbacks)
-    with closing(make_run_directory(config, name)) as run:
-        config = config.model_copy(update={"run_dir": str(run.path)})
-        return TrainedRun(run.path, config, session.run(run))
+        raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.tuned(config)")
+    ranks = ranks or ranks_of_environment()
+    with together(ranks), ExitStack() as stack:
+        config = _resolved(config, ranks)
+        require_alike(ranks, config)
+        if ranks.leads:
+            check_new_run(config, name)
+        session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
+        run: RunDirectory | None = None
+        if ranks.leads:
+            run = stack.enter_context(closing(make_run_directory(config, name)))
+        path = Path(ranks.broadcast(run and str(run.path)))
+        config = config.model_copy(update={"run_dir": str(path)})
+        return TrainedRun(path, config, session.run(run or path))
 
 
 @without_hangups()
@@ -113,11 +129,12 @@ def resume(
     trust: bool = False,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks | None = None,
 ) -> TrainedRun:
-    """Go on with a run from one of its checkpoints; play its final evaluation if only that is left.
+    """Resume a run from one of its checkpoints; play its final evaluation if only that is left.
 
-    It goes on as if it had not been stopped, but that environments that cannot be saved start new
-    episodes, with other seeds than at the beginning (see `fastrl.envs.state`).
+    It continues as if it had not been stopped, except that environments that cannot be saved begin
+    new episodes, with other seeds than at the beginning (see `fastrl.envs.state`).
 
     Args:
         run: Its directory, or its name under ``runs/``.
@@ -126,6 +143,7 @@ def resume(
         trust: Whether code that the configuration of a run from elsewhere names may be imported.
         console: Where to show progress; nowhere by default.
         callbacks: As for `train`: those that were given there must be given again.
+        ranks: As for `train`; there may be more or fewer than before. All read the directory.
 
     Raises:
         ConfigError: There is no such run, it is being trained in, is at its end, or would import
@@ -137,18 +155,28 @@ def resume(
     before = read_config(path)
     if not trust:
         require_trust(path, before)
-    with closing(RunDirectory.open(path)) as directory:
-        config = _resolved(read_config(path, overrides))
+    ranks = ranks or ranks_of_environment()
+    with together(ranks), ExitStack() as stack:
+        directory: RunDirectory | None = None
+        if ranks.leads:
+            directory = stack.enter_context(closing(RunDirectory.open(path)))
+        config = _resolved(read_config(path, overrides), ranks)
         changed = {text.partition("=")[0].strip() for text in overrides}
         if "run_dir" in changed:
-            raise ConfigError(f"run_dir: a run goes on in its own directory, '{path}'")
+            raise ConfigError(f"run_dir: a resumed run stays in its directory, '{path}'")
         if "init_from" in changed:
-            raise ConfigError("init_from: a run goes on with its own weights; begin a new one")
+            raise ConfigError("init_from: a resumed run keeps its weights; begin a new run")
         config = config.model_copy(update={"run_dir": str(path)})
-        store = CheckpointStore(directory.checkpoints)
-        store.clean()
-        start = _start(store, checkpoint, directory)
-        is_over = directory.has_summary  # else the final evaluation may be left to do
+        require_alike(ranks, config)
+        store = CheckpointStore(path / "checkpoints")
+        start, is_over = None, False
+        if directory is not None:
+            store.clean()
+            start = _start(store, checkpoint, directory)
+            is_over = directory.summary.exists()  # else the final evaluation may be left to do
+        name = ranks.broadcast(start and start.name)
+        if directory is None and name is not None:
+            start = _load(store, name)
         if start is not None and start.steps >= config.total_steps and is_over:
             enough = config.total_steps if start.steps < 2 * config.total_steps else start.steps
             raise ConfigError(
@@ -156,12 +184,13 @@ def resume(
                 f"fastrl resume {path} total_steps={2 * enough}"
             )
         trained_with = None if start is None else before
-        session = Session(config, start, console, trained_with, callbacks)
-        directory.write_config(config)
-        directory.remove_summary()
-        if start is not None:
-            store.set_aside_after(start.name)
-        return TrainedRun(path, config, session.run(directory))
+        session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
+        if directory is not None:
+            directory.write_config(config)
+            directory.write_summary(None)
+            if start is not None:
+                store.set_aside_after(start.name)
+        return TrainedRun(path, config, session.run(directory or path))
 
 
 def evaluate_run(
@@ -180,8 +209,8 @@ def evaluate_run(
         run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
         episodes: How many; by default ``evaluation.final_episodes``.
         deterministic: Whether to take the most probable actions; by default as configured.
-        seed: Of the episodes; by default the same for every evaluation after training, and not
-            that of the evaluations that have chosen the best checkpoint.
+        seed: Of the episodes; by default the one of the final evaluation, which differs from that
+            of the evaluations that chose the best checkpoint.
         checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
             there is one, else the last.
         trust: As for `resume`.
@@ -210,7 +239,7 @@ def record_run(
     checkpoint: str | None = None,
     trust: bool = False,
 ) -> tuple[Path, list[float]]:
-    """Write a video of a policy of a run; return where it is, and the returns of its episodes.
+    """Write a video of a policy of a run; return its path and the returns of its episodes.
 
     Args:
         run: As for `evaluate_run`.
@@ -223,10 +252,9 @@ def record_run(
         trust: As for `resume`.
 
     Raises:
-        ConfigError: There is no such run, it would import code that this user has not trusted, or
-            the file cannot be written here.
+        ConfigError: As for `evaluate_run`, or the file cannot be written here.
         CheckpointError: The checkpoint is missing, damaged or foreign.
-        EnvError: The environment cannot be drawn.
+        EnvError: The environment cannot be rendered.
     """
     directory, config, found = _open(run, checkpoint, trust)
     named = directory / "videos" / f"{found.name}{video_suffix()}"
@@ -244,18 +272,18 @@ def load_policy(
 ) -> TrainedPolicy:
     """Return a policy of a run, to act with.
 
-    Its environment is not built; of a run that a former version has written it is, once.
+    Its environment is not built, unless an earlier version of fastrl wrote the run.
 
     Args:
         run: As for `evaluate_run`.
         checkpoint: As for `evaluate_run`.
-        seed: Of sampled actions; None for another one each time.
+        seed: Of sampled actions; None for a random one.
         trust: As for `resume`.
 
     Raises:
         ConfigError: There is no such run, or it would import code that this user has not trusted.
         CheckpointError: The checkpoint or the file of the spaces is missing, damaged or foreign.
-        EnvError: The environment of a run of a former version cannot be built.
+        EnvError: The environment of a run of an earlier version cannot be built.
     """
     return _loaded(*_open(run, checkpoint, trust), seed)
 
@@ -268,9 +296,9 @@ def export_run(
     checkpoint: str | None = None,
     trust: bool = False,
 ) -> Path:
-    """Write a policy of a run as a file for other programs; return where it is.
+    """Write a policy of a run as a file for other programs; return its path.
 
-    It has been compared with the policy on random observations before it is there.
+    The file is compared with the policy on random observations before it is written.
 
     Args:
         run: As for `evaluate_run`.
@@ -295,20 +323,30 @@ def export_run(
 
 def _loaded(path: Path, config: Config, found: Checkpoint, seed: int | None) -> TrainedPolicy:
     env_spec = read_spec(path / SPACES) or evaluation_factory(config).probe()
-    model: Any = _model(config, env_spec, found)
+    model = _model(config, env_spec, found)
     return TrainedPolicy(model.eval(), env_spec, config.env.action_bounds, seed)
 
 
-def _resolved(config: Config) -> Config:
-    """Return the configuration, imported where it names an algorithm, and without ``auto``."""
+def _resolved(config: Config, ranks: Ranks) -> Config:
+    """Return the configuration with the section of a custom algorithm, and without ``auto``.
+
+    Of several ranks each resolves the number of its own workers, and so does each node of a
+    cluster.
+    """
     config = resolved(config)
-    workers = config.topology.num_env_workers
-    sampler = config.sampler.model_copy(update={"num_env_workers": workers})
-    return config.model_copy(update={"sampler": sampler})
+    if config.cluster is not None:
+        return config
+    topology = config.topology
+    sizes: dict[str, int] = {}
+    if ranks.size == 1:
+        sizes["num_env_workers"] = topology.num_env_workers
+    if topology.by_slot or ranks.size > 1:
+        sizes["num_envs"] = topology.num_envs
+    return config.model_copy(update={"sampler": config.sampler.model_copy(update=sizes)})
 
 
 def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkpoint | None:
-    """Return where to go on; None where a run was ended before its first checkpoint."""
+    """Return where to resume; None where a run was ended before its first checkpoint."""
     if checkpoint == "last" and not store.names() and not run.has_metrics:
         return None
     return _load(store, checkpoint)
@@ -323,7 +361,7 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
 
 
 def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Path, Config, Checkpoint]:
-    """Return the directory of a run, its configuration and the checkpoint that is meant."""
+    """Return the directory of a run, its configuration and a checkpoint."""
     path, name = locate(run, checkpoint)
     config = read_config(path)
     if not trust:
@@ -336,25 +374,21 @@ def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Path, C
 def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
     factory = evaluation_factory(config)
     env_spec = factory.probe()
+    factory = factory.with_masks_of(env_spec)
     return factory, env_spec, _model(config, env_spec, checkpoint)
 
 
-def _model(config: Config, env_spec: EnvSpec, checkpoint: Checkpoint) -> PolicyModel:
-    model: Any = build_model(env_spec, config.model, config.env.action_bounds)
-    load_model(model, checkpoint.model, checkpoint.name)
-    return cast(PolicyModel, model)
+def _model(config: Config, env_spec: EnvSpec, checkpoint: Checkpoint) -> Any:
+    model = build_model(env_spec, config.model, config.env.action_bounds)
+    load_model(model, checkpoint)
+    return model
 
 
 def _protocol(
     config: Config, episodes: int | None, deterministic: bool | None, seed: int | None
 ) -> EvaluationProtocol:
-    usual = final_protocol(config)
-    return dataclasses.replace(
-        usual,
-        episodes=usual.episodes if episodes is None else episodes,
-        seed=usual.seed if seed is None else seed,
-        deterministic=usual.deterministic if deterministic is None else deterministic,
-        # So many episodes were asked for.
-        max_steps=usual.max_steps if episodes is None else None,
-        max_s=usual.max_s if episodes is None else None,
-    )
+    given = {"episodes": episodes, "deterministic": deterministic, "seed": seed}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if episodes is not None:  # All of them are played, without the configured limits.
+        changes |= {"max_steps": None, "max_s": None}
+    return dataclasses.replace(final_protocol(config), **changes)

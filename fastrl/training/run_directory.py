@@ -1,4 +1,4 @@
-"""The directory of a run: what is where in it, and that one process at a time trains in it."""
+"""The directory of a run: its files, and the lock by which one process at a time trains in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from fastrl import registry
 from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.machine import machine, versions
 from fastrl.spec import EnvSpec
+from fastrl.system import machine, versions
 from fastrl.training.durable import (
+    json_bytes,
     make_directory,
     open_inside,
     require_no_links,
@@ -29,10 +30,10 @@ from fastrl.training.saved_spec import SPACES, spec_to_json
 from fastrl.training.trust import SIGNATURE, sign
 
 RUNS = Path("runs")
-"""Where runs are that were not given a directory."""
+"""Where runs are by default."""
 
 _VERSIONS = "versions.json"
-# What a run that was killed while its directory was made has left.
+# What remains of a run that was killed while its directory was made.
 _BEFORE_CONFIG = {
     ".lock",
     "checkpoints",
@@ -42,10 +43,10 @@ _BEFORE_CONFIG = {
     f".{SIGNATURE}.partial",
     ".config.yaml.partial",
 }
-_TOLD = 200
+_LONGEST_LIST = 200
 """Characters that are shown of the plug-ins that a run had."""
-_NAMES = 100
-"""How often a new name is tried for."""
+_ATTEMPTS = 100
+"""How many names are tried for a new directory."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -53,19 +54,31 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 class RunDirectory:
     """A run's directory, locked for this process until `close`.
 
-    ``config.yaml`` holds every key as it is used, ``signature`` says that this user wrote it,
-    ``versions.json`` holds the packages, the plug-ins and the machine, ``spaces.json`` what the
-    environment observes and accepts,
-    ``metrics.jsonl`` and ``tensorboard/`` the metrics, ``wandb.json`` what Weights & Biases calls
-    the run, ``faults.jsonl`` the workers that failed, ``checkpoints/``, ``videos/`` and
-    ``callbacks/`` what their names say, and ``summary.json`` the outcome once training has ended.
+    Methods raise `WriteError` if a file cannot be written.
+
+    ``config.yaml`` holds every key as it is used, ``signature`` marks it as this user's,
+    ``versions.json`` holds the packages, the plug-ins and the machine, and ``callbacks/`` files of
+    callbacks.
 
     Attributes:
         path: The directory.
+        name: Last part of the path.
+        checkpoints: Directory of checkpoints.
+        videos: Directory of videos.
+        metrics: Rows of metrics, one JSON object per line.
+        faults: Worker failures, one JSON object per line.
+        tensorboard: Directory of TensorBoard's event files.
+        wandb: The id of this run at Weights & Biases.
+        spaces: The spaces of the environment.
+        summary: The outcome, once training has ended.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
-        self.path, self._lock = path, lock
+        self.path, self.name, self._lock = path, path.resolve().name, lock
+        self.checkpoints, self.videos = path / "checkpoints", path / "videos"
+        self.metrics, self.faults = path / "metrics.jsonl", path / "faults.jsonl"
+        self.tensorboard, self.wandb = path / "tensorboard", path / "wandb.json"
+        self.spaces, self.summary = path / SPACES, path / "summary.json"
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:
@@ -74,19 +87,18 @@ class RunDirectory:
         Raises:
             ConfigError: It holds a run or other files already, is in use, or cannot be written.
         """
-        try:
+        with writing(path, ConfigError):
             make_directory(path)
-            run = cls(path, _locked(path))
-        except OSError as error:
-            raise ConfigError(f"'{path}' cannot be written: {error.strerror or error}") from None
+        run = cls(path, locked(path))
         try:
-            run._refuse_used()
+            _reject_used(path)
             require_own_files(path)
             with writing(path):
-                (path / "checkpoints").mkdir(exist_ok=True)
-            known = {"versions": versions(), "machine": machine()}
-            found = registry.plugin_versions()
-            run._write_json(_VERSIONS, {**known, **({"plugins": found} if found else {})})
+                run.checkpoints.mkdir(exist_ok=True)
+            known: dict[str, Any] = {"versions": versions(), "machine": machine()}
+            if plugins := registry.plugin_versions():
+                known["plugins"] = plugins
+            _replace(path / _VERSIONS, json_bytes(known))
             # The last one: it is what makes the directory a run.
             run.write_config(config)
         except FastrlError:
@@ -96,12 +108,12 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Lock the directory of a run, to go on with it.
+        """Lock the directory of a run, to resume it.
 
         Raises:
-            ConfigError: It is no run, is in use, or has links that lead out of it.
+            ConfigError: It is not a run, is in use, or has links that lead out of it.
         """
-        run = cls(path, _locked(path))
+        run = cls(path, locked(path))
         try:
             require_own_files(path)
         except FastrlError:
@@ -110,85 +122,23 @@ class RunDirectory:
         return run
 
     @property
-    def name(self) -> str:
-        """Last part of the path."""
-        return self.path.resolve().name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are."""
-        return self.path / "checkpoints"
-
-    @property
-    def videos(self) -> Path:
-        """Where videos are."""
-        return self.path / "videos"
-
-    @property
-    def metrics(self) -> Path:
-        """Rows of metrics, one JSON object per line."""
-        return self.path / "metrics.jsonl"
-
-    @property
     def has_metrics(self) -> bool:
-        """Whether the run has come so far that it has written some."""
+        """Whether the run has written any metrics."""
         return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
-    @property
-    def has_summary(self) -> bool:
-        """Whether the run has come to its end, its final evaluation included."""
-        return (self.path / "summary.json").exists()
-
-    @property
-    def faults(self) -> Path:
-        """Workers that failed, one JSON object per line."""
-        return self.path / "faults.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Where TensorBoard looks."""
-        return self.path / "tensorboard"
-
-    @property
-    def wandb(self) -> Path:
-        """Which run at Weights & Biases this one is."""
-        return self.path / "wandb.json"
-
     def write_config(self, config: Config) -> None:
-        """Replace the configuration, and sign what it says about code.
-
-        Raises:
-            WriteError: It cannot be written.
-        """
+        """Replace the configuration, and sign its keys that name code."""
         sign(self.path, config)
-        with writing(self.path / "config.yaml"):
-            write_durably(self.path / "config.yaml", config_to_yaml(config).encode())
+        _replace(self.path / "config.yaml", config_to_yaml(config).encode())
 
     def write_spec(self, spec: EnvSpec) -> None:
-        """Replace what the environment observes and accepts.
+        """Replace the spaces, or remove them if JSON cannot hold them."""
+        text = spec_to_json(spec)
+        _replace(self.spaces, None if text is None else text.encode())
 
-        Raises:
-            WriteError: It cannot be written.
-        """
-        text, file = spec_to_json(spec), self.path / SPACES
-        with writing(file):
-            if text is None:
-                file.unlink(missing_ok=True)
-            else:
-                write_durably(file, text.encode())
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the outcome.
-
-        Raises:
-            WriteError: It cannot be written.
-        """
-        self._write_json("summary.json", summary)
-
-    def remove_summary(self) -> None:
-        """Forget the outcome, since training goes on."""
-        with writing(self.path / "summary.json"):
-            (self.path / "summary.json").unlink(missing_ok=True)
+    def write_summary(self, summary: Mapping[str, Any] | None) -> None:
+        """Replace the summary; None removes it."""
+        _replace(self.summary, None if summary is None else json_bytes(summary))
 
     def close(self) -> None:
         """Unlock; safe to call twice."""
@@ -196,25 +146,30 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = -1
 
-    def _refuse_used(self) -> None:
-        found = {each.name for each in self.path.iterdir()}
-        if found <= _BEFORE_CONFIG:
-            return
-        self.close()
-        if "config.yaml" in found:
-            raise ConfigError(
-                f"'{self.path}' holds a run already; go on with fastrl resume {self.path}, "
-                "or choose another run_dir"
-            )
-        raise ConfigError(f"'{self.path}' holds other files; choose another run_dir")
 
-    def _write_json(self, name: str, tree: Mapping[str, Any]) -> None:
-        with writing(self.path / name):
-            write_durably(self.path / name, (json.dumps(tree, indent=2) + "\n").encode())
+def _reject_used(path: Path) -> None:
+    found = {each.name for each in path.iterdir()}
+    if found <= _BEFORE_CONFIG:
+        return
+    if "config.yaml" in found:
+        raise ConfigError(
+            f"'{path}' holds a run already; go on with fastrl resume {path}, "
+            "or choose another run_dir"
+        )
+    raise ConfigError(f"'{path}' holds other files; choose another run_dir")
+
+
+def _replace(file: Path, content: bytes | None) -> None:
+    """Write a file, or remove it where there is no content."""
+    with writing(file):
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_durably(file, content)
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the directory of a run that was given by its path, or by its name under ``runs/``.
+    """Return the directory of a run, given by its path or by its name under ``runs/``.
 
     Raises:
         ConfigError: There is no such run.
@@ -224,24 +179,24 @@ def find_run(name: str | Path) -> Path:
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, RUNS / path]
     for candidate in candidates:
-        with suppress(OSError, ValueError):  # no path at all, such as one with a NUL
+        with suppress(OSError, ValueError):  # not a path, such as one with a NUL
             if (candidate / "config.yaml").is_file():
                 return candidate
     hint = ""
-    with suppress(OSError):  # they come and go
+    with suppress(OSError):  # another process may remove some
         recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
         hint = f"; the latest is {recent[-1].parent}" if recent else ""
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
 
 
 def require_own_files(path: Path) -> None:
-    """Reject the directory of a run that holds symbolic links, apart from those of wandb.
+    """Reject the directory of a run that holds symbolic links, except those of wandb.
 
     Raises:
         ConfigError: It holds one.
     """
     try:
-        require_no_links(path, passed_over=("wandb",))
+        require_no_links(path, ignored=("wandb",))
     except OSError as error:
         raise ConfigError(
             f"'{error.filename or path}' cannot be written to: {error.strerror or error}; a run "
@@ -250,28 +205,20 @@ def require_own_files(path: Path) -> None:
 
 
 def make_run_directory(config: Config, name: str | None) -> RunDirectory:
-    """Make the directory of a new run, where `new_run_path` says.
+    """Make the directory of a new run at `new_run_path`; its ``config.yaml`` has it as ``run_dir``.
 
-    Of runs that are started in the same second each gets a directory of its own.
-
-    Args:
-        config: The run; what is written has this directory as its ``run_dir``.
-        name: As for `new_run_path`.
+    Runs that start in the same second get different directories.
 
     Raises:
         ConfigError: As for `new_run_path` and `RunDirectory.create`.
     """
     is_named = name is not None or config.run_dir is not None
     path = new_run_path(config, name)
-    for _ in range(0 if is_named else _NAMES):
-        try:
+    for _ in range(0 if is_named else _ATTEMPTS):
+        with suppress(OSError):  # `create` reports all but a name that another run has just taken
             path.mkdir(parents=True)
-        except FileExistsError:  # somebody else's, since we looked
-            path = new_run_path(config, name)
-        except OSError:  # told below
             break
-        else:
-            break
+        path = new_run_path(config, name)
     return RunDirectory.create(path, config.model_copy(update={"run_dir": str(path)}))
 
 
@@ -279,7 +226,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of the run in ``path``, with changes laid over it.
 
     Raises:
-        ConfigError: It is not valid; names plug-ins that were there when the run began.
+        ConfigError: It is not valid; names plug-ins that the run had and that are not installed.
     """
     try:
         return load_config(path / "config.yaml", overrides)
@@ -297,19 +244,19 @@ def _lost_plugins(path: Path) -> str:
     with suppress(OSError, ValueError, RecursionError, AttributeError):
         then = json.loads((path / _VERSIONS).read_text(encoding="utf-8")).get("plugins", {})
         lost = sorted(then.keys() - registry.plugin_versions().keys())
-        return ", ".join(f"{name} {then[name]}" for name in lost)[:_TOLD]
+        return ", ".join(f"{name} {then[name]}" for name in lost)[:_LONGEST_LIST]
     return ""
 
 
 def new_run_path(config: Config, name: str | None) -> Path:
-    """Return where a new run goes: ``run_dir``, or a directory under ``runs/`` that does not exist.
+    """Return the path of a new run: ``run_dir``, or a new directory under ``runs/``.
 
     Args:
         config: Names the environment, the algorithm and the seed.
         name: Of the directory under ``runs/``; by default made from the configuration and the time.
 
     Raises:
-        ConfigError: The name is no plain file name, or there is a ``run_dir`` as well.
+        ConfigError: The name is not a plain file name, or there is a ``run_dir`` as well.
     """
     if name is not None:
         if config.run_dir is not None:
@@ -332,8 +279,20 @@ def new_run_path(config: Config, name: str | None) -> Path:
     return path
 
 
-def _locked(path: Path) -> int:
-    """Return the descriptor of a lock that ends with this process, however it ends."""
+def check_new_run(config: Config, name: str | None) -> None:
+    """Reject a new run whose name or directory cannot be used, before time is spent on it.
+
+    Raises:
+        ConfigError: As for `new_run_path`, or the directory is in use or holds other files.
+    """
+    path = new_run_path(config, name)
+    if path.is_dir():
+        os.close(locked(path))
+        _reject_used(path)
+
+
+def locked(path: Path) -> int:
+    """Return the descriptor of a lock that the system releases when this process ends."""
     file = path / ".lock"
     try:
         descriptor = open_inside(file, os.O_RDWR)
@@ -349,7 +308,7 @@ def _locked(path: Path) -> int:
     except OSError as error:  # some network file systems have no locks
         os.close(descriptor)
         raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
-    with suppress(OSError):  # only says who it is
+    with suppress(OSError):  # the process id only serves the error above
         before = os.pread(descriptor, 20, 0)
         if not before or before.isdigit():
             os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""What an environment observes and accepts, as plain JSON: policies act without building it."""
+"""The spaces of an environment as plain JSON, so that policies act without building it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,27 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.errors import FastrlError, cause
-from fastrl.free_memory import free_bytes
 from fastrl.spec import EnvSpec
-from fastrl.training.checkpoint import CheckpointError, read_bounded
+from fastrl.system import free_bytes
+from fastrl.training.checkpoint import CheckpointError
+from fastrl.training.durable import read_bounded
 
 SPACES = "spaces.json"
 """Name of the file in a run's directory."""
 
 _MOST_BYTES = 2**28
-"""Of the file: bounds that differ from element to element take about 20 bytes each."""
+"""Largest size of the file; bounds that differ between elements take about 20 bytes each."""
 
 
 def spec_to_json(spec: EnvSpec) -> str | None:
-    """Return an `EnvSpec` as JSON, which `read_spec` reads back as equal.
-
-    Returns:
-        None where a key of a ``Dict`` space is not text or a number.
-    """
-    tree: dict[str, Any] = {
-        "id": spec.id,
-        "max_episode_steps": spec.max_episode_steps,
-        "episode_info": list(spec.episode_info),
-        "running_statistics": list(spec.running_statistics),
-    }
+    """Return an `EnvSpec` as JSON; None if a key of a ``Dict`` is neither text nor a number."""
     try:
-        tree |= {
+        tree = {
+            "id": spec.id,
+            "max_episode_steps": spec.max_episode_steps,
+            "episode_info": list(spec.episode_info),
+            "running_statistics": list(spec.running_statistics),
+            "mask_source": spec.mask_source,
             "observation_space": _tree_of(spec.observation_space),
             "action_space": _tree_of(spec.action_space),
         }
@@ -46,7 +42,7 @@ def spec_to_json(spec: EnvSpec) -> str | None:
 
 
 def read_spec(file: Path) -> EnvSpec | None:
-    """Return the `EnvSpec` in a file that `spec_to_json` made; None where there is no such file.
+    """Return the `EnvSpec` in a file of `spec_to_json`; None where there is no file.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -62,11 +58,13 @@ def read_spec(file: Path) -> EnvSpec | None:
             max_episode_steps=tree["max_episode_steps"],
             episode_info=tuple(tree["episode_info"]),
             running_statistics=tuple(tree["running_statistics"]),
+            # Earlier versions passed a key of this name to the network.
+            mask_source=tree.get("mask_source"),
         )
         _ = spec.observation, spec.action  # whether these spaces are supported
     except (FastrlError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be used: {error}") from None
-    except Exception as error:  # what the file holds may be anything
+    except Exception as error:  # the file may hold anything
         raise CheckpointError(f"'{file}' is damaged: {cause(error)}") from None
     return spec
 
@@ -96,8 +94,8 @@ def _tree_of(space: spaces.Space[Any]) -> dict[str, Any]:
     return {**found, "kind": "Box", "low": _numbers(space.low), "high": _numbers(space.high)}
 
 
-def _space_of(tree: Any) -> spaces.Space[Any]:  # noqa: ANN401
-    """Return the space of a tree; fails in any way there is where it is none."""
+def _space_of(tree: Any) -> spaces.Space[Any]:
+    """Return the space of a tree; a wrong tree may raise anything."""
     kind = tree["kind"]
     if kind == "Dict":
         return spaces.Dict([(key, _space_of(child)) for key, child in tree["spaces"]])
@@ -118,21 +116,21 @@ def _space_of(tree: Any) -> spaces.Space[Any]:  # noqa: ANN401
     return spaces.Box(low, high, shape, dtype)
 
 
-def _numbers(array: NDArray[Any]) -> Any:  # noqa: ANN401
-    """Return numbers in order, or the one number that all are; infinities as text."""
+def _numbers(array: NDArray[Any]) -> Any:
+    """Return all values in order, or the single value of all; infinities as text."""
     numbers = [array.flat[0].item()] if (array == array.flat[0]).all() else array.ravel().tolist()
-    told = [str(x) if isinstance(x, float) and math.isinf(x) else x for x in numbers]
-    return told if len(told) > 1 else told[0]
+    found = [str(x) if isinstance(x, float) and math.isinf(x) else x for x in numbers]
+    return found if len(found) > 1 else found[0]
 
 
-def _array(told: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:  # noqa: ANN401
-    """Return what `_numbers` was given."""
+def _array(tree: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the inverse of `_numbers`."""
     if math.prod(shape) * dtype.itemsize > free_bytes() // 4:
         raise ValueError(f"a space of shape {shape} does not fit here")
-    if isinstance(told, list):
-        return np.array([_number(each) for each in told], dtype).reshape(shape)
-    return np.full(shape, _number(told), dtype)
+    if isinstance(tree, list):
+        return np.array([_number(each) for each in tree], dtype).reshape(shape)
+    return np.full(shape, _number(tree), dtype)
 
 
-def _number(told: Any) -> Any:  # noqa: ANN401
-    return float(told) if isinstance(told, str) else told
+def _number(tree: Any) -> Any:
+    return float(tree) if isinstance(tree, str) else tree

@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from fastrl.config import Config
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.global_streams import load_streams_state, streams_state
 from fastrl.learning import Learner
+from fastrl.learning.ranks import Ranks
 from fastrl.models.policy import PolicyModel, load_parameters
 from fastrl.sampling import Sampler
+from fastrl.training.callbacks import RunExtensions
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from fastrl.training.episode_info import Totals
-from fastrl.training.extensions import RunExtensions
-from fastrl.training.random_state import random_state, restore_random_state
+from fastrl.training.coordination import joined_environments, own_environments
 from fastrl.training.run_directory import find_run
 from fastrl.training.window import Window
-from fastrl.workers.plan import SamplingPlan
 
 _UNSAVED = "environments_unsaved"
 """Why a checkpoint holds no environments; empty where it does, or where no episode had begun."""
 _BETWEEN = "the run was stopped in the middle of a rollout or an update"
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a run has counted before it went on here; the learner counts its steps itself.
-
-    Attributes:
-        wall_s: Time of training.
-        episodes: Episodes that ended.
-        info: What they told of themselves.
-        latest: Returns and lengths of the latest, see `Window.latest`.
-    """
-
-    wall_s: float = 0.0
-    episodes: int = 0
-    info: Totals = field(default_factory=dict)
-    latest: Sequence[tuple[float, int]] = ()
 
 
 class Saver:
@@ -52,40 +35,38 @@ class Saver:
 
     Args:
         config: The run.
-        plan: Gives the seeds of the environments.
         learner: What is saved.
         window: Counts time and episodes.
         store: Where checkpoints are kept.
         extensions: Have states, too.
+        ranks: Those that save together; rank 0 writes.
     """
 
     def __init__(
         self,
         config: Config,
-        plan: SamplingPlan,
         learner: Learner,
         window: Window,
         store: CheckpointStore,
         extensions: RunExtensions,
+        ranks: Ranks,
     ) -> None:
         self._config, self._learner, self._window = config, learner, window
+        self._ranks = ranks
         self._store, self._extensions = store, extensions
-        self._plan = plan
         self._sampler: Sampler | None = None
         self._taken: tuple[int, bytes | None, str] | None = None
         self._saved_steps, self._saved_s = learner.steps, time.monotonic()
 
-    @cached_property
-    def _env_seeds(self) -> Tensor:
-        """Not before the first checkpoint: by then it is known that there is memory for all."""
-        return _env_seeds(self._plan)
-
     def follow(self, sampler: Sampler) -> None:
-        """Save the episodes that this sampler has under way, too."""
+        """Save the running episodes of this sampler, too."""
         self._sampler = sampler
 
     def snapshot(self) -> Checkpoint:
-        """Return all that the run goes on from, copied, as it is between two updates."""
+        """Return a copy of everything that the run resumes from, as it is between two updates.
+
+        Of several ranks it has no environments, unless `save` was called after this update.
+        """
         learner = self._learner.state_dict()
         model = learner.pop("model")
         environments, unsaved = self._environments()
@@ -93,8 +74,7 @@ class Saver:
             model=model,
             state={
                 "learner": learner,
-                "random": random_state(),
-                "env_seeds": self._env_seeds,
+                "random": _random_state(),
                 "latest_episodes": self._window.latest,
                 "extensions": self._extensions.state_dict(),
             },
@@ -113,12 +93,14 @@ class Saver:
         )
 
     def _environments(self) -> tuple[bytes | None, str]:
-        """Return the state of the sampler, and else why there is none; see `_UNSAVED`.
+        """Return the state of the sampler, or why there is none; see `_UNSAVED`.
 
-        It is asked for once between two updates: afterwards it may have gone on, or be closed.
+        It is requested once between two updates: later the sampler may have continued or be closed.
         """
         updates = self._learner.updates
         if self._taken is None or self._taken[0] != updates:
+            if self._ranks.size > 1:
+                return None, "several ranks save them only together"
             self._taken = (updates, *self._take(updates))
         return self._taken[1:]
 
@@ -131,36 +113,52 @@ class Saver:
             state = self._sampler.get_state()
             if state is None:
                 return None, ""
-            if state["rollouts"] != updates:
-                return None, _BETWEEN
-            return pack(state), ""
+            return (pack(state), "") if state["rollouts"] == updates else (None, _BETWEEN)
         except StateError as error:
             return None, str(error)
-        except FastrlError:  # what has failed or was broken off is closed
+        except FastrlError:  # the sampler has failed or was interrupted, and is closed
             return None, _BETWEEN
 
     def save(self) -> None:
-        """Save the run as it is.
+        """Save the run as it is: all ranks together, or rank 0 alone once one is lost.
 
         Raises:
             CheckpointError: It cannot be written.
+            WorkerError: A rank is lost.
         """
-        self._store.save(self.snapshot())
+        updates = self._learner.updates
+        if self._ranks.size > 1 and self._ranks.lost is None:
+            self._taken = (updates, *joined_environments(self._ranks, *self._take(updates)))
+        if self._ranks.leads:
+            self._store.save(self.snapshot())
         self._saved_steps, self._saved_s = self._learner.steps, time.monotonic()
 
-    def save_if_due(self) -> None:
-        """Save if the configured steps or time have passed since the last one."""
+    @property
+    def is_due(self) -> bool:
+        """Whether the configured steps or time have passed since the last checkpoint."""
         settings = self._config.checkpoint
         steps = self._learner.steps - self._saved_steps
         by_steps = settings.every_steps is not None and steps >= settings.every_steps
         elapsed_s = time.monotonic() - self._saved_s
         by_time = settings.every_s is not None and elapsed_s >= settings.every_s
-        if by_steps or by_time:
-            self.save()
+        return by_steps or by_time
+
+    def take_over(self) -> None:
+        """Save in place of rank 0, which has died.
+
+        Callbacks and transforms will resume from the last checkpoint of rank 0.
+
+        Raises:
+            CheckpointError: There is none here, or it cannot be written.
+        """
+        extensions = self._store.load("last").state.get("extensions", {})
+        snapshot = self.snapshot()
+        state = {**snapshot.state, "extensions": extensions}
+        self._store.save(dataclasses.replace(snapshot, state=state))
 
 
 def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
-    """Return the directory of a run, and the name of the checkpoint that is meant.
+    """Return the directory of a run, and the name of one of its checkpoints.
 
     Args:
         run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
@@ -181,7 +179,7 @@ def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
 
 
 def begin_from(run: str, model: PolicyModel) -> str:
-    """Give a new model the parameters and statistics of another run; return which, in words.
+    """Load the parameters and statistics of another run; return a line that names it.
 
     Nothing that the other run's configuration names is imported.
 
@@ -191,7 +189,7 @@ def begin_from(run: str, model: PolicyModel) -> str:
     try:
         path, name = locate(run)
         found = CheckpointStore(path / "checkpoints").load(name)
-        load_model(model, found.model, found.name)
+        load_model(model, found)
     except FastrlError as error:
         raise ConfigError(f"init_from: {error}") from error
     return f"begins with the weights of {found.name} of '{path}'"
@@ -199,70 +197,66 @@ def begin_from(run: str, model: PolicyModel) -> str:
 
 def restore(
     checkpoint: Checkpoint, config: Config, learner: Learner, extensions: RunExtensions
-) -> Counted:
-    """Bring a run and this process's random states to where a checkpoint was taken.
+) -> dict[str, Any]:
+    """Restore a run and this process's random states; return the arguments of its `Window`.
 
     Raises:
         CheckpointError: It is of another environment, algorithm or model, or a callback or a
-            transform does not take its state.
+            transform rejects its state.
     """
     about = checkpoint.about
     check_environment(checkpoint, config)
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
-        # Checkpoints of former versions lack them.
+        # Checkpoints of earlier versions lack extensions and latest episodes.
         extensions.load_state_dict(checkpoint.state.get("extensions", {}))
-        restore_random_state(checkpoint.state["random"])
-        info = {name: _counts(name, row) for name, row in about["episode_info"].items()}
-        # Checkpoints of former versions lack them.
-        pairs = checkpoint.state.get("latest_episodes", ())
-        latest = [(float(each), int(length)) for each, length in pairs]
-        return Counted(float(about["wall_s"]), int(about["episodes"]), info, latest)
+        _load_random_state(checkpoint.state["random"])
+        latest = checkpoint.state.get("latest_episodes", ())
+        return {
+            "wall_s": float(about["wall_s"]),
+            "episodes": int(about["episodes"]),
+            "info": {name: _counts(name, row) for name, row in about["episode_info"].items()},
+            "latest": [(float(total), int(length)) for total, length in latest],
+        }
     except FastrlError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name}: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"checkpoint {checkpoint.name} lacks {error}") from error
-    except Exception as error:  # what it holds may be anything
-        told = " ".join(str(error).split())[:200]
+    except Exception as error:  # the file may hold anything
         raise CheckpointError(
-            f"checkpoint {checkpoint.name} holds no state of this run: "
-            f"{type(error).__name__}: {told}"
+            f"checkpoint {checkpoint.name} holds no state of this run: {cause(error)[:200]}"
         ) from error
 
 
-def go_on(sampler: Sampler, checkpoint: Checkpoint, config: Config) -> str:
-    """Have a sampler, not started yet, go on with the episodes of a checkpoint.
+def without_callbacks(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint for a process that does not have the callbacks."""
+    extensions = {**checkpoint.state.get("extensions", {}), "callbacks": {}}
+    return dataclasses.replace(checkpoint, state={**checkpoint.state, "extensions": extensions})
+
+
+def resume_episodes(sampler: Sampler, checkpoint: Checkpoint, config: Config, ranks: Ranks) -> str:
+    """Restore the running episodes of a checkpoint in a sampler that is not started yet.
 
     Returns:
-        Why it begins new ones instead; empty where it goes on, or where none were under way.
+        Why new ones begin instead; empty where they are restored, or where none were running.
     """
     if checkpoint.environments is None:
         return str(checkpoint.about.get(_UNSAVED, "the checkpoint is of a former version"))
     if not config.checkpoint.environments:
         return "checkpoint.environments is false"
     try:
-        sampler.set_state(unpack(checkpoint.environments))
+        state, reason = own_environments(unpack(checkpoint.environments), ranks)
+        if not reason:
+            sampler.set_state(state)
     except StateError as error:
         return str(error)
-    except Exception as error:  # what the file holds may be anything
+    except Exception as error:  # the file may hold anything
         return f"the checkpoint holds no state of this sampler: {cause(error)}"
-    return ""
-
-
-def _counts(name: str, row: Sequence[int]) -> tuple[int, int]:
-    """Return the episodes that reported a figure, and those in which it was positive.
-
-    Raises:
-        ValueError: These are no two such numbers.
-    """
-    told, positive = row
-    if type(told) is not int or type(positive) is not int or not 0 <= positive <= told:
-        raise ValueError(f"episode_info '{name}' is {row}")
-    return told, positive
+    return reason
 
 
 def check_environment(checkpoint: Checkpoint, config: Config) -> None:
-    """Refuse a checkpoint of a run in another environment.
+    """Reject a checkpoint of a run in another environment.
 
     Raises:
         CheckpointError: It is one.
@@ -275,19 +269,49 @@ def check_environment(checkpoint: Checkpoint, config: Config) -> None:
         )
 
 
-def load_model(model: PolicyModel, state_dict: Mapping[str, Tensor], name: str) -> None:
-    """Load parameters of a checkpoint into a model.
+def load_model(model: PolicyModel, checkpoint: Checkpoint) -> None:
+    """Load the parameters of a checkpoint into a model.
 
     Raises:
         CheckpointError: They are another model's.
     """
     try:
-        load_parameters(model, state_dict, f"checkpoint {name}")
+        load_parameters(model, checkpoint.model, f"checkpoint {checkpoint.name}")
     except FastrlError as error:
         raise CheckpointError(str(error)) from error
 
 
-def _env_seeds(plan: SamplingPlan) -> Tensor:
-    """Return the seeds of all environments, ``[B] int64``, by their index in the run."""
-    groups = plan.topology.all_groups()
-    return torch.tensor([seed for group in groups for seed in plan.env_seeds(*group)])
+def _counts(name: str, row: Sequence[int]) -> tuple[int, int]:
+    """Return a pair of `fastrl.training.window.Totals`; raise `ValueError` if it is not one."""
+    count, positive = row
+    if type(count) is not int or type(positive) is not int or not 0 <= positive <= count:
+        raise ValueError(f"episode_info '{name}' is {row}")
+    return count, positive
+
+
+def _random_state() -> dict[str, Any]:
+    """Return the states of the global generators, as plain types that a checkpoint may hold."""
+    (version, words, gauss_next), of_numpy, of_torch = streams_state()
+    _, keys, position, has_gauss, gauss = of_numpy
+    return {
+        "torch": of_torch,
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
+        "python": {"version": version, "words": list(words), "gauss_next": gauss_next},
+    }
+
+
+def _load_random_state(state: Mapping[str, Any]) -> None:
+    """Restore such a state; that of GPUs only where there are as many."""
+    numpy, python, cuda = state["numpy"], state["python"], state["cuda"]
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    of_numpy = ("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"])
+    of_python = (python["version"], tuple(python["words"]), python["gauss_next"])
+    load_streams_state((of_python, of_numpy, state["torch"]))
+    if cuda and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)

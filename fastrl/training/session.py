@@ -1,64 +1,73 @@
-"""One sitting of a run: all that happens between starting the workers and the summary."""
+"""One session of a run: from starting the workers to the summary."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastrl.config import Config
-from fastrl.envs.make import EnvFactory
-from fastrl.errors import ConfigError, EnvError, WorkerError
+from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.state import State
+from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.learning import build_learner
-from fastrl.learning.torch_threads import learner_threads, torch_threads
+from fastrl.learning.ranks import Ranks
+from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import PolicyModel
-from fastrl.sampling import ProcessSampler, Sampler, env_factory, make_plan, make_sampler
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.models.policy import check_model_class
+from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
+from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
-from fastrl.training.callbacks import Callback, Callbacks, RunContext, build_callbacks
+from fastrl.system import torch_threads
+from fastrl.training.callbacks import (
+    Callback,
+    CallbackError,
+    RunContext,
+    RunExtensions,
+    check_extensions,
+)
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.coordination import own_part, own_plan
 from fastrl.training.durable import WriteError
-from fastrl.training.episode_info import EpisodeInfo
-from fastrl.training.evaluation import (
-    INFO,
-    RETURN_MEAN,
-    EvaluationProtocol,
-    EvaluationResult,
-)
+from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
-from fastrl.training.extensions import CallbackError, RunExtensions
-from fastrl.training.fault_log import FaultLog
 from fastrl.training.interrupts import Interrupts, StopSignal
-from fastrl.training.journal import FINAL, IdleTime, Journal
+from fastrl.training.journal import FINAL, RunJournal, described
 from fastrl.training.metrics import MetricsLog, check_loggers
-from fastrl.training.progress import Progress, Remaining
+from fastrl.training.progress import Progress, estimate
 from fastrl.training.recording import Recorder
 from fastrl.training.remarks import LearningSigns, coarse_observations, remarks
 from fastrl.training.run_directory import RunDirectory
-from fastrl.training.saver import Counted, Saver, begin_from, go_on, restore
+from fastrl.training.saver import (
+    Saver,
+    begin_from,
+    restore,
+    resume_episodes,
+    without_callbacks,
+)
 from fastrl.training.trainer import Trainer
-from fastrl.training.transforms import build_transforms, transformed
-from fastrl.training.window import Update, Window
+from fastrl.training.window import EpisodeInfo, Update, Window
 from fastrl.workers.supervisor import call_in_child
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SessionOutcome:
     """How a session ended.
 
     Attributes:
         steps: Environment steps that the run has learnt from, in all its sessions.
-        wall_s: Time in which it did, from starting the workers to the last update.
+        wall_s: Its time, from starting the workers to the last update.
         evaluation: Of the policy that the run ended with; None where there was none.
-        info: What the environments told of the episodes of training.
         interrupted: The signal that ended it early, or None.
+        info: What the environments reported of the episodes of training.
     """
 
     steps: int
@@ -68,9 +77,9 @@ class Outcome:
     info: EpisodeInfo = field(default_factory=EpisodeInfo)
 
     def summary(self, config: Config) -> dict[str, Any]:
-        """Return what ``summary.json`` holds."""
+        """Return the content of ``summary.json``."""
         result = self.evaluation
-        return {
+        found: dict[str, Any] = {
             "env": config.env.id,
             "algorithm": config.algorithm.name,
             "seed": config.seed,
@@ -81,29 +90,26 @@ class Outcome:
             "eval_return_std": None if result is None else result.return_std,
             "eval_episodes": 0 if result is None else len(result.returns),
             "eval_cut": 0 if result is None else result.cut,
-            **self._eval_info(),
-            **self._info(),
         }
-
-    def _eval_info(self) -> dict[str, Any]:
-        means = {} if self.evaluation is None else self.evaluation.info_means()
-        return {"eval_info": means} if means else {}
-
-    def _info(self) -> dict[str, Any]:
-        score, shares = self.info.achievement_score(), self.info.shares()
-        found: dict[str, Any] = {} if score is None else {"achievement_score": score}
-        return {**found, "episode_info_positive": shares} if shares else found
+        optional = {
+            "eval_info": result and result.info_means(),
+            "achievement_score": self.info.achievement_score(),
+            "episode_info_positive": self.info.shares(),
+        }
+        return found | {k: v for k, v in optional.items() if v is not None and v != {}}
 
 
-class Session:
-    """Trains from a checkpoint, or from the beginning, to the end or to an interrupt.
+class TrainingSession:
+    """Trains from a checkpoint, or from the beginning, to the end or to an interrupt; once.
 
     Args:
         config: The run, with nothing left to be resolved.
-        start: Where to go on; None for the beginning.
+        start: Where to resume; None for the beginning.
         console: Where to show progress; nowhere by default.
         trained_with: The configuration with which it was trained until now, if it was.
         callbacks: Beside those of the configuration.
+        ranks: Those that train together. Rank 0 writes, evaluates and calls the callbacks; the
+            others follow its decisions.
 
     Raises:
         FastrlError: The environment or the model cannot be built, a package is missing, or the
@@ -117,187 +123,291 @@ class Session:
         console: Console | None = None,
         trained_with: Config | None = None,
         callbacks: Sequence[Callback] = (),
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks = ranks or Ranks()
         self._config, self._start = config, start
-        self._console, self._trained_with = console, trained_with
-        check_loggers(config.logging)
-        self._extensions = RunExtensions(
-            build_callbacks(config, callbacks), build_transforms(config)
-        )
-        plan = make_plan(config)
-        self._learner = build_learner(config, plan.env_spec)
-        self._counted = Counted()
+        self._console = console if ranks.leads else None
+        self._trained_with = trained_with
+        check_named_code(config)
+        if ranks.leads:
+            self._extensions = RunExtensions(config, callbacks)
+        else:
+            self._extensions = RunExtensions(config.model_copy(update={"callbacks": ()}))
+            start = self._start = start and without_callbacks(start)
+        self._own = own_part(config, ranks)
+        plan = own_plan(make_plan(self._own), ranks)
+        self._learner = build_learner(self._own, plan.env_spec, ranks=ranks)
+        self._counted: dict[str, Any] = {}
         if start is not None:
             self._counted = restore(start, config, self._learner, self._extensions)
-        self._begun_with: list[str] = []
+        self._remarks: list[str] = []
         if start is None and config.init_from is not None:
-            self._begun_with.append(begin_from(config.init_from, self._learner.model))
+            self._remarks.append(begin_from(config.init_from, self._learner.model))
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
         self._record: Recorder | None = None
-        if config.evaluation.enabled:
-            _check_metric(config, plan.env_spec)
-        if config.evaluation.enabled and config.evaluation.env_kwargs:
-            found = call_in_child(
-                evaluation_factory(config).probing,
-                config.sampler.start_timeout_s,
-                config.env.close_timeout_s,
-            )
-            _check_evaluated(found, plan.env_spec)
-        if config.evaluation.enabled and config.evaluation.video:
-            one = EvaluationProtocol(1, config.evaluation.seed, config.evaluation.deterministic)
-            self._record = Recorder(evaluation_factory(config), plan.env_spec, one)
-            # In a process of its own, so that nothing the drawing starts stays in this one.
-            call_in_child(self._record.check, config.sampler.start_timeout_s)
+        self._candidates: Candidates | None = None
+        self._evaluates = config.evaluation.enabled and ranks.leads
+        self._faults: list[State] = []
+        if self._evaluates:
+            self._prepare_evaluation()
 
-    def run(self, directory: RunDirectory) -> Outcome:
-        """Train, evaluate what came of it, and save both.
+    def _prepare_evaluation(self) -> None:
+        """Reject evaluations and videos that cannot be made, before training starts."""
+        config, env_spec, evaluation = self._config, self._plan.env_spec, self._config.evaluation
+        _check_metric(config, env_spec)
+        start_s = config.sampler.start_timeout_s
+        if evaluation.env_kwargs:
+            probe = evaluation_factory(config).probing
+            _check_spaces(call_in_child(probe, start_s, config.env.close_timeout_s), env_spec)
+        if evaluation.video:
+            one = EvaluationProtocol(1, evaluation.seed, evaluation.deterministic)
+            self._record = Recorder(evaluation_factory(config, env_spec), env_spec, one)
+            # In a separate process, since drawing may start threads and allocate GPU memory.
+            call_in_child(self._record.check, start_s)
+
+    def run(self, directory: RunDirectory | Path) -> SessionOutcome:
+        """Train, evaluate the result, and save both.
 
         Args:
-            directory: Where everything goes.
+            directory: Where everything is written; on other ranks than 0 its path.
 
         Raises:
-            WorkerError: A process failed; what was learnt until then is saved.
+            WorkerError: A process failed, or a rank is lost; the run is saved.
             CallbackError: A callback or a transform failed; the same.
             FastrlError: Learning diverged; the checkpoints before it are kept.
         """
-        config = self._config
-        directory.write_spec(self._plan.env_spec)
+        config, learner = self._config, self._learner
+        if isinstance(directory, RunDirectory):
+            directory.write_spec(self._plan.env_spec)
         with ExitStack() as stack:
-            interrupts = stack.enter_context(Interrupts())
-            log = MetricsLog(directory, config, self._learner.steps)
-            stack.callback(log.close)
-            progress = stack.enter_context(self._build_progress(directory))
-            window = Window(**vars(self._counted))
-            signs = LearningSigns(
-                getattr(config.algorithm, "value_coef", 0.0), _is_body_shared(self._learner.model)
-            )
-            journal = Journal(config, log, progress, window, FaultLog(directory.faults), signs)
-            steps = self._learner.steps
-            told = remarks(config, self._plan.env_spec, self._trained_with, steps)
-            for remark in (*self._begun_with, *told):
-                journal.remark(remark)
-            callbacks = stack.enter_context(self._build_callbacks(directory, window))
-            keep_last = config.checkpoint.keep_last
-            store = CheckpointStore(directory.checkpoints, keep_last, callbacks.on_checkpoint)
-            saver = Saver(config, self._plan, self._learner, window, store, self._extensions)
-            duties = _Duties(
-                self._plan.env_spec, self._extensions, journal, saver, callbacks, interrupts
-            )
+            self._open(directory, stack)
             training = stack.enter_context(ExitStack())
             # A run that was stopped in its final evaluation has only that left.
-            is_trained = self._learner.steps >= config.total_steps
-            sampler = None if is_trained else self._start_sampler(duties, training)
+            is_trained = learner.steps >= config.total_steps
+            sampler = None if is_trained else self._start_sampler(training)
             if is_trained:
-                callbacks.on_start()
-            evaluator = None
-            if config.evaluation.enabled:
-                evaluator = self._build_evaluator(directory)
-                stack.callback(evaluator.close)
-                duties.candidates = Candidates(
-                    config, evaluator, store, saver.snapshot, duties.after_evaluation
-                )
+                self._call("on_start")
+            if self._evaluates and isinstance(directory, RunDirectory):
+                self._start_evaluator(directory, stack)
             if sampler is not None:
-                finished = self._train(sampler, duties)
-                saver.save()
+                finished = self._train(sampler)
                 training.close()
                 if not finished:
-                    return Outcome(
-                        self._learner.steps, window.wall_s, interrupted=interrupts.requested
-                    )
-            steps, wall_s = self._learner.steps, window.wall_s
-            result = None
-            if evaluator is not None and duties.candidates is not None:
-                result = _Referee(config, evaluator, duties.candidates, duties).judge()
-            outcome = Outcome(steps, wall_s, result, interrupts.requested, window.info)
-            if result is not None or evaluator is None:
+                    interrupted = self._interrupts.requested
+                    return SessionOutcome(learner.steps, self._window.wall_s, None, interrupted)
+            # The final evaluation is that of rank 0 alone.
+            self._ranks.close()
+            steps, wall_s = learner.steps, self._window.wall_s
+            if not isinstance(directory, RunDirectory):
+                return SessionOutcome(steps, wall_s)
+            result = None if self._candidates is None else self._evaluate_final(self._candidates)
+            interrupted = self._interrupts.requested
+            outcome = SessionOutcome(steps, wall_s, result, interrupted, self._window.info)
+            if result is not None or self._candidates is None:
                 directory.write_summary(outcome.summary(config))
             return outcome
 
-    def _build_callbacks(self, run: RunDirectory, window: Window) -> Callbacks:
-        calls = self._extensions.env_calls
-        context = RunContext(self._config, run.path, self._learner, window, calls)
-        return Callbacks(self._extensions.callbacks, context)
+    def after_rollout(self, rollout: Rollout) -> Rollout:
+        """Transform a rollout and call the callbacks; return the rollout to learn from."""
+        if rollout.index == 0:
+            for remark in coarse_observations(rollout.observation, self._plan.env_spec):
+                self._progress.remark(remark)
+        rollout = self._extensions.transformed(rollout)
+        self._call("on_rollout", rollout)
+        return rollout
 
-    def _start_sampler(self, duties: _Duties, stack: ExitStack) -> Sampler:
-        """Return a sampler that samples until the stack is closed; the run is saved before."""
-        config, journal, context = self._config, duties.journal, duties.callbacks.context
-        # Before anything that is there once per environment: it knows what memory there is.
-        sampler = make_sampler(config, self._plan, self._learner.weights(), journal.note_fault)
+    def after_update(self, update: Update) -> bool:
+        """Report an update and save if it is due; return whether training ends.
+
+        Raises:
+            StopSignal: An interrupt broke off a callback.
+        """
+        if self._journal is None:
+            self._window.add(update)
+            decision: State = None
+        else:
+            decision = self._decide(self._journal, update)
+        if self._ranks.size > 1:
+            decision = self._exchange(decision)
+        if decision["saves"]:
+            self._saver.save()
+        if decision["asked"]:
+            raise StopSignal(decision["asked"])
+        return bool(decision["ends"])
+
+    def _decide(self, journal: RunJournal, update: Update) -> State:
+        """Report an update on rank 0; return what all ranks do after it."""
+        journal.note_update(update)
+        try:
+            with self._interrupts.hurried():
+                self._call("on_update", update)
+        except StopSignal:
+            return {"ends": False, "saves": False, "asked": int(self._interrupts.requested or 0)}
+        journal.flush_if_due()
+        saves = self._saver.is_due
+        passed = self._candidates is not None and self._candidates.after_update(update.steps)
+        return {"ends": passed or self._context.stops, "saves": saves, "asked": 0}
+
+    def _exchange(self, decision: State) -> State:
+        """Return the decision of rank 0, and follow what its callbacks have changed."""
+        faults, self._faults = self._faults, []
+        schedules = self._learner.schedules
+        own = {"faults": faults, "decision": decision}
+        if self._ranks.leads:
+            own |= {"schedules": schedules.state_dict(), "calls": self._context.news()}
+        first, *others = self._ranks.gather(own)
+        if self._journal is not None:
+            for row, text in (fault for other in others for fault in other["faults"]):
+                self._journal.write_fault(json.loads(row), text)
+        else:
+            schedules.load_state_dict(first["schedules"])
+            self._context.repeat(first["calls"])
+        return first["decision"]
+
+    def _note_fault(self, fault: Fault) -> None:
+        """Write a worker failure; on other ranks than 0 keep it for rank 0."""
+        if self._journal is not None:
+            self._journal.note_fault(fault)
+            return
+        name = f"rank-{self._ranks.rank}"
+        row, text = described(dataclasses.replace(fault, worker=f"{name}/{fault.worker}"))
+        self._faults.append((json.dumps(row, default=str), f"{name}: {text}"))
+
+    def after_evaluation(
+        self, result: EvaluationResult, steps: int, kind: str = "evaluation"
+    ) -> None:
+        """Write and report an evaluation of the policy as it was after ``steps``."""
+        assert self._journal is not None
+        self._journal.note_evaluation(result, steps, kind)
+        self._call("on_evaluation", result, steps)
+
+    def _call(self, hook: str, *args: object) -> None:
+        if self._ranks.leads:
+            self._extensions.call(self._context, hook, *args)
+
+    def _open(self, directory: RunDirectory | Path, stack: ExitStack) -> None:
+        """Build what observes training and is closed by the stack."""
+        config, learner, extensions = self._config, self._learner, self._extensions
+        is_repeated = self._ranks.size > 1
+        self._interrupts = stack.enter_context(Interrupts(is_repeated=is_repeated))
+        self._ranks.follow(self._interrupts)
+        self._window = Window(**self._counted)
+        self._journal: RunJournal | None = None
+        self._path = directory.path if isinstance(directory, RunDirectory) else directory
+        name = f"{config.env.id}   {config.algorithm.name.upper()}   seed {config.seed}"
+        title, every_s = f"{name}   {self._path}", config.logging.every_s
+        self._progress = stack.enter_context(
+            Progress(self._console, title, config.total_steps, every_s)
+        )
+        if isinstance(directory, RunDirectory):
+            self._open_journal(directory, stack)
+        calls = extensions.env_calls
+        self._context = RunContext(config, self._path, learner, self._window, calls)
+        stack.push(lambda kind, *_: extensions.end(self._context, run_has_failed=kind is not None))
+        self._store = CheckpointStore(
+            self._path / "checkpoints",
+            config.checkpoint.keep_last,
+            lambda path: self._call("on_checkpoint", path),
+        )
+        self._saver = Saver(config, learner, self._window, self._store, extensions, self._ranks)
+
+    def _open_journal(self, directory: RunDirectory, stack: ExitStack) -> None:
+        config, learner = self._config, self._learner
+        log = MetricsLog(directory, config, learner.steps)
+        stack.callback(log.close)
+        is_shared = isinstance(learner.model, ActorCritic) and learner.model.critic_body is None
+        signs = LearningSigns(getattr(config.algorithm, "value_coef", 0.0), is_shared)
+        self._journal = RunJournal(config, directory, log, self._progress, self._window, signs)
+        found = remarks(config, self._plan.env_spec, self._trained_with, learner.steps)
+        for remark in (*self._remarks, *found):
+            self._progress.remark(remark)
+
+    def _start_sampler(self, stack: ExitStack) -> Sampler:
+        """Return a sampler that samples until the stack is closed; save the run before."""
+        config, context, weights = self._own, self._context, self._learner.weights()
+        # Before anything that is there once per environment: it checks that memory suffices.
+        sampler = make_sampler(config, self._plan, weights, self._note_fault)
         stack.callback(sampler.close)
         stack.callback(context.follow, None)
         # Before the states of environments, which were saved after these calls.
         context.follow(sampler)
         if self._start is not None:
-            why = go_on(sampler, self._start, config)
-            if why:
-                journal.remark(f"environments begin new episodes: {why}")
-        duties.callbacks.on_start()
-        duties.saver.follow(sampler)
-        duties.saver.save()
+            reason = resume_episodes(sampler, self._start, config, self._ranks)
+            if reason:
+                self._progress.remark(f"environments begin new episodes: {reason}")
+        self._call("on_start")
+        if self._ranks.size > 1:
+            self._exchange(None)
+        self._saver.follow(sampler)
+        self._saver.save()
         if isinstance(sampler, ProcessSampler):
-            journal.watch_start(sampler.starting)
+            self._progress.watch_start(sampler.starting)
         sampler.start()
-        if config.sampler.mode == "async":
-            journal.watch(IdleTime(sampler))
+        if config.sampler.mode == "async" and self._journal is not None:
+            self._journal.watch(sampler)
         stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
         return sampler
 
-    def _train(self, sampler: Sampler, duties: _Duties) -> bool:
-        """Return whether training came to its end."""
+    def _start_evaluator(self, directory: RunDirectory, stack: ExitStack) -> None:
+        config, plan = self._config, self._plan
+        assert plan.build_model is not None
+        evaluation = EvaluationPlan(
+            env_spec=plan.env_spec,
+            build_env=evaluation_factory(config, plan.env_spec).batched,
+            build_model=plan.build_model,
+            protocol=protocol(config),
+            record=self._record,
+            videos=directory.videos,
+        )
+        self._evaluator = Evaluator(evaluation, self._learner.weights())
+        stack.callback(self._evaluator.close)
+        self._candidates = Candidates(
+            config, self._evaluator, self._store, self._saver.snapshot, self.after_evaluation
+        )
+
+    def _train(self, sampler: Sampler) -> bool:
+        """Train and save; return whether training came to its end."""
         config = self._config
         trainer = Trainer(
             sampler,
             self._learner,
             config.total_steps,
-            duties.interrupts,
+            self._interrupts,
             skip_bad_updates=config.faults.bad_numbers == "skip_update",
-            receive=duties.after_rollout,
+            receive=self.after_rollout,
+            ranks=self._ranks,
         )
         try:
-            return trainer.run(duties.after_update)
-        except StopSignal:
-            return False
-        except (WorkerError, EnvError, WriteError, CallbackError):
-            duties.saver.save()
+            try:
+                finished = trainer.run(self.after_update)
+            except StopSignal as stop:
+                finished = False
+                if self._interrupts.requested is None and stop.args:
+                    self._interrupts.requested = signal.Signals(*stop.args)
+            finally:
+                if self._journal is not None:
+                    self._journal.flush()
+            self._saver.save()
+            return finished
+        except (WorkerError, EnvError, WriteError, CallbackError) as error:
+            self._ranks.fail(str(error))
+            self._save_alone()
             # A signal to the whole process group takes the workers down as well.
-            if duties.interrupts.requested is None:
+            if self._interrupts.requested is None or self._ranks.lost is not None:
                 raise
             return False
-        finally:
-            duties.journal.flush()
 
-    def _build_progress(self, run: RunDirectory) -> Progress:
-        config = self._config
-        algorithm = config.algorithm.name.upper()
-        title = f"{config.env.id}   {algorithm}   seed {config.seed}   {run.path}"
-        return Progress(self._console, title, config.total_steps, config.logging.every_s)
+    def _save_alone(self) -> None:
+        """Save on rank 0, or on rank 1 if rank 0 has died and its directory is here."""
+        if self._ranks.leads:
+            self._saver.save()
+        elif self._ranks.leader_died and self._ranks.rank == 1:
+            with suppress(FastrlError), closing(RunDirectory.open(self._path)):
+                self._saver.take_over()
 
-    def _build_evaluator(self, run: RunDirectory) -> Evaluator:
-        config, plan = self._config, self._plan
-        assert plan.build_model is not None
-        factory = evaluation_factory(config)
-        evaluation = EvaluationPlan(
-            env_spec=plan.env_spec,
-            build_env=factory.batched,
-            build_model=plan.build_model,
-            protocol=protocol(config),
-            record=self._record,
-            videos=run.videos,
-        )
-        return Evaluator(evaluation, self._learner.weights())
-
-
-@dataclass(frozen=True)
-class _Referee:
-    """Evaluates what training ended with."""
-
-    config: Config
-    evaluator: Evaluator
-    candidates: Candidates
-    duties: _Duties
-
-    def judge(self) -> EvaluationResult | None:
-        """Evaluate the policy that passed, else the last one; None if that was interrupted.
+    def _evaluate_final(self, candidates: Candidates) -> EvaluationResult | None:
+        """Evaluate the policy that passed, else the last one; return None if interrupted.
 
         The best one so far plays the same episodes, and the better of the two is kept.
 
@@ -306,100 +416,60 @@ class _Referee:
         """
         result = None
         with suppress(StopSignal):
-            with self.duties.interrupts.breakable():
-                self.candidates.finish()
-            final, passed = self.candidates.passed or (self.duties.saver.snapshot(), None)
-            if passed is not None and len(passed.returns) >= self._episodes:
+            with self._interrupts.breakable():
+                candidates.finish()
+            final, passed = candidates.passed or (self._saver.snapshot(), None)
+            if passed and len(passed.returns) >= self._config.evaluation.final_episodes:
                 return passed
             result = self._play(final)
-            self.duties.after_evaluation(result, final.steps, FINAL)
-            self.candidates.judge(final, result, self._play)
+            self.after_evaluation(result, final.steps, FINAL)
+            candidates.judge(final, result, self._play)
         return result
 
-    @property
-    def _episodes(self) -> int:
-        return self.config.evaluation.final_episodes
-
     def _play(self, policy: Checkpoint) -> EvaluationResult:
-        what, episodes = f"evaluating the policy of {policy.steps:,} steps", self._episodes
-        journal = self.duties.journal
-        journal.say(f"{what} over {episodes} episodes …")
-        clock = Remaining(episodes)
+        """Play the final evaluation of a policy.
+
+        Raises:
+            StopSignal: It was interrupted.
+        """
+        final = final_protocol(self._config)
+        what = f"evaluating the policy of {policy.steps:,} steps"
+        self._progress.say(f"{what} over {final.episodes} episodes …")
+        progress_after = estimate(final.episodes)
 
         def watch(done: int, steps: int) -> None:
-            journal.watch_evaluation(f"{what}: {clock.after(done, steps)}")
+            self._progress.update(f"{what}: {progress_after(done, steps)}")
 
-        with self.duties.interrupts.breakable():
-            return self.evaluator.play(policy.model, final_protocol(self.config), watch)
-
-
-@dataclass
-class _Duties:
-    """What is done beside collecting and learning."""
-
-    env_spec: EnvSpec
-    extensions: RunExtensions
-    journal: Journal
-    saver: Saver
-    callbacks: Callbacks
-    interrupts: Interrupts
-    candidates: Candidates | None = None
-
-    def after_rollout(self, rollout: Rollout) -> Rollout:
-        """Return what is learnt from a rollout."""
-        if rollout.index == 0:
-            for remark in coarse_observations(rollout.observation, self.env_spec):
-                self.journal.remark(remark)
-        rollout = transformed(rollout, self.extensions.transforms)
-        self.callbacks.on_rollout(rollout)
-        return rollout
-
-    def after_update(self, update: Update) -> bool:
-        """Do what is due; return whether training is to stop."""
-        self.journal.note_update(update)
-        with self.interrupts.hurried():
-            self.callbacks.on_update(update)
-        self.journal.flush_if_due()
-        self.saver.save_if_due()
-        passed = self.candidates is not None and self.candidates.after_update(update.steps)
-        return passed or self.callbacks.context.stops
-
-    def after_evaluation(
-        self, result: EvaluationResult, steps: int, kind: str = "evaluation"
-    ) -> None:
-        """Write down an evaluation of the policy as it was after ``steps``."""
-        self.journal.note_evaluation(result, steps, kind)
-        self.callbacks.on_evaluation(result, steps)
+        with self._interrupts.breakable():
+            return self._evaluator.play(policy.model, final, watch)
 
 
-def _is_body_shared(model: PolicyModel) -> bool:
-    return isinstance(model, ActorCritic) and model.critic_body is None
+def check_named_code(config: Config) -> None:
+    """Check the loggers, callbacks, transforms and the model before an environment is built.
+
+    Raises:
+        ConfigError: One cannot be imported, does not take its arguments, or needs a package.
+    """
+    check_loggers(config.logging)
+    check_extensions(config)
+    check_model_class(config.model)
 
 
-def evaluation_factory(config: Config) -> EnvFactory:
-    """Return what builds the environments in which policies are evaluated."""
+def evaluation_factory(config: Config, env_spec: EnvSpec | None = None) -> EnvFactory:
+    """Return the factory of the environments in which policies are evaluated.
+
+    Args:
+        config: Of the run.
+        env_spec: The environment that was probed; None where it was not.
+    """
     factory = env_factory(config)
+    if env_spec is not None:
+        factory = factory.with_masks_of(env_spec)
     return dataclasses.replace(factory, kwargs={**factory.kwargs, **config.evaluation.env_kwargs})
 
 
-def _check_evaluated(found: EnvSpec, sampled: EnvSpec) -> None:
-    """Reject `evaluation.env_kwargs` that change the observation or action space.
-
-    Raises:
-        ConfigError: Names what differs.
-    """
-    for kind in ("observation", "action"):
-        theirs, ours = getattr(found, kind), getattr(sampled, kind)
-        if theirs != ours:
-            raise ConfigError(
-                f"evaluation.env_kwargs: the policy cannot play an {kind} space of "
-                f"{getattr(found, f'{kind}_space')}; it learns "
-                f"{getattr(sampled, f'{kind}_space')}"
-            )
-
-
 def protocol(config: Config) -> EvaluationProtocol:
-    """Return what is played during training."""
+    """Return the protocol of evaluations during training."""
     settings = config.evaluation
     return EvaluationProtocol(
         settings.episodes,
@@ -412,11 +482,26 @@ def protocol(config: Config) -> EvaluationProtocol:
 
 
 def final_protocol(config: Config) -> EvaluationProtocol:
-    """Return what is played after training: other episodes than those that chose the best."""
+    """Return the protocol of the final evaluation, whose episodes did not choose the best."""
     settings = config.evaluation
     return dataclasses.replace(
         protocol(config), episodes=settings.final_episodes, seed=settings.seed + 1
     )
+
+
+def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
+    """Reject `evaluation.env_kwargs` that change the observation or action space.
+
+    Raises:
+        ConfigError: Names what differs.
+    """
+    for kind in ("observation", "action"):
+        if getattr(evaluated, kind) != getattr(sampled, kind):
+            raise ConfigError(
+                f"evaluation.env_kwargs: the policy cannot play an {kind} space of "
+                f"{getattr(evaluated, f'{kind}_space')}; it learns "
+                f"{getattr(sampled, f'{kind}_space')}"
+            )
 
 
 def _check_metric(config: Config, env_spec: EnvSpec) -> None:

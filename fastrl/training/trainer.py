@@ -12,16 +12,18 @@ from contextlib import nullcontext
 import torch
 
 from fastrl.arguments import methods, whole
-from fastrl.errors import FastrlError
+from fastrl.errors import EnvError, FastrlError, WorkerError
 from fastrl.learning import Learner
+from fastrl.learning.ranks import Ranks
 from fastrl.sampling import Sampler
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
+from fastrl.training.coordination import meet
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.window import Update
 
 _SKIPPED_IN_A_ROW = 10
 _SLOW_S = 0.5
-"""A copy of the state takes milliseconds: nothing beside an update of this length."""
+"""A copy of the state takes milliseconds, which are negligible in an update this long."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -29,18 +31,19 @@ class Trainer:
     """Alternates between a sampler and a learner until enough steps were learnt from.
 
     In synchronous mode the sampler waits for the weights of each update. In asynchronous mode it
-    samples the next rollout meanwhile, and the learner learns from weights one update old.
+    samples the next rollout during the update, so rollouts come from weights one update old.
 
     Args:
         sampler: Started, with the learner's weights.
-        learner: Its counter of steps says where the run is.
-        total_steps: Steps at which to end. The last rollout is learnt from whole, so the run may
-            end up to one rollout beyond.
-        interrupts: Looked at between rollouts; one that comes while a rollout is waited for
-            breaks the waiting off, unless the rollout comes soon.
-        skip_bad_updates: Leave out updates that end in a loss or in parameters that are not
-            finite, up to 10 in a row. Costs a copy of the learner's state before each update.
-        receive: Called with each rollout; what it returns is learnt from.
+        learner: Its counter of steps is the progress of the run.
+        total_steps: Steps at which to end; the last rollout is learnt from as a whole.
+        interrupts: Checked between rollouts. A request during a rollout breaks that off, unless it
+            is complete soon.
+        skip_bad_updates: Skip updates that end in a loss or in parameters that are not finite, up
+            to 10 in a row. Costs a copy of the learner's state before each update.
+        receive: Called with each rollout; the learner gets what it returns.
+        ranks: Those that learn together: an interrupt at one of them ends all after the same
+            update, and updates count the steps and episodes of all.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Trainer:
         *,
         skip_bad_updates: bool = False,
         receive: Callable[[Rollout], Rollout] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         methods("sampler", sampler, ("collect", "publish"))
         methods("learner", learner, ("update", "weights"))
@@ -60,66 +64,88 @@ class Trainer:
         self._total_steps, self._interrupts = total_steps, interrupts
         self._skip_bad_updates, self._skipped = skip_bad_updates, 0
         self._receive, self._update_s, self._collect_s = receive, 0.0, math.inf
+        self._ranks = ranks or Ranks()
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
-        """Train; return whether it went on to the end, rather than being interrupted.
+        """Train; return whether training came to its end rather than being interrupted.
 
         Args:
-            after_update: Told of each update; training ends when it returns True.
+            after_update: Called with each update; training ends when it returns True.
 
         Raises:
             StopSignal: An interrupt broke off a rollout. The learner is as after the last update.
-            WorkerError: A worker failed. The learner is as after the last update.
+            WorkerError: A worker failed, or a rank is lost. The learner is as after the last
+                update.
             FastrlError: Learning diverged.
         """
         while self._learner.steps < self._total_steps:
             if after_update(self._step()):
                 return True
-            if self._interrupts.requested is not None:
+            # Several ranks end where all know of it, in `meet`.
+            if self._interrupts.requested is not None and self._ranks.size == 1:
                 return False
         return True
 
     def _step(self) -> Update:
         began_s = time.perf_counter()
-        with self._interrupts.awaited(self._collect_s):
-            rollout = self._sampler.collect()
-        collected_s = time.perf_counter()
-        self._collect_s = collected_s - began_s
-        if self._receive is not None:
-            with self._interrupts.hurried():
-                rollout = self._receive(rollout)
+        try:
+            rollout, collected_s = self._sample()
+        except StopSignal:
+            meet(self._ranks, None, asked=self._interrupts.requested)
+            raise
         lag = self._version - float(rollout.policy_version.double().mean())
+        episodes, lag = meet(self._ranks, rollout, lag)
         metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())
         return Update(
             steps=self._learner.steps,
             updates=self._learner.updates,
-            num_steps=rollout.num_steps,
-            episodes=rollout.episodes,
+            num_steps=rollout.num_steps * self._ranks.size,
+            episodes=episodes,
             metrics=metrics,
             policy_lag=lag,
             sampling_s=collected_s - began_s,
             learning_s=time.perf_counter() - collected_s,
         )
 
-    def _update(self, rollout: Rollout) -> dict[str, float]:
-        """Learn, or leave the learner as it was.
+    def _sample(self) -> tuple[Rollout, float]:
+        """Return a rollout as it was received, and when it was collected."""
+        began_s = time.perf_counter()
+        try:
+            with self._interrupts.awaited(self._collect_s):
+                rollout = self._sampler.collect()
+        except (WorkerError, EnvError):
+            # A launcher's signal goes to the workers, too.
+            if self._ranks.size > 1 and self._interrupts.requested is not None:
+                raise StopSignal from None
+            raise
+        collected_s = time.perf_counter()
+        self._collect_s = collected_s - began_s
+        if self._receive is not None:
+            with self._interrupts.hurried():
+                rollout = self._receive(rollout)
+        return rollout, collected_s
 
-        Its state is copied where it may be needed: if bad updates are skipped, and if an update
-        takes so long that SIGTERM might have to break it off.
+    def _update(self, rollout: Rollout) -> dict[str, float]:
+        """Update the learner, or leave it as it was.
+
+        Its state is copied if bad updates are skipped, if updates take so long that SIGTERM might
+        break one off, and among several ranks, of which one may be lost.
         """
-        is_slow = self._update_s > _SLOW_S
+        is_alone = self._ranks.size == 1
+        is_slow = self._update_s > _SLOW_S or not is_alone
         if self._skipped:
-            # What the learner knows of unfinished episodes lacks the rollout that was left out.
+            # The learner's state of unfinished episodes lacks the rollout that was skipped.
             restarted = torch.ones_like(rollout.terminated[0])
             rollout = dataclasses.replace(rollout, restarted=restarted)
         before = self._learner.state_dict() if self._skip_bad_updates or is_slow else None
         began_s = time.perf_counter()
         try:
-            with self._interrupts.hurried() if before is not None else nullcontext():
+            is_hurried = before is not None and is_alone
+            with self._interrupts.hurried() if is_hurried else nullcontext():
                 metrics = self._learner.update(rollout)
-        except StopSignal:
+        except (StopSignal, WorkerError):
             assert before is not None
             self._learner.load_state_dict(before)
             raise
@@ -128,7 +154,8 @@ class Trainer:
             if before is None or not self._skip_bad_updates or self._skipped > _SKIPPED_IN_A_ROW:
                 raise
             _LOGGER.warning("update %d is left out: %s", before["updates"], error)
-            steps, updates = before["steps"] + rollout.num_steps, before["updates"] + 1
+            steps = before["steps"] + rollout.num_steps * self._ranks.size
+            updates = before["updates"] + 1
             self._learner.load_state_dict({**before, "steps": steps, "updates": updates})
             return {"skipped_updates": 1.0}
         self._skipped, self._update_s = 0, time.perf_counter() - began_s

@@ -1,8 +1,8 @@
-"""Whose code a run directory would import: what this user trained, and what comes from elsewhere.
+"""Which run directories may import code: those that this user has trained or trusted.
 
 A configuration names code, and loading a run imports it. A run that this user trained, or trusted
-once, carries a signature: a keyed hash of all that its configuration says about code. The key never
-leaves the user's data directory, so a directory from elsewhere has no valid signature.
+once, has a signature: a keyed hash of all keys of its configuration that name code. The key
+stays in the user's data directory, so a directory from elsewhere has no valid signature.
 """
 
 from __future__ import annotations
@@ -28,42 +28,32 @@ SIGNATURE = "signature"
 _KEY_BYTES = 32
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
 _WRITING_WRAPPERS = ("RecordVideo",)
-"""Of these: what writes files where its arguments say."""
+"""Those of them that write files where their arguments say."""
 
 
 def named_code(config: Config) -> list[str]:
     """Return the import paths that a configuration names, each with its key.
 
-    Registered ids, gymnasium's wrappers and fastrl's factories are left out: they import nothing
-    but these packages and plug-ins that are installed, and write no files but those of
-    ``RecordVideo``, which is named.
+    Registered ids, gymnasium's wrappers and fastrl's factories are not named: they only import
+    these packages and installed plug-ins. ``RecordVideo`` is named, since it writes files.
     """
-    named = []
     factories = {path: name for each in own_families() for path, name in each.factories.items()}
-    if (argument := factories.get(config.env.id)) is None:
-        if not _is_known_id(config.env.id):
-            named.append(f"'{config.env.id}' (env.id)")
-    else:
-        # Its argument is an id, too.
-        both = {
-            "env.kwargs": config.env.kwargs,
-            "evaluation.env_kwargs": config.evaluation.env_kwargs,
+    ids: dict[str, object] = {"env.id": config.env.id}
+    if (argument := factories.get(config.env.id)) is not None:
+        # The factory is fastrl's; its argument is an id.
+        ids = {
+            f"env.kwargs.{argument}": config.env.kwargs.get(argument, ""),
+            f"evaluation.env_kwargs.{argument}": config.evaluation.env_kwargs.get(argument, ""),
         }
-        for key, kwargs in both.items():
-            if not _is_known_id(str(kwargs.get(argument, ""))):
-                named.append(f"'{kwargs[argument]}' ({key}.{argument})")
+    named = [f"'{value}' ({key})" for key, value in ids.items() if not _is_known_id(str(value))]
     for key, _, paths in _keys(config):
-        unknown = (
-            path for path in paths if not (key == "env.wrappers" and _is_known_wrapper(path))
-        )
+        unknown = (each for each in paths if key != "env.wrappers" or not _is_known_wrapper(each))
         named += [f"'{path}' ({key})" for path in unknown]
     return named
 
 
 def sign(directory: Path, config: Config) -> None:
-    """Mark a run as this user's.
-
-    Where the user's data directory cannot be written, the run gets no signature.
+    """Mark a run as this user's, unless the user's data directory cannot be written.
 
     Raises:
         WriteError: The run's directory cannot be written.
@@ -75,11 +65,7 @@ def sign(directory: Path, config: Config) -> None:
 
 
 def require_trust(directory: Path, config: Config) -> None:
-    """Reject a run from elsewhere that would import code.
-
-    Args:
-        directory: Of the run.
-        config: As the directory has it.
+    """Reject the directory of a run from elsewhere whose configuration would import code.
 
     Raises:
         ConfigError: The run has no signature of this user; names what would be imported.
@@ -105,13 +91,13 @@ def _is_known_wrapper(path: str) -> bool:
 
 
 def _keys(config: Config) -> Iterator[tuple[str, object, list[str]]]:
-    """Yield each key that names code, what it says, and the import paths in it; see `code_of`."""
+    """Yield each key that names code, its value, and the import paths in it; see `code_of`."""
     section = config.algorithm
     for key, value, paths in code_of(config):
         if section.import_path is None or not key.startswith("algorithm."):
             yield key, value, paths
     if section.import_path is not None:
-        # All of the section is for the code; which keys it has is not known before the import.
+        # The whole section is passed to the code; its keys are unknown before the import.
         yield "algorithm.class_path", section.model_dump(mode="json"), [section.import_path]
 
 
@@ -127,7 +113,7 @@ def _is_signed(directory: Path, config: Config) -> bool:
 
 
 def _signature(key: bytes, config: Config) -> str:
-    said: dict[str, object] = {
+    signed: dict[str, object] = {
         "env.id": config.env.id,
         "env.kwargs": config.env.kwargs,
         "env.wrappers": config.env.wrappers,
@@ -135,16 +121,15 @@ def _signature(key: bytes, config: Config) -> str:
         "model.class_path": config.model.class_path,
         "model.kwargs": config.model.kwargs,
     }
-    # Keys that the first versions did not have count where they name code, so that older
-    # signatures stay valid.
-    said |= {key: value for key, value, paths in _keys(config) if paths and key not in said}
-    # What has arguments is a section; everything else is of plain types.
-    text = json.dumps(said, sort_keys=True, default=dict)
+    # Newer keys count only where they name code, so that older signatures stay valid.
+    signed |= {key: value for key, value, paths in _keys(config) if paths and key not in signed}
+    # Values with arguments are sections; all others are of plain types.
+    text = json.dumps(signed, sort_keys=True, default=dict)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:
-    """Return this user's key; None where there is none."""
+    """Return this user's key, or None."""
     with suppress(OSError, RuntimeError):  # the user may have no home
         data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
         file = Path(data) / "fastrl" / "key"

@@ -1,18 +1,23 @@
-"""What happened since the last row of metrics, added up."""
+"""Adds up what happens between two rows of metrics."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastrl.shared.rollout_buffer import Episodes
-from fastrl.training.episode_info import EpisodeInfo, Totals
+import numpy as np
+
+from fastrl.shared.rollouts import Episodes
 
 _EPISODES = 100
-"""Episodes over which returns and lengths are averaged."""
+"""Episodes over which returns, lengths and episode infos are averaged."""
+_ACHIEVEMENT = "achievements/"
+
+Totals = Mapping[str, Sequence[int]]
+"""By name: the number of episodes that reported the value, and of those where it was positive."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,11 @@ class Update:
         updates: Rollouts learnt from so far.
         num_steps: Environment steps of this rollout.
         episodes: The episodes that ended in it.
-        metrics: What the learner said about it.
+        metrics: What the learner reported.
         policy_lag: By how many updates the policy that sampled was older than the one that
             learnt, mean over the rollout.
         sampling_s: Time in which this process waited for the rollout.
-        learning_s: Time of the update, and of handing its weights to the sampler.
+        learning_s: Time of the update, including the transfer of its weights to the sampler.
     """
 
     steps: int
@@ -41,18 +46,66 @@ class Update:
     learning_s: float
 
 
+class EpisodeInfo:
+    """Counts and averages what environments report of their episodes (`Episodes.info`).
+
+    Args:
+        totals: Of the episodes before now.
+    """
+
+    def __init__(self, totals: Totals | None = None) -> None:
+        self._totals = {name: list(counts) for name, counts in (totals or {}).items()}
+        self._recent: dict[str, deque[float]] = {}
+
+    @property
+    def totals(self) -> dict[str, list[int]]:
+        """What a later session starts from."""
+        return {name: list(counts) for name, counts in self._totals.items()}
+
+    def add(self, episodes: Episodes) -> None:
+        """Add episodes; values that an episode did not report are NaN."""
+        for name, values in episodes.info.items():
+            reported = values[~np.isnan(values)]
+            counts = self._totals.setdefault(name, [0, 0])
+            counts[0] += len(reported)
+            counts[1] += int(np.count_nonzero(reported > 0))
+            self._recent.setdefault(name, deque(maxlen=_EPISODES)).extend(reported.tolist())
+
+    def row(self) -> dict[str, float]:
+        """Return the mean of each value over the last 100 episodes, and the score so far."""
+        means = {f"info/{name}": _mean(values) for name, values in self._recent.items()}
+        score = self.achievement_score()
+        return means if score is None else {**means, "achievement_score": score}
+
+    def shares(self) -> dict[str, float]:
+        """Return in which share of all episodes each value was positive."""
+        return {name: positive / count for name, (count, positive) in self._totals.items() if count}
+
+    def achievement_score(self) -> float | None:
+        """Return the score of the achievements, in percent; None where there are none.
+
+        It is the geometric mean of one plus the success rates in percent, minus one, over all
+        episodes of training: exp(mean(ln(1 + s))) - 1 (Hafner 2021, "Benchmarking the Spectrum of
+        Agent Capabilities", equation 1).
+        """
+        rates = [100 * x for name, x in self.shares().items() if name.startswith(_ACHIEVEMENT)]
+        if not rates:
+            return None
+        return math.expm1(sum(map(math.log1p, rates)) / len(rates))
+
+
 class Window:
     """Adds up updates and gives one row of metrics for all of them.
 
     Attributes:
         steps: Environment steps in the window.
         episodes: Episodes that have ended in the whole run.
-        info: What they told of themselves.
+        info: What their environments reported.
 
     Args:
         wall_s: Time of the run before now.
         episodes: Episodes before now.
-        info: What they told of themselves.
+        info: What their environments reported.
         latest: What `latest` returned before now.
     """
 
@@ -65,8 +118,7 @@ class Window:
     ) -> None:
         self.episodes, self.info = episodes, EpisodeInfo(info)
         self._earlier_s = wall_s
-        self._returns = deque((each for each, _ in latest), maxlen=_EPISODES)
-        self._lengths = deque((each for _, each in latest), maxlen=_EPISODES)
+        self._latest = deque(latest, maxlen=_EPISODES)
         self._began_s = self._opened_s = time.perf_counter()
         self._clear()
 
@@ -78,7 +130,7 @@ class Window:
     @property
     def latest(self) -> list[tuple[float, int]]:
         """Returns and lengths of the episodes that are averaged over."""
-        return list(zip(self._returns, self._lengths, strict=True))
+        return list(self._latest)
 
     @property
     def open_s(self) -> float:
@@ -86,7 +138,7 @@ class Window:
         return time.perf_counter() - self._opened_s
 
     def add(self, update: Update) -> None:
-        """Count an update in."""
+        """Add an update."""
         self._last = update
         self._updates += 1
         self.steps += update.num_steps
@@ -95,28 +147,30 @@ class Window:
         self._lag += update.policy_lag
         for name, value in update.metrics.items():
             self.log(name, value)
-        if len(update.episodes):
-            self.episodes += len(update.episodes)
-            self.info.add(update.episodes)
-            self._returns.extend(update.episodes.returns.tolist())
-            self._lengths.extend(update.episodes.lengths.tolist())
+        episodes = update.episodes
+        if len(episodes):
+            self.episodes += len(episodes)
+            self.info.add(episodes)
+            self._latest.extend(
+                zip(episodes.returns.tolist(), episodes.lengths.tolist(), strict=True)
+            )
 
     def log(self, name: str, value: float) -> None:
-        """Add a number to the row, which has the mean of all numbers of a name."""
+        """Add a value to the row, which has the mean of all values of a name."""
         total, count = self._sums.get(name, (0.0, 0))
         self._sums[name] = total + value, count + 1
 
     def row(self, idle_s: float | None = None) -> dict[str, float | int]:
-        """Return the metrics of the window, and open the next one. It must not be empty.
+        """Return the metrics of the window, which must not be empty, and open the next one.
 
         ``return_mean`` and ``length_mean`` are those of the last 100 episodes, and NaN before the
-        first; each number that the learner reports is averaged over the updates that reported it.
+        first; each value that the learner reports is averaged over the updates that reported it.
         ``sampling_fps`` is the speed while the sampler sampled, ``learning_fps`` that while the
         learner learnt, ``fps`` the speed from end to end, all in environment steps per second. The
         shares are of this process's time: waiting for rollouts, and learning.
 
         Args:
-            idle_s: How long the sampler did not sample; None if it does so only while this
+            idle_s: How long the sampler did not sample; None if it samples only while this
                 process waits for it.
         """
         open_s = self.open_s
@@ -126,8 +180,8 @@ class Window:
             "updates": self._last.updates,
             "episodes": self.episodes,
             "wall_s": self.wall_s,
-            "return_mean": _mean(self._returns),
-            "length_mean": _mean(self._lengths),
+            "return_mean": _mean(value for value, _ in self._latest),
+            "length_mean": _mean(length for _, length in self._latest),
             "fps": self.steps / open_s,
             "sampling_fps": self.steps / max(sampled_s, 1e-9),
             "learning_fps": self.steps / max(self._learning_s, 1e-9),
@@ -147,5 +201,6 @@ class Window:
         self._sums: dict[str, tuple[float, int]] = {}
 
 
-def _mean(values: deque[float] | deque[int]) -> float:
-    return sum(values) / len(values) if values else math.nan
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else math.nan

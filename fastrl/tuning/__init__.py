@@ -1,21 +1,21 @@
 """Chooses n, N, M, groups, device and engine for an environment, a policy and a machine."""
 
-from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.finding import Finding, Settings
-from fastrl.tuning.search import Search
-from fastrl.tuning.space import Space
-from fastrl.tuning.trials import Journal, Measure, MemoryJournal, Sample, Trial, TrialError
+from fastrl.tuning.search import Finding, Search, Settings
+from fastrl.tuning.space import Candidate, Space
+from fastrl.tuning.study import Measure, Notes, Sample, Study, Trial, TrialError
+from fastrl.tuning.tune import tuned
 
 __all__ = [
     "Candidate",
     "Finding",
-    "Journal",
     "Measure",
-    "MemoryJournal",
+    "Notes",
     "Sample",
     "Search",
     "Settings",
     "Space",
+    "Study",
     "Trial",
     "TrialError",
+    "tuned",
 ]

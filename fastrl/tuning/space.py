@@ -1,38 +1,104 @@
-"""Which candidates a machine and a user allow, and which of them lie next to each other."""
+"""The candidates of a tuning, and which of them a machine and a user allow."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from fastrl.arguments import brief, whole, whole_attributes
+from fastrl.config import Config
 from fastrl.errors import ConfigError
-from fastrl.tuning.candidate import Candidate
 
-_SIZES = (64, 16, 256)
-_SIZES_OF_GPU = (256, 64, 1024)
-"""Environments of each worker that usually do well, the likeliest first."""
+_SIZES, _SIZES_ON_GPU = (64, 16, 256), (256, 64, 1024)
+"""Environments per worker that are usually fast, the most likely first."""
 
 
-def _always(candidate: Candidate) -> bool:
-    return True
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of everything that decides how fast a policy samples an environment.
+
+    The attributes are keys of the section ``sampler``; several devices are joined by commas.
+    """
+
+    envs_per_worker: int
+    num_env_workers: int
+    num_model_workers: int = 0
+    groups: int = 1
+    device: str = "cpu"
+    engine: str = "auto"
+    torch_threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers; raise a `ConfigError` where one is not an integer or too small."""
+        whole_attributes(self, ("num_model_workers",), at_least=0)
+        whole_attributes(self, ("envs_per_worker", "num_env_workers", "groups", "torch_threads"))
+
+    @property
+    def num_envs(self) -> int:
+        """B = N · n, environments of all workers."""
+        return self.envs_per_worker * self.num_env_workers
+
+    @property
+    def label(self) -> str:
+        """The candidate on one line; usual values are left out."""
+        parts = [f"n={self.envs_per_worker} N={self.num_env_workers} M={self.num_model_workers}"]
+        parts += [f"groups={self.groups}"] * (self.groups != 1)
+        parts += [name for name in (self.device, self.engine) if name not in ("cpu", "auto")]
+        parts += [f"threads={self.torch_threads}"] * (self.torch_threads != 1)
+        return " ".join(parts)
+
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with some attributes changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes, whose names are keys of the section ``sampler``."""
+        return asdict(self)
+
+
+def candidate_of(config: Config) -> Candidate:
+    """Return the candidate that a configuration names, with ``auto`` resolved on this machine."""
+    sampler, topology = config.sampler, config.topology
+    return Candidate(
+        topology.envs_per_worker,
+        topology.num_env_workers,
+        topology.num_model_workers,
+        topology.groups,
+        ",".join(sampler.devices),
+        sampler.engine,
+        sampler.torch_threads,
+    )
+
+
+def with_candidate(config: Config, candidate: Candidate) -> Config:
+    """Return a copy of a configuration that samples with a candidate's settings."""
+    sampler = config.sampler.model_copy(update=sampler_keys(candidate))
+    return config.model_copy(update={"sampler": sampler})
+
+
+def sampler_keys(candidate: Candidate) -> dict[str, Any]:
+    """Return a candidate as keys of the section ``sampler``."""
+    first, *others = candidate.device.split(",")
+    device = (first, *others) if others else first
+    return {"num_envs": candidate.num_envs, **candidate.to_dict(), "device": device}
 
 
 @dataclass(frozen=True)
 class Space:
-    """The candidates among which is searched.
+    """The candidates that are searched.
 
     Attributes:
         cores: Cores that may be used.
-        max_env_workers: Largest N; by default two per core.
+        max_env_workers: Largest N; 0 means two per core.
         max_envs_per_worker: Largest n.
         batch: Smallest and largest B = N · n, both included; None for any.
         groups: Numbers of groups to try where there are model workers.
-        devices: Where policies may run; the first is tried first.
+        devices: Where the policy may run; the first is tried first.
         engines: Engines to try.
         max_torch_threads: Most torch threads of a process.
-        fits: Says whether the memory is enough.
+        fits: Says whether the memory is enough for a candidate.
     """
 
     cores: int
@@ -43,23 +109,19 @@ class Space:
     devices: tuple[str, ...] = ("cpu",)
     engines: tuple[str, ...] = ("auto",)
     max_torch_threads: int = 1
-    fits: Callable[[Candidate], bool] = _always
+    fits: Callable[[Candidate], bool] = lambda _: True
 
     def __post_init__(self) -> None:
-        """Refuse a space that is none.
-
-        Raises:
-            ConfigError: A number is no whole one, or too small, or there is nothing to choose.
-        """
+        """Check the bounds; raise a `ConfigError` where nothing could be chosen."""
         whole_attributes(self, ("cores", "max_envs_per_worker", "max_torch_threads"))
         whole_attributes(self, ("max_env_workers",), at_least=0)
         if not (self.groups and self.devices and self.engines):
             raise ConfigError("groups, devices and engines need at least one entry each")
         if self.batch is not None:
-            are_two = isinstance(self.batch, tuple) and len(self.batch) == 2
-            if not (are_two and whole("batch", self.batch[0]) <= whole("batch", self.batch[1])):
-                told = brief(self.batch)
-                raise ConfigError(f"batch must be the smallest and the largest B, got {told}")
+            is_pair = isinstance(self.batch, tuple) and len(self.batch) == 2
+            if not (is_pair and whole("batch", self.batch[0]) <= whole("batch", self.batch[1])):
+                got = brief(self.batch)
+                raise ConfigError(f"batch must be the smallest and the largest B, got {got}")
 
     @property
     def most_env_workers(self) -> int:
@@ -67,90 +129,83 @@ class Space:
         return self.max_env_workers or 2 * self.cores
 
     def contains(self, c: Candidate) -> bool:
-        """Say whether a candidate is allowed, and is not the same as a simpler one."""
+        """Say whether a candidate is allowed, and differs from every simpler one."""
         low, high = self.batch or (1, c.num_envs)
+        cores = self.cores // (c.num_model_workers or c.num_env_workers)
         return (
-            1 <= c.num_env_workers <= self.most_env_workers
-            and 1 <= c.envs_per_worker <= self.max_envs_per_worker
+            c.num_env_workers <= self.most_env_workers
+            and c.envs_per_worker <= self.max_envs_per_worker
             and low <= c.num_envs <= high
             and self._model_workers_are_sound(c)
             and c.device in self.devices
             and c.engine in self.engines
-            and self._threads_are_sound(c)
+            and c.torch_threads <= max(1, min(self.max_torch_threads, cores))
             and self.fits(c)
         )
 
     def all(self) -> Iterator[Candidate]:
         """Yield the candidates with n a power of two, or any divisor where B is limited.
 
-        Of N and M, all small numbers and some of the large ones (see `_counts`): a machine of 192
-        cores and 8 GPUs would have 10⁸ otherwise. All N where B is nearly fixed, since few divide.
+        Large N and M are those of `_counts`, or 192 cores and 8 GPUs would have 10⁸ candidates;
+        where B is nearly fixed, N is any number, since few divide B.
         """
         most = self.most_env_workers
         low, high = self.batch or (1, 2**63)
         all_workers = _counts(most, self.cores) if high - low >= most else range(1, most + 1)
+        threads = [2**k for k in range(self.max_torch_threads.bit_length())]
         for workers in all_workers:
-            model_workers = (0, *_counts(workers, workers))
-            for n, models in itertools.product(self._sizes(workers), model_workers):
-                for choice in itertools.product(self.groups, self.devices, self.engines):
-                    groups, device, engine = choice
-                    for threads in self._thread_counts():
-                        c = Candidate(n, workers, models, groups, device, engine, threads)
-                        if self.contains(c):
-                            yield c
+            models = (0, *_counts(workers, workers))
+            choices = (self._sizes(workers), models, self.groups, self.devices, self.engines)
+            for n, *choice in itertools.product(*choices, threads):
+                candidate = Candidate(n, workers, *choice)
+                if self.contains(candidate):
+                    yield candidate
 
     def neighbours(self, c: Candidate) -> list[Candidate]:
         """Return the candidates one step away, without repetition."""
-        found = itertools.chain(
-            self._other_sizes(c),
-            self._other_env_workers(c),
-            self._other_model_workers(c),
-            self._other_executions(c),
-        )
+        steps = (self._other_sizes, self._other_env_workers, self._other_policies)
+        found = itertools.chain.from_iterable(step(c) for step in steps)
         return [x for x in dict.fromkeys(found) if x != c and self.contains(x)]
 
     def seeds(self, default: Candidate) -> list[Candidate]:
-        """Return what usually does well on some machine or other, the likeliest first."""
+        """Return candidates that are often fast on some kind of machine, the likeliest first."""
         cores, few = self.cores, max(1, self.cores // 4)
-        alone = default.but(
-            num_env_workers=cores, num_model_workers=0, groups=1, device="cpu", torch_threads=1
-        )
-        kinds = [(alone, _SIZES)]
-        # A GPU wants large batches, and sleeps while it computes: it needs no core of its own.
+        kinds = [(cores, 0, "cpu")]
+        # A GPU needs large batches, and its model workers sleep while it computes.
         kinds += [
-            (_served(default, cores, models, device), _SIZES_OF_GPU)
+            (cores, models, device)
             for device in self.devices
             if device != "cpu"
             for models in dict.fromkeys((max(1, few // 2), device.count(",") + 1))
         ]
-        kinds += [
-            (_served(default, workers, models, "cpu"), _SIZES)
-            for workers, models in ((cores, 1), (max(1, cores - few), few), (cores, few))
-        ]
+        kinds += [(cores, 1, "cpu"), (max(1, cores - few), few, "cpu"), (cores, few, "cpu")]
         # One size of each kind first, the other sizes of all kinds after.
-        sized = [
-            self._with_size(kind, sizes[i]) for i in range(len(_SIZES)) for kind, sizes in kinds
+        found = [
+            self._with_size(
+                default.but(
+                    envs_per_worker=size if device == "cpu" else size_on_gpu,
+                    num_env_workers=workers,
+                    num_model_workers=models,
+                    groups=2 if models else 1,
+                    device=device,
+                    torch_threads=1,
+                )
+            )
+            for size, size_on_gpu in zip(_SIZES, _SIZES_ON_GPU, strict=True)
+            for workers, models, device in kinds
         ]
-        return [c for c in dict.fromkeys(sized) if c != default and self.contains(c)]
+        return [c for c in dict.fromkeys(found) if c != default and self.contains(c)]
 
     def nearest(self, c: Candidate) -> Candidate:
-        """Return the allowed candidate that is most like ``c``, which may not be allowed."""
-        if self.contains(c):
-            return c
-        plain = c.but(groups=1) if c.num_model_workers == 0 else c
+        """Return the allowed candidate that is most like ``c``; ``c`` where none is allowed."""
+        plain = c if c.num_model_workers else c.but(groups=1)
         if self.contains(plain):
             return plain
 
         def distance(x: Candidate) -> tuple[float, ...]:
-            return (
-                x.device != c.device,
-                x.engine != c.engine,
-                abs(x.num_env_workers - c.num_env_workers),
-                abs(x.num_model_workers - c.num_model_workers),
-                abs(x.groups - c.groups),
-                abs(x.torch_threads - c.torch_threads),
-                abs(x.envs_per_worker - c.envs_per_worker),
-            )
+            counts = ("num_env_workers", "num_model_workers", "groups", "torch_threads")
+            apart = [abs(getattr(x, k) - getattr(c, k)) for k in (*counts, "envs_per_worker")]
+            return (x.device != c.device, x.engine != c.engine, *apart)
 
         return min(self.all(), key=distance, default=c)
 
@@ -165,13 +220,6 @@ class Space:
             and c.envs_per_worker % c.groups == 0
         )
 
-    def _threads_are_sound(self, c: Candidate) -> bool:
-        most = max(1, min(self.max_torch_threads, self.cores // c.num_policies))
-        return 1 <= c.torch_threads <= most
-
-    def _thread_counts(self) -> list[int]:
-        return [2**k for k in range(self.max_torch_threads.bit_length())]
-
     def _sizes(self, workers: int) -> list[int]:
         if self.batch is None:
             return [2**k for k in range(self.max_envs_per_worker.bit_length())]
@@ -182,23 +230,23 @@ class Space:
         powers = [2**k for k in range(high.bit_length()) if 2**k in span]
         return sorted({span[0], *powers, span[-1]})
 
-    def _with_size(self, c: Candidate, n: int) -> Candidate:
-        """Return ``c`` with n environments per worker, or as near as the batch allows."""
-        if self.batch is not None:
-            low, high = (bound // c.num_env_workers for bound in self.batch)
-            n = min(max(n, low, 1), max(high, 1))
-            if low * c.num_env_workers < self.batch[0] <= self.batch[1] < n * c.num_env_workers:
-                n = low
+    def _with_size(self, c: Candidate) -> Candidate:
+        """Return ``c`` with n as near to its own as the batch allows."""
+        if self.batch is None:
+            return c
+        workers, (low, high) = c.num_env_workers, self.batch
+        n = min(max(c.envs_per_worker, low // workers, 1), max(high // workers, 1))
+        if low // workers * workers < low and high < n * workers:
+            n = max(low // workers, 1)
         return c.but(envs_per_worker=n)
 
     def _other_sizes(self, c: Candidate) -> Iterator[Candidate]:
         n = c.envs_per_worker
-        for size in (2 * n, n // 2, 4 * n, n // 4):
-            yield c.but(envs_per_worker=max(1, size))
+        sizes = [2 * n, n // 2, 4 * n, n // 4]
         if self.batch is not None:
-            sizes = self._sizes(c.num_env_workers)
-            around = [s for s in sizes if s < n][-1:] + [s for s in sizes if s > n][:1]
-            yield from (c.but(envs_per_worker=size) for size in around)
+            allowed = self._sizes(c.num_env_workers)
+            sizes += [s for s in allowed if s < n][-1:] + [s for s in allowed if s > n][:1]
+        yield from (c.but(envs_per_worker=max(1, size)) for size in sizes)
 
     def _other_env_workers(self, c: Candidate) -> Iterator[Candidate]:
         workers, most = c.num_env_workers, self.most_env_workers
@@ -212,23 +260,19 @@ class Space:
             if count in (2 * workers, workers // 2) or self.batch is not None:
                 yield other.but(envs_per_worker=max(1, c.num_envs // count))
 
-    def _other_model_workers(self, c: Candidate) -> Iterator[Candidate]:
-        models = c.num_model_workers
-        if models == 0:
+    def _other_policies(self, c: Candidate) -> Iterator[Candidate]:
+        """Yield other M, groups and devices, engines and threads."""
+        models, threads = c.num_model_workers, c.torch_threads
+        if models:
+            yield c.but(num_model_workers=0, groups=1, device="cpu")
+            counts = (models + 1, models - 1, 2 * models, models // 2)
+            yield from (c.but(num_model_workers=count) for count in counts if count)
+            yield from (c.but(groups=groups) for groups in self.groups)
+            yield from (c.but(device=device) for device in self.devices)
+        else:
             for groups, device in itertools.product(self.groups[::-1], self.devices):
                 yield c.but(num_model_workers=1, groups=groups, device=device)
-            return
-        yield c.but(num_model_workers=0, groups=1, device="cpu")
-        counts = (models + 1, models - 1, 2 * models, models // 2)
-        for count in dict.fromkeys(k for k in counts if 1 <= k <= c.num_env_workers):
-            yield c.but(num_model_workers=count)
-        yield from (c.but(groups=groups) for groups in self.groups)
-
-    def _other_executions(self, c: Candidate) -> Iterator[Candidate]:
-        if c.num_model_workers:
-            yield from (c.but(device=device) for device in self.devices)
         yield from (c.but(engine=name) for name in self.engines)
-        threads = c.torch_threads
         yield from (c.but(torch_threads=k) for k in (2 * threads, max(1, threads // 2)))
 
 
@@ -236,9 +280,3 @@ def _counts(most: int, cores: int) -> list[int]:
     """Return all numbers up to 16; beyond, 2ᵏ and 3 · 2ᵏ, those around ``cores``, and ``most``."""
     large = {factor << k for factor in (2, 3) for k in range(3, most.bit_length())}
     return sorted(k for k in {*range(1, 17), *large, cores - 1, cores, most} if 1 <= k <= most)
-
-
-def _served(default: Candidate, workers: int, models: int, device: str) -> Candidate:
-    return default.but(
-        num_env_workers=workers, num_model_workers=models, groups=2, device=device, torch_threads=1
-    )

@@ -1,346 +1,278 @@
-"""Keeps trials in an Optuna study, a SQLite file that Optuna's own tools can show.
-
-One Optuna trial is one visit: its parameters are the candidate's numbers, its value the frames
-per second, its user attributes the rest. A search that was stopped goes on from there.
-"""
+"""Trials, and the file of JSON lines that keeps them, from which a stopped tuning continues."""
 
 from __future__ import annotations
 
-import sqlite3
-import time
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import optuna
-from optuna.distributions import IntDistribution
-from optuna.exceptions import OptunaError
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
 
-from fastrl.closing import Closing
-from fastrl.errors import ConfigError
-from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.trials import Trial
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.training.durable import read_bounded
+from fastrl.tuning.space import Candidate
 
-_LARGEST = 2**31 - 1
-_ATTRIBUTES = ("seconds", "reference_fps", "cost_s", "error", "exhausted", "notes")
-_WANTED = {*_ATTRIBUTES, "reference", "texts"}
-"""What a trial must say to be one of a search's."""
-_FAILURES = (
-    *(OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError, ValueError, LookupError),
-    *(TypeError, AttributeError, AssertionError),
-)
-"""What Optuna raises where a file is locked, full, damaged or something else."""
+_TURN_S = 0.2
+"""Approximate length of a turn: a core's speed may change by a factor of 1.6 within a second, and
+changing turns takes time, too."""
 
-_MAKING_S, _PAUSE_S = 10.0, 0.2
-"""Making the tables takes half a second, and longer on a busy machine."""
-
-_Count = Annotated[int, Field(ge=1)]
 _Fps = Annotated[float, Field(gt=1e-9, lt=1e15)]
 _Seconds = Annotated[float, Field(ge=0, lt=1e9)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+Question = tuple[Candidate, Candidate | None, float]
+"""A candidate, the reference beside it, and the seconds of the window."""
 
 
-class _Shape(BaseModel):
-    """What a file may hold; other programs, and a full disk, may have written something else."""
+class TrialError(FastrlError):
+    """A candidate cannot be measured.
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    Attributes:
+        exhausted: Whether memory or time ran out, so that more environments would fail as well.
+        limit_s: The time that ran out; None for other causes.
+    """
 
-
-class _CandidateShape(_Shape):
-    envs_per_worker: _Count
-    num_env_workers: _Count
-    num_model_workers: Annotated[int, Field(ge=0)]
-    groups: _Count
-    device: str
-    engine: str
-    torch_threads: _Count
-
-    def candidate(self) -> Candidate:
-        return Candidate(**self.model_dump())
+    def __init__(
+        self, message: str, *, exhausted: bool = False, limit_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.exhausted, self.limit_s = exhausted, limit_s
 
 
-class _TrialShape(_Shape):
-    candidate: _CandidateShape
-    reference: _CandidateShape | None
+@dataclass(frozen=True)
+class Notes:
+    """Details of a window."""
+
+    seen_fps: _Fps | None = None  # before the correction for resets
+    shares: dict[str, dict[str, _Share]] = field(default_factory=dict)  # by kind of worker
+    learner_share: _Share = 0.0  # of the time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window of sampling: its frames per second, and details."""
+
+    fps: float
+    notes: Notes = field(default_factory=Notes)
+
+
+Measure = Callable[[Candidate, float], Sample]
+"""Samples with a candidate for some seconds; an exception counts as a failure of the candidate."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One window of a candidate, and beside it one of the best so far, the reference.
+
+    Attributes:
+        reference: None where the candidate was measured alone.
+        seconds: Length of each of the two windows.
+        fps: Of the candidate; None where it failed.
+        reference_fps: None where either failed.
+        cost_s: Wall time, starting the candidate included.
+        error: Why it failed; empty where it succeeded.
+        exhausted: See `TrialError`, as ``limit_s``.
+        notes: Of the candidate's last turn.
+    """
+
+    candidate: Candidate
+    reference: Candidate | None
     seconds: Annotated[float, Field(gt=0, lt=1e9)]
     fps: _Fps | None
-    reference_fps: _Fps | None
-    cost_s: _Seconds
-    error: str
-    exhausted: bool
-    notes: dict[str, Any]
+    reference_fps: _Fps | None = None
+    cost_s: _Seconds = 0.0
+    error: str = ""
+    exhausted: bool = False
+    limit_s: _Seconds | None = None
+    notes: Notes = field(default_factory=Notes)
 
 
-class _ResultShape(_Shape):
-    best: _CandidateShape
-    enough_s: Annotated[float, Field(ge=0)] = 0.0
+def visit(
+    measure: Measure, candidate: Candidate, reference: Candidate | None, seconds: float
+) -> Trial:
+    """Measure a candidate and the reference, if there is one, in short turns.
+
+    The reference has half a turn first and half a turn last, so that a steady drift cancels. The
+    first failure of either ends the trial.
+    """
+    if reference is None:
+        return _window(measure, candidate, seconds)
+    turns = max(1, round(seconds / _TURN_S))
+    beside = _window(measure, reference, seconds / turns / 2)
+    if beside.fps is None:
+        return _failed(_window(measure, candidate, seconds), beside, seconds)
+    fps, reference_fps = 0.0, beside.fps / 2
+    for share in (*[1.0] * (turns - 1), 0.5):
+        own = _window(measure, candidate, seconds / turns)
+        if own.fps is not None:
+            beside = _window(measure, reference, share * seconds / turns)
+        if own.fps is None or beside.fps is None:
+            return _failed(own, beside, seconds)
+        fps += own.fps
+        reference_fps += share * beside.fps
+    fps, reference_fps = fps / turns, reference_fps / turns
+    return Trial(candidate, reference, seconds, fps, reference_fps, notes=own.notes)
+
+
+def _window(measure: Measure, candidate: Candidate, seconds: float) -> Trial:
+    """Measure a candidate alone."""
+    trial = Trial(candidate, None, seconds, fps=None, error="it made no step")
+    try:
+        sample = measure(candidate, seconds)
+    except Exception as error:
+        return replace(
+            trial,
+            error=" ".join(str(error).split()) or type(error).__name__,
+            exhausted=getattr(error, "exhausted", isinstance(error, MemoryError | TimeoutError)),
+            limit_s=getattr(error, "limit_s", None),
+        )
+    return replace(trial, fps=sample.fps, error="", notes=sample.notes) if sample.fps > 0 else trial
+
+
+def _failed(own: Trial, beside: Trial, seconds: float) -> Trial:
+    """Return the trial of two windows of which one failed."""
+    error = own.error or f"beside it, {beside.error}"
+    return replace(own, reference=beside.candidate, seconds=seconds, error=error)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a search that has ended has found.
+    """What a completed search found.
 
     Attributes:
-        best: The choice.
-        enough_s: The largest budget with which it is final; infinite where more time would change
-            nothing.
+        enough_s: The largest budget for which it is final; None where more time changes nothing.
     """
 
     best: Candidate
-    enough_s: float
+    enough_s: Annotated[float, Field(ge=0)] | None
 
 
-class StudyJournal(Closing):
-    """A journal in a SQLite file.
+class _Line(BaseModel):
+    """One line of a file: a trial, a result, or a mark that all lines before it are void."""
 
-    Args:
-        path: The file; made if it is not there.
-        name: Of the study in it: what must be equal for trials to be worth keeping.
-        fresh: Forget the trials of that study.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    Raises:
-        ConfigError: The file cannot be opened, or is no Optuna storage.
-    """
-
-    def __init__(self, path: Path, name: str, *, fresh: bool = False) -> None:
-        # Optuna tells of every trial on standard error, and warns of what is experimental.
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.path = path
-        with self._told("used as a study"):
-            self._storage = _opened(path)
-            if fresh and name in optuna.get_all_study_names(self._storage):
-                optuna.delete_study(study_name=name, storage=self._storage)
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
-            )
-
-    def recorded(self) -> list[Trial]:
-        """Return all trials so far; those that other programs have added are left out.
-
-        Raises:
-            ConfigError: The file cannot be read.
-        """
-        with self._told("read"):
-            frozen = self._study.get_trials(deepcopy=False)
-            found = (_thawed(trial) for trial in frozen if trial.user_attrs.keys() >= _WANTED)
-            return [trial for trial in found if trial is not None]
-
-    def add(self, trial: Trial) -> None:
-        """Keep a trial; it is on disk when this returns.
-
-        Raises:
-            ConfigError: The file cannot be written.
-        """
-        with self._told("written"):
-            self._study.add_trial(_frozen(trial))
-
-    @property
-    def result(self) -> Result | None:
-        """What the latest search that has ended has found, None before.
-
-        Raises:
-            ConfigError: The file cannot be read, or holds something else in its place.
-        """
-        with self._told("read"):
-            found = self._study.user_attrs
-            kept = {name: found[name] for name in _ResultShape.model_fields if name in found}
-        if not kept:
-            return None
-        try:
-            shape = _ResultShape.model_validate(kept)
-        except ValidationError as error:
-            raise ConfigError(f"{self.path} holds a damaged result") from error
-        return Result(shape.best.candidate(), shape.enough_s)
-
-    def keep_result(self, best: Candidate, enough_s: float) -> None:
-        """Keep what a search has found.
-
-        Args:
-            best: The choice.
-            enough_s: The budget that it was found with; infinite where more would change nothing.
-
-        Raises:
-            ConfigError: The file cannot be written.
-        """
-        with self._told("written"):
-            # In this order, or a process that is killed leaves a budget beside another best.
-            self._study.set_user_attr("enough_s", 0.0)
-            self._study.set_user_attr("best", best.to_dict())
-            self._study.set_user_attr("enough_s", enough_s)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
-
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Say in one line that the file cannot be ``what``."""
-        try:
-            yield
-        except _FAILURES as error:
-            # Optuna says only where to look for the reason.
-            reason = error.__cause__ if isinstance(error, OptunaError) else error
-            # SQLAlchemy adds its query to what SQLite has said.
-            reason = getattr(reason, "orig", None) or reason
-            told = " ".join(str(reason or error).split())[:200]
-            raise ConfigError(f"{self.path} cannot be {what}: {told}") from error
+    study: str
+    trial: Trial | None = None
+    result: Result | None = None
+    fresh: bool = False
 
 
-class StudyCache(Closing):
-    """A journal that does without its file where that cannot be opened, read or written.
+class Study:
+    """The trials under one name, oldest first, and the result of the latest completed search.
 
-    What it does not keep is measured again.
+    A file may hold several studies. Damaged lines are left out.
 
     Args:
-        opened: Returns the study, or raises `ConfigError`.
-        say: Called once with the reason why something is not kept.
+        path: The file; None for a study in memory.
+        name: Equal for trials that may be compared.
+        fresh: Discard what the file holds under that name.
+        say: Called with the reason where the file cannot be read or written; the study then
+            continues in memory. By default that is a `ConfigError`.
     """
 
-    def __init__(self, opened: Callable[[], StudyJournal], say: Callable[[str], None]) -> None:
-        self._say, self._has_said = say, False
-        self._journal: StudyJournal | None = None
-        with self._guarded("what is measured is not kept: {}"):
-            self._journal = opened()
-
-    def recorded(self) -> list[Trial]:
-        """Return all trials so far, as far as the file can be read."""
-        with self._guarded("{}; its trials are not used"):
-            return [] if self._journal is None else self._journal.recorded()
-        return []
+    def __init__(
+        self,
+        path: Path | None = None,
+        name: str = "",
+        *,
+        fresh: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.trials: list[Trial] = []
+        self.result: Result | None = None
+        self._path, self._name, self._say = path, name, say
+        if path is not None:
+            with self._reporting("read"):
+                self._read(path)
+        if fresh:
+            self.trials, self.result = [], None
+            self._write(fresh=True)
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial where that is possible."""
-        with self._guarded("what is measured is not kept: {}"):
-            if self._journal is not None:
-                self._journal.add(trial)
+        """Keep a trial; it is on disk when this returns."""
+        self.trials.append(trial)
+        self._write(trial=trial)
 
-    def result_of(
-        self, budget_s: float, is_possible: Callable[[Candidate], bool]
-    ) -> Candidate | None:
-        """Return what an earlier search with as large a budget has found, None where none has.
+    def keep_result(self, result: Result) -> None:
+        """Keep the result of a search."""
+        self.result = result
+        self._write(result=result)
 
-        Args:
-            budget_s: Of the search that would be made now.
-            is_possible: Whether that search could find a candidate.
+    def answers(self, limit_s: float) -> Mapping[Question, deque[Trial]]:
+        """Return the recorded trials by question, oldest first, for a search that asks again.
+
+        There are none where no trial succeeded, as the cause may be gone. Failures before a
+        success of the same question are left out, and trials that ran out of less than ``limit_s``.
         """
-        with self._guarded("{}; tuned anew"):
-            kept = None if self._journal is None else self._journal.result
-            if kept is None or budget_s > kept.enough_s:
-                return None
-            if is_possible(kept.best):
-                return kept.best
-            assert self._journal is not None
-            what = "a result that is impossible for this configuration on this machine"
-            raise ConfigError(f"{self._journal.path} holds {what}")
-        return None
+        found: dict[Question, deque[Trial]] = defaultdict(deque)
+        trials = [t for t in self.trials if t.limit_s is None or t.limit_s >= limit_s]
+        for trial in trials if any(t.fps is not None for t in trials) else ():
+            answers = found[trial.candidate, trial.reference, trial.seconds]
+            if trial.fps is not None and all(answer.fps is None for answer in answers):
+                answers.clear()
+            answers.append(trial)
+        return found
 
-    def keep_result(self, best: Candidate, enough_s: float) -> None:
-        """Keep what a search has found where that is possible; see `StudyJournal.keep_result`."""
-        with self._guarded("what is measured is not kept: {}"):
-            if self._journal is not None:
-                self._journal.keep_result(best, enough_s)
+    def _read(self, path: Path) -> None:
+        content = read_bounded(path) if path.exists() else b""
+        lines = [line for line in map(_parsed, content.split(b"\n")) if line is not None]
+        if content.strip() and not lines and self._say is None:
+            raise ConfigError(f"{path} is not a study: name another file")
+        for line in (line for line in lines if line.study == self._name):
+            if line.fresh:
+                self.trials, self.result = [], None
+            self.trials += [line.trial] if line.trial is not None else []
+            self.result = line.result or self.result
+        if content and not content.endswith(b"\n"):
+            _append(path, b"\n")
 
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._journal is not None:
-            self._journal.close()
+    def _write(self, **what: Any) -> None:
+        if self._path is not None:
+            # As ASCII, since the error of an environment may not be valid text.
+            line = json.dumps(_Line(study=self._name, **what).model_dump(exclude_defaults=True))
+            with self._reporting("written"):
+                _append(self._path, f"{line}\n".encode())
 
     @contextmanager
-    def _guarded(self, told: str) -> Iterator[None]:
-        """Say what cannot be read or written, the first time, and go on."""
+    def _reporting(self, action: str) -> Iterator[None]:
+        """Raise or say in one line that the file cannot be used."""
         try:
             yield
-        except ConfigError as error:
-            if not self._has_said:
-                self._has_said = True
-                self._say(told.format(error))
+        except OSError as error:
+            problem = f"{self._path} cannot be {action}: {error.strerror or error}"
+            if self._say is None:
+                raise ConfigError(problem) from error
+            self._path = None
+            self._say(f"trials are not kept: {problem}")
 
 
-def undamaged_study(path: Path, name: str, *, fresh: bool = False) -> StudyJournal:
-    """Open a study; a damaged file of the same name is set aside as ``….damaged`` before.
-
-    Raises:
-        ConfigError: See `StudyJournal`.
-    """
+def cached_study(name: str, say: Callable[[str], None], *, fresh: bool = False) -> Study:
+    """Return a `Study` in the user's cache directory; in memory where there is none."""
     try:
-        journal = StudyJournal(path, name, fresh=fresh)
-        try:
-            journal.recorded()
-        except ConfigError:
-            journal.close()
-            raise
-        return journal
-    except ConfigError as error:
-        if not _is_damage(error):
-            raise
-        try:
-            path.replace(path.with_suffix(".damaged"))
-            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-        except OSError:
-            raise error from None
-    return StudyJournal(path, name, fresh=fresh)
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(cache) / "fastrl"
+        directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # an account may have no home
+        say(f"trials are not kept: {error}")
+        return Study()
+    return Study(directory / "tuning.jsonl", name, fresh=fresh, say=say)
 
 
-def _is_damage(error: BaseException | None) -> bool:
-    """Return whether SQLite has found bytes that it has not written."""
-    while error is not None and type(error) is not DatabaseError:
-        error = error.__cause__
-    return error is not None
+def _append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _opened(path: Path) -> RDBStorage:
-    """Open a file, or make it; again if another process is making it at this moment."""
-    deadline_s = time.monotonic() + _MAKING_S
-    while True:
-        try:
-            return RDBStorage(f"sqlite:///{path}")
-        except (IntegrityError, OperationalError):
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(_PAUSE_S)
-
-
-def _frozen(trial: Trial) -> FrozenTrial:
-    reference = trial.reference
-    attributes = {name: getattr(trial, name) for name in _ATTRIBUTES}
-    attributes["notes"] = dict(trial.notes)
-    attributes["reference"] = None if reference is None else reference.to_dict()
-    found = trial.candidate.to_dict()
-    # Optuna wants to know all values of a text beforehand, so texts are attributes.
-    parameters = {name: value for name, value in found.items() if isinstance(value, int)}
-    attributes["texts"] = {name: value for name, value in found.items() if name not in parameters}
-    return create_trial(
-        state=TrialState.FAIL if trial.fps is None else TrialState.COMPLETE,
-        value=trial.fps,
-        params=parameters,
-        distributions={name: IntDistribution(0, _LARGEST) for name in parameters},
-        user_attrs=attributes,
-    )
-
-
-def _thawed(frozen: FrozenTrial) -> Trial | None:
-    """Return a trial; None where another program has written something else."""
-    attributes = frozen.user_attrs
+def _parsed(line: bytes) -> _Line | None:
+    """Return what a line holds; None where it is damaged or blank."""
     try:
-        found = _TrialShape.model_validate(
-            {
-                **{name: attributes[name] for name in (*_ATTRIBUTES, "reference")},
-                "candidate": {**frozen.params, **attributes["texts"]},
-                "fps": frozen.value,
-            }
-        )
-    except (ValidationError, TypeError):
+        return _Line.model_validate_json(line)
+    except (ValidationError, ConfigError):
         return None
-    candidate, reference = found.candidate.candidate(), found.reference
-    return Trial(
-        candidate=candidate,
-        reference=None if reference is None else reference.candidate(),
-        fps=found.fps,
-        **{name: getattr(found, name) for name in _ATTRIBUTES},
-    )

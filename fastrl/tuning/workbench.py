@@ -1,195 +1,214 @@
-"""Measures candidates on this machine, and keeps two of them running so that they can take turns.
+"""Measures candidates on this machine; the two latest stay running, so that they can take turns.
 
-Whoever is not being measured rests: its workers wait without using a core.
+Environments that were just started have fewer ends of episodes in a short window than they will
+have in training, and the more environments there are, the fewer. Where a reset takes as long as
+two hundred steps, many environments would look twice as fast as they are. So a few environments
+are watched once, for how often episodes end and how long an end takes, and every window is
+corrected to that rate.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastrl.closing import Closing
 from fastrl.config import Config
-from fastrl.cores import usable_cores
 from fastrl.errors import FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling.build import make_plan, make_sampler
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.stats import SamplerStats
-from fastrl.tuning.apply import with_candidate
-from fastrl.tuning.candidate import Candidate
-from fastrl.tuning.memory import unique_bytes
-from fastrl.tuning.resets import ENDS_PER_ENV, Resets
-from fastrl.tuning.trials import Sample, TrialError
+from fastrl.sampling.stats import Memory, SamplerStats, memory_of
+from fastrl.shared.schema import Schema
+from fastrl.shared.table import NUM_BANKS
+from fastrl.system import free_bytes, usable_cores
+from fastrl.tuning.space import Candidate, with_candidate
+from fastrl.tuning.study import Notes, Sample, TrialError
 from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.supervisor import call_in_child
 
 Objective = Literal["fps", "train_fps"]
 
 _LOGGER = logging.getLogger(__name__)
-_RUNNING = 2
-_SETTLE_S = 0.05
-"""Sampled before a window: caches fill, and whatever waited has gone on."""
-_ROLLOUT_S = 0.05
-"""How long a rollout may take; others are cut shorter, or short windows would hold none."""
+_RUNNING = 2  # candidates that stay running
+_SETTLE_S = 0.05  # sampled before a window, until caches are warm
+_ROLLOUT_S = 0.05  # longest rollout; short windows would contain none of the longer ones
 _SHORTEST_ROLLOUT = 4
-_CALIBRATION_S = 4.0
-"""Longest time in which it is seen what resets cost."""
-
-
-def with_few_envs(c: Candidate) -> Candidate:
-    """Return a candidate like it with at most 8 environments per worker, or one per group."""
-    few = min(8, c.envs_per_worker)
-    return c.but(envs_per_worker=few // c.groups * c.groups or c.groups)
+_CALIBRATION_S = 4.0  # longest time in which resets are watched
+_USABLE_MEMORY = 0.7  # share of the free memory; other programs need some, too
+_ENDS_PER_ENV = 2  # episodes after which environments no longer end together, roughly
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How long a candidate may take.
+class Resets:
+    """Ends of episodes per environment step, and the seconds by which an end prolongs a step."""
 
-    Attributes:
-        start_s: Until its first rollout is complete.
-        window_s: For a window, beside that.
-    """
+    per_step: float = 0.0
+    seconds: float = 0.0
 
-    start_s: float
-    window_s: float
+    @classmethod
+    def seen(
+        cls, spent: SamplerStats, envs_per_group: int, time_limit: int | None = None
+    ) -> Resets:
+        """Return what the counters of a window show.
+
+        Args:
+            spent: The counters.
+            envs_per_group: Environments that are stepped together.
+            time_limit: Steps after which episodes end at the latest.
+        """
+        steps, episodes = float(spent.frames), float(spent.episodes.sum())
+        group_steps, ending = steps / envs_per_group, float(spent.ending_steps.sum())
+        at_least = 1 / time_limit if time_limit else 0.0
+        if not episodes or ending >= group_steps:
+            return cls(at_least)
+        ending_ns = float(spent.ending_steps_ns.sum())
+        usual_ns = (float(spent.stepping_ns.sum()) - ending_ns) / (group_steps - ending)
+        extra_ns = ending_ns - ending * usual_ns
+        return cls(max(episodes / steps, at_least), max(0.0, extra_ns / episodes / 1e9))
+
+    def usual_s(
+        self, spent_s: float, spent: SamplerStats, in_parallel: int, idle_s: float = 0.0
+    ) -> float:
+        """Return how long a window would have taken with the usual number of resets.
+
+        Args:
+            spent_s: Length of the window.
+            spent: Its counters.
+            in_parallel: Environments that can be reset at the same time.
+            idle_s: Idle time of cores, in which they could have reset.
+        """
+        missing = self.per_step * float(spent.frames) - float(spent.episodes.sum())
+        more_s = missing * self.seconds / in_parallel
+        if more_s > 0:
+            more_s = max(0.0, more_s - idle_s / in_parallel)
+        # Resets are at most three quarters of a window, however poorly they were measured.
+        return max(spent_s / 4, spent_s + more_s)
 
 
-class Rig(ABC):
-    """One candidate, running or at rest.
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Memory of candidates, extrapolated from a small one."""
 
-    Attributes:
-        start_s: From starting it to its first rollout.
+    schema: Schema
+    rollout_length: int
+    process_bytes: int  # of a worker without environments
+    env_bytes: int  # of one environment
+    most_bytes: int  # that may be used
 
-    Args:
-        config: Of a run as the candidate says.
-        plan: What it samples.
-        limits: How long it may take.
-        resets: What resets cost.
-    """
+    def fits(self, c: Candidate) -> bool:
+        """Say whether there is enough for a candidate and for the one beside it."""
+        return 2 * self.of(c) <= self.most_bytes
 
-    start_s: float = 0.0
+    def of(self, c: Candidate) -> int:
+        """Return the bytes that a candidate needs."""
+        table = NUM_BANKS * sum(
+            math.prod(field.shape(spec, self.rollout_length, c.num_envs)) * spec.dtype.itemsize
+            for field in self.schema
+            for spec in field.leaves.values()
+        )
+        processes = c.num_env_workers + c.num_model_workers
+        return table + processes * self.process_bytes + c.num_envs * self.env_bytes
 
-    def __init__(self, config: Config, plan: SamplingPlan, limits: Limits, resets: Resets) -> None:
-        self._limits, self._resets, self._topology = limits, resets, plan.topology
-        self._asynchronous, self._late = config.sampler.mode == "async", threading.Event()
+
+class _Rig:
+    """One candidate, running or at rest; no window may take longer than ``limit_s``."""
+
+    def __init__(
+        self, config: Config, plan: SamplingPlan, objective: Objective, limit_s: float
+    ) -> None:
+        self._limit_s, self._topology = limit_s, plan.topology
+        self._is_async = config.sampler.mode == "async"
+        self._is_late, self._learner = threading.Event(), None
+        self._learnt_s, self._learnt_steps = 0.0, 0
+        if objective == "train_fps":
+            # Its schedules must not end. Built before the sampler, which holds shared memory.
+            endless = config.model_copy(update={"total_steps": 2**60})
+            self._learner = build_learner(endless, plan.env_spec)
         sampler = make_sampler(config, plan, on_fault=self._on_fault)
         assert isinstance(sampler, ProcessSampler), "only sampler.kind: process is tuned"
         self._sampler = sampler
+        self.close = sampler.close
 
-    def start(self) -> None:
+    def start(self, limit_s: float) -> None:
         """Sample until the first rollout is complete."""
-        began_s = time.perf_counter()
-        with self._limited(self._limits.start_s):
+        with self._limited(limit_s):
             self._sampler.start()
-            self._go()
-        self.start_s = time.perf_counter() - began_s
+            self._sample()
 
-    def window(self, seconds: float) -> Sample:
-        """Sample for so long, and rest."""
-        with self._limited(self._limits.window_s):
-            first = self._after(_SETTLE_S)
-            last = self._after(seconds)
-            self._sampler.pause(self._limits.window_s)
-        steps, spent_s = last[1] - first[1], last[0] - first[0]
-        spent, learnt_s = last[2] - first[2], last[3] - first[3]
-        in_parallel = min(self._topology.num_env_workers, usable_cores())
-        idle_s = self._idle_s(spent_s, spent, learnt_s)
-        usual_s = self._resets.usual_s(spent_s, spent, in_parallel, idle_s)
-        notes = {
-            "seen_fps": steps / spent_s,
-            "start_s": self.start_s,
-            "shares": spent.by_kind().time_shares,
-            "learner_share": learnt_s / spent_s,
-        }
+    def window(self, seconds: float, resets: Resets) -> Sample:
+        """Sample for some time, then rest."""
+        with self._limited(self._limit_s):
+            self._sample(_SETTLE_S)
+            first, learnt_s, steps = self._sampler.stats(), self._learnt_s, self._learnt_steps
+            self._sample(seconds)
+            spent = self._sampler.stats() - first
+            self._sampler.pause(self._limit_s)
+        spent_s, learnt_s = spent.time_ns / 1e9, self._learnt_s - learnt_s
+        steps = spent.frames if self._learner is None else self._learnt_steps - steps
+        cores, idle_s = usable_cores(), 0.0
+        if self._is_async:
+            # Workers that waited for a core count as busy, so this is the least idle time.
+            busy_ns = spent.stepping_ns + spent.inference_ns + spent.hand_over_ns
+            idle_s = max(0.0, cores * spent_s - float(busy_ns.sum()) / 1e9 - learnt_s)
+        in_parallel = min(self._topology.num_env_workers, cores)
+        usual_s = resets.usual_s(spent_s, spent, in_parallel, idle_s)
+        notes = Notes(steps / spent_s, spent.by_kind().time_shares, learnt_s / spent_s)
         return Sample(steps / usual_s, notes)
 
-    def watch_resets(self, seconds: float, time_limit: int | None) -> Resets:
-        """Sample until most episodes have ended a few times, at most so long.
+    def calibrate(self, seconds: float, time_limit: int | None) -> tuple[Resets, int]:
+        """Sample until most environments have ended a few episodes, for at most some time.
 
-        Args:
-            seconds: How long.
-            time_limit: Steps after which episodes end at the latest.
+        Returns:
+            What resets cost, and the bytes that a worker holds alone.
         """
-        stats, enough = self._sampler.stats, ENDS_PER_ENV * self._topology.num_envs
-        with self._limited(self._limits.window_s):
+        stats, enough = self._sampler.stats, _ENDS_PER_ENV * self._topology.num_envs
+        with self._limited(self._limit_s):
             first, until_s = stats(), time.perf_counter() + seconds
             spent = stats() - first
             while time.perf_counter() < until_s and spent.episodes.sum() < enough:
-                self._go()
+                self._sample()
                 spent = stats() - first
-        return Resets.seen(spent, self._topology.envs_per_group, time_limit)
+        resets = Resets.seen(spent, self._topology.envs_per_group, time_limit)
+        return resets, _mean_bytes(stats(details=True).memory)
 
-    def pids(self) -> list[int]:
-        """Return the process ids of its workers."""
-        return list(self._sampler.pids().values())
-
-    def unique_bytes(self) -> int:
-        """Return the memory that a worker holds alone."""
-        return unique_bytes(self._sampler.stats(details=True).memory)
-
-    def close(self) -> None:
-        """End it."""
-        self._sampler.close()
-
-    @abstractmethod
-    def _go(self) -> None:
-        """Take the next rollout, and do with it what is done."""
-
-    @abstractmethod
-    def _steps(self, stats: SamplerStats) -> int:
-        """Return the environment steps that count."""
-
-    def _learning_s(self) -> float:
-        return 0.0
-
-    def _after(self, seconds: float) -> tuple[float, int, SamplerStats, float]:
-        """Go on for so long; return the time, the steps, what was done, the time of learning."""
+    def _sample(self, seconds: float = 0.0) -> None:
+        """Sample one rollout, and more for some time, and learn from them."""
         until_s = time.perf_counter() + seconds
-        self._go()
-        while time.perf_counter() < until_s:
-            self._go()
-        stats = self._sampler.stats()
-        return time.perf_counter(), self._steps(stats), stats, self._learning_s()
-
-    def _idle_s(self, spent_s: float, spent: SamplerStats, learnt_s: float) -> float:
-        """Return the time in which cores had nothing to do, though env workers might have.
-
-        A worker that had to give its core away counts as busy, so it is rather too little.
-        """
-        if not self._asynchronous:
-            return 0.0
-        busy_ns = spent.stepping_ns + spent.inference_ns + spent.hand_over_ns
-        busy_s = float(busy_ns.sum()) / 1e9 + learnt_s
-        return max(0.0, usable_cores() * spent_s - busy_s)
+        while True:
+            rollout = self._sampler.collect()
+            if self._learner is not None:
+                began_s = time.perf_counter()
+                self._learner.update(rollout)
+                self._sampler.publish(self._learner.weights())
+                self._learnt_s += time.perf_counter() - began_s
+                self._learnt_steps = self._learner.steps
+            if time.perf_counter() >= until_s:
+                return
 
     def _on_fault(self, fault: Fault) -> None:
         """Let a worker be replaced, as in a run, unless `_limited` has ended it."""
-        if self._late.is_set():
+        if self._is_late.is_set():
             raise TrialError(fault.cause)
         _LOGGER.warning("%s", fault)
 
     @contextmanager
     def _limited(self, limit_s: float) -> Iterator[None]:
-        """End the workers, and with them whatever waits for them, when it takes too long.
-
-        Raises:
-            TrialError: It took too long.
-        """
-        self._late.clear()
+        """Kill the workers after some time, and raise a `TrialError`."""
+        self._is_late.clear()
 
         def give_up() -> None:
-            self._late.set()
-            for pid in self.pids():
+            self._is_late.set()
+            for pid in self._sampler.pids().values():
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -199,59 +218,23 @@ class Rig(ABC):
         try:
             yield
         except FastrlError as error:
-            if self._late.is_set():
-                told = f"took longer than {limit_s:.0f} s"
-                window_s = self._limits.window_s
-                raise TrialError(told, exhausted=True, limit_s=window_s) from error
-            raise
+            if not self._is_late.is_set():
+                raise
+            problem = f"took longer than {limit_s:.0f} s"
+            raise TrialError(problem, exhausted=True, limit_s=self._limit_s) from error
         finally:
             timer.cancel()
-
-
-class SamplingRig(Rig):
-    """Samples without a learner, as fast as it can."""
-
-    def _go(self) -> None:
-        self._sampler.collect()
-
-    def _steps(self, stats: SamplerStats) -> int:
-        return stats.frames
-
-
-class TrainingRig(Rig):
-    """Samples and learns, as training does."""
-
-    def __init__(self, config: Config, plan: SamplingPlan, limits: Limits, resets: Resets) -> None:
-        # Schedules must not end while it is measured. Before the sampler, which holds memory.
-        self._learner = build_learner(
-            config.model_copy(update={"total_steps": 2**60}), plan.env_spec
-        )
-        super().__init__(config, plan, limits, resets)
-        self._learnt_s = 0.0
-
-    def _go(self) -> None:
-        rollout = self._sampler.collect()
-        began_s = time.perf_counter()
-        self._learner.update(rollout)
-        self._sampler.publish(self._learner.weights())
-        self._learnt_s += time.perf_counter() - began_s
-
-    def _steps(self, stats: SamplerStats) -> int:
-        return self._learner.steps
-
-    def _learning_s(self) -> float:
-        return self._learnt_s
 
 
 class Workbench(Closing):
     """Measures candidates for one configuration; a `Measure`. Use it in a ``with`` block.
 
     Args:
-        config: The run; what a candidate says replaces what it says.
-        objective: ``fps`` samples only; ``train_fps`` learns from it, too.
-        limit_s: Longest time for a window.
-        start_limit_s: Longest time for starting a candidate, ``limit_s`` by default. Where it is
-            given, all until one has been measured have ``sampler.start_timeout_s`` if that is more.
+        config: The run; a candidate replaces its sampler's keys.
+        objective: ``fps`` samples only; ``train_fps`` learns as well.
+        limit_s: Longest time of a window.
+        start_limit_s: Longest time of a start, by default ``limit_s``. Where it is given, it is at
+            least ``sampler.start_timeout_s`` until one candidate has been measured.
     """
 
     def __init__(
@@ -261,93 +244,88 @@ class Workbench(Closing):
         limit_s: float = 20.0,
         start_limit_s: float | None = None,
     ) -> None:
-        self._config, self._objective = config, objective
-        self._limits = Limits(limit_s if start_limit_s is None else start_limit_s, limit_s)
-        self._first_start_s = self._limits.start_s
+        # Of a cluster, this machine is tuned.
+        config = config.model_copy(update={"cluster": None})
+        self._config, self._objective, self._limit_s = config, objective, limit_s
+        self._start_limit_s = self._first_limit_s = start_limit_s or limit_s
         if start_limit_s is not None:
-            self._first_start_s = max(start_limit_s, config.sampler.start_timeout_s)
-        self._has_measured = False
-        self._rigs: dict[Candidate, Rig] = {}
+            self._first_limit_s = max(start_limit_s, config.sampler.start_timeout_s)
+        self._rigs: dict[Candidate, _Rig] = {}
         self._fps, self._resets = 0.0, Resets()
         self.plan = make_plan(config)
 
     def __call__(self, candidate: Candidate, seconds: float) -> Sample:
-        """Return a window of a candidate; others rest meanwhile.
+        """Return a window of a candidate, while the others are paused.
 
         Raises:
             FastrlError: It cannot be built, crashed, or needs too much memory or time.
         """
         rig = self._rigs.pop(candidate, None)
+        if rig is None:
+            while len(self._rigs) >= _RUNNING:
+                self._rigs.pop(next(iter(self._rigs))).close()
+            rig = self._started(candidate)
         try:
-            if rig is None:
-                self._make_room()
-                rig = self._started(candidate)
-            sample = rig.window(seconds)
+            sample = rig.window(seconds, self._resets)
         except BaseException:
-            if rig is not None:
-                rig.close()
+            rig.close()
             raise
-        self._rigs[candidate], self._has_measured = rig, True
+        self._rigs[candidate], self._first_limit_s = rig, self._start_limit_s
         self._fps = max(self._fps, sample.fps)
         return sample
 
-    def calibrate(self, candidate: Candidate) -> int:
-        """Learn roughly how fast sampling is, and what resets cost.
+    def calibrate(self, candidate: Candidate) -> MemoryNeed:
+        """Measure with few environments how fast they are, what resets cost, and their memory.
 
-        The speed decides how long rollouts of trials may be; see `fastrl.tuning.resets`.
-
-        Args:
-            candidate: What to start, but `with_few_envs`.
+        The speed decides how long the rollouts of trials may be.
 
         Returns:
-            Bytes that a worker of it holds alone.
+            The memory that candidates need.
         """
-        rig = self._started(with_few_envs(candidate), rollout_length=_SHORTEST_ROLLOUT)
+        plan, groups = self.plan, candidate.groups
+        n = min(8, candidate.envs_per_worker) // groups * groups or groups
+        rig = self._started(candidate.but(envs_per_worker=n), _SHORTEST_ROLLOUT)
         try:
-            self._fps = rig.window(_SETTLE_S).fps
-            seconds = min(_CALIBRATION_S, self._limits.window_s / 4)
-            self._resets = rig.watch_resets(seconds, self.plan.env_spec.max_episode_steps)
-            return rig.unique_bytes()
+            self._fps = rig.window(_SETTLE_S, self._resets).fps
+            seconds = min(_CALIBRATION_S, self._limit_s / 4)
+            found = rig.calibrate(seconds, plan.env_spec.max_episode_steps)
+            self._resets, worker_bytes = found
         finally:
             rig.close()
-
-    def pids(self) -> list[int]:
-        """Return the process ids of all workers of the candidates that are kept."""
-        return [pid for rig in self._rigs.values() for pid in rig.pids()]
+        process_bytes = call_in_child(_own_bytes, self._config.sampler.start_timeout_s)
+        env_bytes = max(0, worker_bytes - process_bytes) // n
+        usable = int(_USABLE_MEMORY * free_bytes())
+        return MemoryNeed(plan.schema, plan.rollout_length, process_bytes, env_bytes, usable)
 
     def close(self) -> None:
         """End all processes."""
         while self._rigs:
             self._rigs.popitem()[1].close()
 
-    def _make_room(self) -> None:
-        while len(self._rigs) >= _RUNNING:
-            oldest = next(iter(self._rigs))
-            self._rigs.pop(oldest).close()
-
-    def _started(self, candidate: Candidate, rollout_length: int | None = None) -> Rig:
+    def _started(self, candidate: Candidate, rollout_length: int | None = None) -> _Rig:
         config = with_candidate(self._config, candidate)
         plan = make_plan(config, env_spec=self.plan.env_spec)
-        limits = self._limits
-        if not self._has_measured:
-            limits = replace(limits, start_s=self._first_start_s)
-        rig: Rig
-        if self._objective == "train_fps":
-            rig = TrainingRig(config, plan, limits, self._resets)
-        else:
-            length = rollout_length or self._trial_length(candidate, plan.rollout_length)
-            plan = replace(plan, rollout_length=length)
+        if self._objective == "fps":
+            # As configured, unless a rollout would take too long.
+            enough = max(_SHORTEST_ROLLOUT, int(_ROLLOUT_S * self._fps / candidate.num_envs))
+            length = rollout_length or min(plan.rollout_length, enough)
+            plan = replace(plan, rollout_length=length, sequence_length=None)
             sampler = config.sampler.model_copy(update={"mode": "async"})
             config = config.model_copy(update={"sampler": sampler})
-            rig = SamplingRig(config, plan, limits, self._resets)
+        rig = _Rig(config, plan, self._objective, self._limit_s)
         try:
-            rig.start()
+            rig.start(self._first_limit_s)
         except BaseException:
             rig.close()
             raise
         return rig
 
-    def _trial_length(self, candidate: Candidate, wanted: int) -> int:
-        """Return T for sampling alone: as configured, unless a rollout would take too long."""
-        enough = int(_ROLLOUT_S * self._fps / candidate.num_envs)
-        return min(wanted, max(_SHORTEST_ROLLOUT, enough))
+
+def _mean_bytes(memory: Mapping[str, Memory]) -> int:
+    """Return the memory that a process holds alone, the mean over processes."""
+    found = [each.unique_mib * 2**20 for each in memory.values()]
+    return int(sum(found) / max(1, len(found)))
+
+
+def _own_bytes() -> int:
+    return _mean_bytes(memory_of({"tuner": os.getpid()}))

@@ -1,6 +1,6 @@
-"""Fast environments for those who keep their own training loop, behind gymnasium's interface.
+"""Vector environments for custom training loops, behind gymnasium's interface.
 
-What needs Stable-Baselines3 or Tianshou is imported when it is first used.
+The adapters to Stable-Baselines3 and Tianshou are imported on first use.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastrl.errors import ArgumentError
 from fastrl.vector.concurrent import ConcurrentEnvs
-from fastrl.vector.failures import ArgumentError, EnvFailure, EnvTimeoutError
-from fastrl.vector.make import make_concurrent, make_vec
+from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.make_vector import make_concurrent, make_vec
 from fastrl.vector.vector_env import FastVectorEnv
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ __all__ = [
 _ADAPTERS = {"to_sb3": "sb3", "to_tianshou": "tianshou"}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     """Import the adapter to another library on first use."""
     if name not in _ADAPTERS:
         raise AttributeError(f"module 'fastrl.vector' has no attribute '{name}'")

@@ -1,53 +1,58 @@
-"""Which backend pays: one environment is timed, and the cost of handing over set against it."""
+"""The choice of `auto`: one environment is timed, and backends are tried where that is not clear.
+
+No constant here was measured on one machine.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import median
+from typing import Any
 
-import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import concatenate, create_empty_array
 
-from fastrl.cores import usable_cores
-from fastrl.errors import USERS_FAILURES, FastrlError
+from fastrl.envs.action_masks import random_actions, uniform_numbers, valid_sample
+from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
-from fastrl.vector.failures import EnvFailure, EnvTimeoutError, summary
-from fastrl.vector.probing import Doing, close_probed, in_time
-from fastrl.vector.spec import Env, VectorPlan, why_not_sent
+from fastrl.system import usable_cores
+from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.probing import CallDeadline, close_probed, within_deadlines
+from fastrl.vector.vector_env import FastVectorEnv
+from fastrl.vector.vector_plan import Env, VectorPlan, why_not_sent
 
-HAND_OVER_S = 150e-6
-"""What a step of worker processes costs besides the environments, on a 2-core AMD EPYC."""
+Start = Callable[[VectorPlan, str], FastVectorEnv]
+"""Starts a plan on a backend."""
 
-SLOWDOWN = 1.4
-"""How much slower environments step while every core is busy, on the same machine: its virtual
-cores share what they have. Where cores are whole, `auto` is somewhat too slow to leave one process.
-"""
-
-ROOM_S = 150e-6
-"""What it costs to make room for workers where torch has an idle thread; see `TorchThreads`."""
-
-THREAD_S = 100e-6
-"""What handing a step to one of many threads costs, on the same machine."""
-
-_BUDGET_S = 0.05
-_MAX_STEPS = 500
+_SERIAL = ("serial", 1)
+_BUDGET_S, _MAX_STEPS = 0.05, 500
 _WAITS_S = 1e-3
+_TRIAL_S, _TURN_S = 0.2, 5e-3
+_CLEAR = 20
+"""Gains of this many times the overhead need no trial."""
+_WORTH = 0.97
+"""Share of the time on one core above which the other cores are left to the caller."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step of one environment takes.
+    """How long one environment takes.
 
     Attributes:
-        step_s: Seconds, without resets.
+        step_s: Seconds of a step, without resets.
         busy_s: Seconds of the processor's time, with a step's share of resets.
-        waits: Whether it waits for something else than the processor: a network, another process,
-            a window's next frame.
+        waits: Whether it waits for a network, another process or the like.
         ends: Episodes that end in a step: 1 / their mean length.
         reset_s: Seconds of a reset.
+        build_s: Seconds to build it.
     """
 
     step_s: float
@@ -55,93 +60,190 @@ class StepCost:
     waits: bool = False
     ends: float = 0.0
     reset_s: float = 0.0
+    build_s: float = 0.0
+
+    def steps_s(self, num_envs: int, workers: int) -> float:
+        """Return the seconds of a step of all environments, without the overhead of sharing it."""
+        return num_envs / workers * self.step_s + self.resets_s(num_envs, workers)
+
+    def resets_s(self, num_envs: int, workers: int) -> float:
+        """Return the seconds of resets in a step, which lasts until the last worker is done.
+
+        The number of episodes that end is Poisson distributed; for the greatest of several such
+        numbers see Boucheron et al., *Concentration Inequalities* (2013), section 2.5.
+        """
+        mean = num_envs / workers * self.ends
+        most = min(workers * mean, mean + math.sqrt(2 * mean * math.log(workers)))
+        return most * self.reset_s
 
 
-def choose_backend(plan: VectorPlan) -> str:
-    """Return the backend that steps a plan soonest: ``serial``, ``processes`` or ``threads``.
+def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[str, int]:
+    """Return the fastest backend for single environments, and its number of workers.
 
-    One environment is built here, timed for a twentieth of a second with random actions, and
-    closed. Threads are for environments that wait; processes only for what can be sent to them.
+    One environment is timed for a twentieth of a second with random actions. Threads are for
+    environments that wait. Where the gain of processes is not clear, they are tried.
+
+    Args:
+        plan: What is built.
+        wanted: Number of workers that the caller asks for, or None.
+        start: Starts a trial.
 
     Raises:
         EnvFailure: The environment raised, or a call overran its deadline.
     """
-    if plan.num_envs == 1:
-        return "serial"
-    # However many steps it is timed for, what the caller draws next stays the same.
-    try:
-        with seeded_streams(0):
+    num_envs, cores = plan.num_envs, usable_cores()
+    if num_envs == 1:
+        return _SERIAL
+    # The caller's global random streams stay as they are.
+    with seeded_streams(0):
+        try:
             env, cost = _timed(plan)
-    except EnvTimeoutError:
-        raise
-    except FastrlError as error:
-        if "main thread" in str(error):  # signal handlers, windows: such environments step there
-            return "serial"
-        raise
-    if getattr(env, "render_mode", None) == "human":
-        # One window waits for its next frame; by the time all are drawn, that has come.
-        cost = StepCost(cost.busy_s, cost.busy_s)
-    idle_threads = torch.get_num_threads() - 1
-    found = cheapest(cost, plan.num_envs, usable_cores(), idle_threads)
-    if found == "processes" and why_not_sent(plan):
-        return cheapest(cost, plan.num_envs, 1, idle_threads)
-    return found
+        except EnvTimeoutError:
+            raise
+        except FastrlError as error:
+            # Signal handlers and windows need the main thread.
+            if "main thread" in str(error):
+                return _SERIAL
+            raise
+        # By the time all windows are drawn in turn, the next frame of the first has come.
+        if getattr(env, "render_mode", None) == "human":
+            return _SERIAL
+        processes = ("processes", min(wanted or cores, num_envs))
+        if cost.waits:
+            threads = ("threads", min(wanted or num_envs, num_envs))
+            threads_s = cost.step_s + num_envs * cost.busy_s
+            shared_s = cost.steps_s(num_envs, processes[1])
+            return threads if threads_s <= shared_s or why_not_sent(plan) else processes
+        alone_s = cost.steps_s(num_envs, 1)
+        shared_s = cost.steps_s(num_envs, min(processes[1], cores))
+        gain_s, overhead_s = alone_s - shared_s, wake_s()
+        if gain_s < overhead_s or why_not_sent(plan):
+            return _SERIAL
+        if gain_s > _CLEAR * overhead_s and shared_s < 0.6 * alone_s:
+            return processes
+        fewer = ("processes", max(2, processes[1] // 4))
+        shared = [processes] if wanted or fewer[1] == processes[1] else [processes, fewer]
+        return _tried(plan, cost, shared, start)
+
+
+def _tried(
+    plan: VectorPlan, cost: StepCost, shared: Sequence[tuple[str, int]], start: Start
+) -> tuple[str, int]:
+    """Return the fastest choice, measured with as many environments as are built quickly."""
+    num_envs, most = plan.num_envs, max(workers for _, workers in shared)
+    few = min(num_envs, max(2 * most, int(_TRIAL_S / max(cost.build_s, 1e-9))))
+    # Trials reset by themselves, also where the caller is going to.
+    plan = replace(plan, num_envs=few, autoreset=AutoresetMode.SAME_STEP, stream=0)
+    choices = [_SERIAL, *shared]
+    contestants = [(replace(plan, num_workers=workers), name) for name, workers in choices]
+    try:
+        times = trial(contestants, start)
+    except FastrlError:  # some environments cannot exist twice at a time
+        return _SERIAL
+    took = {}
+    for choice, step_s in zip(choices, times, strict=True):
+        overhead_s = 0.0 if choice == _SERIAL else min(step_s, wake_s())
+        took[choice] = overhead_s + (step_s - overhead_s) * num_envs / few
+        if num_envs * cost.ends < 1:  # the quartile has no reset
+            took[choice] += cost.resets_s(num_envs, choice[1])
+    best = min(shared, key=took.__getitem__)
+    return best if took[best] < _WORTH * took[_SERIAL] else _SERIAL
+
+
+def choose_shares(alone: VectorPlan, shared: VectorPlan, start: Start) -> VectorPlan:
+    """Return the faster plan of a batch: one thread or process, or several."""
+    with seeded_streams(0):
+        both = [(replace(plan, stream=0), "native") for plan in (alone, shared)]
+        if trial(both[:1], start, _TURN_S)[0] < wake_s():
+            return alone
+        alone_s, shared_s = trial(both, start)
+    return shared if shared_s < _WORTH * alone_s else alone
+
+
+def trial(
+    contestants: Sequence[tuple[VectorPlan, str]], start: Start, seconds: float = _TRIAL_S
+) -> list[float]:
+    """Return the seconds of a step of each contestant, which step in turns.
+
+    The lower quartile is disturbed less by other programs than the median.
+    """
+    with ExitStack() as stack:
+        running = [stack.enter_context(closing(start(*each))) for each in contestants]
+        times: list[list[float]] = [[] for _ in running]
+        actions = []
+        for envs in running:
+            envs.reset(seed=0)
+            actions.append(_random_actions(envs))
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until or len(times[0]) < 3:
+            for envs, draw, taken in zip(running, actions, times, strict=True):
+                turn, began = time.perf_counter() + _TURN_S, 0.0
+                while began < turn:
+                    given = draw()
+                    began = time.perf_counter()
+                    envs.step(given)
+                    taken.append(time.perf_counter() - began)
+        return [sorted(taken)[len(taken) // 4] for taken in times]
+
+
+def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
+    """Return a function that draws actions of all environments, valid ones where they have masks.
+
+    Args:
+        envs: After a reset.
+    """
+    envs.action_space.seed(0)
+    samples = itertools.cycle([envs.action_space.sample() for _ in range(5)])
+    try:
+        if not envs.has_action_masks:
+            return lambda: next(samples)
+    except EnvError:  # something else of that name
+        return lambda: next(samples)
+    space, uniform = envs.single_action_space, uniform_numbers()
+    empty: Any = create_empty_array(space, envs.num_envs)
+
+    def draw() -> Any:
+        each = [valid_sample(space, mask, uniform) for mask in envs.action_masks()]
+        return concatenate(space, each, empty)
+
+    return draw
+
+
+@cache
+def wake_s() -> float:
+    """Return the seconds to wake a thread and get its answer: the least cost of sharing a step."""
+    times = []
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            began = time.perf_counter()
+            pool.submit(int).result()
+            times.append(time.perf_counter() - began)
+    return median(times)
 
 
 def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
     @contextmanager
-    def look(doing: Doing) -> Iterator[tuple[Env, StepCost]]:
-        env = plan.instance(0).build()
+    def look(deadline: CallDeadline) -> Iterator[tuple[Env, StepCost]]:
+        began = time.perf_counter()
+        env = plan.build(0)
+        build_s = time.perf_counter() - began
         try:
-            yield env, _cost(plan, env, doing)
+            yield env, replace(step_cost(env, deadline.begin), build_s=build_s)
+        except USERS_FAILURES as error:
+            raise EnvFailure(
+                f"env 0 of '{plan.name}' (serial) raised {cause(error)}, while it was timed",
+                worker="serial",
+                env_index=0,
+            ) from error
         finally:
-            doing.begin("close()")
+            deadline.begin("close()")
             close_probed(env, plan.name)
 
     try:
-        return in_time(plan, look)
+        return within_deadlines(plan, look)
     except EnvTimeoutError as error:
-        raise EnvTimeoutError(
-            f"env 0 of '{plan.name}' {error.args[0]}, while it was timed",
-            worker="probe",
-            env_index=0,
-        ) from None
-
-
-def _cost(plan: VectorPlan, env: Env, doing: Doing) -> StepCost:
-    try:
-        return step_cost(env, doing.begin)
-    except USERS_FAILURES as error:
-        raise EnvFailure(
-            f"env 0 of '{plan.name}' (serial) raised {summary(error)}, while it was timed",
-            worker="serial",
-            env_index=0,
-        ) from error
-
-
-def cheapest(cost: StepCost, num_envs: int, cores: int, idle_threads: int = 0) -> str:
-    """Return the backend with which a step of all environments takes the least time.
-
-    Every step lasts until the last worker is done. So rare resets, which meet one worker at a time,
-    take as long as in turn; only where several come in every step do they share the cores.
-
-    Args:
-        cost: Of one environment.
-        num_envs: How many there are.
-        cores: How many may be used.
-        idle_threads: Threads that torch has besides the caller's.
-    """
-    took = {"serial": num_envs * (cost.step_s + cost.ends * cost.reset_s)}
-    workers = min(cores, num_envs)
-    if workers > 1:
-        each = num_envs / workers
-        resets = _most_of(workers, each * cost.ends)
-        busy_s = each * cost.step_s + resets * cost.reset_s
-        crowded = workers + idle_threads > cores
-        took["processes"] = SLOWDOWN * busy_s + HAND_OVER_S + crowded * idle_threads * ROOM_S
-    if cost.waits:
-        took["threads"] = cost.step_s + num_envs * (cost.busy_s + THREAD_S)
-    return min(took, key=lambda backend: took[backend])
+        what = f"env 0 of '{plan.name}' {error.args[0]}, while it was timed"
+        raise EnvTimeoutError(what, worker="probe", env_index=0) from None
 
 
 def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCost:
@@ -152,32 +254,33 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
         begin: Called with the name of each kind of call before it is made.
     """
     begin("reset()")
-    env.reset(seed=0)
-    env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(50)]
+    seen, info = env.reset(seed=0)
+    draw = random_actions(env, info)
     begin("step()")
-    env.step(actions[0])
+    env.step(draw(seen, info))
     begin("reset()")
-    env.reset()
+    seen, info = env.reset()
     begin("step()")
     sleeps = _sleeps()
-    steps, ends, resets_s = 0, 0, 0.0
+    steps, ends, resets_s, resets_busy_s = 0, 0, 0.0, 0.0
     start, busy = time.perf_counter(), time.thread_time()
-    while steps < _MAX_STEPS and time.perf_counter() - start < _BUDGET_S:
-        _, _, terminated, truncated, _ = env.step(actions[steps % len(actions)])
+    while not steps or (steps < _MAX_STEPS and time.perf_counter() - start < _BUDGET_S):
+        seen, _, terminated, truncated, info = env.step(draw(seen, info))
         steps += 1
         if terminated or truncated:
-            ended = time.perf_counter()
+            ended, ended_busy = time.perf_counter(), time.thread_time()
             begin("reset()")
-            env.reset()
+            seen, info = env.reset()
             begin("step()")
             ends, resets_s = ends + 1, resets_s + time.perf_counter() - ended
+            resets_busy_s += time.thread_time() - ended_busy
     mean_s = (time.perf_counter() - start) / steps
     busy_s = (time.thread_time() - busy) / steps
-    # Time that others had the core looks like waiting, but nobody went to sleep for it.
     asleep = _sleeps() - sleeps >= steps / 2
+    # Of an environment that never sleeps, the rest of the time belongs to other programs.
+    step_s = mean_s - resets_s / steps if asleep else busy_s - resets_busy_s / steps
     return StepCost(
-        step_s=mean_s - resets_s / steps,
+        step_s=step_s,
         busy_s=busy_s,
         waits=asleep and mean_s - busy_s > max(_WAITS_S, mean_s / 2),
         ends=ends / steps,
@@ -185,16 +288,7 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
     )
 
 
-def _most_of(workers: int, mean: float) -> float:
-    """Return about how many episodes end in a step at the worker where most do.
-
-    Their numbers are Poisson's; see Boucheron et al., *Concentration Inequalities* (2013),
-    section 2.5, for the greatest of several whose variance is the mean.
-    """
-    return min(workers * mean, mean + math.sqrt(2 * mean * math.log(workers)))
-
-
 def _sleeps() -> float:
-    """Return how often this thread has waited of its own accord; never, where nobody counts it."""
+    """Return how many times this thread has slept; NaN where the system does not count it."""
     thread = getattr(resource, "RUSAGE_THREAD", None)
     return math.nan if thread is None else resource.getrusage(thread).ru_nvcsw

@@ -1,59 +1,61 @@
-"""Environments for ``await``: calls that wait overlap in one thread, or in a pool of threads.
+"""Environments for ``await``: their calls overlap in one event loop, or in threads.
 
-For environments whose ``step``, ``reset`` or ``render`` are coroutines, and for programs that have
-something else to do in the meantime (a learner's own work, a server, a picture on the screen).
+For environments whose ``step``, ``reset`` or ``render`` are coroutines, and for programs that do
+other work meanwhile (a learner, a server, a window on the screen).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
-from numpy.typing import NDArray
 
-from fastrl.envs.agreement import Claim, check_spaces
-from fastrl.envs.rows import ObservationWriter, number_of
-from fastrl.errors import EnvError
-from fastrl.spaces import leaves, unflatten
-from fastrl.vector.action_rows import ActionObjects, ActionRows, splitter
-from fastrl.vector.exchange import Exchange
-from fastrl.vector.failures import ArgumentError
-from fastrl.vector.infos import Infos, combine, gather, kept
-from fastrl.vector.instance import is_lifecycle
-from fastrl.vector.overlap import Overlap
-from fastrl.vector.seeds import checked_mask, checked_options, checked_seeds
-from fastrl.vector.spec import InstanceSpec
+from fastrl.errors import ArgumentError
+from fastrl.vector.driver import STEP, Request, SerialDriver
+from fastrl.vector.exchange import splitter
+from fastrl.vector.failures import EnvFailure, late, raised
+from fastrl.vector.groups import EnvGroup, attribute, check_call, set_attribute
+from fastrl.vector.infos import Infos, copied
+from fastrl.vector.thread_driver import DaemonThread
+from fastrl.vector.vector_env import FastVectorEnv, StepResult
+from fastrl.vector.vector_plan import VectorPlan
 
-StepResult = tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]
-OneResult = tuple[float, bool, bool, dict[str, Any]]
+CLOSE_S = 2.0
+"""How long environments may take to close before they are abandoned."""
+_OF_VECTOR = (
+    *("action_space", "closed", "metadata", "observation_space", "render_mode", "spec"),
+    *("single_action_space", "single_observation_space"),
+)
 
 
 class ConcurrentEnvs:
-    """Environments whose calls overlap; every method that asks them anything is to be awaited.
+    """Environments whose calls overlap; every method that calls them must be awaited.
 
     A method of an environment may be a coroutine function, which runs in the caller's event loop,
-    or a plain one, which runs in a thread. Where all are coroutines no thread is started.
+    or a plain one, which runs in a thread. Where all are coroutines, no thread is started.
 
-    A step or reset that fails, overruns the deadline or is cancelled leaves some environments a
-    step ahead of others: it closes them all, as it does in `fastrl.make_vec`. An error in `call`,
-    `parallel` or `set_attr` is raised as it is and harms nothing.
+    A step or reset that fails, overruns the deadline or is cancelled closes all environments, since
+    some are a step ahead of others; so does `fastrl.make_vec`. An error in `call`, `parallel` or
+    `set_attr` is raised unchanged, and the environments stay open.
 
     Attributes:
         envs: The environments.
         num_envs: How many.
-        autoreset: When the next episode begins where one ended.
+        autoreset: When the next episode begins after the end of one.
         single_observation_space: Of one environment.
         single_action_space: Of one environment.
         observation_space: Of all.
         action_space: Of all; ``action_space.sample()`` gives a batch.
-        metadata: What the first environment tells, and ``autoreset_mode``.
-        render_mode: Of the first environment, None where nothing is drawn.
+        metadata: That of the first environment, and ``autoreset_mode``.
+        render_mode: Of the first environment, None where it renders nothing.
         spec: Gymnasium's specification of the first environment, None where it has none.
+        closed: Whether the environments were closed, by `close` or by a failure.
         timeout_s: How long any one call may take.
     """
 
@@ -65,37 +67,14 @@ class ConcurrentEnvs:
         timeout_s: float = 120.0,
         name: str = "",
     ) -> None:
-        """Take over ``envs``, gymnasium's or alike with coroutines, which `close` closes."""
+        """Take over ``envs``, gymnasium's or similar ones with coroutines; `close` closes them."""
         if not envs:
             raise ArgumentError("there must be at least one environment")
-        first = envs[0]
         self.envs, self.num_envs, self.autoreset = list(envs), len(envs), autoreset
-        self.single_observation_space = first.observation_space
-        self.single_action_space = first.action_space
-        self.observation_space = batch_space(first.observation_space, self.num_envs)
-        self.action_space = batch_space(first.action_space, self.num_envs)
-        self.metadata = {**(getattr(first, "metadata", None) or {}), "autoreset_mode": autoreset}
-        self.render_mode, self.spec = (
-            getattr(first, "render_mode", None),
-            getattr(first, "spec", None),
-        )
         self.timeout_s = timeout_s
-        name = name or type(first).__name__
-        spec = InstanceSpec(name, first.observation_space, first.action_space)
-        self._claim = Claim()
-        for index, env in enumerate(self.envs):
-            self._claim.add(env, index)
-            check_spaces(env, spec, f"env {index} of '{name}'")
-        self._overlap = Overlap(self.envs, name, timeout_s)
-        self._boundary = _Boundary(spec, self.num_envs)
-        self._ended: set[int] = set()
-        self._next_seeds: list[int | None] | None = None
-        self._was_reset = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether they were closed, or ended by a failure."""
-        return self._overlap.closed
+        self._name = name or type(envs[0]).__name__
+        self._driver = _AwaitDriver(self.envs, self._name, autoreset)
+        self._vector = FastVectorEnv(self._driver.plan, self._driver, "serial")
 
     async def reset(
         self,
@@ -106,34 +85,20 @@ class ConcurrentEnvs:
         """Start an episode in every environment, or in some, all at once.
 
         Args:
-            seed: One for each, or the first of consecutive ones; None for those of `seed`, or for
-                none.
-            options: Handed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
-                out: it names the environments to reset.
+            seed: One for each, or the first of consecutive ones; None takes those that `seed` was
+                given, if any.
+            options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
+                out: it selects the environments to reset.
 
         Raises:
             ArgumentError: Seeds or mask do not fit; no environment was reset.
             EnvFailure: An environment raised or overran the deadline; all are closed.
         """
-        with self._overlap.alone("reset"):
-            seeds = checked_seeds(seed, self.num_envs)
-            given = checked_options(options)
-            mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
-            chosen = np.flatnonzero(mask).tolist()
-            if seed is None and self._next_seeds is not None:
-                seeds, self._next_seeds = self._next_seeds, None
-            for index in chosen:
-                if seeds[index] is not None:
-                    self._overlap.seeds[index] = seeds[index]
-            self._ended.difference_update(chosen)
-            results = await self._overlap.step_or_reset(
-                {index: self._reset_one(index, seeds[index], given) for index in chosen}, "reset"
-            )
-            self._was_reset = True
-            infos = {index: info for index, info in results.items() if info}
-            return self._boundary.observations(), combine([gather(infos)], self.num_envs)
+        self._vector.reset_async(seed, options)
+        await self._driver.wait(self.timeout_s)
+        return self._vector.reset_wait()
 
-    async def step(self, actions: Any) -> StepResult:  # noqa: ANN401
+    async def step(self, actions: Any) -> StepResult:
         """Step every environment once, all at once.
 
         Args:
@@ -143,49 +108,36 @@ class ConcurrentEnvs:
             ArgumentError: The actions do not fit; no environment was stepped.
             EnvFailure: An environment raised or overran the deadline; all are closed.
         """
-        with self._overlap.alone("step"):
-            if not self._was_reset:
-                raise ArgumentError("reset the environments before the first step")
-            given = self._boundary.each(actions)
-            calls = {index: self._step_one(index, action) for index, action in enumerate(given)}
-            results = await self._overlap.step_or_reset(calls, "step", given)
-            reward, terminated, truncated, infos = zip(*results.values(), strict=True)
-            told = {index: info for index, info in enumerate(infos) if info}
-            return (
-                self._boundary.observations(),
-                np.array(reward, np.float64),
-                np.array(terminated, np.bool_),
-                np.array(truncated, np.bool_),
-                combine([gather(told)], self.num_envs),
-            )
+        self._vector.step_async(actions)
+        await self._driver.wait(self.timeout_s)
+        return self._vector.step_wait()
 
     async def render(self) -> tuple[Any, ...]:
-        """Return the picture of every environment."""
+        """Return the frame of every environment."""
         return await self.call("render")
 
-    async def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    async def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or read an attribute."""
-        if is_lifecycle(name):
-            raise ArgumentError(f"call('{name}') is refused; use {name}() of all environments")
-        return await self.parallel(lambda env, _: _attribute(env, name, args, kwargs))
+        check_call(name, "all environments")
+        return await self.parallel(partial(attribute, name=name, args=args, kwargs=kwargs))
 
     async def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment."""
         return await self.call(name)
 
-    async def set_attr(self, name: str, values: Any) -> None:  # noqa: ANN401
+    async def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every environment.
 
         Args:
             name: Its name.
             values: A list or tuple holds one value per environment, anything else is for all.
         """
-        await self.parallel(partial(_set_attribute, name=name), values)
+        await self.parallel(partial(set_attribute, name=name), values)
 
     async def parallel(
         self,
         function: Callable[[Any, Any], Any],
-        arguments: Any = None,  # noqa: ANN401
+        arguments: Any = None,
     ) -> tuple[Any, ...]:
         """Return ``function(env, argument)`` for every environment, evaluated all at once.
 
@@ -197,27 +149,35 @@ class ConcurrentEnvs:
             ArgumentError: There is not one argument per environment.
             EnvTimeoutError: An environment overran the deadline; all are closed.
         """
-        self._overlap.check_open()
-        given = arguments if isinstance(arguments, list | tuple) else [arguments] * self.num_envs
-        if len(given) != self.num_envs:
-            raise ArgumentError(f"arguments: got {len(given)} for {self.num_envs} environments")
-        pairs = enumerate(zip(self.envs, given, strict=True))
-        calls = {
-            index: self._overlap.one(index, function, env, each) for index, (env, each) in pairs
-        }
-        return tuple(await self._overlap.ask(calls))
+        self._check_open()
+        given = self._vector._spread(arguments, "arguments")
+
+        async def one(index: int) -> Any:
+            # Called in the task, so that it comes after a step that is under way.
+            return await self._driver.call(index, function, self.envs[index], given[index])
+
+        tasks = {index: asyncio.ensure_future(one(index)) for index in range(self.num_envs)}
+        await self._driver.all_of(tasks, self.timeout_s, asyncio.ALL_COMPLETED)
+        self._check_open()
+        with self._vector._explaining("call"):
+            self._driver.check_in_time(tasks, self.timeout_s)
+        for index, task in tasks.items():
+            if (error := _error(task)) is not None:
+                error.add_note(f"raised by env {index} of '{self._name}'")
+                raise error
+        return tuple(task.result() for task in tasks.values())
 
     def seed(self, seeds: int | Sequence[int | None]) -> None:
         """Use these seeds in the next `reset` that is not given any."""
-        self._next_seeds = checked_seeds(seeds, self.num_envs)
+        self._vector.seed(seeds)
 
     async def close(self) -> None:
-        """Close all environments; those that do not end within two seconds are left behind.
+        """Close all environments; those that take longer than two seconds are abandoned.
 
-        A step that is under way ends with gymnasium's ``ClosedEnvironmentError``.
+        A step that is under way raises gymnasium's ``ClosedEnvironmentError``.
         """
-        self._claim.release()
-        await self._overlap.close()
+        self._vector.close()
+        await self._driver.closed()
 
     async def __aenter__(self) -> ConcurrentEnvs:
         """Return itself."""
@@ -227,98 +187,220 @@ class ConcurrentEnvs:
         """Close all environments."""
         await self.close()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:
         """Return an attribute of every environment; of a method, what calls it in all of them."""
         if name.startswith("_") or "envs" not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        found = tuple(_attribute(env, name, None, {}) for env in self.envs)
+        if name in _OF_VECTOR:
+            return getattr(self._vector, name)
+        found = tuple(attribute(env, name=name) for env in self.envs)
         return partial(self.call, name) if all(map(callable, found)) else found
 
-    async def _reset_one(
+    def _check_open(self) -> None:
+        if self.closed:
+            self._vector.call_wait()  # raises, and says what closed the environments
+
+
+Tasks = Mapping[int, "asyncio.Future[Any]"]
+Outcome = tuple[Any, BaseException | None]
+"""A result or an error; futures cannot hold a StopIteration."""
+
+
+class _AwaitDriver(SerialDriver):
+    """Awaits steps and resets of all environments, then lets the serial step loop use the results.
+
+    Between `begin` and `end` the caller awaits `wait`.
+    """
+
+    worker = "event-loop"
+
+    def __init__(self, envs: Sequence[Any], name: str, autoreset: AutoresetMode) -> None:
+        self._awaited = [_Awaited(env) for env in envs]
+        self._threads = [DaemonThread(f"fastrl-env-{index}") for index in range(len(envs))]
+        self._tasks: dict[int, asyncio.Future[Any]] = {}
+        self._all_tasks: set[asyncio.Future[Any]] = set()
+        self._error: BaseException | None = None
+        self._open = list(enumerate(envs))
+        self._closing: asyncio.Future[Any] | None = None
+        factories: Any = self._awaited
+        try:
+            super().__init__(VectorPlan(name, factories, len(envs), 1, autoreset))
+        except EnvFailure as failure:
+            raise failure.__cause__ or failure from None
+
+    def begin(self, request: Request) -> None:
+        """Begin a step or a reset, the only requests of `ConcurrentEnvs`."""
+        super().begin(request)
+        if request.method == STEP:
+            split = splitter(self.spec.action_space, self.exchange.action)
+            calls = {index: self._step_one(index, action) for index, action in enumerate(split())}
+        else:
+            (_, options), (seeds, mask) = request.common, request.per_env
+            calls = {
+                index: self._reset_one(index, seeds[index], options)
+                for index, chosen in enumerate(mask)
+                if chosen
+            }
+        self._tasks = {index: asyncio.ensure_future(call) for index, call in calls.items()}
+
+    def end(self, timeout_s: float) -> list[Any]:
+        """Let the step loop use the results."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return super().end(timeout_s)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Await what was begun; `end` raises its error, if any."""
+        tasks, self._tasks = self._tasks, {}
+        try:
+            await self.all_of(tasks, timeout_s, asyncio.FIRST_EXCEPTION)
+            for index, task in tasks.items():
+                if (error := _error(task)) is not None:
+                    raise raised(error, self.worker, index) from error
+            self.check_in_time(tasks, timeout_s)
+        except BaseException as error:  # the cancellation of the caller included
+            self._error = error
+
+    async def all_of(self, tasks: Tasks, timeout_s: float, until: str) -> None:
+        """Await tasks until the deadline, or until `close`; cancel those that are late."""
+        self._all_tasks.update(tasks.values())
+        try:
+            if tasks:
+                await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+        finally:
+            self._all_tasks.difference_update(tasks.values())
+            for task in tasks.values():
+                task.add_done_callback(_error)  # else asyncio logs that it was not retrieved
+                task.cancel()
+
+    def check_in_time(self, tasks: Tasks, timeout_s: float) -> None:
+        """Raise the error of the first task that is not done."""
+        for index, task in tasks.items():
+            if task.cancelled() or not task.done():
+                raise late(timeout_s, self.worker, index)
+
+    def call(
         self,
         index: int,
-        seed: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        given = None if options is None else dict(options)
-        found = await self._overlap.one(index, self.envs[index].reset, seed=seed, options=given)
-        observation, info = found
-        self._boundary.put(index, observation)
-        return dict(info)
+        function: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Begin a plain function of an environment in its thread, or return its coroutine."""
+        if inspect.iscoroutinefunction(function):
+            return function(*args, **kwargs)  # type: ignore[no-any-return]
+        return _in_thread(self._threads[index], partial(function, *args, **kwargs))
 
-    async def _step_one(self, index: int, action: Any) -> OneResult:  # noqa: ANN401
-        if index in self._ended:
-            if self.autoreset is AutoresetMode.DISABLED:
-                raise EnvError("its episode is over: reset it with options={'reset_mask': …} first")
-            self._ended.discard(index)
-            return 0.0, False, False, await self._reset_one(index)
-        result = await self._overlap.one(index, self.envs[index].step, action)
-        observation, reward, terminated, truncated, info = result
-        reward = number_of(reward, index)
-        if terminated or truncated:
-            if self.autoreset is AutoresetMode.SAME_STEP:
-                # Copies: the environment may write the next ones into the same objects.
-                final = {"final_obs": copy.deepcopy(observation), "final_info": kept(info)}
-                info = {**final, **await self._reset_one(index)}
-                return reward, bool(terminated), bool(truncated), info
-            self._ended.add(index)
-        self._boundary.put(index, observation)
-        return reward, bool(terminated), bool(truncated), info
-
-
-class _Boundary:
-    """Takes batches of actions apart, and puts observations together; keeps the latest of both."""
-
-    def __init__(self, spec: InstanceSpec, num_envs: int) -> None:
-        self._space, self._num_envs = spec.observation_space, num_envs
-        self._writer: ObservationWriter | None = None
-        self._objects: list[Any] = [None] * num_envs
-        self._actions: ActionRows | ActionObjects
-        if not spec.fits_rows:
-            self._actions = kept = ActionObjects(spec, num_envs)
-            self._split: Callable[[], Sequence[Any]] = lambda: list(kept.actions)
-            return
-        exchange = Exchange(spec, num_envs, shared=False)
-        self._rows = exchange.banks[0].observation
-        self._writer = ObservationWriter(self._space)
-        self._actions = ActionRows(spec, exchange.action)
-        self._split = splitter(spec.action_space, exchange.action)
-
-    def each(self, actions: Any) -> Sequence[Any]:  # noqa: ANN401
-        """Return one action per environment.
-
-        Raises:
-            ArgumentError: They do not fit.
-        """
-        self._actions.write(actions)
-        return self._split()
-
-    def put(self, index: int, observation: Any) -> None:  # noqa: ANN401
-        """Keep an environment's latest observation.
-
-        Raises:
-            EnvError: It is not of its space.
-        """
-        if self._writer is None:
-            self._objects[index] = observation
+    def close(self) -> None:
+        """Begin to close all environments; coroutines are closed only where an event loop runs."""
+        super().close()
+        for task in self._all_tasks:
+            task.cancel()
+        environments, self._open = self._open, []  # so that nothing is closed twice
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            for index, env in environments:
+                if not inspect.iscoroutinefunction(env.close):
+                    self._threads[index].submit_or_run(partial(_close_quietly, env))
         else:
-            self._writer.write_one(index, observation, self._rows)
+            closing = [self.call(index, env.close) for index, env in environments]
+            self._closing = asyncio.gather(*closing, return_exceptions=True)
+        for thread in self._threads:
+            thread.stop()
 
-    def observations(self) -> Any:  # noqa: ANN401
-        """Return a copy of the latest observations of all environments."""
-        if self._writer is None:
-            empty: Any = create_empty_array(self._space, self._num_envs, np.zeros)
-            return copy.deepcopy(concatenate(self._space, self._objects, empty))
-        copies = (row.copy() for row in self._rows)
-        return unflatten(self._space, dict(zip(leaves(self._space), copies, strict=True)))
+    async def closed(self) -> None:
+        """Wait until the environments are closed, for at most `CLOSE_S`."""
+        closing, self._closing = self._closing, None
+        # What began in another event loop went on in threads, or was cancelled with that loop.
+        if closing is not None and closing.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait([closing], timeout=CLOSE_S)
+
+    async def _step_one(self, index: int, action: Any) -> None:
+        mode, awaited, group = self.plan.autoreset, self._awaited[index], self._group
+        if isinstance(group, EnvGroup) and group.is_over(index):
+            if mode is AutoresetMode.NEXT_STEP:
+                await self._reset_one(index)
+            return  # where the caller must reset, the step loop raises
+        result = await self.call(index, awaited.env.step, action)
+        observation, reward, terminated, truncated, info = result
+        if (terminated or truncated) and mode is AutoresetMode.SAME_STEP:
+            # Copies: the environment may write the next ones into the same objects.
+            result = copy.deepcopy(observation), reward, terminated, truncated, copied(info)
+            await self._reset_one(index)
+        awaited.step_result = result
+
+    async def _reset_one(
+        self, index: int, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        awaited = self._awaited[index]
+        given = None if options is None else dict(options)
+        awaited.reset_result = await self.call(index, awaited.env.reset, seed=seed, options=given)
 
 
-def _attribute(env: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    look_up = getattr(env, "get_wrapper_attr", None)
-    found = look_up(name) if look_up is not None else getattr(env, name)
-    return found(*args, **kwargs) if callable(found) and args is not None else found
+class _Awaited:
+    """An environment whose step and reset return results that were awaited before."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.unwrapped = getattr(env, "unwrapped", env)
+        self.metadata = getattr(env, "metadata", None) or {}
+        self.render_mode, self.spec = getattr(env, "render_mode", None), getattr(env, "spec", None)
+        self.step_result: Any = None
+        self.reset_result: Any = None
+
+    def single(self) -> _Awaited:
+        """Return itself, in place of an `EnvFactory`."""
+        return self
+
+    def reset(self, *, seed: int | None, options: Mapping[str, Any] | None) -> Any:
+        return self.reset_result
+
+    def step(self, action: Any) -> Any:
+        return self.step_result
+
+    def close(self) -> None:
+        """Do nothing: `_AwaitDriver` closes the environment."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
 
 
-def _set_attribute(env: Any, value: Any, name: str) -> None:  # noqa: ANN401
-    set_it = getattr(env, "set_wrapper_attr", None) or partial(setattr, env)
-    set_it(name, value)
+def _in_thread(thread: DaemonThread, function: Callable[[], Any]) -> Coroutine[Any, Any, Any]:
+    """Begin a function in a thread; return what awaits its result, or that of its coroutine."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Outcome] = loop.create_future()
+
+    def deliver(outcome: Outcome) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    def work() -> None:
+        outcome: Outcome
+        try:
+            outcome = function(), None
+        except BaseException as error:  # SystemExit included
+            outcome = None, error
+        with contextlib.suppress(RuntimeError):  # the event loop may be closed by now
+            loop.call_soon_threadsafe(deliver, outcome)
+
+    async def result() -> Any:
+        found, error = await future
+        if error is not None:
+            raise error
+        return await found if inspect.isawaitable(found) else found
+
+    thread.submit(work)
+    return result()
+
+
+def _error(task: asyncio.Future[Any]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
+def _close_quietly(env: Any) -> None:
+    with contextlib.suppress(BaseException):
+        env.close()

@@ -1,75 +1,93 @@
-"""What a backend does: hand one request at a time to all workers, and bring back the answers."""
+"""The contract of a backend, which sends requests to all workers and collects their answers.
+
+`SerialDriver` is the simplest one: all environments in turn, in the caller's thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+import os
+import traceback
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
+from gymnasium.error import ClosedEnvironmentError
+
+from fastrl.envs.mujoco_clock import untimed
+from fastrl.errors import USERS_FAILURES
 from fastrl.vector.exchange import Exchange
-from fastrl.vector.groups import Group
-from fastrl.vector.infos import Columns
-from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.failures import EnvFailure, raised
+from fastrl.vector.groups import EnvGroup, Group, build_first, build_group
+from fastrl.vector.idle_threads import TorchThreads
+from fastrl.vector.vector_plan import InstanceSpec, VectorPlan
+
+STEP = "step"
 
 
 @dataclass(frozen=True)
 class Request:
-    """Anything but a step: a method of `EnvGroup` and its arguments.
+    """A method of `EnvGroup` and its arguments.
 
     Attributes:
         method: Name of the method.
         common: Arguments that all groups get.
         per_env: Arguments with one element per environment; each group gets its own part.
-        fatal: Whether an error ends the run, since it leaves an environment undefined.
+        fatal: Whether an error closes all environments, as it leaves one in an unknown state.
+        caller: The user's call that it serves, for messages.
     """
 
     method: str
     common: tuple[Any, ...] = ()
     per_env: tuple[Sequence[Any], ...] = ()
     fatal: bool = False
+    caller: str = ""
 
     def part(self, envs: range) -> Request:
         """Return the request for some environments."""
         rows = slice(envs.start, envs.stop)
         return replace(self, per_env=tuple(each[rows] for each in self.per_env))
 
-    def serve(self, group: Group) -> Any:  # noqa: ANN401
-        """Let a group do it."""
-        return getattr(group, self.method)(*self.common, *self.per_env)
+    def serve(self, group: Group, at: Any) -> Any:
+        """Return what the method of a group returns; for an error, unless fatal, an `ErrorAnswer`.
+
+        Args:
+            group: Some environments.
+            at: Element 0 is the index of the environment that an error comes from.
+        """
+        try:
+            return getattr(group, self.method)(*self.common, *self.per_env)
+        except Exception as error:
+            if self.fatal:
+                raise
+            return ErrorAnswer(int(at[0]), error, traceback.format_exc())
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """An answer: what was asked raised in an environment, which is none the worse for it."""
+class ErrorAnswer:
+    """An answer: a request raised in an environment, which stays open."""
 
     env_index: int
     error: Exception
-    remote_traceback: str = ""
+    remote_traceback: str
 
 
-@dataclass
-class Ready:
-    """Some environments that are ready, in the order in which they were.
+Ready = list[tuple[int, Mapping[str, Any]]]
+"""Environments in the order in which they were ready, each with its info."""
 
-    Attributes:
-        envs: Their indices.
-        infos: Their infos, by position in ``envs``.
-    """
-
-    envs: list[int] = field(default_factory=list)
-    infos: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-
-    def add(self, env_index: int, info: Mapping[str, Any]) -> None:
-        """Append one environment."""
-        if info:
-            self.infos[len(self.envs)] = info
-        self.envs.append(env_index)
+_WITH_WORKERS: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
-class Driver(Protocol):
-    """Steps environments in one way or another.
+class Driver(ABC):
+    """Steps environments on one backend.
+
+    Another thread may close them during a call. In a fork of the program, which has its memory but
+    neither its threads nor its processes, drivers with workers reject every call.
 
     Attributes:
+        plan: What was built, and which worker steps which environments.
         spec: What one environment observes and accepts.
         exchange: Where actions go and results come from.
         different_spaces: The observation space of every environment, empty where all are the same.
@@ -77,80 +95,158 @@ class Driver(Protocol):
 
     spec: InstanceSpec
     exchange: Exchange
-    different_spaces: list[Any]
+    different_spaces: Sequence[Any] = ()
 
-    @property
-    def environments(self) -> Sequence[Any] | None:
-        """The environments, where the caller steps them one by one; else None."""
-        ...
+    def __init__(self, plan: VectorPlan) -> None:
+        self.plan, self._why_closed = plan, ""
 
-    @property
-    def step_now(self) -> Callable[[int], Columns] | None:
-        """What does as `begin_step` and `end_step` do, where the caller steps; else None."""
-        ...
-
-    def begin_step(self, bank: int, action_objects: Sequence[Any] | None) -> None:
-        """Let every environment step with its action."""
-        ...
-
-    def end_step(self, timeout_s: float) -> list[Columns]:
-        """Wait for the step; return the workers' infos.
+    @abstractmethod
+    def begin(self, request: Request) -> None:
+        """Send a request to every worker; that of a step finds its actions in the exchange.
 
         Raises:
-            EnvFailure: An environment raised, died or overran the deadline.
+            ArgumentError: It cannot be sent; no worker has received it.
         """
-        ...
 
-    def begin_request(self, request: Request) -> None:
-        """Let every worker serve a request."""
-        ...
-
-    def end_request(self, timeout_s: float) -> list[Any]:
-        """Wait for the answers of all workers, some of which may be a `Refusal`.
+    @abstractmethod
+    def end(self, timeout_s: float) -> list[Any]:
+        """Wait for the answers of all workers, some of which may be an `ErrorAnswer`.
 
         Raises:
             EnvFailure: An environment died, overran the deadline, or raised where that is fatal.
         """
-        ...
 
+    @abstractmethod
     def send(self, envs: Sequence[int], bank: int) -> None:
-        """Let some environments step into a bank, each as soon as its worker is free.
+        """Begin a step of some environments into a bank, each as soon as its worker is free.
 
         The bank stays the same as long as any environment is under way.
         """
-        ...
 
+    @abstractmethod
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Return the first ``count`` environments that are ready.
 
         Raises:
             EnvFailure: An environment raised, died or overran the deadline.
         """
-        ...
 
-    def observation_objects(self) -> list[Any]:
-        """Return the latest observations, of spaces without arrays of fixed size."""
-        ...
+    @abstractmethod
+    def close(self) -> None:
+        """Close environments and workers, in bounded time even where environments hang."""
+
+    def environments(self) -> Sequence[Any] | None:
+        """Return the environments, where they are stepped in the caller's thread; else None."""
+        return None
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of every worker by name."""
-        ...
+        """Return the process id of every worker by name; empty where there are no processes."""
+        return {}
+
+    def disown(self) -> None:
+        """Reject all calls from now on: this process is a fork of the one with the workers."""
+        self._why_closed = (
+            "the environments belong to the process that built them, of which this one is a fork"
+        )
+
+    def _ask_spaces(self) -> None:
+        """Wait until all workers have built their environments, and learn of their spaces."""
+        _WITH_WORKERS.add(self)
+        plan = self.plan
+        try:
+            self.begin(Request("different_spaces", fatal=True))
+            found = self.end(plan.start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+        if any(found):
+            parts = zip(found, map(plan.envs_of, range(plan.num_workers)), strict=True)
+            same = self.spec.observation_space
+            self.different_spaces = [
+                space for part, envs in parts for space in part or [same] * len(envs)
+            ]
+
+    def _begin_close(self) -> None:
+        """Make calls that are under way in other threads raise."""
+        self._why_closed = self._why_closed or "the environments were closed meanwhile"
+
+    def _check_open(self) -> None:
+        if self._why_closed:
+            raise ClosedEnvironmentError(self._why_closed)
+
+
+def _disown_all() -> None:
+    for driver in list(_WITH_WORKERS):
+        driver.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
+
+
+class SerialDriver(Driver):
+    """Steps all environments of a plan one after the other, when results are asked for.
+
+    There are no deadlines, as no other thread could enforce them.
+    """
+
+    worker = "serial"
+
+    def __init__(self, plan: VectorPlan) -> None:
+        super().__init__(plan)
+        self._at, self._queue = [0], deque[tuple[int, int]]()
+        first = build_first(plan)
+        self.spec = InstanceSpec.of(first, plan.name)
+        self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
+        everyone = range(plan.num_envs)
+        try:
+            self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, first)
+        except USERS_FAILURES as error:
+            raise self._failure(error) from error
+        self._step = untimed(self._group.step)
+        threads = plan.native.num_threads if plan.native is not None else 1
+        self._torch = TorchThreads(threads) if threads > 1 else None
+        self.different_spaces = self._group.different_spaces()
+
+    def environments(self) -> list[Any] | None:
+        """Return the environments, up to date; None where they exist as a batch only."""
+        return self._group.environments() if isinstance(self._group, EnvGroup) else None
+
+    def begin(self, request: Request) -> None:
+        """Keep a request for `end`."""
+        self._request = request
+
+    def end(self, timeout_s: float) -> list[Any]:
+        """Serve the request; see `Driver`."""
+        request = self._request
+        try:
+            if request.method != STEP:
+                return [request.serve(self._group, self._at)]
+            if self._torch is None:
+                return [self._step(*request.common)]
+            self._torch.make_room()
+            infos = self._step(*request.common)
+            self._torch.stepped()
+            return [infos]
+        except USERS_FAILURES as error:
+            raise self._failure(error) from error
+
+    def send(self, envs: Sequence[int], bank: int) -> None:
+        """Queue environments."""
+        self._queue.extend((index, bank) for index in envs)
+
+    def receive(self, count: int, timeout_s: float) -> Ready:
+        """Step the first ``count`` environments of the queue; see `Driver`."""
+        due = [self._queue.popleft() for _ in range(count)]
+        group = cast("EnvGroup", self._group)  # a batch is never sent
+        try:
+            return [(index, group.step_one(index, bank)) for index, bank in due]
+        except USERS_FAILURES as error:
+            raise self._failure(error) from error
 
     def close(self) -> None:
-        """End it, within seconds, whatever the environments do."""
-        ...
+        """Close the environments."""
+        self._group.close()
 
-
-def spaces_of_all(plan: VectorPlan, spec: InstanceSpec, found: Sequence[list[Any]]) -> list[Any]:
-    """Return every environment's observation space, empty where all are the same.
-
-    Args:
-        plan: Who steps which environments.
-        spec: Has the space of those of which nothing was told.
-        found: What the group of each worker told.
-    """
-    if not any(found):
-        return []
-    sizes = [len(plan.envs_of(worker)) for worker in range(plan.num_workers)]
-    pairs = zip(found, sizes, strict=True)
-    return [space for part, size in pairs for space in part or [spec.observation_space] * size]
+    def _failure(self, error: BaseException) -> EnvFailure:
+        return raised(error, self.worker, self._at[0])

@@ -1,126 +1,242 @@
-"""The memory through which actions reach environments and what they return comes back.
+"""The memory through which actions reach environments and their results come back.
 
-Unlike the sampler's table, which learning reads in float32, rows here have the dtypes of the spaces
-and rewards are float64, so that a loop gets the same bits as from gymnasium's vector environments.
-There are two banks, used in turn, so that a view holds until the second step from now.
+Unlike the sampler's table, which the learner reads in float32, rows have the dtypes of the spaces
+and rewards are float64, so that results have the same bits as gymnasium's vector environments.
+Two banks are used in turn, so that a view is valid until the second step from now. Actions are
+checked as a whole before any environment is stepped, then split.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from fastrl.shared.memory import SharedBlock, align
-from fastrl.spaces import leaves
-from fastrl.vector.spec import InstanceSpec
+from fastrl.envs.batched_env import Rows, StepViews
+from fastrl.envs.rows import beyond
+from fastrl.errors import ArgumentError, one_line
+from fastrl.shared.memory import Shared, SharedBlock, align
+from fastrl.shared.table import NUM_BANKS
+from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.vector.vector_plan import InstanceSpec
 
-NUM_BANKS = 2
 NO_RESET = -1
 """In `Exchange.reset_seed`: step this environment."""
 UNSEEDED = -2
 """In `Exchange.reset_seed`: reset this environment without a seed."""
 
-
-@dataclass(frozen=True)
-class Bank:
-    """What environments return; rows of all of them, or of some.
-
-    Attributes:
-        observation: Per leaf ``[B, *shape]`` in the dtype of its space.
-        reward: ``[B]`` float64.
-        terminated: ``[B]`` bool.
-        truncated: ``[B]`` bool.
-    """
-
-    observation: tuple[NDArray[Any], ...]
-    reward: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-
-    def part(self, rows: slice) -> Bank:
-        """Return the views of some environments."""
-        return Bank(
-            tuple(leaf[rows] for leaf in self.observation),
-            self.reward[rows],
-            self.terminated[rows],
-            self.truncated[rows],
-        )
+_Array = tuple[tuple[int, ...], np.dtype[Any]]
+_MISFITS = (TypeError, KeyError, ValueError, IndexError)
+_OBJECT = np.dtype(object)
+_OBJECTS: list[_Array] = [((), _OBJECT)]
 
 
-class Exchange:
-    """Two banks of results, and one of actions; travels to workers as they are started.
+class Exchange(Shared):
+    """Two banks of results, and one of actions; sent to workers when they are started.
 
     Args:
-        spec: Says the leaves of observations and actions; there are no rows for spaces without
-            arrays of fixed size.
+        spec: Has the spaces of observations and actions. Without arrays of fixed size these are a
+            row of Python objects, of which each process has its own.
         num_envs: B.
         shared: Whether processes share the memory.
 
     Attributes:
-        banks: What environments return.
+        banks: What environments return: ``reward`` is float64, ``final_observation`` is empty, and
+            ``action`` is the same in both.
         action: Per action leaf ``[B, *shape]`` in the dtype of its space.
-        reset_seed: ``[B]`` int64: the seed with which an environment is to be reset in its next
+        reset_seed: ``[B]`` int64: the seed with which an environment must be reset in its next
             step, or `NO_RESET` or `UNSEEDED`; used by ``send`` alone.
+        fits_rows: Whether observations and actions are arrays of fixed size.
     """
 
     def __init__(self, spec: InstanceSpec, num_envs: int, *, shared: bool) -> None:
-        rows = spec.fits_rows
-        self._observation = _row_specs(spec.observation_space) if rows else []
-        self._action = _row_specs(spec.action_space) if rows else []
-        self.num_envs = num_envs
-        size = max((offset for _, _, offset in self._layout()), default=0)
-        self._block = SharedBlock(size) if shared else None
-        self._local = None if shared else np.zeros(size, np.uint8)
-        self._attach()
+        self.num_envs, self.fits_rows = num_envs, spec.fits_rows
+        self._observation = _arrays(spec.observation_space) if self.fits_rows else _OBJECTS
+        self._action = _arrays(spec.action_space) if self.fits_rows else _OBJECTS
+        self._block: SharedBlock | None = None
+        if shared:
+            self._block = SharedBlock(sum(map(self._size, self._layout())))
+        self._share()
         self.reset_seed.fill(NO_RESET)
 
-    def close(self) -> None:
-        """Drop the memory's descriptor; views that are still held stay valid."""
-        if self._block is not None:
-            self._block.close()
+    def put_objects(self, rows: Rows, envs: range, objects: Sequence[Any]) -> None:
+        """Put Python objects into the rows of some environments."""
+        for index, each in zip(envs, objects, strict=True):
+            rows[0][index] = each
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Travel without the views."""
-        views = ("banks", "action", "reset_seed")
-        return {name: value for name, value in vars(self).items() if name not in views}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Attach in a worker."""
-        vars(self).update(state)
-        self._attach()
-
-    def _layout(self) -> Iterator[tuple[tuple[int, ...], np.dtype[Any], int]]:
-        """Yield shape and dtype of every array, and where it ends."""
+    def _layout(self) -> list[_Array]:
+        """Return shape and dtype of one row of every array."""
         flags = [((), np.dtype(np.bool_))] * 2
         bank = [*self._observation, ((), np.dtype(np.float64)), *flags]
-        end = 0
-        for shape, dtype in [*bank * NUM_BANKS, *self._action, ((), np.dtype(np.int64))]:
-            end = align(end + self.num_envs * math.prod(shape) * dtype.itemsize)
-            yield (self.num_envs, *shape), dtype, end
+        return [*bank * NUM_BANKS, *self._action, ((), np.dtype(np.int64))]
+
+    def _size(self, array: _Array) -> int:
+        shape, dtype = array
+        shared = 0 if dtype == _OBJECT else self.num_envs * math.prod(shape) * dtype.itemsize
+        return align(shared)
 
     def _attach(self) -> None:
         arrays: list[NDArray[Any]] = []
         start = 0
-        for shape, dtype, end in self._layout():
-            if self._block is not None:
-                arrays.append(self._block.array(dtype, shape, start))
+        for shape, dtype in self._layout():
+            whole = (self.num_envs, *shape)
+            if dtype == _OBJECT:
+                arrays.append(np.full(whole, None, dtype))
+            elif self._block is None:
+                arrays.append(np.zeros(whole, dtype))
             else:
-                arrays.append(np.ndarray(shape, dtype, buffer=self._local, offset=start))
-            start = end
-        per_bank, leaves_ = len(self._observation) + 3, len(self._observation)
-        self.banks = [
-            Bank(tuple(part[:leaves_]), *part[leaves_:])
-            for part in (arrays[i * per_bank : (i + 1) * per_bank] for i in range(NUM_BANKS))
-        ]
-        self.action = tuple(arrays[NUM_BANKS * per_bank : -1])
+                arrays.append(self._block.array(dtype, whole, start))
+            start += self._size((shape, dtype))
+        size = len(self._observation) + 3
+        if not self.fits_rows:  # objects are copied before they are returned: one row is enough
+            arrays[size] = arrays[0]
+        self.action = tuple(arrays[NUM_BANKS * size : -1])
         self.reset_seed: NDArray[np.int64] = arrays[-1]
+        self.banks = [
+            StepViews(self.action, tuple(part[:-3]), part[-3], part[-2], part[-1], ())
+            for part in (arrays[bank * size : (bank + 1) * size] for bank in range(NUM_BANKS))
+        ]
 
 
-def _row_specs(space: Any) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:  # noqa: ANN401
+def _arrays(space: Any) -> list[_Array]:
     found = leaves(space).values()
     return [(tuple(leaf.shape or ()), np.dtype(leaf.dtype)) for leaf in found]
+
+
+class ActionRows:
+    """Writes batches of actions into rows; rejects those that do not fit.
+
+    Args:
+        space: Of one action.
+        exchange: Has the rows.
+    """
+
+    def __init__(self, space: spaces.Space[Any], exchange: Exchange) -> None:
+        self._space, self._rows = space, exchange.action
+        self._objects = not exchange.fits_rows
+        self._leaves = {} if self._objects else leaves(space)
+        self._batched = batch_space(space, exchange.num_envs)
+        self._only = self._rows[0] if list(self._leaves) == [""] else None
+
+    def write(self, actions: Any) -> None:
+        """Write the actions of all environments.
+
+        Args:
+            actions: A sample of the batched action space; arrays, lists, or tensors of torch on
+                any device.
+
+        Raises:
+            ArgumentError: The shape or dtype is wrong; no environment was stepped.
+        """
+        only = self._only
+        if (
+            only is not None
+            and type(actions) is np.ndarray
+            and actions.shape == only.shape
+            and actions.dtype == only.dtype
+        ):
+            # The usual case, without further checks.
+            only[...] = actions
+            return
+        if self._objects:
+            for index, action in enumerate(self._iterated(actions)):
+                self._rows[0][index] = action
+            return
+        values = self._checked(actions, len(self._rows[0]))
+        for row, value in zip(self._rows, values, strict=True):
+            row[...] = value
+
+    def write_some(self, actions: Any, indices: NDArray[np.intp]) -> None:
+        """Write the actions of some environments: ``[len(indices), *shape]`` per leaf.
+
+        Raises:
+            ArgumentError: The shape or dtype is wrong; no environment was stepped.
+        """
+        for row, value in zip(self._rows, self._checked(actions, len(indices)), strict=True):
+            row[indices] = value
+
+    def of(self, index: int) -> Any:
+        """Return the latest action of one environment."""
+        return single_action(self._space, self._rows, index)
+
+    def _iterated(self, actions: Any) -> list[Any]:
+        try:
+            found = list(iterate(self._batched, actions))
+        except _MISFITS:  # of empty spaces as well
+            raise self._misfit(actions, self._batched) from None
+        if len(found) != len(self._rows[0]):
+            raise ArgumentError(f"got {len(found)} actions for {len(self._rows[0])} environments")
+        return found
+
+    def _checked(self, actions: Any, count: int) -> list[NDArray[Any]]:
+        try:
+            values = list(flatten(self._space, actions))
+        except _MISFITS:
+            raise self._misfit(actions, self._space) from None
+        checked = []
+        for (path, leaf), value, row in zip(self._leaves.items(), values, self._rows, strict=True):
+            found, wanted = _as_array(value), (count, *row.shape[1:])
+            where = f" at '{path}'" if path else ""
+            if found.shape != wanted:
+                raise ArgumentError(
+                    f"actions{where} have the shape {found.shape}; expected {wanted}: one for each "
+                    f"of {count} environments"
+                )
+            if not np.can_cast(found.dtype, row.dtype, "same_kind"):
+                raise ArgumentError(
+                    f"actions{where} are of dtype {found.dtype}; expected {row.dtype} for {leaf}"
+                )
+            if (misfits := beyond(found, row.dtype)) is not None:
+                raise ArgumentError(
+                    f"actions{where} hold the number {found[misfits].flat[0]}, which does not fit "
+                    f"{row.dtype}, the dtype of {leaf}"
+                )
+            checked.append(found)
+        return checked
+
+    def _misfit(self, actions: object, space: spaces.Space[Any]) -> ArgumentError:
+        return ArgumentError(f"actions do not have the form of {space}: {one_line(actions)}")
+
+
+def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
+    """Return a function that gives one action per environment, read from ``rows``.
+
+    They are copies: environments may keep the action they were given.
+    """
+    first = rows[0]
+    if first.dtype == _OBJECT or isinstance(space, spaces.Discrete):
+        return lambda: list(first)
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return lambda: list(first.copy())
+    paths = tuple(leaves(space))
+
+    def split() -> list[Any]:
+        columns = [list(row.copy()) for row in rows]
+        return [
+            unflatten(space, dict(zip(paths, parts, strict=True)))
+            for parts in zip(*columns, strict=True)
+        ]
+
+    return split
+
+
+def single_action(space: spaces.Space[Any], rows: Rows, index: int) -> Any:
+    """Return a copy of the action of one environment."""
+    if rows[0].dtype == _OBJECT:
+        return rows[0][index]
+    found = [row[index] if row.ndim == 1 else row[index].copy() for row in rows]
+    return unflatten(space, dict(zip(leaves(space), found, strict=True)))
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ArgumentError(f"actions are ragged: {one_line(value)}") from None

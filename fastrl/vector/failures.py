@@ -1,30 +1,23 @@
-"""What can go wrong in a vector environment, each in one line that says where and why."""
+"""Errors of environments in a vector environment: each says in one line where and why."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastrl.arguments import brief as shown
-from fastrl.errors import ConfigError, EnvError, WorkerError
+from fastrl.errors import EnvError, WorkerError, cause
 
-_MOST = 2**24
 NOT_FINITE = "; the action is not finite, so what chose it is at fault"
 
 
-class ArgumentError(ConfigError, ValueError):
-    """An argument is refused before any environment has done anything."""
-
-
-class EnvFailure(WorkerError, EnvError):  # noqa: N818 - it is told, not made, by an error
+class EnvFailure(WorkerError, EnvError):  # noqa: N818 - a failure, of which errors tell
     """An environment raised, died with its worker, or broke its contract.
 
     Attributes:
         env_index: Which environment, None where that is unknown.
-        action: What it was given, None outside of a step.
+        action: Its action, None outside of a step.
         seed: Its last seed, None if it was never seeded.
         worker: Who stepped it: ``env-worker-1``, ``thread-3`` or ``serial``.
         remote_traceback: The worker's own traceback, empty if it died without one.
@@ -36,19 +29,44 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - it is told, not made, b
         *,
         worker: str,
         env_index: int | None = None,
-        action: Any = None,  # noqa: ANN401
+        action: Any = None,
         seed: int | None = None,
         remote_traceback: str = "",
     ) -> None:
         super().__init__(worker, message, remote_traceback)
         self.env_index, self.action, self.seed = env_index, action, seed
 
+    def explained(self, message: str, *, action: Any = None, seed: int | None = None) -> EnvFailure:
+        """Return the same failure with a message for the user."""
+        return type(self)(
+            message,
+            worker=self.worker,
+            env_index=self.env_index,
+            action=action,
+            seed=seed,
+            remote_traceback=self.remote_traceback,
+        )
+
 
 class EnvTimeoutError(EnvFailure, TimeoutError):
     """An environment did not finish within the deadline."""
 
 
-def is_finite_action(action: Any) -> bool:  # noqa: ANN401
+def raised(
+    error: BaseException, worker: str, env_index: int, remote_traceback: str = ""
+) -> EnvFailure:
+    """Return the failure of an environment that raised an error."""
+    what = f"raised {cause(error)}"
+    return EnvFailure(what, worker=worker, env_index=env_index, remote_traceback=remote_traceback)
+
+
+def late(timeout_s: float, worker: str, env_index: int) -> EnvTimeoutError:
+    """Return the failure of an environment whose worker has not answered in time."""
+    what = f"did not answer within {timeout_s:g} s"
+    return EnvTimeoutError(what, worker=worker, env_index=env_index)
+
+
+def is_finite_action(action: Any) -> bool:
     """Return whether an action, which may be nested, has no NaN and no infinity."""
     if isinstance(action, Mapping):
         return all(map(is_finite_action, action.values()))
@@ -56,43 +74,3 @@ def is_finite_action(action: Any) -> bool:  # noqa: ANN401
         return all(map(is_finite_action, action))
     found = np.asarray(action)
     return found.dtype.kind not in "fc" or bool(np.isfinite(found).all())
-
-
-def at_least_one(name: str, value: object) -> int:
-    """Return a number of things, of which there must be one.
-
-    Raises:
-        ArgumentError: It is no whole number, below 1, or more than anybody has memory for.
-    """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ArgumentError(f"{name} must be a whole number, got {shown(value)}") from None
-    if number < 1:
-        raise ArgumentError(f"{name} must be at least 1, got {number}")
-    if number > _MOST:
-        raise ArgumentError(f"{name} must be at most {_MOST:,}, got {brief(number)}")
-    return number
-
-
-def deadline(name: str, value: object) -> float:
-    """Return a time in seconds.
-
-    Raises:
-        ArgumentError: It is no number, or not above 0.
-    """
-    if not isinstance(value, int | float) or not value > 0:
-        raise ArgumentError(f"{name} must be a number of seconds above 0, got {shown(value)}")
-    return value
-
-
-def brief(value: object, width: int = 80) -> str:
-    """Return a value on one line, cut to ``width`` characters."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= width else f"{text[: width - 3]}..."
-
-
-def summary(error: BaseException) -> str:
-    """Return an exception's type and text on one line."""
-    text = brief(error, 300)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,49 +1,491 @@
-"""From a plan to the environments of a worker, whether they are single or batched by themselves."""
+"""The environments of a worker, single ones or a batch: each writes into its row.
+
+The same code runs in worker processes, in threads and in the caller's thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-from fastrl.vector.env_group import EnvGroup
-from fastrl.vector.exchange import Exchange
-from fastrl.vector.native_group import NativeGroup
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from numpy.typing import NDArray
+
+from fastrl.closing import close_all
+from fastrl.envs.batched_env import Columns, StepViews, renumber
+from fastrl.envs.classic_control.screen import quicken
+from fastrl.envs.episode_clock import NEVER
+from fastrl.envs.family import Vector
+from fastrl.envs.gym_loop import StepLoop
+from fastrl.envs.rows import ObservationWriter
+from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.envs.wrappers import watchers
+from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, one_line
+from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, single_action, splitter
+from fastrl.vector.infos import copied, gather, gather_rows
 from fastrl.vector.probing import close_probed
-from fastrl.vector.spec import InstanceSpec, VectorPlan
+from fastrl.vector.vector_plan import Env, InstanceSpec, NativeBuild, VectorPlan
+
+_DICTS = {dict}
+_NONE: Mapping[str, Any] = {}
+
+
+class EnvGroup(StepLoop):
+    """Some environments of a plan.
+
+    Steps and resets bypass gymnasium's checker, order enforcer and time limit on the outside, whose
+    work this loop does; everything else is called on the whole environment.
+
+    Args:
+        plan: What to build.
+        spec: What every environment must agree with.
+        exchange: Where actions are read and results written.
+        envs: Indices of the environments.
+        first: The first of them, if it has been built.
+        at: Element 0 is always the index of the environment that is being stepped, reset or
+            called, to explain errors and timeouts.
+
+    Attributes:
+        begin_close: Called just before each environment is closed.
+
+    Raises:
+        EnvError: An environment cannot be built, or has other spaces than the first.
+    """
+
+    def __init__(
+        self,
+        plan: VectorPlan,
+        spec: InstanceSpec,
+        exchange: Exchange,
+        envs: range,
+        at: MutableSequence[int],
+        first: Env | None = None,
+    ) -> None:
+        self.envs = envs
+        self._spec, self._exchange, self._mode = spec, exchange, plan.autoreset
+        self.begin_close: Callable[[], None] = lambda: None
+        self._whole: list[Env] = [] if first is None else [first]
+        try:
+            for index in envs[len(self._whole) :]:
+                at[0] = index
+                self._whole.append(plan.build(index))
+            skipped = [watchers(env) for env in self._whole]
+            self._bare = [
+                outer[-1].env if outer else env
+                for outer, env in zip(skipped, self._whole, strict=True)
+            ]
+            self._limits = [[w for w in outer if isinstance(w, TimeLimit)] for outer in skipped]
+            self._enforcers = [
+                [w for w in outer if isinstance(w, OrderEnforcing)] for outer in skipped
+            ]
+            super().__init__(
+                self._bare,
+                spec,
+                spec.name,
+                first=envs.start,
+                at=at,
+                different=plan.different_spaces,
+            )
+        except BaseException:
+            with contextlib.suppress(*USERS_FAILURES):  # the first error is the one to report
+                close_all(self._whole)
+            raise
+        for env in self._whole:
+            quicken(env.unwrapped)
+        self._keep_limits()
+        self._index_list = list(envs)
+        self._views = [bank.part(slice(envs.start, envs.stop)) for bank in exchange.banks]
+        kind = ObservationWriter if exchange.fits_rows else _ObjectWriter
+        self._writer: Any = kind(spec.observation_space, envs.start, at)
+        self._write_all = [self._writer.into(views.observation) for views in self._views]
+        self._split = splitter(spec.action_space, self._views[0].action)
+
+    def step(self, bank: int) -> Columns:
+        """Step every environment once; return their infos."""
+        infos = self._step_all(self._split(), self._views[bank], self._write_all[bank])
+        if set(map(type, infos)) != _DICTS:
+            for index, info in zip(self._indices, infos, strict=True):
+                self._at[0] = index
+                _check_info("step", info)
+        if all(infos):
+            return gather_rows(self._index_list, infos)
+        if not any(infos):
+            return {}
+        pairs = zip(self._indices, infos, strict=True)
+        return gather({index: info for index, info in pairs if info})
+
+    def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
+        """Step one environment, or reset it where its ``reset_seed`` says so; return its info."""
+        index = env_index - self.envs.start
+        self._at[0] = env_index
+        views, seeds = self._views[bank], self._exchange.reset_seed
+        observations: list[Any] = [None] * len(self.envs)
+        infos = list(observations)
+        reward: Any = 0.0
+        seed = int(seeds[env_index])
+        views.terminated[index] = views.truncated[index] = False
+        if seed != NO_RESET:
+            seeds[env_index] = NO_RESET
+            observations[index], infos[index] = self._reset(
+                index, None if seed == UNSEEDED else seed, None
+            )
+        else:
+            step = self._next_step(index)
+            self._clock.advance_one(index)
+            action = single_action(self._spec.action_space, views.action, index)
+            observations[index], reward, terminated, truncated, infos[index] = step(action)
+            flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
+            if any(flags):
+                self._end(index, flags, observations, infos, views)
+        _check_info("step", infos[index])
+        self._writer.write_one(index, observations[index], views.observation)
+        self._write_rewards([reward], views.reward[index : index + 1], index)
+        return infos[index]  # type: ignore[no-any-return]
+
+    def reset(
+        self,
+        bank: int,
+        options: Mapping[str, Any] | None,
+        seeds: Sequence[int | None],
+        mask: Sequence[bool],
+    ) -> Columns:
+        """Start an episode in those environments that ``mask`` selects; return their infos."""
+        views = self._views[bank]
+        infos: dict[int, dict[str, Any]] = {}
+        for index in np.flatnonzero(mask).tolist():
+            observation, info = self._reset(index, seeds[index], options)
+            if info:
+                infos[self._first + index] = info
+            views.terminated[index] = views.truncated[index] = False
+            self._writer.write_one(index, observation, views.observation)
+        return gather(infos)
+
+    def apply(
+        self, function: Callable[[Any, Any], Any], arguments: Sequence[Any], mask: Sequence[bool]
+    ) -> list[Any]:
+        """Return ``function(env, argument)`` for those environments that ``mask`` selects."""
+        found = [function(self._whole[index], arguments[index]) for index in self._chosen(mask)]
+        self._keep_limits()  # which the function may have changed
+        return found
+
+    def is_over(self, env_index: int) -> bool:
+        """Return whether an environment's episode is done and its next one has not begun."""
+        return env_index - self.envs.start in self._over
+
+    def environments(self) -> list[Env]:
+        """Return all environments, with the steps of their time limits up to date."""
+        return [self._whole[index] for index in self._chosen([True] * len(self._whole))]
+
+    def different_spaces(self) -> list[Any]:
+        """Return the observation space of every environment, empty where all are the same."""
+        found = [env.observation_space for env in self._whole]
+        return [] if all(space == self._spec.observation_space for space in found) else found
+
+    def close(self) -> None:
+        """Close all environments; safe to call twice."""
+        envs, self._whole = self._whole, []
+        self._claim.release()
+        close_all(envs, self.begin_close)
+
+    def _reset(
+        self, index: int, seed: int | None, options: Mapping[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._at[0] = self._first + index
+        self._clock.restart(index)
+        self._over.discard(index)
+        for enforcer in self._enforcers[index]:
+            enforcer._has_reset = True
+        given = None if options is None else dict(options)
+        observation, info = self._bare[index].reset(seed=seed, options=given)
+        _check_info("reset", info)
+        return observation, info
+
+    def _end(
+        self,
+        index: int,
+        flags: tuple[bool, bool],
+        observations: list[Any],
+        infos: list[Any],
+        views: StepViews,
+    ) -> None:
+        """Set the flags of a done episode; start the next one, or note that it must be started."""
+        views.terminated[index], views.truncated[index] = flags
+        if self._mode is not AutoresetMode.SAME_STEP:
+            self._over.add(index)
+            return
+        _check_info("step", infos[index])
+        # Copies: the environment may write the next ones into the same objects.
+        final = observations[index]
+        final = final.copy() if type(final) is np.ndarray else copy.deepcopy(final)
+        final_info = copied(infos[index])
+        observations[index], info = self._reset(index, None, None)
+        infos[index] = {"final_obs": final, "final_info": final_info, **info}
+
+    def _next_step(self, index: int) -> Callable[[Any], Any]:
+        if index not in self._over:
+            return self._steps[index]
+        if self._mode is AutoresetMode.DISABLED:
+            self._at[0] = self._first + index
+            raise EnvError("its episode is over: reset it with options={'reset_mask': …} first")
+
+        def reset(_: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, info = self._reset(index, None, None)
+            return observation, 0.0, False, False, info
+
+        return reset
+
+    def _chosen(self, mask: Sequence[bool]) -> Iterator[int]:
+        """Yield the chosen environments, each with its time limit up to date."""
+        for index in np.flatnonzero(mask).tolist():
+            for limit in self._limits[index]:
+                limit._elapsed_steps = self._clock.elapsed(index)  # type: ignore[assignment]
+            self._at[0] = self._first + index
+            yield index
+
+    def _keep_limits(self) -> None:
+        self._clock.limit(
+            [
+                min((each._max_episode_steps or NEVER for each in limits), default=NEVER)
+                for limits in self._limits
+            ]
+        )
+
+
+class _ObjectWriter:
+    """`ObservationWriter` for spaces without arrays of fixed size."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def into(self, rows: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
+        def write(observations: Sequence[Any]) -> None:
+            for index, observation in enumerate(observations):
+                rows[0][index] = observation
+
+        return write
+
+    def write_one(self, index: int, observation: Any, rows: Sequence[Any]) -> None:
+        rows[0][index] = observation
+
+
+def check_call(name: str, owner: str) -> None:
+    """Reject a call of a method that must be called on all environments together.
+
+    Raises:
+        ArgumentError: It is a method of an environment's life.
+    """
+    if name in ("reset", "step", "close"):
+        raise ArgumentError(f"call('{name}') is rejected; use {name}() of {owner}")
+
+
+def attribute(
+    env: Any, _: object = None, *, name: str, args: Any = None, kwargs: Mapping[str, Any] = _NONE
+) -> Any:
+    """Return an attribute of an environment, or what a method returns if there are ``args``."""
+    look_up = getattr(env, "get_wrapper_attr", None)
+    found = look_up(name) if look_up is not None else getattr(env, name)
+    return found(*args, **kwargs) if callable(found) and args is not None else found
+
+
+def set_attribute(env: Any, value: Any, *, name: str) -> None:
+    """Set an attribute of an environment."""
+    set_it = getattr(env, "set_wrapper_attr", None) or partial(setattr, env)
+    set_it(name, value)
+
+
+def _check_info(method: str, info: object) -> None:
+    if not isinstance(info, Mapping):
+        raise EnvError(f"{method}() returned the info {one_line(info)}; expected a dict")
+
+
+class NativeGroup:
+    """A batch behind the interface of `EnvGroup`.
+
+    Args:
+        vector: The batch, whose environments are stepped together. fastrl's own batches write
+            straight into the rows; the results of others are copied.
+        exchange: Where actions are read and results written.
+        envs: Indices of the environments.
+        at: Element 0 is the index of the environment that an error names, else of the first.
+        native: How the batch was built.
+
+    Attributes:
+        begin_close: Called just before the batch is closed.
+    """
+
+    def __init__(
+        self,
+        vector: Vector,
+        exchange: Exchange,
+        envs: range,
+        at: MutableSequence[int],
+        native: NativeBuild,
+    ) -> None:
+        self.envs, self._at = envs, at
+        self._vector, self._family = vector, native.family
+        self._single_infos = native.family.infos_of_single if native.as_single else None
+        self.begin_close: Callable[[], None] = lambda: None
+        at[0] = envs.start
+        rows = slice(envs.start, envs.stop)
+        self._banks = [bank.part(rows) for bank in exchange.banks]
+        self._space = vector.single_observation_space
+        # Subclasses may do more in their step and reset.
+        own = type(vector) is BatchedVectorEnv
+        self._writes = cast("BatchedVectorEnv", vector) if own else _Copied(vector)
+        self._views = [self._writes.bound(bank) for bank in self._banks]
+
+    def step(self, bank: int) -> Columns:
+        """Step every environment once; return their infos."""
+        views, rows = self._views[bank], self._banks[bank]
+        self._check_finite(views.action)
+        try:
+            infos = self._writes.step_rows(views)
+        except EnvError as error:
+            named = renumber(error, self.envs.start)
+            self._at[0] = self.envs.start if named is None else named
+            raise
+        if views.reward is not rows.reward:
+            rows.reward[:] = views.reward
+        if not infos and self._single_infos is None:
+            return {}
+        ended = rows.terminated | rows.truncated
+        columns = self._columns(infos, ended)
+        if self._single_infos is None:
+            return columns
+        single = self._single_infos(self._vector, rows.terminated, ended, self.envs.start)
+        return columns | dict(single.items())
+
+    def _check_finite(self, actions: Sequence[NDArray[Any]]) -> None:
+        for leaf in actions:
+            if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+                bad = np.argwhere(~np.isfinite(leaf))[0]
+                self._at[0] = self.envs.start + int(bad[0])
+                raise EnvError(f"the action holds {leaf[tuple(bad)]}; expected finite numbers")
+
+    def reset(
+        self,
+        bank: int,
+        options: Mapping[str, Any] | None,
+        seeds: Sequence[int | None],
+        mask: Sequence[bool],
+    ) -> Columns:
+        """Start an episode in the environments that ``mask`` selects; return their infos."""
+        chosen = np.array(mask)
+        given = dict(options or {})
+        wanted = [seed for seed, each in zip(seeds, mask, strict=True) if each]
+        if not chosen.all():
+            given["reset_mask"] = chosen
+        if not chosen.any():
+            return {}
+        seed: Any = None
+        if None not in wanted:
+            seed = self._family.seeds([int(each or 0) for each in wanted])
+        views = self._banks[bank]
+        infos = self._writes.reset_rows(views.observation, seed, given or None)
+        views.terminated[chosen] = views.truncated[chosen] = False
+        return self._columns(infos or {}, chosen)
+
+    def call(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], mask: Sequence[bool]
+    ) -> list[Any]:
+        """Call a method of the batch that returns one value per environment, or read one."""
+        batched = getattr(self._vector, "batched", self._vector)
+        found = getattr(self._vector if hasattr(self._vector, name) else batched, name)
+        found = found(*args, **kwargs) if callable(found) else found
+        whole = not isinstance(found, list | tuple | np.ndarray) or len(found) != len(mask)
+        values = [found] * len(mask) if whole else list(found)
+        return [value for value, wanted in zip(values, mask, strict=True) if wanted]
+
+    def different_spaces(self) -> list[Any]:
+        """Return an empty list: all have the same space."""
+        return []
+
+    def close(self) -> None:
+        """Close the batch; safe to call twice."""
+        self.begin_close()
+        self._vector.close()
+
+    def _columns(
+        self, infos: Mapping[str, Any], ended: NDArray[np.bool_]
+    ) -> dict[str, tuple[list[int], Any]]:
+        """Return infos in gymnasium's vector form as columns; those without a mask are of all."""
+        columns: dict[str, tuple[list[int], Any]] = {}
+        for key, values in infos.items():
+            if (key.startswith("_") and key[1:] in infos) or key == "env_id":
+                continue
+            mask = infos.get(f"_{key}", ended if key.startswith("final_") else None)
+            here = np.flatnonzero(mask) if mask is not None else np.arange(len(self.envs))
+            indices = (here + self.envs.start).tolist()
+            if isinstance(values, dict) and key != "final_obs":
+                columns[key] = (indices, self._columns(values, ended))
+            elif key == "final_obs":
+                finals = [_one(self._space, values, index) for index in here.tolist()]
+                columns[key] = (indices, finals)
+            elif len(here):
+                columns[key] = (indices, np.asarray(values)[here])
+        return {key: column for key, column in columns.items() if column[0]}
+
+
+class _Copied:
+    """A third-party vector environment, whose results are copied into the rows."""
+
+    def __init__(self, vector: Vector) -> None:
+        self._vector = vector
+
+    def bound(self, views: StepViews) -> StepViews:
+        return views
+
+    def step_rows(self, views: StepViews) -> dict[str, Any]:
+        space = self._vector.single_action_space
+        by_path = dict(zip(leaves(space), (row.copy() for row in views.action), strict=True))
+        seen, reward, terminated, truncated, infos = self._vector.step(unflatten(space, by_path))
+        self._write(seen, views.observation)
+        views.reward[:] = reward
+        views.terminated[:], views.truncated[:] = terminated, truncated
+        return infos
+
+    def reset_rows(self, rows: Any, seed: Any, options: Any) -> dict[str, Any]:
+        observation, infos = self._vector.reset(seed=seed, options=options)
+        self._write(observation, rows)
+        return infos
+
+    def _write(self, observation: Any, rows: Sequence[NDArray[Any]]) -> None:
+        space = self._vector.single_observation_space
+        for row, found in zip(rows, flatten(space, observation), strict=True):
+            np.copyto(row, found, casting="same_kind")
+
+
+def _one(space: Any, values: Any, index: int) -> Any:
+    """Return the final observation of one environment, from an array of objects or from rows."""
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        return values[index]
+    rows = [np.array(np.asarray(each)[index]) for each in flatten(space, values)]
+    return unflatten(space, dict(zip(leaves(space), rows, strict=True)))
+
 
 Group = EnvGroup | NativeGroup
 
 
-def build_first(plan: VectorPlan) -> Any:  # noqa: ANN401
+def build_first(plan: VectorPlan) -> Any:
     """Build the first environment, or the first batch of them."""
-    if plan.native is not None:
-        return plan.native.build(plan.envs_of(0))
-    return plan.instance(0).build()
-
-
-def spec_of(first: Any, name: str) -> InstanceSpec:  # noqa: ANN401
-    """Return what the first environment, or batch, says of itself."""
-    if not hasattr(first, "single_observation_space"):
-        return InstanceSpec.of(first, name)
-    return InstanceSpec(
-        name=name,
-        observation_space=first.single_observation_space,
-        action_space=first.single_action_space,
-        metadata=dict(first.metadata or {}),
-        render_mode=first.render_mode,
-    )
+    return plan.build(0) if plan.native is None else plan.build_batch(plan.envs_of(0))
 
 
 @contextmanager
 def probe(plan: VectorPlan) -> Iterator[InstanceSpec]:
-    """Build the first environment, or batch; give what it says of itself, then close it."""
+    """Build the first environment or batch, yield its `InstanceSpec`, then close it."""
     native = plan.native
-    # Spaces follow parameters: only a batch of all has those that hold for every worker's.
+    # Spaces may depend on parameters: only a batch of all has those that fit every worker's.
     whole = native is not None and native.own
-    first = native.build(range(plan.num_envs)) if native and whole else build_first(plan)
+    first = plan.build_batch(range(plan.num_envs)) if whole else build_first(plan)
     try:
-        yield spec_of(first, plan.name)
+        yield InstanceSpec.of(first, plan.name)
     finally:
         close_probed(first, plan.name)
 
@@ -54,10 +496,10 @@ def build_group(
     exchange: Exchange,
     envs: range,
     at: MutableSequence[int],
-    first: Any = None,  # noqa: ANN401
+    first: Any = None,
 ) -> Group:
     """Build the environments of a worker; see `EnvGroup`."""
     if plan.native is None:
         return EnvGroup(plan, spec, exchange, envs, at, first)
-    batch = first or plan.native.build(envs)
+    batch = first or plan.build_batch(envs)
     return NativeGroup(batch, exchange, envs, at, plan.native)

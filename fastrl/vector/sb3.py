@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from fastrl.vector.failures import ArgumentError
+from fastrl.envs.action_masks import METHOD
+from fastrl.errors import ArgumentError
+from fastrl.vector.adapters import Adapter
 from fastrl.vector.infos import separate
 from fastrl.vector.vector_env import FastVectorEnv
 
@@ -27,22 +29,16 @@ except ModuleNotFoundError as error:
 Indices = int | Iterable[int] | None
 
 
-class Sb3VecEnv(VecEnv):
-    """Steps a `FastVectorEnv` behind the interface of Stable-Baselines3.
-
-    Attributes:
-        envs: The vector environment; closed by `close`.
-    """
+class Sb3VecEnv(Adapter, VecEnv):
+    """Steps a `FastVectorEnv` behind the interface of Stable-Baselines3; see `Adapter`."""
 
     def __init__(self, envs: FastVectorEnv) -> None:
-        if envs.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
-            raise ArgumentError("Stable-Baselines3 needs make_vec(..., autoreset='same_step')")
-        if envs.output != "numpy":
-            raise ArgumentError("Stable-Baselines3 needs make_vec(..., output='numpy')")
-        self.envs = envs
-        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        Adapter.__init__(self, envs, "Stable-Baselines3", AutoresetMode.SAME_STEP)
+        VecEnv.__init__(
+            self, envs.num_envs, envs.single_observation_space, envs.single_action_space
+        )
 
-    def reset(self) -> Any:  # noqa: ANN401
+    def reset(self) -> Any:
         """Start an episode in every environment; return the first observations.
 
         Seeds and options are those of `seed` and `set_options`, and are used once.
@@ -70,78 +66,64 @@ class Sb3VecEnv(VecEnv):
         """Finish a step; return observations, rewards, dones and infos."""
         observation, reward, terminated, truncated, infos = self.envs.step_wait()
         done = terminated | truncated
-        told = separate(infos, self.num_envs)
-        if done.any():
-            for index in np.flatnonzero(done).tolist():
-                info = told[index]
-                final, last = info.pop("final_info", {}), info.pop("final_obs")
-                self.reset_infos[index] = info
-                told[index] = {**final, "terminal_observation": last}
-        cut_off = (truncated & ~terminated).tolist()
-        for info, cut in zip(told, cut_off, strict=True):
-            info["TimeLimit.truncated"] = cut
-        return observation, reward.astype(np.float32), done, told
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+        per_env = separate(infos, self.num_envs)
+        for index in np.flatnonzero(done).tolist():
+            info = per_env[index]
+            final, last = info.pop("final_info", {}), info.pop("final_obs")
+            self.reset_infos[index] = info
+            per_env[index] = {**final, "terminal_observation": last}
+        for info, by_limit in zip(per_env, (truncated & ~terminated).tolist(), strict=True):
+            info["TimeLimit.truncated"] = by_limit
+        return observation, reward.astype(np.float32), done, per_env
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute of some environments."""
-        return self._ordered(lambda mask: self.envs.call_some(attr_name, mask), indices)
+        """Return an attribute of some environments; of ``action_masks``, the masks.
 
-    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:  # noqa: ANN401
-        """Set an attribute of some environments to one and the same value."""
-        mask = self._mask(indices)
-        self.envs.set_some(attr_name, [value] * self.num_envs, mask)
+        sb3-contrib's MaskablePPO asks for it to see whether there are any.
+        """
+        if attr_name == METHOD:
+            return self._masks(indices)
+        return self.envs.call_some(attr_name, self._chosen(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of some environments to the same value."""
+        self.envs.set_some(attr_name, [value] * self.num_envs, self._chosen(indices))
 
     def env_method(
         self,
         method_name: str,
-        *method_args: Any,  # noqa: ANN401
+        *method_args: Any,
         indices: Indices = None,
-        **method_kwargs: Any,  # noqa: ANN401
+        **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of some environments."""
-        return self._ordered(
-            lambda mask: self.envs.call_some(method_name, mask, *method_args, **method_kwargs),
-            indices,
-        )
+        """Call a method of some environments; ``action_masks`` is that of `FastVectorEnv`."""
+        if method_name == METHOD:
+            return self._masks(indices)
+        chosen = self._chosen(indices)
+        return self.envs.call_some(method_name, chosen, *method_args, **method_kwargs)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
         """Return whether some environments have a wrapper of a class."""
         chosen = self._chosen(indices)
-        if self.envs.plan.native is not None:  # a batch, around whose environments nothing is
+        if self.envs.plan.native is not None:  # a batch has no wrappers
             return [False] * len(chosen)
         found = self.envs.parallel(is_wrapped, wrapper_class)
         return [found[index] for index in chosen]
 
-    def get_images(self) -> Sequence[Any]:
-        """Return the picture of every environment."""
-        return list(self.envs.render())
-
-    def _chosen(self, indices: Indices) -> list[int]:
-        """Return the environments that are meant; as in a list, -1 is the last one.
+    def _masks(self, indices: Indices) -> list[NDArray[np.bool_]]:
+        """Return the masks of some environments, ``[choices] bool`` each.
 
         Raises:
-            ArgumentError: There are fewer.
+            AttributeError: There are none.
         """
-        found = [int(index) for index in self._get_indices(indices)]
-        for index in found:
-            if not -self.num_envs <= index < self.num_envs:
-                raise ArgumentError(f"indices: there is no {index} among {self.num_envs}")
-        return [index % self.num_envs for index in found]
+        if not self.envs.has_action_masks:
+            raise AttributeError(METHOD)
+        masks = self.envs.action_masks()
+        return [masks[index] for index in self._chosen(indices)]
 
-    def _mask(self, indices: Indices) -> list[bool]:
-        chosen = set(self._chosen(indices))
-        return [index in chosen for index in range(self.num_envs)]
-
-    def _ordered(self, ask: Any, indices: Indices) -> list[Any]:  # noqa: ANN401
-        """Return the answers of some environments in the order in which they were named."""
-        wanted = self._chosen(indices)
-        known = sorted(set(wanted))
-        by_index: Mapping[int, Any] = dict(zip(known, ask(self._mask(wanted)), strict=True))
-        return [by_index[index] for index in wanted]
+    def get_images(self) -> Sequence[Any]:
+        """Return the frame of every environment."""
+        return list(self.envs.render())
 
 
 def to_sb3(envs: FastVectorEnv) -> Sb3VecEnv:
@@ -151,9 +133,7 @@ def to_sb3(envs: FastVectorEnv) -> Sb3VecEnv:
     the ``wrappers`` of `fastrl.make_vec`.
 
     Raises:
-        ArgumentError: It is something else, its autoreset mode is not ``same_step``, or it gives
-            tensors.
+        ArgumentError: ``envs`` has another type, its autoreset mode is not ``same_step``, or it
+            returns tensors.
     """
-    if not isinstance(envs, FastVectorEnv):
-        raise ArgumentError(f"to_sb3 takes what fastrl.make_vec returns, got {type(envs).__name__}")
     return Sb3VecEnv(envs)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy as copying
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
 from gymnasium import Space
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import (
@@ -19,38 +23,42 @@ from gymnasium.vector.utils import (
 )
 from numpy.typing import ArrayLike, NDArray
 
+from fastrl.arguments import at_least_one
+from fastrl.closing import Closing
+from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, observes_mask
+from fastrl.errors import ArgumentError, one_line
+from fastrl.shared.table import NUM_BANKS
 from fastrl.spaces import leaves, unflatten
-from fastrl.vector.action_rows import ActionObjects, ActionRows
-from fastrl.vector.driver import Driver, Request
-from fastrl.vector.exchange import NUM_BANKS, UNSEEDED, Bank
-from fastrl.vector.failures import ArgumentError, at_least_one, brief
+from fastrl.spec import ACTION_MASK
+from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Request
+from fastrl.vector.exchange import UNSEEDED, ActionRows
+from fastrl.vector.failures import NOT_FINITE, EnvFailure, is_finite_action
+from fastrl.vector.groups import attribute, check_call, set_attribute
 from fastrl.vector.infos import Infos, combine, gather
-from fastrl.vector.seeds import (
+from fastrl.vector.vector_arguments import (
+    ObservationMode,
     check_all_or_none,
     checked_mask,
     checked_options,
     checked_seeds,
 )
-from fastrl.vector.session import Pending, Session
-from fastrl.vector.spec import VectorPlan
-from fastrl.vector.stepping import ObservationMode
+from fastrl.vector.vector_plan import VectorPlan
 
 Output = Literal["numpy", "torch"]
 StepResult = tuple[Any, Any, Any, Any, Infos]
-_NOTHING, _STEP = Pending.NOTHING, Pending.STEP
+_METHOD = "fastrl: a method"
 
 
-class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
+class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     """Steps environments behind gymnasium's interface; see `fastrl.make_vec`.
 
-    `gymnasium.vector.VectorEnv` is a direct base, too: some libraries look no further than those.
-
     Attributes:
-        plan: Who steps which environments.
+        plan: What was built, and which worker steps which environments.
+        closed: Whether it was closed, by `close` or by a failure.
         backend: ``serial``, ``threads``, ``processes`` or ``native``.
         output: ``numpy`` or ``torch``.
         env_kwargs: The parameters of every instance, those drawn included.
-        autoreset_mode: When the next episode begins where one ended; so is
+        autoreset_mode: When the next episode begins after the end of one; so is
             ``metadata["autoreset_mode"]``.
         observation_mode: ``same``, ``different``, or the observation spaces of all environments
             and of one.
@@ -66,8 +74,9 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         output: Output = "numpy",
         observation_mode: ObservationMode | None = None,
     ) -> None:
-        super().__init__(plan, driver)
-        self.backend = backend
+        self.plan, self.num_envs, self.backend = plan, plan.num_envs, backend
+        self._driver, self._exchange = driver, driver.exchange
+        self._finalizer = weakref.finalize(self, driver.close)
         self.env_kwargs = [dict(each) for each in plan.env_kwargs]
         self._copy, self.output = copy, output
         spec = driver.spec
@@ -85,20 +94,18 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         )
         if isinstance(self.observation_mode, tuple):
             self._take_spaces(*self.observation_mode)
-        self._paths = tuple(leaves(spec.observation_space)) if spec.fits_rows else ()
-        self._single = self._paths == ("",)
-        self._plain = self._single and copy and output == "numpy"
-        self._actions: ActionRows | ActionObjects
-        self._objects: list[Any] | None = None
-        if spec.fits_rows:
-            self._actions = ActionRows(spec, driver.exchange.action)
-        else:
-            self._actions = objects = ActionObjects(spec, self.num_envs)
-            self._objects = objects.actions
-        self._banks = driver.exchange.banks
-        self._quick_step = None if self._objects is not None else driver.step_now
-        self._bank = 0
-        self._was_reset = False
+        self._fits_rows = self._exchange.fits_rows
+        self._paths = tuple(leaves(spec.observation_space)) if self._fits_rows else ()
+        self._plain = self._paths == ("",) and copy and output == "numpy"
+        self._actions = ActionRows(spec.action_space, self._exchange)
+        self._banks, self._bank = self._exchange.banks, 0
+        self._steps = [Request(STEP, (bank,), fatal=True) for bank in range(NUM_BANKS)]
+        # The one call that may be under way: step, reset, call or send; empty for none.
+        self._pending = ""
+        self._was_reset, self._why_closed = False, ""
+        self._seeds: list[int | None] = [None] * self.num_envs
+        self._next_seeds: list[int | None] | None = None
+        self._masks = InfoMasks(spec.action_space, self.num_envs)
         self._in_flight = np.zeros(self.num_envs, np.bool_)
         self._sent_reset = np.zeros(self.num_envs, np.bool_)
 
@@ -111,10 +118,10 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         """Start an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None lets each go
-                on with its own random stream.
-            options: Handed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
-                out: it names the environments to reset.
+            seed: One for each environment, or the first of consecutive ones; None lets each
+                continue its own random stream.
+            options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
+                out: it selects the environments to reset.
 
         Raises:
             ArgumentError: Seeds or mask do not fit.
@@ -129,8 +136,8 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a `reset`, to be finished by `reset_wait`."""
-        self._begin("reset_async", Pending.RESET)
-        try:
+        self._begin("reset_async", "reset")
+        with self._explaining("reset"):
             seeds = checked_seeds(seed, self.num_envs)
             given = checked_options(options)
             mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
@@ -138,15 +145,11 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
                 seeds, self._next_seeds = self._next_seeds, None
             if self.plan.native is not None:
                 check_all_or_none(seeds, mask)
-        except Exception:
-            self._pending = _NOTHING
-            raise
-        for index in np.flatnonzero(mask).tolist():
-            if seeds[index] is not None:
-                self._seeds[index] = seeds[index]
-        self._flip(keep=not mask.all())
-        with self._explaining("reset"):
-            self._driver.begin_request(
+            for index in np.flatnonzero(mask).tolist():
+                if seeds[index] is not None:
+                    self._seeds[index] = seeds[index]
+            self._flip(keep=not mask.all())
+            self._driver.begin(
                 Request("reset", (self._bank, given), (seeds, mask.tolist()), fatal=True)
             )
 
@@ -156,14 +159,13 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         Args:
             timeout: Seconds; by default the deadline that `make_vec` was given.
         """
-        self._expect("reset_wait", Pending.RESET)
-        with self._explaining("reset"):
-            parts = self._driver.end_request(self._deadline(timeout))
-        self._pending = _NOTHING
+        parts = self._answers("reset_wait", "reset", "reset", timeout)
         self._was_reset = True
-        return self._observation(self._banks[self._bank]), combine(parts, self.num_envs)
+        infos = combine(parts, self.num_envs)
+        self._masks.note(infos)
+        return self._observation(), infos
 
-    def step(self, actions: Any) -> StepResult:  # noqa: ANN401
+    def step(self, actions: Any) -> StepResult:
         """Step every environment once.
 
         Args:
@@ -176,39 +178,27 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
             ArgumentError: The actions do not fit; no environment was stepped.
             EnvFailure: An environment raised, died or overran the deadline.
         """
-        quick = self._quick_step
-        if quick is None or self.closed or self._pending is not _NOTHING or not self._was_reset:
-            self.step_async(actions)
-            return self.step_wait()
-        # The same in one go, for who steps here and now: the many small calls on the detour would
-        # cost as much as a step of a cheap environment.
-        self._actions.write(actions)
-        self._bank = bank = (self._bank + 1) % NUM_BANKS
-        try:
-            columns = quick(bank)
-        except BaseException as error:
-            self._end(error, "step")
-        return self._stepped(combine((columns,), self.num_envs) if columns else {})
+        self.step_async(actions)
+        return self.step_wait()
 
-    def step_async(self, actions: Any) -> None:  # noqa: ANN401
+    def step_async(self, actions: Any) -> None:
         """Begin a `step`, to be finished by `step_wait`."""
-        # Written out, without calls and context managers: all of them together would cost more than
-        # a step of a cheap environment does.
-        if self.closed or self._pending is not _NOTHING:
-            self._begin("step_async", _STEP)
-        self._pending = _STEP
+        # Without context managers: those cost as much as a step of a cheap environment.
+        if self.closed or self._pending:
+            self._begin("step_async", "step")
+        self._pending = "step"
         try:
             if not self._was_reset:
                 raise ArgumentError("reset the environments before the first step")
             self._actions.write(actions)
         except Exception:
-            self._pending = _NOTHING
+            self._pending = ""
             raise
-        self._flip()
+        self._bank = (self._bank + 1) % NUM_BANKS
         try:
-            self._driver.begin_step(self._bank, self._objects)
+            self._driver.begin(self._steps[self._bank])
         except BaseException as error:
-            self._end(error, "step")
+            self._fail(error, "step")
 
     def step_wait(self, timeout: float | None = None) -> StepResult:
         """Finish a `step`.
@@ -216,14 +206,22 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         Args:
             timeout: Seconds; by default the deadline that `make_vec` was given.
         """
-        if self.closed or self._pending is not _STEP:
-            self._expect("step_wait", _STEP)
+        if self.closed or self._pending != "step":
+            self._expect("step_wait", "step")
         try:
-            parts = self._driver.end_step(self.plan.timeout_s if timeout is None else timeout)
+            parts = self._driver.end(self.plan.timeout_s if timeout is None else timeout)
         except BaseException as error:
-            self._end(error, "step")
-        self._pending = _NOTHING
-        return self._stepped(combine(parts, self.num_envs) if any(parts) else {})
+            self._fail(error, "step")
+        self._pending = ""
+        bank = self._banks[self._bank]
+        flags = bank.reward.copy(), bank.terminated.copy(), bank.truncated.copy()
+        infos = combine(parts, self.num_envs) if any(parts) else {}
+        if ACTION_MASK in infos:
+            self._masks.note(infos)
+        if self.output == "torch":
+            return self._observation(), *map(torch.from_numpy, flags), infos
+        observation = bank.observation[0].copy() if self._plain else self._observation()
+        return observation, *flags, infos
 
     def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
         """Begin a reset of every environment, whose observations `recv` returns as they come.
@@ -232,25 +230,26 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
             seed: As in `reset`.
 
         Raises:
-            ArgumentError: Seeds do not fit, or observations or actions are no arrays of fixed size.
+            ArgumentError: Seeds do not fit, or observations or actions are not arrays of fixed
+                size.
         """
         seeds = checked_seeds(seed, self.num_envs)
         self._check_rows("async_reset")
         rows = [UNSEEDED if each is None else each for each in seeds]
         if max(rows) > np.iinfo(np.int64).max:
             raise ArgumentError(f"seed: async_reset takes numbers below 2**63, got {max(rows)}")
-        self._begin("async_reset", Pending.SEND)
+        self._begin("async_reset", "send")
         self._flip()
         self._seeds = [
-            new if new is not None else old for new, old in zip(seeds, self._seeds, strict=True)
+            old if new is None else new for new, old in zip(seeds, self._seeds, strict=True)
         ]
-        self._driver.exchange.reset_seed[:] = rows
+        self._exchange.reset_seed[:] = rows
         self._sent_reset[:] = True
         self._was_reset = True
         self._dispatch(np.arange(self.num_envs))
 
-    def send(self, actions: Any, env_ids: ArrayLike | None = None) -> None:  # noqa: ANN401
-        """Let some environments step, each as soon as its worker is free; returns at once.
+    def send(self, actions: Any, env_ids: ArrayLike | None = None) -> None:
+        """Begin a step of some environments, each as soon as its worker is free; returns at once.
 
         Args:
             actions: One for each of ``env_ids``, batched like ``action_space``.
@@ -260,9 +259,9 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
             ArgumentError: Actions or indices do not fit; no environment was stepped.
         """
         indices = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
-        first = self._pending is not Pending.SEND
+        first = self._pending != "send"
         if first:
-            self._begin("send", Pending.SEND)
+            self._begin("send", "send")
         try:
             self._check_sendable(indices)
             self._actions.write_some(actions, indices)
@@ -274,7 +273,7 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         self._dispatch(indices)
 
     def recv(self, batch_size: int | None = None, timeout: float | None = None) -> StepResult:
-        """Return what the first environments that are ready have to say.
+        """Return the results of the first environments that are ready.
 
         Args:
             batch_size: How many to wait for; by default all that are under way.
@@ -282,48 +281,179 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
 
         Returns:
             As `step` does, with ``batch_size`` rows in the order in which environments were
-            ready; ``infos["env_id"]`` says which they are. Everything is a copy.
+            ready; ``infos["env_id"]`` holds their indices. Everything is a copy.
 
         Raises:
             ArgumentError: Fewer environments are under way.
             EnvFailure: An environment raised, died or overran the deadline.
         """
-        self._expect("recv", Pending.SEND)
+        self._expect("recv", "send")
         under_way = int(self._in_flight.sum())
         count = under_way if batch_size is None else at_least_one("batch_size", batch_size)
         if count > under_way:
             raise ArgumentError(f"batch_size: {under_way} environments are under way, got {count}")
         with self._explaining("step"):
             ready = self._driver.receive(count, self._deadline(timeout))
-        ids = np.array(ready.envs, np.int64)
+        ids = np.array([index for index, _ in ready], np.int64)
         self._in_flight[ids] = self._sent_reset[ids] = False
         self._settle_pending()
         bank = self._banks[self._bank]
-        infos = combine([gather(ready.infos)], count)
+        by_row = {row: info for row, (_, info) in enumerate(ready) if info}
+        infos = combine([gather(by_row)], count)
+        self._masks.note(infos, ids)
         infos["env_id"] = ids
-        rows = [self._given(row[ids]) for row in bank.observation]
-        return (
-            unflatten(
-                self._driver.spec.observation_space, dict(zip(self._paths, rows, strict=True))
-            ),
-            *(self._given(each[ids]) for each in (bank.reward, bank.terminated, bank.truncated)),
-            infos,
-        )
+        flags = (self._given(each[ids]) for each in (bank.reward, bank.terminated, bank.truncated))
+        return self._nested([row[ids] for row in bank.observation]), *flags, infos
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are valid now, ``[num_envs, choices] bool``.
+
+        They come from the key ``action_mask`` of observations, else from that of the latest infos,
+        else from a method ``action_masks()`` of the environments. The columns are the options of
+        all ``Discrete`` and ``MultiDiscrete`` leaves of the action space, one after the other.
+
+        Raises:
+            ArgumentError: The environments have none, or do not say so before their first reset.
+            EnvError: A mask does not fit the actions.
+        """
+        if observes_mask(self):
+            mask = flat_mask(self.single_action_space, self._observation()[ACTION_MASK])
+            return np.asarray(mask != 0)
+        if (found := self._masks.rows) is not None:
+            return found.copy()
+        if not self._have_method():
+            raise ArgumentError(f"'{self.plan.name}' has no masks of valid actions")
+        space = self.single_action_space
+        return np.stack([flat_mask(space, mask) != 0 for mask in self.call(METHOD)])
+
+    @property
+    def has_action_masks(self) -> bool:
+        """Whether `action_masks` returns any; infos say so from the first reset on."""
+        return bool(observes_mask(self)) or self._masks.rows is not None or self._have_method()
+
+    def _have_method(self) -> bool:
+        if observes_mask(self) is None or self.plan.native is not None:
+            return False
+        return all(self.parallel(_has_masks))
+
+    def seed(self, seeds: int | Sequence[int | None]) -> None:
+        """Use these seeds in the next `reset` that is not given any."""
+        self._next_seeds = checked_seeds(seeds, self.num_envs)
+
+    def render(self) -> tuple[Any, ...]:
+        """Return the frame of every environment."""
+        return self.call("render")
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment, or read an attribute.
+
+        Raises:
+            AttributeError: The environments have none of this name.
+            EnvFailure: An environment died or overran the deadline.
+        """
+        self.call_async(name, *args, **kwargs)
+        return self.call_wait()
+
+    def call_async(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+        """Begin a `call`, to be finished by `call_wait`."""
+        self._begin_call(name, range(self.num_envs), args, kwargs)
+
+    def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
+        """Finish a `call`."""
+        return self._results("call_wait", timeout)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every environment.
+
+        Args:
+            name: Its name.
+            values: A list or tuple holds one value per environment, anything else is for all.
+
+        Raises:
+            ArgumentError: There is not one value per environment.
+        """
+        self.set_some(name, self._spread(values, "values"), range(self.num_envs))
+
+    def set_some(self, name: str, values: Sequence[Any], indices: Sequence[int]) -> None:
+        """Set an attribute of some environments; ``values`` are of all."""
+        if self.plan.native is not None:
+            raise ArgumentError(
+                "native environments take parameters through env_kwargs only; take another backend"
+            )
+        self._apply("set_attr", partial(set_attribute, name=name), values, indices, name)
+        self._results("set_attr", None)
+
+    def call_some(self, name: str, indices: Sequence[int], *args: Any, **kwargs: Any) -> list[Any]:
+        """Call a method, or read an attribute, of some environments, in the order of indices."""
+        self._begin_call(name, indices, args, kwargs)
+        by_index = dict(zip(sorted(set(indices)), self.call_wait(), strict=True))
+        return [by_index[index] for index in indices]
+
+    def parallel(
+        self,
+        function: Callable[[Any, Any], Any],
+        arguments: Any = None,
+    ) -> tuple[Any, ...]:
+        """Return ``function(env, argument)`` for every environment, evaluated in its worker.
+
+        Args:
+            function: Sent to worker processes by value.
+            arguments: A list or tuple holds one per environment, anything else is for all.
+
+        Raises:
+            ArgumentError: There is not one argument per environment.
+        """
+        if self.plan.native is not None:
+            raise AttributeError("native environments exist as a batch only; take another backend")
+        given = self._spread(arguments, "arguments")
+        self._apply("parallel", function, given, range(self.num_envs), "parallel")
+        return self._results("parallel", None)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of every worker by name; empty where there are no processes."""
+        return self._driver.pids()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments; never hangs."""
+        self._finalizer()
 
     @property
     def envs(self) -> list[Any]:
-        """The environments, to be read and changed where the caller steps them (``serial``).
+        """The environments, to read and change; only on the backend ``serial``.
 
-        Steps and resets of single ones are not noticed. On other backends the name is unknown, as
-        in gymnasium's `AsyncVectorEnv`.
+        Single ones must not be stepped or reset. Other backends have no such attribute, like
+        gymnasium's `AsyncVectorEnv`.
         """
-        found = self._driver.environments
+        found = self._driver.environments()
         if found is None:
             raise AttributeError("envs")
         return list(found)
 
+    @property
+    def np_random_seed(self) -> Any:
+        """The seed of every environment."""
+        return self.get_attr("np_random_seed")
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> Any:
+        """The random generator of every environment; copies where they are in processes."""
+        return self.get_attr("np_random")
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an unknown attribute of every environment; of a method, what calls all of them."""
+        if name.startswith("_") or "_driver" not in self.__dict__ or self.closed:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        found = self.parallel(_look_up, name)
+        if all(isinstance(each, str) and each == _METHOD for each in found):
+            return partial(self.call, name)
+        return found
+
     def _take_spaces(self, whole: Space[Any], single: Space[Any]) -> None:
-        """Describe observations by spaces of the caller.
+        """Use the caller's observation spaces.
 
         Raises:
             ArgumentError: The space of one environment has another shape or dtype.
@@ -331,13 +461,17 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
         found = self.single_observation_space
         if not is_space_dtype_shape_equiv(single, found):
             raise ArgumentError(
-                f"observation_mode: the space of one environment, {brief(single)}, has another "
-                f"shape or dtype than that of the environments, {brief(found)}"
+                f"observation_mode: the space of one environment, {one_line(single)}, has another "
+                f"shape or dtype than that of the environments, {one_line(found)}"
             )
         self.observation_space, self.single_observation_space = whole, single
 
     def _check_rows(self, name: str) -> None:
-        if not self._paths:
+        if self.plan.native is not None:
+            raise ArgumentError(
+                "native environments step all together; use step, or another backend"
+            )
+        if not self._fits_rows:
             raise ArgumentError(f"{name}: observations or actions are no arrays of fixed size")
 
     def _check_sendable(self, indices: NDArray[np.intp]) -> None:
@@ -358,45 +492,32 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
 
     def _settle_pending(self) -> None:
         if not self._in_flight.any():
-            self._pending = _NOTHING
+            self._pending = ""
 
-    def _doing(self, env_index: int, doing: str) -> str:
-        return "reset" if self._sent_reset[env_index] else doing
-
-    def _action_of(self, env_index: int) -> Any:  # noqa: ANN401
-        return self._actions.of(env_index)
-
-    def _observation(self, bank: Bank) -> Any:  # noqa: ANN401
+    def _observation(self) -> Any:
+        """Return the observations in the present bank."""
+        rows = self._banks[self._bank].observation
+        if self._fits_rows:
+            return self._nested([row.copy() for row in rows] if self._copy else rows)
         space = self._driver.spec.observation_space
-        if self._single:
-            row = bank.observation[0]
-            return self._given(row.copy() if self._copy else row)
-        if not self._paths:
-            items = self._driver.observation_objects()
-            empty: Any = create_empty_array(space, n=self.num_envs, fn=np.zeros)
-            return copying.deepcopy(concatenate(space, items, empty))
-        rows = [row.copy() for row in bank.observation] if self._copy else bank.observation
-        given = (self._given(row) for row in rows)
-        return unflatten(space, dict(zip(self._paths, given, strict=True)))
+        empty: Any = create_empty_array(space, n=self.num_envs, fn=np.zeros)
+        return copying.deepcopy(concatenate(space, rows[0].tolist(), empty))
 
-    def _stepped(self, infos: Infos) -> StepResult:
-        """Return what a step of all environments has left in the bank."""
-        bank = self._banks[self._bank]
-        plain = self._plain
-        observation = bank.observation[0].copy() if plain else self._observation(bank)
-        flags = bank.reward.copy(), bank.terminated.copy(), bank.truncated.copy()
-        if self.output == "torch":
-            return observation, *map(self._given, flags), infos
-        return observation, *flags, infos
+    def _nested(self, rows: Sequence[NDArray[Any]]) -> Any:
+        """Return one array per leaf in the form of the observation space."""
+        if self._paths == ("",):
+            return self._given(rows[0])
+        by_path = dict(zip(self._paths, map(self._given, rows), strict=True))
+        return unflatten(self._driver.spec.observation_space, by_path)
 
-    def _given(self, array: NDArray[Any]) -> Any:  # noqa: ANN401
+    def _given(self, array: NDArray[Any]) -> Any:
         return torch.from_numpy(array) if self.output == "torch" else array
 
     def _flip(self, *, keep: bool = False) -> None:
-        """Write into the other bank, so that what was returned last stays as it is.
+        """Write into the other bank from now on, so that the last results stay as they are.
 
         Args:
-            keep: Some environments are not going to write: their rows are copied.
+            keep: Copy the observations, as some environments are not going to write theirs.
         """
         last, self._bank = self._bank, (self._bank + 1) % NUM_BANKS
         if keep:
@@ -404,3 +525,142 @@ class FastVectorEnv(Session, VectorEnv[Any, Any, Any]):
             pairs = zip(banks[self._bank].observation, banks[last].observation, strict=True)
             for row, seen in pairs:
                 row[...] = seen
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self.plan.timeout_s if timeout is None else timeout
+
+    def _begin(self, name: str, pending: str) -> None:
+        if self.closed:
+            why = f" after {self._why_closed}" if self._why_closed else ""
+            raise ClosedEnvironmentError(f"`{name}`: the vector environment was closed{why}")
+        if self._pending:
+            raise AlreadyPendingCallError(
+                f"`{name}`: a call to `{self._pending}` is pending", self._pending
+            )
+        self._pending = pending
+
+    def _expect(self, name: str, pending: str) -> None:
+        if self.closed:
+            self._begin(name, pending)
+        if self._pending != pending:
+            raise NoAsyncCallError(f"`{name}`: nothing was begun that it could finish", name)
+
+    def _begin_call(
+        self, name: str, indices: Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        check_call(name, "the vector environment")
+        if self.plan.native is not None:
+            request = Request("call", (name, args, kwargs), (self._mask(indices),))
+            self._ask("call_async", request, name)
+            return
+        function = partial(attribute, name=name, args=args, kwargs=kwargs)
+        self._apply("call_async", function, [None] * self.num_envs, indices, name)
+
+    def _apply(
+        self,
+        caller: str,
+        function: Callable[[Any, Any], Any],
+        arguments: Sequence[Any],
+        indices: Sequence[int],
+        what: str,
+    ) -> None:
+        """Begin ``function(env, argument)`` in some environments; ``arguments`` are of all."""
+        per_env = (arguments, self._mask(indices))
+        self._ask(
+            caller,
+            Request("apply", (function,), per_env, caller=caller.removesuffix("_async")),
+            what,
+        )
+
+    def _ask(self, name: str, request: Request, what: str) -> None:
+        self._begin(name, "call")
+        with self._explaining(f"call to '{what}'"):
+            self._driver.begin(request)
+
+    def _mask(self, indices: Sequence[int]) -> list[bool]:
+        chosen = set(indices)
+        return [index in chosen for index in range(self.num_envs)]
+
+    def _answers(self, name: str, pending: str, doing: str, timeout: float | None) -> list[Any]:
+        self._expect(name, pending)
+        with self._explaining(doing):
+            parts = self._driver.end(self._deadline(timeout))
+        self._pending = ""
+        return parts
+
+    def _results(self, name: str, timeout: float | None) -> tuple[Any, ...]:
+        parts = self._answers(name, "call", "call", timeout)
+        for part in parts:
+            if isinstance(part, ErrorAnswer):
+                error, trace = part.error, part.remote_traceback
+                note = f"raised by env {part.env_index} of '{self.plan.name}'"
+                # One that comes from a process has lost its traceback.
+                error.add_note(note if error.__traceback__ else f"{note}\n\n{trace}".rstrip())
+                raise error
+        return tuple(result for part in parts for result in part)
+
+    def _spread(self, values: Any, name: str) -> list[Any]:
+        if not isinstance(values, list | tuple):
+            return [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ArgumentError(
+                f"{name}: got {len(values)} for {self.num_envs} environments; a list or tuple "
+                "must hold one for each"
+            )
+        return list(values)
+
+    @contextlib.contextmanager
+    def _explaining(self, doing: str) -> Iterator[None]:
+        """Pass errors to `_fail`."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error, doing)
+
+    def _fail(self, error: BaseException, doing: str) -> NoReturn:
+        """Close the environments and raise the error; a failure gets its action and seed.
+
+        After an `ArgumentError`, which is raised before anything has changed, nothing is closed.
+        """
+        if isinstance(error, ArgumentError):
+            self._pending = ""
+            raise error
+        explained = None
+        # The next call would take the answers to an interrupted one for its own.
+        self._why_closed = f"an interrupted {doing}"
+        if isinstance(error, EnvFailure):
+            self._pending, explained = "", self._explained(error, doing)
+            self._why_closed = one_line(explained.args[0], 200)
+        with contextlib.suppress(Exception):  # the error goes before what closing raises
+            self.close()
+        self.closed = True
+        if explained is None:
+            raise error
+        raise explained from error.__cause__
+
+    def _explained(self, failure: EnvFailure, doing: str) -> EnvFailure:
+        """Return a failure that names the environment, its last seed and its action."""
+        index = failure.env_index
+        assert index is not None
+        if self._sent_reset[index]:
+            doing = "reset"
+        action = self._actions.of(index) if doing == "step" else None
+        seed = self._seeds[index]
+        given = f"(action={one_line(action)})" if doing == "step" else ""
+        seeded = f"last seed {seed}" if seed is not None else "never seeded"
+        message = (
+            f"env {index} of '{self.plan.name}' ({failure.worker}, {seeded}) "
+            f"{failure.args[0]}, in {doing}{given}"
+        )
+        if action is not None and not is_finite_action(action):
+            message += NOT_FINITE
+        return failure.explained(message, action=action, seed=seed)
+
+
+def _has_masks(env: Any, _: Any) -> bool:
+    return env.has_wrapper_attr(METHOD) and callable(env.get_wrapper_attr(METHOD))
+
+
+def _look_up(env: Any, name: str) -> Any:
+    found = env.get_wrapper_attr(name)
+    return _METHOD if callable(found) else found

@@ -1,6 +1,6 @@
-"""Processes end with the ones that started them, and the children of environments with both.
+"""Ends processes together with their parents, including children of environments.
 
-Imports neither torch nor multiprocessing: the fork server and commands use it at once.
+Imports neither torch nor multiprocessing, so that the fork server and commands start quickly.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ NO_THREAD = (
     "raise the limit (ulimit -u, or the pids limit of the container)"
 )
 LACKS = 100
-"""A fork server that ends because of an error of the system exits with this plus its number."""
+"""Exit code, minus the errno, of a fork server that ends because of an error of the system."""
 OF_GROUPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals that a terminal or a supervisor sends to all processes of a run at once."""
+"""Signals that a terminal or a scheduler sends to all processes of a run at once."""
 _MOST_ROUNDS = 100
-"""A tree that starts processes faster than they can be killed is left to the system."""
+"""Limit of attempts to kill a tree that keeps starting processes."""
 
 
 class Forks:
-    """What forks of a worker, which only its environments make, do first.
+    """Prepares forks of a worker, which only its environments make.
 
-    They take SIGTERM's default back, so that they can be terminated, and end with their worker.
-    SIGINT and SIGHUP stay as in the worker: a terminal sends them to all processes at once, and a
-    run that is being saved still needs its environments.
+    A fork gets the default of SIGTERM, so that it can be terminated, and ends with its worker.
+    SIGINT and SIGHUP stay ignored: a terminal sends them to all processes at once, and a run that
+    is being saved still needs its environments.
     """
 
     def __init__(self) -> None:
@@ -47,32 +47,29 @@ class Forks:
         self._mask: set[int] = set()
 
     def begin(self) -> None:
-        """Treat this process as a worker: its forks are children of environments."""
+        """Mark this process as a worker, whose forks are children of environments."""
         self._worker = os.getpid()
 
     def before(self) -> None:
-        """Note which thread forks, just before it does.
-
-        A SIGTERM that the child gets before it has the default back waits until then.
-        """
+        """Record which thread forks, and block SIGTERM until the child has its default."""
         if self._worker:
             self._by_main_thread = threading.current_thread() is threading.main_thread()
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def after_in_parent(self) -> None:
-        """Take signals again."""
+        """Unblock SIGTERM."""
         if self._worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def after_in_child(self) -> None:
-        """Set up a fork of a worker; do nothing in other forks."""
+        """Prepare a fork of a worker; do nothing in other forks."""
         worker, self._worker = self._worker, 0
         if not worker:
             return
         if signal.getsignal(signal.SIGTERM) is ignore_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        # The system sends the signal when the forking thread ends, not only the process.
+        # The kernel also sends that signal when the forking thread ends.
         if self._by_main_thread:
             end_with(worker)
 
@@ -81,12 +78,12 @@ forks = Forks()
 
 
 def ignore_signal(number: int, frame: object) -> None:
-    """Do nothing; unlike SIG_IGN, programs that are started with exec do not inherit this."""
+    """Ignore a signal; unlike SIG_IGN, programs started with exec do not inherit this."""
 
 
 @contextlib.contextmanager
 def without_hangups() -> Iterator[None]:
-    """Go on in here when the terminal is closed; signals reach the main thread only."""
+    """Ignore SIGHUP in this context, where it runs in the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGHUP"):
         yield
         return
@@ -98,11 +95,11 @@ def without_hangups() -> Iterator[None]:
 
 
 class NoThreadError(FastrlError):
-    """The system has no threads or no memory left for another one."""
+    """The system has no threads or memory left for another thread."""
 
 
-def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:  # noqa: ANN401
-    """Return a daemon thread that has been started and runs ``target(*args)``.
+def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
+    """Start a daemon thread that runs ``target(*args)``.
 
     Raises:
         NoThreadError: The system has none left.
@@ -116,20 +113,20 @@ def start_thread(name: str, target: Callable[..., None], *args: Any) -> threadin
 
 
 def end_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends, even if native code never returns.
+    """Let the kernel kill this process when its parent ends; end now if it already has.
 
     Args:
-        parent: Process id of the parent. If it has ended already, this process ends now.
+        parent: Process id of the parent.
     """
     if send_at_end_of_parent(signal.SIGKILL) and os.getppid() != parent:
         os._exit(1)
 
 
 def send_at_end_of_parent(number: int) -> bool:
-    """Have the system send this process a signal when the thread that started it ends.
+    """Let the kernel signal this process when the thread that started it ends, if it can.
 
     Returns:
-        Whether the system can do so.
+        Whether it can.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -138,13 +135,13 @@ def send_at_end_of_parent(number: int) -> bool:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of all descendants whose parents end, where the system offers that."""
+    """Become the parent of all descendants whose parents end, on Linux."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_descendants() -> None:
-    """Kill all descendants of this process, those included that are started meanwhile."""
+    """Kill all descendants of this process, including those that are started meanwhile."""
     for _ in range(_MOST_ROUNDS):
         children = [each for each in _descendants() if _runs(each)]
         if not children:
@@ -153,11 +150,7 @@ def end_descendants() -> None:
 
 
 def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
-    """Return the processes that the given descendants of this process have started.
-
-    Args:
-        pids: Process ids, none of which is among what is returned.
-    """
+    """Return all descendants of the given descendants of this process, without these."""
     roots = set(pids)
     found: list[psutil.Process] = []
     for each in _descendants():
@@ -170,14 +163,14 @@ def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
 
 
 def end_all(found: Iterable[psutil.Process]) -> None:
-    """Kill those processes that are still there; their numbers may be others' by now."""
+    """Kill those processes that still exist."""
     for each in found:
         with contextlib.suppress(psutil.Error):
             each.kill()
 
 
 def _descendants() -> list[psutil.Process]:
-    """Return all descendants of this process, parents first; none where they cannot be seen."""
+    """Return all descendants of this process, parents first; none if they are not visible."""
     try:
         return psutil.Process().children(recursive=True)
     except (psutil.Error, OSError):

@@ -16,29 +16,31 @@ from fastrl.errors import EnvError
 from fastrl.global_streams import seed_global_streams, streams_state
 from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
-from fastrl.workers.context import WorkerContext
 from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.hand_over import REPEAT, Stopwatch, count_of
-from fastrl.workers.policy_runner import PolicyRunner, Request
-from fastrl.workers.position import Position, position_of
+from fastrl.workers.handoff import REPEAT, Position, Stopwatch, count_of, position_of
+from fastrl.workers.plan import WorkerContext
+from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 
 if TYPE_CHECKING:
     from fastrl.workers.processes import Connection
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """What an env worker is told about its environments beside the plan, and by which pipe.
+class EnvWorkerTask:
+    """The arguments of one env worker beside the context.
 
     Attributes:
-        pipe: Takes requests and gives answers.
-        asked: `HandOver.asked` when the worker was started.
-        resumed: What `EnvStepper.pack_state` returned in an earlier run; None to begin episodes.
-        calls: From `pack_calls`: what is called and set in the environments before their first
-            reset; empty for nothing.
-        late_calls: The same after they have been brought into the resumed states.
+        env_worker: Its index.
+        replaced: How often it was replaced; a successor continues where the last one stopped.
+        pipe: Receives requests of the learner and sends answers.
+        asked: `Handoff.asked` at the start of the worker.
+        resumed: What `EnvStepper.pack_state` returned in an earlier run; None begins episodes.
+        calls: From `pack_calls`: calls before the first reset; may be empty.
+        late_calls: The same after the states are restored.
     """
 
+    env_worker: int
+    replaced: int
     pipe: Connection
     asked: int
     resumed: bytes | None
@@ -46,38 +48,26 @@ class Exchange:
     late_calls: bytes
 
 
-def run_env_worker(
-    context: WorkerContext, env_worker: int, replaced: int, exchange: Exchange
-) -> None:
-    """Fill bank after bank until the run is stopped. Entry point of the process.
-
-    Args:
-        context: What the workers share.
-        env_worker: Index of this one.
-        replaced: How many workers this one is the successor of: it takes over where the last one
-            ended.
-        exchange: What it is told about its environments.
-    """
+def run_env_worker(context: WorkerContext, task: EnvWorkerTask) -> None:
+    """Fill bank after bank until the run is stopped. Entry point of the process."""
+    env_worker, replaced = task.env_worker, task.replaced
     watch = Stopwatch(context.counters, f"env-worker-{env_worker}")
-    row = context.counters.row(f"env-worker-{env_worker}")
-    resetting, begun = (row[counter:][:1] for counter in (Counter.RESETTING, Counter.BEGUN))
     seed_global_streams(context.plan.env_worker_stream(env_worker, replaced))
-    stepper = EnvStepper(context.plan, context.table, env_worker, replaced, resetting, begun)
+    stepper = EnvStepper(context, env_worker, replaced)
     stop_timers()
     with closed_after(stepper):
-        kind = _WithModelWorker if context.plan.topology.num_model_workers else _Alone
-        loop = kind(context, env_worker, stepper, watch, exchange)
-        # The environments live as long as the process: without this every full collection walks
-        # through all of them.
+        kind = _WithModelWorker if context.plan.topology.num_model_workers else _WithPolicy
+        loop = kind(context, task, stepper, watch)
+        # The environments live as long as the process, so collections need not visit them.
         gc.collect()
         gc.freeze()
         watch.show_life()
-        if exchange.calls:
-            stepper.make_calls(exchange.calls)
-        if exchange.resumed is not None:
-            stepper.unpack_state(exchange.resumed)
-        if exchange.late_calls:
-            stepper.make_calls(exchange.late_calls)
+        if task.calls:
+            stepper.make_calls(task.calls)
+        if task.resumed is not None:
+            stepper.unpack_state(task.resumed)
+        if task.late_calls:
+            stepper.make_calls(task.late_calls)
         at = loop.take_over() if replaced else Position(0, 0, 0)
         while True:
             if at.at_start:
@@ -87,32 +77,30 @@ def run_env_worker(
 
 
 class _Loop(ABC):
-    """What an env worker does whether or not there are model workers."""
+    """The part of an env worker that does not depend on who runs the policy."""
 
     def __init__(
-        self,
-        context: WorkerContext,
-        env_worker: int,
-        stepper: EnvStepper,
-        watch: Stopwatch,
-        exchange: Exchange,
+        self, context: WorkerContext, task: EnvWorkerTask, stepper: EnvStepper, watch: Stopwatch
     ) -> None:
-        self._pipe, self._learner_asked = exchange.pipe, exchange.asked
-        self._context, self._env_worker, self._stepper = context, env_worker, stepper
-        self._hand_over, self._watch, self._row = context.hand_over, watch, watch.row
+        self._pipe, self._learner_asked = task.pipe, task.asked
+        self._context, self._env_worker, self._stepper = context, task.env_worker, stepper
+        self._handoff, self._watch, self._row = context.handoff, watch, watch.row
         self._topology = context.plan.topology
         self._groups = range(self._topology.groups)
-        self._rows = [context.hand_over.row(env_worker, group) for group in self._groups]
+        self._rows = [context.handoff.row(task.env_worker, group) for group in self._groups]
         self._length = context.plan.rollout_length
-        self._paused, self._permit = context.hand_over.paused, context.hand_over.permit(env_worker)
+        self._paused, self._permit = (
+            context.handoff.paused,
+            context.handoff.permits[task.env_worker],
+        )
 
     def begin(self, rollout: int) -> None:
-        """Wait until the bank is free, and take over where the last rollout ended."""
-        hand_over, watch = self._hand_over, self._watch
+        """Wait until the bank is free, and write the first observations."""
+        handoff, watch = self._handoff, self._watch
         watch.charge(Counter.HAND_OVER_NS)
         self._rest()
-        while hand_over.permitted[0] <= rollout:
-            hand_over.pause(self._permit, self._context.plan.spins)
+        while handoff.permitted[0] <= rollout:
+            handoff.pause(self._permit, self._context.plan.spins)
             self._rest()
             self._answer_learner()
         watch.charge(Counter.WAITING_NS)
@@ -125,29 +113,29 @@ class _Loop(ABC):
 
     @abstractmethod
     def take_over(self) -> Position:
-        """Prepare to go on where a predecessor ended; return where that is.
+        """Prepare to continue where a predecessor stopped; return where that is.
 
-        Episodes that it left in the middle of a rollout are truncated. At the edge of a rollout
-        there is nothing to truncate: the rollout before ends with the value of their last
-        observation anyway, and the next one starts with new episodes.
+        Its episodes in the middle of a rollout are truncated. Between two rollouts nothing is:
+        the earlier one ends with the value of their last observation, and the next one begins new
+        episodes.
         """
 
     def _rest(self) -> None:
-        """Wait for as long as the sampler is paused."""
+        """Wait while the sampler is paused."""
         if self._paused[0]:
-            self._hand_over.rest(self._paused, self._permit, self._watch)
+            self._handoff.rest(self._paused, self._permit, self._watch)
 
     def _answer_learner(self) -> None:
-        """Do what the learner has asked for since the last time, and answer.
+        """Answer a new request of the learner, which comes only between two rollouts.
 
-        Between two rollouts nothing else is on its way. The request comes once the worker is
-        ready for it, so that the learner never waits with a full pipe for one that hangs.
+        The learner sends it after this worker has reported that it is ready, so that it never
+        blocks on a full pipe to a worker that hangs.
         """
-        asked = self._hand_over.asked[0]
+        asked = self._handoff.asked[0]
         if asked == self._learner_asked:
             return
         self._learner_asked = asked
-        with suppress(OSError, EOFError):  # the sampler has stopped waiting and closed its end
+        with suppress(OSError, EOFError):  # the sampler may have closed its end
             self._pipe.send_bytes(pack({"asked": asked}))
             answer = self._answer(unpack(self._pipe.recv_bytes()))
             self._pipe.send_bytes(pack({"asked": asked, **answer}))
@@ -172,30 +160,28 @@ class _Loop(ABC):
         if ended:
             row[Counter.ENDING_STEPS] += 1
             row[Counter.ENDING_STEPS_NS] += row[Counter.STEPPING_NS] - before_ns
-        # The step is complete from here on, see `position_of`.
+        # This marks the step as complete, see `position_of`.
         row[Counter.ENV_STEPS] += self._topology.envs_per_group
         row[Counter.EPISODES] += ended
 
 
-class _Alone(_Loop):
-    """Runs the policy itself, on its own environments (M = 0)."""
+class _WithPolicy(_Loop):
+    """Runs the policy on its own environments (M = 0)."""
 
     def __init__(
-        self,
-        context: WorkerContext,
-        env_worker: int,
-        stepper: EnvStepper,
-        watch: Stopwatch,
-        exchange: Exchange,
+        self, context: WorkerContext, task: EnvWorkerTask, stepper: EnvStepper, watch: Stopwatch
     ) -> None:
-        super().__init__(context, env_worker, stepper, watch, exchange)
-        self._policy = PolicyRunner(context.plan, context.table, context.weights, env_worker)
-        slots = [self._topology.slots(env_worker, group) for group in self._groups]
+        super().__init__(context, task, stepper, watch)
+        self._policy = PolicyRunner(context.plan, context.table, context.weights, task.env_worker)
+        slots = [self._topology.slots(task.env_worker, group) for group in self._groups]
         self._requests = [
-            [[Request(bank, t, s.start, s.stop) for s in slots] for t in range(self._length + 1)]
+            [
+                [PolicyRequest(bank, t, each.start, each.stop) for each in slots]
+                for t in range(self._length + 1)
+            ]
             for bank in range(NUM_BANKS)
         ]
-        self._check = context.table.finite_check(self._topology.policy_slots(env_worker))
+        self._slots = self._topology.policy_slots(task.env_worker)
 
     def fill(self, at: Position) -> None:
         bank, watch, policy = at.rollout % NUM_BANKS, self._watch, self._policy
@@ -217,7 +203,7 @@ class _Alone(_Loop):
         at = self._position()
         if at.at_start:
             before = at.rollout - 1
-            if count_of(self._hand_over.answered[self._rows[0]]) < at.rollout * (self._length + 1):
+            if count_of(self._handoff.answered[self._rows[0]]) < at.rollout * (self._length + 1):
                 self._policy.resume(before)
                 self._seal(before)
             return at
@@ -234,34 +220,29 @@ class _Alone(_Loop):
         bank = rollout % NUM_BANKS
         self._policy.serve(self._requests[bank][self._length])
         self._watch.charge(Counter.INFERENCE_NS)
-        hand_over = self._hand_over
+        handoff = self._handoff
         if self._context.check_numbers:
-            if not self._check.passes(bank):
-                hand_over.suspected[bank][self._rows[0]] = rollout + 1
+            if not self._context.table.is_finite(bank, self._slots):
+                handoff.not_finite[bank][self._rows[0]] = rollout + 1
             self._watch.charge(Counter.CHECKING_NS)
         for row in self._rows:
-            hand_over.answered[row] = (rollout + 1) * (self._length + 1)
-        hand_over.sealed(bank).post()
+            handoff.answered[row] = (rollout + 1) * (self._length + 1)
+        handoff.sealed[bank].post()
 
 
 class _WithModelWorker(_Loop):
     """Steps one group while the others wait for their actions (M > 0)."""
 
     def __init__(
-        self,
-        context: WorkerContext,
-        env_worker: int,
-        stepper: EnvStepper,
-        watch: Stopwatch,
-        exchange: Exchange,
+        self, context: WorkerContext, task: EnvWorkerTask, stepper: EnvStepper, watch: Stopwatch
     ) -> None:
-        super().__init__(context, env_worker, stepper, watch, exchange)
-        self._signals = [context.hand_over.actions(env_worker, group) for group in self._groups]
-        self._doorbell = context.hand_over.doorbell(self._topology.policy_of(env_worker))
-        self._asked = [context.hand_over.requested[row] for row in self._rows]
+        super().__init__(context, task, stepper, watch)
+        self._signals = [context.handoff.actions[row] for row in self._rows]
+        self._doorbell = context.handoff.doorbells[self._topology.policy_of(task.env_worker)]
+        self._asked = [context.handoff.requested[row] for row in self._rows]
 
     def fill(self, at: Position) -> None:
-        bank, answered, paused = at.rollout % NUM_BANKS, self._hand_over.answered, self._paused
+        bank, answered, paused = at.rollout % NUM_BANKS, self._handoff.answered, self._paused
         if at.at_start:
             for group in self._groups:
                 self._ask_for(group, at.rollout * (self._length + 1) + 1)
@@ -279,44 +260,44 @@ class _WithModelWorker(_Loop):
             first = 0
 
     def take_over(self) -> Position:
-        at, requested = self._position(), self._hand_over.requested
+        at, requested = self._position(), self._handoff.requested
         base = at.rollout * (self._length + 1)
         for group, row in enumerate(self._rows):
-            # The model worker may still be at what the predecessor has asked for.
+            # The model worker may still be answering the predecessor.
             self._wait(group, row)
             self._rest()
             steps, count = at.steps_of(group), count_of(requested[row])
             if at.at_start or steps == self._length:
-                # At the edge of a rollout: what ends the one before may not have been asked for.
+                # The request that ends the rollout may be missing.
                 if count == (base - 1 if at.at_start else base + steps):
                     self._ask(group, 1)
                 continue
-            cut = self._stepper.take_over(at.rollout % NUM_BANKS, steps, group)
-            self._row[Counter.EPISODES] += cut
+            truncated = self._stepper.take_over(at.rollout % NUM_BANKS, steps, group)
+            self._row[Counter.EPISODES] += truncated
             self._ask_for(group, base + steps + 1)
         return at
 
     def _ask_for(self, group: int, count: int) -> None:
-        """Ask for what is the group's request number ``count``, counted from 1."""
+        """Make the group's request number ``count``, counted from 1."""
         asked_before = count_of(self._asked[group]) == count
         self._ask(group, REPEAT if asked_before else 1)
 
     def _ask(self, group: int, more: int) -> None:
-        hand_over, row = self._hand_over, self._rows[group]
-        hand_over.requested_ns[row] = time.monotonic_ns()
+        handoff, row = self._handoff, self._rows[group]
+        handoff.requested_ns[row] = time.monotonic_ns()
         self._asked[group] += more
-        hand_over.requested[row] = self._asked[group]
+        handoff.requested[row] = self._asked[group]
         self._doorbell.post()
 
     def _wait(self, group: int, row: int) -> None:
         """Wait until the model worker has answered the group."""
-        hand_over, answered, rested = self._hand_over, self._hand_over.answered, False
+        handoff, answered, rested = self._handoff, self._handoff.answered, False
         while answered[row] != self._asked[group]:
             if self._paused[0]:
                 rested = True
                 self._rest()
             else:
-                hand_over.pause(self._signals[group], self._context.plan.spins)
+                handoff.pause(self._signals[group], self._context.plan.spins)
         woken_ns = self._watch.charge(Counter.WAITING_NS)
         if not rested:
-            self._watch.record_latency(hand_over.answered_ns[row], woken_ns)
+            self._watch.record_latency(handoff.answered_ns[row], woken_ns)

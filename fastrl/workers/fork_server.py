@@ -1,6 +1,6 @@
-"""Imported first by the fork server: it ends with the process that started it, and all its tree.
+"""Imported first by the fork server, which then ends with the process that started it.
 
-Everything here happens before the long imports of `fastrl.workers.preload`.
+Its descendants end with it. It runs before the long imports of `fastrl.workers.preload`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from fastrl.workers.descent import (
 
 _SERVER, _STARTER = os.getpid(), os.getppid()
 _AT_END_OF_STARTER = signal.SIGURG
-"""Ignored by default, so that it does no harm in children which have no handler."""
+"""Ignored by default, so that children without a handler ignore it."""
 
 _worker = False
 
 
 def _end_with_starter(number: int, frame: object) -> None:
-    # Linux sends the signal when the starting thread ends, too; then the process goes on.
+    # Linux also sends the signal when only the starting thread ends.
     if os.getpid() == _SERVER and os.getppid() != _STARTER:
         end_descendants()
         os._exit(0)
 
 
 def _after_fork() -> None:
-    """Have a worker end with the fork server from its first instruction on."""
+    """Let a worker end with the fork server from its first instruction on."""
     global _worker
     if _worker:  # a fork of a worker
         return
@@ -53,7 +53,7 @@ def _after_fork() -> None:
 def _end_with_error(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    """Tell the starter by the exit code what the system lacks; say anything else in one line."""
+    """Report an error of the system by the exit code, and any other in one line."""
     if os.getpid() != _SERVER:
         sys.__excepthook__(kind, error, trace)
         return
@@ -71,10 +71,9 @@ def _end() -> None:
         end_descendants()
 
 
-# A signal to the whole process group must not take the fork server, and with it all workers, from
-# a run that is being saved. It ends with the process that started it in any case. Its children
-# inherit this, and so are safe from their first instruction on. The process that starts the server
-# has them blocked until here.
+# A signal to the whole process group must not end the fork server, and with it all workers, while
+# the run is being saved. It ends with the process that started it in any case, and its children
+# inherit this. The process that starts the server has blocked these signals until here.
 for _number in OF_GROUPS:
     signal.signal(_number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUPS)
@@ -82,8 +81,7 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUPS)
 signal.signal(_AT_END_OF_STARTER, _end_with_starter)
 send_at_end_of_parent(_AT_END_OF_STARTER)
 
-# What environments leave behind is adopted, and ended with the server, which multiprocessing's
-# server does not expect.
+# Orphans of environments are adopted and end with the server; multiprocessing warns of them.
 warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
 adopt_orphans()
 sys.excepthook = _end_with_error

@@ -1,11 +1,8 @@
-"""Runs the policy on slots of the table.
-
-Used by model workers, by env workers where M is 0, and by `SerialSampler`.
-"""
+"""Runs the policy on slots of the table, in model workers, env workers and `SerialSampler`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,45 +10,43 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.models.inference import (
-    InferenceEngine,
-    PolicyOutput,
-    RandomEngine,
-    build_engine,
-)
+from fastrl.models.inference import PolicyOutput, RandomEngine, build_engine
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
+from fastrl.spec import only_given
+from fastrl.workers.live_states import LiveStates
 from fastrl.workers.plan import SamplingPlan
 
-_KEPT_BYTES = 64 << 20
-"""For calls that are kept. Groups that happen to be ready together are served in one call, so a
-model worker of k groups may come to make k² / 2 different ones in every step; those that are made
-often are among the first."""
+_CACHED_BYTES = 64 << 20
+"""For prepared calls. Adjacent groups that are ready at once share a call, so a model worker of k
+groups may need k² / 2 different ones per step; frequent ones are among the first."""
+_NO_FLAGS = np.zeros(0, np.bool_)
 _VIEW_BYTES = 1 << 10
-"""About what a view of a tensor takes, with its share of the call."""
+"""About the size of a view of a tensor with its share of the call."""
 
 
-class Request(NamedTuple):
-    """Slots ``start`` to ``stop`` that wait for the policy at step ``t`` of a bank.
-
-    At ``t == T`` only the value is wanted.
-    """
+class PolicyRequest(NamedTuple):
+    """Slots ``start`` to ``stop`` need actions at step ``t`` of a bank, or only values at T."""
 
     bank: int
     t: int
     start: int
     stop: int
 
+    @property
+    def slots(self) -> slice:
+        """The slots."""
+        return slice(self.start, self.stop)
+
 
 class PolicyRunner:
-    """One copy of the policy, serving the slots of its env workers.
+    """One copy of the policy for the slots of its env workers.
 
-    Writes the fields of `Writer.MODEL_WORKER` in those slots and nothing else. Randomness is drawn
-    once per rollout for all of them, so that an action does not depend on which requests happened
-    to be served together.
+    It writes only fields of the stages ``ACTED`` and ``VALUED`` in those slots. Noise is drawn once
+    per rollout for all of them, so that an action does not depend on which requests share a batch.
 
     Attributes:
-        version: Of the weights that it runs.
+        version: Version of the loaded weights.
     """
 
     def __init__(
@@ -60,11 +55,18 @@ class PolicyRunner:
         self._plan, self._table, self._weights, self._policy = plan, table, weights, policy
         self._length = table.rollout_length
         self._slots = plan.topology.policy_slots(policy)
-        self._engine = self._build_engine(plan, policy)
+        self._engine = (
+            RandomEngine(plan.env_spec)
+            if plan.build_model is None
+            else build_engine(plan.build_model(), plan.device(policy), plan.engine)
+        )
+        self._states = (
+            LiveStates(table, self._slots, self._engine) if table.schema.state_size else None
+        )
         self._noise = [self._draw_noise(0) for _ in range(NUM_BANKS)]
         self.version = 0
-        self._calls: dict[Request, Callable[[], None]] = {}
-        self._most_calls = _KEPT_BYTES // (table.schema.num_tensors * _VIEW_BYTES)
+        self._calls: dict[PolicyRequest, Callable[[], None]] = {}
+        self._max_calls = _CACHED_BYTES // (table.schema.num_tensors * _VIEW_BYTES)
 
     def begin(self, rollout: int) -> None:
         """Load the newest weights and draw the noise of a rollout, before its first request."""
@@ -73,68 +75,92 @@ class PolicyRunner:
             self._table.banks[rollout % NUM_BANKS].final_value[:, self._slots] = 0.0
 
     def resume(self, rollout: int) -> None:
-        """Go on with a rollout that a predecessor has begun: same noise, newest weights."""
+        """Continue a rollout that a predecessor began, with the same noise and newest weights."""
         if self._weights is not None:
             newest = self._weights.read(newer_than=self.version)
             if newest is not None:
                 self.version, state_dict = newest
                 self._engine.load(state_dict)
+                if self._states is not None:
+                    self._states.read_initial()
         self._noise[rollout % NUM_BANKS].copy_(self._draw_noise(rollout))
 
-    def serve(self, requests: Sequence[Request]) -> None:
+    def serve(self, requests: Sequence[PolicyRequest]) -> None:
         """Answer requests; adjacent ones of the same step share one forward pass.
 
         Raises:
-            FastrlError: The device has too little memory; says what would fit.
+            FastrlError: The device has too little memory; says how many environments fit.
         """
         for request in _merge(requests):
             try:
-                (self._calls.get(request) or self._kept(request))()
+                (self._calls.get(request) or self._cached(request))()
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory(request) from error
 
-    def _kept(self, request: Request) -> Callable[[], None]:
-        """Return a call that serves this request, kept for later unless there are too many."""
-        if len(self._calls) >= self._most_calls:
-            return self._bind(request)
-        call = self._calls[request] = self._bind(request)
+    def _cached(self, request: PolicyRequest) -> Callable[[], None]:
+        call = self._bind(request)
+        if len(self._calls) < self._max_calls:
+            self._calls[request] = call
         return call
 
-    def _bind(self, request: Request) -> Callable[[], None]:
-        """Return a call that serves this request in every later rollout.
+    def _bind(self, request: PolicyRequest) -> Callable[[], None]:
+        """Return a call that serves this request in every rollout.
 
-        Views are made here, once: slicing costs more than a small network.
+        It holds its views, as slicing takes longer than a small network.
         """
-        bank, t, slots = self._table.banks[request.bank], request.t, _slots(request)
+        bank, t, slots = self._table.banks[request.bank], request.t, request.slots
         has_value = self._table.schema.has_value
-        observation = {leaf: tensor[t, slots] for leaf, tensor in bank.observation.items()}
+        observed = {leaf: tensor[t, slots] for leaf, tensor in bank.observation.items()}
+        observation, mask = self._plan.env_spec.split_mask(observed)
+        carry, memory = self._bind_state(request)
         if t < self._length:
-            infer = self._bind_act(request, observation)
+            infer = self._bind_act(request, observation, {**memory, **only_given(mask=mask)})
         elif has_value:
-            infer = self._engine.bind_values(observation, bank.value[t, slots])
+            infer = self._engine.bind_values(observation, bank.value[t, slots], **memory)
         else:
-            return _do_nothing
-        if t == 0 or not has_value:
+            return carry or _nothing
+        values = t > 0 and has_value
+        if not values and carry is None:
             return infer
-        truncated = bank.truncated[t - 1, slots].numpy()
+        truncated = bank.truncated[t - 1, slots].numpy() if values else _NO_FLAGS
 
         def call() -> None:
             if np.count_nonzero(truncated):
                 self._value_truncated(request)
+            if carry is not None:
+                carry()
             infer()
 
         return call
 
-    def _bind_act(self, request: Request, observation: dict[str, Tensor]) -> Callable[[], None]:
-        bank, t, slots = self._table.banks[request.bank], request.t, _slots(request)
-        first = self._slots.start
+    def _bind_state(
+        self, request: PolicyRequest
+    ) -> tuple[Callable[[], None] | None, dict[str, Tensor]]:
+        """Return a call that makes the state of a request, and that state as an argument.
+
+        Without a memory these are None and no argument.
+        """
+        if self._states is None:
+            return None, {}
+        carry, state = self._states.bind(request.bank, request.t, request.slots)
+        return carry, {"state": state}
+
+    def _bind_act(
+        self, request: PolicyRequest, observation: Mapping[str, Tensor], further: dict[str, Tensor]
+    ) -> Callable[[], None]:
+        bank, t, slots = self._table.banks[request.bank], request.t, request.slots
+        first, following = self._slots.start, None
+        if self._states is not None:
+            following = self._table.live_state(request.bank, t + 1)[slots]
         act = self._engine.bind(
             observation,
             self._noise[request.bank][t, slots.start - first : slots.stop - first],
             PolicyOutput(
                 action={leaf: tensor[t, slots] for leaf, tensor in bank.action.items()},
                 outputs={name: bank.fields[name][t, slots] for name in self._table.schema.outputs},
+                state=following,
             ),
+            **further,
         )
         version = bank.policy_version[t, slots].numpy()
 
@@ -144,13 +170,14 @@ class PolicyRunner:
 
         return call
 
-    def _value_truncated(self, request: Request) -> None:
-        """Value the final observations of episodes that were truncated in the step before.
+    def _value_truncated(self, request: PolicyRequest) -> None:
+        """Value the final observations of episodes that were truncated in the previous step.
 
-        Those that have a value keep it: this step is served again after a worker was replaced, and
-        by then their final observations may be those of later episodes.
+        Existing values stay: a replaced worker repeats the step, and by then the final
+        observations may be those of later episodes. The state is that after the step: final
+        observations belong to the episodes that have ended.
         """
-        bank, slots, before = self._table.banks[request.bank], _slots(request), request.t - 1
+        bank, slots, before = self._table.banks[request.bank], request.slots, request.t - 1
         wanted = bank.truncated[before, slots] & (bank.final_value[before, slots] == 0)
         index = wanted.nonzero().squeeze(1) + slots.start
         if not len(index):
@@ -161,10 +188,13 @@ class PolicyRunner:
             leaf: (tensor[before] if has_rows else tensor)[index]
             for leaf, tensor in bank.final_observation.items()
         }
-        self._engine.bind_values(final, values)()
+        memory = {}
+        if self._states is not None:
+            memory["state"] = self._table.live_state(request.bank, request.t)[index]
+        self._engine.bind_values(self._plan.env_spec.split_mask(final)[0], values, **memory)()
         bank.final_value[before, index] = values
 
-    def _out_of_memory(self, request: Request) -> FastrlError:
+    def _out_of_memory(self, request: PolicyRequest) -> FastrlError:
         """Return an error that says how many environments the device has memory for."""
         rows = request.stop - request.start
         observation, schema = self._table.banks[request.bank].observation, self._table.schema
@@ -172,53 +202,46 @@ class PolicyRunner:
         while fits:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            part = {
-                leaf: tensor[request.t, _part(request, fits)]
-                for leaf, tensor in observation.items()
-            }
+            rows_of = slice(request.start, request.start + fits)
+            part = {leaf: tensor[request.t, rows_of] for leaf, tensor in observation.items()}
+            inputs, mask = self._plan.env_spec.split_mask(part)
             try:
                 noise = self._noise[request.bank][0, :fits]
-                out = PolicyOutput.zeros(fits, self._plan.env_spec.action, schema.outputs)
-                self._engine.act(part, noise, out)
+                size = schema.state_size
+                out = PolicyOutput.zeros(fits, self._plan.env_spec.action, schema.outputs, size)
+                state = self._engine.initial_state(fits) if size else None
+                self._engine.act(inputs, noise, out, **only_given(state=state, mask=mask))
                 break
             except torch.OutOfMemoryError:
                 fits //= 2
         remedy = f"{fits} fit" if fits else "not even one fits"
         return FastrlError(
             f"{self._plan.device(self._policy)} has no memory to infer {rows} environments at "
-            f"once, {remedy}; lower sampler.envs_per_worker, or raise sampler.groups or "
-            "sampler.num_model_workers"
+            f"once, {remedy}; lower sampler.num_envs or sampler.envs_per_worker, or raise "
+            "sampler.groups or sampler.num_model_workers"
         )
 
     def _draw_noise(self, rollout: int) -> Tensor:
         """Return noise ``[T, slots, noise_size]`` for one rollout."""
-        shape = (self._length, self._slots.stop - self._slots.start)
-        generator = self._plan.policy_generator(self._policy, rollout)
-        return self._engine.draw_noise(shape, generator)
-
-    def _build_engine(self, plan: SamplingPlan, policy: int) -> InferenceEngine:
-        if plan.build_model is None:
-            return RandomEngine(plan.env_spec)
-        return build_engine(plan.build_model(), plan.device(policy), plan.engine)
-
-
-def _do_nothing() -> None:
-    """Serve a request that wants a value from a policy without one."""
+        first, stop = self._slots.start, self._slots.stop
+        parts = []
+        for share, slots in enumerate(self._plan.topology.noise_shares()):
+            if slots.start < stop and slots.stop > first:
+                shape = (self._length, slots.stop - slots.start)
+                noise = self._engine.draw_noise(shape, self._plan.policy_generator(share, rollout))
+                parts.append(noise[:, max(0, first - slots.start) : stop - slots.start])
+        return torch.cat(parts, 1)
 
 
-def _part(request: Request, rows: int) -> slice:
-    return slice(request.start, request.start + rows)
+def _nothing() -> None:
+    """Do nothing."""
 
 
-def _slots(request: Request) -> slice:
-    return slice(request.start, request.stop)
-
-
-def _merge(requests: Sequence[Request]) -> Sequence[Request]:
+def _merge(requests: Sequence[PolicyRequest]) -> Sequence[PolicyRequest]:
     """Join requests of the same step whose slots are adjacent."""
     if len(requests) == 1:
         return requests
-    merged: list[Request] = []
+    merged: list[PolicyRequest] = []
     for request in sorted(requests):
         last = merged[-1] if merged else None
         if last and (last.bank, last.t, last.stop) == (request.bank, request.t, request.start):

@@ -1,8 +1,8 @@
-"""Imported once by the fork server: all workers are forked from what is loaded here.
+"""Imported once by the fork server, so that all workers share the modules loaded here.
 
-Compiled code is loaded too (and compiled, the first time on a machine), so that workers share its
-memory and do not each wait for it. What fails here fails again in the worker that needs it, which
-reports it by name; so it must not end the server, and with it every worker.
+This includes compiled code, which is compiled the first time on a machine. Failures are ignored
+here, as they would end the server: they recur in the worker that needs the module, which reports
+them.
 """
 
 import contextlib
@@ -13,16 +13,11 @@ for _module in ("gymnasium", "fastrl.workers.env_worker", "fastrl.workers.model_
     with contextlib.suppress(Exception):
         import_module(_module)
 
-with contextlib.suppress(Exception):
-    from fastrl.shared.finite import compile_finite
-
-    compile_finite()
-
 with contextlib.suppress(Exception):  # without a compiler, inference runs eagerly
-    from fastrl.models.inference.mlp_program import compile_kernel
+    from fastrl.models.inference.mlp_engine import compile_kernel
 
     compile_kernel()
 
-# Collections in the workers would write to every object's header, and so unshare its page.
+# Collections in the workers would write to the header of every object and so unshare its page.
 gc.collect()
 gc.freeze()

@@ -1,7 +1,4 @@
-"""How processes are started, and pipes to them made; only the supervisor starts any.
-
-And what every worker does around its work: settings, reports, and ending with its parent.
-"""
+"""Starts processes for the supervisor, and runs in each of them around its work."""
 
 from __future__ import annotations
 
@@ -27,9 +24,8 @@ from typing import Any
 import psutil
 
 from fastrl import once
-from fastrl.allocator import keep_freed_memory
-from fastrl.errors import FastrlError
-from fastrl.free_memory import lack_of_memory
+from fastrl.errors import FastrlError, cause
+from fastrl.system import keep_freed_memory, lack_of_memory
 from fastrl.workers.descent import (
     LACKS,
     OF_GROUPS,
@@ -38,7 +34,7 @@ from fastrl.workers.descent import (
     ignore_signal,
     start_thread,
 )
-from fastrl.workers.hand_over import StopRequestedError
+from fastrl.workers.handoff import StopRequestedError
 
 Connection = connection.Connection
 Process = BaseProcess
@@ -47,16 +43,17 @@ _PRELOAD = ("fastrl.workers.fork_server", "fastrl.workers.preload")
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STARTING = threading.Lock()
 _START_ATTEMPTS, _END_S, _POLL_S = 5, 1.0, 0.05
-"""How often a fork server that was killed is replaced, and how long it may take to be gone."""
+"""Starts of a fork server until one is given up, and how long a killed one may take to end."""
 _CRASHES = frozenset(
     getattr(signal, name)
     for name in ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
     if hasattr(signal, name)
 )
-"""Signals that a process gets for what it does itself."""
-_LOOK_S, _STOPPED_LOOKS = 1.0, 5
+"""Signals that a process causes itself."""
+_CHECK_S, _STOPPED_CHECKS = 1.0, 5
+"""A fork server that is stopped in so many checks in a row is killed."""
 _DESCRIPTORS = 16
-"""More than starting a process takes for a moment."""
+"""More than the start of a process takes temporarily."""
 _REMEDIES = {
     errno.EMFILE: "raise the limit with ulimit -n",
     errno.ENFILE: "raise the limit with ulimit -n",
@@ -65,22 +62,19 @@ _REMEDIES = {
 }
 _PR_SET_NAME = 15
 _SUMMARY_CHARS, _TRACEBACK_CHARS = 2_000, 12_000
-"""Length limit of a report: a pipe holds 64 KiB, and the reader may not have started yet."""
+"""Length limits of a report: a pipe holds 64 KiB, and its reader may not have started yet."""
 
 _depth = 0
 _of_this_process_only: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
 def depth() -> int:
-    """Return how many workers deep this process is; 0 where the user's script runs."""
+    """Return the depth of this process in the tree of workers; 0 for the user's script."""
     return _depth
 
 
 def pipe(*, duplex: bool = False) -> tuple[Connection, Connection]:
-    """Return the two ends, (receive, send), of a pipe that can be passed to a worker.
-
-    Args:
-        duplex: Whether both ends send and receive.
+    """Return the ends (receive, send) of a pipe that can be passed to a worker.
 
     Raises:
         FastrlError: This process has no descriptors left.
@@ -93,12 +87,12 @@ def pipe(*, duplex: bool = False) -> tuple[Connection, Connection]:
 
 
 def close_in_forks(end: Connection) -> None:
-    """Close an end of a pipe in every fork of this process: its other end must see our end."""
+    """Close an end of a pipe in forks of this process, so that its peer sees when this ends."""
     _of_this_process_only.add(end)
 
 
-def _context() -> Any:  # noqa: ANN401
-    """Return the start method: forkserver, so that torch is imported once for all workers."""
+def _context() -> Any:
+    """Return the start method; a fork server imports torch once for all workers."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -106,34 +100,33 @@ def _context() -> Any:  # noqa: ANN401
     return context
 
 
-class _Packed:
-    """A call that is unpacked in the worker, where failures of unpacking are reported."""
+class _Work:
+    """A call that is pickled as bytes, so that the worker reports failures of unpickling.
 
-    def __init__(self, call: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
-        self._call = call
+    It arrives as a list of one item, which `_run` takes out: multiprocessing keeps the arguments
+    of a process for its whole life, and states of environments may be large.
+    """
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._call = target, args
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Unpacked, (bytes(reduction.ForkingPickler.dumps(self._call)),)
+        return list, ([bytes(reduction.ForkingPickler.dumps(self._call))],)
 
 
-class _Unpacked:
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def __call__(self) -> None:
-        target, args = pickle.loads(self._packed)
-        del self._packed
-        target(*args)
-
-
-def started(name: str, target: Callable[..., None], args: tuple[Any, ...], *rest: Any) -> Process:  # noqa: ANN401
-    """Return a process that has been started and runs ``target(*args)`` in `worker_main`.
+def start_process(
+    name: str,
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+    settings: tuple[Connection, Connection, int, int],
+) -> Process:
+    """Start a process that runs ``target(*args)``.
 
     Args:
-        name: What it is called.
+        name: Its name in messages.
         target: What it does.
         args: Arguments of ``target``.
-        *rest: Further arguments of `worker_main`.
+        settings: The last arguments of `_run`.
 
     Raises:
         FastrlError: The system has no descriptors, processes or memory left for it.
@@ -143,14 +136,14 @@ def started(name: str, target: Callable[..., None], args: tuple[Any, ...], *rest
             f"{name} cannot be started: this process is daemonic, and such may start no others"
         )
     try:
-        return _started(name, (name, _Packed((target, args)), *rest))
+        return _start(name, (name, _Work(target, args), *settings))
     except NoThreadError as error:
         raise FastrlError(f"{name} cannot be started: {error}") from error
     except OSError as error:
         raise FastrlError(f"{name} cannot be started: {_reason(error)}") from error
 
 
-def _started(name: str, args: tuple[Any, ...]) -> Process:
+def _start(name: str, args: tuple[Any, ...]) -> Process:
     _check_descriptors()
     for attempts_left in reversed(range(_START_ATTEMPTS)):
         process: Process = _context().Process(target=_run, args=args, name=f"fastrl-{name}")
@@ -159,7 +152,7 @@ def _started(name: str, args: tuple[Any, ...]) -> Process:
                 _ensure_server()
                 process.start()
         except (ConnectionError, EOFError) as error:
-            _raise_where_the_server_ended_itself()
+            _raise_if_the_server_failed()
             # It was killed, so the next attempt starts another one.
             if not attempts_left:
                 raise ConnectionError(errno.ECONNREFUSED, "the fork server is gone") from error
@@ -168,11 +161,8 @@ def _started(name: str, args: tuple[Any, ...]) -> Process:
     raise AssertionError
 
 
-def _raise_where_the_server_ended_itself() -> None:
-    """Wait until the fork server has ended, and raise `OSError` where another would end as well.
-
-    One that was killed, or told to end, is no reason to give up.
-    """
+def _raise_if_the_server_failed() -> None:
+    """Wait for the end of the fork server and raise `OSError`, unless another process ended it."""
     ended = _end_of_server()
     if ended is None:
         return
@@ -186,12 +176,12 @@ def _raise_where_the_server_ended_itself() -> None:
         raise OSError(errno.ECHILD, f"the fork server was ended by {name}")
 
 
-def _end_of_server() -> Any:  # noqa: ANN401
-    """Return how the fork server has ended; None where it runs, or nothing is known of it."""
+def _end_of_server() -> Any:
+    """Return how the fork server has ended; None if it runs or if that is unknown."""
     until_s, pid = time.monotonic() + _END_S, _server_pid()
     while pid and hasattr(os, "waitid"):
         try:
-            # Not collected, so that multiprocessing sees the end, too, and starts another one.
+            # It stays uncollected, so that multiprocessing notices its end and starts another.
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return None
@@ -203,7 +193,7 @@ def _end_of_server() -> Any:  # noqa: ANN401
 
 
 def _check_descriptors() -> None:
-    """Raise `OSError` where too few are left: failing later takes the fork server down as well."""
+    """Raise `OSError` if too few are left: a later failure would end the fork server as well."""
     taken: list[int] = []
     try:
         for _ in range(_DESCRIPTORS // 2):
@@ -213,89 +203,71 @@ def _check_descriptors() -> None:
             os.close(descriptor)
 
 
-def _run(*args: Any) -> None:  # noqa: ANN401
-    _forget_server()
-    worker_main(*args)
-
-
-def worker_main(
+def _run(
     name: str,
-    work: Callable[[], None],
+    work: list[bytes],
     report: Connection,
     lifeline: Connection,
     torch_threads: int,
     depth: int,
 ) -> None:
-    """Run a worker; report what it raises.
+    """Run a worker, and report what it raises. Entry point of every process.
 
     Args:
-        name: What it is called in messages.
-        work: What it does.
-        report: Takes one (summary, traceback) if it fails.
-        lifeline: Ends with the process that started this one.
+        name: Its name in messages.
+        work: From `_Work`.
+        report: Sends one (summary, traceback) if it fails.
+        lifeline: Closed when the process that started this one ends.
         torch_threads: Intra-op threads of torch.
-        depth: How many workers, this one included, are between it and the user's process.
+        depth: See `depth`.
     """
     import torch
 
     global _depth
     _depth = depth
-    _leave_signals_to_the_supervisor()
-    _take_name(name)
+    _forget_server()
+    _ignore_group_signals()
+    if sys.platform.startswith("linux"):  # for ps and top, which show 15 bytes
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
     keep_freed_memory()
     torch.set_num_threads(torch_threads)
     try:
-        _die_with_parent(lifeline)
-        work()
+        _end_with_lifeline(lifeline)
+        target, args = pickle.loads(work.pop())
+        target(*args)
     except StopRequestedError:
         pass
     except BaseException as error:
         lack = lack_of_memory(error)
         trace = "" if lack else _clipped(traceback.format_exc(), _TRACEBACK_CHARS)
         with contextlib.suppress(OSError):  # the reader may have ended
-            report.send((_clipped(lack, _SUMMARY_CHARS) or _summary(error), trace))
+            report.send((_clipped(lack or cause(error), _SUMMARY_CHARS), trace))
         sys.exit(1)
 
 
-def _summary(error: BaseException) -> str:
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # somebody else's __str__
-        text = f"{type(error).__name__} (its message cannot be printed)"
-    return _clipped(text, _SUMMARY_CHARS)
-
-
 def _clipped(text: str, limit: int) -> str:
-    """Return the text, its middle left out where it is too long."""
+    """Return the text without its middle if it is too long."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]} […] {text[-limit // 2 :]}"
 
 
-def _leave_signals_to_the_supervisor() -> None:
-    """Go on when a whole process group is told to end: the supervisor decides what ends, and when.
+def _ignore_group_signals() -> None:
+    """Ignore signals to the whole process group: the supervisor ends workers.
 
     Ctrl-C, a closed terminal and many schedulers signal all processes at once, and a worker that
-    ended before its run was saved would look like a failure. What an environment starts with exec
-    gets the default for SIGTERM back, so that it can be terminated.
+    ended before its run was saved would look like a failure. Programs that an environment starts
+    with exec have the default for SIGTERM, so that they can be terminated.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, ignore_signal)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in OF_GROUPS:
+        signal.signal(number, ignore_signal if number == signal.SIGTERM else signal.SIG_IGN)
 
 
-def _take_name(name: str) -> None:
-    """Have ``ps`` and ``top`` show who this is, in the 15 bytes that Linux gives to a name."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+def _end_with_lifeline(lifeline: Connection) -> None:
+    """End this process and its children when the one that started it ends, even by SIGKILL.
 
-
-def _die_with_parent(lifeline: Connection) -> None:
-    """End this process and its children when the one that started it is gone, even by SIGKILL.
-
-    The fork server's end does the same (see `fastrl.workers.fork_server`), even where native code
-    never lets this thread run.
+    The end of the fork server does the same (see `fastrl.workers.fork_server`), even if native
+    code never lets this thread run.
     """
 
     def watch() -> None:
@@ -308,7 +280,7 @@ def _die_with_parent(lifeline: Connection) -> None:
 
 
 def _forget_server() -> None:
-    """Let the fork server of the parent go: it lives as long as a descriptor of it is open."""
+    """Close the descriptor of the parent's fork server, which lives as long as one is open."""
     server = _server()
     alive, server._forkserver_alive_fd = server._forkserver_alive_fd, None
     server._forkserver_address = server._forkserver_pid = None
@@ -318,18 +290,24 @@ def _forget_server() -> None:
 
 
 def _ensure_server() -> None:
-    """Start a fork server where none runs, and leave no file of it in the temporary directory."""
-    if sys.platform.startswith("linux"):
-        with _unnamed_address(), _without_signals_to_groups():
+    """Start a fork server if none runs, without a file in the temporary directory."""
+    if not sys.platform.startswith("linux"):
+        return
+    # A new server cannot ignore signals to the process group yet.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUPS)
+    try:
+        with _unnamed_address():
             forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
 def _unnamed_address() -> Iterator[None]:
     """Let a fork server that is started meanwhile listen at a socket whose file is removed.
 
-    A socket is found by the descriptor of its file, too. So nothing is left where a process is
-    killed, and the path may be longer than the 107 bytes of a socket's address.
+    Clients find the socket by a descriptor of its file. So a killed process leaves no file behind,
+    and the path may be longer than the 107 bytes of a socket's address.
     """
     directories: list[tuple[str, int]] = []
 
@@ -351,42 +329,25 @@ def _unnamed_address() -> Iterator[None]:
 
 
 def _remove_name(directory: str) -> None:
-    """Remove the file of the fork server's socket; clients use a descriptor from now on."""
+    """Remove the file of the fork server's socket, which clients then find by a descriptor."""
     path, server = os.path.join(directory, "socket"), _server()
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_PATH)
         server._forkserver_address = f"/proc/self/fd/{descriptor}"
-        # The descriptor is closed together with the server's own, as an object of the server.
-        server._fastrl_address = _Descriptor(descriptor)
         os.unlink(path)
+        previous, server._fastrl_address = getattr(server, "_fastrl_address", None), descriptor
+        if previous is not None:
+            os.close(previous)
     with contextlib.suppress(OSError):
         os.rmdir(directory)
 
 
-class _Descriptor:
-    """Closes a descriptor when it is collected."""
-
-    def __init__(self, number: int) -> None:
-        weakref.finalize(self, os.close, number)
-
-
-@contextlib.contextmanager
-def _without_signals_to_groups() -> Iterator[None]:
-    """Keep signals to all processes from a fork server that cannot ignore them yet."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 @contextlib.contextmanager
 def _light_start() -> Iterator[None]:
-    """Start processes without running the user's script again, and with one thread each.
+    """Start processes with one thread each, and without importing the user's script.
 
-    multiprocessing imports the main script into every child. Workers do not need it, since what
-    the script defines travels by value; so scripts need no ``if __name__ == "__main__"``, and N
-    workers do not repeat their imports.
+    multiprocessing would import it into every child. Workers do not need that, as functions of the
+    script are pickled by value; so scripts need no ``if __name__ == "__main__"``.
     """
     with _STARTING:
         given = dict.fromkeys(_ONE_THREAD, "1") | {once.VARIABLE: once.place()}
@@ -406,13 +367,13 @@ def _light_start() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_a_stopped_server() -> Iterator[None]:
-    """End a fork server that was stopped by a signal: who asks it for a process waits for ever."""
+    """Kill a fork server that was stopped by a signal, so that a start does not wait forever."""
     done = threading.Event()
 
     def watch() -> None:
-        looks = 0
-        while looks < _STOPPED_LOOKS and not done.wait(_LOOK_S):
-            looks = looks + 1 if _server_is_stopped() else 0
+        stopped = 0
+        while stopped < _STOPPED_CHECKS and not done.wait(_CHECK_S):
+            stopped = stopped + 1 if _server_is_stopped() else 0
         if not done.is_set():
             end_stopped_server()
 
@@ -425,13 +386,13 @@ def _without_a_stopped_server() -> Iterator[None]:
 
 
 def end_stopped_server() -> None:
-    """End the fork server if a signal has stopped it: it tells of the end of its workers, too."""
+    """Kill the fork server if a signal has stopped it: the end of its workers depends on it."""
     if _server_is_stopped():
         with contextlib.suppress(OSError):
             os.kill(_server_pid(), signal.SIGKILL)
 
 
-def _server() -> Any:  # noqa: ANN401
+def _server() -> Any:
     return vars(forkserver)["_forkserver"]
 
 
@@ -448,13 +409,13 @@ def _server_is_stopped() -> bool:
 
 
 def _reason(error: OSError) -> str:
-    """Return what the system said, and what can be done about it."""
+    """Return the system's message with a remedy."""
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{error.strerror or error}{f'; {remedy}' if remedy else ''}"
 
 
 def _after_fork() -> None:
-    """Drop what keeps workers alive that belong to the process of which this is a fork."""
+    """Close the descriptors in this fork that would keep workers of its parent alive."""
     for end in list(_of_this_process_only):
         end.close()
     _forget_server()

@@ -1,4 +1,4 @@
-"""The only place that starts processes; it watches them, reports their errors and ends them."""
+"""The supervisor, which alone starts worker processes, reports their errors and ends them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
-from fastrl.free_memory import lack_of_memory
+from fastrl.system import lack_of_memory
 from fastrl.workers.descent import descendants_of, end_all
 from fastrl.workers.processes import (
     Connection,
@@ -26,36 +26,36 @@ from fastrl.workers.processes import (
     depth,
     end_stopped_server,
     pipe,
-    started,
+    start_process,
 )
 
 _LOGGER = logging.getLogger(__name__)
 GRACE_S = 2.0
-"""How long workers may take to end by themselves before they are killed, by default."""
+"""How long workers may take to end before they are killed, by default."""
 
 _KILLED_S = 10.0
-"""How long the kernel may take to end a process that was killed."""
+"""How long the kernel may take to end a killed process."""
 _SLICE_S = 0.05
-"""How often a process that waits for another one looks whether it is still there."""
+"""How often a waiting process checks whether the other one is alive."""
 _DEEPEST = 2
-"""A worker may have workers, say because its environments are sampled from; these have none."""
+"""Workers may have workers, for instance in an environment; these may not."""
 
 
 @dataclass
 class _Child:
     process: Process
     report: Connection
-    last_words: tuple[str, str] | None = None
+    reported: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Closes:
-    """What workers close before they end, which may take longer than their other ends.
+    """The deadline of each environment that workers close before they end.
 
     Attributes:
-        begun: Returns by a worker's name how many closes it has begun; 0 before the first.
+        begun: Returns how many closes the worker of that name has begun.
         timeout_s: How long each of them may take.
-        key: What users call this deadline.
+        key: The configuration key of this deadline.
     """
 
     begun: Callable[[str], int]
@@ -66,14 +66,13 @@ class Closes:
 class Supervisor:
     """Owns the processes of one run.
 
-    Whatever happens, they end: on `stop`, when this object is collected, when this process exits,
-    and when it is killed.
+    They end on `stop`, when this object is collected, and when this process exits or is killed.
 
     Args:
-        request_stop: Called first when the processes are to end, to wake those that wait.
+        request_stop: Called first by `stop`, to wake waiting workers.
         torch_threads: Intra-op threads of torch in every worker.
-        grace_s: How long workers may take to end by themselves before they are killed.
-        closes: Where given, a deadline for each environment that workers close before they end.
+        grace_s: How long workers may take to end before they are killed.
+        closes: A deadline for each environment that workers close before they end.
     """
 
     def __init__(
@@ -91,15 +90,15 @@ class Supervisor:
         self._finalizer = weakref.finalize(
             self, _end, os.getpid(), self._children, request_stop, lifeline, (grace_s, closes)
         )
-        # Before multiprocessing's own exit handler, which would wait for the workers for ever.
+        # Before multiprocessing's exit handler, which would wait for the workers forever.
         atexit.register(self._finalizer)
 
-    def start(self, name: str, target: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
-        """Start a worker that runs ``target(*args)`` and is called ``name`` in every message.
+    def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        """Start a worker that runs ``target(*args)`` and is called ``name`` in messages.
 
         Raises:
-            FastrlError: The system has no descriptors, processes or memory left for it; or this
-                is a worker's worker, which would go on for ever.
+            FastrlError: The system has no descriptors, processes or memory left for it; or
+                workers start workers without end.
         """
         if depth() >= _DEEPEST:
             raise FastrlError(
@@ -109,37 +108,32 @@ class Supervisor:
             )
         receive, send = pipe()
         with contextlib.closing(send):
-            rest = (send, self._lifeline_read, self._torch_threads, depth() + 1)
-            self._children[name] = _Child(started(name, target, args, *rest), receive)
+            settings = (send, self._lifeline_read, self._torch_threads, depth() + 1)
+            self._children[name] = _Child(start_process(name, target, args, settings), receive)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
-        # A copy, as another thread may ask while workers are replaced.
+        # A copy, as another thread may replace workers.
         return {name: child.process.pid or 0 for name, child in dict(self._children).items()}
 
     def check(self) -> None:
-        """Return if every worker is alive and well; cheap enough for every wait.
+        """Return at once if no worker has failed.
 
         Raises:
-            WorkerError: One raised, was killed, or ended by itself.
+            WorkerError: One raised, was killed, or ended.
         """
         for name in self._failed():
             raise _error_of(name, self._children[name])
 
-    def receive(self, connection: Connection, timeout_s: float, late: WorkerError) -> Any:  # noqa: ANN401
-        """Return what a worker sends through a pipe.
-
-        Args:
-            connection: The end to receive from.
-            timeout_s: How long to wait.
-            late: Raised if nothing came in time.
+    def receive(self, connection: Connection, timeout_s: float, late: WorkerError) -> Any:
+        """Return the object that a worker sends through a pipe.
 
         Raises:
-            WorkerError: A worker raised or ended, or nothing came in time.
+            WorkerError: A worker raised or ended; or ``late`` if nothing came in time.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            # In this order: what a worker sent before it ended counts.
+            # In this order, as a worker may have sent it before it ended.
             failed = self._failed()
             if connection.poll(0.0 if failed else _SLICE_S):
                 with contextlib.suppress(EOFError, OSError):
@@ -149,39 +143,39 @@ class Supervisor:
         raise late
 
     def failures(self) -> list[WorkerError]:
-        """Forget every worker that raised, was killed or ended by itself; return why it did.
+        """Remove every worker that raised, was killed or ended; return the errors.
 
-        Another one may be started under its name. What is returned first is likelier the cause.
+        The first one is the likeliest cause of the others. Their names may be used again.
         """
-        return [self._bury(name) for name in self._failed()]
+        return [self._remove(name) for name in self._failed()]
 
     def kill(self, name: str) -> None:
-        """End a worker and what it has started at once, and forget it."""
+        """Kill a worker and its descendants, and remove it."""
         process = self._children[name].process
         started_by_it = descendants_of([process.pid or 0])
         _kill(process)
-        self._bury(name)
+        self._remove(name)
         end_all(started_by_it)
 
     def _failed(self) -> list[str]:
-        """Return who has ended, or is about to."""
-        # The report ends with the worker, but for one whose own children have inherited it; and a
-        # worker that has reported may still be waiting for its threads.
+        """Return the workers that have ended or reported an error."""
+        # Both are needed: children of a worker may have inherited the report's pipe, and a worker
+        # that has reported may still be waiting for its threads.
         watched: dict[Any, str] = {}
         for name, child in self._children.items():
             watched |= {child.report: name, child.process.sentinel: name}
         ready = {watched[each] for each in connection.wait(watched, timeout=0)}
-        # One failure often brings down others: those that still have something to say come first.
-        return sorted(ready, key=lambda name: not _last_words(self._children[name]))
+        # One failure often causes others: workers with an error report come first.
+        return sorted(ready, key=lambda name: not _reported(self._children[name]))
 
-    def _bury(self, name: str) -> WorkerError:
+    def _remove(self, name: str) -> WorkerError:
         child = self._children.pop(name)
         error = _error_of(name, child)
         _collect(child)
         return error
 
     def stop(self) -> None:
-        """End every worker, within the grace time and a moment; safe to call twice."""
+        """End every worker, within about the grace time; safe to call twice."""
         self._finalizer()
         atexit.unregister(self._finalizer)
 
@@ -191,29 +185,26 @@ def call_in_child(
     timeout_s: float,
     close_timeout_s: float | None = None,
     close_key: str = "env.close_timeout_s",
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Return ``function()``, evaluated in a short-lived process.
 
-    If that is a context manager, what it gives is returned; the process leaves it afterwards, and
-    is killed if that takes too long.
+    If the result is a context manager, the process enters it, returns the value, and exits it.
 
     Args:
-        function: Travels to the process by value.
+        function: Pickled by value.
         timeout_s: How long it may take.
-        close_timeout_s: How long the process may take to leave the context manager, in which it
-            closes an environment; a process that is killed is named in the log then. By default
-            `GRACE_S`, without a word.
-        close_key: What users call this deadline.
+        close_timeout_s: How long the process may take to exit the context manager, which closes an
+            environment, before it is killed with a warning. By default `GRACE_S`, without one.
+        close_key: The configuration key of this deadline.
 
     Raises:
-        FastrlError: What the function raised, if it was one of fastrl's own errors.
-        WorkerError: It raised something else, or did not finish in time.
+        FastrlError: The function raised it.
+        WorkerError: The function raised another error, or did not finish in time.
     """
     receive, send = pipe()
     outcomes: list[Any] = []
     closes = None
     if close_timeout_s is not None:
-        # What follows the outcome is the close.
         closes = Closes(lambda _: len(outcomes), close_timeout_s, close_key)
     supervisor = Supervisor(request_stop=lambda: None, closes=closes)
     payload = cloudpickle.dumps(function)
@@ -246,33 +237,30 @@ def _send_result(payload: bytes, send: Connection) -> None:
         send.send_bytes(cloudpickle.dumps(outcome))
 
 
-def _last_words(child: _Child) -> tuple[str, str] | None:
-    """Return (summary, traceback) of a worker that raised."""
-    if child.last_words is None:
-        # Unpickling fails in as many ways as there are ends of a process in mid-sentence.
+def _reported(child: _Child) -> tuple[str, str] | None:
+    """Return (summary, traceback) of a worker that raised, or None."""
+    if child.reported is None:
+        # A worker that dies while it reports leaves anything.
         with contextlib.suppress(Exception):
             if child.report.poll():
-                child.last_words = child.report.recv()
-    return child.last_words
+                child.reported = child.report.recv()
+    return child.reported
 
 
 def _error_of(name: str, child: _Child) -> WorkerError:
-    words = _last_words(child)
+    reported = _reported(child)
     child.process.join(GRACE_S)
-    if words is not None:
-        summary, remote = words
+    if reported is not None:
+        summary, remote = reported
         return WorkerError(name, f"{name} failed: {summary}", remote)
     code = child.process.exitcode
-    if code is not None and code < 0:
-        return WorkerError(name, f"{name} was killed by {_signal_name(-code)}")
-    return WorkerError(name, f"{name} ended unexpectedly with exit code {code}")
-
-
-def _signal_name(number: int) -> str:
+    if code is None or code >= 0:
+        return WorkerError(name, f"{name} ended unexpectedly with exit code {code}")
     try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time ones have no names
-        return f"signal {number}"
+        by = signal.Signals(-code).name
+    except ValueError:  # real-time signals have no names
+        by = f"signal {-code}"
+    return WorkerError(name, f"{name} was killed by {by}")
 
 
 def _end(
@@ -282,7 +270,7 @@ def _end(
     lifeline: Connection,
     limits: tuple[float, Closes | None],
 ) -> None:
-    """Ask, wait, kill, collect; but in a fork of the owner, whose workers they are not."""
+    """End all workers, except in a fork of their owner."""
     if os.getpid() != owner:
         return
     pids = [child.process.pid or 0 for child in children.values()]
@@ -291,7 +279,7 @@ def _end(
         request_stop()
         _wait(children, *limits)
     finally:
-        # In any case: an impatient user's second Ctrl-C may break off the wait.
+        # Also after a second Ctrl-C during the wait.
         end_stopped_server()
         if any(child.process.is_alive() for child in children.values()):
             started_by_them += descendants_of(pids)
@@ -305,7 +293,7 @@ def _end(
 
 
 def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) -> None:
-    """Wait for all to end, as long as each of them may take."""
+    """Wait until each has ended or exceeded its time."""
     since = {name: (0, time.monotonic()) for name in children}
     while since:
         for name, (begun, begun_s) in list(since.items()):
@@ -326,22 +314,22 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                         limit_s,
                         closes.key,
                     )
-        if since:  # it would wait for nothing as long
+        if since:
             sentinels: list[Any] = [children[name].process.sentinel for name in since]
             connection.wait(sentinels, timeout=_SLICE_S)
 
 
 def _kill(process: Process) -> None:
-    # Looked at first: the number of one that has ended may be another's by now.
+    # The id of a process that has ended may belong to another one by now.
     if process.is_alive():
         process.kill()
 
 
 def _collect(child: _Child) -> None:
-    """Free what is held of a worker, which has ended or is made to."""
+    """Kill a worker if it is alive, and free its resources."""
     _kill(child.process)
     child.process.join(_KILLED_S)
     child.report.close()
-    # A process that hangs in the kernel cannot be collected; it has the signal already.
+    # A killed process that hangs in the kernel cannot be collected.
     with contextlib.suppress(ValueError):
         child.process.close()

@@ -3,7 +3,7 @@
 `task` is what every method samples; `method` says what a method is; `peers` and `fastrl_sampling`
 are the methods; `rounds` measures them; `report` shows what was found.
 
-All methods step the environments that `fastrl.envs.make.EnvFactory` builds, without the wrappers
+All methods step the environments that `fastrl.envs.EnvFactory` builds, without the wrappers
 that cost time for nothing, except EnvPool and gymnasium's own batched environments, which bring
 theirs. All run the network that the configuration describes: the peers by eager torch without
 gradients, drawing actions and computing their log-probability and the value at every step, and

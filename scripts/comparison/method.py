@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 
@@ -16,39 +16,33 @@ from comparison.task import Policy, Task
 from fastrl.envs.actions import ActionConverter
 
 
-class Method(Protocol):
-    """One way of sampling, with its settings; not running until it is started."""
+class Method(ABC):
+    """One way of sampling, with its settings; not running until it is started.
 
-    @property
-    def name(self) -> str:
-        """What it is called on the command line and in the JSON file."""
-        ...
+    Attributes:
+        name: Its name on the command line and in the JSON file.
+        label: Its name in tables and plots.
+        settings: What its speed depends on; plain JSON types.
+    """
 
-    @property
-    def label(self) -> str:
-        """What it is called in tables and plots."""
-        ...
+    name: str
+    label: str
+    settings: Mapping[str, Any]
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What its speed depends on; plain JSON types."""
-        ...
-
+    @abstractmethod
     def start(self) -> None:
         """Build and reset everything; a method that was closed may be started again."""
-        ...
 
+    @abstractmethod
     def run(self, seconds: float) -> int:
         """Sample for at least ``seconds``; return the environment steps made in this call."""
-        ...
 
-    def rest(self) -> None:
+    def rest(self) -> None:  # noqa: B027
         """Return once no core is busy with this method."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End every process and thread of it; safe to call twice."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,17 +60,10 @@ class Settings:
     torch_threads: int = 1
 
 
-class Peer(ABC):
-    """Base of everything that fastrl is compared with: one loop of policy and step, here.
+class Peer(Method):
+    """Base of everything that fastrl is compared with: one loop of policy and step, here."""
 
-    Args:
-        task: What is sampled.
-        chosen: The settings.
-    """
-
-    name: ClassVar[str]
-    label: ClassVar[str]
-    requires: ClassVar[str] = "gymnasium"
+    requires = "gymnasium"
     """Module without which it cannot be measured."""
 
     _env: Any = None
@@ -91,9 +78,7 @@ class Peer(ABC):
     def to_try(cls, task: Task, sizes: tuple[int, ...]) -> list[Settings]:
         """Return the settings among which its best are searched.
 
-        Args:
-            task: What is sampled.
-            sizes: Numbers of environments that the user asked for; empty for its own.
+        ``sizes`` are the numbers of environments that the user asked for; empty for its own.
         """
         return [Settings(size) for size in sizes or cls.sizes(task)]
 
@@ -123,9 +108,6 @@ class Peer(ABC):
         while time.perf_counter() < end:
             frames += step()
         return frames
-
-    def rest(self) -> None:  # noqa: B027
-        """Return at once: outside of `run` nothing is stepped."""
 
     def close(self) -> None:
         """End the worker processes, if there are any, and close the environments."""

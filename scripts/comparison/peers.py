@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from comparison.envpool_atari import same_game
 from comparison.method import Peer, Settings
 from comparison.task import Task
-from fastrl.envs.make import EnvFactory
-from fastrl.envs.native import NAMESPACE
+from fastrl.config import EnvConfig
+from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.families import NAMESPACE
 from fastrl.errors import EnvError
 from fastrl.spaces import action_specs, observation_specs
 
 _MOST_PROCESSES = 64
+_PREPROCESSING = "gymnasium.wrappers:AtariPreprocessing"
+_FRAMES = {"stack_num": 1, "frame_skip": 4, "noop_max": 30}
 
 
 class SingleEnv(Peer):
@@ -62,7 +64,7 @@ class GymnasiumVector(Peer):
         self._observation, _ = self._env.reset(seed=self.task.config.seed)
 
     @abstractmethod
-    def _build(self) -> Any:  # noqa: ANN401
+    def _build(self) -> Any:
         """Build the vector environment."""
 
     def _step(self) -> int:
@@ -123,7 +125,7 @@ class GymnasiumNative(GymnasiumVector):
         """Return large numbers: a step is a few array operations, however many they are."""
         return (64, 256, 1024, 4096, 16384)
 
-    def _build(self) -> Any:  # noqa: ANN401
+    def _build(self) -> Any:
         env = self.task.config.env
         spec = gymnasium.registry.get(env.id)
         if spec is None or spec.vector_entry_point is None or self.task.factory.is_native:
@@ -146,7 +148,7 @@ class SB3Vector(Peer):
         self._observation = self._env.reset()
 
     @abstractmethod
-    def _build(self, vec_env: Any) -> Any:  # noqa: ANN401
+    def _build(self, vec_env: Any) -> Any:
         """Build the vector environment from a class of SB3's module ``vec_env``."""
 
     def _step(self) -> int:
@@ -160,7 +162,7 @@ class SB3Dummy(SB3Vector):
 
     name, label = "sb3-dummy", "SB3 DummyVecEnv"
 
-    def _build(self, vec_env: Any) -> Any:  # noqa: ANN401
+    def _build(self, vec_env: Any) -> Any:
         return vec_env.DummyVecEnv(_builders(self))
 
 
@@ -174,7 +176,7 @@ class SB3Subproc(SB3Vector):
         """Return multiples of the cores: each environment is a process."""
         return _process_counts(task)
 
-    def _build(self, vec_env: Any) -> Any:  # noqa: ANN401
+    def _build(self, vec_env: Any) -> Any:
         return vec_env.SubprocVecEnv(_builders(self), start_method=_start_method())
 
 
@@ -229,7 +231,7 @@ class EnvPoolSync(Peer):
         if action_specs(pool.action_space) != spec.action:
             raise EnvError(f"EnvPool's '{spec.id}' takes other actions: {pool.action_space}")
 
-    def _act(self, observation: Any) -> Any:  # noqa: ANN401
+    def _act(self, observation: Any) -> Any:
         return self._to_batch(
             self._policy.act(observation[:, 0] if self._is_stacked else observation)
         )
@@ -290,6 +292,20 @@ class EnvPoolAsync(EnvPoolSync):
         env_ids = info["env_id"]
         self._env.send(self._act(observation), env_ids)
         return int(np.count_nonzero(info["elapsed_step"]))
+
+
+def same_game(env: EnvConfig) -> tuple[str, dict[str, Any]] | None:
+    """Return EnvPool's name and arguments for the Atari game that a configuration preprocesses.
+
+    Only for gymnasium's preprocessing at its defaults; else None. EnvPool's observations are
+    ``[1, 84, 84]`` where gymnasium's are ``[84, 84]``.
+    """
+    space, _, game = env.id.partition("/")
+    kwargs = dict(env.kwargs)
+    sticky = kwargs.pop("repeat_action_probability", 0.25)
+    if space != "ALE" or env.wrappers != (_PREPROCESSING,) or kwargs != {"frameskip": 1}:
+        return None
+    return game, _FRAMES | {"repeat_action_probability": sticky, "use_fire_reset": False}
 
 
 @dataclass(frozen=True)

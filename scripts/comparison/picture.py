@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench.plots import ACCENT, INK, PLAIN, plain
+
 from comparison.report import FASTRL, Result, footer
-from fastrl.envs.native import NAMESPACE
+from fastrl.envs.families import NAMESPACE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ACCENT, _PLAIN, _INK = "#0b7285", "#adb5bd", "#343a40"
 _FEW_LABELS = 30
 """Times the axis' start up to which 1, 2 and 5 times each power of ten are written below it."""
 
@@ -21,15 +22,8 @@ _FEW_LABELS = 30
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Write a point per method on a logarithmic axis, whiskers from minimum to maximum.
 
-    Points, since a bar on an axis without a 0 has a length that means nothing.
+    The length of a bar would mean nothing on an axis without a 0.
     matplotlib is imported here, since worker processes of the peers import this package too.
-
-    Args:
-        found: What `Comparison.to_dict` returns.
-        path: The PNG; its directory is made.
-
-    Raises:
-        OSError: The file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -42,7 +36,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     most = max(*(max(result.fps) for result in ranked), found["limit_fps"] or 0)
     _set_scale(axes, min(ranked[0].fps) / 1.3, most * 1.2)
     axes.set_title(f"{found['env']}: sampling throughput", loc="left", pad=16)
-    figure.supxlabel(footer(found), fontsize=8, color=_INK, x=0.01, ha="left")
+    figure.supxlabel(footer(found), fontsize=8, color=INK, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -55,12 +49,11 @@ def _draw_points(axes: Axes, ranked: Sequence[Result]) -> None:
         [max(result.fps) - m for m, result in zip(medians, ranked, strict=True)],
     ]
     labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
-    colors = [_ACCENT if result.method in FASTRL else _PLAIN for result in ranked]
+    colors = [ACCENT if result.method in FASTRL else PLAIN for result in ranked]
     rows = list(range(len(ranked)))
-    axes.errorbar(medians, rows, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
-    axes.scatter(medians, rows, c=colors, s=70, edgecolors=_INK, linewidths=0.6, zorder=3)
-    axes.grid(axis="y", color=_PLAIN, linestyle=":", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.errorbar(medians, rows, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
+    axes.scatter(medians, rows, c=colors, s=70, edgecolors=INK, linewidths=0.6, zorder=3)
+    plain(axes, lines="y")
     axes.set_yticks(rows, labels, fontsize=8)
     widest = max(len(f"{middle:,.0f}") for middle in medians)
     for row, middle, result in zip(rows, medians, ranked, strict=True):
@@ -83,7 +76,7 @@ def _draw_limit(axes: Axes, found: Mapping[str, Any]) -> None:
     if limit is None:
         return
     kind = "native" if found["env"].startswith(NAMESPACE) else "Python"
-    axes.axvline(limit, color=_INK, linestyle="--", linewidth=1, zorder=0)
+    axes.axvline(limit, color=INK, linestyle="--", linewidth=1, zorder=0)
     axes.annotate(
         f"limit of the {kind} env: {limit:,.0f}",
         (limit, 1),
@@ -104,5 +97,4 @@ def _set_scale(axes: Axes, first: float, last: float) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("environment steps per second, policy in the loop")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

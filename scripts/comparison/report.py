@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any, Self
 
+from bench.results import quantity
+from bench.rounds import fastest, ratio
+from bench.tables import table
+
 from fastrl.config import Config
-from fastrl.machine import machine, versions
+from fastrl.system import circumstances
 from fastrl.throughput.limits import Limit
 
 FASTRL = ("fastrl-default", "fastrl-best")
@@ -20,7 +22,7 @@ VECTOR_ENVS = ("gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc")
 COMPILED = ("gymnasium-native", "envpool-sync", "envpool-async")
 """Peers with an environment of their own, to which the limit of the Python one does not apply."""
 
-_PEER_PACKAGES = ("stable-baselines3", "envpool")
+PEER_PACKAGES = ("stable-baselines3", "envpool")
 _SHORT = {"envs_per_worker": "n", "num_env_workers": "N", "num_model_workers": "M"}
 
 
@@ -52,10 +54,7 @@ class Result:
             "label": self.label,
             "env": env,
             "settings": dict(self.settings),
-            "fps_median": median(self.fps),
-            "fps_min": min(self.fps),
-            "fps_max": max(self.fps),
-            "fps": list(self.fps),
+            **quantity("fps", self.fps),
         }
 
     @property
@@ -77,7 +76,6 @@ class Comparison:
         scan: The quick windows among which the best settings were found.
         skipped: Why a method is missing, by name.
         protocol: Length and number of the windows.
-        command: The command line that repeats it.
     """
 
     config: Config
@@ -87,20 +85,15 @@ class Comparison:
     scan: Sequence[Mapping[str, Any]] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
 
     @property
     def best_vector_env(self) -> str | None:
         """The fastest of the vector environments that run any Python environment."""
-        among = [result for result in self.results if result.method in VECTOR_ENVS]
-        return max(among, key=lambda result: median(result.fps)).method if among else None
+        among = {each.method: each.fps for each in self.results if each.method in VECTOR_ENVS}
+        return fastest(among) if among else None
 
     def ratios(self) -> dict[str, dict[str, float]]:
-        """Return how many times each peer's throughput fastrl reaches; of the limit, its share.
-
-        A ratio is the median over the rounds of the ratio within a round: the machine's speed
-        drifts, and two windows of one round share most of the drift.
-        """
+        """Return how many times each peer's throughput fastrl reaches; of the limit, its share."""
         rounds = {result.method: result.fps for result in self.results}
         others = {name: fps for name, fps in rounds.items() if name not in FASTRL}
         if self.best_vector_env:
@@ -108,7 +101,7 @@ class Comparison:
         if self.limits:
             others["limit"] = [limit.fps for limit in self.limits]
         return {
-            name: {other: median(_over(rounds[name], fps)) for other, fps in others.items()}
+            name: {other: ratio(rounds[name], fps) for other, fps in others.items()}
             for name in FASTRL
             if name in rounds
         }
@@ -131,37 +124,27 @@ class Comparison:
             "config": self.config.model_dump(
                 mode="json", include={"seed", "env", "sampler", "model"}
             ),
-            "machine": machine(),
-            "versions": versions(*_PEER_PACKAGES),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": self.command,
+            **circumstances(*PEER_PACKAGES),
         }
-
-    def to_json(self) -> str:
-        """Return the text of the JSON file."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def to_markdown(self) -> str:
         """Return a heading and a table, the slowest method first."""
         single = next((r.fps for r in self.results if r.method == "single-env"), None)
-        columns = ["method", "settings", "frames/s, median", "min … max"]
-        columns += ["× single env"] if single else []
-        columns += ["of the limit"] if self.limits else []
-        rows = [columns, ["---", "---", *["---:"] * (len(columns) - 2)]]
-        for result in self._ranked():
-            row = [result.label, result.settings_text, f"{median(result.fps):,.0f}"]
-            row.append(f"{min(result.fps):,.0f} … {max(result.fps):,.0f}")
+        head = ["method", "settings", "frames/s, median", "min … max"]
+        head += ["× single env"] if single else []
+        head += ["of the limit"] if self.limits else []
+        lines = []
+        for result in sorted(self.results, key=lambda result: median(result.fps)):
+            line = [result.label, result.settings_text, f"{median(result.fps):,.0f}"]
+            line.append(f"{min(result.fps):,.0f} … {max(result.fps):,.0f}")
             if single:
-                row.append(f"{median(_over(result.fps, single)):.1f}")
+                line.append(f"{ratio(result.fps, single):.1f}")
             if self.limits:
-                share = median(_over(result.fps, [limit.fps for limit in self.limits]))
-                row.append("–" if result.method in COMPILED else f"{share:.0%}")
-            rows.append(row)
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([f"### {self.config.env.id}", "", *lines, "", footer(self.to_dict()), ""])
-
-    def _ranked(self) -> list[Result]:
-        return sorted(self.results, key=lambda result: median(result.fps))
+                share = ratio(result.fps, [limit.fps for limit in self.limits])
+                line.append("–" if result.method in COMPILED else f"{share:.0%}")
+            lines.append(line)
+        title = f"### {self.config.env.id}\n"
+        return "\n".join([title, table(head, lines), footer(self.to_dict()), ""])
 
 
 def footer(found: Mapping[str, Any]) -> str:
@@ -172,7 +155,3 @@ def footer(found: Mapping[str, Any]) -> str:
         f"{used['cpu']}, {used['cores']} cores; policy: {found['policy']}; "
         f"medians of {rounds} interleaved rounds; {found['date']}"
     )
-
-
-def _over(fps: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(fps, other, strict=True)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+from bench.rounds import interleaved
 
 from comparison.fastrl_sampling import FastrlSampling
 from comparison.method import Method, Peer
@@ -17,7 +19,7 @@ from comparison.peers import PEERS
 from comparison.report import FASTRL, Comparison, Result
 from comparison.sample_factory_peer import SampleFactory
 from comparison.task import Task
-from fastrl.errors import EnvError, FastrlError
+from fastrl.errors import EnvError, FastrlError, cause, one_line
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit, LimitProbe
 
@@ -30,6 +32,7 @@ LABELS = {name: peer.label for name, peer in _PEERS.items()} | {
 """What every method is called in tables, by name."""
 
 _SETTLE_S = 0.1
+_LIMIT = "limit"
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,8 @@ class Options:
     with_limit: bool = False
 
 
-def compare(task: Task, options: Options, command: str = "") -> Comparison:
+def compare(task: Task, options: Options) -> Comparison:
     """Find each method's best settings, then measure all methods in turn, round by round.
-
-    Args:
-        task: What is sampled.
-        options: How to compare.
-        command: The command line that repeats it.
 
     Raises:
         EnvError: None of the methods can be measured.
@@ -76,7 +74,8 @@ def compare(task: Task, options: Options, command: str = "") -> Comparison:
         except Exception as error:
             if name in FASTRL:
                 raise
-            skipped[name] = one_line(error)
+            known = isinstance(error, FastrlError | ImportError)
+            skipped[name] = one_line(error, None) if known else cause(error)
             say(f"{name:18} left out: {skipped[name]}")
     if not chosen:
         raise EnvError(f"no method can sample '{task.config.env.id}' here")
@@ -88,17 +87,13 @@ def compare(task: Task, options: Options, command: str = "") -> Comparison:
         "scan_s": options.scan_s,
         "mode": task.config.sampler.mode,
     }
-    return Comparison(task.config, task.policy, results, limits, scan, skipped, protocol, command)
+    return Comparison(task.config, task.policy, results, limits, scan, skipped, protocol)
 
 
 def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, Any]]) -> Method:
     """Return a method at the settings that were fastest in a quick window.
 
-    Args:
-        name: The method.
-        task: What is sampled.
-        options: How to compare.
-        scan: What was measured is appended to it.
+    What was measured is appended to ``scan``.
 
     Raises:
         ModuleNotFoundError: The method's package is not installed.
@@ -165,26 +160,26 @@ def measure_rounds(
     Returns:
         Frames per second by method, one per round, and the limits, one per round or none.
     """
-    fps: dict[str, list[float]] = {method.name: [] for method in methods}
-    limits: list[Limit] = []
     with ExitStack() as stack:
-        turns: list[Callable[[], None]] = []
         for method in methods:
             stack.callback(method.close)
             method.start()
             method.run(options.scan_s)
             method.rest()
-            turns.append(_turn(method, options.seconds, fps[method.name]))
+        turns: dict[str, Any] = {
+            method.name: partial(_turn, method, options.seconds) for method in methods
+        }
         if options.with_limit:
             probe = stack.enter_context(LimitProbe(task.plan, task.factory, task.cores))
-            turns.append(lambda: limits.append(probe.measure(options.seconds)))
-        shuffled = random.Random(task.config.seed)
-        for index in range(options.repeats):
-            for turn in shuffled.sample(turns, len(turns)):
-                time.sleep(_SETTLE_S)
-                turn()
-            _say_round(index, fps, limits)
-    return fps, limits
+            turns[_LIMIT] = partial(probe.measure, options.seconds)
+        found = interleaved(
+            turns,
+            options.repeats,
+            task.config.seed,
+            lambda index: say(f"round {index + 1} is done"),
+        )
+    limits = found.pop(_LIMIT, [])
+    return found, limits
 
 
 def frames_per_second(method: Method, seconds: float) -> float:
@@ -194,28 +189,14 @@ def frames_per_second(method: Method, seconds: float) -> float:
     return frames / (time.perf_counter() - start)
 
 
-def _turn(method: Method, seconds: float, fps: list[float]) -> Callable[[], None]:
-    def take() -> None:
-        fps.append(frames_per_second(method, seconds))
-        method.rest()
-
-    return take
-
-
-def _say_round(index: int, fps: dict[str, list[float]], limits: list[Limit]) -> None:
-    found = [f"{name} {speeds[-1]:,.0f}" for name, speeds in fps.items()]
-    found += [f"limit {limits[-1].fps:,.0f}"] if limits else []
-    say(f"round {index + 1}: " + ", ".join(found))
+def _turn(method: Method, seconds: float) -> float:
+    fps = frames_per_second(method, seconds)
+    method.rest()
+    time.sleep(_SETTLE_S)
+    say(f"{method.name:18} {fps:>12,.0f}")
+    return fps
 
 
 def say(text: str) -> None:
     """Report progress; standard output is the table's."""
     print(text, file=sys.stderr, flush=True)
-
-
-def one_line(error: Exception) -> str:
-    """Return an error as one line, with its type where that may help."""
-    text = " ".join(str(error).split())
-    return (
-        text if isinstance(error, FastrlError | ImportError) else f"{type(error).__name__}: {text}"
-    )

@@ -37,7 +37,7 @@ def main() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         print(_window(sampler, float(line)), file=answers, flush=True)
-    os._exit(0)  # whoever asked ends the workers; SyncSamplingAPI's own stop may wait for ever
+    os._exit(0)  # the parent ends the workers; SyncSamplingAPI.stop may never return
 
 
 def _window(sampler: SyncSamplingAPI, seconds: float) -> int:

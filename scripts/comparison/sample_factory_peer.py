@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from comparison.method import Settings
+from comparison.method import Method, Settings
 from comparison.task import Task
 from fastrl.errors import EnvError
 
@@ -49,13 +49,8 @@ class SampleFactorySettings(Settings):
     worker_num_splits: int = 1
 
 
-class SampleFactory:
-    """Sample Factory's asynchronous sampler: rollout workers and one inference worker.
-
-    Args:
-        task: What is sampled.
-        chosen: The settings.
-    """
+class SampleFactory(Method):
+    """Sample Factory's asynchronous sampler: rollout workers and one inference worker."""
 
     name, label, requires = "sample-factory", "Sample Factory", "gymnasium"
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from fastrl.config import Config
-from fastrl.cores import usable_cores
 from fastrl.envs.batched_env import Rows
-from fastrl.envs.make import EnvFactory
-from fastrl.envs.native import NAMESPACE
+from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.families import NAMESPACE
 from fastrl.errors import EnvError
 from fastrl.models.images import image_layouts
 from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.spaces import flatten
+from fastrl.system import usable_cores
 from fastrl.workers.plan import SamplingPlan
 
 _SLOW_STEP_S = 2e-4
@@ -47,7 +47,7 @@ class Task:
         Raises:
             EnvError: It cannot be built.
         """
-        factory = EnvFactory.from_config(config.env)
+        config, factory = config.for_throughput(), EnvFactory.from_config(config.env)
         return cls(config, make_plan(config), factory, usable_cores())
 
     def of_the_original(self) -> Task:
@@ -105,7 +105,7 @@ class Policy:
         self._model.to(self._device)
         self._generator = torch.Generator(self._device).manual_seed(plan.seed)
 
-    def act(self, observation: Any, *, single: bool = False) -> Rows:  # noqa: ANN401
+    def act(self, observation: Any, *, single: bool = False) -> Rows:
         """Return sampled actions per leaf ``[n, *shape]`` for n observations, or for a single one.
 
         The log-probability and the value are computed as well.
@@ -119,7 +119,7 @@ class Policy:
             action = self._model.act(inputs, noise).action
         return tuple(leaf.cpu().numpy() for leaf in action.values())
 
-    def _tensors(self, observation: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    def _tensors(self, observation: Any) -> dict[str, torch.Tensor]:
         """Return the leaves of observations in the dtypes of the shared table."""
         values = flatten(self._space, observation)
         return {

@@ -1,4 +1,4 @@
-"""Faults at random moments: the short form of ``scripts/chaos.py``."""
+"""Faults at random moments: the short form of ``python -m tests.chaos.storm``."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import pytest
 
 from fastrl.sampling import Deadlines, FaultPolicy, ProcessSampler
 from fastrl.spec import Topology
-from scripts.storm.weather import Storm
+from tests.chaos.storm.weather import Storm
 from tests.sampling.counting import CountingEnvs, Ledger, hang, make_plan, raise_error
 
 DEADLINE_S = 1.5
@@ -54,8 +54,8 @@ def sample_in_a_storm(topology, faults, seed, asynchronous=True, max_s=100.0):
     ("topology", "asynchronous"), [(Topology(4, 2, 0, 1), True), (Topology(4, 2, 1, 2), False)]
 )
 def test_not_one_transition_is_misplaced_in_a_storm(topology, asynchronous):
-    found, ledger = sample_in_a_storm(topology, faults=8, seed=1, asynchronous=asynchronous)
-    assert len(found) >= 8
+    found, ledger = sample_in_a_storm(topology, faults=6, seed=1, asynchronous=asynchronous)
+    assert len(found) >= 6
     env_faults = [fault for fault in found if fault.worker.startswith("env")]
     assert ledger.cuts + ledger.lost <= 4 * len(env_faults)
     assert all(fault.cause for fault in found)

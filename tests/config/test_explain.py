@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import Field
 
-from fastrl.config import load_config
+from fastrl import registry
+from fastrl.config import LearnerConfig, load_config
+from fastrl.config.fields import Fraction, Section, Text
 from fastrl.errors import ConfigError
 
 ENV = "env.id=CartPole-v1"
@@ -80,23 +83,24 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
             "sampler.groups: must be an integer of at least 1 and at most 4096; got 2000000000.0",
         ),
         ("env.kwargs=[1]", "env.kwargs: must be a mapping; got [1]"),
+        ("callbacks=[{path: nope}]", "callbacks.0.path: no callback 'nope'"),
         (
             "model.class_path=a.b",
-            'model.class_path: must be text such as "package.module:name" or null; got "a.b"',
+            'model.class_path: must be text such as "package.module:name" or "registered-name" or '
+            'null; got "a.b"',
         ),
         (
             "env.wrappers=[ab]",
-            'env.wrappers: must be a list, each text such as "package.module:name" or a mapping of '
-            'path and kwargs; got ["ab"]',
+            'env.wrappers.0: must be text such as "package.module:name" or a mapping with keys '
+            'among path, kwargs; got "ab"',
         ),
         (
             "env.wrappers=[a:b, {kwargs: {x: 1}}]",
-            'env.wrappers: must be a list, each text such as "package.module:name" or a mapping of '
-            'path and kwargs; got ["a:b", {"kwargs": {"x": 1}}]',
+            'env.wrappers.1.path: missing; must be text such as "package.module:name"',
         ),
         (
             "env.wrappers=[{path: 'a:b', kwarg: {x: 1}}]",
-            "env.wrappers: unknown key 'kwarg' of an entry; known are path and kwargs",
+            "env.wrappers.0.kwarg: unknown key; did you mean env.wrappers.0.kwargs?",
         ),
         ("env.id=", "env.id: must be text of 1 to 500 characters; got null"),
         (
@@ -118,6 +122,41 @@ def test_wrong_value_names_key_value_and_what_is_allowed(override, message):
         assert got.startswith("algorithm: must be a mapping with keys among name, ")
     else:
         assert got == message
+
+
+class Noise(Section):
+    sigma: Fraction = Field(default=0.1, description="Its deviation.")
+
+
+class NestedConfig(LearnerConfig):
+    name: Text = Field(default="nested", description="An algorithm.")
+    noise: Noise | None = Field(default=None, description="A section in a section.")
+    layers: tuple[Noise, ...] = Field(default=(), description="Several.")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("noise: {sigmaa: 1}", "noise.sigmaa: unknown key; did you mean algorithm.noise.sigma?"),
+        ("noise: {x: 1}", "noise.x: unknown key; known are sigma"),
+        (
+            "layers: [{}, {sigma: 2}]",
+            "layers.1.sigma: must be a number of at least 0 and at most 1; got 2",
+        ),
+        ("noise: 3", "noise: must be a mapping with keys among sigma or null; got 3"),
+    ],
+)
+def test_keys_of_sections_in_the_section_of_a_plugin_are_explained_as_well(keys, told, monkeypatch):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    registry.register("algorithm", "nested", "tests.config:Nested", NestedConfig)
+    assert refusal(f"algorithm={{name: nested, {keys}}}") == f"algorithm.{told}"
+
+
+def test_the_number_of_environments_is_no_keyword_of_a_family():
+    with pytest.raises(ConfigError, match=r"env\.kwargs: num_envs must be left out"):
+        load_config(None, ["env.id=fastrl/CartPole-v1", "env.kwargs.num_envs=3"])
+    with pytest.raises(ConfigError, match=r"evaluation\.env_kwargs: num_envs must be left out"):
+        load_config(None, ["env.id=fastrl/CartPole-v1", "evaluation.env_kwargs.num_envs=3"])
 
 
 def test_conflict_of_two_keys_is_told_of_the_one_to_change():
@@ -149,6 +188,24 @@ ADAPTIVE = ("algorithm.learning_rate_schedule=kl_adaptive", "algorithm.target_kl
             (*ADAPTIVE, "algorithm.learning_rate_warmup=0.1"),
             "algorithm.learning_rate_warmup: must be 0 with algorithm.learning_rate_schedule: "
             "kl_adaptive, got 0.1",
+        ),
+        (
+            ("algorithm.sequence_length=48",),
+            "algorithm.sequence_length: must divide sampler.rollout_length (128), got 48",
+        ),
+        (
+            ("model.recurrent=gru", "algorithm.minibatch_size=50"),
+            "algorithm.minibatch_size: must have a larger divisor in common with "
+            "sampler.rollout_length (128), got 50: minibatches would hold sequences of 2",
+        ),
+        (
+            ("model.recurrent=gru", "algorithm.sequence_length=64", "algorithm.minibatch_size=96"),
+            "algorithm.minibatch_size: must be a multiple of algorithm.sequence_length (64), "
+            "got 96",
+        ),
+        (
+            ("model.recurrent=rnn",),
+            'model.recurrent: must be "gru" or "lstm" or null; got "rnn"',
         ),
         (
             ("algorithm.learning_rate_bounds=[1e-2, 1e-3]",),
@@ -205,9 +262,9 @@ def test_long_value_is_cut():
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("sampler.envs", "sampler.envs_per_worker"),
+        ("sampler.envs", "sampler.num_envs or sampler.envs_per_worker"),
         ("sampler.workers", "sampler.num_env_workers or sampler.num_model_workers"),
-        ("model.layers", "model.conv_layers"),
+        ("model.layers", "model.conv_layers or model.recurrent_layers"),
     ],
 )
 def test_a_word_of_a_key_suggests_the_keys_of_its_section(key, meant):

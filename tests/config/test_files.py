@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,9 @@ def test_file_names_its_environment(name, env_id):
     "path", sorted(RESULTS.glob("learning_*.json")), ids=lambda path: path.stem
 )
 def test_no_default_decides_what_network_a_published_result_was_learnt_with(path):
-    config = CONFIGS / f"{path.stem.removeprefix('learning_')}.yaml"
-    assert isinstance(load_config(config).model.shared_body, bool)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    config = load_config(CONFIGS.parent / found["config"], found["overrides"])
+    assert isinstance(config.model.shared_body, bool)
 
 
 def test_cartpole_ppo_has_the_settings_of_its_source():

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from fastrl.config import A2CConfig, ActorCriticConfig, Config, PPOConfig
+from fastrl.config.explain import sections
 from fastrl.config.fields import Section
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "configuration.md"
@@ -20,7 +21,8 @@ def rows_of(section: type[Section], prefix: str) -> Iterator[str]:
         if isinstance(default, Section) or (default is PydanticUndefined and not prefix):
             continue
         text = "required" if default is PydanticUndefined else f"`{json.dumps(default)}`"
-        yield f"| `{prefix}{name}` | {text} | {field.description} |"
+        description = " ".join((field.description or "").split())
+        yield f"| `{prefix}{name}` | {text} | {description} |"
 
 
 def table(*rows: str) -> str:
@@ -29,10 +31,9 @@ def table(*rows: str) -> str:
 
 def reference() -> str:
     parts = [table(*rows_of(Config, ""))]
-    for name, field in Config.model_fields.items():
-        kind = field.annotation
+    for name in Config.model_fields:
         if name != "algorithm":
-            if isinstance(kind, type) and issubclass(kind, Section):
+            if kind := sections().get(name):
                 parts += [f"### {name}", kind.__doc__ or "", table(*rows_of(kind, f"{name}."))]
         else:
             for algorithm in (PPOConfig, A2CConfig):

@@ -8,8 +8,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastrl.config import Config, config_schema, config_to_yaml, load_config, save_config
+from fastrl.config import (
+    A2CConfig,
+    Config,
+    PPOConfig,
+    config_schema,
+    config_to_yaml,
+    load_config,
+    save_config,
+)
 from fastrl.errors import ConfigError
+from fastrl.sampling import make_plan
 
 ENV = "env.id=CartPole-v1"
 
@@ -50,6 +59,40 @@ def test_section_left_empty_changes_nothing(write):
     assert (config.sampler.groups, config.run_dir) == (4, None)
 
 
+def test_either_number_of_environments_refines_the_other(write):
+    write("base.yaml", "env: {id: A}\nsampler: {num_envs: 8, num_env_workers: 2}\n")
+    path = write("top.yaml", "base: base.yaml\nsampler: {envs_per_worker: 5}\n")
+    assert load_config(path).topology.num_envs == 10
+    assert load_config(path, ["sampler.num_envs=6"]).topology.num_envs == 6
+    found = load_config(path, ["sampler.num_envs=6", "sampler.envs_per_worker=3"])
+    assert found.topology.num_envs == 6
+    assert load_config(path, ["sampler.num_env_workers=3"]).topology.num_envs == 15
+    three = [f"sampler.{key}" for key in ("num_envs=6", "envs_per_worker=2", "num_env_workers=2")]
+    refused = _refusal(path, three)
+    assert refused.startswith("override: sampler.num_envs: must be sampler.envs_per_worker × ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes"),
+    [
+        (["num_env_workers=4"], (2, 4)),
+        (["num_envs=6"], (3, 2)),
+        (["envs_per_worker=3"], (3, 2)),
+        (["num_envs=6", "envs_per_worker=2"], (2, 3)),
+        (["num_envs=6", "num_env_workers=3"], (2, 3)),
+        (["envs_per_worker=5", "num_env_workers=3"], (5, 3)),
+        (["groups=2"], (4, 2)),
+    ],
+)
+def test_each_size_refines_a_file_that_gives_all_three(write, overrides, sizes):
+    path = write(
+        "tuned.yaml",
+        "env: {id: A}\nsampler: {num_envs: 8, envs_per_worker: 4, num_env_workers: 2}\n",
+    )
+    found = load_config(path, [f"sampler.{each}" for each in overrides]).topology
+    assert (found.envs_per_worker, found.num_env_workers) == sizes
+
+
 def test_overrides_win_over_files_and_later_over_earlier(write):
     path = write("a.yaml", "env: {id: A}\nseed: 1\n")
     assert load_config(path, ["seed=2", "seed=3"]).seed == 3
@@ -73,8 +116,31 @@ def test_override_values_are_yaml():
     assert config.env.kwargs == {"render_mode": "rgb_array", "sutton": True}
 
 
+@pytest.mark.parametrize("word", ["off", "false", "'off'"])
+def test_masks_are_turned_off_by_the_word_and_by_what_yaml_reads_it_as(word):
+    assert load_config(None, [ENV, f"env.action_mask={word}"]).env.action_mask == "off"
+
+
 def test_override_changes_the_algorithm():
     assert load_config(None, [ENV, "algorithm.name=a2c"]).algorithm.name == "a2c"
+
+
+def test_another_algorithm_replaces_the_keys_that_it_lacks(write):
+    ppo = write(
+        "ppo.yaml", "env: {id: CartPole-v1}\nalgorithm: {epochs: 3, clip_range: 0.1, gamma: 0.5}"
+    )
+    assert load_config(ppo, ["algorithm.name=a2c"]).algorithm == A2CConfig(gamma=0.5)
+    file = write("a2c.yaml", "base: ppo.yaml\nalgorithm: {name: a2c, vtrace: true}")
+    assert load_config(file).algorithm == A2CConfig(gamma=0.5, vtrace=True)
+    back = load_config(file, ["algorithm.name=ppo"]).algorithm
+    assert back == PPOConfig(gamma=0.5)
+    for overrides in (["algorithm.epochs=3"], ["algorithm.epochz=3"]):
+        with pytest.raises(ConfigError, match=r"algorithm\.epoch.: unknown key"):
+            load_config(ppo, ["algorithm.name=a2c", *overrides])
+    with pytest.raises(ConfigError, match=r"algorithm\.epochz: unknown key"):
+        load_config(
+            write("typo.yaml", "env: {id: a}\nalgorithm: {epochz: 3}"), ["algorithm.name=a2c"]
+        )
 
 
 def test_saved_configuration_is_read_back_equal(tmp_path, tiny_config):
@@ -252,7 +318,7 @@ def _one_line_or_config(*arguments) -> None:
     assert text or (message.isprintable() and len(message.splitlines()) == 1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(tree=_TREES)
 def test_any_tree_is_a_configuration_or_one_line(write, tree):
     _one_line_or_config(write("fuzz.yaml", yaml.safe_dump(tree)))
@@ -267,14 +333,14 @@ def _real_keys() -> list[str]:
     ]
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(key=st.sampled_from(_real_keys()), tree=_TREES, more=st.text(max_size=4))
 def test_any_value_of_any_key_is_a_configuration_or_one_line(key, tree, more):
     _one_line_or_config(None, [ENV, f"{key}={json.dumps(tree)}"])
     _one_line_or_config(None, [ENV, f"{key}{more}={json.dumps(tree)}"])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(
     text=st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`#? \n\tab01.~<=", max_size=60)
 )
@@ -289,3 +355,20 @@ def test_any_text_is_a_configuration_or_one_line(tmp_path, text):
 @given(name=st.text(min_size=1, max_size=300))
 def test_any_file_name_is_a_configuration_or_one_line(name):
     _one_line_or_config(name)
+
+
+@pytest.mark.parametrize(
+    ("keys", "length"),
+    [
+        ((), 64),
+        (("algorithm.minibatch_size=256",), 128),
+        (("algorithm.minibatch_size=96",), 32),
+        (("algorithm.sequence_length=16",), 16),
+        (("algorithm.name=a2c",), 128),
+    ],
+)
+def test_sequences_are_as_long_as_minibatches_allow(write, keys, length):
+    path = write("a.yaml", "env: {id: CartPole-v1}\nmodel: {recurrent: gru}\n")
+    config = load_config(path, keys)
+    assert config.sequence_length == length
+    assert make_plan(config).sequence_length == length

@@ -52,9 +52,71 @@ def test_topology_is_taken_from_sampler(tiny_config):
     assert (topology.num_model_workers, topology.groups) == (0, 1)
 
 
-def test_auto_env_workers_are_one_per_usable_core(monkeypatch):
-    monkeypatch.setattr("fastrl.config.models.usable_cores", lambda: 7)
-    assert SamplerConfig(num_env_workers="auto").topology().num_env_workers == 7
+def sizes(monkeypatch, cores, **keys):
+    monkeypatch.setattr("fastrl.config.models.usable_cores", lambda: cores)
+    topology = SamplerConfig(**keys).topology()
+    return topology.envs_per_worker, topology.num_env_workers
+
+
+@pytest.mark.parametrize(
+    ("keys", "on_2", "on_7"),
+    [
+        ({}, (16, 2), (8, 4)),
+        ({"kind": "device"}, (16, 1), (16, 1)),
+        ({"num_envs": 21}, (21, 1), (3, 7)),
+        ({"num_envs": 8, "groups": 2}, (4, 2), (2, 4)),
+        ({"num_envs": 24, "envs_per_worker": 3}, (3, 8), (3, 8)),
+        ({"num_envs": 24, "num_env_workers": 3}, (8, 3), (8, 3)),
+        ({"num_envs": 24, "kind": "device"}, (24, 1), (24, 1)),
+        ({"num_env_workers": 3}, (16, 3), (16, 3)),
+        ({"envs_per_worker": 5}, (5, 2), (5, 7)),
+    ],
+)
+def test_only_envs_per_worker_lets_the_number_of_environments_follow_the_cores(
+    monkeypatch, keys, on_2, on_7
+):
+    assert (sizes(monkeypatch, 2, **keys), sizes(monkeypatch, 7, **keys)) == (on_2, on_7)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        (
+            {"num_envs": 9, "envs_per_worker": 2, "num_env_workers": 4},
+            r"must be divisible by sampler.envs_per_worker \(2\), got 9",
+        ),
+        (
+            {"num_envs": 10, "envs_per_worker": 2, "num_env_workers": 4},
+            r"must be sampler.envs_per_worker × sampler.num_env_workers \(2 × 4\), got 10",
+        ),
+        (
+            {"num_envs": 10, "num_env_workers": 4},
+            r"must be divisible by sampler.num_env_workers \(4\), got 10",
+        ),
+        (
+            {"num_envs": 10, "num_env_workers": 2, "groups": 2},
+            r"by sampler.num_env_workers × sampler.groups \(2 × 2\), got 10",
+        ),
+        (
+            {"num_envs": 10_000, "envs_per_worker": 1},
+            "makes 10000 env workers; at most 4096 are possible",
+        ),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_one_line(keys, problem):
+    with pytest.raises(pydantic.ValidationError, match=problem):
+        SamplerConfig(**keys)
+
+
+def test_throughput_takes_64_environments_per_worker_where_no_size_is_given():
+    def measured(**keys):
+        config = Config(env=EnvConfig(id="X"), sampler=SamplerConfig(**keys))
+        return config.for_throughput().topology.envs_per_worker
+
+    assert measured() == measured(num_env_workers=3) == 64
+    assert measured(envs_per_worker=5) == 5
+    assert measured(num_envs=6, num_env_workers=3) == 2
+    assert measured(kind="device") == 16
 
 
 def test_more_model_workers_than_cores_are_refused_when_env_workers_are_auto(monkeypatch):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrl.config.text import dump_yaml, parse_yaml, printable
+from fastrl.config.text import dump_yaml, parse_yaml
 from fastrl.errors import ConfigError
 
 
@@ -108,9 +108,3 @@ def test_text_that_looks_like_something_else_stays_text(text):
 def test_shared_parts_are_written_out():
     shared = {"x": [1, 2]}
     assert parse_yaml(dump_yaml({"a": shared, "b": shared}), "test") == {"a": shared, "b": shared}
-
-
-def test_printable_escapes_every_kind_of_line_break():
-    text = "a\nb\rc\u2028d\x85e\x1b[31mf"
-    assert printable(text).isprintable()
-    assert len(printable(text).splitlines()) == 1

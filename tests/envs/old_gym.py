@@ -12,7 +12,7 @@ LENGTH = 12
 
 
 class Gym26(gym.Env):
-    """Gym 0.26, whose ``reset`` hands on whatever it is given."""
+    """Gym 0.26, whose ``reset`` passes all arguments on."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)

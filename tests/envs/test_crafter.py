@@ -69,7 +69,7 @@ def test_days_nights_and_sleep_are_drawn_as_in_the_original():
         player.inventory.update(health=9, food=9, drink=9, energy=2, sapling=5, stone=t % 12)
         player.sleeping = 120 <= t % 300 < 220
 
-    actions = np.random.default_rng(1).integers(1, 9, size=640)
+    actions = np.random.default_rng(1).integers(1, 9, size=320)
     compare(CrafterEnv(**SMALL), original(5, **SMALL), 5, actions, wish)
 
 
@@ -160,7 +160,7 @@ from tests.envs.stepping import random_actions, run
 env, digest = CrafterEnv(area=(24, 24)), hashlib.sha256()
 digest.update(env.reset(seed=8)[0].tobytes())
 junk = [bytearray(k) for k in range(int(sys.argv[1]))]
-for t in range(400):
+for t in range(200):
     env._game._player.health = 9
     frame, *_ = env.step(t * 7 % 17)
     digest.update(frame.tobytes())

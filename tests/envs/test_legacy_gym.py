@@ -77,7 +77,7 @@ def test_old_spaces_become_equal_new_ones(old, new):
     assert convert_space(old) == new
 
 
-def test_spaces_that_nobody_knows_are_refused():
+def test_unknown_spaces_are_rejected():
     with pytest.raises(SpaceError, match="supported are Box, Discrete"):
         convert_space(SimpleNamespace(n=3))
 

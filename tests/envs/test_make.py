@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import fastrl
 from fastrl.config import EnvConfig
 from fastrl.envs import BatchedEnv, EnvFactory, GymLoop, GymVector
-from fastrl.errors import EnvError, SpaceError
-from fastrl.extras import how_to_install
+from fastrl.errors import ArgumentError, EnvError, SpaceError
+from fastrl.imports import how_to_install
 from fastrl.spec import EnvSpec
 from tests.counting_env import CountingEnv, decode
 from tests.envs.stepping import random_actions, run
@@ -218,7 +218,7 @@ def test_factory_of_vector_env_is_told_how_many():
 
 
 def test_vector_env_of_the_wrong_size_is_refused():
-    with pytest.raises(EnvError, match="holds 3 environments where 2 were asked for"):
+    with pytest.raises(EnvError, match="holds 3 environments, but 2 were requested"):
         EnvFactory(f"{HERE}:make_fixed_vector").batched(2)
 
 
@@ -268,11 +268,11 @@ def test_crafter_has_several_names(name):
         ("HalfCheeta-v5", "did you mean 'HalfCheetah-v5'"),
         ("gymnasium:CartPole-v9", "neither has nor registers .* did you mean 'CartPole-v1'"),
         ("numpy:zzzz", "^module 'numpy' neither has nor registers 'zzzz'"),
-        ("numpy:pi", "^'numpy:pi' is no environment: pi cannot be called$"),
+        ("numpy:pi", "^'numpy:pi' is not an environment: pi cannot be called$"),
         ("math:sqrt", "'math' is part of Python's standard library$"),
         ("tests.counting_env:mak", "did you mean 'make'"),
-        ("./here.py:make", r"env\.id: .*: './here\.py' is no name of a module; write 'package"),
-        ("here.py:make", r"env\.id: .*: 'here\.py' is no name of a module; write 'package"),
+        ("./here.py:make", r"env\.id: .*: './here\.py' is not a module; write 'package"),
+        ("here.py:make", r"env\.id: .*: 'here\.py' is not a module; write 'package"),
         ("no_such_module:make", "env.id: .* 'no_such_module' cannot be imported"),
         ("vector:Pendulum-v1", "has no vector environment of its own"),
         ("vector:CartPole-v7", "did you mean 'CartPole-v1'"),
@@ -297,7 +297,9 @@ def test_partial_is_called_by_the_name_of_its_function():
 
 
 def test_no_environments_are_refused():
-    with pytest.raises(EnvError, match=r"^num_envs must be at least 1, got 0$"):
+    with pytest.raises(
+        ArgumentError, match=r"^num_envs must be a whole number of at least 1, got 0$"
+    ):
         EnvFactory("CartPole-v1").batched(0)
 
 

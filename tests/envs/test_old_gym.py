@@ -151,7 +151,7 @@ def test_attributes_are_read_and_set_where_they_are():
     assert envs.get_attr("gravity") == (9.8, 9.8)
     envs.set_attr("gravity", [1.0, 2.0])
     assert envs.get_attr("gravity") == (1.0, 2.0)
-    bare = [each.env.unwrapped.env for each in envs._driver._group._instances]
+    bare = [each.unwrapped.env for each in envs.envs]
     assert [env.gravity for env in bare] == [1.0, 2.0]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         envs.get_attr("nothing")
@@ -245,7 +245,6 @@ class Asking(old_gym.Gym21):
 
 
 def test_dropped_names_are_there_for_the_environment_alone():
-    before = vars(np)["__getattr__"]
     seen = []
 
     def make():
@@ -261,7 +260,6 @@ def test_dropped_names_are_there_for_the_environment_alone():
     with pytest.raises(AttributeError, match=r"np.float_. was removed in the NumPy 2.0 release"):
         np.float_  # noqa: B018
     loop.close()
-    assert vars(np)["__getattr__"] is before
 
 
 def test_environments_in_threads_do_not_take_the_names_from_each_other():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from fastrl.envs import state as states
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.mujoco import simulations
 from fastrl.envs.state import StateError, load_state, pack, saves, state_of, unpack
 from tests.envs.stepping import rows, views

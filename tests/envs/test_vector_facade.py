@@ -130,7 +130,7 @@ def test_mistakes_in_a_reset_are_refused(reset, message):
     assert message in str(caught.value)
 
 
-def test_info_that_nobody_has_is_refused():
+def test_unknown_info_is_rejected():
     with pytest.raises(EnvError, match="has no info"):
         facade(1, info=True)
 

@@ -116,4 +116,4 @@ def test_the_exact_types_are_taken_off_by_both():
     loop = EnvFactory(make).batched(1)
     assert loop._envs[0] is loop._envs[0].unwrapped
     envs = fastrl.make_vec(make, 1, backend="serial")
-    assert envs._driver._group._instances[0].limit == 500
+    assert envs._driver._group._steps[0].__self__ is envs.envs[0].unwrapped

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastrl.config import Config, EnvConfig, ModelConfig
 from fastrl.models import PolicyModel
-from fastrl.shared.rollout_buffer import Episodes, Rollout
+from fastrl.models.policy import initial_state
+from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.spaces import unflatten
 from fastrl.spec import EnvSpec
 
@@ -41,12 +42,7 @@ def random_rollout(
     About a tenth of the steps terminate, and another tenth is truncated.
     """
     random = torch.Generator().manual_seed(seed)
-    observation = {
-        path: torch.randint(0, 4, (steps + 1, slots), generator=random)
-        if leaf.dtype == torch.int64
-        else torch.randn(steps + 1, slots, *leaf.shape, generator=random)
-        for path, leaf in spec.observation.items()
-    }
+    observation = _observations(spec, steps + 1, slots, random)
     end = torch.rand(steps, slots, generator=random)
     truncated = (end > 0.1) & (end < 0.2)
     final_value = torch.randn(steps, slots, generator=random) * truncated
@@ -66,6 +62,66 @@ def random_rollout(
         episodes=NO_EPISODES,
         index=0,
     )
+
+
+def remembered_rollout(
+    spec: EnvSpec,
+    model: PolicyModel,
+    length: int,
+    steps: int = 16,
+    slots: int = 3,
+    seed: int = 0,
+    ends: float = 0.2,
+) -> Rollout:
+    """What a policy with a memory does step by step, with its states every ``length`` steps.
+
+    A share ``ends`` of the steps ends an episode. The rollout begins in the middle of episodes.
+    """
+    random = torch.Generator().manual_seed(seed)
+    observation = _observations(spec, steps + 1, slots, random)
+    end = torch.rand(steps, slots, generator=random)
+    terminated, truncated = end < ends / 2, (end >= ends / 2) & (end < ends)
+    noise = model.draw_noise((steps + 1, slots), random)
+    initial = initial_state(model, slots)
+    state = 0.5 * torch.randn(initial.shape, generator=random)
+    states, taken = [], []
+    with torch.no_grad():
+        for time in range(steps + 1):
+            if time:
+                ended = terminated[time - 1] | truncated[time - 1]
+                state = torch.where(ended[:, None], initial, state)
+            if time % length == 0:
+                states.append(state)
+            seen = {path: leaf[time] for path, leaf in observation.items()}
+            taken.append(model.act(seen, noise[time], state))
+            assert taken[-1].state is not None
+            state = taken[-1].state
+    action = {path: torch.stack([s.action[path] for s in taken[:-1]]) for path in spec.action}
+    return Rollout(
+        observation=unflatten(spec.observation_space, observation),
+        action=unflatten(spec.action_space, action),
+        reward=torch.randn(steps, slots, generator=random),
+        terminated=terminated,
+        truncated=truncated,
+        log_prob=torch.stack([s.outputs["log_prob"] for s in taken[:-1]]),
+        value=torch.stack([s.outputs["value"] for s in taken]),
+        final_value=torch.randn(steps, slots, generator=random) * truncated,
+        policy_version=torch.zeros(steps, slots, dtype=torch.int64),
+        policy_state=torch.stack(states),
+        episodes=NO_EPISODES,
+        index=0,
+    )
+
+
+def _observations(
+    spec: EnvSpec, steps: int, slots: int, random: torch.Generator
+) -> dict[str, Tensor]:
+    return {
+        path: torch.randint(0, 4, (steps, slots), generator=random)
+        if leaf.dtype == torch.int64
+        else torch.randn(steps, slots, *leaf.shape, generator=random)
+        for path, leaf in spec.observation.items()
+    }
 
 
 def one_step_rollout(

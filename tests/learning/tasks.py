@@ -13,7 +13,7 @@ from tests.learning.synthetic import CONTINUOUS, DISCRETE, config_of, one_step_r
 
 
 def _bandit(sign: Tensor, action: Tensor) -> Tensor:
-    """Arm 2 is right, whatever is observed."""
+    """Arm 2 is right for every observation."""
     return 2.0 * (action == 2) - 1
 
 

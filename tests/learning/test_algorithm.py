@@ -54,7 +54,7 @@ class Reinforce(Algorithm[ReinforceConfig]):
         return Prepared({"return": returns}, {"return_mean": returns.mean()})
 
     def loss(self, minibatch, policy):
-        log_prob, _, value = policy.evaluate(minibatch.observation, minibatch.action)
+        log_prob, _, value = minibatch.evaluate(policy)
         advantage = minibatch["return"] - value
         policy_loss = -(advantage.detach() * log_prob).mean()
         surprise = advantage.square().mean()
@@ -152,7 +152,7 @@ class Counting(Algorithm[A2CConfig]):
         return Prepared({"weight": weight})
 
     def loss(self, minibatch, policy):
-        log_prob, _, value = policy.evaluate(minibatch.observation, minibatch.action)
+        log_prob, _, value = minibatch.evaluate(policy)
         weighted = minibatch["weight"] * (value - minibatch["reward"]).square()
         return Loss(weighted.mean() - log_prob.mean(), {})
 
@@ -194,7 +194,7 @@ class Penalised(PPO):
 
     def loss(self, minibatch, policy):
         total, metrics = super().loss(minibatch, policy)
-        _, entropy, _ = policy.evaluate(minibatch.observation, minibatch.action)
+        _, entropy, _ = minibatch.evaluate(policy)
         return Loss(total + entropy.std(), {**metrics, "spread": entropy.std()})
 
 
@@ -205,7 +205,7 @@ def test_a_subclass_with_another_loss_takes_no_way_that_knows_only_the_first(cap
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "gradients are computed by autograd, not by the compiled kernels: "
-        "the loss of Penalised is its own",
+        "the loss of Penalised is custom",
         "minibatches are not shared among 2 threads: Penalised.is_mean_over_rows is not set",
     ]
     assert learner.update(random_rollout(DISCRETE, learner.model))["spread"] >= 0
@@ -232,7 +232,7 @@ def test_a_custom_forward_pass_is_said_to_be_slower(caplog, monkeypatch):
     config = config_of(PPOConfig())
     build_learner(config, DISCRETE, Custom(DISCRETE, config.model))
     assert [record.getMessage() for record in caplog.records] == [
-        "gradients are computed by autograd, not by the compiled kernels: Custom.forward is its own"
+        "gradients are computed by autograd, not by the compiled kernels: Custom.forward is custom"
     ]
 
 
@@ -242,7 +242,7 @@ class Broken(Algorithm[A2CConfig]):
     given: Any
 
     def loss(self, minibatch, policy):
-        log_prob, _, _ = policy.evaluate(minibatch.observation, minibatch.action)
+        log_prob, _, _ = minibatch.evaluate(policy)
         return self.given(log_prob.mean(), minibatch)
 
 
@@ -277,7 +277,7 @@ class Distilling(Algorithm[A2CConfig]):
         return Prepared({"final_index": final.clone()})
 
     def loss(self, minibatch, policy):
-        log_prob, _, _ = policy.evaluate(minibatch.observation, minibatch.action)
+        log_prob, _, _ = minibatch.evaluate(policy)
         metrics = {name: minibatch[name].float().sum() for name in ("logits", "final_index")}
         return Loss(log_prob.mean(), metrics)
 
@@ -328,7 +328,7 @@ def test_a_metric_that_is_not_finite_is_divergence():
     ("method", "value", "message"),
     [
         ("minibatches", lambda batch, generator: iter(()), "minibatches must yield at least one"),
-        ("bounds", lambda: {"kl": 1.0}, r"bounds: 'kl' is no metric of the loss; there are loss"),
+        ("bounds", lambda: {"kl": 1.0}, "'kl' is not a metric of the loss; there are loss"),
         ("groups", lambda policy: {"": Group(policy.parameters(), "rate")},
          "groups: learning rate 'rate' of '' must be one of schedules: learning_rate"),
     ],

@@ -1,11 +1,11 @@
-"""Tensors reach the device unchanged, whatever their dtype and shape."""
+"""Tensors of any dtype and shape reach the device unchanged."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fastrl.learning.batch import Transfer
+from fastrl.learning.experience import Transfer
 
 
 def tensors(seed: int) -> list[torch.Tensor]:

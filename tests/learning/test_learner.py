@@ -15,7 +15,7 @@ from fastrl.config import A2CConfig, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import Learner, build_learner
 from fastrl.models import ActorCritic, build_model
-from fastrl.shared.rollout_buffer import Rollout
+from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import flatten
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED, config_of, random_rollout

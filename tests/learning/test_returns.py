@@ -17,7 +17,6 @@ from fastrl.learning.returns import (
     discounted_returns,
     discounted_sums_so_far,
     gae,
-    n_step_returns,
     next_values,
     vtrace,
 )
@@ -85,11 +84,6 @@ def test_discounted_returns_by_hand():
     assert found.flatten().tolist() == [4, 6, 8]
 
 
-def test_n_step_returns_by_hand():
-    found = n_step_returns(column(1, 2, 4), column(16, 8, 4), GOES_ON, 0.5, 2)
-    assert found.flatten().tolist() == [1 + 1 + 2, 2 + 2 + 1, 4 + 2]
-
-
 def test_vtrace_by_hand():
     zeros, goes_on = torch.zeros(2, 1), GOES_ON[:2]
     log_ratio = column(2.0, 0.5).log()
@@ -117,18 +111,6 @@ def test_gae_equals_slow_oracle(case):
         for k in range(t, case.last(t, b) + 1):
             error = case.reward[k, b] + case.gamma * case.next_value[k, b] - case.value[k, b]
             expected += (case.gamma * case.trace_lambda) ** (k - t) * float(error)
-        assert math.isclose(found[t, b], expected, rel_tol=1e-4, abs_tol=1e-5)
-
-
-@given(cases(), st.integers(1, 10))
-def test_n_step_returns_equal_slow_oracle(case, num_steps):
-    found = n_step_returns(case.reward, case.next_value, case.ended, case.gamma, num_steps)
-    for t, b in case.each_step():
-        last = min(t + num_steps - 1, case.last(t, b))
-        expected = case.gamma ** (last - t + 1) * float(case.next_value[last, b])
-        expected += sum(
-            case.gamma ** (k - t) * float(case.reward[k, b]) for k in range(t, last + 1)
-        )
         assert math.isclose(found[t, b], expected, rel_tol=1e-4, abs_tol=1e-5)
 
 
@@ -166,15 +148,6 @@ def test_gae_with_lambda_1_is_return_minus_value(case):
     found = gae(case.reward, case.value, following, case.ended, case.gamma, 1.0)
     expected = discounted_returns(case.reward, following, case.ended, case.gamma) - case.value
     torch.testing.assert_close(found, expected, **CLOSE)
-
-
-@given(cases())
-def test_many_steps_give_the_discounted_return(case):
-    torch.testing.assert_close(
-        n_step_returns(case.reward, case.next_value, case.ended, case.gamma, 8),
-        discounted_returns(case.reward, case.next_value, case.ended, case.gamma),
-        **CLOSE,
-    )
 
 
 @given(cases())

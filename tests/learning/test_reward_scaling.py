@@ -88,3 +88,16 @@ def test_unfinished_episodes_are_forgotten_if_the_number_of_slots_changes():
 def test_foreign_state_is_refused():
     with pytest.raises(FastrlError, match="not the state of a reward scaler"):
         RewardScaler(0.9).load_state_dict({"mean": torch.zeros(())})
+
+
+def test_sums_of_slots_that_are_not_in_every_rollout_wait_for_them():
+    """With γ = 1: slot 5 goes on where slot 5 was, whatever column it has in between."""
+    scaler, one = RewardScaler(gamma=1.0), torch.ones(1, 1)
+    both = RewardScaler(gamma=1.0)
+    for slots in ([0, 5], [0], [5], [5, 0]):
+        scaler(one.expand(1, len(slots)), never(1, len(slots)), slots=torch.tensor(slots))
+    for slots in ([0, 5], [0, 5], [0, 5]):
+        both(one.expand(1, 2), never(1, 2), slots=torch.tensor(slots))
+    found, expected = scaler.state_dict(), both.state_dict()
+    assert found["so_far"].tolist() == [3, 0, 0, 0, 0, 3]
+    assert found["var"] == expected["var"]

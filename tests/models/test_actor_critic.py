@@ -52,7 +52,7 @@ def test_any_leading_axes_pass_through(name, leading, shared_body):
     torch.testing.assert_close(evaluated[0], log_prob)
     for found in (value, acted_value, evaluated[2]):
         torch.testing.assert_close(found, model.value(observation))
-    assert model.mode(observation)["1"].shape == (*leading, 2)
+    assert model.mode(observation).action["1"].shape == (*leading, 2)
 
 
 def test_a_rollout_gives_what_its_steps_give():

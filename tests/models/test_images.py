@@ -149,5 +149,5 @@ def test_each_image_is_described_in_a_line():
     space = spaces.Dict({"eye": image((4, 64, 64, 3)), "speed": image((3,))})
     assert list(describe_images(space, ModelConfig())) == [
         "observations 'eye' (4, 64, 64, 3) are images of 64 × 64 pixels with 12 channels (SHWC); "
-        "model.image_layout can say otherwise"
+        "model.image_layout can change this"
     ]

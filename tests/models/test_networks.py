@@ -141,9 +141,30 @@ def test_indices_become_one_hot_vectors():
     assert features.tolist() == [[1, 0, 0, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 0, 0, 1]]
 
 
-def test_an_index_outside_its_space_is_refused():
-    with pytest.raises(EnvError, match=r"not in its space Discrete\(3\): .*index 3 is out"):
-        encode(spaces.Discrete(3), torch.tensor([3]))
+def test_a_layer_behind_many_options_computes_what_a_product_does():
+    space = spaces.Tuple(
+        (
+            spaces.Discrete(300, start=-1),
+            spaces.Box(-1, 1, (3,), np.float32),
+            spaces.MultiDiscrete([70, 80]),
+            spaces.Discrete(5),
+        )
+    )
+    body = Body(space, CONFIG)
+    chosen = torch.arange(7)
+    vector = torch.rand(7, 3)
+    pair = torch.stack([chosen * 9, 79 - chosen], 1)
+    one_hot = torch.nn.functional.one_hot
+    vectors = (one_hot(chosen + 1, 300), vector, one_hot(pair[:, 0], 70), one_hot(pair[:, 1], 80))
+    product = body.mlp(torch.cat([*vectors, one_hot(chosen % 5, 5)], 1))
+    found = body([chosen, vector, pair, chosen % 5])
+    torch.testing.assert_close(found, product, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "wrong"), [(3, 3), (300, 300), (300, -1)])
+def test_an_index_outside_its_space_is_refused(size, wrong):
+    with pytest.raises(EnvError, match=rf"not in its space Discrete\({size}\): .*index.* out"):
+        encode(spaces.Discrete(size), torch.tensor([wrong]))
 
 
 def test_leaves_of_a_dict_are_joined_in_the_order_of_the_space():

@@ -11,6 +11,7 @@ from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic, build_model
 from fastrl.models.policy import initial_state
 from fastrl.spec import EnvSpec
+from fastrl.system import torch_threads
 
 SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2))
 
@@ -53,6 +54,17 @@ def my_models(monkeypatch):
     module.Doubled, module.Halfway, module.NotAModule = Doubled, Halfway, lambda env_spec: 7
     module.raising, module.ending = raising, ending
     monkeypatch.setitem(sys.modules, "my_models", module)
+
+
+def test_initial_weights_do_not_depend_on_the_number_of_threads():
+    def weights(threads):
+        with torch_threads(threads), torch.random.fork_rng():
+            torch.manual_seed(0)
+            found = build_model(SPEC, ModelConfig(hidden_sizes=(64, 64))).state_dict()
+            assert torch.get_num_threads() == threads
+            return torch.cat([each.flatten() for each in found.values()])
+
+    assert torch.equal(weights(1), weights(2))
 
 
 def test_without_a_class_path_the_model_is_an_actor_critic():

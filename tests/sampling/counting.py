@@ -137,15 +137,15 @@ def weights(name):
 
 
 class Ledger:
-    """Follows every slot from rollout to rollout and refuses whatever does not follow.
+    """Follows every slot from rollout to rollout and rejects a step that does not follow.
 
     Attributes:
         cuts: Number of slots whose environment was replaced in the middle of a rollout.
         lost: The same between two rollouts.
     """
 
-    def __init__(self, plan: SamplingPlan):
-        self._plan, topology = plan, plan.topology
+    def __init__(self, plan: SamplingPlan, value_of=value_of):
+        self._plan, topology, self._value_of = plan, plan.topology, value_of
         self._expected = np.zeros((topology.num_envs, 3), np.int64)
         self._replaced = np.zeros(topology.num_envs, np.int64)
         self._owner = {}
@@ -179,7 +179,7 @@ class Ledger:
         for t in range(steps + 1):
             seed, episode, step = self._expected.T
             assert (found[t, :, :3] == self._expected).all(), (t, found[t], self._expected)
-            assert (rollout.value[t].numpy() == value_of(seed, episode, step)).all()
+            assert (rollout.value[t].numpy() == self._value_of(seed, episode, step)).all()
             if t < steps:
                 episodes += self._advance(rollout, t, faults)
         rows = rollout.episodes
@@ -223,7 +223,7 @@ class Ledger:
             left = faults and not over and bool(rollout.truncated[t, slot])
             assert bool(rollout.truncated[t, slot]) == (cut or left)
             assert bool(rollout.terminated[t, slot]) == (over and not cut)
-            bootstrap = value_of(seed, episode, step + 1) if cut or left else 0.0
+            bootstrap = self._value_of(seed, episode, step + 1) if cut or left else 0.0
             assert rollout.final_value[t, slot] == bootstrap
             observation = rollout.observation
             numbers = observation["numbers"] if isinstance(observation, dict) else observation

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrl.shared import signals
-from fastrl.spec import LOG_PROB_AND_VALUE
 from fastrl.workers.env_stepper import EnvStepper
 from fastrl.workers.policy_runner import PolicyRunner
-from tests.sampling.counting import CountingEnvs, CountingPolicy, abort, hang, kill, raise_error
+from tests.sampling.counting import CountingEnvs, abort, hang, kill, raise_error
 
 FAULTS = (raise_error, kill, abort, hang)
 HANG = 3
@@ -142,6 +141,9 @@ def with_failing_model_workers(plan, failures):
         point = failures.next_point()
         if point is not None:
             arm(point)
-        return CountingPolicy()
+        return plan.build_model()
 
-    return dataclasses.replace(plan, build_model=build, outputs=LOG_PROB_AND_VALUE)
+    schema = plan.schema
+    return dataclasses.replace(
+        plan, build_model=build, outputs=schema.outputs, state_size=schema.state_size
+    )

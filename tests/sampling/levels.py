@@ -43,16 +43,21 @@ class Levels(gymnasium.Env):
         self.size = len(entries)
 
     def die_once(self, level):
-        if not self._marker.exists():
-            self._marker.touch()
+        if self._is_first():
             os.kill(os.getpid(), signal.SIGKILL)
         self.level = level
 
     def hang_once(self, level):
-        if not self._marker.exists():
-            self._marker.touch()
+        if self._is_first():
             time.sleep(600)
         self.level = level
+
+    def _is_first(self):
+        try:  # atomic, as all workers come here at once
+            self._marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def get_state(self):
         return [self._step, self.level, self.noise, self.size]

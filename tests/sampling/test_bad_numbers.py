@@ -1,7 +1,6 @@
-"""Numbers that are not finite are refused, whoever has written them, and large ones are not."""
+"""Numbers that are not finite are rejected wherever they arise, and large ones are not."""
 
 import dataclasses
-import itertools
 import os
 
 import numpy as np
@@ -13,7 +12,7 @@ from fastrl.sampling import FaultPolicy, ProcessSampler, SerialSampler
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan
 
-LENGTH = 70  # several parts of those that are looked at together, and a shorter one
+LENGTH = 8
 FLOATS = EnvSpec("floats", spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Discrete(2))
 # n, N, M, groups
 TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 0, 2), Topology(4, 2, 1, 2)]
@@ -53,9 +52,16 @@ def plan_of(topology, usual=1.0, odd=1.0, field="reward", bad_step=3):
     )
 
 
-@pytest.mark.parametrize("field", ["reward", "observation"])
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize(
+    ("topology", "asynchronous", "field"),
+    [
+        (TOPOLOGIES[0], False, "observation"),
+        (TOPOLOGIES[1], True, "reward"),
+        (TOPOLOGIES[2], False, "reward"),
+        (TOPOLOGIES[2], True, "observation"),
+    ],
+    ids=str,
+)
 def test_bad_number_in_one_worker_is_named(topology, asynchronous, field):
     odd = float("-inf") if asynchronous else float("nan")
     with ProcessSampler(
@@ -69,16 +75,6 @@ def test_bad_number_in_one_worker_is_named(topology, asynchronous, field):
             sampler.collect()
 
 
-@pytest.mark.parametrize("bad_step", [0, 30, 31, 32, 63, 64, 68, 69])
-def test_bad_number_is_found_wherever_it_is(bad_step):
-    topology = Topology(4, 1, 0, 2)
-    with ProcessSampler(plan_of(topology, odd=float("nan"), bad_step=bad_step)) as sampler:
-        for _ in range(2):
-            sampler.collect()
-        with pytest.raises(EnvError, match=rf"reward is nan at step {bad_step} of rollout 2"):
-            sampler.collect()
-
-
 def test_bad_number_of_a_worker_that_was_replaced_is_found():
     faults = FaultPolicy(max_restarts=10)
     plan = plan_of(Topology(2, 1), odd=float("nan"), bad_step=1)
@@ -89,7 +85,7 @@ def test_bad_number_of_a_worker_that_was_replaced_is_found():
 
         def end_after_the_bad_step(views):
             step(views)
-            if envs._step == 2 * LENGTH + 40:
+            if envs._step == 2 * LENGTH + 5:
                 os._exit(1)
 
         envs.step = end_after_the_bad_step
@@ -110,14 +106,15 @@ def test_serial_sampler_names_the_same_number():
             sampler.collect()
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
-def test_numbers_whose_sums_overflow_are_no_bad_numbers(topology):
-    with ProcessSampler(plan_of(topology, usual=3e38, odd=3e38)) as sampler:
+@pytest.mark.parametrize("kind", [ProcessSampler, SerialSampler])
+def test_numbers_whose_sums_overflow_are_no_bad_numbers(kind):
+    with kind(plan_of(TOPOLOGIES[2], usual=3e38, odd=3e38)) as sampler:
         for _ in range(3):
             assert (sampler.collect().reward > 1e38).all()
 
 
-def test_nobody_looks_where_bad_numbers_are_allowed():
-    for topology, kind in itertools.product(TOPOLOGIES[1:], (ProcessSampler, SerialSampler)):
-        with kind(plan_of(topology, odd=float("nan")), check_numbers=False) as sampler:
+def test_nothing_is_checked_where_bad_numbers_are_allowed():
+    for kind in (ProcessSampler, SerialSampler):
+        plan = plan_of(TOPOLOGIES[2], odd=float("nan"))
+        with kind(plan, check_numbers=False) as sampler:
             assert sum(bool(sampler.collect().reward.isnan().any()) for _ in range(3)) == 1

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import ModelConfig
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import EnvError, WorkerError
 from fastrl.models import build_model
 from fastrl.sampling import FaultPolicy, ProcessSampler, SerialSampler
@@ -36,18 +36,18 @@ def plan_of(kind, odd, in_reset=None, **changes):
     return dataclasses.replace(plan, build_env=factory.batched, **changes)
 
 
-@pytest.mark.parametrize("odd", [0, 3, 6])
 @pytest.mark.parametrize("kind", MISFITS)
-def test_misfit_of_a_step(kind, odd):
+def test_misfit_of_a_step(kind):
+    odd = 6 if len(kind) % 2 else 3
     told = pytest.raises(EnvError, match=rf"^env {odd} (of|returned) ?.*")
     with told as caught, SerialSampler(plan_of(kind, odd)) as sampler:
         sampler.collect()
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("in_reset", [0, 1])
 @pytest.mark.parametrize("kind", RESET_MISFITS)
-def test_misfit_of_a_reset(kind, in_reset):
+def test_misfit_of_a_reset(kind):
+    in_reset = len(kind) % 2
     told = pytest.raises(EnvError, match=r"^env 5 (of|returned) ?.*")
     with told, SerialSampler(plan_of(kind, 5, in_reset)) as sampler:
         sampler.collect()

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from fastrl.config import A2CConfig, Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
+from fastrl.envs.classic_control.control_batch import ClassicControlBatch
 from fastrl.envs.tensor import make_tensor
-from fastrl.envs.tensor.configured import configured
+from fastrl.envs.tensor.tensor_by_id import configured
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling import DeviceSampler, Sampler, initial_weights, make_plan, make_sampler
 from fastrl.spec import Topology
+from tests.sampling.remembering import Steps
 
 N, LENGTH = 6, 40
 RANDOMIZED = {
@@ -174,7 +176,7 @@ def test_plan_of_a_configuration_is_one_worker_of_compiled_loops_on_the_cpu():
     assert plan.topology == Topology(N, 1)
     assert plan.env_spec.observation_space == make_tensor("CartPole-v1")[0].spec.observation_space
     env = plan.build_env(2)
-    assert hasattr(env, "load_state"), "not the compiled loops"
+    assert isinstance(env, ClassicControlBatch), "not the compiled loops"
     env.close()
 
 
@@ -218,7 +220,7 @@ def test_misuse_says_what_would_be_right():
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({"id": "CartPole-v2"}, "no tensor environment; did you mean 'CartPole-v1'"),
+        ({"id": "CartPole-v2"}, "not a tensor environment; did you mean 'CartPole-v1'"),
         ({"id": "LunarLander-v3"}, "is for Acrobot-v1, CartPole-v1"),
         ({"id": "CartPole-v1", "kwargs": {"lenght": 1}}, "did you mean 'length'"),
         ({"id": "CartPole-v1", "kwargs": {"length": "1"}}, "length: expected a finite number"),
@@ -283,3 +285,29 @@ def test_vtrace_corrects_what_was_sampled_on_the_gpu():
         learner = build_learner(settings, sampler.env_spec)
         sampler.publish(learner.weights())
         assert learner.update(sampler.collect())["gradient_steps"] == 1
+
+
+@pytest.mark.parametrize("sequence_length", [None, 10, 1])
+@pytest.mark.parametrize("limit", [7, 500])
+def test_states_are_carried_and_reset_on_the_device(sequence_length, limit):
+    settings = config(id="CartPole-v1", max_episode_steps=limit)
+    changes = {"outputs": None, "sequence_length": sequence_length}
+    steps = torch.full((N,), Steps.BEGIN)
+    spec = make_plan(settings).env_spec
+    with device_sampler(settings, build_model=lambda: Steps(spec), **changes) as sampler:
+        for _ in range(3):
+            rollout, given = sampler.collect(), []
+            ended = rollout.terminated | rollout.truncated
+            for t in range(LENGTH):
+                given.append(steps)
+                left = torch.where(rollout.truncated[t], steps + 1, 0)
+                assert torch.equal(rollout.final_value[t], left)
+                steps = torch.where(ended[t], Steps.BEGIN, steps + 1)
+            given = torch.stack([*given, steps])
+            assert torch.equal(rollout.given, given[:-1])
+            assert torch.equal(rollout.value, given)
+            expected = given[:: sequence_length or LENGTH]
+            assert torch.equal(rollout.policy_state[..., 0], expected)
+            assert torch.equal(rollout.policy_state[..., 1], (expected + Steps.BEGIN) / 2)
+        assert ended.any()
+        assert rollout.truncated.any() == (limit == 7)

@@ -25,7 +25,6 @@ LENGTH = 7
 SAMPLERS = {
     "serial": {"kind": "serial"},
     "processes": {},
-    "two groups": {"groups": 2},
     "model worker": {"num_model_workers": 1, "groups": 2},
 }
 

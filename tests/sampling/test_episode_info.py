@@ -65,5 +65,5 @@ def test_what_is_no_number_is_named():
 
 def test_batched_environment_must_know_the_name():
     factory = EnvFactory("vector:CartPole-v1", episode_info=["is_success"])
-    with pytest.raises(EnvError, match="does not tell 'is_success'"):
+    with pytest.raises(EnvError, match="does not report 'is_success'"):
         factory.probe()

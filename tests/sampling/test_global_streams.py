@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.sampling import FaultPolicy, ProcessSampler, SerialSampler
-from fastrl.spec import EnvSpec, Topology
+from fastrl.spec import EnvSpec, PolicyStep, Topology
 from fastrl.training.evaluation import EvaluationProtocol, evaluate
 from fastrl.workers.plan import SamplingPlan
 from tests.global_draws import DrawingEnv, states
@@ -92,7 +92,7 @@ class Still(torch.nn.Module):
     """Always takes the first action."""
 
     def mode(self, observation):
-        return {"": torch.zeros(len(observation[""]), dtype=torch.int64)}
+        return PolicyStep({"": torch.zeros(len(observation[""]), dtype=torch.int64)}, {})
 
 
 def test_evaluations_are_reproducible_and_leave_the_streams_of_the_caller():

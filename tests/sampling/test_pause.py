@@ -1,4 +1,4 @@
-"""A paused sampler uses no core, whatever its workers were doing; then it goes on unharmed."""
+"""A paused sampler uses no core, and continues unchanged."""
 
 import dataclasses
 import itertools
@@ -57,11 +57,9 @@ def until_stepping(sampler):
         time.sleep(0.0005)
 
 
-@pytest.mark.parametrize("step_s", [0.001, 0.05])
-@pytest.mark.parametrize("envs", [1, 64])
+@pytest.mark.parametrize(("envs", "step_s"), [(1, 0.001), (64, 0.006)])
 def test_nothing_moves_however_long_a_step_takes(envs, step_s):
-    # A group's step takes up to 0.4 s, in which no counter moves.
-    step_s = min(step_s, 0.4 / envs)
+    # The longer one takes 0.4 s, in which no counter moves.
     topology = Topology(envs, 1, 0, 1)
     with ProcessSampler(busy_plan(topology, 8, step_s), weights(1), asynchronous=True) as sampler:
         until_stepping(sampler)

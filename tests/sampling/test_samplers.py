@@ -1,4 +1,4 @@
-"""Every transition lands where it should, whoever steps and whoever infers."""
+"""Every transition lands in its place with every topology."""
 
 import gc
 import itertools
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastrl.errors import EnvError, FastrlError
-from fastrl.sampling import base
+from fastrl.sampling import table_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.shared.schema import Writer
+from fastrl.shared.schema import Stage
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
 
@@ -23,6 +23,9 @@ TOPOLOGIES = [
     for num_env_workers, num_model_workers, groups in itertools.product((1, 2, 3), range(3), (1, 2))
     if num_model_workers <= num_env_workers
 ]
+# Those in which every value of N, M and groups meets the values of the others.
+FEW = [Topology(4, *each) for each in ((1, 0, 2), (1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 0, 1))]
+FEW.append(Topology(4, 3, 2, 2))
 ROLLOUTS = 5
 
 
@@ -33,22 +36,22 @@ def collect_and_check(sampler, plan, nested=False):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize("topology", FEW, ids=str)
 def test_every_transition_lands_in_its_slot(topology, asynchronous):
     plan = make_plan(topology, rollout_length=7)
     with ProcessSampler(plan, asynchronous=asynchronous, debug=True) as sampler:
         collect_and_check(sampler, plan)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
-def test_serial_sampler_puts_every_transition_in_its_slot(topology):
-    plan = make_plan(topology, rollout_length=7)
-    with SerialSampler(plan, debug=True) as sampler:
-        collect_and_check(sampler, plan)
+def test_serial_sampler_puts_every_transition_in_its_slot():
+    for topology in TOPOLOGIES:
+        plan = make_plan(topology, rollout_length=7)
+        with SerialSampler(plan, debug=True) as sampler:
+            collect_and_check(sampler, plan)
 
 
 @pytest.mark.parametrize("num_model_workers", [0, 1])
-@pytest.mark.parametrize("rollout_length", [1, 2, 30])
+@pytest.mark.parametrize("rollout_length", [1, 2])
 def test_ends_at_the_edges_of_rollouts(rollout_length, num_model_workers):
     plan = make_plan(Topology(6, 2, num_model_workers, 2), rollout_length)
     with ProcessSampler(plan, asynchronous=True, debug=True) as sampler:
@@ -70,7 +73,7 @@ def numbers(rollout):
     ]
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+@pytest.mark.parametrize("topology", FEW, ids=str)
 def test_lock_step_processes_equal_the_serial_sampler_bit_for_bit(topology):
     plan = make_plan(topology, rollout_length=7, lock_step=True)
     with SerialSampler(plan) as serial, ProcessSampler(plan) as parallel:
@@ -179,9 +182,10 @@ def test_one_writer_per_field():
     with SerialSampler(plan, weights(1)) as sampler:
         sampler.collect()
         bank = sampler._context.table.banks[1]
-        writers = {field.name: field.writer for field in plan.schema}
+        stages = {field.name: field.stage for field in plan.schema}
         moved = set()
-        for owner, name in ((Writer.ENV_WORKER, "_step"), (Writer.MODEL_WORKER, "_infer")):
+        env_worker, policy = {Stage.OBSERVED, Stage.STEPPED}, {Stage.ACTED, Stage.VALUED}
+        for owner, name in ((env_worker, "_step"), (policy, "_infer")):
             original = getattr(sampler, name)
 
             def spy(*args, original=original, owner=owner):
@@ -190,7 +194,7 @@ def test_one_writer_per_field():
                 for k, v in bank.fields.items():
                     if not torch.equal(before[k], snapshot(v)):
                         moved.add(k)
-                        assert writers[k] is owner, (owner, k)
+                        assert stages[k] in owner, (owner, k)
 
             setattr(sampler, name, spy)
         sampler.collect()
@@ -269,12 +273,12 @@ def test_serial_sampler_does_not_go_on_after_a_failure():
 
 
 @pytest.mark.parametrize("kind", [SerialSampler, ProcessSampler])
-@pytest.mark.parametrize("part", ["Table", "WeightStore", "HandOver"])
+@pytest.mark.parametrize("part", ["Table", "WeightStore", "Handoff"])
 def test_sampler_that_cannot_be_made_gives_its_memory_back(kind, part, monkeypatch):
     def refuse(*_):
         raise FastrlError("not enough memory")
 
-    monkeypatch.setattr(base, part, refuse)
+    monkeypatch.setattr(table_sampler, part, refuse)
     process = psutil.Process()
     gc.collect()  # or what other tests have dropped is closed meanwhile
     before = process.num_fds()

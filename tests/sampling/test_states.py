@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from fastrl.config import Config, EnvConfig, SamplerConfig
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import FastrlError
 from fastrl.sampling import ProcessSampler, SerialSampler, initial_weights, make_plan
 from fastrl.sampling.faults import FaultPolicy
+from tests.sampling.remembering import Steps
 from tests.sampling.test_device_sampler import RANDOMIZED, config, device_sampler, numbers
 from tests.training.saveable import Saveable
 
@@ -83,6 +84,25 @@ def serial(plan):
 )
 def test_processes_go_on(sizes):
     assert_goes_on(processes, plan_of(**sizes), serial)
+
+
+@pytest.mark.parametrize(
+    "named", [{"envs_per_worker": 4}, {"envs_per_worker": None, "num_envs": 8}]
+)
+def test_environments_go_on_with_another_number_of_model_workers(named):
+    sizes = {**named, "groups": 2, "kind": "serial"}
+    with serial(plan_of(**sizes, num_model_workers=1)) as one:
+        one.collect()
+        state = one.get_state()
+    other = serial(later(plan_of(**sizes), 1))
+    other.set_state(state)
+    with other:
+        rollout = other.collect()
+    ended = rollout.terminated[0]
+    assert not ended.all()
+    # The last number is the length of the episode.
+    steps = (30 * (rollout.observation[1, :, 2] - rollout.observation[0, :, 2])).round()
+    assert (steps[~ended] == 1).all()
 
 
 def test_one_device_goes_on():
@@ -157,3 +177,34 @@ def test_states_may_be_larger_than_a_pipe_and_slow_nothing_when_paused():
         for _ in range(2):
             assert len(pack(sampler.get_state())) > 800_000
         assert sampler.collect().index == 1
+
+
+@pytest.mark.parametrize("sizes", [{"groups": 2}, {"num_model_workers": 1, "groups": 2}])
+def test_states_of_policies_go_on(sizes):
+    plan = plan_of(**sizes)
+    plan = dataclasses.replace(
+        plan, build_model=lambda: Steps(plan.env_spec), outputs=None, sequence_length=1
+    )
+    assert_goes_on(processes, plan, serial)
+    with serial(plan) as one:
+        one.collect()
+        state = one.get_state()
+    state["policy_state"][""] = state["policy_state"][""][:, :1]
+    with serial(plan) as other, pytest.raises(StateError, match=r"must be float32 \(8, 2\), got"):
+        other.set_state(state)
+
+
+def test_states_of_policies_go_on_on_one_device():
+    spec = make_plan(config()).env_spec
+    changes = {"build_model": lambda: Steps(spec), "outputs": None}
+    with device_sampler(config(), **changes) as one:
+        one.collect()
+        state = unpack(pack(one.get_state()))
+        expected = one.collect()
+    other = device_sampler(config(), first_rollout=1, **changes)
+    other.set_state(state)
+    with other:
+        found = other.collect()
+    assert (expected.policy_state[0, :, 0] > Steps.BEGIN).any()
+    for name in ("given", "policy_state", "value", "final_value", "action"):
+        assert torch.equal(found.fields[name], expected.fields[name])

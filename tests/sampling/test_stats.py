@@ -83,3 +83,11 @@ def test_windows_add_up_and_so_do_workers(first, second, third):
     assert kinds.workers == ("env-worker", "model-worker")
     assert kinds.frames == whole.frames
     assert kinds.episodes.tolist() == [whole.episodes[:2].sum(), whole.episodes[2]]
+
+
+def test_workers_that_joined_meanwhile_count_from_zero():
+    counters = np.full((3, len(Counter)), 7)
+    before = SamplerStats.of_counters(5, NAMES[:2], counters[:2])
+    spent = SamplerStats.of_counters(9, NAMES, 2 * counters) - before
+    assert spent.workers == NAMES
+    assert spent.env_steps.tolist() == [7, 7, 14]

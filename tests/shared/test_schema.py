@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.shared.rollout_buffer import RolloutBuffer
-from fastrl.shared.schema import Axes, Field, Schema, Stage, Writer
+from fastrl.shared.rollouts import EpisodeTracker
+from fastrl.shared.schema import Axes, Field, Schema, Stage
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 
-T, B = 5, 3
+T, B, L = 6, 3, 2
 SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
 LEADING = {
     Axes.TIME: (T, B),
     Axes.TIME_PLUS_ONE: (T + 1, B),
+    Axes.SEGMENT: (T // L + 1, B),
     Axes.SLOT: (B,),
-    Axes.SEGMENT: (2, B),
 }
 DTYPES = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64]
 TENSORS = st.builds(
@@ -32,21 +32,22 @@ FIELDS = st.builds(
     st.from_regex(r"my_[a-z0-9_]{1,8}", fullmatch=True),
     st.sampled_from(Axes),
     st.one_of(TENSORS, st.dictionaries(st.sampled_from(["a", "b/c"]), TENSORS, min_size=1)),
-    st.sampled_from(Writer),
     st.sampled_from(Stage),
+    stride=st.just(L),
 )
 
 
 def held(table, bank, field):
     """Return the tensors of a field in a bank."""
-    return [tensor for _, tensor in field.labelled(table.banks[bank].fields[field.name])]
+    found = table.schema.tensors(table.banks[bank].fields)
+    return [tensor for each, _, tensor in found if each is field]
 
 
 @given(st.lists(FIELDS, max_size=4, unique_by=lambda field: field.name))
 def test_any_field_comes_out_of_a_bank_as_it_went_in(extras):
     schema = Schema(SPEC, extras=extras)
     table = Table(schema, T, B)
-    buffer, random = RolloutBuffer(table), torch.Generator().manual_seed(0)
+    buffer, random = EpisodeTracker(table), torch.Generator().manual_seed(0)
     for bank in range(NUM_BANKS):
         table.poison(bank)
         for field in schema:
@@ -58,14 +59,14 @@ def test_any_field_comes_out_of_a_bank_as_it_went_in(extras):
         table.check_no_poison(bank)
         rollout = buffer.seal(bank)
         for field in extras:
-            labelled = field.labelled(rollout.fields[field.name])
-            for (_, found), expected in zip(labelled, wrote[field.name], strict=True):
+            found_here = [t for f, _, t in schema.tensors(rollout.fields) if f is field]
+            for found, expected in zip(found_here, wrote[field.name], strict=True):
                 assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("axes", Axes)
 def test_what_is_not_written_and_what_is_not_finite_is_found(axes):
-    extra = Field("x", axes, TensorSpec((2,), torch.float32), Writer.ENV_WORKER, Stage.STEPPED)
+    extra = Field("x", axes, TensorSpec((2,), torch.float32), Stage.STEPPED, stride=L)
     schema = Schema(SPEC, extras=[extra])
     table = Table(schema, T, B)
     everywhere = [tensor for field in schema for tensor in held(table, 0, field)]
@@ -73,15 +74,17 @@ def test_what_is_not_written_and_what_is_not_finite_is_found(axes):
         tensor.zero_()
     table.check_no_poison(0)
     assert table.first_bad_number(0) is None
-    table.banks[0].x[..., -1, 1] = torch.nan
+    table.banks[0].x[-1 if axes is not Axes.SLOT else ..., -1, 1] = torch.nan
     with pytest.raises(FastrlError, match="field 'x' was never written"):
         table.check_no_poison(0)
-    assert table.first_bad_number(0).field == "x"
+    found = table.first_bad_number(0)
+    assert (found.field, found.where[-2:]) == ("x", (B - 1, 1))
+    assert found.where[0] == {Axes.TIME: T - 1, Axes.SLOT: 0}.get(axes, T)
 
 
 def test_a_field_that_is_written_at_some_steps_alone_is_not_checked_elsewhere():
     spec = TensorSpec((), torch.float32)
-    extra = Field("x", Axes.TIME, spec, Writer.ENV_WORKER, Stage.STEPPED, where=("truncated",))
+    extra = Field("x", Axes.TIME, spec, Stage.STEPPED, where=("truncated",))
     schema = Schema(SPEC, extras=[extra])
     table = Table(schema, T, B)
     table.poison(0)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.errors import FastrlError
-from fastrl.shared.schema import Schema, Writer
-from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.schema import Schema
+from fastrl.shared.table import NUM_BANKS, Layout, Table
 from fastrl.spec import EnvSpec, Topology
 
 SPEC = EnvSpec(
@@ -45,12 +45,6 @@ def test_no_two_fields_share_a_byte():
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors(table))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     assert len(spans) == NUM_BANKS * Schema(SPEC).num_tensors
-
-
-def test_every_field_of_the_rollout_has_exactly_one_writer():
-    schema = Schema(SPEC)
-    assert set(WRITTEN) <= schema.fields.keys()
-    assert all(isinstance(field.writer, Writer) for field in schema)
 
 
 @given(
@@ -124,3 +118,17 @@ def test_float64_observations_are_stored_as_float32():
     spec = EnvSpec("test", spaces.Box(-1, 1, (2,), np.float64), spaces.Discrete(2))
     table = Table(Schema(spec), 2, 2)
     assert table.banks[0].observation[""].dtype == torch.float32
+
+
+def test_rows_of_a_layout_are_the_bytes_of_its_slots():
+    space = spaces.Dict({"a": spaces.Box(0, 255, (2, 3), np.uint8), "b": spaces.Box(-1, 1, (3,))})
+    layout = Layout(Schema(EnvSpec("x", space, spaces.Discrete(3))), 4, 5)
+    memory = np.zeros(layout.num_bytes, np.uint8)
+    for rows in layout.rows(memory):
+        rows[:, 2] = 1
+    for _, _, tensor in layout.schema.tensors(layout.bank(memory).fields):
+        by_slot = (
+            tensor if len(tensor) == 5 and tensor.shape[1:2] != (5,) else tensor.transpose(0, 1)
+        )
+        assert by_slot[2].ne(0).all()
+        assert not by_slot[[0, 1, 3, 4]].any()

@@ -71,3 +71,11 @@ def test_reader_never_sees_weights_that_are_being_overwritten(monkeypatch):
     assert version == 2
     assert (read["layer.weight"] == 2.0).all()
     assert read["count"] == 7
+
+
+def test_versions_may_be_given_and_skipped():
+    store = WeightStore(STATE)
+    for version in (1, 4, 6):
+        store.publish({**STATE, "count": torch.tensor(version)}, version)
+        found, read = store.read(newer_than=version - 1)
+        assert found == read["count"] == version

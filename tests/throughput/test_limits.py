@@ -14,6 +14,8 @@ from fastrl.envs import EnvFactory
 from fastrl.errors import WorkerError
 from fastrl.sampling import make_plan
 from fastrl.throughput import LimitProbe
+from fastrl.throughput.limits import _bare_batch
+from tests.sampling.test_masks import Batch
 
 
 class Tiring(gymnasium.Wrapper):
@@ -82,3 +84,9 @@ def test_bare_environment_that_does_not_answer_is_named():
         os.kill(limits.pids()["bare-env-0"], signal.SIGSTOP)
         with pytest.raises(WorkerError, match="bare-env-0 did not answer in time"):
             limits.measure(0.01)
+
+
+def test_bare_environments_get_valid_actions_only():
+    with probe("tests.masked_env:CheckingEnv") as limits:
+        assert limits.measure(0.05).fps > 0
+    _bare_batch(Batch(4))(100)

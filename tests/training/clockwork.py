@@ -165,7 +165,12 @@ def small_run(path, **changes):
         "sampler": SamplerConfig(
             kind="serial", envs_per_worker=4, num_env_workers=2, rollout_length=8, lock_step=True
         ),
-        "model": ModelConfig(hidden_sizes=(8,), normalize_observations=True),
+        "model": ModelConfig(
+            hidden_sizes=(8,),
+            conv_layers=((4, 3, 2),),
+            conv_features=8,
+            normalize_observations=True,
+        ),
         "algorithm": PPOConfig(
             epochs=2,
             minibatch_size=16,

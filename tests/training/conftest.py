@@ -19,6 +19,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
+def whole(tmp_path_factory):
+    """Return the directory of a small run of 512 steps, to be copied and never changed."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(small_run(path))
+    return path
+
+
+@pytest.fixture(scope="package")
 def spacious_run(tmp_path_factory):
     """Return what gives the directory of a run in spaces of a kind, to be copied, never changed."""
     paths = {}

@@ -1,12 +1,14 @@
-"""Whatever has become of a run's directory: going on, evaluating and plotting end in one line."""
+"""Resuming, evaluating and plotting a damaged run directory end with one line."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 
 import pytest
+from rich.console import Console
 
 from fastrl.errors import FastrlError
 from fastrl.training import CheckpointError, evaluate_run, resume
@@ -100,8 +102,19 @@ def test_what_is_no_file_is_not_waited_for(run, name, damage):
 
 def test_pipe_in_place_of_the_log_of_faults_is_refused(run):
     os.mkfifo(run / "faults.jsonl")
-    with pytest.raises(FastrlError, match=r"faults\.jsonl' cannot be written: it is no file"):
+    with pytest.raises(
+        FastrlError, match=r"faults\.jsonl' cannot be written: it is not a regular file"
+    ):
         resume(run, ["total_steps=96"])
+
+
+def test_log_of_faults_that_cannot_be_read_does_not_keep_a_run_from_going_on(run):
+    (run / "faults.jsonl").touch()
+    make_sparse(run / "faults.jsonl")
+    said = io.StringIO()
+    done = resume(run, ["total_steps=128"], console=Console(file=said, width=300))
+    assert done.outcome.steps == 128
+    assert "restarts are counted from 0, as '" in said.getvalue()
 
 
 @pytest.mark.parametrize("row", [[1], [1, 2, 3], [2, 3], [-1, -1], [1.5, 1], [True, 1], "12", None])

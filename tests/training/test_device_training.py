@@ -43,7 +43,13 @@ def test_run_trains_saves_and_goes_on(tmp_path):
 SHORT = ("total_steps=64", "sampler.envs_per_worker=2", "evaluation.final_episodes=1")
 
 
-@pytest.mark.parametrize("name", TENSOR_ENVS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "Pendulum-v1" else pytest.param(name, marks=pytest.mark.slow)
+        for name in TENSOR_ENVS
+    ],
+)
 def test_what_evaluates_and_records_takes_the_same_parameters_as_what_samples(tmp_path, name):
     first = {"Acrobot-v1": "mass1", "CartPole-v1": "masscart", "Pendulum-v1": "mass"}
     scaled = first.get(name, "max_speed")

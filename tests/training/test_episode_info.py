@@ -7,8 +7,8 @@ import pytest
 
 from fastrl.config import EnvConfig, load_config
 from fastrl.training import resume, train
-from fastrl.training.episode_info import EpisodeInfo
 from fastrl.training.metrics import read_rows
+from fastrl.training.window import EpisodeInfo
 from tests.training.clockwork import small_run
 
 ENV = EnvConfig(id="tests.telling_env:TellingEnv")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastrl.config import ModelConfig
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic, build_model
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, evaluate

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrl.config import ModelConfig
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import WorkerError
 from fastrl.models import build_model
 from fastrl.training.evaluation import EvaluationProtocol, evaluate
@@ -63,14 +63,21 @@ def test_process_finds_what_this_process_finds(evaluator, env_spec, model):
         assert found.returns == pytest.approx(expected.returns, rel=1e-5)
 
 
-def test_process_gives_way_to_training(evaluator, model):
-    evaluator.request(model.state_dict(), 0)
-    result_of(evaluator)
+def gives_way(evaluator):
     (pid,) = evaluator.pids().values()
     if hasattr(os, "SCHED_IDLE"):
-        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
-    else:
-        assert psutil.Process(pid).nice() == 19
+        return os.sched_getscheduler(pid) == os.SCHED_IDLE
+    return psutil.Process(pid).nice() == 19
+
+
+def test_process_gives_way_to_training_but_not_when_it_is_over(evaluator, model):
+    evaluator.request(model.state_dict(), 0)
+    during = result_of(evaluator)
+    assert gives_way(evaluator)
+    seen = []
+    final = EvaluationProtocol(4, 0)
+    assert evaluator.play(model.state_dict(), final, lambda *_: seen.append(1)) == during
+    assert not gives_way(evaluator)
 
 
 def test_nothing_asked_nothing_answered(evaluator):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastrl.config import Config, EvaluationConfig
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.training import evaluate_run, resume, train
 from fastrl.training.checkpoint import CheckpointStore

@@ -53,5 +53,5 @@ def test_agent_learns_to_tell_pictures_apart(tmp_path, algorithm, seed):
 
 
 def test_channels_may_come_first(tmp_path):
-    changes = ["env.kwargs.channels_first=true"]
+    changes = ["env.kwargs.channels_first=true", "evaluation.final_episodes=20"]
     assert evaluated_return(tmp_path, "ppo", 0, *changes) >= 0.9 * LENGTH

@@ -6,19 +6,30 @@ import pytest
 
 from fastrl.config import load_config
 from fastrl.training import train
+from fastrl.training.metrics import read_rows
 
 pytestmark = pytest.mark.timeout(900)
 
 REACHED_SOON = [("cartpole_ppo", 475), ("cartpole_a2c", 475), ("pendulum_ppo", -300)]
-# A2C needs nearly all its steps, which takes minutes.
-_WITHIN_ITS_STEPS = [
-    pytest.param(
-        name, wanted, seed, marks=pytest.mark.slow if name == "cartpole_a2c" and seed else ()
-    )
-    for name, wanted in REACHED_SOON
-    for seed in range(3)
-]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 REACHED_AT_THE_END = [*REACHED_SOON, ("acrobot_ppo", -100)]
+# A2C needs nearly all its steps, which takes minutes.
+WITHIN_ITS_STEPS = [
+    pytest.param(*task, marks=pytest.mark.slow if task[0] == "cartpole_a2c" else ())
+    for task in REACHED_SOON
+]
+# Chance keeps the pole up for some 22 steps. Thirty seeds of PPO reach 119 to 500, and twelve of
+# A2C 210 to 500; which of these a seed reaches depends on the processor and its threads.
+SHORT_RUNS = {
+    "cartpole_ppo": (90, ["total_steps=40960", "algorithm.epochs=10"]),
+    "cartpole_a2c": (100, ["total_steps=100000", "sampler.num_envs=16"]),
+}
+# A2C takes three times as long as PPO.
+SHORT_RUNS_AND_SEEDS = [
+    *(("cartpole_ppo", seed) for seed in range(3)),
+    ("cartpole_a2c", 0),
+    *(pytest.param("cartpole_a2c", seed, marks=pytest.mark.slow) for seed in (1, 2)),
+]
 
 
 def evaluated_at_the_end(name, *changes):
@@ -28,13 +39,26 @@ def evaluated_at_the_end(name, *changes):
     return evaluation.return_mean
 
 
-@pytest.mark.parametrize(("name", "wanted", "seed"), _WITHIN_ITS_STEPS)
+@pytest.mark.parametrize(("name", "seed"), SHORT_RUNS_AND_SEEDS)
+def test_a_short_run_learns_with_every_seed(tmp_path, name, seed):
+    wanted, changes = SHORT_RUNS[name]
+    run = [f"seed={seed}", f"run_dir={tmp_path / 'run'}", "sampler.kind=serial"]
+    run += ["env.id=fastrl/CartPole-v1", "logging.tensorboard=false"]
+    run += ["evaluation.every_steps=1000000", "evaluation.final_episodes=20"]
+    done = train(load_config(f"configs/{name}.yaml", [*changes, *run]))
+    assert done.outcome.evaluation.return_mean >= wanted
+    first = next(read_rows(done.path / "metrics.jsonl"))
+    assert first["return_mean"] is None or first["return_mean"] < 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("name", "wanted"), WITHIN_ITS_STEPS)
 def test_agent_reaches_the_score_within_its_steps(tmp_path, name, wanted, seed):
     stop = f"evaluation.stop_at={wanted}"
     assert evaluated_at_the_end(name, f"seed={seed}", f"run_dir={tmp_path / 'run'}", stop) >= wanted
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_defaults_learn_a_small_task_of_large_returns(tmp_path, seed):
     changes = ("env.id=tests.training.reach:Reach", "total_steps=81920", f"seed={seed}")
     run = ("sampler.num_env_workers=2", f"run_dir={tmp_path / 'run'}")

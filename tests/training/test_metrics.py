@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastrl.config import LoggingConfig
 from fastrl.errors import ConfigError
-from fastrl.shared.rollout_buffer import Episodes
+from fastrl.shared.rollouts import Episodes
 from fastrl.training import resume, train
 from fastrl.training.metrics import MetricsLog, read_rows
 from fastrl.training.run_directory import RunDirectory

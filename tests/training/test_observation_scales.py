@@ -95,7 +95,7 @@ def test_a_run_says_which_layout_it_took(tmp_path):
     said = [line for line in screen.getvalue().splitlines() if "images" in line]
     assert said == [
         "observations (2, 8, 9, 3) are images of 8 × 9 pixels with 6 channels (SHWC); "
-        "model.image_layout can say otherwise"
+        "model.image_layout can change this"
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrl import load_policy
-from fastrl.envs.make import EnvFactory
+from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.training import CheckpointError, evaluate_run
@@ -147,7 +147,7 @@ def test_checkpoint_is_chosen_by_name_or_by_its_directory(trained, tmp_path, mon
     assert not all(torch.equal(first[key], last[key]) for key in last)
     with pytest.raises(CheckpointError, match=r"^no checkpoint 'step_9' in"):
         load_policy("mine/checkpoints/step_9")
-    # Somebody may keep runs in a directory of this name.
+    # A user may keep runs in a directory of this name.
     shutil.copytree(run, tmp_path / "checkpoints" / "mine")
     assert load_policy(tmp_path / "checkpoints" / "mine").act(np.zeros(3))[0] in range(3)
 
@@ -173,7 +173,7 @@ def test_checkpoint_is_chosen_by_name_or_by_its_directory(trained, tmp_path, mon
         ),
         ("clipped", "north", "the observation has the shape (); expected (3,)"),
         ("clipped", ["a", "b", "c"], "env 0 returned an observation of dtype <U1"),
-        ("clipped", [[1.0], [1.0, 2.0]], "the observation is no array: "),
+        ("clipped", [[1.0], [1.0, 2.0]], "the observation is not an array: "),
         ("discrete", 2.5, "env 0 returned an observation of dtype float64"),
         ("image", np.full((2, 9, 9, 3), 256), "env 0 returned an observation with the number 256"),
         ("nested", np.zeros(3), "the observation, a ndarray, is not of its space Dict("),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import shutil
 
@@ -13,7 +12,6 @@ import torch
 from rich.console import Console
 
 from fastrl.config import (
-    Config,
     EnvConfig,
     EvaluationConfig,
     FaultsConfig,
@@ -215,8 +213,9 @@ def test_run_goes_on_when_environments_break_and_says_so(tmp_path):
     assert restarts[-1] == len(faults)
 
 
-@pytest.mark.parametrize("kind", ["process", "serial"])
-@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded"])
+@pytest.mark.parametrize(
+    ("kind", "env_id"), [("process", "Undefined"), ("serial", "Undefined"), ("serial", "Unbounded")]
+)
 def test_number_that_is_not_finite_ends_the_run_and_is_named(tmp_path, kind, env_id):
     sampler = PROCESSES.model_copy(update={"kind": kind})
     env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
@@ -228,7 +227,7 @@ def test_number_that_is_not_finite_ends_the_run_and_is_named(tmp_path, kind, env
     assert CheckpointStore(tmp_path / "run" / "checkpoints").load("last").steps == 192
 
 
-@pytest.mark.parametrize("env_id", ["Undefined", "Unbounded", "Unrewarded"])
+@pytest.mark.parametrize("env_id", ["Undefined", "Unrewarded"])
 def test_episode_of_a_bad_number_is_truncated(tmp_path, env_id):
     env = EnvConfig(id=f"tests.training.clockwork:{env_id}")
     faults = FaultsConfig(bad_numbers="truncate_episode", max_restarts=100)
@@ -288,22 +287,7 @@ def test_run_without_evaluation_has_none_in_its_summary(tmp_path):
     assert done.outcome.evaluation is None
 
 
-def test_cartpole_is_learnt_within_seconds(tmp_path):
-    """The short one of the learning tests: from 20 steps to the top in some 40,000 steps."""
-    from fastrl.config import load_config
-
-    changes = ["evaluation.stop_at=475", "evaluation.episodes=20", "evaluation.final_episodes=20"]
-    config = load_config("configs/cartpole_ppo.yaml", [*changes, f"run_dir={tmp_path / 'run'}"])
-    done = train(config)
-    assert done.outcome.evaluation.return_mean >= 475
-    assert done.outcome.steps <= 110_000
-    curve = [row["return_mean"] for row in rows(done.path, "training")]
-    assert curve[0] < 60
-    assert not any(math.isnan(value) for value in curve if value is not None)
-    assert isinstance(done.config, Config)
-
-
-def test_video_that_nobody_named_goes_into_the_run(finished, monkeypatch):
+def test_video_without_a_name_goes_into_the_run(finished, monkeypatch):
     monkeypatch.setattr("fastrl.training.recording.find_spec", lambda name: None)
     path, _ = record_run(finished.path, checkpoint="last")
     assert path == finished.path / "videos" / "step_000000000512.gif"
@@ -362,8 +346,8 @@ def test_minibatch_larger_than_a_rollout_is_remarked_upon(tmp_path):
         (lambda run: record_run(run, "x"), "'x' must end in .mp4 or .gif"),
         (lambda run: resume(3), "a run is given by its directory or its name, got 3"),
         (lambda run: resume(run, "total_steps=9"), "overrides are a list of texts"),
-        (lambda run: resume(run, ["run_dir=x"]), "run_dir: a run goes on in its own directory, "),
-        (lambda run: resume(run, ["init_from=x"]), "init_from: a run goes on with its own weights"),
+        (lambda run: resume(run, ["run_dir=x"]), "run_dir: a resumed run stays in its directory, "),
+        (lambda run: resume(run, ["init_from=x"]), "init_from: a resumed run keeps its weights"),
     ],
 )
 def test_argument_that_is_wrong_is_one_line(finished, call, message):

@@ -10,7 +10,7 @@ from fastrl.config import Config, EnvConfig, load_config
 from fastrl.errors import ConfigError
 from fastrl.training import run_directory, train
 from fastrl.training.run_directory import RunDirectory, find_run, new_run_path, read_config
-from fastrl.training.session import Session
+from fastrl.training.session import TrainingSession
 from tests.training.clockwork import small_run
 
 
@@ -87,7 +87,7 @@ def test_runs_that_start_at_the_same_moment_get_directories_of_their_own(tmp_pat
     config = small_run(None, total_steps=64, run_dir=None)
     done = []
 
-    class Overtaken(Session):
+    class Overtaken(TrainingSession):
         """Another run of the same configuration is trained while this one is being built."""
 
         def __init__(self, *args, **kwargs):
@@ -96,7 +96,7 @@ def test_runs_that_start_at_the_same_moment_get_directories_of_their_own(tmp_pat
                 done.append(None)
                 done.append(train(config))
 
-    monkeypatch.setattr("fastrl.training.run.Session", Overtaken)
+    monkeypatch.setattr("fastrl.training.run.TrainingSession", Overtaken)
     monkeypatch.setattr(run_directory, "datetime", Noon)
     last = train(config)
     assert {last.path.name, done[-1].path.name} == {NOON, f"{NOON}-2"}

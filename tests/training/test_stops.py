@@ -164,7 +164,7 @@ def test_full_disk_is_one_line_and_earlier_checkpoints_are_whole(tmp_path, monke
     assert resume(path).outcome.steps == 512
 
 
-@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("writes", [0, 2, 5])
 def test_disk_that_is_full_from_the_start_is_one_line(tmp_path, monkeypatch, writes):
     full_disk_after(monkeypatch, writes)
     with pytest.raises((WriteError, CheckpointError), match=r"^[^\n]*No space left on device$"):

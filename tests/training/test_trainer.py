@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl.shared.rollout_buffer import Episodes
+from fastrl.shared.rollouts import Episodes
 from fastrl.training import interrupts
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.trainer import Trainer

@@ -206,31 +206,20 @@ def test_a_module_in_the_current_directory_hides_no_installed_package(tmp_path):
     assert "CartPole-v1" in done.stdout
 
 
-@pytest.mark.parametrize("place", ["current", "beside"])
-def test_modules_are_found_in_the_current_directory_and_beside_the_configuration(tmp_path, place):
-    (tmp_path / "current").mkdir()
-    (tmp_path / "beside").mkdir()
+def test_modules_are_found_beside_the_configuration(tmp_path):
     source = (
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
         "class Mine(CartPoleEnv):\n    pass\n"
     )
-    (tmp_path / place / "my_own_task.py").write_text(source)
-    config = tmp_path / "beside" / "task.yaml"
+    (tmp_path / "my_task.py").write_text(source)
+    config = tmp_path / "task.yaml"
     config.write_text(
-        "env: {id: 'my_own_task:Mine', max_episode_steps: 20}\n"
+        "env: {id: 'my_task:Mine', max_episode_steps: 20}\n"
         "total_steps: 64\n"
         "sampler: {num_env_workers: 1, envs_per_worker: 2, rollout_length: 16}\n"
         "evaluation: {enabled: false}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrl", "train", str(config), f"run_dir={tmp_path / 'run'}"],
-        cwd=tmp_path / "current",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    assert main(["train", str(config), f"run_dir={tmp_path / 'run'}"]) == 0
 
 
 def test_a_module_that_is_nowhere_is_one_line_that_says_where_it_was_looked_for(capsys):

@@ -2,29 +2,20 @@
 
 import io
 import json
-import math
-import shutil
-import sqlite3
-from contextlib import closing
 from types import SimpleNamespace
 
-import optuna
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from tuner_bench.surfaces import Surface, Trials
 
 from fastrl.cli import main
 from fastrl.config import load_config
-from fastrl.cores import usable_cores
 from fastrl.errors import ConfigError
+from fastrl.system import usable_cores
 from fastrl.training import train
-from fastrl.tuning import Candidate, Search, Settings, Space, auto, study
-from fastrl.tuning.auto import tuned
-from fastrl.tuning.report import TuneReport
-from fastrl.tuning.study import StudyJournal
+from fastrl.tuning import Candidate, tune, tuned
 
 TINY = [
     "env.id=CartPole-v1",
@@ -54,7 +45,7 @@ def test_what_was_found_is_kept_and_the_number_of_environments_stays(monkeypatch
     first = tuned(config, said)
     assert first.topology.num_envs == 8
     assert first.sampler.tune_s is None
-    monkeypatch.setattr(auto, "Tuning", None)
+    monkeypatch.setattr(tune, "Tuning", None)
     assert tuned(config, said) == first
     lines = said.file.getvalue().splitlines()
     assert lines[0].startswith("tuned in ")
@@ -68,9 +59,8 @@ class OnPaper:
 
     ends_with = "the time is up"
 
-    def __init__(self, config, options, journal=None):
+    def __init__(self, config, options, study=None):
         self.options, self.ended = options, self.ends_with
-        self.trials = [] if journal is None else journal.recorded()
 
     def __enter__(self):
         OnPaper.made += 1
@@ -87,14 +77,14 @@ class OnPaper:
 @pytest.fixture
 def on_paper(monkeypatch):
     """Return a tuning that runs the given number of times, and how it ends."""
-    monkeypatch.setattr(auto, "Tuning", OnPaper)
+    monkeypatch.setattr(tune, "Tuning", OnPaper)
 
-    def tune(seconds, ends_with="the time is up", **options):
+    def times(seconds, ends_with="the time is up", **options):
         OnPaper.made, OnPaper.ends_with = 0, ends_with
         tuned(load_config(None, [*TINY, f"sampler.tune_s={seconds}"]), **options)
         return OnPaper.made
 
-    return tune
+    return times
 
 
 def test_a_tuning_that_was_cut_short_is_gone_on_with_where_there_is_more_time(on_paper):
@@ -112,7 +102,7 @@ def test_what_is_kept_is_forgotten_where_that_is_asked_for(on_paper):
 
 def test_nothing_is_forgotten_where_nothing_is_tuned(capsys):
     assert main(["train", "env.id=CartPole-v1", "--fresh"]) == 2
-    assert "--fresh tunes anew, and nothing is tuned here" in capsys.readouterr().err
+    assert "--fresh needs a sampler that is tuned" in capsys.readouterr().err
 
 
 def test_a_configuration_without_it_is_left_alone():
@@ -125,31 +115,62 @@ def test_training_in_python_says_what_to_do_first():
         train(load_config(None, [*TINY, "sampler.tune_s=3"]))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            "callbacks=[{path: 'fastrl:Callback', kwargs: {a: 1}}]",
+            "callbacks: 'fastrl:Callback' does not take its kwargs: ",
+        ),
+        ("logging.loggers=['fastrl:Callback']", "'fastrl:Callback' does not take (run, config,"),
+        (
+            "model={class_path: 'fastrl:ActorCritic', kwargs: {a: 1}}",
+            "model.class_path 'fastrl:ActorCritic' does not take model.kwargs: ",
+        ),
+    ],
+)
+def test_wrong_arguments_of_named_code_are_told_before_anything_is_measured(
+    wrong, told, monkeypatch
+):
+    monkeypatch.setattr(tune, "Tuning", None)
+    monkeypatch.setattr("fastrl.training.session.make_plan", None)
+    config = load_config(None, [*TINY, "sampler.tune_s=1", wrong])
+    untuned = load_config(None, [*TINY, wrong])
+    for begin in (tuned, train):
+        with pytest.raises(ConfigError) as caught:
+            begin(config if begin is tuned else untuned)
+        assert told in str(caught.value)
+
+
+def test_a_directory_that_holds_a_run_is_told_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("fastrl.tuning.tuned", None)
+    (tmp_path / "config.yaml").touch()
+    assert main(["train", *TINY, "sampler.tune_s=1", f"run_dir={tmp_path}"]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
 def test_only_processes_are_tuned():
     with pytest.raises(ConfigError, match="only 'process' is tuned, got 'serial'"):
         tuned(load_config(None, [*TINY, "sampler.kind=serial", "sampler.tune_s=3"]))
 
 
-def test_a_file_that_keeps_nothing_does_not_keep_one_from_training(monkeypatch):
-    def refuse(self, *_):
-        raise ConfigError("tuning.db cannot be written: database is locked")
-
-    monkeypatch.setattr(StudyJournal, "add", refuse)
-    monkeypatch.setattr(StudyJournal, "keep_result", refuse)
-    said = Console(file=io.StringIO())
+def test_a_file_that_keeps_nothing_does_not_keep_one_from_training(cache, monkeypatch):
+    monkeypatch.setattr(tune, "Tuning", OnPaper)
+    (cache / "fastrl" / "tuning.jsonl").mkdir(parents=True)
+    said = Console(file=io.StringIO(), width=500)
     tuned(load_config(None, [*TINY, "sampler.tune_s=2"]), said)
-    lines = said.file.getvalue().splitlines()
-    assert lines[0] == (
-        "what is measured is not kept: tuning.db cannot be written: database is locked"
-    )
-    assert lines[1].startswith("tuned in ")
-    assert len(lines) == 2
+    first, second = said.file.getvalue().splitlines()
+    assert first.startswith("trials are not kept: ")
+    assert first.endswith("tuning.jsonl cannot be read: Is a directory")
+    assert second.startswith("tuned in ")
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "emptied"])
 def test_a_damaged_file_is_replaced(on_paper, cache, damage):
     assert on_paper(6) == 1
-    path = cache / "fastrl" / "tuning.db"
+    path = cache / "fastrl" / "tuning.jsonl"
     content = path.read_bytes()
     path.write_bytes(
         {
@@ -162,54 +183,37 @@ def test_a_damaged_file_is_replaced(on_paper, cache, damage):
 
 
 def test_a_cache_that_cannot_be_made_does_not_keep_one_from_training(cache, monkeypatch):
-    monkeypatch.setattr(auto, "Tuning", OnPaper)
+    monkeypatch.setattr(tune, "Tuning", OnPaper)
     OnPaper.ends_with = "the time is up"
     (cache / "fastrl").write_text("a file in the place of the directory")
     said = Console(file=io.StringIO())
     tuned(load_config(None, [*TINY, "sampler.tune_s=6"]), said)
     first, second = said.file.getvalue().splitlines()
-    assert first.startswith("what is measured is not kept: ")
+    assert first.startswith("trials are not kept: ")
     assert second.startswith("tuned in ")
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    """Return a file that holds a final result, of 4 environments in each of 2 workers."""
-    path = tmp_path_factory.mktemp("result") / "tuning.db"
-    with StudyJournal(path, "x") as journal:
-        journal.keep_result(Candidate(4, 2), math.inf)
-    return path
-
-
 @pytest.fixture
-def kept(result, cache, monkeypatch):
-    """Return a cache with a result, and what tunes again and returns how it went."""
-    monkeypatch.setattr(auto, "Tuning", OnPaper)
+def kept(cache, monkeypatch):
+    """Return a cache's file, and what tunes again and returns how it went."""
+    monkeypatch.setattr(tune, "Tuning", OnPaper)
     # Looking at all packages' versions takes a while.
-    monkeypatch.setattr(auto, "study_name", lambda *_: "x")
-    monkeypatch.setattr(study, "_MAKING_S", 0.0)
+    monkeypatch.setattr(tune, "study_name", lambda *_: "x")
     config = load_config(None, [*TINY, "sampler.tune_s=6"])
-    path = cache / "fastrl" / "tuning.db"
+    path = cache / "fastrl" / "tuning.jsonl"
     path.parent.mkdir()
-    shutil.copy(result, path)
 
     def again():
-        OnPaper.made, said = 0, Console(file=io.StringIO(), width=500)
+        OnPaper.made, OnPaper.ends_with = 0, "no neighbour is faster"
+        said = Console(file=io.StringIO(), width=500)
         found = tuned(config, said)
         return found, OnPaper.made, said.file.getvalue().splitlines()
 
     return path, again
 
 
-def change(path, sql, *values):
-    with closing(sqlite3.connect(path)) as file, file:
-        file.execute(sql, values)
-
-
-def write_result(path, best, enough_s=math.inf):
-    for key, value in (("best", best), ("enough_s", enough_s)):
-        sql = "UPDATE study_user_attributes SET value_json = ? WHERE key = ?"
-        change(path, sql, json.dumps(value), key)
+def result(best, enough_s=None):
+    return json.dumps({"study": "x", "result": {"best": best, "enough_s": enough_s}}) + "\n"
 
 
 def is_possible(config):
@@ -236,6 +240,8 @@ IMPOSSIBLE = {
     "too_many_threads": {"torch_threads": 100_000},
     "no_such_device": {"num_model_workers": 1, "device": "cuda:99"},
     "no_such_engine": {"engine": "os:system"},
+}
+DAMAGED = {
     "numbers_of_another_kind": {"groups": 1.0},
     "texts_of_another_kind": {"device": ["cpu"]},
     "another_key": {"n": 4},
@@ -245,97 +251,48 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_an_impossible_result_is_told_in_one_line_and_tuned_anew(kept, changes):
     path, again = kept
-    write_result(path, {**POSSIBLE, **changes})
+    path.write_text(result({**POSSIBLE, **changes}))
     found, made, lines = again()
     assert made == 1
     assert is_possible(found)
     assert len(lines) == 2
-    assert str(path) in lines[0]
-    assert lines[0].endswith("tuned anew")
+    assert lines[0].endswith("tuning again")
     assert lines[1].startswith("tuned in ")
     assert again()[1:] == (0, ["tuned before: n=4 N=2 M=0"])
 
 
-@pytest.mark.parametrize("enough_s", ["600", None, math.nan, -1.0, [1]])
-def test_a_budget_that_is_none_is_told_and_tuned_anew(kept, enough_s):
+@pytest.mark.parametrize("changes", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_result_counts_for_nothing(kept, changes):
     path, again = kept
-    write_result(path, POSSIBLE, enough_s)
-    _, made, lines = again()
-    assert (made, len(lines)) == (1, 2)
+    path.write_text(result({**POSSIBLE, **changes}))
+    found, made, lines = again()
+    assert is_possible(found)
+    assert (made, len(lines)) == (1, 1)
+
+
+@pytest.mark.parametrize("enough_s", ["600", -1.0, [1]])
+def test_a_budget_that_is_none_is_tuned_anew(kept, enough_s):
+    path, again = kept
+    path.write_text(result(POSSIBLE, enough_s))
+    assert again()[1] == 1
 
 
 numbers = st.integers(-2, 2**40) | st.floats() | st.booleans()
-json_values = st.recursive(
-    st.none() | numbers | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*POSSIBLE, "x"]), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
+json_values = st.none() | numbers | st.text(max_size=5) | st.lists(numbers, max_size=3)
 candidates = json_values | st.fixed_dictionaries(
-    {name: st.just(value) | numbers | json_values for name, value in POSSIBLE.items()}
+    {name: st.just(value) | json_values for name, value in POSSIBLE.items()}
 )
 FIXTURES_ARE_KEPT = [HealthCheck.function_scoped_fixture]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=FIXTURES_ARE_KEPT)
-@given(best=candidates, enough_s=st.just(math.inf) | json_values)
-def test_whatever_the_result_says_the_run_is_a_possible_one(kept, best, enough_s):
+@settings(max_examples=10, deadline=None, suppress_health_check=FIXTURES_ARE_KEPT)
+@given(best=candidates, enough_s=json_values, data=st.data())
+def test_whatever_the_file_says_the_run_is_a_possible_one(kept, best, enough_s, data):
     path, again = kept
-    write_result(path, best, enough_s)
-    found, made, lines = again()
-    assert is_possible(found)
-    assert len(lines) == 1 + (made and not lines[0].startswith("tuned in"))
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=FIXTURES_ARE_KEPT)
-@given(data=st.data())
-def test_whatever_bytes_the_file_has_training_begins(kept, data, result):
-    path, again = kept
-    content = bytearray(result.read_bytes())
-    if data.draw(st.booleans(), "cut"):
-        del content[data.draw(st.integers(0, len(content)), "length") :]
-    for _ in range(data.draw(st.integers(0, 40), "changes") if content else 0):
+    content = bytearray(result(best, enough_s).encode())
+    for _ in range(data.draw(st.integers(0, 9), "changes")):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     found, made, lines = again()
     assert is_possible(found)
     assert len(lines) <= 1 + made
-
-
-TRIAL = {
-    "seconds": 0.4,
-    "reference_fps": 1.0,
-    "cost_s": 1.0,
-    "error": "",
-    "exhausted": False,
-    "notes": {"shares": {}, "limit_s": 5.0},
-    "reference": POSSIBLE,
-    "texts": {"device": "cpu", "engine": "auto"},
-}
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=FIXTURES_ARE_KEPT)
-@given(
-    said=st.fixed_dictionaries({k: st.just(v) | json_values for k, v in TRIAL.items()}),
-    fps=st.none() | st.floats(allow_nan=False),
-)
-def test_whatever_trials_say_a_search_goes_on(kept, said, fps):
-    path, _ = kept
-    kept_study = optuna.load_study(study_name="x", storage=f"sqlite:///{path}")
-    whole = {key: value for key, value in POSSIBLE.items() if isinstance(value, int)}
-    numbers = {key: optuna.distributions.IntDistribution(0, 2**31 - 1) for key in whole}
-    state = optuna.trial.TrialState.FAIL if fps is None else optuna.trial.TrialState.COMPLETE
-    kept_study.add_trial(
-        optuna.create_trial(
-            state=state, value=fps, params=whole, distributions=numbers, user_attrs=said
-        )
-    )
-    surface = Surface("paper", Space(2, batch=(8, 8)), Candidate(4, 2), lambda c: 100.0)
-    with StudyJournal(path, "x") as journal:
-        options = Settings(budget_s=1.0, limit_s=1.0)
-        search = Search(surface.space, surface.default, Trials(surface), options, journal=journal)
-        report = TuneReport("x", "fps", search.run())
-    json.dumps(report.to_dict())
-    assert report.to_rich()

@@ -12,7 +12,7 @@ from fastrl.shared.table import Table
 from fastrl.spaces import TensorSpec
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec
 from fastrl.tuning import Candidate
-from fastrl.tuning.memory import MemoryNeed
+from fastrl.tuning.workbench import MemoryNeed
 
 SPEC = EnvSpec("x", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(2))
 

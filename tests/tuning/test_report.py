@@ -11,19 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from rich.console import Console
-from tuner_bench import surfaces
-from tuner_bench.surfaces import Trials
 
-from fastrl.throughput.limits import Limit
-from fastrl.tuning import Candidate, Search, Settings, Trial, plots
-from fastrl.tuning.finding import Finding
-from fastrl.tuning.report import TuneReport
+from fastrl.tuning import Candidate, Finding, Notes, Search, Settings, Trial
+from fastrl.tuning import tune_report as plots
+from fastrl.tuning.tune_report import TuneReport, find_bottleneck
+from tests.tuning import surfaces
+from tests.tuning.surfaces import Trials
 
 DEFAULT, BEST, LOSER = Candidate(16, 2), Candidate(64, 2), Candidate(256, 2)
-
-
-def limit(fps):
-    return Limit(1, 1 / fps, 0.0)
 
 
 def tuned_on_paper(machine, drift, seed):
@@ -44,10 +39,9 @@ def drifting():
     )
     finding = Finding(
         *(BEST, DEFAULT, (151_703.0,), (101_135.0,), trials, (DEFAULT, BEST)),
-        *(4.0, "no neighbour is faster", 1),
+        *(4.0, "no neighbour is faster", 1, {DEFAULT: 1.0, BEST: 151_703 / 101_135, LOSER: 1.35}),
     )
-    pairs = ((145_733.0, 118_919.0), (150_000.0, 150_000.0), (200_000.0, 100_000.0))
-    return TuneReport("x", "fps", finding, tuple((limit(most), fps) for most, fps in pairs))
+    return TuneReport("x", "fps", finding, (145_733.0, 118_919.0))
 
 
 def shown(report):
@@ -106,14 +100,14 @@ def test_what_is_reached_is_the_share_of_the_limit_of_the_same_moment():
 def test_figures_as_json_are_those_of_the_tables():
     found = drifting().to_dict()
     assert found["gain"] == pytest.approx(found["fps_median"] / found["default_fps_median"])
-    assert [Candidate.from_dict(each) for each in found["ranking"]] == [BEST, LOSER, DEFAULT]
-    assert found["ranking"][0]["ratio"] == pytest.approx(found["gain"])
+    ratios = [each.pop("ratio") for each in found["ranking"]]
+    assert [Candidate(**each) for each in found["ranking"]] == [BEST, LOSER, DEFAULT]
+    assert ratios[0] == pytest.approx(found["gain"])
 
 
 def test_a_candidate_that_is_faster_by_less_than_the_noise_stands_below_the_best():
     report = drifting()
-    trials = (*report.finding.trials[:2], Trial(LOSER, BEST, 0.4, 306.0, 300.0, 1.0))
-    finding = replace(report.finding, trials=(*trials, report.finding.trials[-1]))
+    finding = replace(report.finding, ratios={DEFAULT: 1.0, BEST: 1.5, LOSER: 1.53})
     rows = rows_of_the_ranking(replace(report, finding=finding))
     assert [cell.strip() for cell in rows[1]] == [LOSER.label, "1.53", "not clearly faster"]
 
@@ -145,7 +139,7 @@ def test_pictures_of_a_default_that_fails_name_what_ratios_are_relative_to(tmp_p
             Trial(BEST, None, 0.4, 100.0, None, 1.0),
             Trial(LOSER, BEST, 0.4, 90.0, 100.0, 1.0),
         ),
-        path=(BEST,), default_fps=(), num_final=0,
+        path=(BEST,), default_fps=(), num_final=0, ratios={BEST: 1.0, LOSER: 0.9},
     )  # fmt: skip
     report = TuneReport("x", "fps", finding)
     assert finding.gain is None
@@ -155,3 +149,43 @@ def test_pictures_of_a_default_that_fails_name_what_ratios_are_relative_to(tmp_p
     plots._path(axes, report)
     assert axes.get_ylabel() == f"times {BEST.label}"
     assert len(plots.plot_tuning(report, tmp_path)) == 3
+
+
+def shares(stepping=0.0, inference=0.0, waiting=0.0, hand_over=0.0):
+    return {
+        "stepping": stepping,
+        "inference": inference,
+        "waiting": waiting,
+        "hand-over": hand_over,
+    }
+
+
+@pytest.mark.parametrize(
+    ("candidate", "notes", "name"),
+    [
+        (Candidate(8, 2), {"shares": {"env-worker": shares(0.7, 0.3)}}, "env stepping"),
+        (Candidate(8, 2), {"shares": {"env-worker": shares(0.3, 0.6, 0, 0.1)}}, "inference"),
+        (Candidate(1, 2), {"shares": {"env-worker": shares(0.2, 0.3, 0, 0.5)}}, "hand-over"),
+        (
+            Candidate(8, 2),
+            {"shares": {"env-worker": shares(0.7, 0.3)}, "learner_share": 0.8},
+            "learner",
+        ),
+        (
+            Candidate(8, 2, 1),
+            {"shares": {"env-worker": shares(0.2, 0, 0.8), "model-worker": shares(0, 0.9, 0.1)}},
+            "inference",
+        ),
+        (
+            Candidate(8, 2, 1),
+            {"shares": {"env-worker": shares(0.2, 0, 0.8), "model-worker": shares(0, 0.1, 0.9)}},
+            "hand-over",
+        ),
+    ],
+)
+def test_bottleneck(candidate, notes, name):
+    assert find_bottleneck(candidate, Notes(**notes)).startswith(f"{name} (")
+
+
+def test_nothing_is_said_where_nothing_was_seen():
+    assert find_bottleneck(Candidate(8, 2), Notes()) == ""

@@ -9,8 +9,7 @@ from fastrl.config import load_config
 from fastrl.sampling import SamplerStats
 from fastrl.shared.counters import Counter
 from fastrl.tuning import Candidate
-from fastrl.tuning.resets import Resets
-from fastrl.tuning.workbench import Workbench
+from fastrl.tuning.workbench import Resets, Workbench
 from tests.tuning.busy import busy
 
 STEP_S, RESET_S, LENGTH = 0.0002, 0.02, 40
@@ -92,4 +91,4 @@ def test_a_short_window_of_many_young_environments_is_no_faster_than_it_will_be(
     later = 1 / (STEP_S + RESET_S / LENGTH)
     assert 0.6 * later < sample.fps < 1.5 * later
     if num_envs == 64:
-        assert sample.notes["seen_fps"] > 1.8 * later, "it has seen resets, so shows nothing"
+        assert sample.notes.seen_fps > 1.8 * later, "it has seen resets, so shows nothing"

@@ -48,15 +48,22 @@ def project(tmp_path, monkeypatch):
     ],
 )
 def test_tunings_depend_on_the_code_that_they_measured_and_on_no_other(project, overrides, files):
-    def name():
-        return study_name(load_config(None, overrides), TuneOptions())
+    def found():
+        return sources(load_config(None, overrides))
 
     for file in FILES:
-        before = name()
+        before = found()
         with (project / file).open("a") as written:
             written.write("# changed\n")
-        assert (name() != before) == (file in files), file
+        assert (found() != before) == (file in files), file
     assert not {"robots", "registers", "wrapper", "policy"} & sys.modules.keys()
+
+
+def test_a_study_has_another_name_once_the_code_has_changed(project):
+    config = load_config(None, ["env.id=robots.arm:make"])
+    before = study_name(config, TuneOptions())
+    (project / "robots" / "arm.py").write_text("def make(): ...\n")
+    assert study_name(config, TuneOptions()) != before
 
 
 def test_installed_packages_count_by_their_version():

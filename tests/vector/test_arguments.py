@@ -11,8 +11,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 import fastrl
+from fastrl.errors import ArgumentError
 from fastrl.vector import make_concurrent
-from fastrl.vector.failures import ArgumentError
 
 
 def refusal(call, *args, **kwargs):
@@ -34,16 +34,16 @@ def test_list_of_factories_has_one_for_each_environment():
 
     told = refusal(fastrl.make_vec, [factory, factory], 3)
     assert told == "num_envs: got 3 for a list of 2 factories"
-    assert refusal(fastrl.make_vec, []) == "num_envs must be at least 1, got 0"
+    assert refusal(fastrl.make_vec, []) == "num_envs must be a whole number of at least 1, got 0"
 
 
 @pytest.mark.parametrize("make", [fastrl.make_vec, make_concurrent])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_envs": 2.5}, "num_envs must be a whole number, got 2.5"),
-        ({"num_envs": "4"}, "num_envs must be a whole number, got '4'"),
-        ({"num_envs": -1}, "num_envs must be at least 1, got -1"),
+        ({"num_envs": 2.5}, "num_envs must be a whole number of at least 1, got 2.5"),
+        ({"num_envs": "4"}, "num_envs must be a whole number of at least 1, got '4'"),
+        ({"num_envs": -1}, "num_envs must be a whole number of at least 1, got -1"),
         ({"timeout_s": -1}, "timeout_s must be a number of seconds above 0, got -1"),
         ({"timeout_s": "x"}, "timeout_s must be a number of seconds above 0, got 'x'"),
         ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0, got nan"),
@@ -73,7 +73,7 @@ def test_argument_is_refused_by_its_name(make, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_workers": 1.5}, "num_workers must be a whole number, got 1.5"),
+        ({"num_workers": 1.5}, "num_workers must be a whole number of at least 1, got 1.5"),
         ({"start_timeout_s": 0}, "start_timeout_s must be a number of seconds above 0, got 0"),
         ({"close_timeout_s": 0}, "close_timeout_s must be a number of seconds above 0, got 0"),
     ],
@@ -91,7 +91,7 @@ def test_argument_of_workers_is_refused_by_its_name(arguments, message):
         ),
         (
             {"vectorization_mode": "asinc"},
-            "vectorization_mode must be one of sync, async, vector_entry_point, got 'asinc'; "
+            "vectorization_mode must be 'sync' or 'async' or 'vector_entry_point', got 'asinc'; "
             "did you mean 'async'?",
         ),
         (
@@ -154,8 +154,8 @@ def test_first_results_and_seeds_that_fit_no_row_leave_the_environments_as_they_
     envs = fastrl.make_vec("CartPole-v1", 2, backend="serial")
     assert "numbers below 2**63" in refusal(envs.async_reset, seed=2**63)
     envs.async_reset(seed=0)
-    assert refusal(envs.recv, 1.5) == "batch_size must be a whole number, got 1.5"
-    assert refusal(envs.recv, 0) == "batch_size must be at least 1, got 0"
+    assert refusal(envs.recv, 1.5) == "batch_size must be a whole number of at least 1, got 1.5"
+    assert refusal(envs.recv, 0) == "batch_size must be a whole number of at least 1, got 0"
     assert len(envs.recv(2)[0]) == 2
 
 
@@ -166,12 +166,15 @@ def test_options_that_are_none_leave_the_environments_as_they_are():
     envs.step(np.array([0, 1]))
 
 
+TAKEN = "the adapter for Stable-Baselines3 takes what fastrl.make_vec returns, got {}"
+
+
 def test_sb3_adapter_takes_vector_environments_of_fastrl_only():
     pytest.importorskip("stable_baselines3")
     to_sb3 = fastrl.vector.to_sb3
     others = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
-    assert refusal(to_sb3, others) == "to_sb3 takes what fastrl.make_vec returns, got SyncVectorEnv"
-    assert refusal(to_sb3, "CartPole-v1") == "to_sb3 takes what fastrl.make_vec returns, got str"
+    assert refusal(to_sb3, others) == TAKEN.format("SyncVectorEnv")
+    assert refusal(to_sb3, "CartPole-v1") == TAKEN.format("str")
     others.close()
 
 

@@ -6,16 +6,14 @@ from functools import partial
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 
 import fastrl
 from fastrl.envs import Family
 from fastrl.errors import EnvError
 from fastrl.vector import EnvFailure, make_concurrent
 from fastrl.vector.exchange import Exchange
-from fastrl.vector.native_build import NativeBuild
-from fastrl.vector.native_group import NativeGroup
-from fastrl.vector.spec import InstanceSpec
+from fastrl.vector.groups import NativeGroup
+from fastrl.vector.vector_plan import InstanceSpec, NativeBuild
 from tests.misfits import MISFITS, RESET_MISFITS, MisfitEnv
 from tests.vector.envs import WaitingEnv
 
@@ -137,7 +135,7 @@ def test_native_batch_names_the_environment_that_its_error_names():
             raise EnvError(f"env {int(actions.argmax())} of 'batch': action {max(actions)} is odd")
 
     batch, at = Batch(), [0]
-    native = NativeBuild(Family(), "batch", {}, (), AutoresetMode.SAME_STEP)
+    native = NativeBuild(Family(), "batch", {}, ())
     spec = InstanceSpec("batch", batch.single_observation_space, batch.single_action_space)
     exchange = Exchange(spec, 4, shared=False)
     exchange.action[0][:] = [0, 0, 1, 2]

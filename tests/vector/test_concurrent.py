@@ -18,13 +18,13 @@ import fastrl
 from fastrl.errors import EnvError
 from fastrl.vector import ArgumentError, EnvFailure, EnvTimeoutError, make_concurrent
 from tests.counting_env import CountingEnv
-from tests.vector.envs import ClosingEnv, OtherSpaceEnv, TellingEnv, WaitingEnv
+from tests.vector.envs import ClosingEnv, OtherSpaceEnv, TellingEnv, WaitingEnv, WordyEnv
 from tests.vector.test_same_as_gymnasium import assert_same
 
 
 @pytest.fixture(autouse=True)
 def _environments_that_hang_are_soon_left_behind(monkeypatch):
-    monkeypatch.setattr("fastrl.vector.overlap.CLOSE_S", 0.2)
+    monkeypatch.setattr("fastrl.vector.concurrent.CLOSE_S", 0.2)
 
 
 class CoroutineEnv(TellingEnv):
@@ -60,6 +60,17 @@ def test_every_step_is_that_of_sync_vector_env(env, mode):
             for _ in range(30):
                 actions = theirs.action_space.sample()
                 assert_same(await ours.step(actions), theirs.step(actions))
+
+    asyncio.run(compare())
+
+
+def test_observations_and_actions_may_be_texts():
+    async def compare():
+        theirs = SyncVectorEnv([WordyEnv] * 2)
+        async with make_concurrent(WordyEnv, 2) as ours:
+            assert_same(await ours.reset(seed=3), theirs.reset(seed=3))
+            for _ in range(5):
+                assert_same(await ours.step(("a", "b")), theirs.step(("a", "b")))
 
     asyncio.run(compare())
 

@@ -26,7 +26,7 @@ def test_example_of_the_guide_runs_as_it_stands(example):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["naive", "threads", "await", "processes"])
 def test_example_script_plays_all_episodes(how):
-    script = ROOT / "scripts/concurrent_envs.py"
+    script = ROOT / "docs/examples/concurrent_envs.py"
     options = ["--num-envs", "3", "--episodes", "2", "--how", how, "--wait-ms", "1", "--verbose"]
     done = subprocess.run(
         [sys.executable, str(script), *options],

@@ -391,9 +391,9 @@ def test_environments_must_have_the_same_spaces(backend):
     [
         ({"backend": "thread"}, "did you mean 'threads'"),
         ({"autoreset": "samstep"}, "did you mean 'same_step'"),
-        ({"output": "jax"}, "output must be one of numpy, torch"),
-        ({"num_envs": 0}, "num_envs must be at least 1"),
-        ({"num_workers": 0}, "num_workers must be at least 1"),
+        ({"output": "jax"}, "output must be 'numpy' or 'torch', got"),
+        ({"num_envs": 0}, "num_envs must be a whole number of at least 1"),
+        ({"num_workers": 0}, "num_workers must be a whole number of at least 1"),
         ({"env_kwargs": [{}]}, "got 1 mappings for 2"),
     ],
 )
@@ -433,6 +433,7 @@ def test_specification_may_differ_from_the_registered_one():
 
 def test_auto_takes_one_process_for_quick_environments_and_several_for_slow_ones(monkeypatch):
     monkeypatch.setattr("fastrl.vector.choice.usable_cores", lambda: 2)
+    monkeypatch.setattr("fastrl.vector.choice.wake_s", lambda: 3e-5)
     quick = fastrl.make_vec("CartPole-v1", 2)
     slow = fastrl.make_vec("HalfCheetah-v5", 64)
     assert (quick.backend, slow.backend) == ("serial", "processes")

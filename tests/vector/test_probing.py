@@ -99,7 +99,7 @@ def test_factory_that_cannot_travel_is_refused_in_words_and_not_sent_by_auto(mon
 
     with pytest.raises(ArgumentError, match=r"cannot be sent to worker processes: .*lock"):
         fastrl.make_vec(build, 2, backend="processes")
-    monkeypatch.setattr("fastrl.vector.choice.HAND_OVER_S", -1.0)
+    monkeypatch.setattr("fastrl.vector.choice.wake_s", lambda: 0.0)
     monkeypatch.setattr("fastrl.vector.choice.usable_cores", lambda: 2)
     with fastrl.make_vec(build, 2) as envs:
         assert envs.backend in ("serial", "threads")

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def run(monkeypatch):
     """Run a script as its own program; return its exit status."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr("vector_bench.report.plot", lambda found, path: path.touch())
+    monkeypatch.setattr("bench.plots.curves", lambda panels, path, title: path.touch())
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -33,8 +33,8 @@ def test_measuring_some_rows_leaves_the_others_as_they_are(run, tmp_path, capsys
 
     def measure(*more):
         assert not run("bench_vector.py", *options, "--methods", "sequential", *more)
-        rows = json.loads(path.read_text())["rows"]
-        return {(row["env"], row["num_envs"]): row["rounds"] for row in rows}
+        rows = json.loads(path.read_text())["results"]
+        return {(row["env"], row["num_envs"]): row["step_s"] for row in rows}
 
     first = measure("--sizes", "1,2", "--rounds", "2")
     assert {key: len(rounds) for key, rounds in first.items()} == {
@@ -60,36 +60,20 @@ def test_measuring_some_rows_leaves_the_others_as_they_are(run, tmp_path, capsys
     assert len(measure("--sizes", "1", "--new")) == 1
 
 
-def test_turns_hold_a_few_environments_against_linear_growth(run, tmp_path):
-    path = tmp_path / "found.json"
-    options = ["--turns", "--sizes", "1,2", "--seconds", "0.6", "--json", path]
-    assert not run("bench_vector.py", *options, "--plot", tmp_path / "found.png")
-    rows = json.loads(path.read_text())["turns"]
-    assert [row["num_envs"] for row in rows] == [1, 1, 1, 2, 2, 2]
-    assert all(row["of_linear"] > 0 for row in rows)
-    assert "| fastrl serial |" in (tmp_path / "found.md").read_text()
-
-
 def test_method_that_an_environment_does_not_know_is_left_out(run, tmp_path, capsys):
     path = tmp_path / "found.json"
     methods = ["--methods", "fastrl native,sequential", "--sizes", "1", "--seconds", "0.001"]
     outputs = ["--json", path, "--plot", tmp_path / "found.png"]
     assert not run("bench_vector.py", "--env", "FrozenLake-v1", *methods, *outputs)
     assert "left out: there is no native 'FrozenLake-v1'" in capsys.readouterr().out
-    assert [row["method"] for row in json.loads(path.read_text())["rows"]] == ["sequential"]
+    assert [row["method"] for row in json.loads(path.read_text())["results"]] == ["sequential"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
         "bench_vector.py --env CartPole-1",
-        "concurrent_envs.py --env CartPole-1 --num-envs 2",
-        "concurrent_envs.py --env CartPole-1 --num-envs 2 --how naive",
-        "plain_loop.py no_such_config.yaml",
-        "soak.py --env CartPole-1",
-        "soak.py --train no_such_config.yaml",
-        "tune_grid.py grid sampler.no_such_key=1 --env CartPole-v1",
-        "vector_drop_in.py --env HalfCheetah-5",
+        "bench_training.py no_such_config.yaml",
     ],
 )
 def test_what_does_not_exist_is_told_in_one_line(command, run, capsys):

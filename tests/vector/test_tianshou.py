@@ -169,6 +169,7 @@ def test_attributes_of_some_environments():
     assert envs.get_env_attr("bound") == [3.0, 9.0, 3.0]
     assert envs.get_env_attr("bound", [1, 0]) == [9.0, 3.0]
     assert envs.get_env_attr("bound", 1) == [9.0]
+    assert envs.get_env_attr("bound", [-1, -2]) == [3.0, 9.0]
     assert [picture.shape for picture in envs.render()] == [(4, 5, 3)] * 3
     assert envs.metadata[0]["render_fps"] == 7
     with pytest.raises(ArgumentError, match="expected whole numbers below 3"):
@@ -215,7 +216,7 @@ def test_what_does_not_suit_tianshou_is_refused(kwargs, message):
 
 
 def test_what_is_no_vector_environment_of_fastrl_is_refused():
-    with pytest.raises(ArgumentError, match=r"to_tianshou takes what .* returns"):
+    with pytest.raises(ArgumentError, match=r"Tianshou takes what .* returns"):
         to_tianshou(DummyVectorEnv([CARTPOLE]))
 
 

@@ -13,80 +13,81 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere its e
 
 SCRIPT = textwrap.dedent(
     """
-    import time
+    import sys, time
     from fastrl.errors import FastrlError
     from fastrl.workers import processes
     from fastrl.workers.supervisor import Supervisor
 
-    processes._PRELOAD = (*processes._PRELOAD[:1], "loaded_first")
     supervisor = Supervisor(request_stop=lambda: None, grace_s=0.1)
-    try:
-        supervisor.start("worker-0", time.sleep, 600)
-    except FastrlError as error:
-        print(error)
+    for module in sys.argv[1:]:
+        processes._PRELOAD = ("fastrl.workers.fork_server", module)
+        try:
+            supervisor.start("worker-0", time.sleep, 600)
+        except FastrlError as error:
+            print(error)
+        else:
+            print(*supervisor.pids())
     """
 )
+ENDS = {
+    "raises": (
+        "raise ValueError('a\\nb')",
+        "worker-0 cannot be started: the fork server ended with exit code 1",
+    ),
+    "disk_full": (
+        "raise OSError(28, 'No space left on device')",
+        "worker-0 cannot be started: No space left on device",
+    ),
+    "no_memory": (
+        "raise MemoryError",
+        "worker-0 cannot be started: Cannot allocate memory; lower sampler.num_env_workers, "
+        "or give the processes more memory",
+    ),
+    "aborts": (
+        "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()",
+        "worker-0 cannot be started: the fork server was ended by SIGABRT",
+    ),
+    "killed_once": (
+        "import os, signal; starts.tell() > 1 or os.kill(os.getpid(), signal.SIGKILL)",
+        "worker-0",
+    ),
+}
 
 
-def run(script, folder):
-    """Return what a script writes that finds modules in a folder."""
-    path = os.pathsep.join([str(folder), *sys.path])
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """Start fork servers that end in these ways.
+
+    Return the lines of the starts, standard error, and how often each server was started.
+    """
+    folder = tmp_path_factory.mktemp("ends")
+    for name, (does, _) in ENDS.items():
+        counting = f"with open({str(folder / name)!r}, 'a') as starts:\n    starts.write('.')\n"
+        (folder / f"{name}.py").write_text(f"{counting}    starts.flush()\n    {does}\n")
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-c", SCRIPT, *ENDS],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
-    return done.stdout, done.stderr
+    starts = {name: len((folder / name).read_text()) for name in ENDS}
+    return dict(zip(ENDS, done.stdout.splitlines(), strict=True)), done.stderr, starts
 
 
-@pytest.mark.parametrize(
-    ("does", "told", "written"),
-    [
-        (
-            "raise ValueError('a\\nb')",
-            "worker-0 cannot be started: the fork server ended with exit code 1\n",
-            "fastrl: the fork server ends: ValueError: a b\n",
-        ),
-        (
-            "raise OSError(28, 'No space left on device')",
-            "worker-0 cannot be started: No space left on device\n",
-            "",
-        ),
-        (
-            "raise MemoryError",
-            "worker-0 cannot be started: Cannot allocate memory; lower sampler.num_env_workers, "
-            "or give the processes more memory\n",
-            "",
-        ),
-        (
-            "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()",
-            "worker-0 cannot be started: the fork server was ended by SIGABRT\n",
-            "",
-        ),
-    ],
-    ids=["raises", "disk full", "no memory", "aborts"],
-)
-def test_server_that_ends_by_itself_is_one_line_at_once(tmp_path, does, told, written):
-    (tmp_path / "loaded_first.py").write_text(
-        f"open({str(tmp_path / 'starts')!r}, 'a').write('.')\n{does}\n"
-    )
-    assert run(SCRIPT, tmp_path) == (told, written)
-    assert (tmp_path / "starts").read_text() == "."
+@pytest.mark.parametrize("name", [name for name in ENDS if name != "killed_once"])
+def test_server_that_ends_by_itself_is_one_line_at_once(ends, name):
+    told, _, starts = ends
+    assert told[name] == ENDS[name][1]
+    assert starts[name] == 1
 
 
-def test_server_that_is_killed_while_it_starts_is_replaced(tmp_path):
-    (tmp_path / "loaded_first.py").write_text(
-        textwrap.dedent(
-            f"""
-            import os, pathlib, signal
-            if not (seen := pathlib.Path({str(tmp_path / "seen")!r})).exists():
-                seen.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            """
-        )
-    )
-    assert run(f"{SCRIPT}\nprint(*supervisor.pids())", tmp_path) == ("worker-0\n", "")
-    assert (tmp_path / "seen").exists()
+def test_server_says_why_it_ends_where_no_exit_code_does(ends):
+    assert ends[1] == "fastrl: the fork server ends: ValueError: a b\n"
+
+
+def test_server_that_is_killed_while_it_starts_is_replaced(ends):
+    told, _, starts = ends
+    assert told["killed_once"] == "worker-0"
+    assert starts["killed_once"] == 2

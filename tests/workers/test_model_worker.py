@@ -7,15 +7,15 @@ import time
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.table import Table
 from fastrl.spec import Topology
-from fastrl.workers.context import WorkerContext
-from fastrl.workers.hand_over import HandOver, StopRequestedError
+from fastrl.workers.handoff import Handoff, StopRequestedError
 from fastrl.workers.model_worker import run_model_worker
+from fastrl.workers.plan import WorkerContext
 from tests.sampling.counting import make_plan
 
 
 def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     plan = make_plan(Topology(2, 2, 1, 2), 3)
-    hand_over = HandOver(plan.topology)
+    hand_over = Handoff(plan.topology)
     names = ("env-worker-0", "env-worker-1", "model-worker-0")
     table = Table(plan.schema, 3, plan.topology.num_envs)
     context = WorkerContext(plan, table, None, CounterBoard(names), hand_over)
@@ -23,7 +23,7 @@ def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     for row in groups:
         hand_over.requested[row] = requests
         for _ in range(requests):
-            hand_over.doorbell(0).post()
+            hand_over.doorbells[0].post()
 
     def work():
         with contextlib.suppress(StopRequestedError):
@@ -33,7 +33,7 @@ def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     worker.start()
     try:
         wait_until(lambda: hand_over.answered[0] > 40)
-        rang = hand_over.doorbell(0).try_wait()
+        rang = hand_over.doorbells[0].try_wait()
         done = hand_over.answered[0]
         wait_until(lambda: all(hand_over.answered[row] == requests for row in groups))
     finally:

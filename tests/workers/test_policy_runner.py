@@ -6,7 +6,7 @@ import torch
 from fastrl.errors import FastrlError
 from fastrl.shared.table import Table
 from fastrl.spec import Topology
-from fastrl.workers.policy_runner import PolicyRunner, Request
+from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 from tests.sampling.counting import CountingPolicy, make_plan
 
 
@@ -31,12 +31,12 @@ def test_too_little_memory_names_a_size_that_fits(limit, told):
     table = Table(plan.schema, 3, 16)
     runner = PolicyRunner(plan, table, None, 0)
     with pytest.raises(FastrlError, match=f"infer 16 environments at once, {told}; lower sampler"):
-        runner.serve([Request(0, 0, 0, 16)])
+        runner.serve([PolicyRequest(0, 0, 0, 16)])
 
 
 def test_number_of_calls_that_are_kept_changes_nothing(monkeypatch):
     def served(kept):
-        monkeypatch.setattr("fastrl.workers.policy_runner._KEPT_BYTES", kept << 13)
+        monkeypatch.setattr("fastrl.workers.policy_runner._CACHED_BYTES", kept << 13)
         plan = make_plan(Topology(4, 2, 1, 2), 3)
         table = Table(plan.schema, 3, 8)
         runner = PolicyRunner(plan, table, None, 0)
@@ -44,7 +44,7 @@ def test_number_of_calls_that_are_kept_changes_nothing(monkeypatch):
             runner.begin(rollout)
             for t in range(4):
                 for start, stop in ((0, 4), (4, 6), (6, 8)):
-                    runner.serve([Request(rollout % 2, t, start, stop)])
+                    runner.serve([PolicyRequest(rollout % 2, t, start, stop)])
         bank = table.banks[0]
         return [bank.action[""], bank.log_prob, bank.value]
 

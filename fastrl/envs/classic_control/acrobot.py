@@ -11,76 +11,60 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.envs.classic_control.pendulum import wrapped
-from fastrl.envs.tensor.base import TensorEnv, columns, no_time, uniform
+from fastrl.envs.classic_control import tensor_ops as ops
+from fastrl.envs.tensor.base import Parameter, TensorEnv
 from fastrl.spec import EnvSpec
 
 _MAX_VELOCITY_1 = 4 * math.pi
 _MAX_VELOCITY_2 = 9 * math.pi
 _HIGH = np.array([1.0, 1.0, 1.0, 1.0, _MAX_VELOCITY_1, _MAX_VELOCITY_2], np.float32)
-_Motion = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class _Body(NamedTuple):
+    """Terms of the accelerations that depend only on parameters, ``[*]`` each."""
+
+    own1: Tensor  # inertia of both links about the hinge without what depends on the joint's angle
+    own2: Tensor  # inertia of the second link about the joint
+    coupling: Tensor  # change of both with the joint's angle
+    weight1: Tensor  # greatest torque of gravity at the hinge, of the first link and the joint
+    weight2: Tensor  # greatest torque of gravity on the second link
+    thrown: Tensor  # ``coupling``, or 0 in the paper, which left this term out
 
 
 class AcrobotState(NamedTuple):
-    """Two links, ``[*]`` each.
+    """Two links, ``[*]`` each."""
 
-    Attributes:
-        theta1: Angle of the first link from hanging down in rad, within ± π.
-        theta2: Angle of the second link from the first in rad, within ± π.
-        velocity1: Change of ``theta1`` in rad/s.
-        velocity2: Change of ``theta2`` in rad/s.
-        time: Steps since the episode began, int32.
-    """
-
-    theta1: Tensor
-    theta2: Tensor
-    velocity1: Tensor
-    velocity2: Tensor
-    time: Tensor
+    theta1: Tensor  # angle of the first link from hanging down in rad, within ± π
+    theta2: Tensor  # angle of the second link from the first in rad, within ± π
+    velocity1: Tensor  # change of ``theta1`` in rad/s
+    velocity2: Tensor  # change of ``theta2`` in rad/s
+    time: Tensor  # steps since the episode began, int32
 
 
 class AcrobotParams(NamedTuple):
-    """Parameters, each a tensor that broadcasts against the state.
+    """Parameters; the numbers are gymnasium's."""
 
-    Attributes:
-        gravity: In m/s².
-        length1: Length of the first link in m.
-        mass1: Mass of the first link in kg.
-        mass2: Mass of the second link in kg.
-        center1: Distance of the first link's centre of mass from its hinge in m.
-        center2: Distance of the second link's centre of mass from the joint in m.
-        inertia: Moment of inertia of either link in kg·m².
-        dt: Time between two steps in s.
-        torque: What actions 0 and 2 apply, in N·m.
-        max_velocity1: Bound of ``velocity1`` in rad/s.
-        max_velocity2: Bound of ``velocity2`` in rad/s.
-        goal_height: Height of the free end above which the episode terminates, in links.
-        reset_bound: Every quantity of the first state is uniform within ± this.
-        reset_center: What that is around.
-        book_or_nips: 0 for the dynamics of the ``book``, 1 for those of the paper (``nips``).
-        max_episode_steps: Time limit, int32.
-    """
-
-    gravity: Tensor
-    length1: Tensor
-    mass1: Tensor
-    mass2: Tensor
-    center1: Tensor
-    center2: Tensor
-    inertia: Tensor
-    dt: Tensor
-    torque: Tensor
-    max_velocity1: Tensor
-    max_velocity2: Tensor
-    goal_height: Tensor
-    reset_bound: Tensor
-    reset_center: Tensor
-    book_or_nips: Tensor
-    max_episode_steps: Tensor
+    gravity: Parameter = 9.8  # in m/s²
+    length1: Parameter = 1.0  # length of the first link in m
+    mass1: Parameter = 1.0  # mass of the first link in kg
+    mass2: Parameter = 1.0  # mass of the second link in kg
+    center1: Parameter = 0.5  # distance of the first link's centre of mass from its hinge in m
+    center2: Parameter = 0.5  # distance of the second link's centre of mass from the joint in m
+    inertia: Parameter = 1.0  # moment of inertia of either link in kg·m²
+    dt: Parameter = 0.2  # time between two steps in s
+    torque: Parameter = 1.0  # what actions 0 and 2 apply, in N·m
+    max_velocity1: Parameter = _MAX_VELOCITY_1  # bound of ``velocity1`` in rad/s
+    max_velocity2: Parameter = _MAX_VELOCITY_2  # bound of ``velocity2`` in rad/s
+    # height of the free end above which the episode terminates, in links
+    goal_height: Parameter = 1.0
+    reset_bound: Parameter = 0.1  # every quantity of the first state is uniform within ± this
+    reset_center: Parameter = 0.0  # what that is around
+    # 0 for the dynamics of the ``book``, 1 for those of the paper (``nips``)
+    book_or_nips: Parameter = 0.0
+    max_episode_steps: Parameter = 500  # time limit, int32
 
 
 class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
@@ -89,24 +73,7 @@ class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
     spec = EnvSpec("Acrobot-v1", spaces.Box(-_HIGH, _HIGH), spaces.Discrete(3), 500)
     state_type = AcrobotState
     params_type = AcrobotParams
-    defaults: ClassVar = {
-        "gravity": 9.8,
-        "length1": 1.0,
-        "mass1": 1.0,
-        "mass2": 1.0,
-        "center1": 0.5,
-        "center2": 0.5,
-        "inertia": 1.0,
-        "dt": 0.2,
-        "torque": 1.0,
-        "max_velocity1": _MAX_VELOCITY_1,
-        "max_velocity2": _MAX_VELOCITY_2,
-        "goal_height": 1.0,
-        "reset_bound": 0.1,
-        "reset_center": 0.0,
-        "book_or_nips": 0.0,
-        "max_episode_steps": 500,
-    }
+    defaults = AcrobotParams()._asdict()
     switches: ClassVar = {"book_or_nips": {"book": 0.0, "nips": 1.0}}
     missing: ClassVar = {
         "torque_noise_max": "its steps are not random; gymnasium's own 'Acrobot-v1' has it"
@@ -130,84 +97,93 @@ class Acrobot(TensorEnv[AcrobotState, AcrobotParams]):
         """See `TensorEnv.initial`."""
         low = params.reset_center - params.reset_bound
         high = params.reset_center + params.reset_bound
-        theta1, theta2, velocity1, velocity2 = (
-            uniform(noise[..., index], low, high) for index in range(4)
-        )
-        return AcrobotState(theta1, theta2, velocity1, velocity2, no_time(theta1))
+        theta1 = ops.uniform(noise, 0, low, high)
+        theta2 = ops.uniform(noise, 1, low, high)
+        velocity1 = ops.uniform(noise, 2, low, high)
+        velocity2 = ops.uniform(noise, 3, low, high)
+        return AcrobotState(theta1, theta2, velocity1, velocity2, ops.no_time(theta1))
 
     def transition(
         self, state: AcrobotState, action: Tensor, params: AcrobotParams
     ) -> tuple[AcrobotState, Tensor, Tensor]:
         """See `TensorEnv.transition`."""
-        torque = (action - 1) * params.torque
-        theta1, theta2, velocity1, velocity2 = _integrated(state[:4], torque, params)
-        reached = AcrobotState(
-            theta1=wrapped(theta1),
-            theta2=wrapped(theta2),
-            velocity1=torch.clamp(velocity1, -params.max_velocity1, params.max_velocity1),
-            velocity2=torch.clamp(velocity2, -params.max_velocity2, params.max_velocity2),
-            time=state.time + 1,
+        torque, body = ops.number(action - 1) * params.torque, _body(params)
+        theta1, theta2, velocity1, velocity2, time = state
+        # One step of fourth-order Runge-Kutta.
+        dt, half = params.dt, ops.number(0.5) * params.dt
+        a1, a2 = _accelerations(theta1, theta2, velocity1, velocity2, torque, body)
+        v1b, v2b = velocity1 + half * a1, velocity2 + half * a2
+        b1, b2 = _accelerations(
+            theta1 + half * velocity1, theta2 + half * velocity2, v1b, v2b, torque, body
         )
-        height = -torch.cos(reached.theta1) - torch.cos(reached.theta2 + reached.theta1)
+        v1c, v2c = velocity1 + half * b1, velocity2 + half * b2
+        c1, c2 = _accelerations(theta1 + half * v1b, theta2 + half * v2b, v1c, v2c, torque, body)
+        v1d, v2d = velocity1 + dt * c1, velocity2 + dt * c2
+        d1, d2 = _accelerations(theta1 + dt * v1c, theta2 + dt * v2c, v1d, v2d, torque, body)
+        theta1 = ops.wrapped(theta1 + _change(dt, velocity1, v1b, v1c, v1d))
+        theta2 = ops.wrapped(theta2 + _change(dt, velocity2, v2b, v2c, v2d))
+        velocity1 = velocity1 + _change(dt, a1, b1, c1, d1)
+        velocity2 = velocity2 + _change(dt, a2, b2, c2, d2)
+        velocity1 = ops.clip(velocity1, -params.max_velocity1, params.max_velocity1)
+        velocity2 = ops.clip(velocity2, -params.max_velocity2, params.max_velocity2)
+        height = -ops.cos(theta1) - ops.cos(theta1 + theta2)
         terminated = height > params.goal_height
-        return reached, terminated.to(height.dtype) - 1, terminated
+        reached = AcrobotState(theta1, theta2, velocity1, velocity2, time + 1)
+        return reached, ops.as_float(terminated, height) - ops.number(1), terminated
 
     def observe(self, state: AcrobotState) -> Tensor:
         """Return ``[*, 6]``: cosine and sine of both angles, both velocities."""
-        return columns(
-            torch.cos(state.theta1),
-            torch.sin(state.theta1),
-            torch.cos(state.theta2),
-            torch.sin(state.theta2),
-            state.velocity1,
-            state.velocity2,
-        )
+        sine1, cosine1 = ops.sincos(state.theta1)
+        sine2, cosine2 = ops.sincos(state.theta2)
+        return ops.columns(cosine1, sine1, cosine2, sine2, state.velocity1, state.velocity2)
 
 
-def _integrated(start: _Motion, torque: Tensor, params: AcrobotParams) -> _Motion:
-    """Return angles and velocities after one step of fourth-order Runge-Kutta."""
-    dt = params.dt
-    k1 = _derivatives(start, torque, params)
-    k2 = _derivatives(_moved(start, dt / 2, k1), torque, params)
-    k3 = _derivatives(_moved(start, dt / 2, k2), torque, params)
-    k4 = _derivatives(_moved(start, dt, k3), torque, params)
-    q1, q2, q3, q4 = (
-        first + dt / 6 * (a + 2 * b + 2 * c + d)
-        for first, a, b, c, d in zip(start, k1, k2, k3, k4, strict=True)
+def _body(params: AcrobotParams) -> _Body:
+    own2 = ops.times_square(params.mass2, params.center2) + params.inertia
+    coupling = params.mass2 * params.length1 * params.center2
+    own1 = (
+        ops.times_square(params.mass1, params.center1)
+        + ops.times_square(params.mass2, params.length1)
+        + params.inertia
+        + own2
     )
-    return q1, q2, q3, q4
-
-
-def _moved(start: _Motion, dt: Tensor, slope: _Motion) -> _Motion:
-    q1, q2, q3, q4 = (first + dt * change for first, change in zip(start, slope, strict=True))
-    return q1, q2, q3, q4
-
-
-def _derivatives(motion: _Motion, torque: Tensor, params: AcrobotParams) -> _Motion:
-    """Return the time derivatives of both angles and both velocities."""
-    theta1, theta2, velocity1, velocity2 = motion
-    sine, cosine = torch.sin(theta2), torch.cos(theta2)
-    arm = params.length1 * params.center2
-    coupling = params.mass2 * arm * sine
-    d1 = (
-        params.mass1 * params.center1**2
-        + params.mass2 * (params.length1**2 + params.center2**2 + 2 * arm * cosine)
-        + 2 * params.inertia
+    weight1 = params.mass1 * params.center1 + params.mass2 * params.length1
+    return _Body(
+        own1,
+        own2,
+        coupling,
+        weight1 * params.gravity,
+        params.mass2 * params.center2 * params.gravity,
+        ops.where(params.book_or_nips == ops.number(0), coupling, ops.number(0.0)),
     )
-    d2 = params.mass2 * (params.center2**2 + arm * cosine) + params.inertia
-    phi2 = params.mass2 * params.center2 * params.gravity * torch.sin(theta1 + theta2)
-    phi1 = (
-        -coupling * velocity2**2
-        - 2 * coupling * velocity2 * velocity1
-        + (params.mass1 * params.center1 + params.mass2 * params.length1)
-        * params.gravity
-        * torch.sin(theta1)
-        + phi2
-    )
-    # The paper left this term out.
-    thrown = torch.where(params.book_or_nips == 0, coupling, 0.0) * velocity1**2
-    acceleration2 = (torque + d2 / d1 * phi1 - thrown - phi2) / (
-        params.mass2 * params.center2**2 + params.inertia - d2**2 / d1
-    )
-    acceleration1 = -(d2 * acceleration2 + phi1) / d1
-    return velocity1, velocity2, acceleration1, acceleration2
+
+
+def _accelerations(
+    theta1: Tensor,
+    theta2: Tensor,
+    velocity1: Tensor,
+    velocity2: Tensor,
+    torque: Tensor,
+    body: _Body,
+) -> tuple[Tensor, Tensor]:
+    """Return the accelerations of both links, ``[*]`` in rad/s²."""
+    two = ops.number(2)
+    sine1, cosine1 = ops.sincos(theta1)
+    sine2, cosine2 = ops.sincos(theta2)
+    d1 = body.own1 + two * body.coupling * cosine2
+    d2 = body.own2 + body.coupling * cosine2
+    swing = body.coupling * sine2
+    # The sine of both angles' sum.
+    phi2 = body.weight2 * (sine1 * cosine2 + cosine1 * sine2)
+    phi1 = body.weight1 * sine1 + phi2 - swing * velocity2 * (velocity2 + two * velocity1)
+    ratio = d2 / d1
+    push = ops.times_square(body.thrown * sine2, velocity1)
+    acceleration2 = (torque + ratio * phi1 - push - phi2) / (body.own2 - d2 * ratio)
+    return -(d2 * acceleration2 + phi1) / d1, acceleration2
+
+
+def _change(dt: Tensor, k1: Tensor, k2: Tensor, k3: Tensor, k4: Tensor) -> Tensor:
+    """Return the change of a quantity over a step, of its four slopes."""
+    two, sixth = ops.number(2), ops.number(1 / 6)
+    change: Tensor = dt * sixth * (k1 + two * k2 + two * k3 + k4)
+    return change

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from fastrl.envs.tensor.base import TensorEnv, columns, no_time, uniform
+from fastrl.envs.classic_control import tensor_ops as ops
+from fastrl.envs.tensor.base import Parameter, TensorEnv
 from fastrl.spec import EnvSpec
 
 _X_THRESHOLD = 2.4
@@ -24,56 +24,34 @@ _HIGH = np.array([2 * _X_THRESHOLD, np.inf, 2 * _THETA_THRESHOLD, np.inf], np.fl
 
 
 class CartPoleState(NamedTuple):
-    """Cart and pole, ``[*]`` each.
+    """Cart and pole, ``[*]`` each."""
 
-    Attributes:
-        x: Position of the cart in m.
-        x_dot: Its velocity in m/s.
-        theta: Angle of the pole from upright in rad, clockwise.
-        theta_dot: Its angular velocity in rad/s.
-        time: Steps since the episode began, int32.
-    """
-
-    x: Tensor
-    x_dot: Tensor
-    theta: Tensor
-    theta_dot: Tensor
-    time: Tensor
+    x: Tensor  # position of the cart in m
+    x_dot: Tensor  # its velocity in m/s
+    theta: Tensor  # angle of the pole from upright in rad, clockwise
+    theta_dot: Tensor  # its angular velocity in rad/s
+    time: Tensor  # steps since the episode began, int32
 
 
 class CartPoleParams(NamedTuple):
-    """Parameters, each a tensor that broadcasts against the state.
+    """Parameters; the numbers are gymnasium's."""
 
-    Attributes:
-        gravity: In m/s².
-        masscart: Mass of the cart in kg.
-        masspole: Mass of the pole in kg.
-        length: Half the pole's length in m.
-        force_mag: Force of a push in N.
-        tau: Time between two steps in s.
-        theta_threshold: Angle beyond which the episode terminates, in rad.
-        x_threshold: Position beyond which the episode terminates, in m.
-        reset_bound: Every quantity of the first state is uniform within ± this.
-        reset_center: What that is around.
-        kinematics_integrator: 0 for ``euler``; 1 for ``semi-implicit``, which moves by the
-            velocities after the step.
-        sutton_barto_reward: 1 pays 0 for every step and -1 for the one that terminates.
-        max_episode_steps: Time limit, int32.
-    """
-
-    gravity: Tensor
-    masscart: Tensor
-    masspole: Tensor
-    length: Tensor
-    force_mag: Tensor
-    tau: Tensor
-    theta_threshold: Tensor
-    x_threshold: Tensor
-    reset_bound: Tensor
-    reset_center: Tensor
-    kinematics_integrator: Tensor
-    sutton_barto_reward: Tensor
-    max_episode_steps: Tensor
+    gravity: Parameter = 9.8  # in m/s²
+    masscart: Parameter = 1.0  # mass of the cart in kg
+    masspole: Parameter = 0.1  # mass of the pole in kg
+    length: Parameter = 0.5  # half the pole's length in m
+    force_mag: Parameter = 10.0  # force of a push in N
+    tau: Parameter = 0.02  # time between two steps in s
+    # angle beyond which the episode terminates, in rad
+    theta_threshold: Parameter = _THETA_THRESHOLD
+    x_threshold: Parameter = _X_THRESHOLD  # position beyond which the episode terminates, in m
+    reset_bound: Parameter = 0.05  # every quantity of the first state is uniform within ± this
+    reset_center: Parameter = 0.0  # what that is around
+    # 0 for ``euler``; 1 for ``semi-implicit``, which moves by the velocities after the step
+    kinematics_integrator: Parameter = 0.0
+    # 1 pays 0 for every step and -1 for the one that terminates
+    sutton_barto_reward: Parameter = 0.0
+    max_episode_steps: Parameter = 500  # time limit, int32
 
 
 class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
@@ -82,21 +60,7 @@ class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
     spec = EnvSpec("CartPole-v1", spaces.Box(-_HIGH, _HIGH), spaces.Discrete(2), 500)
     state_type = CartPoleState
     params_type = CartPoleParams
-    defaults: ClassVar = {
-        "gravity": 9.8,
-        "masscart": 1.0,
-        "masspole": 0.1,
-        "length": 0.5,
-        "force_mag": 10.0,
-        "tau": 0.02,
-        "theta_threshold": _THETA_THRESHOLD,
-        "x_threshold": _X_THRESHOLD,
-        "reset_bound": 0.05,
-        "reset_center": 0.0,
-        "kinematics_integrator": 0.0,
-        "sutton_barto_reward": 0.0,
-        "max_episode_steps": 500,
-    }
+    defaults = CartPoleParams()._asdict()
     aliases: ClassVar = {"theta_threshold_radians": "theta_threshold"}
     switches: ClassVar = {
         "kinematics_integrator": {"euler": 0.0, "semi-implicit": 1.0},
@@ -119,39 +83,37 @@ class CartPole(TensorEnv[CartPoleState, CartPoleParams]):
         """See `TensorEnv.initial`."""
         low = params.reset_center - params.reset_bound
         high = params.reset_center + params.reset_bound
-        x, x_dot, theta, theta_dot = (uniform(noise[..., index], low, high) for index in range(4))
-        return CartPoleState(x, x_dot, theta, theta_dot, no_time(x))
+        x = ops.uniform(noise, 0, low, high)
+        x_dot = ops.uniform(noise, 1, low, high)
+        theta = ops.uniform(noise, 2, low, high)
+        theta_dot = ops.uniform(noise, 3, low, high)
+        return CartPoleState(x, x_dot, theta, theta_dot, ops.no_time(x))
 
     def transition(
         self, state: CartPoleState, action: Tensor, params: CartPoleParams
     ) -> tuple[CartPoleState, Tensor, Tensor]:
         """See `TensorEnv.transition`."""
-        sine, cosine = torch.sin(state.theta), torch.cos(state.theta)
-        force = torch.where(action == 1, params.force_mag, -params.force_mag)
+        sine, cosine = ops.sincos(state.theta)
+        force = ops.where(action == 1, params.force_mag, -params.force_mag)
         total_mass = params.masspole + params.masscart
         polemass_length = params.masspole * params.length
-        push = (force + polemass_length * state.theta_dot**2 * sine) / total_mass
+        push = (force + ops.times_square(polemass_length, state.theta_dot) * sine) / total_mass
         theta_acceleration = (params.gravity * sine - cosine * push) / (
-            params.length * (4 / 3 - params.masspole * cosine**2 / total_mass)
+            params.length
+            * (ops.number(4 / 3) - ops.times_square(params.masspole, cosine) / total_mass)
         )
         x_acceleration = push - polemass_length * theta_acceleration * cosine / total_mass
         x_dot = state.x_dot + params.tau * x_acceleration
         theta_dot = state.theta_dot + params.tau * theta_acceleration
-        explicit = params.kinematics_integrator == 0
-        reached = CartPoleState(
-            x=state.x + params.tau * torch.where(explicit, state.x_dot, x_dot),
-            x_dot=x_dot,
-            theta=state.theta + params.tau * torch.where(explicit, state.theta_dot, theta_dot),
-            theta_dot=theta_dot,
-            time=state.time + 1,
-        )
-        terminated = (reached.x.abs() > params.x_threshold) | (
-            reached.theta.abs() > params.theta_threshold
-        )
-        usual = params.sutton_barto_reward == 0
-        reward = torch.where(usual, torch.ones_like(x_dot), -terminated.to(x_dot.dtype))
-        return reached, reward, terminated
+        explicit = params.kinematics_integrator == ops.number(0)
+        x = state.x + params.tau * ops.where(explicit, state.x_dot, x_dot)
+        theta = state.theta + params.tau * ops.where(explicit, state.theta_dot, theta_dot)
+        terminated = (abs(x) > params.x_threshold) | (abs(theta) > params.theta_threshold)
+        usual = params.sutton_barto_reward == ops.number(0)
+        last = ops.number(0) - ops.as_float(terminated, x_dot)
+        reward = ops.where(usual, ops.filled(x_dot, 1), last)
+        return CartPoleState(x, x_dot, theta, theta_dot, state.time + 1), reward, terminated
 
     def observe(self, state: CartPoleState) -> Tensor:
         """Return ``[*, 4]``: x, x_dot, theta, theta_dot."""
-        return columns(*state[:4])
+        return ops.columns(state.x, state.x_dot, state.theta, state.theta_dot)

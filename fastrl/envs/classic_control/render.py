@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from importlib.util import find_spec
@@ -20,11 +19,11 @@ from gymnasium.envs.classic_control import (
 )
 from torch import Tensor
 
-from fastrl.arguments import nearest
+from fastrl.arguments import finite_number, nearest
 from fastrl.envs.animation import Frame, open_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.errors import EnvError
-from fastrl.extras import how_to_install
+from fastrl.imports import how_to_install
 
 _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "Acrobot-v1": AcrobotEnv,
@@ -32,17 +31,20 @@ _ENVS: Mapping[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "MountainCar-v0": MountainCarEnv,
     "MountainCarContinuous-v0": Continuous_MountainCarEnv,
     "Pendulum-v1": PendulumEnv,
+    "CartPoleNoVel-v1": CartPoleEnv,
+    "MountainCarContinuousNoVel-v0": Continuous_MountainCarEnv,
+    "PendulumNoVel-v1": PendulumEnv,
 }
 FRAMES_PER_S = {name: int(env.metadata["render_fps"]) for name, env in _ENVS.items()}  # type: ignore[attr-defined]
 """Frames that make a second, by id."""
 
 # Parameters that show, and what gymnasium calls them.
-_SHOWN = {
-    "Acrobot-v1": {"length1": "LINK_LENGTH_1"},
-    "CartPole-v1": {"length": "length", "x_threshold": "x_threshold"},
-    "MountainCar-v0": {"goal_position": "goal_position"},
-    "MountainCarContinuous-v0": {"goal_position": "goal_position"},
-    "Pendulum-v1": {},
+_SHOWN: Mapping[Any, Mapping[str, str]] = {
+    AcrobotEnv: {"length1": "LINK_LENGTH_1"},
+    CartPoleEnv: {"length": "length", "x_threshold": "x_threshold"},
+    MountainCarEnv: {"goal_position": "goal_position"},
+    Continuous_MountainCarEnv: {"goal_position": "goal_position"},
+    PendulumEnv: {},
 }
 
 
@@ -50,26 +52,23 @@ class Renderer:
     """Draws states of one environment's tensor program."""
 
     def __init__(self, name: str) -> None:
-        """Prepare to draw.
-
-        Args:
-            name: Id, such as ``CartPole-v1``.
+        """Prepare to draw the environment of an id, such as ``CartPole-v1``.
 
         Raises:
             EnvError: There is no such environment.
         """
         if name not in _ENVS:
             raise EnvError(f"cannot draw '{name}'{nearest(name, _ENVS)}")
-        self._name = name
+        self._name, self._shown = name, _SHOWN[_ENVS[name]]
         self._env: Any = _ENVS[name](render_mode="rgb_array")
-        self._usual = {theirs: getattr(self._env, theirs) for theirs in _SHOWN[name].values()}
+        self._usual = {theirs: getattr(self._env, theirs) for theirs in self._shown.values()}
         quicken(self._env)
 
     def render(
         self,
-        state: Any,  # noqa: ANN401
+        state: Any,
         index: int | None = None,
-        params: Any = None,  # noqa: ANN401
+        params: Any = None,
         torque: float | None = None,
     ) -> Frame:
         """Return the picture ``[height, width, 3] uint8`` of a state.
@@ -86,11 +85,11 @@ class Renderer:
         state = getattr(state, "inner", state)
         *quantities, _ = (_number(quantity, index) for quantity in state)
         self._env.state = np.array(quantities)
-        for name, theirs in _SHOWN[self._name].items():
+        for name, theirs in self._shown.items():
             usual = self._usual[theirs]
             shown = usual if params is None else _number(getattr(params, name), index)
             setattr(self._env, theirs, shown)
-        if self._name == "Pendulum-v1":
+        if isinstance(self._env, PendulumEnv):
             bound = self._env.max_torque
             self._env.last_u = None if torque is None else max(-bound, min(torque, bound))
         try:
@@ -114,7 +113,7 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
         fps: Pictures per second.
 
     Raises:
-        EnvError: The format is unknown, a package for it is missing, or the speed is none.
+        EnvError: The format is unknown, a package for it is missing, or ``fps`` is not positive.
     """
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise EnvError(f"'{path}' must end in .gif or .mp4")
@@ -122,22 +121,10 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
         raise EnvError(
             f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}"
         )
-    if not 0 < fps < math.inf:
-        raise EnvError(f"fps must be a number of pictures per second above 0, got {fps!r}")
+    finite_number("fps", fps, above=0)
     with closing(open_animation(path, fps)) as writer:
         for frame in frames:
             writer.append_data(frame)
-
-
-def checked_render_mode(mode: str | None) -> str | None:
-    """Return a render mode that is known.
-
-    Raises:
-        EnvError: It is not.
-    """
-    if mode not in (None, "rgb_array"):
-        raise EnvError(f"render_mode must be 'rgb_array' or None, got '{mode}'")
-    return mode
 
 
 def _number(quantity: Tensor, index: int | None) -> float:

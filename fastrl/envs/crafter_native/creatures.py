@@ -1,4 +1,4 @@
-"""What cows, zombies, skeletons, arrows and plants do in a step.
+"""Steps of cows, zombies, skeletons, arrows and plants, and the number of creatures.
 
 A creature whose health is gone leaves the world at the start of its next update, and finishes that
 update all the same, as in the original: it draws its numbers, and may strike or shoot once more.
@@ -6,15 +6,34 @@ update all the same, as in the original: it draws its numbers, and may strike or
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fastrl.envs.crafter_native import rules, world
-from fastrl.envs.crafter_native.compiled import compiled, int64
 from fastrl.envs.crafter_native.player import hurt_player
 from fastrl.envs.crafter_native.rng import below, uniform
-from fastrl.envs.crafter_native.state import World
+from fastrl.envs.crafter_native.world_compiler import compiled, int64
+from fastrl.envs.crafter_native.world_state import World
 
 _ARROW_DAMAGE = 2
 _ZOMBIE_DAMAGE, _ZOMBIE_DAMAGE_ASLEEP, _ZOMBIE_COOLDOWN = 2, 7, 5
 _SKELETON_RELOAD = 4
+
+
+class Species(NamedTuple):
+    """How one kind of creature appears and disappears; distances are steps from the player."""
+
+    kind: int
+    health: int  # at its beginning
+    material: int  # where it appears
+    spawn_distance: int  # least distance at which it appears
+    despawn_distance: int  # least distance at which it disappears
+    spawn_probability: float  # per chunk and balancing
+    despawn_probability: float
+
+
+_ZOMBIE = Species(rules.ZOMBIE, 5, rules.GRASS, 6, 0, 0.3, 0.4)
+_SKELETON = Species(rules.SKELETON, 3, rules.PATH, 7, 7, 0.1, 0.1)
+_COW = Species(rules.COW, 3, rules.GRASS, 5, 5, 0.01, 0.1)
 
 
 @compiled
@@ -148,3 +167,65 @@ def _toward_player(here: World, index: int, long_axis: bool) -> tuple[int, int]:
     if (abs(dx) > abs(dy)) == long_axis:
         return (dx > 0) - (dx < 0), 0
     return 0, (dy > 0) - (dy < 0)
+
+
+@compiled
+def balance(here: World, daylight: float) -> None:
+    """Let creatures appear or disappear, at most one of each kind in each known chunk."""
+    for position in range(here.record.num_chunks):
+        chunk = int64(here.chunk_order[position])
+        grass = here.chunk_materials[chunk, rules.GRASS]
+        path = here.chunk_materials[chunk, rules.PATH]
+        zombies = 3.5 - 3 * daylight
+        _balance_species(here, chunk, _ZOMBIE, 0.0 if grass < 50 else zombies, zombies)
+        _balance_species(here, chunk, _SKELETON, 0.0 if path < 6 else 1.0, 2.0)
+        _balance_species(here, chunk, _COW, 0.0 if grass < 30 else 1.0, 1.5 + daylight)
+
+
+@compiled
+def _balance_species(
+    here: World, chunk: int, species: Species, at_least: float, at_most: float
+) -> None:
+    count = int64(here.chunk_kinds[chunk, species.kind])
+    few, many = count < int64(at_least), count > int64(at_most)
+    if few and uniform(here.stream) < species.spawn_probability:
+        _spawn(here, chunk, species)
+    elif many and uniform(here.stream) < species.despawn_probability:
+        index = _member(here, chunk, species.kind, below(here.stream, count))
+        thing = here.objects[index]
+        if world.distance_to_player(here, thing.x, thing.y) >= species.despawn_distance:
+            world.remove(here, index)
+
+
+@compiled
+def _spawn(here: World, chunk: int, species: Species) -> None:
+    """Put a creature on a random cell of its material, if that is free and far enough."""
+    width, height = here.material.shape
+    rows = (height + rules.CHUNK - 1) // rules.CHUNK
+    left, top = chunk // rows * rules.CHUNK, chunk % rows * rules.CHUNK
+    left_to_pass = below(here.stream, here.chunk_materials[chunk, species.material])
+    for x in range(left, min(left + rules.CHUNK, width)):
+        for y in range(top, min(top + rules.CHUNK, height)):
+            if here.material[x, y] != species.material:
+                continue
+            if left_to_pass > 0:
+                left_to_pass -= 1
+                continue
+            away = world.distance_to_player(here, x, y) >= species.spawn_distance
+            if away and here.object_at[x, y] == 0:
+                world.add(here, species.kind, x, y, species.health)
+            return
+
+
+@compiled
+def _member(here: World, chunk: int, kind: int, rank: int) -> int:
+    """Return the creature of a kind that joined the chunk after ``rank`` others of them."""
+    found, joined = 0, -1
+    for _ in range(rank + 1):
+        found, earliest = 0, int64(2**31)
+        for index in range(world.PLAYER_INDEX, here.record.num_objects):
+            thing = here.objects[index]
+            if thing.kind == kind and thing.chunk == chunk and joined < thing.joined < earliest:
+                found, earliest = index, int64(thing.joined)
+        joined = earliest
+    return found

@@ -1,4 +1,4 @@
-"""Three-dimensional OpenSimplex noise, bit for bit what the package ``opensimplex`` computes.
+"""Three-dimensional OpenSimplex noise, bit for bit equal to that of the package ``opensimplex``.
 
 Space is filled with cells of a sheared cubic grid, each split into two tetrahedra and an
 octahedron. A point's value is the sum over the corners of its solid, and two corners nearby, of
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from opensimplex import constants
 
-from fastrl.envs.crafter_native.compiled import compiled, int64
+from fastrl.envs.crafter_native.world_compiler import compiled, int64
 
 PERMUTATION_SIZE = 256
 
@@ -33,13 +33,7 @@ Point = tuple[float, float, float]
 
 @compiled
 def seed_permutation(seed: int, source: Permutation, permutation: Permutation) -> None:
-    """Write the permutation that ``OpenSimplex(seed)`` shuffles.
-
-    Args:
-        seed: Any 64-bit integer.
-        source: ``[256] int64`` scratch.
-        permutation: ``[256] int64``, written.
-    """
+    """Write the permutation that ``OpenSimplex(seed)`` shuffles; arrays are ``[256] int64``."""
     for index in range(PERMUTATION_SIZE):
         source[index] = index
     state = int64(seed)

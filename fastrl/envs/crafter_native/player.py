@@ -1,4 +1,4 @@
-"""What the player does in a step: its action, and what living costs."""
+"""The player's step: its action, hunger, thirst, fatigue and healing."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.crafter_native import rules, world
-from fastrl.envs.crafter_native.compiled import compiled, int64
 from fastrl.envs.crafter_native.rng import uniform
-from fastrl.envs.crafter_native.state import World
+from fastrl.envs.crafter_native.world_compiler import compiled, int64
+from fastrl.envs.crafter_native.world_state import World
 
 RIPE_AGE = 300
 """Updates after which a plant can be eaten."""
@@ -19,7 +19,7 @@ def update_player(here: World, action: int) -> None:
     """Let the player act, and change its food, drink, energy and health."""
     record, inventory = here.record, here.inventory
     kind, argument = rules.ACTION_KIND[action], rules.ACTION_ARGUMENT[action]
-    # What it faces is looked up before it turns.
+    # The cell in front of it, before it turns.
     player = here.objects[world.PLAYER_INDEX]
     x, y = int64(player.x) + record.facing_x, int64(player.y) + record.facing_y
     if record.sleeping:
@@ -40,7 +40,7 @@ def update_player(here: World, action: int) -> None:
 
 @compiled
 def _act(here: World, kind: int, argument: int, x: int, y: int) -> None:
-    """Do what was decided, where it concerns a cell, to the cell (x, y)."""
+    """Perform an action; (x, y) is the cell that the player faces."""
     if kind == rules.MOVE:
         _walk(here, argument)
     elif kind == rules.DO:
@@ -116,7 +116,7 @@ def _touch(here: World, target: int) -> None:
 
 @compiled
 def _collect(here: World, x: int, y: int) -> None:
-    """Take what a cell gives to those who have the tool for it."""
+    """Collect the material of a cell if the player has the tool for it."""
     material = world.material_at(here, x, y)
     if material == rules.WATER:
         here.record.thirst = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.crafter_native.compiled import compiled, int32, int64, uint32, uint64
+from fastrl.envs.crafter_native.world_compiler import compiled, int32, int64, uint32, uint64
 
 Stream = NDArray[np.uint32]
 
@@ -52,7 +52,7 @@ def next_word(stream: Stream) -> int:
 
 @compiled
 def uniform(stream: Stream) -> float:
-    """Return what ``uniform()`` and ``random_sample()`` return: 53 bits in [0, 1)."""
+    """Return the next number of ``uniform()`` and ``random_sample()``: 53 bits in [0, 1)."""
     high = next_word(stream)
     low = next_word(stream)
     return _unit(high, low)
@@ -60,7 +60,7 @@ def uniform(stream: Stream) -> float:
 
 @compiled
 def below(stream: Stream, bound: int) -> int:
-    """Return what ``randint(0, bound)`` returns, for ``1 <= bound <= 2**31``.
+    """Return the next number of ``randint(0, bound)``, for ``1 <= bound <= 2**31``.
 
     Bits beyond those of ``bound - 1`` are masked off and values that are too large are drawn
     again; where only 0 is possible, nothing is drawn.

@@ -49,7 +49,7 @@ EAT_COW, EAT_PLANT, DEFEAT_ZOMBIE, DEFEAT_SKELETON, WAKE_UP = map(
     ACHIEVEMENTS.index, ("eat_cow", "eat_plant", "defeat_zombie", "defeat_skeleton", "wake_up")
 )
 
-# What an action does; MOVE, PLACE and MAKE have an argument.
+# Kinds of actions; MOVE, PLACE and MAKE have an argument.
 NOOP, MOVE, DO, SLEEP, PLACE, MAKE = range(6)
 DIRECTIONS = np.array(((-1, 0), (1, 0), (0, -1), (0, 1)), np.int64)
 """Left, right, up, down: the order in which creatures draw them."""
@@ -89,7 +89,7 @@ def _achievement(name: str) -> int:
     return ACHIEVEMENTS.index(name) if name in ACHIEVEMENTS else _NONE
 
 
-def _collect(key: str, default: Any) -> list[Any]:  # noqa: ANN401
+def _collect(key: str, default: Any) -> list[Any]:
     """Return one property of collecting each material, from 0."""
     rules = (constants.collect.get(name, {}) for name in ("outside", *MATERIALS))
     return [rule.get(key, default) for rule in rules]

@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 
 
 class _Subject:
-    """What the original's camera asks of an object, and of the player that it follows."""
+    """The attributes of objects, and of the player, that the original's camera reads."""
 
     def __init__(self, texture: str = "") -> None:
         self.pos = (0, 0)
@@ -35,34 +35,23 @@ class _Subject:
 
 
 class Geometry(NamedTuple):
-    """Where things are in the image; pairs are (x, y).
+    """Layout of the image; pairs are (x, y)."""
 
-    Attributes:
-        size: Width and height of the image, in pixels.
-        unit: Width and height of a cell, in pixels.
-        border: Black pixels left of and above the view.
-        grid: Columns and rows of cells of the world.
-        item_rows: Rows of cells of the inventory, beneath them.
-    """
-
-    size: Pair
-    unit: Pair
-    border: Pair
-    grid: Pair
-    item_rows: int
+    size: Pair  # width and height of the image, in pixels
+    unit: Pair  # width and height of a cell, in pixels
+    border: Pair  # black pixels left of and above the view
+    grid: Pair  # columns and rows of cells of the world
+    item_rows: int  # rows of cells of the inventory, beneath them
 
 
 class Pictures(NamedTuple):
-    """Pixels of every cell that can be shown; rows are top to bottom, pixels red, green, blue.
+    """Pixels of every cell that can be shown; rows are top to bottom, pixels red, green, blue."""
 
-    Attributes:
-        cells: ``[materials, sprites, unit_y, 3 * unit_x] uint8``, before light and sleep.
-        items: ``[items, amounts, unit_y, 3 * unit_x] uint8``; black for an amount of 0.
-        vignette: ``[view_y, view_x] float64``: how much the night's noise covers each pixel.
-    """
-
+    # ``[materials, sprites, unit_y, 3 * unit_x] uint8``, before light and sleep.
     cells: NDArray[np.uint8]
+    # ``[items, amounts, unit_y, 3 * unit_x] uint8``; black for an amount of 0.
     items: NDArray[np.uint8]
+    # ``[view_y, view_x] float64``: how much the night's noise covers each pixel.
     vignette: NDArray[np.float64]
 
 
@@ -96,7 +85,7 @@ def draw_pictures(layout: Geometry) -> Pictures:
     )
 
 
-def _draw_cells(textures: Any, unit: Pair) -> NDArray[np.uint8]:  # noqa: ANN401
+def _draw_cells(textures: Any, unit: Pair) -> NDArray[np.uint8]:
     shape = (len(MATERIALS) + 1, len(SPRITES), unit[1], 3 * unit[0])
     cells = np.full(shape, _OUTSIDE_COLOR, np.uint8)
     for material in MATERIALS:
@@ -107,7 +96,7 @@ def _draw_cells(textures: Any, unit: Pair) -> NDArray[np.uint8]:  # noqa: ANN401
     return cells
 
 
-def _draw_cell(textures: Any, unit: Pair, material: str, sprite: str) -> NDArray[np.uint8]:  # noqa: ANN401
+def _draw_cell(textures: Any, unit: Pair, material: str, sprite: str) -> NDArray[np.uint8]:
     """Return ``[unit_y, unit_x, 3]``: a cell seen in full daylight, which changes no pixel."""
     world = engine.World((1, 1), constants.materials, (1, 1))
     world.daylight = 1.0
@@ -118,7 +107,7 @@ def _draw_cell(textures: Any, unit: Pair, material: str, sprite: str) -> NDArray
     return np.asarray(pixels).astype(np.uint8).transpose(1, 0, 2)
 
 
-def _draw_items(textures: Any, layout: Geometry) -> NDArray[np.uint8]:  # noqa: ANN401
+def _draw_items(textures: Any, layout: Geometry) -> NDArray[np.uint8]:
     columns, (width, height) = layout.grid[0], layout.unit
     draw = engine.ItemView(textures, (columns, layout.item_rows))
     items = np.zeros((len(ITEMS), _MAX_AMOUNT + 1, height, 3 * width), np.uint8)

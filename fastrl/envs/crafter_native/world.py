@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastrl.envs.crafter_native.compiled import compiled, int64
 from fastrl.envs.crafter_native.rules import CHUNK, OUTSIDE, WALKABLE
-from fastrl.envs.crafter_native.state import World
+from fastrl.envs.crafter_native.world_compiler import compiled, int64
+from fastrl.envs.crafter_native.world_state import World
 
 PLAYER_INDEX = 1
 

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.crafter_native import rules, world
-from fastrl.envs.crafter_native.compiled import compiled
 from fastrl.envs.crafter_native.noise import (
     PERMUTATION_SIZE,
     Permutation,
@@ -25,7 +24,8 @@ from fastrl.envs.crafter_native.noise import (
     seed_permutation,
 )
 from fastrl.envs.crafter_native.rng import Stream, below, seed_stream, uniform
-from fastrl.envs.crafter_native.state import World
+from fastrl.envs.crafter_native.world_compiler import compiled
+from fastrl.envs.crafter_native.world_state import World
 
 _NOISE_SEEDS = 2**31 - 1
 # (z, size in cells) of the layers that every cell needs: start, water twice, mountain twice.
@@ -34,19 +34,13 @@ _COW_HEALTH, _ZOMBIE_HEALTH, _SKELETON_HEALTH = 3, 5, 3
 
 
 class WorldScratch(NamedTuple):
-    """Memory that making a world needs and nothing keeps.
+    """Temporary memory for making a world."""
 
-    Attributes:
-        permutation: ``[256] int64``: the noise of this world.
-        source: ``[256] int64``.
-        layers: ``[5, width, height] float64``: the layers of noise that every cell needs.
-        tunnels: ``[width, height] bool``: cells of tunnels, where skeletons live.
-    """
-
-    permutation: Permutation
-    source: Permutation
+    permutation: Permutation  # ``[256] int64``: the noise of this world
+    source: Permutation  # ``[256] int64``
+    # ``[5, width, height] float64``: the layers of noise that every cell needs.
     layers: NDArray[np.float64]
-    tunnels: NDArray[np.bool_]
+    tunnels: NDArray[np.bool_]  # ``[width, height] bool``: cells of tunnels, where skeletons live
 
 
 def world_scratch(area: tuple[int, int]) -> WorldScratch:
@@ -70,7 +64,7 @@ def generate(new: World, seed: int, scratch: WorldScratch) -> None:
         for y in range(height):
             material = new.material[x, y]
             new.chunk_materials[world.chunk_of(new, x, y), material] += 1
-            # A call hands over the whole world, which most cells are not worth.
+            # A call passes the whole world, which would be slow for every cell.
             if rules.CAN_HOLD_OBJECT[material]:
                 _populate(new, material, scratch.tunnels[x, y], x, y)
 
@@ -126,7 +120,7 @@ def _lay_terrain(scratch: WorldScratch, stream: Stream, terrain: NDArray[np.uint
 
 @compiled
 def _material(scratch: WorldScratch, stream: Stream, x: int, y: int, start: float) -> int:
-    """Return what a cell is made of that is 4 less ``start`` away from the player."""
+    """Return the material of a cell that is 4 less ``start`` away from the player."""
     noise = scratch.permutation
     layers = scratch.layers
     start += 2 * layers[0, x, y]
@@ -150,7 +144,7 @@ def _material(scratch: WorldScratch, stream: Stream, x: int, y: int, start: floa
 
 @compiled
 def _mountain(scratch: WorldScratch, stream: Stream, x: int, y: int, mountain: float) -> int:
-    """Return what a cell of a mountain is made of."""
+    """Return the material of a cell of a mountain."""
     noise = scratch.permutation
     if mountain > 0.3 and _simplex(noise, x, y, 6, 7) > 0.15:
         return rules.PATH

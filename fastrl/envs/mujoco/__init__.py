@@ -1,14 +1,14 @@
 """Gymnasium's MuJoCo robots, and any of your own, stepped n at a time by compiled code.
 
-They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.make.EnvFactory` and for gymnasium.
+They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.EnvFactory` and for gymnasium.
 A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.
 """
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv, Step, Terms
-from fastrl.envs.mujoco.catalogue import ENVIRONMENTS, build, make_vec
-from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Physics
 from fastrl.envs.mujoco.rendering import View
+from fastrl.envs.mujoco.robot_checks import Parameters
+from fastrl.envs.mujoco.robots_by_id import ENVIRONMENTS, build, make_vec
 
 __all__ = [
     "ENVIRONMENTS",

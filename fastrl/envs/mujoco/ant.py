@@ -9,13 +9,11 @@ from typing import Any
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
 from fastrl.arguments import nearest
-from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.terms import Range, control_cost, flat
+from fastrl.envs.mujoco.robot_terms import Range, control_cost, flat, uniform_and_normal_start
 from fastrl.errors import EnvError
 
 
@@ -29,8 +27,6 @@ class AntV5(MujocoBatchedEnv):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "ant.xml"
         frame_skip: int = 5
         forward_reward_weight: float = 1.0
@@ -47,23 +43,18 @@ class AntV5(MujocoBatchedEnv):
 
     params: Any
 
-    @override
     def fields(self) -> Sequence[str]:
         return "xpos", "cfrc_ext"
 
-    @override
     def setup(self) -> None:
         self._main_body = _body(self.physics.model, self.params.main_body)
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform_and_normal(generator, self.physics, self.params.reset_noise_scale)
+        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
-    @override
     def tracked(self, now: Fields) -> NDArray[Any]:
         return now.xpos[:, self._main_body, 0]
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         skipped = 2 * self.params.exclude_current_positions_from_observation
         parts = (now.qpos[:, skipped:], now.qvel)
@@ -71,11 +62,9 @@ class AntV5(MujocoBatchedEnv):
             return *parts, self._contact_forces(now)[:, 6:]
         return parts
 
-    @override
     def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
         return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
@@ -109,8 +98,6 @@ class AntV4(AntV5):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "ant.xml"
         ctrl_cost_weight: float = 0.5
         use_contact_forces: bool = False
@@ -122,21 +109,17 @@ class AntV4(AntV5):
         reset_noise_scale: float = 0.1
         exclude_current_positions_from_observation: bool = True
 
-    @override
     def fields(self) -> Sequence[str]:
         return ("xpos", "cfrc_ext") if self.params.use_contact_forces else ("xpos",)
 
-    @override
     def setup(self) -> None:
         self._main_body = _body(self.physics.model, "torso")
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         skipped = 2 * self.params.exclude_current_positions_from_observation
         parts = (now.qpos[:, skipped:], now.qvel)
         return (*parts, self._contact_forces(now)) if self.params.use_contact_forces else parts
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         healthy: Any = 1.0

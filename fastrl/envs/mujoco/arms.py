@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
-from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.terms import control_cost
+from fastrl.envs.mujoco.robot_checks import Parameters
+from fastrl.envs.mujoco.robot_terms import control_cost
 
 
 class ReacherV5(MujocoBatchedEnv):
@@ -27,23 +26,18 @@ class ReacherV5(MujocoBatchedEnv):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "reacher.xml"
         frame_skip: int = 2
         reward_dist_weight: float = 1.0
         reward_control_weight: float = 1.0
 
-    @override
     def fields(self) -> Sequence[str]:
         return ("xpos",)
 
-    @override
     def setup(self) -> None:
         model = self.physics.model
         self._fingertip, self._target = (model.body(name).id for name in ("fingertip", "target"))
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         model = self.physics.model
         qpos = generator.uniform(-0.1, 0.1, model.nq) + self.physics.initial_qpos
@@ -55,13 +49,11 @@ class ReacherV5(MujocoBatchedEnv):
         qvel[-2:] = 0.0
         return qpos, qvel
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         angles = now.qpos[:, :2]
         parts = (np.cos(angles), np.sin(angles), now.qpos[:, 2:], now.qvel[:, :2])
         return *parts, self._offset(now)[:, :2]
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         return {
@@ -82,16 +74,13 @@ class ReacherV4(ReacherV5):
     class Params(Parameters):
         """Gymnasium's keyword arguments."""
 
-    @override
     def tracked(self, now: Fields) -> NDArray[Any]:
         return self._offset(now)
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         *parts, _ = super().observation(now)
         return *parts, self._offset(now)
 
-    @override
     def reward(self, step: Step) -> Terms:
         return {
             "reward_dist": -_length(step.before),
@@ -110,24 +99,19 @@ class PusherV5(MujocoBatchedEnv):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "pusher_v5.xml"
         frame_skip: int = 5
         reward_near_weight: float = 0.5
         reward_dist_weight: float = 1.0
         reward_control_weight: float = 0.1
 
-    @override
     def fields(self) -> Sequence[str]:
         return ("xpos",)
 
-    @override
     def setup(self) -> None:
         model = self.physics.model
         self._bodies = [model.body(name).id for name in ("tips_arm", "object", "goal")]
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         qpos = self.physics.initial_qpos
         cylinder = _cylinder(generator)
@@ -139,12 +123,10 @@ class PusherV5(MujocoBatchedEnv):
         qvel[-4:] = 0.0
         return qpos, qvel
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         bodies = now.xpos[:, self._bodies].reshape(len(now.xpos), -1)
         return now.qpos[:, :7], now.qvel[:, :7], bodies
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         arm, cylinder, goal = (step.now.xpos[:, body] for body in self._bodies)

@@ -16,40 +16,43 @@
         def terminated(self, now):
             return now.qpos[:, 0] < 0.1
 
-The class is a factory that `fastrl.envs.make.EnvFactory` understands: ``my_module:Jumper``. Its
+The class is a factory that `fastrl.envs.EnvFactory` understands: ``my_module:Jumper``. Its
 `single` is one environment behind gymnasium's interface, a batch of one.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief
+from fastrl.arguments import is_whole, whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import Rows, StepViews, check_restart, step_shapes, wrong_shapes
-from fastrl.envs.mujoco.keywords import Parameters, is_whole, parse
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.randomization import Randomization
-from fastrl.envs.mujoco.rendering import Photographer, View, checked_render_mode
-from fastrl.envs.mujoco.returned import (
+from fastrl.envs.mujoco.rendering import Photographer, View
+from fastrl.envs.mujoco.robot_checks import (
+    Parameters,
     check_flags,
     check_initial,
     check_observation,
     check_terms,
+    parse,
 )
 from fastrl.envs.mujoco.simulations import Rows as Which
 from fastrl.envs.state import State, fitting
+from fastrl.envs.vector_facade import SingleBatchedEnv
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -59,12 +62,12 @@ Terms = Mapping[str, Any]
 
 @dataclass
 class Step:
-    """One step of n environments, as `MujocoBatchedEnv.reward` sees it.
+    """One step of n environments: the argument of `MujocoBatchedEnv.reward`.
 
     Attributes:
         now: Fields after the step.
-        action: ``[n, nu]`` float32 (float64 where gymnasium's interface was given that): what
-            MuJoCo got, which clamps it to the actuators' ranges by itself.
+        action: ``[n, nu]`` float32 (float64 where gymnasium's interface was given that), as passed
+            to MuJoCo, which clamps it to the actuators' ranges.
         before: What `MujocoBatchedEnv.tracked` returned before the step.
         after: What it returned after the step.
         terminated: ``[n]`` bool, as `MujocoBatchedEnv.terminated` returned it; None for never.
@@ -100,7 +103,7 @@ class MujocoBatchedEnv(ABC):
     frame_skip: ClassVar[int]
     """Time steps of the simulation per step of the environment."""
     time_limit: ClassVar[int | None] = None
-    """Steps after which an episode is truncated, unless told otherwise."""
+    """Steps after which an episode is truncated by default."""
     Params: ClassVar[type[Any]] = Parameters
     """Dataclass of the keyword arguments; may have ``xml_file`` and ``frame_skip``."""
     _name: ClassVar[str]
@@ -113,7 +116,7 @@ class MujocoBatchedEnv(ABC):
         *,
         num_threads: int = 1,
         action_bounds: ActionBounds | None = "clip",
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> None:
         """Load the model and create the simulations; `reset` starts their episodes.
 
@@ -130,8 +133,8 @@ class MujocoBatchedEnv(ABC):
         Raises:
             EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
         """
-        self.num_envs = _whole("num_envs", num_envs)
-        num_threads = _whole("num_threads", num_threads)
+        self.num_envs = whole("num_envs", num_envs)
+        num_threads = whole("num_threads", num_threads)
         self.params = parse(self._name, self.Params, kwargs)
         path = _model_path(getattr(self.params, "xml_file", None) or self.xml_file)
         self.physics = Physics(path, num_envs, self.fields(), num_threads)
@@ -166,7 +169,7 @@ class MujocoBatchedEnv(ABC):
         super().__init_subclass__()
         cls._name = cls.id or cls.__name__
 
-    # What a subclass defines.
+    # Methods that a subclass defines.
 
     def fields(self) -> Sequence[str]:
         """Return the fields of ``mjData`` that are read beyond ``qpos``, ``qvel`` and ``ctrl``."""
@@ -187,7 +190,7 @@ class MujocoBatchedEnv(ABC):
         """
         return self.physics.initial_qpos, np.zeros(self.physics.model.nv)
 
-    def tracked(self, now: Fields) -> Any:  # noqa: ANN401
+    def tracked(self, now: Fields) -> Any:
         """Return an array ``[n, …]`` whose value before the step the reward needs."""
         return None
 
@@ -203,7 +206,7 @@ class MujocoBatchedEnv(ABC):
         """Return which episodes reached a terminal state, ``[n]`` bool; None for none ever."""
         return None
 
-    # What a sampler calls.
+    # Methods that a sampler calls.
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
         """Start an episode in every environment; see `BatchedEnv.reset`.
@@ -224,7 +227,7 @@ class MujocoBatchedEnv(ABC):
         self._start_all(observation, first=True)
 
     def restart(self, observation: Rows) -> None:
-        """Start an episode in every environment, going on with their random streams.
+        """Start an episode in every environment from the environments' random streams.
 
         Args:
             observation: One array ``[n, size]``, written.
@@ -239,9 +242,9 @@ class MujocoBatchedEnv(ABC):
         """Step every environment once; see `BatchedEnv.step`.
 
         Raises:
-            EnvError: It was never reset, the views do not fit, MuJoCo gave up on an environment
-                (names it by index), or the subclass's functions return something else than they
-                should.
+            EnvError: It was never reset, the views do not fit, MuJoCo reports that an environment
+                is unstable (names it by index), or a function of the subclass returns a wrong type
+                or shape.
         """
         self._check_seeded()
         if (found := views.shapes) != self._shapes:
@@ -275,10 +278,10 @@ class MujocoBatchedEnv(ABC):
             self._begin_next(ended, views)
 
     def get_state(self) -> State:
-        """Return all that later steps depend on; see `fastrl.envs.state`.
+        """Return everything that later steps depend on; see `fastrl.envs.state`.
 
-        A subclass whose functions depend on what they have kept in attributes adds these, and
-        takes them back in `set_state`.
+        A subclass whose functions keep values in attributes adds these, and restores them in
+        `set_state`.
         """
         return {
             "physics": self.physics.get_state(),
@@ -289,7 +292,7 @@ class MujocoBatchedEnv(ABC):
         }
 
     def set_state(self, state: State) -> None:
-        """Go on from what `get_state` returned, after a reset.
+        """Restore what `get_state` returned, after a reset.
 
         Raises:
             StateError: It is another environment's, or of another number of environments.
@@ -318,14 +321,14 @@ class MujocoBatchedEnv(ABC):
         *,
         render_mode: str | None = None,
         view: View | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> SingleMujocoEnv:
         """Build one such environment behind gymnasium's interface, to evaluate and to record.
 
         Args:
             render_mode: ``rgb_array`` or None.
             view: How pictures are taken.
-            **kwargs: Those of the class, but that ``action_bounds`` is None by default.
+            **kwargs: Those of the class; ``action_bounds`` is None by default.
 
         Raises:
             EnvError: An argument is unknown or does not fit, or the model cannot be loaded.
@@ -336,7 +339,7 @@ class MujocoBatchedEnv(ABC):
         return SingleMujocoEnv(batched, view or View(), render_mode)
 
     def take_actions_as_given(self) -> None:
-        """Leave it to MuJoCo to keep actions inside the actuators' ranges; see `__init__`."""
+        """Let MuJoCo keep actions inside the actuators' ranges; see `__init__`."""
         self._actions = ActionConverter(self.spec.action_space, None)
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
@@ -355,7 +358,7 @@ class MujocoBatchedEnv(ABC):
     def _begin_next(self, ended: NDArray[np.bool_], views: StepViews) -> None:
         """Store the last observations of episodes that ended, and start the next ones."""
         observation, now = views.observation[0], self.physics.now
-        # They may be views of fields, which restarting overwrites.
+        # The terms may be views of fields, which restarting overwrites.
         self.terms = {name: np.array(term) for name, term in self.terms.items()}
         views.final_observation[0][ended] = observation[ended]
         self._restart(ended, first=False)
@@ -380,13 +383,13 @@ class MujocoBatchedEnv(ABC):
         self._deadlines[rows] = min(self._clock + self._limit, _NEVER)
         self._next_deadline = int(self._deadlines.min())
 
-    def _track(self) -> Any:  # noqa: ANN401
+    def _track(self) -> Any:
         tracked = self.tracked(self.physics.now)
         # Fields are overwritten by the next step, and what is tracked may be a view of them.
         return None if tracked is None else np.array(tracked)
 
 
-class SingleMujocoEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
+class SingleMujocoEnv(SingleBatchedEnv):
     """A batch of one behind gymnasium's interface, to evaluate and to record.
 
     Observations are float64, and ``info`` holds the terms of the reward.
@@ -398,91 +401,16 @@ class SingleMujocoEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         """Take over ``batched``, which holds a single environment.
 
         Raises:
-            EnvError: ``batched`` holds several, or the render mode is unknown.
+            ArgumentError: The render mode is unknown.
+            EnvError: ``batched`` holds several.
         """
-        if batched.num_envs != 1:
-            raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
-        self.batched = batched
-        self.observation_space = batched.spec.observation_space
-        self.action_space = batched.spec.action_space
-        self.render_mode = checked_render_mode(render_mode)
-        fps = round(1 / float(np.min(batched.dt)))
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
-        self._view = view
-        self._photographer: Photographer | None = None
-        shape = (1, *(batched.spec.observation_space.shape or ()))
-        self._observation = np.zeros(shape)
-        self._final = np.zeros(shape)
-        self._seeded = False
-        # The batch starts the next episode in the step that ends one.
-        self._has_begun = False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Start the next episode; with a seed, the first one of that seed."""
-        super().reset(seed=seed, options=options)
-        if seed is None and not self._seeded:
-            seed = int(self.np_random.integers(2**31 - 1))
-        if seed is not None:
-            self.batched.reset([seed], (self._observation,))
-            self._seeded = True
-        elif not self._has_begun:
-            self.batched.restart((self._observation,))
-        self._has_begun = False
-        return self._observation[0].copy(), {}
-
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
-        """Step once; the last observation of an episode is that of its end.
-
-        Raises:
-            EnvError: The action has another shape; some would silently be broadcast.
-        """
-        action = np.asarray(action)
-        if action.shape != self.action_space.shape:
-            raise EnvError(
-                f"the action has the shape {action.shape}; expected {self.action_space.shape}"
-            )
-        # Exact: the batch writes into views of any floating dtype.
-        reward: Any = np.zeros(1)
-        terminated, truncated = np.zeros(1, np.bool_), np.zeros(1, np.bool_)
-        self.batched.step(
-            StepViews(
-                action=(action[None],),
-                observation=(self._observation,),
-                reward=reward,
-                terminated=terminated,
-                truncated=truncated,
-                final_observation=(self._final,),
-            )
+        super().__init__(
+            batched,
+            exact=True,
+            render_mode=render_mode,
+            painter=partial(Photographer, batched.physics, view),
+            fps=round(1 / float(np.min(batched.dt))),
         )
-        self._has_begun = bool(terminated[0] or truncated[0])
-        seen = (self._final if self._has_begun else self._observation)[0].copy()
-        info = {name: float(term[0]) for name, term in self.batched.info().items()}
-        return seen, float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """Return a picture ``[height, width, 3] uint8``; None without a render mode.
-
-        In the step that ended an episode it shows the next one's beginning.
-
-        Raises:
-            EnvError: There is no such camera, or no OpenGL.
-        """
-        if self.render_mode is None:
-            return None
-        if self._photographer is None:
-            self._photographer = Photographer(self.batched.physics, self._view)
-        return self._photographer.picture(0)
-
-    def close(self) -> None:
-        """Free the renderer; safe to call twice."""
-        photographer, self._photographer = self._photographer, None
-        if photographer is not None:
-            photographer.close()
-        self.batched.close()
 
 
 def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
@@ -493,7 +421,7 @@ def _write(parts: Sequence[NDArray[Any]], rows: NDArray[Any]) -> None:
         column = end
 
 
-def _sum(terms: Terms) -> Any:  # noqa: ANN401
+def _sum(terms: Terms) -> Any:
     # In float64: the sum of two flags would be a flag, and small integers would wrap around.
     total, *others = (np.asarray(term, np.float64) for term in terms.values())
     for term in others:
@@ -501,7 +429,7 @@ def _sum(terms: Terms) -> Any:  # noqa: ANN401
     return total
 
 
-def _dt(physics: Physics, nstep: int) -> Any:  # noqa: ANN401
+def _dt(physics: Physics, nstep: int) -> Any:
     timestep = physics.parameter("timestep")
     return timestep * nstep if timestep.ndim else float(timestep) * nstep
 
@@ -510,18 +438,11 @@ def _limit(asked: int | None, default: int | None) -> int | None:
     limit = default if asked is None else asked
     if limit is None or (is_whole(limit) and limit == -1):
         return None
-    return _whole("max_episode_steps", limit, ", or -1 for no limit")
+    return whole("max_episode_steps", limit, 1, math.inf, ", or -1 for no limit")
 
 
-def _frame_skip(asked: Any, default: int) -> int:  # noqa: ANN401
-    return _whole("frame_skip", default if asked is None else asked)
-
-
-def _whole(name: str, value: Any, hint: str = "") -> int:  # noqa: ANN401
-    """Return a whole number as Python's, which no sum with it makes overflow."""
-    if not is_whole(value) or value < 1:
-        raise EnvError(f"{name} must be a whole number of at least 1{hint}, got {brief(value)}")
-    return int(value)
+def _frame_skip(asked: Any, default: int) -> int:
+    return whole("frame_skip", default if asked is None else asked)
 
 
 def _model_path(xml_file: str | Path) -> Path:
@@ -530,7 +451,7 @@ def _model_path(xml_file: str | Path) -> Path:
     except OSError as error:
         raise EnvError(f"xml_file: {error}") from None
     if not path.is_file():
-        raise EnvError(f"xml_file: '{xml_file}' is no file")
+        raise EnvError(f"xml_file: '{xml_file}' is not a file")
     return path
 
 

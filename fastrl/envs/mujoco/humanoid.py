@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
-from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.terms import Range, control_cost, flat, inside
+from fastrl.envs.mujoco.robot_terms import Range, control_cost, flat, inside, uniform_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +34,12 @@ class _Humanoid(MujocoBatchedEnv):
     _world_is_observed = False
     """Version 4 observes the immovable world's rows, and the free joint's actuation, too."""
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform(generator, self.physics, self.params.reset_noise_scale)
+        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
-    @override
     def fields(self) -> Sequence[str]:
         return "xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         params = self.params
         skipped = 2 * params.exclude_current_positions_from_observation
@@ -75,8 +70,6 @@ class HumanoidV5(_Humanoid):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(_Observed):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "humanoid.xml"
         frame_skip: int = 5
         forward_reward_weight: float = 1.25
@@ -88,18 +81,15 @@ class HumanoidV5(_Humanoid):
         healthy_z_range: Range = (1.0, 2.0)
         reset_noise_scale: float = 1e-2
 
-    @override
     def tracked(self, now: Fields) -> NDArray[Any]:
         # The first coordinate of the centre of mass.
         mass = np.atleast_2d(self.physics.parameter("body_mass"))
         centre: NDArray[Any] = (now.xipos[:, :, 0] * mass).sum(1) / mass.sum(1)
         return centre
 
-    @override
     def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
         return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
@@ -125,8 +115,6 @@ class HumanoidV4(HumanoidV5):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         forward_reward_weight: float = 1.25
         ctrl_cost_weight: float = 0.1
         healthy_reward: float = 5.0
@@ -135,11 +123,9 @@ class HumanoidV4(HumanoidV5):
         reset_noise_scale: float = 1e-2
         exclude_current_positions_from_observation: bool = True
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return _everything(now, 2 * self.params.exclude_current_positions_from_observation)
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         healthy: Any = 1.0
@@ -161,8 +147,6 @@ class HumanoidStandupV5(_Humanoid):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(_Observed):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "humanoidstandup.xml"
         frame_skip: int = 5
         uph_cost_weight: float = 1.0
@@ -171,7 +155,6 @@ class HumanoidStandupV5(_Humanoid):
         impact_cost_range: Range = (-np.inf, 10.0)
         reset_noise_scale: float = 1e-2
 
-    @override
     def reward(self, step: Step) -> Terms:
         params = self.params
         # Gymnasium takes the argument uph_cost_weight and leaves it out of the reward.
@@ -194,15 +177,12 @@ class HumanoidStandupV4(HumanoidStandupV5):
     class Params:
         """Version 4 takes no keyword arguments."""
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform(generator, self.physics, 0.01)
+        return uniform_start(generator, self.physics, 0.01)
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return _everything(now, 2)
 
-    @override
     def reward(self, step: Step) -> Terms:
         return {
             "reward_linup": step.now.qpos[:, 2] / self.physics.parameter("timestep"),

@@ -1,4 +1,4 @@
-"""What MuJoCo offers in C and not in Python, reached through its library's public symbols."""
+"""Functions of MuJoCo that only C has, called through public symbols of its library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def register_contact_forces() -> _Plugin:
 
     `mj_step` leaves ``cfrc_ext``, ``cfrc_int`` and ``cacc`` alone unless a sensor needs them, and
     such a sensor sees only the first stage of a Runge-Kutta step. Called from where plugins
-    advance, they are what a call after the step would compute. The C function serves as the
+    advance, they equal those of a call after the step. The C function serves as the
     callback itself: no Python runs in a step. An evaluation takes 0.4 µs on the ant's model, of
     25 µs per substep.
 

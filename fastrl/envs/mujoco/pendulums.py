@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
-from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
-from fastrl.envs.mujoco.keywords import Parameters
 from fastrl.envs.mujoco.physics import Fields, Floats
+from fastrl.envs.mujoco.robot_checks import Parameters
+from fastrl.envs.mujoco.robot_terms import uniform_and_normal_start, uniform_start
 
 
 class InvertedPendulumV5(MujocoBatchedEnv):
@@ -27,27 +26,21 @@ class InvertedPendulumV5(MujocoBatchedEnv):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "inverted_pendulum.xml"
         frame_skip: int = 2
         reset_noise_scale: float = 0.01
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         scale = getattr(self.params, "reset_noise_scale", 0.01)
-        return resets.uniform(generator, self.physics, scale)
+        return uniform_start(generator, self.physics, scale)
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return now.qpos, now.qvel
 
-    @override
     def terminated(self, now: Fields) -> NDArray[np.bool_]:
         finite = np.isfinite(now.qpos).all(1) & np.isfinite(now.qvel).all(1)
         return ~finite | (np.abs(now.qpos[:, 1]) > 0.2)
 
-    @override
     def reward(self, step: Step) -> Terms:
         assert step.terminated is not None
         return {"reward_survive": (~step.terminated).astype(np.float64)}
@@ -61,7 +54,6 @@ class InvertedPendulumV4(InvertedPendulumV5):
     class Params(Parameters):
         """Gymnasium's keyword arguments."""
 
-    @override
     def reward(self, step: Step) -> Terms:
         return {"reward_survive": 1.0}
 
@@ -78,23 +70,18 @@ class InvertedDoublePendulumV5(MujocoBatchedEnv):
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "inverted_double_pendulum.xml"
         frame_skip: int = 5
         healthy_reward: float = 10.0
         reset_noise_scale: float = 0.1
 
-    @override
     def fields(self) -> Sequence[str]:
         return "site_xpos", "qfrc_constraint"
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         scale = getattr(self.params, "reset_noise_scale", 0.1)
-        return resets.uniform_and_normal(generator, self.physics, scale)
+        return uniform_and_normal_start(generator, self.physics, scale)
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         angles = now.qpos[:, 1:]
         forces = now.qfrc_constraint[:, : self._observed_constraint_forces]
@@ -102,11 +89,9 @@ class InvertedDoublePendulumV5(MujocoBatchedEnv):
         clipped = (np.clip(now.qvel, -10, 10), np.clip(forces, -10, 10))
         return now.qpos[:, :1], *trigonometry, *clipped
 
-    @override
     def terminated(self, now: Fields) -> NDArray[np.bool_]:
         return now.site_xpos[:, 0, 2] <= 1
 
-    @override
     def reward(self, step: Step) -> Terms:
         assert step.terminated is not None
         alive = self.params.healthy_reward * ~step.terminated
@@ -123,13 +108,12 @@ class InvertedDoublePendulumV4(InvertedDoublePendulumV5):
 
     _observed_constraint_forces = 3
 
-    @override
     def reward(self, step: Step) -> Terms:
         return {"reward_survive": 10.0, **_penalties(step.now)}
 
 
 def _penalties(now: Fields) -> Terms:
-    """Return what the tip's distance from its place, and the poles' speeds, cost."""
+    """Return the cost of the tip's distance from its place and of the poles' speeds."""
     x, y = now.site_xpos[:, 0, 0], now.site_xpos[:, 0, 2]
     first, second = now.qvel[:, 1], now.qvel[:, 2]
     return {

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief, nearest
 from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
 from fastrl.envs.mujoco.simulations import Rows, new_batch
-from fastrl.envs.mujoco_clock import timers_off
+from fastrl.envs.mujoco_clock import untimed
 from fastrl.envs.state import State, fitting
-from fastrl.errors import EnvError
+from fastrl.errors import EnvError, one_line
 
 Floats = NDArray[np.float64]
 
 _STATE = ("qpos", "qvel", "ctrl")
-# What MuJoCo computes after the constraint solver, and only where it is asked to.
+# Fields that MuJoCo computes after the constraint solver, and only on request.
 _POST_CONSTRAINT = frozenset({"cacc", "cfrc_int", "cfrc_ext"})
 # Values of the model with which the dynamics mean nothing; MuJoCo steps some of them to NaN.
 _POSITIVE = frozenset({"body_inertia", "body_mass", "geom_size", "timestep"})
@@ -35,20 +35,14 @@ _NOT_NEGATIVE = frozenset(
 
 
 def bound(name: str) -> str:
-    """Return what values of a field of the model must be; empty where any finite number will do."""
+    """Return the bound of values of a field of the model; empty if any finite number is valid."""
     if name in _POSITIVE:
         return "above 0 where the model's own value is, and not negative elsewhere"
     return "not negative" if name in _NOT_NEGATIVE else ""
 
 
 def within(name: str, values: NDArray[Any], base: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which values of a field are finite and as `bound` says, in their shape.
-
-    Args:
-        name: The field.
-        values: Values of some elements.
-        base: The model's own values of these.
-    """
+    """Return which values of a field are finite and as `bound` says; ``base``: the model's."""
     fits: NDArray[np.bool_] = np.isfinite(values)
     if name in _POSITIVE:
         fits &= (values > 0) | ((values == 0) & (base <= 0))
@@ -72,7 +66,7 @@ class Fields:
         self.__dict__.update(arrays)
 
     def __getattr__(self, name: str) -> Floats:
-        """Explain what is missing.
+        """Explain which field is missing.
 
         Raises:
             AttributeError: The environment does not read the field.
@@ -104,7 +98,13 @@ class Physics:
         """
         wanted = _POST_CONSTRAINT.intersection(fields)
         self.model = _load(path, contact_forces=bool(wanted))
-        self._batch = new_batch(self.model, num_sims, num_threads)
+        self._batch = batch = new_batch(self.model, num_sims, num_threads)
+
+        def step(nstep: int) -> None:
+            batch.step(nstep=nstep)
+
+        self._step = untimed(step)
+        self._forward = untimed(batch.forward)
         self._state: Floats = self._batch.bind("state")
         self._initial = self._state[0].copy()
         self.now = Fields({name: self._bind(name) for name in (*_STATE, *fields)})
@@ -128,18 +128,14 @@ class Physics:
             EnvError: MuJoCo gave up on a simulation; names it by index.
         """
         try:
-            with timers_off():
-                self._batch.step(nstep=nstep)
+            self._step(nstep)
         except RuntimeError as error:
             raise _failed("step", error) from error
 
     def restart(self, rows: Rows, qpos: Floats, qvel: Floats) -> None:
-        """Reset some simulations, place them, and evaluate their fields there.
+        """Reset simulations, a mask or sorted indices, place them, and evaluate their fields.
 
-        Args:
-            rows: ``[n]`` mask, or sorted indices, of k simulations.
-            qpos: ``[k, nq]``, or one row for all.
-            qvel: ``[k, nv]``, or one row for all.
+        ``qpos [k, nq]`` and ``qvel [k, nv]`` may be one row for all.
 
         Raises:
             EnvError: MuJoCo gave up on a simulation; names it by index.
@@ -149,12 +145,11 @@ class Physics:
         now.qpos[rows] = qpos
         now.qvel[rows] = qvel
         try:
-            with timers_off():
-                self._batch.forward(rows)
+            self._forward(rows)
         except RuntimeError as error:
             raise _failed("reset", error) from error
         for name in self._cleared:
-            # Else they would be those of whatever simulation the thread stepped last.
+            # Else they would be those of the simulation that the thread stepped last.
             getattr(now, name)[rows] = 0.0
 
     def get_state(self) -> State:
@@ -164,7 +159,7 @@ class Physics:
         return {"state": self._state.copy(), "fields": fields, "parameters": parameters}
 
     def set_state(self, state: State) -> None:
-        """Go on from what `get_state` returned; `derive` what is derived from parameters.
+        """Restore what `get_state` returned; then `derive` what depends on parameters.
 
         Raises:
             StateError: It is of other simulations.
@@ -194,11 +189,7 @@ class Physics:
         return self._expanded[name]
 
     def assign(self, name: str, values: Sequence[Any]) -> None:
-        """Give every simulation its own value of a field of the model.
-
-        Args:
-            name: The field; see `expand`.
-            values: One of the field's shape for each simulation.
+        """Give every simulation its own value of a field of the model; see `expand`.
 
         Raises:
             EnvError: The model has no such field, or a value does not fit.
@@ -220,7 +211,7 @@ class Physics:
                 )
 
     def derive(self, rows: Rows) -> None:
-        """Recompute what MuJoCo derives from expanded fields, such as masses of subtrees."""
+        """Recompute values that MuJoCo derives from expanded fields, such as masses of subtrees."""
         try:
             self._batch.set_const(rows)
         except RuntimeError as error:
@@ -269,7 +260,7 @@ def _load(path: Path, *, contact_forces: bool) -> mujoco.MjModel:
     if not 0 < model.opt.timestep < np.inf:
         raise EnvError(f"'{path}': the option timestep must be above 0 s, got {model.opt.timestep}")
     if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:
-        # This solver knows no islands, yet MuJoCo looks for them: 4 % of a humanoid's step.
+        # This solver knows no islands, yet MuJoCo searches for them: 4 % of a humanoid's step.
         # Newton's solves by island, and without them differs in the last bits, if rarely.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
     return model
@@ -285,5 +276,5 @@ def _forward_evaluates(model: mujoco.MjModel) -> bool:
 
 def _failed(where: str, error: RuntimeError) -> EnvError:
     # A batch names the first one: "sim 3: …".
-    text = " ".join(str(error).split()).replace("sim ", "env ", 1)
+    text = one_line(error, None).replace("sim ", "env ", 1)
     return EnvError(f"MuJoCo failed in {where}: {text}")

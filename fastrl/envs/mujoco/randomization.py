@@ -8,30 +8,29 @@ to the model's own value::
     gravity:        {add: {normal: [[0, 0, 0], [0, 0, 0.3]]}}
     timestep:       {set: {choice: [0.008, 0.01]}, every: env}
 
-``scale``, ``add`` and ``set`` take a distribution or a constant; parameters of a distribution are
-numbers, or lists that broadcast against the elements. ``of`` selects elements of the field by name
-or index. ``shared`` draws one number for all of them. ``every: env`` keeps the first draw for
-good, ``every: episode`` (the default) draws anew. A mass, inertia, size or time step stays above 0,
-and a friction, armature, density or viscosity does not become negative: a distribution that could
-leave these bounds is an error, but that ``normal`` draws again.
+``scale``, ``add`` and ``set`` take a distribution (see `fastrl.envs.parameter_distributions`) or a
+constant. ``of`` selects elements of the field by name or index. ``shared`` draws one number for all
+of them. ``every: env`` keeps the first draw, ``every: episode`` (the default) draws anew. A mass,
+inertia, size or time step stays above 0, and a friction, armature, density or viscosity does not
+become negative: a distribution that could leave these bounds is an error, except that ``normal``
+draws again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import nearest, nearest_or_all
+from fastrl.arguments import nearest
 from fastrl.envs.mujoco.physics import Physics, bound, within
 from fastrl.envs.mujoco.simulations import Rows
+from fastrl.envs.parameter_distributions import Distribution, distribution, numbers
 from fastrl.errors import EnvError
-
-Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]
 
 _OPERATIONS: dict[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
     "scale": np.multiply,
@@ -48,7 +47,7 @@ _UNDERIVED = (
     "dof_damping", "dof_frictionloss", "geom_friction", "geom_gap", "geom_margin", "geom_solimp",
     "geom_solref", "jnt_range", "jnt_solimp", "jnt_solref", "jnt_stiffness",
 )  # fmt: skip
-# What the elements of a field are called, by the field's prefix.
+# Names of the elements of a field, by the field's prefix.
 _NAMED = {
     "body": mujoco.mjtObj.mjOBJ_BODY,
     "geom": mujoco.mjtObj.mjOBJ_GEOM,
@@ -60,58 +59,55 @@ _NAMED = {
 }
 
 
-class _Distribution(NamedTuple):
-    """What is drawn, and its least and greatest values; none where it has no ends."""
-
-    draw: Draw
-    ends: tuple[NDArray[Any], ...] = ()
-
-
 @dataclass(frozen=True)
 class _Rule:
-    """How one field is drawn."""
+    """How one field is drawn: some elements of its rows ``values [n, *shape]``."""
 
     name: str
     values: NDArray[Any]
     base: NDArray[Any]
-    elements: NDArray[np.intp] | None
+    elements: Any
     operation: str
-    distribution: _Distribution
+    distribution: Distribution
     shared: bool
     every_episode: bool
     where: str
 
     def apply(self, row: int, generator: np.random.Generator) -> None:
-        base = self.base if self.elements is None else self.base[self.elements]
-        value = self._drawn(base, generator)
+        shape = () if self.shared else self.base.shape
+        value = self._of(self.distribution.sample(generator, shape))
         for _ in range(_TRIES):
-            fits = within(self.name, value, base)
+            fits = within(self.name, value, self.base)
             if fits.all():
                 break
-            again = self._drawn(base, generator)
+            again = self._of(self.distribution.sample(generator, shape))
             value = again if self.shared else np.where(fits, value, again)
         else:
             raise self._out_of_bounds(value)
-        if self.elements is None:
-            self.values[row] = value
-        else:
-            self.values[row, self.elements] = value
+        self.values[row, self.elements] = value
 
-    def _drawn(self, base: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        drawn = self.distribution.draw(generator, () if self.shared else base.shape)
-        return _OPERATIONS[self.operation](base, drawn)
-
-    def check_ends(self) -> None:
+    def check(self) -> None:
         """Reject a distribution with values that the field cannot take.
 
         Raises:
-            EnvError: Says which value.
+            EnvError: Names such a value.
         """
-        base = self.base if self.elements is None else self.base[self.elements]
-        for end in self.distribution.ends:
-            value = _OPERATIONS[self.operation](base, end)
-            if not within(self.name, value, base).all():
-                raise self._out_of_bounds(value)
+        kept = self.values[0].copy()
+        try:
+            for end in self.distribution.ends:
+                value = self._of(end)
+                if not within(self.name, value, self.base).all():
+                    raise self._out_of_bounds(value)
+            self.apply(0, np.random.default_rng(0))
+        except (ValueError, IndexError, TypeError) as error:
+            raise EnvError(
+                f"{self.where}: does not fit values of shape {self.base.shape}: {error}"
+            ) from error
+        finally:
+            self.values[0] = kept
+
+    def _of(self, drawn: NDArray[Any]) -> NDArray[Any]:
+        return _OPERATIONS[self.operation](self.base, drawn)
 
     def _out_of_bounds(self, value: NDArray[Any]) -> EnvError:
         wanted = bound(self.name) or "finite"
@@ -137,12 +133,9 @@ class Randomization:
         )
 
     def draw(self, rows: Rows, generators: Sequence[np.random.Generator], *, first: bool) -> None:
-        """Draw the parameters of the simulations in ``rows``.
+        """Draw the parameters of the simulations in ``rows``, from one generator of each of the n.
 
-        Args:
-            rows: ``[n]`` mask, or sorted indices.
-            generators: One per simulation, of all n.
-            first: Whether rules that hold for good are drawn too.
+        Rules with ``every: env`` are drawn only where this is the ``first`` draw.
         """
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         rules = [rule for rule in self._rules if first or rule.every_episode]
@@ -153,7 +146,7 @@ class Randomization:
             self.derive(rows)
 
     def derive(self, rows: Rows) -> None:
-        """Recompute what MuJoCo derives from the drawn parameters, if anything."""
+        """Recompute the values that MuJoCo derives from the drawn parameters."""
         if self._derived:
             self._physics.derive(rows)
 
@@ -176,94 +169,32 @@ def _rule(physics: Physics, name: str, specification: object) -> _Rule:
     if not isinstance(shared, bool):
         raise EnvError(f"{where}.shared: expected true or false, got {shared!r}")
     values = physics.expand(name)
-    of = specification.get("of")
+    operation, of = operations[0], specification.get("of")
+    elements = ... if of is None else _elements(physics.model, name, of)
+    drawn, drawn_at = specification[operation], f"{where}.{operation}"
+    try:
+        base = values[0, elements].copy()
+    except IndexError as error:
+        raise EnvError(
+            f"{where}: does not fit values of shape {values.shape[1:]}: {error}"
+        ) from None
     rule = _Rule(
         name=name,
         values=values,
-        base=values[0].copy(),
-        elements=None if of is None else _elements(physics.model, name, of),
-        operation=operations[0],
-        distribution=_distribution(specification[operations[0]], f"{where}.{operations[0]}"),
+        base=base,
+        elements=elements,
+        operation=operation,
+        distribution=(
+            distribution(drawn, drawn_at)
+            if isinstance(drawn, Mapping)
+            else Distribution("constant", (numbers(drawn, drawn_at),))
+        ),
         shared=shared,
         every_episode=every == "episode",
         where=where,
     )
-    _try(rule)
+    rule.check()
     return rule
-
-
-def _try(rule: _Rule) -> None:
-    """Draw once and put the value back, so that what does not fit shows at the start."""
-    kept = rule.values[0].copy()
-    try:
-        rule.check_ends()
-        rule.apply(0, np.random.default_rng(0))
-    except (ValueError, IndexError, TypeError) as error:
-        wanted = "" if rule.elements is None else f" of elements {rule.elements.tolist()}"
-        raise EnvError(
-            f"{rule.where}: does not fit values of shape {rule.base.shape}{wanted}: {error}"
-        ) from error
-    finally:
-        rule.values[0] = kept
-
-
-def _distribution(specification: object, where: str) -> _Distribution:
-    if not isinstance(specification, Mapping):
-        constant = _numbers(specification, where)
-        return _Distribution(lambda generator, shape: constant, (constant,))
-    if len(specification) != 1:
-        raise EnvError(f"{where}: expected one distribution, got {list(specification)}")
-    ((name, arguments),) = specification.items()
-    where = f"{where}.{name}"
-    if name == "choice":
-        choices = _numbers(arguments, where)
-        if choices.ndim == 0 or not len(choices):
-            raise EnvError(f"{where}: expected a list of values, got {arguments!r}")
-        return _Distribution(
-            lambda generator, shape: choices[generator.integers(len(choices), size=shape)],
-            (choices.min(0), choices.max(0)),
-        )
-    if name not in _TWO_PARAMETERS:
-        known = ("choice", *_TWO_PARAMETERS)
-        hint = nearest_or_all(str(name), known)
-        raise EnvError(f"{where}: unknown distribution '{name}'{hint}")
-    if not isinstance(arguments, Sequence) or len(arguments) != 2:
-        raise EnvError(f"{where}: expected two values, got {arguments!r}")
-    first, second = (_numbers(each, where) for each in arguments)
-    if name == "log_uniform" and min(first.min(), second.min()) <= 0:
-        raise EnvError(f"{where}: expected numbers above 0, got {arguments!r}")
-    sample = _TWO_PARAMETERS[name]
-    return _Distribution(
-        lambda generator, shape: sample(generator, first, second, _common(shape, first, second)),
-        () if name == "normal" else (first, second),
-    )
-
-
-def _common(shape: tuple[int, ...], *parameters: NDArray[Any]) -> tuple[int, ...]:
-    return np.broadcast_shapes(shape, *(each.shape for each in parameters))
-
-
-def _log_uniform(
-    generator: np.random.Generator, low: NDArray[Any], high: NDArray[Any], shape: tuple[int, ...]
-) -> NDArray[Any]:
-    return np.exp(generator.uniform(np.log(low), np.log(high), shape))
-
-
-_TWO_PARAMETERS: dict[str, Callable[..., NDArray[Any]]] = {
-    "uniform": np.random.Generator.uniform,
-    "log_uniform": _log_uniform,
-    "normal": np.random.Generator.normal,
-}
-
-
-def _numbers(value: object, where: str) -> NDArray[Any]:
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise EnvError(f"{where}: expected numbers, got {value!r}") from None
-    if not np.isfinite(numbers).all():
-        raise EnvError(f"{where}: expected finite numbers, got {value!r}")
-    return numbers
 
 
 def _elements(model: mujoco.MjModel, field: str, of: object) -> NDArray[np.intp]:

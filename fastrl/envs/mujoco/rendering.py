@@ -1,6 +1,6 @@
 """Pictures of simulations by MuJoCo's renderer, on EGL, OSMesa or a window's OpenGL.
 
-``MUJOCO_GL`` says which; where it is not set, what works without a screen is tried in turn. The
+``MUJOCO_GL`` selects it; otherwise those that work without a screen are tried in turn. The
 context of OpenGL is freed by `Photographer.close`, else with the photographer or at the end of the
 process, whichever comes first: before the libraries that freeing it needs are gone.
 """
@@ -21,8 +21,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief, nearest_or_all
-from fastrl.envs.mujoco.keywords import is_whole
+from fastrl.arguments import brief, is_whole, nearest_or_all, whole
 from fastrl.envs.mujoco.physics import Physics
 from fastrl.envs.screens import has_screen
 from fastrl.errors import EnvError
@@ -41,7 +40,7 @@ _CAMERA = frozenset(
         "type",
     }
 )
-"""What can be said of a free camera; see MuJoCo's ``mjvCamera``."""
+"""Attributes of a free camera; see MuJoCo's ``mjvCamera``."""
 _FLAGS = int(mujoco.mjtVisFlag.mjNVISFLAG)
 
 
@@ -56,9 +55,9 @@ class View:
             None for the model's first camera where it has one, or for a free one where
             ``camera_config`` says what it is like.
         camera_config: Attributes of a free camera, such as ``distance``, as in gymnasium's
-            ``default_camera_config``; what it does not say is as in gymnasium's pictures.
+            ``default_camera_config``; other attributes are as in gymnasium's pictures.
         max_geom: Geometries in a picture at most.
-        visual_options: MuJoCo's flags of what is drawn (``mjtVisFlag``), by index.
+        visual_options: MuJoCo's flags of drawn elements (``mjtVisFlag``), by index.
 
     Raises:
         EnvError: A value does not fit.
@@ -78,11 +77,7 @@ class View:
             ("height", _GREATEST_SIDE),
             ("max_geom", 10**6),
         ):
-            number = getattr(self, name)
-            if not is_whole(number) or not 1 <= number <= most:
-                raise EnvError(
-                    f"{name} must be a whole number from 1 to {most:,}, got {brief(number)}"
-                )
+            whole(name, getattr(self, name), at_most=most)
         if not (self.camera is None or isinstance(self.camera, str) or is_whole(self.camera)):
             raise EnvError(f"a camera is a name or an index, got {brief(self.camera)}")
         if self.visual_options is not None:
@@ -97,7 +92,7 @@ class View:
         _check_config(self.camera_config)
 
 
-def _check_flags(options: Any) -> None:  # noqa: ANN401
+def _check_flags(options: Any) -> None:
     """Reject anything but a mapping from flag indices to booleans."""
     if not isinstance(options, Mapping) or not all(
         is_whole(flag) and 0 <= flag < _FLAGS and isinstance(value, bool | np.bool_ | int)
@@ -108,7 +103,7 @@ def _check_flags(options: Any) -> None:  # noqa: ANN401
         )
 
 
-def _check_config(config: Any) -> None:  # noqa: ANN401
+def _check_config(config: Any) -> None:
     """Reject names that are not attributes of a free camera."""
     if not isinstance(config, Mapping):
         raise EnvError(f"default_camera_config must be attributes by name, got {brief(config)}")
@@ -126,23 +121,12 @@ def _check_config(config: Any) -> None:  # noqa: ANN401
             raise EnvError(f"default_camera_config: {name} must be {wanted}, got {brief(value)}")
 
 
-def _set(camera: mujoco.MjvCamera, name: str, value: Any) -> None:  # noqa: ANN401
-    """Set an attribute of a camera, be it a number or a place."""
+def _set(camera: mujoco.MjvCamera, name: str, value: Any) -> None:
+    """Set an attribute of a camera, a number or a point."""
     if name == "lookat":
         camera.lookat[:] = np.asarray(value, np.float64).reshape(3)
     else:
         setattr(camera, name, value)
-
-
-def checked_render_mode(mode: str | None) -> str | None:
-    """Return a render mode that is known.
-
-    Raises:
-        EnvError: It is not.
-    """
-    if mode not in (None, "rgb_array"):
-        raise EnvError(f"render_mode must be 'rgb_array' or None, got {mode!r}")
-    return mode
 
 
 class Photographer:
@@ -172,8 +156,8 @@ class Photographer:
         self._rectangle = mujoco.MjrRect(0, 0, view.width, view.height)
         self._context, self._gl = _open(self._model, view)
         self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
-        # Last in, first out: EGL's end is registered by its first context, that of finalizers by
-        # whoever happened to make one first.
+        # Exit functions run in reverse order: EGL registers its own with its first context, weakref
+        # with the first finalizer of the program.
         self._finalizer.atexit = False
         atexit.register(self._finalizer)
 
@@ -209,7 +193,7 @@ def _arrange(
     data: mujoco.MjData,
     config: Mapping[str, Any],
 ) -> None:
-    """Place a free camera where gymnasium places it, but for what ``config`` says."""
+    """Place a free camera where gymnasium places it, apart from the attributes in ``config``."""
     fresh = mujoco.MjvCamera()
     camera.azimuth, camera.elevation = fresh.azimuth, fresh.elevation
     camera.lookat[:] = np.median(data.geom_xpos, axis=0)
@@ -258,7 +242,7 @@ def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:
             context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         except Exception as error:
-            # OpenGL bindings raise whatever they like, AttributeError of None among it.
+            # OpenGL bindings raise errors of any kind, such as AttributeError.
             _free(None, gl)
             failures.append(f"{name}: {type(error).__name__}: {error}")
         else:
@@ -287,8 +271,8 @@ def _candidates() -> tuple[str, ...]:
     return _BACKENDS if screen else _BACKENDS[1:]
 
 
-def _free(context: mujoco.MjrContext | None, gl: Any) -> None:  # noqa: ANN401
-    """Free what is left of a renderer; OpenGL may be gone already, or another thread's."""
+def _free(context: mujoco.MjrContext | None, gl: Any) -> None:
+    """Free a renderer; OpenGL may be gone already, or another thread's."""
     with suppress(Exception):
         if context is not None:
             gl.make_current()

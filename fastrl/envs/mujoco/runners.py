@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
-from fastrl.envs.mujoco import resets
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.terms import Range, control_cost, inside
+from fastrl.envs.mujoco.robot_terms import (
+    Range,
+    control_cost,
+    inside,
+    uniform_and_normal_start,
+    uniform_start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerParameters:
-    """What gymnasium's planar robots have in common; defaults of HalfCheetah."""
+    """Common parts of gymnasium's planar robots; defaults of HalfCheetah."""
 
     forward_reward_weight: float = 1.0
     ctrl_cost_weight: float = 0.1
@@ -55,20 +59,16 @@ class _Runner(MujocoBatchedEnv):
     _skipped = 1
     """Leading positions that may be left out of the observation."""
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform(generator, self.physics, self.params.reset_noise_scale)
+        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
-    @override
     def tracked(self, now: Fields) -> NDArray[Any]:
         return now.qpos[:, 0]
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         skipped = self._skipped * self.params.exclude_current_positions_from_observation
         return now.qpos[:, skipped:], now.qvel
 
-    @override
     def reward(self, step: Step) -> Terms:
         velocity = (step.after - step.before) / self.dt
         return {
@@ -86,14 +86,11 @@ class HalfCheetahV5(_Runner):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(RunnerParameters):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "half_cheetah.xml"
         frame_skip: int = 5
 
-    @override
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return resets.uniform_and_normal(generator, self.physics, self.params.reset_noise_scale)
+        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
 
 class HalfCheetahV4(HalfCheetahV5):
@@ -115,8 +112,6 @@ class SwimmerV5(_Runner):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(RunnerParameters):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "swimmer.xml"
         frame_skip: int = 4
         ctrl_cost_weight: float = 1e-4
@@ -129,8 +124,6 @@ class SwimmerV4(SwimmerV5):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(RunnerParameters):
-        """Gymnasium's keyword arguments."""
-
         ctrl_cost_weight: float = 1e-4
 
 
@@ -139,18 +132,15 @@ class _Healthy(_Runner):
 
     frame_skip = 4
     _healthy_is_paid_always = False
-    """Version 4 pays for health in the step that loses it, and to the unhealthy that may go on."""
+    """Version 4 also rewards health in the step that ends an episode as unhealthy."""
 
-    @override
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         skipped = int(self.params.exclude_current_positions_from_observation)
         return now.qpos[:, skipped:], np.clip(now.qvel, -10, 10)
 
-    @override
     def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
         return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
 
-    @override
     def reward(self, step: Step) -> Terms:
         healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
         if self._healthy_is_paid_always and self.params.terminate_when_unhealthy:
@@ -158,7 +148,7 @@ class _Healthy(_Runner):
         return {**super().reward(step), "reward_survive": self.params.healthy_reward * healthy}
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return who stands upright, ``[n]``."""
+        """Return which robots stand upright, ``[n]``."""
         params = self.params
         upright = inside(now.qpos[:, 1], params.healthy_z_range)
         return upright & inside(now.qpos[:, 2], params.healthy_angle_range)
@@ -172,13 +162,11 @@ class HopperV5(_Healthy):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(HopperParameters):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "hopper.xml"
         frame_skip: int = 4
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
-        """Return who stands upright in a bounded state, ``[n]``."""
+        """Return which robots stand upright in a bounded state, ``[n]``."""
         bounds = self.params.healthy_state_range
         bounded = inside(now.qpos[:, 2:], bounds).all(1) & inside(now.qvel, bounds).all(1)
         return super().healthy(now) & bounded
@@ -203,8 +191,6 @@ class Walker2dV5(_Healthy):
 
     @dataclass(frozen=True, kw_only=True)
     class Params(HealthyParameters):
-        """Gymnasium's keyword arguments."""
-
         xml_file: str = "walker2d_v5.xml"
         frame_skip: int = 4
 

@@ -26,7 +26,7 @@ _ARENA = ("contact", "efc_", "iefc_", "island_", "map_", "dof_island", "tendon_e
 _NUMBERS = "biuf"
 
 
-class Batch(Protocol):
+class Simulations(Protocol):
     """Simulations of one model; every array has one row per simulation and is live."""
 
     def bind(self, name: str) -> NDArray[Any]:
@@ -45,18 +45,15 @@ class Batch(Protocol):
         """Recompute derived fields of some models; RuntimeError: MuJoCo gave up on one."""
 
 
-def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Batch:
-    """Return ``num_sims`` simulations of a model.
+def new_batch(model: mujoco.MjModel, num_sims: int, num_threads: int) -> Simulations:
+    """Return ``num_sims`` simulations of a model, shared by threads where mjbatch is there.
 
-    Args:
-        model: The template; later changes to it do not reach the simulations.
-        num_sims: Number of simulations, n.
-        num_threads: Threads that share them; only mjbatch has more than one.
+    Later changes to the model do not reach them.
     """
     accelerated = accelerator()
     if accelerated is None:
         return LoopBatch(model, num_sims)
-    batch: Batch = accelerated(model, num_sims, num_threads)
+    batch: Simulations = accelerated(model, num_sims, num_threads)
     return batch
 
 
@@ -77,7 +74,7 @@ def accelerator() -> Callable[[mujoco.MjModel, int, int], Any] | None:
 
 
 class LoopBatch:
-    """A loop of calls of MuJoCo's functions over n states and one ``mjData``; see `Batch`.
+    """A loop of calls of MuJoCo's functions over n states and one ``mjData``; see `Simulations`.
 
     One ``mjData`` stays in cache however many simulations there are. Exchanging the state takes
     2.4 µs per simulation and step of HalfCheetah, of 67 µs in `mj_step`.
@@ -98,13 +95,13 @@ class LoopBatch:
         self._expanded: dict[str, NDArray[Any]] = {}
 
     def bind(self, name: str) -> NDArray[Any]:
-        """Return a live array of a field; see `Batch`."""
+        """Return a live array of a field; see `Simulations`."""
         if name not in self._bound:
             self._bound[name] = self._bind(name)
         return self._bound[name]
 
     def expand(self, name: str) -> NDArray[Any]:
-        """Return own values of a field of the model; see `Batch`."""
+        """Return own values of a field of the model; see `Simulations`."""
         if name not in self._expanded:
             values = np.asarray(getattr(_owner(self._model, name), name, None))
             if name.startswith("_") or values.dtype.kind not in _NUMBERS:
@@ -121,15 +118,15 @@ class LoopBatch:
         return self._expanded[name]
 
     def step(self, *, nstep: int) -> None:
-        """Advance all; see `Batch`."""
+        """Advance all; see `Simulations`."""
         self._each(range(len(self._rows)), lambda model, data: mujoco.mj_step(model, data, nstep))
 
     def forward(self, ids: Rows) -> None:
-        """Evaluate the dynamics of some; see `Batch`."""
+        """Evaluate the dynamics of some; see `Simulations`."""
         self._each(self._indices(ids), mujoco.mj_forward)
 
     def set_const(self, ids: Rows) -> None:
-        """Recompute derived fields of some models; see `Batch`."""
+        """Recompute derived fields of some models; see `Simulations`."""
         for index in self._indices(ids):
             model = self._current(index)
             try:
@@ -161,7 +158,7 @@ class LoopBatch:
         return found
 
     def _current(self, index: int) -> mujoco.MjModel:
-        """Return a simulation's model, with what was written to its expanded fields."""
+        """Return a simulation's model, with the values of its expanded fields."""
         model = self._models[index]
         for name, values in self._expanded.items():
             _assign(model, name, values[index])
@@ -197,11 +194,11 @@ class LoopBatch:
         return None
 
 
-def _owner(model: mujoco.MjModel, name: str) -> Any:  # noqa: ANN401
+def _owner(model: mujoco.MjModel, name: str) -> Any:
     return model.opt if hasattr(model.opt, name) else model
 
 
-def _assign(model: mujoco.MjModel, name: str, value: Any) -> None:  # noqa: ANN401
+def _assign(model: mujoco.MjModel, name: str, value: Any) -> None:
     owner = _owner(model, name)
     if np.ndim(value):
         getattr(owner, name)[:] = value

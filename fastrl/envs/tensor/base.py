@@ -42,6 +42,8 @@ class Limited(Protocol):
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
+Parameter = Any
+"""A tensor that broadcasts against the state; a class of parameters has numbers as defaults."""
 Info = dict[str, Any]
 Bounds = Mapping[str, tuple[float, float]]
 """Least and greatest value of parameters, by name."""
@@ -50,8 +52,8 @@ Bounds = Mapping[str, tuple[float, float]]
 class TensorEnv(ABC, Generic[S, P]):
     """An environment whose reset and step are pure functions.
 
-    Subclasses say how an episode begins (`initial`), goes on (`transition`) and looks (`observe`).
-    Auto-reset and the time limit are written here, once.
+    Subclasses define how an episode begins (`initial`), continues (`transition`) and is observed
+    (`observe`); this class adds auto-reset and the time limit.
 
     Attributes:
         spec: What one environment observes and accepts.
@@ -114,19 +116,11 @@ class TensorEnv(ABC, Generic[S, P]):
     def spaces_within(
         self, low: Mapping[str, float], high: Mapping[str, float]
     ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-        """Return the spaces of observations and actions for parameters within bounds.
-
-        Args:
-            low: Least value of each parameter.
-            high: Greatest value of each parameter.
-        """
+        """Return the spaces of observations and actions for parameters from ``low`` to ``high``."""
         return self.spec.observation_space, self.spec.action_space
 
     def within(self, bounds: Bounds) -> Self:
         """Return this environment with spaces that hold for all parameters within bounds.
-
-        Args:
-            bounds: Of some parameters; others stay as they are.
 
         Raises:
             EnvError: A parameter cannot have such a value.
@@ -141,9 +135,6 @@ class TensorEnv(ABC, Generic[S, P]):
 
     def fitted(self, params: P) -> Self:
         """Return this environment with spaces that hold for these parameters.
-
-        Args:
-            params: Shared, or one per environment.
 
         Raises:
             EnvError: A parameter has an impossible value.
@@ -173,23 +164,18 @@ class TensorEnv(ABC, Generic[S, P]):
 
     @abstractmethod
     def initial(self, noise: Tensor, params: P) -> S:
-        """Return the first state of an episode.
-
-        Args:
-            noise: ``[*, noise_size]``, uniform in [0, 1).
-            params: The environment's parameters.
-        """
+        """Return the first state of an episode, of noise ``[*, noise_size]``, uniform in [0, 1)."""
 
     @abstractmethod
     def transition(self, state: S, action: Tensor, params: P) -> tuple[S, Tensor, Tensor]:
         """Return the next state, the reward ``[*]`` and whether it is terminal ``[*]`` bool."""
 
     @abstractmethod
-    def observe(self, state: S) -> Any:  # noqa: ANN401
+    def observe(self, state: S) -> Any:
         """Return the observation of a state: ``[*, *shape]``, or a dict of these by leaf."""
 
     def info(self, state: S) -> Info:
-        """Return what else is to be known of a state, by name."""
+        """Return further information about a state, by name."""
         return {}
 
     def draw_noise(
@@ -211,11 +197,7 @@ class TensorEnv(ABC, Generic[S, P]):
         return noise if device is None else noise.to(device)
 
     def reset(self, noise: Tensor, params: P) -> tuple[Any, S]:
-        """Return the first observation of an episode, see `observe`, and its state.
-
-        Args:
-            noise: ``[*, noise_size]``, uniform in [0, 1); see `draw_noise`.
-            params: The environment's parameters.
+        """Return the first observation of an episode and its state, of noise of `draw_noise`.
 
         Raises:
             EnvError: The noise has another last axis. Not checked in a graph.
@@ -274,7 +256,7 @@ class TensorEnv(ABC, Generic[S, P]):
 
 
 def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...]) -> None:
-    """Refuse what has neither one entry per environment nor a single one for all of them."""
+    """Reject tensors with neither one entry per environment nor a single one for all."""
     shape = tuple(given.shape) if isinstance(given, Tensor) else None
     batch = tuple(time.shape)
     # Parameters may have an axis that a single state has not, and the action with them.
@@ -312,17 +294,7 @@ def columns(*values: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*values), dim=-1)
 
 
-def uniform(noise: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Map noise ``[*]`` in [0, 1) to [low, high), in the dtype of the bounds."""
-    return low + (high - low) * noise.to(low.dtype)
-
-
-def no_time(like: Tensor) -> Tensor:
-    """Return the time at which an episode begins, ``[*]`` int32 of the same shape."""
-    return torch.zeros_like(like, dtype=torch.int32)
-
-
-def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:  # noqa: ANN401
+def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:
     """Return ``chosen`` where ``mask`` is set, else ``other``, in every tensor of two states."""
     if isinstance(chosen, Tensor):
         return torch.where(mask, chosen, other)

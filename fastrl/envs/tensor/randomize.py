@@ -1,11 +1,6 @@
 """Domain randomisation: parameters drawn from distributions, per environment and per episode.
 
-A specification maps parameters to distributions, as in YAML::
-
-    length:   {uniform: [0.4, 0.6]}
-    masspole: {log_uniform: [0.05, 0.2]}
-    gravity:  {normal: [9.8, 0.1]}
-    tau:      {choice: [0.01, 0.02]}
+A specification maps parameters to distributions; see `fastrl.envs.parameter_distributions`.
 """
 
 from __future__ import annotations
@@ -14,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
@@ -22,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.arguments import nearest_or_all
+from fastrl.envs.parameter_distributions import Distribution, distribution
 from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed, columns
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
@@ -32,13 +29,15 @@ P = TypeVar("P", bound=Limited)
 Quantile = Callable[[Tensor], Tensor]
 """Maps noise ``[*]``, uniform in [0, 1), to values ``[*]`` of a distribution, dtype kept."""
 
+_NOISE_STEP = 2**-24
+"""Noise is a multiple of this."""
+_ENDS = torch.tensor([0.0, 1 - _NOISE_STEP])
 
-def quantiles(specification: Mapping[str, Any], known: Sequence[str]) -> dict[str, Quantile]:
-    """Return the distribution of each randomised parameter, in the order of ``known``.
 
-    Args:
-        specification: See this module's docstring.
-        known: Parameters that can be randomised.
+def quantiles(
+    specification: Mapping[str, Any], known: Sequence[str]
+) -> tuple[dict[str, Quantile], Bounds]:
+    """Return how each randomised parameter is drawn, and between which values, as ``known`` orders.
 
     Raises:
         EnvError: A parameter or distribution is unknown, or its numbers do not fit.
@@ -47,30 +46,17 @@ def quantiles(specification: Mapping[str, Any], known: Sequence[str]) -> dict[st
         if name not in known:
             hint = nearest_or_all(str(name), known)
             raise EnvError(f"env.randomize: unknown parameter '{name}'{hint}")
-    return {
-        name: _quantile(specification[name], f"env.randomize.{name}")
-        for name in known
-        if name in specification
-    }
-
-
-def reach(
-    specification: Mapping[str, Any], found: Mapping[str, Quantile]
-) -> dict[str, tuple[float, float]]:
-    """Return the least and the greatest value that each randomised parameter is drawn as.
-
-    Args:
-        specification: See this module's docstring.
-        found: What `quantiles` returned for it.
-    """
-    # Noise comes in multiples of 2^-24.
-    ends = torch.tensor([0.0, 1 - 2**-24])
-    bounds = {}
-    for name, quantile in found.items():
-        ((kind, numbers),) = specification[name].items()
-        values = numbers if kind == "choice" else quantile(ends).tolist()
-        bounds[name] = (float(min(values)), float(max(values)))
-    return bounds
+    found, bounds = {}, {}
+    for name in known:
+        if name in specification:
+            where = f"env.randomize.{name}"
+            drawn = distribution(specification[name], where)
+            if any(value.ndim for value in drawn.values):
+                raise EnvError(f"{where}: expected numbers, got {specification[name]!r}")
+            found[name] = quantile = _quantile(drawn)
+            values = drawn.values if drawn.kind == "choice" else quantile(_ENDS).tolist()
+            bounds[name] = (float(min(values)), float(max(values)))
+    return found, bounds
 
 
 def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
@@ -79,11 +65,7 @@ def randomizable(env: TensorEnv[Any, Any]) -> list[str]:
 
 
 def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters by their names here, with words as the numbers they stand for.
-
-    Args:
-        env: The environment.
-        given: Parameters by name, here or in gymnasium.
+    """Return parameters, by name here or in gymnasium, by their names here, with words as numbers.
 
     Raises:
         EnvError: One is unknown, is given twice, or is a switch that is neither on nor off.
@@ -102,7 +84,7 @@ def named(env: TensorEnv[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:  # noqa: ANN401
+def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:
     """Return a switch as 0.0 or 1.0, or one of these for each environment."""
     numbers = np.array([words.get(each, each) for each in np.ravel(value).tolist()])
     if numbers.dtype.kind not in "biuf" or not np.isin(numbers, (0, 1)).all():
@@ -168,11 +150,11 @@ class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
         self.params_type = env.params_type
         self.state_type = RandomizedState
         self.supports_gradients = env.supports_gradients
-        self._quantiles = quantiles(specification, randomizable(env))
+        self._quantiles, bounds = quantiles(specification, randomizable(env))
         self.names = tuple(self._quantiles)
         self.noise_size = env.noise_size + len(self.names)
         self._exposes = expose
-        self._take(env.within(reach(specification, self._quantiles)))
+        self._take(env.within(bounds))
         super().__init__(differentiable=env.differentiable)
 
     def within(self, bounds: Bounds) -> Self:
@@ -209,7 +191,7 @@ class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
         reached, reward, terminated = self._env.transition(state.inner, action, own)
         return RandomizedState(reached, state.drawn), reward, terminated
 
-    def observe(self, state: RandomizedState) -> Any:  # noqa: ANN401
+    def observe(self, state: RandomizedState) -> Any:
         """See `TensorEnv.observe`."""
         observation = self._env.observe(state.inner)
         return {"observation": observation, **self.info(state)} if self._exposes else observation
@@ -223,75 +205,23 @@ class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
         return cast(P, params._replace(**fields))  # type: ignore[attr-defined]
 
 
-def _quantile(specification: object, where: str) -> Quantile:
-    if not isinstance(specification, Mapping) or len(specification) != 1:
-        raise EnvError(
-            f"{where}: expected one distribution such as {{uniform: [0.4, 0.6]}}, "
-            f"got {specification!r}"
-        )
-    ((kind, numbers),) = specification.items()
-    if kind not in _KINDS:
-        hint = nearest_or_all(str(kind), _KINDS)
-        raise EnvError(f"{where}: unknown distribution '{kind}'{hint}")
-    where = f"{where}.{kind}"
-    if not isinstance(numbers, Sequence) or not all(_finite(each) for each in numbers):
-        raise EnvError(f"{where}: expected a list of numbers, got {numbers!r}")
-    try:
-        return _KINDS[kind](*map(float, numbers))
-    except (TypeError, ValueError) as error:
-        raise EnvError(f"{where}: expected {_EXPECTED[kind]}, got {numbers!r}") from error
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _uniform(low: float, high: float) -> Quantile:
-    _require(low <= high)
-    return lambda noise: low + (high - low) * noise
-
-
-def _log_uniform(low: float, high: float) -> Quantile:
-    _require(0 < low <= high)
-    start, width = math.log(low), math.log(high) - math.log(low)
+def _quantile(drawn: Distribution) -> Quantile:
+    values = [float(value) for value in drawn.values]
+    if drawn.kind == "choice":
+        return partial(_pick, values)
+    first, second = values
+    if drawn.kind == "uniform":
+        return lambda noise: first + (second - first) * noise
+    if drawn.kind == "normal":
+        # Noise of 0 would be minus infinity.
+        return lambda noise: first + second * torch.special.ndtri(noise.clamp(min=_NOISE_STEP / 2))
+    start, width = math.log(first), math.log(second) - math.log(first)
     return lambda noise: torch.exp(start + width * noise)
 
 
-def _normal(mean: float, deviation: float) -> Quantile:
-    _require(deviation >= 0)
-    # Noise of 0 would be minus infinity; it comes in multiples of 2^-24.
-    least = 2**-25
-    return lambda noise: mean + deviation * torch.special.ndtri(noise.clamp(min=least))
-
-
-def _choice(*values: float) -> Quantile:
-    _require(bool(values))
-    count = len(values)
-
-    def pick(noise: Tensor) -> Tensor:
-        # One comparison each, as a table would have to be copied to the device.
-        place, picked = noise * count, torch.full_like(noise, values[0])
-        for index, value in enumerate(values[1:], start=1):
-            picked = torch.where(place >= index, value, picked)
-        return picked
-
-    return pick
-
-
-def _require(fits: bool) -> None:
-    if not fits:
-        raise ValueError
-
-
-_KINDS: dict[str, Callable[..., Quantile]] = {
-    "uniform": _uniform,
-    "log_uniform": _log_uniform,
-    "normal": _normal,
-    "choice": _choice,
-}
-_EXPECTED = {
-    "uniform": "[lowest, highest]",
-    "log_uniform": "[lowest, highest] above 0",
-    "normal": "[mean, standard deviation]",
-    "choice": "the values to choose from",
-}
+def _pick(values: Sequence[float], noise: Tensor) -> Tensor:
+    # One comparison for each value, as a table would have to be copied to the device.
+    place, picked = noise * len(values), torch.full_like(noise, values[0])
+    for index, value in enumerate(values[1:], start=1):
+        picked = torch.where(place >= index, value, picked)
+    return picked

@@ -7,17 +7,17 @@ which `torch.compile` makes a graph of, so that Python is out of the loop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from fastrl.arguments import whole
 from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
-from fastrl.envs.tensor.policy import TensorPolicy, Weights
-from fastrl.errors import ConfigError
-from fastrl.spec import checked_step, outputs_of
+from fastrl.envs.tensor.tensor_policy import TensorPolicy, Weights
+from fastrl.spec import checked_step, only_given, outputs_of, split_mask
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
@@ -41,6 +41,9 @@ class TensorRollout(NamedTuple):
         episode_return: ``[T, n]``: undiscounted return of the episode that ended, else 0.
         episode_length: ``[T, n]`` int32: its length in steps, else 0.
         params: ``[T+1, n, R]``: the randomised parameters; None where there are none.
+        policy_state: ``[K+1, n, S]``: the policy's state before every L-th step, reset where an
+            episode begins, with K = T / L; with row K the next rollout begins. None for a policy
+            without a memory.
     """
 
     observation: dict[str, Tensor]
@@ -55,20 +58,23 @@ class TensorRollout(NamedTuple):
     episode_return: Tensor
     episode_length: Tensor
     params: Tensor | None
+    policy_state: Tensor | None = None
 
 
 class Start(NamedTuple):
-    """Where a rollout begins: first observations, their states, and rewards since each began.
+    """The begin of a rollout: first observations, states, and returns of the episodes so far.
 
     Attributes:
         observation: By leaf ``[n, *shape]``.
         state: States of the environments.
         episode_return: ``[n]``: rewards of the episode so far.
+        policy_state: ``[n, S]``: the policy's state before the first step; None without a memory.
     """
 
     observation: dict[str, Tensor]
     state: Any
     episode_return: Tensor
+    policy_state: Tensor | None = None
 
 
 class Noise(NamedTuple):
@@ -83,24 +89,8 @@ class Noise(NamedTuple):
     env: Tensor
 
 
-class _Steps(NamedTuple):
-    """What some steps add to a rollout; leading axis T."""
-
-    observation: dict[str, Tensor]
-    params: Tensor | None
-    action: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    final_observation: dict[str, Tensor]
-    extras: dict[str, Tensor]
-    episode_return: Tensor
-    episode_length: Tensor
-
-
 class Rollouts(Generic[S, P]):
-    """Makes rollouts of one environment and one policy, each going on where the last ended."""
+    """Makes rollouts of one environment and one policy, each from where the last one stopped."""
 
     def __init__(
         self,
@@ -110,6 +100,7 @@ class Rollouts(Generic[S, P]):
         *,
         squash: bool = False,
         steps_per_graph: int = 0,
+        sequence_length: int | None = None,
     ) -> None:
         """Prepare; what is compiled is so on the first call of each shape.
 
@@ -121,6 +112,8 @@ class Rollouts(Generic[S, P]):
             steps_per_graph: How many steps `torch.compile` makes one graph of, at most; on a GPU
                 that is a CUDA graph, on a CPU it needs a C++ compiler. More take longer to
                 compile. 0 runs every operation by itself.
+            sequence_length: L, which divides the length of rollouts; None for that length. For a
+                policy with a memory.
 
         Raises:
             EnvError: A parameter has an impossible value.
@@ -128,29 +121,48 @@ class Rollouts(Generic[S, P]):
         env = env.fitted(params)
         self._env, self._policy, self._params = env, policy, params
         self._outputs = outputs_of(policy)
+        # Not in a graph: torch does not compile properties that are computed once.
+        self._mask = env.spec.action_mask
         self._device = params.max_episode_steps.device
         self._inside = _bounding(env.spec.action_space, squash, self._device)
-        self._steps_per_graph = steps_per_graph
-        self._take_steps: Callable[..., tuple[_Steps, Start]] = self._steps
+        self._steps_per_graph, self._sequence_length = steps_per_graph, sequence_length
+        self._take_steps: Callable[..., tuple[TensorRollout, Start]] = self._steps
         if steps_per_graph:
             # Imported here, as numba takes a fifth of a second.
-            from fastrl.compiled import compiled_by_torch
+            from fastrl.jit import compiled_by_torch
 
             mode = "reduce-overhead" if self._device.type == "cuda" else "default"
             self._take_steps = compiled_by_torch(self._steps, fullgraph=True, mode=mode)
 
-    def start(self, num_envs: int, generator: torch.Generator | None = None) -> Start:
+    def start(
+        self,
+        num_envs: int,
+        generator: torch.Generator | None = None,
+        weights: Weights = None,
+    ) -> Start:
         """Begin an episode in n environments.
+
+        Args:
+            num_envs: n.
+            generator: Source of all randomness; torch's default if None.
+            weights: Of the policy, whose state begins with that of `TensorPolicy.initial_state`.
 
         Raises:
             ConfigError: n is below 1.
         """
-        _require_some("num_envs", num_envs)
+        whole("num_envs", num_envs)
         noise = self._env.draw_noise((num_envs,), generator, self._device)
         observation, state = self._env.reset(noise, self._params)
         leaves = _leaves(observation)
         first = next(iter(leaves.values()))
-        return Start(leaves, state, torch.zeros(num_envs, dtype=first.dtype, device=self._device))
+        returns = torch.zeros(num_envs, dtype=first.dtype, device=self._device)
+        return Start(leaves, state, returns, self._initial_state(weights, num_envs))
+
+    @torch.no_grad()
+    def _initial_state(self, weights: Weights, num_envs: int) -> Tensor | None:
+        """Return the states in which episodes begin; None for a policy without a memory."""
+        found = getattr(self._policy, "initial_state", _no_state)(weights, num_envs)
+        return found.to(self._device).clone() if found.shape[1] else None
 
     def get_state(self, start: Start) -> list[Tensor]:
         """Return the tensors of where a rollout begins, copied to the CPU."""
@@ -166,9 +178,7 @@ class Rollouts(Generic[S, P]):
     def at_state(self, start: Start, state: Sequence[Any]) -> Start:
         """Return where a rollout begins whose tensors `get_state` returned.
 
-        Args:
-            start: Of the same environments; says shapes and dtypes, and is left alone.
-            state: The tensors.
+        ``start`` is one of the same environments; it gives shapes and dtypes.
 
         Raises:
             StateError: They are those of other environments.
@@ -192,8 +202,8 @@ class Rollouts(Generic[S, P]):
         Raises:
             ConfigError: There are no steps, or no environments.
         """
-        _require_some("num_steps", num_steps)
-        _require_some("num_envs", num_envs)
+        whole("num_steps", num_steps)
+        whole("num_envs", num_envs)
         shape = (num_steps, num_envs)
         source = self._device if generator is None else generator.device
         policy = self._policy.draw_noise(shape, generator, source).to(self._device)
@@ -201,87 +211,104 @@ class Rollouts(Generic[S, P]):
 
     @torch.no_grad()
     def run(self, weights: Weights, start: Start, noise: Noise) -> tuple[TensorRollout, Start]:
-        """Return a rollout of as many steps as there is noise for, and where the next begins.
-
-        Args:
-            weights: Of the policy.
-            start: Where to begin.
-            noise: All random numbers of the rollout.
-        """
+        """Return a rollout of as many steps as there is noise for, and where the next begins."""
         steps, here = [], start
+        initial = self._initial_state(weights, noise.env.shape[1])
         for part in _parts(noise, self._steps_per_graph):
-            taken, here = self._take_steps(weights, here, part)
+            taken, here = self._take_steps(weights, here, part, initial)
             if self._steps_per_graph and self._device.type == "cuda":
                 # The next replay of the graph writes where this one wrote.
                 taken, here = _mapped(torch.clone, taken), _mapped(torch.clone, here)
                 torch.compiler.cudagraph_mark_step_begin()
             steps.append(taken)
-        done: _Steps = _joined(steps)
+        done: TensorRollout = _joined(steps)
         last = {leaf: tensor[None] for leaf, tensor in here.observation.items()}
-        params = None
+        changes: dict[str, Any] = {"observation": _joined([done.observation, last])}
         if done.params is not None:
-            params = torch.cat([done.params, self._params_of(here.state)[None]])
-        outputs, final_value = dict(done.outputs), None
-        if "value" in outputs:
-            last_value = self._policy.value(weights, here.observation)
-            outputs["value"] = torch.cat([done.outputs["value"], last_value[None]])
-            final_value = self._final_value(weights, done)
-        return TensorRollout(
-            observation=_joined([done.observation, last]),
-            action=done.action,
-            reward=done.reward,
-            terminated=done.terminated,
-            truncated=done.truncated,
-            outputs=outputs,
-            final_value=final_value,
-            final_observation=done.final_observation,
-            extras=done.extras,
-            episode_return=done.episode_return,
-            episode_length=done.episode_length,
-            params=params,
-        ), here
+            changes["params"] = torch.cat([done.params, self._params_of(here.state)[None]])
+        if "value" in done.outputs:
+            inputs, _ = split_mask(here.observation, self._mask)
+            further = only_given(state=here.policy_state)
+            last_value = self._policy.value(weights, inputs, **further)[None]
+            value = torch.cat([done.outputs["value"], last_value])
+            changes["outputs"] = {**done.outputs, "value": value}
+            changes["final_value"] = self._final_value(weights, done)
+        if initial is not None:
+            changes["policy_state"] = self._segment_states(start, done, initial)
+        return done._replace(**changes), here
 
-    def _steps(self, weights: Weights, start: Start, noise: Noise) -> tuple[_Steps, Start]:
+    def _steps(
+        self, weights: Weights, start: Start, noise: Noise, initial: Tensor | None
+    ) -> tuple[TensorRollout, Start]:
+        """Return some steps; ``policy_state`` of the result is that after each, not yet reset."""
         steps, here = [], start
         for policy_noise, env_noise in zip(noise.policy, noise.env, strict=True):
-            step, here = self._step(weights, here, Noise(policy_noise, env_noise))
+            step, here = self._step(weights, here, Noise(policy_noise, env_noise), initial)
             steps.append(step)
         return _mapped(torch.stack, *steps), here
 
-    def _step(self, weights: Weights, here: Start, noise: Noise) -> tuple[_Steps, Start]:
-        acted = self._policy.act(weights, here.observation, noise.policy)
+    def _step(
+        self, weights: Weights, here: Start, noise: Noise, initial: Tensor | None
+    ) -> tuple[TensorRollout, Start]:
+        inputs, mask = split_mask(here.observation, self._mask)
+        further = only_given(state=here.policy_state, mask=mask)
+        acted = self._policy.act(weights, inputs, noise.policy, **further)
         if not torch.compiler.is_compiling():
-            checked_step(self._policy, self._outputs, acted, len(noise.policy))
+            size = 0 if initial is None else initial.shape[1]
+            checked_step(self._policy, self._outputs, acted, len(noise.policy), size)
         observation, state, reward, terminated, truncated, info = self._env.step(
             here.state, self._inside(acted.action[""]), noise.env, self._params
         )
         ended = terminated | truncated
         total = here.episode_return + reward
-        step = _Steps(
+        step = TensorRollout(
             observation=here.observation,
-            params=self._params_of(here.state),
             action=acted.action,
-            outputs={name: acted.outputs[name] for name in self._outputs},
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            outputs={name: acted.outputs[name] for name in self._outputs},
+            final_value=None,
             final_observation=_leaves(info["final_observation"]),
             extras={name: info[name] for name in self._env.spec.extras},
             episode_return=torch.where(ended, total, 0.0),
             episode_length=torch.where(ended, here.state.time + 1, 0),
+            params=self._params_of(here.state),
+            policy_state=None if initial is None else acted.state,
         )
-        return step, Start(_leaves(observation), state, torch.where(ended, 0.0, total))
+        carried = None if initial is None else _reset(cast(Tensor, acted.state), ended, initial)
+        return step, Start(_leaves(observation), state, torch.where(ended, 0.0, total), carried)
 
-    def _params_of(self, state: Any) -> Any:  # noqa: ANN401
+    def _segment_states(self, start: Start, done: TensorRollout, initial: Tensor) -> Tensor:
+        """Return the state before every L-th step, and that with which the next rollout begins."""
+        assert start.policy_state is not None
+        assert done.policy_state is not None
+        every = self._sequence_length or len(done.reward)
+        ended = (done.terminated | done.truncated)[every - 1 :: every]
+        carried = _reset(done.policy_state[every - 1 :: every], ended, initial)
+        return torch.cat([start.policy_state[None], carried])
+
+    def _params_of(self, state: Any) -> Any:
         return self._env.info(state).get("params")
 
-    def _final_value(self, weights: Weights, done: _Steps) -> Tensor:
+    def _final_value(self, weights: Weights, done: TensorRollout) -> Tensor:
         """Return the values of the final observations where truncated, which are few."""
         values = torch.zeros_like(done.outputs["value"])
         index = done.truncated.nonzero(as_tuple=True)
         final = {leaf: tensor[index] for leaf, tensor in done.final_observation.items()}
-        values[index] = self._policy.value(weights, final).to(values.dtype)
+        inputs, _ = split_mask(final, self._mask)
+        # The state after the step, which led to the final observation, not the one of a reset.
+        further = only_given(state=None if done.policy_state is None else done.policy_state[index])
+        values[index] = self._policy.value(weights, inputs, **further).to(values.dtype)
         return values
+
+
+def _reset(state: Tensor, ended: Tensor, initial: Tensor) -> Tensor:
+    return torch.where(ended[..., None], initial, state)
+
+
+def _no_state(weights: Weights, num_envs: int) -> Tensor:
+    return torch.zeros(num_envs, 0)
 
 
 def rollout(
@@ -294,7 +321,7 @@ def rollout(
 ) -> TensorRollout:
     """Return T steps of n environments that begin their episodes here.
 
-    For rollouts that go on where the last ended, compiled or with other parameters, see
+    For rollouts that continue the last one, compiled or with other parameters, see
     `Rollouts`.
 
     Args:
@@ -310,23 +337,18 @@ def rollout(
     """
     device = torch.device("cpu") if generator is None else generator.device
     rollouts = Rollouts(env, policy, env.default_params(device=device))
-    start = rollouts.start(num_envs, generator)
+    start = rollouts.start(num_envs, generator, weights)
     return rollouts.run(weights, start, rollouts.draw_noise(num_steps, num_envs, generator))[0]
 
 
-def _require_some(name: str, count: int) -> None:
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, got {count!r}")
-
-
-def _leaves(observation: Any) -> dict[str, Tensor]:  # noqa: ANN401
+def _leaves(observation: Any) -> dict[str, Tensor]:
     return observation if isinstance(observation, dict) else {"": observation}
 
 
 def _bounding(
     space: spaces.Space[Any], squash: bool, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """Return what maps samples to actions; `fastrl.envs.actions` does it for single processes."""
+    """Return a function from samples to actions, as `fastrl.envs.actions` does on the CPU."""
     if not isinstance(space, spaces.Box):
         return lambda action: action
     low, high = (torch.from_numpy(bound).to(device) for bound in (space.low, space.high))
@@ -344,11 +366,11 @@ def _parts(noise: Noise, steps_per_graph: int) -> Iterator[Noise]:
         yield Noise(policy, env)
 
 
-def _joined(trees: list[Any]) -> Any:  # noqa: ANN401
+def _joined(trees: list[Any]) -> Any:
     return trees[0] if len(trees) == 1 else _mapped(torch.cat, *trees)
 
 
-def _mapped(function: Callable[..., Tensor], *trees: Any) -> Any:  # noqa: ANN401
+def _mapped(function: Callable[..., Tensor], *trees: Any) -> Any:
     """Apply a function to the tensors at the same place in trees of dicts and tuples.
 
     `torch.stack` and `torch.cat` take these as one list, other functions as arguments.

@@ -1,13 +1,13 @@
-"""Inference engines: what runs the policy for the workers, and how fast.
+"""Inference engines, which run the policy for the workers.
 
 `MlpEngine` is imported only when it is built, since it needs numba.
 """
 
 from __future__ import annotations
 
-from fastrl.models.inference.build import build_engine
 from fastrl.models.inference.eager import EagerEngine, StagedEngine
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
+from fastrl.models.inference.engines import build_engine
 from fastrl.models.inference.random_engine import RandomEngine
 
 __all__ = [

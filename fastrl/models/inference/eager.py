@@ -1,22 +1,20 @@
-"""Runs any policy with PyTorch as it stands: on the CPU in place, elsewhere through staging."""
+"""Runs any policy with PyTorch: on the CPU in place, elsewhere through page-locked buffers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
-from fastrl.models.policy import PolicyModel
-from fastrl.spec import checked_step, outputs_of
-
-Leaves = Mapping[str, Tensor]
+from fastrl.models.policy import Leaves, PolicyModel, initial_state, state_size
+from fastrl.spec import checked_step, only_given, outputs_of
 
 
 class EagerEngine(InferenceEngine):
-    """Calls the policy's own methods on the CPU, without autograd and in evaluation mode.
+    """Calls the policy's methods on the CPU, without autograd and in evaluation mode.
 
     Same inputs give the same bits, but the last bits of a row may depend on the batch's size,
     with which matrix products choose how they add up.
@@ -28,14 +26,13 @@ class EagerEngine(InferenceEngine):
     name = "eager"
 
     def __init__(self, model: PolicyModel) -> None:
-        self._device = torch.device("cpu")
-        self._outputs = outputs_of(model)
+        self._outputs, self._state_size = outputs_of(model), state_size(model)
         self._model = copy.deepcopy(model)
-        self._model.to(self._device)
+        self._model.to(torch.device("cpu"))
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         if isinstance(self._model, nn.Module):
-            # Dropout would be noise that nobody has drawn, and a batch is whoever happens to wait.
+            # Dropout would be noise that is not drawn, and a batch is any set of waiting rows.
             self._model.eval()
 
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -48,29 +45,67 @@ class EagerEngine(InferenceEngine):
         """Return noise ``[*shape, noise_size] float32``."""
         return self._model.draw_noise(shape, generator)
 
-    def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
+    @torch.inference_mode()
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, S] float32`` in which episodes begin."""
+        return initial_state(self._model, n).cpu()
+
+    def bind(
+        self,
+        observation: Leaves,
+        noise: Tensor,
+        out: PolicyOutput,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Callable[[], None]:
         """Return a call that samples actions, and writes them and the policy's outputs."""
-        model, outputs = self._model, self._outputs
+        model, outputs, size = self._model, self._outputs, self._state_size
+        inputs = self._inputs("observation", observation)
+        drawn = self._inputs("noise", {"": noise})
+        further = self._inputs("further", only_given(state=state, mask=mask))
+        targets = {f"action/{path}": leaf for path, leaf in out.action.items()}
+        targets |= {f"output/{name}": x for name, x in out.outputs.items()}
+        write = self._writer(targets if out.state is None else targets | {"state": out.state})
 
         @torch.inference_mode()
         def call() -> None:
-            step = checked_step(model, outputs, model.act(observation, noise), len(noise))
-            for path, target in out.action.items():
-                target.copy_(step.action[path])
-            for name, target in out.outputs.items():
-                target.copy_(step.outputs[name])
+            acted = model.act(inputs(), drawn()[""], **further())
+            step = checked_step(model, outputs, acted, len(noise), size)
+            results = [step.action[path] for path in out.action]
+            results += [step.outputs[name] for name in out.outputs]
+            if step.state is not None and out.state is not None:
+                results.append(step.state)
+            write(results)
 
         return call
 
-    def bind_values(self, observation: Leaves, out: Tensor) -> Callable[[], None]:
+    def bind_values(
+        self, observation: Leaves, out: Tensor, state: Tensor | None = None
+    ) -> Callable[[], None]:
         """Return a call that writes the value of ``observation`` into ``out``."""
         model = self._model
+        inputs, write = self._inputs("observation", observation), self._writer({"value": out})
+        further = self._inputs("further", only_given(state=state))
 
         @torch.inference_mode()
         def call() -> None:
-            out.copy_(model.value(observation))
+            write([model.value(inputs(), **further())])
 
         return call
+
+    def _inputs(self, kind: str, sources: Leaves) -> Callable[[], Leaves]:
+        """Return a call that returns tensors where the model is."""
+        return lambda: sources
+
+    def _writer(self, targets: Leaves) -> Callable[[Sequence[Tensor]], None]:
+        """Return a call that writes results, one for each of ``targets``."""
+        tensors = list(targets.values())
+
+        def write(results: Sequence[Tensor]) -> None:
+            for target, result in zip(tensors, results, strict=True):
+                target.copy_(result)
+
+        return write
 
 
 class StagedEngine(EagerEngine):
@@ -92,62 +127,30 @@ class StagedEngine(EagerEngine):
         self._model.to(device)
         self._buffers: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def bind(self, observation: Leaves, noise: Tensor, out: PolicyOutput) -> Callable[[], None]:
-        """Return a call that samples actions, and writes them and the policy's outputs."""
-        inputs = {f"observation/{path}": leaf for path, leaf in observation.items()}
-        results = {f"action/{path}": leaf for path, leaf in out.action.items()}
-        results |= {f"output/{name}": rows for name, rows in out.outputs.items()}
-        send, receive = self._sender(inputs | {"noise": noise}), self._receiver(results)
-        model, outputs = self._model, self._outputs
-
-        @torch.inference_mode()
-        def call() -> None:
-            on_device = send()
-            there = {path: on_device[f"observation/{path}"] for path in observation}
-            step = checked_step(model, outputs, model.act(there, on_device["noise"]), len(noise))
-            found = {f"action/{path}": step.action[path] for path in out.action}
-            receive(found | {f"output/{name}": step.outputs[name] for name in out.outputs})
-
-        return call
-
-    def bind_values(self, observation: Leaves, out: Tensor) -> Callable[[], None]:
-        """Return a call that writes the value of ``observation`` into ``out``."""
-        inputs = {f"observation/{path}": leaf for path, leaf in observation.items()}
-        send, receive = self._sender(inputs), self._receiver({"value": out})
-        model = self._model
-
-        @torch.inference_mode()
-        def call() -> None:
-            on_device = send()
-            there = {path: on_device[f"observation/{path}"] for path in observation}
-            receive({"value": model.value(there)})
-
-        return call
-
-    def _sender(self, sources: Leaves) -> Callable[[], Leaves]:
+    def _inputs(self, kind: str, sources: Leaves) -> Callable[[], Leaves]:
         """Return a call that starts copying to the device and returns the copies."""
-        staged = {name: self._stage(name, source) for name, source in sources.items()}
+        staged = [(x, *self._stage(f"{kind}/{path}", x)) for path, x in sources.items()]
+        there = {path: copied for path, (*_, copied) in zip(sources, staged, strict=True)}
 
         def send() -> Leaves:
-            for name, source in sources.items():
-                locked, there = staged[name]
+            for source, locked, copied in staged:
                 locked.copy_(source)
-                there.copy_(locked, non_blocking=True)
-            return {name: there for name, (_, there) in staged.items()}
+                copied.copy_(locked, non_blocking=True)
+            return there
 
         return send
 
-    def _receiver(self, targets: Leaves) -> Callable[[Leaves], None]:
+    def _writer(self, targets: Leaves) -> Callable[[Sequence[Tensor]], None]:
         """Return a call that copies results back and waits for them."""
-        locked = {name: self._stage(name, target)[0] for name, target in targets.items()}
+        staged = [(target, self._stage(name, target)[0]) for name, target in targets.items()]
 
-        def receive(results: Leaves) -> None:
-            for name, result in results.items():
-                locked[name].copy_(result, non_blocking=True)
+        def receive(results: Sequence[Tensor]) -> None:
+            for (_, locked), result in zip(staged, results, strict=True):
+                locked.copy_(result, non_blocking=True)
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
-            for name, target in targets.items():
-                target.copy_(locked[name])
+            for target, locked in staged:
+                target.copy_(locked)
 
         return receive
 

@@ -35,7 +35,7 @@ lanes_type = LanesType()
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: types.Type) -> None:  # noqa: ANN401
+    def __init__(self, manager: Any, numba_type: types.Type) -> None:
         super().__init__(manager, numba_type, _FLOATS)  # type: ignore[no-untyped-call]
 
 
@@ -48,11 +48,11 @@ def jitted(function: Function) -> Function:
     return cast(Function, njit(function))
 
 
-def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit) -> Any:  # noqa: ANN401
+def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit) -> Any:
     """Return a function for jitted code that ``emit(builder, *arguments)`` writes in LLVM IR."""
     signature = result(*arguments)
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ANN401
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emitted = emit(builder, *values)
         return context.get_dummy_value() if result is types.none else emitted
 
@@ -68,19 +68,19 @@ def _operation(result: types.Type, arguments: tuple[types.Type, ...], emit: Emit
     return intrinsic(lambda typing_context, a, b, c, d: (signature, generate))
 
 
-def _pointer(builder: Any, address: Any, pointee: ir.Type) -> Any:  # noqa: ANN401
+def _pointer(builder: Any, address: Any, pointee: ir.Type) -> Any:
     return builder.inttoptr(address, pointee.as_pointer())
 
 
 def _read(pointee: ir.Type, align: int) -> Emit:
-    def emit(builder: Any, address: Any) -> Any:  # noqa: ANN401
+    def emit(builder: Any, address: Any) -> Any:
         return builder.load(_pointer(builder, address, pointee), align=align)
 
     return emit
 
 
 def _write(pointee: ir.Type, align: int) -> Emit:
-    def emit(builder: Any, address: Any, value: Any) -> None:  # noqa: ANN401
+    def emit(builder: Any, address: Any, value: Any) -> None:
         builder.store(value, _pointer(builder, address, pointee), align=align)
 
     return emit
@@ -90,14 +90,14 @@ def _constant(number: int, vector: ir.Type) -> ir.Constant:
     return ir.Constant(vector, [number] * LANES)
 
 
-def _emit_splat(builder: Any, number: Any) -> Any:  # noqa: ANN401
+def _emit_splat(builder: Any, number: Any) -> Any:
     undefined = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, number, _INT32(0))
     return builder.shuffle_vector(first, undefined, _constant(0, _INTS))
 
 
 def _emit_call(name: str) -> Emit:
-    def emit(builder: Any, *values: Any) -> Any:  # noqa: ANN401
+    def emit(builder: Any, *values: Any) -> Any:
         full_name = f"llvm.{name}.v{LANES}f32"
         function = builder.module.globals.get(full_name)
         if function is None:
@@ -108,11 +108,11 @@ def _emit_call(name: str) -> Emit:
     return emit
 
 
-def _emit_choose(builder: Any, a: Any, b: Any, if_less_equal: Any, otherwise: Any) -> Any:  # noqa: ANN401
+def _emit_choose(builder: Any, a: Any, b: Any, if_less_equal: Any, otherwise: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<=", a, b), if_less_equal, otherwise)
 
 
-def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:  # noqa: ANN401
+def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:
     biased = builder.add(builder.fptosi(power, _INTS), _constant(127, _INTS))
     return builder.fmul(a, builder.bitcast(builder.shl(biased, _constant(23, _INTS)), _FLOATS))
 
@@ -120,16 +120,16 @@ def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:  # noqa: 
 _BITS_OF_THREE_QUARTERS = 0x3F400000
 
 
-def _emit_power(builder: Any, a: Any) -> Any:  # noqa: ANN401
+def _emit_power(builder: Any, a: Any) -> Any:
     above = builder.sub(builder.bitcast(a, _INTS), _constant(_BITS_OF_THREE_QUARTERS, _INTS))
     return builder.ashr(above, _constant(23, _INTS))
 
 
-def _emit_exponent(builder: Any, a: Any) -> Any:  # noqa: ANN401
+def _emit_exponent(builder: Any, a: Any) -> Any:
     return builder.sitofp(_emit_power(builder, a), _FLOATS)
 
 
-def _emit_mantissa(builder: Any, a: Any) -> Any:  # noqa: ANN401
+def _emit_mantissa(builder: Any, a: Any) -> Any:
     power = builder.shl(_emit_power(builder, a), _constant(23, _INTS))
     return builder.bitcast(builder.sub(builder.bitcast(a, _INTS), power), _FLOATS)
 
@@ -140,6 +140,8 @@ pointer = _operation(
     types.voidptr, (_int64,), lambda builder, address: _pointer(builder, address, ir.IntType(8))
 )
 read_float32 = _operation(types.float32, (_int64,), _read(_FLOAT, 4))
+read_int8 = _operation(types.int8, (_int64,), _read(ir.IntType(8), 1))
+read_int64 = _operation(types.int64, (_int64,), _read(_INT64, 8))
 write_int64 = _operation(types.none, (_int64, _int64), _write(_INT64, 8))
 write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4))
 write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
@@ -164,19 +166,19 @@ _mantissa = _operation(_lanes, (_lanes,), _emit_mantissa)
 
 
 @jitted
-def fill(number: float) -> Any:  # noqa: ANN401
+def fill(number: float) -> Any:
     """Return a constant in every lane."""
     return splat(types.float32(number))
 
 
 @jitted
-def clamp(a: Any, low: Any, high: Any) -> Any:  # noqa: ANN401
+def clamp(a: Any, low: Any, high: Any) -> Any:
     """Return ``a`` within bounds; NaN stays NaN."""
     return choose(a, low, low, choose(high, a, high, a))
 
 
 @jitted
-def tanh(a: Any) -> Any:  # noqa: ANN401
+def tanh(a: Any) -> Any:
     """Return the hyperbolic tangent, within 4e-7.
 
     A ratio of polynomials, fitted to a relative error of 7e-9 on [-8, 8]; beyond, tanh is 1 to
@@ -196,7 +198,7 @@ def tanh(a: Any) -> Any:  # noqa: ANN401
 
 
 @jitted
-def exp(a: Any) -> Any:  # noqa: ANN401
+def exp(a: Any) -> Any:
     """Return e to the power of ``a``, within 2e-7 of itself; 0 below -87, constant above 87.
 
     exp(a) = 2^k · exp(r) with k whole and r within ±log(2) / 2, and exp(r) by its Taylor series.
@@ -217,7 +219,7 @@ def exp(a: Any) -> Any:  # noqa: ANN401
 
 
 @jitted
-def log(a: Any) -> Any:  # noqa: ANN401
+def log(a: Any) -> Any:
     """Return the natural logarithm of positive normal numbers, within 2e-7.
 
     log(a) = k · log(2) + 2 · artanh(s) with s = (m - 1) / (m + 1) and a = 2^k · m, m in
@@ -234,13 +236,13 @@ def log(a: Any) -> Any:  # noqa: ANN401
 
 
 @jitted
-def sigmoid(a: Any) -> Any:  # noqa: ANN401
+def sigmoid(a: Any) -> Any:
     """Return 1 / (1 + exp(-a))."""
     return div(fill(1.0), add(fill(1.0), exp(sub(fill(0.0), a))))
 
 
 @jitted
-def softplus(a: Any) -> Any:  # noqa: ANN401
+def softplus(a: Any) -> Any:
     """Return log(1 + exp(a)) without overflow."""
     zero = fill(0.0)
     magnitude = choose(a, zero, sub(zero, a), a)

@@ -4,31 +4,111 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from fastrl.models.action_parts import Categoricals
+from fastrl.errors import EnvError
 from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.distributions import (
+    LOG_STD_RANGE,
+    ActionPart,
+    Bernoullis,
+    Categoricals,
+    Gaussians,
+    SquashedGaussians,
+)
 from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
-from fastrl.models.inference.mlp_program import Program, address, compile_kernel, record
+from fastrl.models.inference.lanes import LANE_BYTES, LANES
+from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
+from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.policy import initial_state
+from fastrl.models.recurrent import Core, RecurrentCore
+from fastrl.spec import LOG_PROB_AND_VALUE, outputs_of
 
+_ACTIVATIONS: Mapping[type[nn.Module], int] = {
+    nn.Tanh: kernel.TANH,
+    nn.ReLU: kernel.RELU,
+    nn.ELU: kernel.ELU,
+    nn.SiLU: kernel.SILU,
+}
+_KINDS: Mapping[type[ActionPart], int] = {
+    Bernoullis: kernel.BERNOULLI,
+    Gaussians: kernel.GAUSSIAN,
+    SquashedGaussians: kernel.SQUASHED,
+}
+_LEAVES: Mapping[type[nn.Module], torch.dtype] = {
+    VectorEncoder: torch.float32,
+    OneHotEncoder: torch.int64,
+}
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 View = tuple[int, int, int, int]
 """Values of a `kernel.VIEW` record."""
 
 
-class _Call(functools.partial[None]):
-    """A call of the kernel, which knows only addresses, with what keeps them valid."""
+def why_not(model: object) -> str:
+    """Return why a policy cannot be compiled; empty if it can.
+
+    It must be an `ActorCritic`, not a subclass, which may compute anything, with the outputs
+    log_prob and value, float32 parameters, observation leaves that are float32 vectors or int64
+    choices, any activation but GELU, and if it has a memory GRU or LSTM.
+    """
+    more = ", ".join(sorted(outputs_of(model).keys() - LOG_PROB_AND_VALUE.keys()))
+    if type(model) is not ActorCritic:
+        outputs = f" and puts out {more}" if more else ""
+        return f"{type(model).__name__} is another class than ActorCritic{outputs}"
+    if outputs_of(model) != LOG_PROB_AND_VALUE:
+        return "the policy declares other outputs than log_prob and value"
+    if any(type(core) is not RecurrentCore for core in model.cores):
+        return "its memory is custom"
+    dtypes = [spec.dtype for spec in model.observation_specs.values()]
+    bodies = [body for body in (model.actor_body, model.critic_body) if body]
+    modules = [module for body in bodies for module in body.mlp]
+    wanted = [_LEAVES.get(type(encoder)) for encoder in model.actor_body.encoders]
+    if dtypes != wanted:
+        return "an observation is neither a vector of float32 nor a choice of int64"
+    if any(encoder.is_wide and not body.gathers for body in bodies for encoder in body.encoders):
+        return "a choice with many options is observed without hidden layers"
+    if not all(type(module) in _ACTIVATIONS for module in modules[1::2]):
+        return "its activation is not compiled"
+    if not all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return "a parameter is not float32"
+    return ""
+
+
+def compile_kernel() -> None:
+    """Compile the kernel, or load it from the cache, by a call without rows."""
+    program, call = np.zeros(1, kernel.PROGRAM), np.zeros(1, kernel.CALL)
+    kernel.run(address(program), address(call))
+
+
+class _Call(functools.partial[int]):
+    """A call of the kernel, which gets addresses, and the owners of that memory."""
 
     owners: tuple[object, ...]
 
 
-class MlpEngine(InferenceEngine):
-    """A supported `ActorCritic` (see `mlp_program.why_not`), compiled for this machine's CPU.
+def _checked(call: Callable[[], int]) -> None:
+    """Make a call for a policy that observes choices.
 
-    Actions, log_probs and values of a row have the same bits whatever else is in the batch, and
+    Raises:
+        EnvError: One is no option.
+    """
+    if call():
+        raise EnvError("an observation is not in its space: a choice is none of its options")
+
+
+class MlpEngine(InferenceEngine):
+    """A supported `ActorCritic` (see `why_not`), compiled for this machine's CPU.
+
+    Actions, log_probs and values of a row have the same bits in every batch, and
     agree with `ActorCritic.act` to float32 rounding, about 1e-6. A discrete action can differ only
     where the noise falls that close to the boundary between two categories.
 
@@ -59,12 +139,25 @@ class MlpEngine(InferenceEngine):
         """Return noise ``[*shape, noise_size] float32``."""
         return self._model.draw_noise(shape, generator)
 
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, S] float32`` in which episodes begin."""
+        return initial_state(self._model, n).detach()
+
     def bind(
-        self, observation: Mapping[str, Tensor], noise: Tensor, out: PolicyOutput
+        self,
+        observation: Mapping[str, Tensor],
+        noise: Tensor,
+        out: PolicyOutput,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Callable[[], None]:
         """Return a call that samples actions, and writes them and the policy's outputs."""
         rows = len(noise)
         noise_shape = (rows, self._model.distribution.noise_size)
+        further: dict[str, list[View]] = {}
+        if mask is not None:
+            mask_shape = (rows, self._act.num_choices)
+            further["mask"] = [_view("mask", mask, mask_shape, torch.bool)]
         return self._call(
             self._act,
             rows,
@@ -73,44 +166,73 @@ class MlpEngine(InferenceEngine):
             value=[_view("value", out.outputs["value"], (rows,))],
             leaves=list(self._observation_views(observation, rows)),
             parts=list(self._action_views(out.action, rows)),
-            owners=(observation, noise, out),
+            state=self._state_view("state", state, rows),
+            next_state=self._state_view("out.state", out.state, rows),
+            owners=(observation, noise, out, state, mask),
+            **further,
         )
 
-    def bind_values(self, observation: Mapping[str, Tensor], out: Tensor) -> Callable[[], None]:
+    def bind_values(
+        self, observation: Mapping[str, Tensor], out: Tensor, state: Tensor | None = None
+    ) -> Callable[[], None]:
         """Return a call that writes the value of ``observation`` into ``out``."""
         return self._call(
             self._values,
             len(out),
             value=[_view("value", out, (len(out),))],
             leaves=list(self._observation_views(observation, len(out))),
-            owners=(observation, out),
+            state=self._state_view("state", state, len(out)),
+            next_state=[],
+            owners=(observation, out, state),
         )
 
     def _call(
         self, program: Program, rows: int, owners: tuple[object, ...], **views: list[View]
-    ) -> Callable[[], None]:
+    ) -> Callable[[], Any]:
         """Return a call of the kernel for views by the names of `kernel.CALL`."""
         records = {name: record(kernel.VIEW, *found) for name, found in views.items()}
-        call = record(kernel.CALL, (rows, 0, 0, 0, 0, 0))
+        call = record(kernel.CALL)
+        call["rows"] = rows
         for name, views_record in records.items():
             call[name] = address(views_record)
         bound = _Call(kernel.run, program.address, address(call))
         bound.owners = (self, call, records, owners)
-        return bound
+        return functools.partial(_checked, bound) if program.observes_choices else bound
+
+    def _state_view(self, name: str, state: Tensor | None, rows: int) -> list[View]:
+        """Return the view of a state; none without a memory."""
+        size = self._act.state_size
+        if state is None and size == 0:
+            return []
+        return [_view(name, torch.empty(0) if state is None else state, (rows, size))]
 
     def _observation_views(self, observation: Mapping[str, Tensor], rows: int) -> Iterator[View]:
+        """Yield one view per vector, and after them one per choice."""
+        choices: list[View] = []
         for path, spec in self._model.observation_specs.items():
-            yield _view(f"observation '{path}'", observation[path], (rows, *spec.shape))
+            name, shape = f"observation '{path}'", (rows, *spec.shape)
+            view = _view(name, observation[path], shape, spec.dtype)
+            if spec.dtype == torch.float32:
+                yield view
+            else:
+                choices += _elements(view)
+        yield from choices
 
     def _action_views(self, action: Mapping[str, Tensor], rows: int) -> Iterator[View]:
         """Yield one view per action part: each categorical is one, other leaves are whole."""
         for path, part in self._model.distribution.parts.items():
             shape = (rows, *part.shape)
-            start, row, column, width = _view(f"action '{path}'", action[path], shape, part.dtype)
+            view = _view(f"action '{path}'", action[path], shape, part.dtype)
             if isinstance(part, Categoricals):
-                yield from ((start + i * column, row, 0, 1) for i in range(width))
+                yield from _elements(view)
             else:
-                yield start, row, column, width
+                yield view
+
+
+def _elements(view: View) -> Iterator[View]:
+    """Yield a view of each column."""
+    start, row, column, width = view
+    return ((start + i * column, row, 0, 1) for i in range(width))
 
 
 def _view(
@@ -119,7 +241,7 @@ def _view(
     """Return a tensor as rows of elements.
 
     Raises:
-        ValueError: It is not what is expected, or its inner axes have no common stride.
+        ValueError: Its shape or dtype is wrong, or its inner axes have no common stride.
     """
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
         raise ValueError(
@@ -133,3 +255,256 @@ def _view(
         raise ValueError(f"{name} has strides {tensor.stride()}; axes must be mergeable") from error
     size = tensor.element_size()
     return tensor.data_ptr(), rows.stride(0) * size, rows.stride(1) * size, width
+
+
+def record(dtype: np.dtype[Any], *rows: tuple[int, ...]) -> NDArray[Any]:
+    """Return records for the kernel; at least one, so that they have an address."""
+    return np.array(list(rows) or [(0,) * len(dtype.names or ())], dtype=dtype)
+
+
+def address(array: NDArray[Any]) -> int:
+    """Return the address of an array's first byte; valid while the array lives."""
+    return int(array.__array_interface__["data"][0])
+
+
+def _buffer(features: int) -> Tensor:
+    # torch aligns to cache lines, which NumPy does not.
+    return torch.zeros(max(1, features), LANES)
+
+
+def _of_linears(*linears: nn.Linear) -> Tensor:
+    """Return biases and weights ``[outputs, 1 + inputs]`` of modules side by side."""
+    return torch.cat([torch.cat([x.bias[:, None], x.weight], dim=1) for x in linears])
+
+
+def _of_cell(layers: nn.RNNBase, number: int) -> Tensor:
+    """Return those of a recurrent layer, ``[4 · size, 1 + inputs + size]``; see `kernel.CELL`."""
+    by_features, by_output, bias, output_bias = layers.all_weights[number]
+    if isinstance(layers, nn.LSTM):
+        return torch.cat([(bias + output_bias)[:, None], by_features, by_output], 1)
+    size = layers.hidden_size
+    features = torch.cat([bias[:, None], by_features, torch.zeros(len(bias), size)], 1)
+    nothing = torch.zeros_like(by_features)
+    output = torch.cat([output_bias[:, None], nothing, by_output], 1)
+    gates = (features + output)[: 2 * size]
+    return torch.cat([gates, features[2 * size :], output[2 * size :]])
+
+
+@dataclass
+class _PackedLayer:
+    """One layer of the network; ``matrix`` returns its biases and weights."""
+
+    matrix: Callable[[], Tensor]
+    activation: int
+    source: Tensor
+    target: Tensor
+    weights: Tensor
+    cell: NDArray[Any] | None = None
+    wide: tuple[int, int, int] = (0, 0, 0)
+
+    @classmethod
+    def over(
+        cls, source: Tensor, matrix: Callable[[], Tensor], activation: int = kernel.IDENTITY
+    ) -> _PackedLayer:
+        outputs, columns = matrix().shape
+        tiles = -(-outputs // kernel.TILE)
+        weights = torch.zeros(tiles, columns, kernel.TILE)
+        return cls(matrix, activation, source, _buffer(tiles * kernel.TILE), weights)
+
+    def pack(self) -> None:
+        """Copy the modules' parameters; outputs that fill up the last tile stay 0."""
+        tiles, columns, width = self.weights.shape
+        rows, padded = self.matrix(), torch.zeros(tiles * width, columns)
+        padded[: len(rows)] = rows.detach()
+        self.weights.copy_(padded.view(tiles, width, columns).transpose(1, 2))
+
+    def record(self) -> tuple[int, ...]:
+        """Return a `kernel.LAYER`."""
+        addresses = (self.source.data_ptr(), self.target.data_ptr(), self.weights.data_ptr())
+        tiles, columns, _ = self.weights.shape
+        cell = 0 if self.cell is None else address(self.cell)
+        num_inputs = columns - 1 - self.wide[-1]
+        return (*addresses, num_inputs, tiles, self.activation, cell, *self.wide)
+
+
+class Program:
+    """Buffers, packed parameters and records for one policy, or for its value alone.
+
+    Args:
+        model: Supported policy, whose parameters `pack` reads.
+        values_only: Leave the policy out.
+
+    Attributes:
+        address: Of the `kernel.PROGRAM` record.
+        state_size: Of the model's state.
+        num_choices: Columns of a mask.
+        observes_choices: Whether a leaf of the observation is one.
+    """
+
+    def __init__(self, model: ActorCritic, values_only: bool = False) -> None:
+        self._model = model
+        vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
+        self._order, specs = torch.cat([vectors, narrow, wide]), model.observation_specs.values()
+        self._inputs, options = _buffer(len(vectors) + len(narrow)), _buffer(len(wide))
+        choices = list(self._choices(self._inputs[len(vectors) :].data_ptr(), options.data_ptr()))
+        num_wide = sum(is_wide for *_, is_wide, _ in choices)
+        self._wide, self._options = (options.data_ptr(), num_wide, len(wide)), options
+        self.observes_choices = bool(choices)
+        self._noise = _buffer(model.distribution.noise_size)
+        self._layers: list[_PackedLayer] = []
+        self.state_size = sum(core.state_size for core in model.cores)
+        self._states = _buffer(self.state_size), _buffer(self.state_size)
+        outputs, value = self._network(values_only)
+        self._constants: list[tuple[Tensor, int]] = []
+        self._bounds: list[Tensor] = []
+        self.num_choices = 0
+        parts = [] if values_only else list(self._parts(outputs))
+        self._scratch = _buffer(1 + max((part[3] for part in parts), default=0))
+        self._statistics = torch.zeros(len(vectors), 2)
+        self._normalised = any(isinstance(n, RunningNormalizer) for n in model.normalizers)
+        self._layer_records = record(kernel.LAYER, *(layer.record() for layer in self._layers))
+        self._part_records = record(kernel.PART, *parts)
+        self._record = np.zeros(1, kernel.PROGRAM)
+        self._record["inputs"] = self._inputs.data_ptr()
+        self._record["num_inputs"] = len(vectors)
+        self._record["statistics"] = self._statistics.data_ptr() if self._normalised else 0
+        self._record["num_leaves"] = sum(spec.dtype == torch.float32 for spec in specs)
+        self._choice_records = record(kernel.CHOICE, *choices)
+        self._record["choices"] = address(self._choice_records)
+        self._record["num_choices"] = len(choices)
+        self._record["layers"] = address(self._layer_records)
+        self._record["num_layers"] = len(self._layers)
+        self._record["parts"] = address(self._part_records)
+        self._record["num_parts"] = len(parts)
+        self._record["noise"] = self._noise.data_ptr()
+        self._record["scratch"] = self._scratch.data_ptr()
+        self._record["value"] = value
+        self._record["state"], self._record["next_state"] = (x.data_ptr() for x in self._states)
+        self.address = address(self._record)
+        self.pack()
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Copy the model's parameters and running statistics to where the kernel reads them."""
+        for layer in self._layers:
+            layer.pack()
+        bounded = self._model.distribution.bounded_log_std()
+        for constants, first in self._constants:
+            log_std = bounded[first : first + len(constants) // 2]
+            constants[0] = -(log_std + _LOG_SQRT_2PI).sum()
+            constants[1::2] = log_std.exp()
+            constants[2::2] = (-log_std).exp()
+        if self._normalised:
+            normalizers = [n for n in self._model.normalizers if isinstance(n, RunningNormalizer)]
+            self._statistics[:, 0] = torch.cat([n.mean.flatten() for n in normalizers])
+            self._statistics[:, 1] = torch.cat([n.scale().flatten() for n in normalizers])
+
+    def _network(self, values_only: bool) -> tuple[int, int]:
+        """Add all layers; return where they leave the actor's outputs and the value."""
+        model = self._model
+        critic_body = model.critic_body or model.actor_body
+        critic_core = model.actor_core if model.critic_body is None else model.critic_core
+        if values_only:
+            return 0, self._chain(critic_body, critic_core, model.critic_head)
+        if model.critic_body is None:
+            heads = model.actor_head, model.critic_head
+            outputs = self._chain(model.actor_body, model.actor_core, *heads)
+            return outputs, outputs + model.distribution.num_parameters * LANE_BYTES
+        outputs = self._chain(model.actor_body, model.actor_core, model.actor_head)
+        return outputs, self._chain(critic_body, critic_core, model.critic_head)
+
+    def _chain(self, body: Body, core: Core | None, *heads: nn.Linear) -> int:
+        """Add the layers of a body, its memory and heads; return the address of their outputs."""
+        source, modules = self._inputs, list(body.mlp)
+        for linear, activation in zip(modules[::2], modules[1::2], strict=True):
+            assert isinstance(linear, nn.Linear)
+            matrix = functools.partial(_of_linears, linear)
+            self._add(source, matrix, _ACTIVATIONS[type(activation)])
+            source = self._layers[-1].target
+        if isinstance(core, RecurrentCore):
+            source = self._recurrent(source, core)
+        self._add(source, functools.partial(_of_linears, *heads))
+        return self._layers[-1].target.data_ptr()
+
+    def _add(
+        self, source: Tensor, matrix: Callable[[], Tensor], activation: int = kernel.IDENTITY
+    ) -> None:
+        """Add a layer."""
+        if source is not self._inputs:
+            self._layers.append(_PackedLayer.over(source, matrix, activation))
+            return
+        layer = _PackedLayer.over(source, functools.partial(self._ordered, matrix), activation)
+        layer.wide = self._wide
+        self._layers.append(layer)
+
+    def _ordered(self, matrix: Callable[[], Tensor]) -> Tensor:
+        """Return the columns of biases and weights of the inputs as buffers have them."""
+        found, width = matrix(), len(self._order)
+        bias, inputs, state = found.split([1, width, found.shape[1] - 1 - width], 1)
+        return torch.cat([bias, inputs[:, self._order], state], 1)
+
+    def _choices(self, vectors: int, options: int) -> Iterator[tuple[int, ...]]:
+        """Yield a `kernel.CHOICE` for each observed one; they write into these buffers."""
+        first = 0
+        for encoder in self._model.actor_body.encoders:
+            for start, size in encoder.choices if isinstance(encoder, OneHotEncoder) else ():
+                if encoder.is_wide:
+                    yield start, size, options, 1, first
+                    first, options = first + size, options + LANE_BYTES
+                else:
+                    yield start, size, vectors, 0, 0
+                    vectors += size * LANE_BYTES
+
+    def _recurrent(self, source: Tensor, core: RecurrentCore) -> Tensor:
+        """Add a memory; return the buffer of its output."""
+        layers, size = core.layers, core.layers.hidden_size
+        first = 0 if core is self._model.actor_core else self._states[0].shape[0] - core.state_size
+        for number in range(layers.num_layers):
+            matrix = functools.partial(_of_cell, layers, number)
+            if source is self._inputs:
+                matrix = functools.partial(self._ordered, matrix)
+            num_features = layers.all_weights[number][0].shape[1]
+            layer = _PackedLayer.over(_buffer(num_features + size), matrix)
+            before, after = (state[first + number * size :] for state in self._states)
+            cells = (0, 0)
+            if isinstance(layers, nn.LSTM):
+                distance = layers.num_layers * size
+                cells = before[distance:].data_ptr(), after[distance:].data_ptr()
+            outputs = before.data_ptr(), after.data_ptr()
+            layer.cell = record(
+                kernel.CELL, (source.data_ptr(), num_features, size, *outputs, *cells)
+            )
+            self._layers.append(layer)
+            source = after
+        return source
+
+    def _parts(self, outputs: int) -> Iterator[tuple[int, ...]]:
+        """Yield a `kernel.PART` for each categorical and for each other leaf."""
+        noise, log_std = self._noise.data_ptr(), 0
+        for part in self._model.distribution.parts.values():
+            if isinstance(part, Categoricals):
+                for size in part.sizes:
+                    yield kernel.CATEGORICAL, outputs, noise, size, 0, 0, self.num_choices
+                    self.num_choices += size
+                    outputs += size * LANE_BYTES
+                    noise += LANE_BYTES
+                continue
+            if part.state_std:
+                constants = self._state_constants(part)
+            else:
+                constants = torch.zeros(1 + 2 * part.num_log_std)
+                self._constants.append((constants, log_std))
+            kind, size = _KINDS[type(part)], part.num_noise
+            yield kind, outputs, noise, size, constants.data_ptr(), int(part.state_std), 0
+            outputs += part.num_parameters * LANE_BYTES
+            noise += part.num_noise * LANE_BYTES
+            log_std += part.num_log_std
+
+    def _state_constants(self, part: ActionPart) -> Tensor:
+        """Return the constants of a part whose standard deviation depends on the state."""
+        bounds = (*LOG_STD_RANGE, 0.0)
+        if self._model.distribution.middle_and_half is not None:
+            middle, half = self._model.distribution.middle_and_half
+            bounds = (middle, half, 1 / half)
+        self._bounds.append(torch.tensor([-_LOG_SQRT_2PI * part.num_noise, *bounds]))
+        return self._bounds[-1]

@@ -1,8 +1,10 @@
 """One call that computes an MLP policy for a batch: forward pass, sampling, log_prob and value.
 
+Layers of GRU or LSTM may follow the others.
+
 Rows are taken `LANES` at a time, one per lane of a register. Everything between is stored feature
-by feature, ``buffer[feature, lane] float32``. No lane ever looks at another, and a last block with
-fewer rows runs the same instructions, so what a row gets does not depend on the rest of the batch.
+by feature, ``buffer[feature, lane] float32``. Lanes do not depend on each other, and a last block
+with fewer rows runs the same instructions, so the results of a row do not depend on the batch.
 
 What to compute is described by the records below, which `mlp_engine` fills: mostly addresses.
 """
@@ -14,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import int8, int64
+from numba import float32, int8, int64
 from numba.np.numpy_support import carray
 
-from fastrl.compiled import cached_kernel
+from fastrl.jit import cached_kernel
 from fastrl.models.inference import lanes
 from fastrl.models.inference.lanes import (
     LANE_BYTES,
@@ -34,6 +36,8 @@ from fastrl.models.inference.lanes import (
     mul,
     pointer,
     read_float32,
+    read_int8,
+    read_int64,
     sigmoid,
     softplus,
     splat,
@@ -56,10 +60,12 @@ def _record(*fields: str) -> np.dtype[Any]:
 
 
 PROGRAM = _record(
-    "inputs",  # buffer of the joined observation leaves
+    "inputs",  # buffer of the joined vectors that are observed
     "num_inputs",
     "statistics",  # float32 (mean, scale) of each input; 0 where inputs are not normalised
     "num_leaves",
+    "choices",  # records CHOICE
+    "num_choices",
     "layers",  # records LAYER
     "num_layers",
     "parts",  # records PART
@@ -67,14 +73,54 @@ PROGRAM = _record(
     "noise",  # buffer of the noise
     "scratch",  # buffer as long as the largest categorical, and one more for its index
     "value",  # where a layer leaves the value
+    "state",  # buffer of the state
+    "next_state",  # buffer of the next state
 )
 """What an engine computes; the same for all its calls."""
 
-LAYER = _record("source", "target", "weights", "num_inputs", "num_tiles", "activation")
-"""One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs, TILE]``, the bias first."""
+CHOICE = _record("start", "size", "target", "is_wide", "first")
+"""An observed choice of ``size`` options, from ``start``.
 
-PART = _record("kind", "parameters", "noise", "size", "constants", "state_std")
+``target`` is a buffer: of its one-hot vector, or if it is wide of the number of the option, counted
+from ``first``, the option 0 in the weights of layers.
+"""
+
+LAYER = _record(
+    "source",
+    "target",
+    "weights",
+    "num_inputs",
+    "num_tiles",
+    "activation",
+    "cell",
+    "options",  # buffer of the numbers of the options of wide choices
+    "num_wide",  # wide choices
+    "num_options",  # of all wide choices
+)
+"""One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs + num_options, TILE]``, the bias
+first.
+
+``cell`` is the address of a `CELL`, or 0. Its ``source`` is filled with the features and the output
+of the step before.
+"""
+
+CELL = _record(
+    "features",  # buffer of the input
+    "num_features",
+    "size",  # units
+    "output",  # where the state holds the units' output
+    "next_output",
+    "memory",  # where the state holds the cells of LSTM; 0 for GRU
+    "next_memory",
+)
+"""What turns sums into a recurrent layer's next state. They are for GRU reset and update gate, the
+features' and the output's part of the new output; for LSTM input and forget gate, new cell and
+output gate."""
+
+PART = _record("kind", "parameters", "noise", "size", "constants", "state_std", "choice")
 """One action part: a categorical of ``size``, or ``size`` numbers of another ``kind``.
+
+``choice`` is the first column of a categorical in the mask.
 
 ``parameters`` and ``noise`` are buffers. ``constants`` are float32, unless it is a categorical: the
 constant of the log-density, then (standard deviation, its inverse) of each continuous element. With
@@ -83,8 +129,12 @@ constant of the log-density are their bounds: (low, high, 0) for a clamp, or for
 half of the distance, its inverse).
 """
 
-CALL = _record("rows", "noise", "log_prob", "value", "leaves", "parts")
-"""The tensors of one call: `VIEW` records, of which leaves and parts have several."""
+CALL = _record(
+    "rows", "noise", "log_prob", "value", "leaves", "parts", "state", "next_state", "mask"
+)
+"""The tensors of one call: `VIEW` records, of which leaves and parts have several. Leaves are the
+vectors that are observed, then the choices. States have a width of 0 where there is no memory or
+nothing to write; ``mask`` is 0 where all actions are valid."""
 
 VIEW = _record("address", "row", "column", "width")
 """Rows of elements in a tensor; ``row`` and ``column`` are strides in bytes."""
@@ -100,6 +150,8 @@ _CLIP = 10.0
 """As in `fastrl.models.normalization`."""
 _BELOW_ONE = 1 - 2**-24
 _LOG_2 = 0.6931471805599453
+_NEVER = -np.inf
+"""Logit of an invalid option, of which `lanes.exp` makes 0."""
 
 
 @jitted
@@ -112,6 +164,25 @@ def _gather(view: Record, first: int, count: int, buffer: int) -> None:
             write_float32(
                 target + column * LANE_BYTES, read_float32(source + column * column_stride)
             )
+
+
+@jitted
+def _choose(choice: Record, view: Record, first: int, count: int) -> int:
+    """Write an observed choice, one row per lane; return how many are no option."""
+    if choice.is_wide == 0:
+        for i in range(choice.size):
+            store(choice.target + i * LANE_BYTES, fill(0.0))
+    outside = 0
+    for row in range(count):
+        option = read_int64(view.address + (first + row) * view.row) - choice.start
+        if option < 0 or option >= choice.size:
+            outside += 1
+            option = 0
+        if choice.is_wide == 0:
+            write_float32(choice.target + option * LANE_BYTES + row * 4, float32(1.0))
+        else:
+            write_float32(choice.target + row * 4, float32(choice.first + option))
+    return outside
 
 
 @jitted
@@ -134,6 +205,17 @@ def _scatter_int64(view: Record, first: int, count: int, buffer: int) -> None:
     target, stride = view.address + first * view.row, view.row
     for row in range(count):
         write_int64(target + row * stride, int64(read_float32(buffer + row * 4)))
+
+
+@jitted
+def _invalidate(part: Record, mask: Record, first: int, count: int) -> None:
+    """Write the logits of the invalid options of a categorical."""
+    start = mask.address + first * mask.row + part.choice * mask.column
+    for row in range(count):
+        source, target = start + row * mask.row, part.parameters + row * 4
+        for k in range(part.size):
+            if read_int8(source + k * mask.column) == 0:
+                write_float32(target + k * LANE_BYTES, _NEVER)
 
 
 @jitted
@@ -170,7 +252,7 @@ def _dense(layer: Record) -> None:
             f = fma(x, splat(read_float32(w + 20)), f)
             g = fma(x, splat(read_float32(w + 24)), g)
             h = fma(x, splat(read_float32(w + 28)), h)
-        w += _TILE_BYTES
+        w += _TILE_BYTES * (1 + layer.num_options)
         store(target, a)
         store(target + LANE_BYTES, b)
         store(target + 2 * LANE_BYTES, c)
@@ -180,6 +262,23 @@ def _dense(layer: Record) -> None:
         store(target + 6 * LANE_BYTES, g)
         store(target + 7 * LANE_BYTES, h)
         target += TILE * LANE_BYTES
+
+
+@jitted
+def _add_options(layer: Record) -> None:
+    """Add the weights of the options of wide choices, for each lane its own."""
+    for k in range(layer.num_wide):
+        numbers = layer.options + k * LANE_BYTES
+        for row in range(LANES):
+            option = int64(read_float32(numbers + row * 4))
+            w = layer.weights + (1 + layer.num_inputs + option) * _TILE_BYTES
+            target = layer.target + row * 4
+            for _ in range(layer.num_tiles):
+                for i in range(TILE):
+                    address = target + i * LANE_BYTES
+                    write_float32(address, read_float32(address) + read_float32(w + 4 * i))
+                w += (1 + layer.num_inputs + layer.num_options) * _TILE_BYTES
+                target += TILE * LANE_BYTES
 
 
 @jitted
@@ -201,6 +300,36 @@ def _activate(layer: Record) -> None:
         for address in range(start, stop, LANE_BYTES):
             x = load(address)
             store(address, mul(x, sigmoid(x)))
+
+
+@jitted
+def _copy(source: int, num_features: int, target: int) -> int:
+    """Copy features from one buffer to another; return the address after them."""
+    for i in range(0, num_features * LANE_BYTES, LANE_BYTES):
+        store(target + i, load(source + i))
+    return target + num_features * LANE_BYTES
+
+
+@jitted
+def _recur(layer: Record) -> None:
+    """Compute a layer with a `CELL`."""
+    cell = carray(pointer(layer.cell), 1, CELL)[0]
+    end = _copy(cell.features, cell.num_features, layer.source)
+    _copy(cell.output, cell.size, end)
+    _dense(layer)
+    width = cell.size * LANE_BYTES
+    for i in range(0, width, LANE_BYTES):
+        a, b = layer.target + i, layer.target + width + i
+        c, d = b + width, b + 2 * width
+        if cell.memory == 0:
+            new = tanh(fma(sigmoid(load(a)), load(d), load(c)))
+            output = fma(sigmoid(load(b)), sub(load(cell.output + i), new), new)
+        else:
+            memory = mul(sigmoid(load(a)), tanh(load(c)))
+            memory = fma(sigmoid(load(b)), load(cell.memory + i), memory)
+            store(cell.next_memory + i, memory)
+            output = mul(sigmoid(load(d)), tanh(memory))
+        store(cell.next_output + i, output)
 
 
 @jitted
@@ -295,17 +424,37 @@ def _act(program: Record, call: Record, first: int, count: int) -> Lanes:
     views = carray(pointer(call.parts), program.num_parts, VIEW)
     log_prob = fill(0.0)
     for i in range(program.num_parts):
+        if call.mask != 0 and parts[i].kind == CATEGORICAL:
+            _invalidate(parts[i], carray(pointer(call.mask), 1, VIEW)[0], first, count)
         term = _act_part(parts[i], views[i], first, count, program.scratch)
         log_prob = add(log_prob, term)
     return log_prob
 
 
+@jitted
+def _observe(program: Record, call: Record, first: int, count: int) -> int:
+    """Fill the buffers of the inputs; return how many choices are no option."""
+    num_views, buffer, outside = program.num_leaves + program.num_choices, program.inputs, 0
+    leaves = carray(pointer(call.leaves), num_views, VIEW)
+    choices = carray(pointer(program.choices), program.num_choices, CHOICE)
+    for leaf in range(program.num_leaves):
+        _gather(leaves[leaf], first, count, buffer)
+        buffer += leaves[leaf].width * LANE_BYTES
+    for i in range(program.num_choices):
+        outside += _choose(choices[i], leaves[program.num_leaves + i], first, count)
+    if program.statistics != 0:
+        _normalize(program.inputs, program.num_inputs, program.statistics)
+    return outside
+
+
 @cached_kernel([Path(__file__), Path(lanes.__file__)])
-def run(digest: int) -> Callable[[int, int], None]:
+def run(digest: int) -> Callable[[int, int], int]:
     """Return the kernel."""
 
-    def run(program_address: int, call_address: int) -> None:
+    def run(program_address: int, call_address: int) -> int:
         """Compute the policy, or where the program has no parts its value, for one batch.
+
+        Returns how many of the observed choices are no option; the first is taken instead.
 
         Args:
             program_address: Address of a `PROGRAM` record.
@@ -314,26 +463,32 @@ def run(digest: int) -> Callable[[int, int], None]:
         _ = digest
         program = carray(pointer(program_address), 1, PROGRAM)[0]
         call = carray(pointer(call_address), 1, CALL)[0]
-        leaves = carray(pointer(call.leaves), program.num_leaves, VIEW)
         layers = carray(pointer(program.layers), program.num_layers, LAYER)
         noise_view = carray(pointer(call.noise), 1, VIEW)[0]
         log_prob_view = carray(pointer(call.log_prob), 1, VIEW)[0]
         value_view = carray(pointer(call.value), 1, VIEW)[0]
+        state_view = carray(pointer(call.state), 1, VIEW)[0]
+        next_view = carray(pointer(call.next_state), 1, VIEW)[0]
+        outside = 0
         for first in range(0, call.rows, LANES):
             count = min(LANES, call.rows - first)
-            buffer = program.inputs
-            for leaf in range(program.num_leaves):
-                _gather(leaves[leaf], first, count, buffer)
-                buffer += leaves[leaf].width * LANE_BYTES
-            if program.statistics != 0:
-                _normalize(program.inputs, program.num_inputs, program.statistics)
+            outside += _observe(program, call, first, count)
+            _gather(state_view, first, count, program.state)
             for layer in range(program.num_layers):
-                _dense(layers[layer])
-                _activate(layers[layer])
+                if layers[layer].cell != 0:
+                    _recur(layers[layer])
+                else:
+                    _dense(layers[layer])
+                    if layers[layer].num_wide > 0:
+                        _add_options(layers[layer])
+                    _activate(layers[layer])
+            for i in range(next_view.width):
+                _scatter(next_view, i, first, count, program.next_state + i * LANE_BYTES)
             _scatter(value_view, 0, first, count, program.value)
             if program.num_parts > 0:
                 _gather(noise_view, first, count, program.noise)
                 store(program.scratch, _act(program, call, first, count))
                 _scatter(log_prob_view, 0, first, count, program.scratch)
+        return outside
 
     return run

@@ -15,7 +15,7 @@ from fastrl.envs.tensor import TENSOR_ENVS, make_tensor
 from fastrl.models import ActorCritic
 
 TRAINED = Path(__file__).parent / "trained"
-NAMES = sorted(TENSOR_ENVS)
+NAMES = sorted(name for name in TENSOR_ENVS if "NoVel" not in name)
 
 
 class GymnasiumTwin:
@@ -77,7 +77,7 @@ def skilled_actions(name: str, observations, rng):
 
 
 def trained_actions(name: str, observations, rng):
-    """Return samples of a policy that `scripts/train_classic_control.py` trained."""
+    """Return samples of a policy that `train.py` trained."""
     model = _trained(name)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastrl.envs.classic_control.batch import ClassicControlBatch
+from fastrl.envs.classic_control.control_batch import ClassicControlBatch
 from fastrl.envs.tensor import make_tensor
 from tests.envs.classic_control.gymnasium_twin import NAMES, GymnasiumTwin
 from tests.envs.stepping import views
@@ -15,6 +15,12 @@ from tests.envs.stepping import views
 # Of 1 + the magnitude. Every step is held against double precision, from the same state; Acrobot's
 # goes through four stages with velocities of up to 28 rad/s.
 TOLERANCE = {name: 5e-7 for name in NAMES} | {"Acrobot-v1": 4e-6}
+
+
+def put(env: ClassicControlBatch, states: np.ndarray) -> None:
+    """Put environments into states ``[n, S]``, at the beginning of their episodes."""
+    saved = env.get_state()
+    env.set_state({**saved, "state": states.T.astype(np.float32), "time": 0 * saved["time"]})
 
 
 class Comparison(NamedTuple):

@@ -21,13 +21,12 @@ def test_random_play_equals_gymnasium(name, player):
     play(player(name, 8, seed=3), name, random_actions, 8, 8)
 
 
-@PLAYERS
 @pytest.mark.parametrize(
     ("behaviour", "wanted"), [(skilled_actions, SOLVED), (trained_actions, LEARNT)]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_good_play_equals_gymnasium_and_solves_the_task(name, behaviour, wanted, player):
-    played = play(player(name, 8, seed=5), name, behaviour, 8, 16)
+def test_good_play_equals_gymnasium_and_solves_the_task(name, behaviour, wanted):
+    played = play(BatchPlayer(name, 8, seed=5), name, behaviour, 8, 16)
     assert played.return_mean > wanted[name]
 
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrl.envs.classic_control.batch import ClassicControlBatch
+from fastrl.envs.classic_control.control_batch import ClassicControlBatch
 from fastrl.envs.tensor import make_tensor
 from tests.envs.classic_control.gymnasium_twin import NAMES, GymnasiumTwin
+from tests.envs.classic_control.players import put
 from tests.envs.stepping import views
 
 PI = math.pi
@@ -72,8 +73,7 @@ def tensor_step(name, states, actions):
 
 def batch_step(name, states, actions):
     env = BATCHES[name]
-    time = torch.zeros(len(states), dtype=torch.int32)
-    env.load_state(make_tensor(name)[0].state_type(*torch.from_numpy(states).T, time))
+    put(env, states)
     seen = views(env.spec, len(states), (actions,))
     env.advance(seen, restart=False)
     return seen.observation[0], seen.reward, seen.terminated

@@ -9,11 +9,11 @@ import torch
 
 import fastrl
 from fastrl.config import EnvConfig
-from fastrl.envs.classic_control.catalogue import build
-from fastrl.envs.tensor import make_tensor
-from fastrl.envs.tensor.configured import configured
+from fastrl.envs.classic_control.control_by_id import build
+from fastrl.envs.tensor.tensor_by_id import configured
 from fastrl.errors import EnvError
 from tests.envs.classic_control.gymnasium_twin import GymnasiumTwin, random_actions
+from tests.envs.classic_control.players import put
 from tests.envs.stepping import views
 
 N = 64
@@ -52,8 +52,7 @@ def tensor_step(name, kwargs, states, actions):
 
 def batch_step(name, kwargs, states, actions):
     env = build(name, N, action_bounds=None, **kwargs)
-    time = torch.zeros(N, dtype=torch.int32)
-    env.load_state(make_tensor(name)[0].state_type(*torch.from_numpy(states).T, time))
+    put(env, states)
     seen = views(env.spec, N, (actions,))
     env.advance(seen, restart=False)
     return seen.observation[0], seen.reward, seen.terminated

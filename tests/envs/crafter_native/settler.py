@@ -130,7 +130,7 @@ def sleeper(env, rng) -> int:
 
 
 def fighter(env, rng) -> int:
-    """Goes for whatever moves."""
+    """Approaches everything that moves."""
     settler = Settler(mistakes=0.0)
     kinds = (objects.Zombie, objects.Skeleton, objects.Cow)
     if rng.random() < 0.9 and (step := settler.go(env, (), kinds)):

@@ -105,7 +105,7 @@ def test_single_environment_refuses_actions_of_another_shape():
     with closing(HalfCheetahV5.single()) as env:
         env.reset(seed=0)
         for action in (0.5, np.zeros(1), np.zeros((1, 6))):
-            with pytest.raises(EnvError, match=r"the action has the shape .*; expected \(6,\)"):
+            with pytest.raises(EnvError, match=r"actions have the shape .*; expected \(6,\)"):
                 env.step(action)
 
 

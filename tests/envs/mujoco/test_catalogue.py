@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import fastrl
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5, build
-from fastrl.errors import EnvError
+from fastrl.errors import ArgumentError, EnvError
 
 
 def test_every_version_that_gymnasium_can_build_is_there():
@@ -166,7 +166,9 @@ def test_single_environment_of_an_id_refuses_what_the_batch_refuses():
 def test_vector_without_a_render_mode_is_not_drawn():
     with closing(gymnasium.make_vec("fastrl/HalfCheetah-v5", num_envs=2)) as envs:
         assert envs.render() is None
-    with pytest.raises(EnvError, match="render_mode must be 'rgb_array' or None, got 'human'"):
+    with pytest.raises(
+        (ArgumentError, EnvError), match="render_mode must be 'rgb_array' or None, got 'human'"
+    ):
         gymnasium.make_vec("fastrl/HalfCheetah-v5", num_envs=2, render_mode="human")
 
 

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from fastrl.envs.mujoco import HalfCheetahV5, HopperV5, View
-from fastrl.errors import EnvError
+from fastrl.errors import ArgumentError, EnvError
 
 
 def test_episodes_are_gymnasiums_whenever_they_are_begun():
@@ -41,7 +41,7 @@ def test_environment_passes_gymnasiums_own_check():
 
 
 def test_unknown_render_mode_is_refused():
-    with pytest.raises(EnvError, match="'rgb_array' or None, got 'human'"):
+    with pytest.raises(ArgumentError, match="'rgb_array' or None, got 'human'"):
         HalfCheetahV5.single(render_mode="human")
 
 
@@ -139,7 +139,7 @@ def test_backend_that_cannot_work_is_named(jumper_class, monkeypatch, backend, m
 
 
 def test_renderer_that_fails_leaves_nothing_behind(photographed, monkeypatch, recwarn):
-    """What it leaves would complain when it is collected, in whatever runs then."""
+    """Its remains would raise when they are collected, in the code that runs then."""
     photographed().close()
 
     def fail(*args):

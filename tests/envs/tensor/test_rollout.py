@@ -19,6 +19,7 @@ from fastrl.envs.tensor import (
 from fastrl.errors import ConfigError, SpaceError
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.spec import EnvSpec
+from tests.sampling.remembering import Steps
 
 N = 12
 
@@ -236,3 +237,17 @@ def test_rollout_of_nothing_is_refused(sizes):
     told = r"^num_(steps|envs) must be a whole number of at least 1, got "
     with pytest.raises(ConfigError, match=told):
         rollout(env, RandomPolicy(env.spec), None, **{"num_steps": 3, "num_envs": 2, **sizes})
+
+
+def test_states_of_policies_are_the_same_in_graphs(monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compile_(function, backend="aot_eager")
+    )
+    made = {"limit": 3, "policy": lambda spec: ModulePolicy(Steps(spec)), "sequence_length": 2}
+    rollouts, graphs = maker(**made), maker(**made, steps_per_graph=4)
+    start, noise = rollouts.start(N, generator()), rollouts.draw_noise(6, N, generator(1))
+    (ours, here), (theirs, there) = (each.run(None, start, noise) for each in (graphs, rollouts))
+    assert_same((ours, here), (theirs, there))
+    assert (ours.policy_state[:, 0, 0] - Steps.BEGIN).tolist() == [0, 2, 1, 0]
+    assert torch.equal(here.policy_state, ours.policy_state[-1])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.config import ModelConfig
+from fastrl.errors import EnvError
 from fastrl.models import (
     ActorCritic,
     EagerEngine,
@@ -27,6 +28,14 @@ SEVERAL = spaces.Dict(
         "a": VECTOR,
         "b": spaces.Box(-1, 1, (), np.float32),
         "c": spaces.Box(-1, 1, (2, 3), np.float32),
+    }
+)
+CHOICES = spaces.Dict(
+    {
+        "narrow": spaces.MultiDiscrete([[4, 5], [6, 7]]),
+        "several": spaces.MultiDiscrete([70, 80]),
+        "vector": VECTOR,
+        "wide": spaces.Discrete(300, start=-2),
     }
 )
 BOX = spaces.Box(-1.0, 1.0, (2, 3), np.float32)
@@ -69,24 +78,31 @@ class Batch:
         generator = torch.Generator().manual_seed(seed)
         self.observation = {
             path: torch.randn((rows, *spec.shape), generator=generator)
+            if spec.dtype.is_floating_point
+            else torch.randint(0, 4, (rows, *spec.shape), generator=generator)
             for path, spec in model.observation_specs.items()
         }
         self.noise = model.draw_noise((rows,), generator)
+        size = model.initial_state(1).shape[1]
+        self.given = {"state": torch.randn(rows, size, generator=generator)} if size else {}
         parts = model.distribution.parts.items()
         self.out = PolicyOutput(
             {path: torch.full((rows, *part.shape), 77, dtype=part.dtype) for path, part in parts},
             {name: torch.full((rows,), math.nan) for name in model.outputs},
+            torch.full((rows, size), math.nan) if size else None,
         )
 
     def run(self, engine):
-        engine.bind(self.observation, self.noise, self.out)()
+        engine.bind(self.observation, self.noise, self.out, **self.given)()
         return self
 
 
 def assert_agrees(model, batch):
     """Compare outputs with the model's own, but for noise on the edge between two actions."""
     with torch.no_grad():
-        action, outputs = model.act(batch.observation, batch.noise)[:2]
+        action, outputs, state = model.act(batch.observation, batch.noise, **batch.given)
+    if batch.given:
+        torch.testing.assert_close(batch.out.state, state, atol=1e-5, rtol=1e-5)
     log_prob, value = outputs["log_prob"], outputs["value"]
     torch.testing.assert_close(batch.out.outputs["value"], value, atol=1e-5, rtol=1e-5)
     same = torch.ones(len(value), dtype=torch.bool)
@@ -103,13 +119,14 @@ def assert_agrees(model, batch):
     )
 
 
-@pytest.mark.parametrize("rows", [1, 3, 17, 64, 100])
-@pytest.mark.parametrize("action_bounds", ["clip", "squash"])
 @pytest.mark.parametrize("name", ACTIONS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_gives_what_the_model_gives(engine, name, action_bounds, rows):
-    model = model_for(ACTIONS[name], action_bounds=action_bounds)
-    assert_agrees(model, Batch(model, rows).run(ENGINES[engine](model)))
+def test_an_engine_gives_what_the_model_gives(engine, name):
+    for action_bounds in ("clip", "squash") if name in ("Box", "nested") else ("clip",):
+        model = model_for(ACTIONS[name], action_bounds=action_bounds)
+        running = ENGINES[engine](model)
+        for rows in (1, 3, 17, 64, 100):
+            assert_agrees(model, Batch(model, rows).run(running))
 
 
 @settings(max_examples=25)
@@ -118,7 +135,7 @@ def test_an_engine_gives_what_the_model_gives(engine, name, action_bounds, rows)
     st.sampled_from(["tanh", "relu", "elu", "silu"]),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([VECTOR, SEVERAL]),
+    st.sampled_from([VECTOR, SEVERAL, CHOICES]),
     st.sampled_from(sorted(ACTIONS)),
     st.integers(1, 40),
     st.fixed_dictionaries(
@@ -126,6 +143,9 @@ def test_an_engine_gives_what_the_model_gives(engine, name, action_bounds, rows)
             "critic_hidden_sizes": st.none() | st.lists(st.integers(1, 20), max_size=3),
             "log_std": st.sampled_from(["constant", "state"]),
             "log_std_bounds": st.sampled_from([None, (-1.0, 0.5)]),
+            "recurrent": st.sampled_from([None, "gru", "lstm"]),
+            "recurrent_size": st.integers(1, 40),
+            "recurrent_layers": st.integers(1, 3),
         }
     ),
     st.sampled_from(["clip", "squash"]),
@@ -135,6 +155,9 @@ def test_any_mlp_is_compiled_right(
 ):
     if shared:
         keys["critic_hidden_sizes"] = None
+    if observation is CHOICES:
+        # Without hidden layers it is not compiled.
+        sizes, keys["critic_hidden_sizes"] = sizes or [3], keys["critic_hidden_sizes"] or None
     model = model_for(
         ACTIONS[name],
         observation,
@@ -151,8 +174,19 @@ def test_any_mlp_is_compiled_right(
     batch = Batch(model, rows).run(MlpEngine(model))
     assert_agrees(model, batch)
     values = torch.full((rows,), math.nan)
-    MlpEngine(model).bind_values(batch.observation, values)()
+    MlpEngine(model).bind_values(batch.observation, values, **batch.given)()
     assert torch.equal(values, batch.out.outputs["value"])
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(300), spaces.MultiDiscrete([3, 4])])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_choice_that_is_no_option_is_an_error(engine, space):
+    model = model_for(ACTIONS["Discrete"], space)
+    running, batch = ENGINES[engine](model), Batch(model, 20)
+    for wrong in (-1, 300):
+        batch.observation[""][7] = wrong
+        with pytest.raises(EnvError, match="an observation is not in its space"):
+            batch.run(running)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

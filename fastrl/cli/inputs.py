@@ -1,0 +1,90 @@
+"""Options and arguments that several commands share, and their checks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastrl.errors import ConfigError
+from fastrl.imports import look_beside
+
+EnvOption = Annotated[
+    str | None, typer.Option("--env", metavar="ID", help="Environment id.", show_default=False)
+]
+ConfigArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONFIG|ENV|KEY=VALUE",
+        help="A YAML file or an environment's id, and keys to change such as sampler.num_envs=64.",
+        show_default=False,
+    ),
+]
+
+
+def check_output(option: str, file: Path | None, *, directory: bool = False) -> None:
+    """Reject an output that cannot be written, before time is spent on its content.
+
+    Args:
+        option: The option that names it, such as ``--json``.
+        file: The output; None for no output.
+        directory: Whether the output is a directory, which may not exist yet.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    if file is None:
+        return
+    if directory and file.exists() and not file.is_dir():
+        raise ConfigError(f"{option}: '{file}' is not a directory")
+    if not directory and file.is_dir():
+        raise ConfigError(f"{option}: '{file}' is a directory; name a file")
+    if not directory and not file.parent.is_dir():
+        raise ConfigError(f"{option}: there is no directory '{file.parent}'")
+    place = next(each for each in (file, *file.absolute().parents) if each.exists())
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{option}: no permission to write '{file}'")
+
+
+def split_arguments(
+    arguments: Sequence[str] | None, env: str | None = None
+) -> tuple[Path | None, list[str]]:
+    """Return the configuration file among the arguments of a command, and the overrides.
+
+    An argument that is neither a file nor ``key=value`` is the id of an environment. From here on,
+    modules beside the file can be imported.
+
+    Args:
+        arguments: Of the command.
+        env: The id of the option ``--env``.
+
+    Raises:
+        ConfigError: There are two files or two ids.
+    """
+    files: list[str] = []
+    ids: list[str] = [] if env is None else [env]
+    overrides: list[str] = []
+    for argument in arguments or ():
+        # A directory may be called 'lr=0.001'; isfile, unlike Path, answers for any text.
+        if os.path.isfile(argument) or _is_named_like_a_file(argument):
+            files.append(argument)
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            ids.append(argument)
+    for given, kind in ((files, "configuration file"), (ids, "environment")):
+        if len(given) > 1:
+            raise ConfigError(
+                f"'{given[1]}' is a second {kind} after '{given[0]}'; changes are written key=value"
+            )
+    if files:
+        look_beside(Path(files[0]))
+    named = [f"env.id={name}" for name in ids]
+    return (Path(files[0]) if files else None), [*named, *overrides]
+
+
+def _is_named_like_a_file(argument: str) -> bool:
+    return "=" not in argument and argument.lower().endswith((".yaml", ".yml"))

@@ -1,0 +1,328 @@
+"""The commands that measure: how fast sampling is, and which settings make it fastest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastrl.arguments import brief
+from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
+from fastrl.cli.output import QuietConsole, note, show_tables
+from fastrl.config import Config, load_config
+from fastrl.config.text import dump_yaml
+from fastrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastrl.throughput.benchmark import Report
+    from fastrl.throughput.scaling_plan import ScalingPlan
+    from fastrl.tuning import Candidate, Trial
+    from fastrl.tuning.tune_report import TuneReport
+
+_EXIT_INTERRUPTED = 130
+_BUDGET_HELP = "Time to spend, such as 90s or 5m; starting takes some seconds at least."
+_BUSY = 0.25
+"""Share of the cores that others may use without a warning."""
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
+]
+
+
+def throughput(
+    arguments: ConfigArguments = None,
+    env: EnvOption = None,
+    envs_per_worker: Annotated[
+        int | None, typer.Option("-n", metavar="INT", help="Environments per env worker (64).")
+    ] = None,
+    num_env_workers: Annotated[
+        int | None, typer.Option("-N", metavar="INT", help="Env workers (one per core).")
+    ] = None,
+    num_model_workers: Annotated[
+        int | None,
+        typer.Option("-M", metavar="INT", help="Model workers; 0: env workers run the policy."),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", metavar="INT", help="Groups per env worker, stepped in turn."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Where the policy runs: cpu or cuda."),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            help="async, which is the default, or sync: all workers wait for each other.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0.1, help="Length of a window.")
+    ] = 5.0,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="INT", min=1, help="Number of windows.")
+    ] = 5,
+    warm_up: Annotated[
+        float,
+        typer.Option(
+            "--warm-up",
+            metavar="S",
+            min=0,
+            help="Seconds before the first window, from the first steps on; long episodes need "
+            "more.",
+        ),
+    ] = 1.0,
+    no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
+    limit: Annotated[
+        bool, typer.Option("--limit", help="Measure the physical limit in the same run.")
+    ] = False,
+    plan_nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--plan-nodes",
+            metavar="INT",
+            min=1,
+            max=10_000,
+            help="Plan training on up to so many machines: which cluster.mode, and its limit.",
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option("--network", metavar="SPEED", help="Of their links: 10Gb or 1.2GB.")
+    ] = "10Gb",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how many environment steps per second are sampled, with the policy in the loop."""
+    from fastrl.throughput.benchmark import run_throughput
+    from fastrl.throughput.measure import Protocol
+    from fastrl.throughput.scaling_plan import Network, plan_scaling
+
+    options = {
+        "sampler.envs_per_worker": envs_per_worker,
+        "sampler.num_env_workers": num_env_workers,
+        "sampler.num_model_workers": num_model_workers,
+        "sampler.groups": groups,
+        "sampler.device": device,
+        "sampler.mode": mode,
+    }
+    path, overrides = split_arguments(arguments, env)
+    overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
+    resolved = configured = load_config(path, overrides)
+    if plan_nodes is not None and (no_policy or configured.cluster is not None):
+        raise ConfigError(
+            "--plan-nodes plans from one machine that learns: leave out --no-policy and cluster"
+        )
+    links = Network.parse(network)
+    if mode is None and resolved.sampler.kind == "process":
+        resolved = load_config(path, [*overrides, "sampler.mode=async"])
+    check_output("--json", json_file)
+    measured = run_throughput(
+        resolved,
+        Protocol(seconds, repeats, warm_up),
+        with_limit=limit,
+        random_actions=no_policy,
+        console=QuietConsole(stderr=True),
+        command=shlex.join(["fastrl", *sys.argv[1:]]),
+    )
+    planned = None
+    if plan_nodes is not None:
+        fps = measured.measurement.fps_median
+        planned = plan_scaling(configured, fps, plan_nodes, links)
+    _show(measured, json_file, planned)
+
+
+def tune(
+    arguments: ConfigArguments = None,
+    env: EnvOption = None,
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=_BUDGET_HELP)] = "120s",
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            metavar="fps|train_fps",
+            help="fps: sampling alone; train_fps: with the learner.",
+        ),
+    ] = "fps",
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="B|LO:HI", help="Keep N * n, the number of environments."),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write an overlay beside CONFIG: CONFIG.tuned.yaml.")
+    ] = False,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", metavar="FILE", help="Write the overlay here.")
+    ] = None,
+    json_file: JsonFile = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Write plots here.")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="FILE", help="Keep trials here, as JSON lines."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard earlier trials instead of continuing.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="INT", min=0, help="Seed of the search.")
+    ] = 0,
+) -> int:
+    """Find the fastest way to sample an environment with a policy on this machine.
+
+    'fastrl sweep' compares what is learnt with several seeds and values.
+    """
+    path, overrides = split_arguments(arguments, env)
+    config = load_config(path, overrides)
+    if objective not in ("fps", "train_fps"):
+        raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
+    overlays = _overlays(path, write, overlay)
+    for option, file in (("--json", json_file), ("--study", study)):
+        check_output(option, file)
+    check_output("--plots", plots, directory=True)
+    from fastrl.tuning.study import Study, cached_study
+    from fastrl.tuning.tune import TuneOptions, Tuning, study_name
+    from fastrl.tuning.tune_report import plot_tuning
+
+    options = TuneOptions(
+        objective="train_fps" if objective == "train_fps" else "fps",
+        budget_s=parse_seconds(budget),
+        batch=parse_batch(batch),
+        seed=seed,
+    )
+    _warn_if_busy()
+    interrupted = False
+    command = shlex.join(["fastrl", *sys.argv[1:]])
+    name = study_name(config, options)
+    # An unusable file is an error where the user named it, and a remark for the user's cache.
+    kept = Study(study, name, fresh=fresh) if study else cached_study(name, note, fresh=fresh)
+    with Tuning(config, options, kept, _Lines(), command) as tuning:
+        try:
+            report = tuning.run()
+        except KeyboardInterrupt:
+            tuning.close()
+            report, interrupted = tuning.report(), True
+    _show(report, json_file)
+    for picture in plot_tuning(report, plots) if plots is not None else ():
+        note(str(picture))
+    if interrupted:
+        note("stopped; the same command continues, and no configuration was written")
+        return _EXIT_INTERRUPTED
+    for file in overlays:
+        write_overlay(file, path, config, report.finding.best)
+        note(f"{file}: {report.finding.best.label}")
+    return 0
+
+
+def _show(
+    report: Report | TuneReport, json_file: Path | None, planned: ScalingPlan | None = None
+) -> None:
+    """Print the tables of a report, and write it as JSON where that is asked for."""
+    show_tables(report.to_rich())
+    found = report.to_dict()
+    if planned is not None:
+        show_tables(planned.to_rich())
+        found["scaling"] = planned.to_dict()
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path]:
+    """Return the files for the result, all of which can be written."""
+    files = {"--overlay": overlay}
+    if write:
+        if path is None:
+            raise ConfigError("--write needs a CONFIG file to write beside; or use --overlay FILE")
+        files["--write"] = path.with_suffix(".tuned.yaml")
+    for option, file in files.items():
+        check_output(option, file)
+        if file is not None and path is not None and file.resolve() == path.resolve():
+            raise ConfigError(f"{option}: '{file}' is the configuration; name another file")
+    return [file for file in files.values() if file is not None]
+
+
+def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
+    """Write a YAML file that refines a base by a candidate, and turns tuning off.
+
+    Args:
+        path: What to write.
+        base: The file that ``config`` was read from, perhaps with overrides; None for none.
+        config: Names the environment.
+        candidate: The keys of its section ``sampler``.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    from fastrl.training.durable import write_durably, writing
+    from fastrl.tuning.space import sampler_keys
+
+    tree: dict[str, Any] = {"env": {"id": config.env.id}}
+    if base is not None:
+        tree = {"base": os.path.relpath(base.resolve(), path.resolve().parent)}
+    before = load_config(base, [f"env.id={config.env.id}"])
+    tree["sampler"] = sampler = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in sampler_keys(candidate).items()
+    }
+    if before.sampler.tune_s is not None:
+        sampler["tune_s"] = None
+    with writing(path):
+        write_durably(path.resolve(), dump_yaml(tree).encode())
+
+
+def parse_batch(text: str | None) -> tuple[int, int] | None:
+    """Return the smallest and largest B of ``B`` or ``lo:hi``, or raise a `ConfigError`."""
+    if text is None:
+        return None
+    ends = re.fullmatch(r"([0-9]{1,12})(?::([0-9]{1,12}))?", text)
+    if ends is None:
+        raise ConfigError(f"--batch must be B or lo:hi, such as 64 or 64:1024; got {brief(text)}")
+    low, high = int(ends[1]), int(ends[2] or ends[1])
+    if not 1 <= low <= high:
+        raise ConfigError(f"--batch must be at least 1, and lo at most hi; got {brief(text)}")
+    return low, high
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of ``90``, ``120s`` or ``2m``, or raise a `ConfigError`."""
+    found = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]*)?)([sm]?)", text)
+    seconds = float(found[1]) * (60 if found[2] == "m" else 1) if found else 0.0
+    if not 1 <= seconds <= 1e6:
+        got = brief(text)
+        raise ConfigError(f"--budget must be seconds or minutes, such as 120s or 2m; got {got}")
+    return seconds
+
+
+def _warn_if_busy() -> None:
+    """Warn where other programs compute, as many processes then get more of the cores."""
+    import psutil
+
+    busy = psutil.cpu_percent(interval=0.2) / 100
+    if busy > _BUSY:
+        note(f"other programs keep {busy:.0%} of the cores busy: tune again when they do not")
+
+
+class _Lines:
+    """Prints every trial on standard error."""
+
+    def __init__(self) -> None:
+        self._console = QuietConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._spent_s = 0.0
+
+    def __call__(self, trial: Trial) -> None:
+        self._spent_s += trial.cost_s
+        if trial.fps is None:
+            found = f"failed: {trial.error[:80]}"
+        elif trial.reference is None or not trial.reference_fps:
+            found = f"{trial.fps:>12,.0f} frames/s"
+        else:
+            ratio = trial.fps / trial.reference_fps
+            found = f"{trial.fps:>12,.0f} frames/s  {ratio:.2f} × {trial.reference.label}"
+        self._console.print(f"{self._spent_s:5.0f} s  {trial.candidate.label:<32} {found}")

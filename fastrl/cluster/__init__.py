@@ -1,0 +1,1 @@
+"""Several machines that sample one run, by Ray; nothing imports it without `cluster`."""

@@ -1,0 +1,443 @@
+"""Samples on the nodes of a Ray cluster and brings their rollouts to one learner."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.cluster.connection import Connection
+from fastrl.cluster.member import Member, Seat
+from fastrl.cluster.node_sampler import Collected, Opening, SentRollout, packages
+from fastrl.cluster.roster import Roster, raise_if
+from fastrl.config import Config
+from fastrl.envs.calls import EnvCall, latest
+from fastrl.envs.state import State, StateError
+from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.sampling.faults import Fault
+from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.stats import Memory, SamplerStats
+from fastrl.shared.counters import Counter
+from fastrl.shared.rollouts import Episodes, Rollout, rollout_fields
+from fastrl.shared.table import NUM_BANKS, Layout
+from fastrl.shared.weights import WeightLayout
+from fastrl.spec import Topology
+from fastrl.workers.plan import SamplingPlan
+
+_SLICE_S = 0.2
+"""How long one wait for answers lasts, between which deadlines and nodes are checked."""
+_ASKED_S = 1.0
+"""After how long a node answers, whether its rollout is complete or not."""
+_INLINE_BYTES = 65536
+"""Weights up to this size travel with each request instead of through the object store."""
+_LOGGER = logging.getLogger(__name__)
+
+
+def cluster_sampler(
+    config: Config,
+    plan: SamplingPlan,
+    weights: Mapping[str, Tensor] | None,
+    on_fault: Callable[[Fault], None] | None,
+) -> Sampler:
+    """Return the sampler of a configuration with a section ``cluster``.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or a key does not fit.
+    """
+    return ClusterSampler(config, plan, weights, on_fault)
+
+
+class ClusterSampler(Sampler):
+    """Collects one rollout from a whole sampler on each node; see `Sampler` for the contract.
+
+    B is the sum over the nodes that delivered, so it changes when nodes join or are lost, or where
+    ``cluster.wait`` is a fraction; `Rollout.slots` says which slots of the run they are. A node
+    that is lost costs its rollout in flight, and its next one begins new episodes.
+
+    Args:
+        config: With a section ``cluster``.
+        plan: Of the run; each node has a topology of its own.
+        weights: First parameters; None where actions are random.
+        on_fault: Called with each failure of a worker or a node that is replaced.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: SamplingPlan,
+        weights: Mapping[str, Tensor] | None,
+        on_fault: Callable[[Fault], None] | None = None,
+    ) -> None:
+        assert config.cluster is not None
+        _check(config)
+        self.env_spec, self.topology = plan.env_spec, plan.topology
+        self.rollout_length = plan.rollout_length
+        self._config, self._settings, self._plan = config, config.cluster, plan
+        self._on_fault = on_fault
+        self._next_rollout, self._closed, self._begun = 0, False, False
+        self._weights = None if plan.build_model is None else WeightLayout(weights or {})
+        self._version = 0
+        self._sent: Any = None
+        self._vector = np.zeros(0, np.uint8)
+        self._calls: list[EnvCall] = []
+        self._late_calls: list[EnvCall] = []
+        self._resumed: State | None = None
+        self._last_fault = "none was ever ready"
+        self._unused: dict[str, State] = {}
+        self._arrived: dict[str, tuple[Member, SentRollout]] = {}
+        self._banks: dict[int, _Bank] = {}
+        self._connection = Connection(config.cluster.address)
+        self._roster = Roster(config, self._connection, self._opening, self._on_lost)
+        if weights is not None and self._weights is not None:
+            self.publish(weights)
+
+    def start(self) -> None:
+        """Make the samplers of all nodes, and wait for them; see `Sampler`."""
+        self._check_open()
+        if self._begun:
+            return
+        with self._closing_on_error():
+            self._check_store()
+            self._roster.begin()
+            self._begun = True
+            self.topology = next(iter(self._roster)).seat.topology
+
+    def collect(self) -> Rollout:
+        """Return the rollouts of the nodes, one beside the other; see `Sampler`."""
+        self.start()
+        with self._closing_on_error():
+            self._roster.look()
+            self._request()
+            until_s = time.monotonic() + self._config.sampler.start_timeout_s
+            while not self._is_enough():
+                self._receive()
+                self._roster.look()
+                self._continue()
+                if any(True for _ in self._roster):
+                    until_s = time.monotonic() + self._config.sampler.start_timeout_s
+                elif time.monotonic() > until_s:
+                    raise WorkerError("cluster", f"no node samples any more; {self._last_fault}")
+            return self._assembled()
+
+    def _request(self) -> None:
+        """Ask every node for a rollout."""
+        for member in self._roster:
+            if not member.asked and member.seat.name not in self._arrived:
+                self._ask(member)
+
+    def _ask(self, member: Member) -> None:
+        """Ask for a rollout, with the newest weights where the node begins one."""
+        weights = () if member.is_late else (self._version, self._sent)
+        timeout_s = _ASKED_S + self._settings.node_timeout_s
+        member.ask(timeout_s, "collect", _ASKED_S, *weights)
+
+    def _continue(self) -> None:
+        """Ask late nodes again; those that have just joined only if there are no others.
+
+        Otherwise the rollouts of all others would wait for the first one of a node.
+        """
+        for member in self._under_way():
+            if not member.asked:
+                self._ask(member)
+        if not self._arrived and not self._under_way():
+            self._request()
+
+    def _under_way(self) -> list[Member]:
+        return [each for each in self._roster if each.asked == "collect" or each.is_late]
+
+    def _is_enough(self) -> bool:
+        most = len(self._under_way()) + len(self._arrived)
+        wanted = most if self._settings.wait == "all" else math.ceil(self._settings.wait * most)
+        return bool(self._arrived) and len(self._arrived) >= wanted
+
+    def _receive(self) -> None:
+        for member, answer in self._roster.receive(_SLICE_S):
+            self._take(member, answer)
+
+    def _take(self, member: Member, answer: Any) -> None:
+        """Keep what a node has answered to a request for a rollout."""
+        raise_if(member, answer)
+        assert isinstance(answer, Collected)
+        seat = member.seat
+        seat.update(answer.counters)
+        for fault in answer.faults:
+            self._report(dataclasses.replace(fault, worker=f"{seat.name}/{fault.worker}"))
+        member.is_late = answer.rollout is None
+        if answer.rollout is not None:
+            self._arrived[seat.name] = member, answer.rollout
+            self._roster.delivered(member)
+
+    def _assembled(self) -> Rollout:
+        """Copy what has arrived into the next bank, which frees it on the nodes."""
+        arrived = sorted(self._arrived.values(), key=lambda each: each[0].seat.topology.first_env)
+        self._arrived.clear()
+        index = self._next_rollout
+        self._next_rollout += 1
+        topologies = [member.seat.topology for member, _ in arrived]
+        sizes = [topology.num_envs for topology in topologies]
+        bank = self._bank(index, sum(sizes))
+        bank.fill([sent.memory for _, sent in arrived], sizes)
+        return Rollout(
+            bank.fields,
+            episodes=_joined([sent.episodes for _, sent in arrived], np.cumsum([0, *sizes])),
+            index=index,
+            restarted=torch.from_numpy(np.concatenate([sent.restarted for _, sent in arrived])),
+            slots=torch.cat(
+                [torch.arange(t.first_env, t.first_env + t.num_envs) for t in topologies]
+            ),
+        )
+
+    def _bank(self, rollout: int, num_slots: int) -> _Bank:
+        bank = self._banks.get(rollout % NUM_BANKS)
+        if bank is None or bank.num_slots != num_slots:
+            bank = _Bank(self._plan, num_slots)
+            self._banks[rollout % NUM_BANKS] = bank
+        return bank
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """See `Sampler`; nodes get them with the next request."""
+        if self._weights is None:
+            raise FastrlError("this sampler has no policy: its actions are random")
+        vector = self._weights.pack(state_dict)
+        self._version += 1
+        # References of requests under way keep the one before.
+        is_small = len(vector) <= _INLINE_BYTES
+        self._sent = vector if is_small else self._connection.put(vector)
+        self._vector = vector
+        return self._version
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """See `Sampler`; as of the nodes' latest answers."""
+        seats = self._roster.seats
+        workers = tuple(name for seat in seats for name in seat.workers)
+        none = np.zeros((0, len(Counter)), np.int64)
+        counters = np.concatenate([none, *(seat.counters for seat in seats)])
+        memory: dict[str, Memory] = {}
+        latencies: dict[str, float] = {}
+        if details and not self._closed:
+            for member, found in self._asked("stats"):
+                memory |= {f"{member.seat.name}/{name}": m for name, m in found.memory.items()}
+                latencies |= found.hand_over_us
+        return SamplerStats.of_counters(time.monotonic_ns(), workers, counters, latencies, memory)
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """See `Sampler`."""
+        self._check_open()
+        with self._closing_on_error():
+            list(self._asked("pause", timeout_s, timeout_s=timeout_s))
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """See `Sampler`; a node that joins or is back makes the latest calls as well."""
+        self._check_open()
+        if not calls:
+            return
+        self._calls = latest([*self._calls, *calls])
+        if self._resumed is not None:
+            self._late_calls = latest([*self._late_calls, *calls])
+        if self._begun:
+            timeout_s = max(self._config.env.step_timeout_s, self._config.env.reset_timeout_s)
+            list(self._asked("call_envs", list(calls), timeout_s=timeout_s))
+
+    def get_state(self) -> State | None:
+        """See `Sampler`; nodes that are lost meanwhile begin new episodes."""
+        self._check_open()
+        if self._next_rollout == 0:
+            return self._resumed
+        if self._config.sampler.mode == "async":
+            raise StateError("sampler.mode is async: a rollout is always under way")
+        if any(member.asked or member.is_late for member in self._roster):
+            raise StateError("a rollout is under way on a late node")
+        timeout_s = self._config.env.step_timeout_s
+        nodes = {m.seat.name: found for m, found in self._asked("get_state", timeout_s=timeout_s)}
+        return {"rollouts": self._plan.first_rollout + self._next_rollout, "nodes": nodes}
+
+    def set_state(self, state: State) -> None:
+        """See `Sampler`; nodes of other sizes than before begin new episodes, with a warning."""
+        if not isinstance(state, dict) or not isinstance(state.get("nodes"), dict):
+            raise StateError("the state is that of another kind of sampler")
+        self._resumed, self._unused = state, dict(state["nodes"])
+
+    def close(self) -> None:
+        """End the samplers of all nodes, and leave the cluster; see `Sampler`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._roster.close()
+        finally:
+            self._connection.close()
+
+    def _opening(self, seat: Seat) -> tuple[Any, ...]:
+        """Return the arguments with which a node begins to hold a seat."""
+        config = self._config.model_copy(update={"cluster": None})
+        state = self._unused.pop(seat.name, None)
+        done = self._plan.first_rollout + self._next_rollout
+        if isinstance(state, dict):
+            done = int(state["rollouts"])
+        plan = dataclasses.replace(self._plan, topology=seat.topology, first_rollout=done)
+        opening = Opening(
+            config=config,
+            plan=plan,
+            weights=None if self._weights is None else self._weights.views(self._vector),
+            version=self._version,
+            calls=self._calls,
+            state=state,
+            late_calls=self._late_calls,
+        )
+        return packages(), cloudpickle.dumps(opening)
+
+    def _asked(
+        self, method: str, *arguments: Any, timeout_s: float | None = None
+    ) -> list[tuple[Member, Any]]:
+        """Return the answers of all nodes to a request, after their requests under way."""
+        timeout_s = self._settings.node_timeout_s + (timeout_s or 0.0)
+        found: dict[Member, Any] = {}
+        waiting, asked = list(self._roster), set()
+        while waiting:
+            for member in waiting:
+                if not member.asked and member not in asked:
+                    member.ask(timeout_s, method, *arguments)
+                    asked.add(member)
+            for member, answer in self._roster.receive(_SLICE_S):
+                if isinstance(answer, Collected):
+                    self._take(member, answer)
+                else:
+                    found[member] = answer
+            present = set(self._roster)
+            waiting = [each for each in waiting if each in present and each not in found]
+        for member, answer in found.items():
+            raise_if(member, answer)
+        return list(found.items())
+
+    def _on_lost(self, member: Member, cause: str, failures: int) -> None:
+        lost = "; its rollout in flight is lost" if member.samples else ""
+        cause = f"{member} {cause}{lost}"
+        rollout = self._plan.first_rollout + self._next_rollout
+        self._report(Fault(member.seat.name, cause, "", failures, rollout))
+
+    def _report(self, fault: Fault) -> None:
+        self._last_fault = fault.cause
+        if self._on_fault is None:
+            _LOGGER.warning("%s", fault)
+        else:
+            self._on_fault(fault)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FastrlError("this sampler is closed; make a new one to continue")
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the first error matters
+                self.close()
+            raise
+
+    def _check_store(self) -> None:
+        """Reject an object store that holds too few rollouts.
+
+        Raises:
+            ConfigError: Says which, and how large it must be.
+        """
+        nodes = self._connection.nodes()
+        sizes = [self._num_bytes(self._config.sampler.topology(node.cores)) for node in nodes]
+        for node, size in zip(nodes, sizes, strict=True):
+            # Rollouts are made on their node, and read on the learner's.
+            needed = 2 * size + (2 * sum(sizes) if node.is_own else 0)
+            if size > _INLINE_BYTES and node.store_bytes < needed:
+                raise ConfigError(
+                    f"cluster: the object store of {node.host} has "
+                    f"{node.store_bytes / 2**20:,.0f} MiB, but rollouts of {size / 2**20:,.0f} MiB "
+                    f"per node need {needed / 2**20:,.0f} MiB there: ray start "
+                    f"--object-store-memory={needed}, or a smaller sampler.rollout_length"
+                )
+
+    def _num_bytes(self, topology: Topology) -> int:
+        return Layout(self._plan.schema, self.rollout_length, topology.num_envs).num_bytes
+
+
+def _check(config: Config) -> None:
+    """Reject settings that a cluster cannot have."""
+    assert config.cluster is not None
+    if config.cluster.mode == "gradients":
+        raise ConfigError(
+            "cluster.mode: gradients are exchanged by torchrun -m fastrl train, not yet through "
+            "Ray; use rollouts"
+        )
+    if config.sampler.kind != "process":
+        raise ConfigError(
+            f"sampler.kind: must be process with cluster, got '{config.sampler.kind}'"
+        )
+
+
+class _Bank:
+    """A rollout of several nodes in the memory of the learner.
+
+    Attributes:
+        num_slots: B, of all nodes.
+        fields: See `Rollout`.
+
+    Args:
+        plan: Has the schema.
+        num_slots: See the attribute.
+    """
+
+    def __init__(self, plan: SamplingPlan, num_slots: int) -> None:
+        self._plan, self.num_slots = plan, num_slots
+        layout = self._layout(num_slots)
+        self._memory = np.empty(layout.num_bytes, np.uint8)
+        self._rows = list(layout.rows(self._memory))
+        self.fields = rollout_fields(plan.schema, layout.bank(self._memory))
+
+    def fill(self, sent: Sequence[NDArray[np.uint8]], sizes: Sequence[int]) -> None:
+        """Copy the banks of nodes side by side.
+
+        Args:
+            sent: Of each node ``[num_bytes]``, see `Layout`.
+            sizes: B of each node.
+        """
+        if len(sent) == 1:
+            self._memory[:] = sent[0]
+            return
+        parts = [self._layout(size).rows(memory) for size, memory in zip(sizes, sent, strict=True)]
+        for target, *sources in zip(self._rows, *parts, strict=True):
+            start = 0
+            for size, source in zip(sizes, sources, strict=True):
+                target[:, start : start + size] = source
+                start += size
+
+    def _layout(self, num_slots: int) -> Layout:
+        return Layout(self._plan.schema, self._plan.rollout_length, num_slots)
+
+
+def _joined(parts: Sequence[Episodes], starts: NDArray[np.int64]) -> Episodes:
+    """Return the episodes of rollouts that lie side by side, the first slot of each at a start."""
+    joined = Episodes(
+        returns=np.concatenate([part.returns for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        end_step=np.concatenate([part.end_step for part in parts]),
+        slot=np.concatenate(
+            [part.slot + start for part, start in zip(parts, starts, strict=False)]
+        ),
+        info={name: np.concatenate([part.info[name] for part in parts]) for name in parts[0].info},
+    )
+    order = np.lexsort((joined.slot, joined.end_step))
+    return Episodes(
+        joined.returns[order],
+        joined.lengths[order],
+        joined.end_step[order],
+        joined.slot[order],
+        {name: numbers[order] for name, numbers in joined.info.items()},
+    )

@@ -1,0 +1,201 @@
+"""The connection to a Ray cluster: the only module that calls Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastrl.closing import Closing
+from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
+from fastrl.imports import how_to_install
+from fastrl.system import usable_cores
+
+_REACHED_S = 10.0
+"""How long the head of a cluster may take to accept a connection."""
+
+
+class NodeLostError(FastrlError):
+    """A node has died, is unreachable, or has lost an answer."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, or a part of one.
+
+    Attributes:
+        id: Of Ray.
+        host: Its address.
+        cores: That Ray may use on it.
+        store_bytes: Size of its object store.
+        is_own: Whether this process is on it.
+    """
+
+    id: str
+    host: str
+    cores: int
+    store_bytes: int
+    is_own: bool
+
+
+class Connection(Closing):
+    """Connects this process to a cluster, for actors on its nodes.
+
+    Args:
+        address: ``local``, ``auto`` or ``host:port``, see `fastrl.config.models.ClusterConfig`.
+
+    Raises:
+        ConfigError: The package ray is missing, or there is no such cluster.
+    """
+
+    def __init__(self, address: str) -> None:
+        if address.startswith("ray://"):
+            raise ConfigError(
+                f"cluster.address: {address} would send every rollout through one process; run "
+                "fastrl on a machine of the cluster with cluster.address=auto"
+            )
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(f"cluster needs the package ray; {how_to_install('ray')}") from error
+        self._ray: Any = ray
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
+            self._connect(address)
+        self._own_id = ray.get_runtime_context().get_node_id()
+
+    def _connect(self, address: str) -> None:
+        given: dict[str, Any] = {"address": address}
+        if address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            given |= {"num_cpus": usable_cores(), "include_dashboard": False}
+        elif address != "auto":
+            _check_reachable(address)
+        try:
+            with _ours():
+                self._ray.init(
+                    **given, log_to_driver=False, configure_logging=False, namespace="fastrl"
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            raise ConfigError(
+                f"cluster.address: '{address}' is no cluster that this process can join: "
+                f"{one_line(error, 300)}"
+            ) from error
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes that Ray holds for alive and that have cores, this one first.
+
+        Raises:
+            WorkerError: The head of the cluster does not answer.
+        """
+        try:
+            listed = self._ray.nodes()
+        except (self._ray.exceptions.RayError, OSError, RuntimeError) as error:
+            problem = f"the head of the cluster does not answer: {_reason(error)}"
+            raise WorkerError("cluster", problem) from error
+        found = [
+            Node(
+                id=each["NodeID"],
+                host=each["NodeManagerAddress"],
+                cores=int(each["Resources"].get("CPU", 0)),
+                store_bytes=int(each["Resources"].get("object_store_memory", 0)),
+                is_own=each["NodeID"] == self._own_id,
+            )
+            for each in sorted(listed, key=_place)
+            if each["Alive"]
+        ]
+        return sorted((node for node in found if node.cores), key=lambda node: not node.is_own)
+
+    def start(self, node: Node, actor: type[Any], num_cores: int) -> Any:
+        """Return the handle of a new actor on a node; it may still wait for free cores there.
+
+        Ray never restarts it, as it would not know seeds and versions.
+        """
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        strategy = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)
+        made = self._ray.remote(actor).options(
+            num_cpus=min(num_cores, node.cores),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy=strategy,
+        )
+        return made.remote()
+
+    def put(self, value: Any) -> Any:
+        """Return a reference to a value in the object store, for arguments of calls."""
+        return self._ray.put(value)
+
+    def ready(self, references: Sequence[Any], seconds: float) -> list[Any]:
+        """Return those whose answers are here, after at most some seconds."""
+        found: list[Any] = self._ray.wait(list(references), num_returns=1, timeout=seconds)[0]
+        if len(references) > 1 and found:
+            found = self._ray.wait(list(references), num_returns=len(references), timeout=0)[0]
+        return found
+
+    def get(self, reference: Any, seconds: float) -> Any:
+        """Return an answer.
+
+        Raises:
+            NodeLostError: There will be none.
+        """
+        try:
+            return self._ray.get(reference, timeout=seconds)
+        except self._ray.exceptions.RayTaskError as error:
+            raise NodeLostError(one_line(error.cause, 300)) from error
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
+            raise NodeLostError(_reason(error)) from error
+
+    def kill(self, actor: Any) -> None:
+        """End an actor at once."""
+        with suppress(Exception):  # Ray raises if it has ended
+            self._ray.kill(actor, no_restart=True)
+
+    def close(self) -> None:
+        """Leave the cluster; one that started with this process ends."""
+        if self._is_own:
+            self._is_own = False
+            with _ours():
+                self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"cluster.address: must be local, auto or host:port, got '{address}'")
+    try:
+        socket.create_connection((host, int(port)), _REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cluster.address: nothing answers at {address}: {one_line(error)}; "
+            "ray start --head prints the address of a head"
+        ) from error
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """Keep this process's signal handlers, which Ray replaces, and its warnings out of the way."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _place(node: dict[str, Any]) -> tuple[str, int]:
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first sentence of Ray's error, which may go on for pages."""
+    text = str(error).strip()
+    kind = type(error).__name__
+    return f"{kind}: {one_line(text, 200)}" if text else kind

@@ -1,0 +1,224 @@
+"""One machine of a cluster: a whole sampler in an actor of Ray."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.config import Config
+from fastrl.envs.calls import EnvCall
+from fastrl.envs.state import State, StateError
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.sampling.build import env_factory, make_sampler
+from fastrl.sampling.faults import Fault
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.stats import SamplerStats
+from fastrl.shared.rollouts import Episodes, Rollout
+from fastrl.shared.weights import WeightLayout
+from fastrl.system import versions
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.supervisor import call_in_child
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a node begins with.
+
+    Attributes:
+        config: The run, without its section ``cluster``.
+        plan: With the topology of this node.
+        weights: A state dict; None where actions are random.
+        version: Of the weights.
+        calls: To make in the environments before their first reset.
+        state: Of another sampler, to continue from, or None.
+        late_calls: To make after the state is restored.
+    """
+
+    config: Config
+    plan: SamplingPlan
+    weights: Any
+    version: int
+    calls: Sequence[EnvCall] = ()
+    state: State | None = None
+    late_calls: Sequence[EnvCall] = ()
+
+
+@dataclass(frozen=True)
+class SentRollout:
+    """A rollout on its way to the driver.
+
+    Attributes:
+        memory: ``[num_bytes] uint8``: a bank of the node, see `fastrl.shared.table.Layout`.
+        episodes: See `Rollout`.
+        restarted: See `Rollout`.
+    """
+
+    memory: NDArray[np.uint8]
+    episodes: Episodes
+    restarted: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A node's answer to a request for a rollout.
+
+    Attributes:
+        rollout: None while it is incomplete.
+        counters: ``[workers, Counter] int64``.
+        faults: Of workers that were replaced since the last answer.
+    """
+
+    rollout: SentRollout | None
+    counters: NDArray[np.int64]
+    faults: tuple[Fault, ...] = ()
+
+
+def packages() -> dict[str, str]:
+    """Return the versions that must be the same on all machines of a cluster."""
+    found = versions("ray")
+    return {"python": platform.python_version()} | {
+        name: found[name] for name in ("ray", "torch", "fastrl") if name in found
+    }
+
+
+class NodeSampler:
+    """Samples on one node as its driver asks; every answer is a value or a `FastrlError`.
+
+    Calls come one after the other. Each returns soon, so that the driver knows a node by its
+    silence to be lost.
+    """
+
+    def __init__(self) -> None:
+        self._sampler: ProcessSampler | None = None
+        self._weights: WeightLayout | None = None
+        self._version = 0
+        self._faults: list[Fault] = []
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Return what a method of this class returns, or the error that it raises."""
+        call: Callable[..., Any] = getattr(self, method)
+        try:
+            return call(*arguments)
+        except FastrlError as error:
+            return error
+
+    def open(self, wanted: dict[str, str], content: bytes) -> str:
+        """Make the sampler of an `Opening`.
+
+        Args:
+            wanted: The driver's `packages`.
+            content: Of cloudpickle.
+
+        Returns:
+            Why environments begin new episodes, where a state was given; else empty.
+
+        Raises:
+            ConfigError: Versions differ, or something cannot be imported or built here.
+            EnvError: The environment cannot be built here, or has other spaces.
+        """
+        own = packages()
+        if own != wanted:
+            differ = sorted(name for name in wanted if own.get(name) != wanted[name])
+            here, there = (
+                ", ".join(f"{name} {found.get(name, 'none')}" for name in differ)
+                for found in (own, wanted)
+            )
+            raise ConfigError(f"has {here}, but the driver has {there}; install the same versions")
+        try:
+            opening: Opening = cloudpickle.loads(content)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"lacks what the run imports: {error}") from error
+        return self._open(opening)
+
+    def _open(self, opening: Opening) -> str:
+        config, plan = opening.config, opening.plan
+        found = call_in_child(
+            env_factory(config).probing,
+            config.sampler.start_timeout_s,
+            config.env.close_timeout_s,
+        )
+        for kind in ("observation", "action"):
+            if getattr(found, kind) != getattr(plan.env_spec, kind):
+                here, there = (getattr(x, f"{kind}_space") for x in (found, plan.env_spec))
+                raise ConfigError(f"'{plan.env_spec.id}' has the {kind}s {here}, not {there}")
+        sampler = make_sampler(config, plan, opening.weights, self._faults.append)
+        assert isinstance(sampler, ProcessSampler)
+        self._sampler = sampler
+        if opening.weights is not None:
+            self._weights = WeightLayout(opening.weights)
+            self._version = opening.version
+            if opening.version > 1:
+                sampler.publish(opening.weights, opening.version)
+        sampler.call_envs(opening.calls)
+        unrestored = self._restore(opening)
+        sampler.start()
+        return unrestored
+
+    def _restore(self, opening: Opening) -> str:
+        if opening.state is None:
+            return ""
+        try:
+            self._sampling.set_state(opening.state)
+        except StateError as error:
+            return str(error)
+        self._sampling.call_envs(opening.late_calls)
+        return ""
+
+    def collect(
+        self, seconds: float, version: int = 0, weights: NDArray[np.uint8] | None = None
+    ) -> Collected:
+        """Return the next rollout, or none if it is not complete within ``seconds``.
+
+        Args:
+            seconds: How long to wait.
+            version: Of the weights.
+            weights: ``[num_bytes]``, see `WeightLayout`; None for those it has.
+        """
+        sampler = self._sampling
+        if weights is not None and version > self._version:
+            assert self._weights is not None
+            # Received memory is read-only, of which torch warns.
+            sampler.publish(self._weights.views(np.array(weights)), version)
+            self._version = version
+        rollout = sampler.collect_until(time.monotonic() + seconds)
+        sent = None if rollout is None else self._sent(rollout)
+        faults, self._faults[:] = tuple(self._faults), []
+        return Collected(sent, sampler.counters.snapshot(), faults)
+
+    def _sent(self, rollout: Rollout) -> SentRollout:
+        assert rollout.restarted is not None
+        memory = self._sampling.packed(rollout)
+        return SentRollout(memory, rollout.episodes, rollout.restarted.numpy())
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """See `Sampler`."""
+        self._sampling.call_envs(calls)
+
+    def get_state(self) -> State | None:
+        """See `Sampler`."""
+        return self._sampling.get_state()
+
+    def pause(self, timeout_s: float) -> None:
+        """See `Sampler`."""
+        self._sampling.pause(timeout_s)
+
+    def stats(self) -> SamplerStats:
+        """Return the statistics with details; see `Sampler`."""
+        return self._sampling.stats(details=True)
+
+    def close(self) -> None:
+        """End all workers."""
+        if self._sampler is not None:
+            self._sampler.close()
+
+    @property
+    def _sampling(self) -> ProcessSampler:
+        assert self._sampler is not None, "the driver opens it first"
+        return self._sampler

@@ -1,0 +1,198 @@
+"""Which nodes of a cluster sample: they join, are lost, and are used again when they are back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastrl.closing import Closing
+from fastrl.cluster.connection import Connection, Node, NodeLostError
+from fastrl.cluster.member import Member, Seat
+from fastrl.config import Config
+from fastrl.errors import FastrlError, WorkerError
+from fastrl.spec import Topology
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK_S = 1.0
+"""How often nodes that have joined or ended are looked for."""
+_LONGEST_BREAK_S = 60.0
+"""Before a node that fails again and again is tried once more."""
+
+
+@dataclass
+class _Failures:
+    """The failures in a row of one node, and when it may be tried again."""
+
+    count: int = 0
+    again_s: float = 0.0
+
+
+class Roster(Closing):
+    """Keeps a `Member` on every node that is to sample.
+
+    Args:
+        config: The run.
+        connection: To the cluster.
+        opening: Returns the arguments of `NodeSampler.open` for a seat.
+        lost: Called with a member that is lost, the cause, and its failures in a row.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        connection: Connection,
+        opening: Callable[[Seat], tuple[Any, ...]],
+        lost: Callable[[Member, str, int], None],
+    ) -> None:
+        assert config.cluster is not None
+        self._config, self._settings, self._connection = config, config.cluster, connection
+        self._opening, self._lost = opening, lost
+        self._members: dict[str, Member] = {}
+        self._failures: dict[str, _Failures] = defaultdict(_Failures)
+        self._looked_s, self._begun, self._last = 0.0, False, "none has a core"
+        self.seats: list[Seat] = []
+
+    def __iter__(self) -> Iterator[Member]:
+        """Iterate over the members whose samplers are made, by seat."""
+        found = (member for member in self._members.values() if member.samples)
+        return iter(sorted(found, key=lambda member: member.seat.topology.first_env))
+
+    def begin(self) -> None:
+        """Open a sampler on every node there is, and wait for all.
+
+        Raises:
+            FastrlError: One cannot be opened, or there is no node.
+        """
+        self.look()
+        while not all(member.samples for member in self._members.values()):
+            self.receive(_LOOK_S)
+        if not self._members:
+            raise WorkerError("cluster", f"no node of the cluster samples: {self._last}")
+        self._begun = True
+
+    def look(self) -> None:
+        """Open samplers on nodes that have joined or are back, and drop those that have ended."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + _LOOK_S:
+            return
+        self._looked_s = now_s
+        alive = {node.id: node for node in self._connection.nodes()}
+        for id_ in [id_ for id_ in self._members if id_ not in alive]:
+            self.lose(self._members[id_], "has left the cluster")
+        most = self._settings.nodes
+        for id_, node in alive.items():
+            is_full = most != "all" and len(self._members) >= most
+            if id_ in self._members or is_full or now_s < self._failures[id_].again_s:
+                continue
+            self._open(node)
+
+    def receive(self, seconds: float) -> list[tuple[Member, Any]]:
+        """Return the members that have answered within some seconds, and their answers.
+
+        An answer is a `FastrlError` if the node raised one. Members without an answer within their
+        deadline are lost. Those that have been opened are kept and not returned.
+
+        Raises:
+            FastrlError: One of the first nodes cannot be opened.
+        """
+        asked = {member.reference: member for member in self._members.values() if member.asked}
+        if not asked:
+            time.sleep(min(seconds, 0.05))
+            return []
+        found = []
+        for reference in self._connection.ready(list(asked), seconds):
+            member = asked[reference]
+            was_opening = member.asked == "open"
+            try:
+                answer = member.answer()
+            except NodeLostError as error:
+                self.lose(member, str(error))
+                continue
+            except FastrlError as error:
+                answer = error
+            if was_opening:
+                self._opened(member, answer)
+            else:
+                found.append((member, answer))
+        for member in list(self._members.values()):
+            try:
+                member.check()
+            except NodeLostError as error:
+                self.lose(member, str(error))
+        return found
+
+    def _opened(self, member: Member, answer: Any) -> None:
+        if not self._begun:
+            raise_if(member, answer)
+        if isinstance(answer, FastrlError):
+            self.lose(member, str(answer))
+            return
+        member.samples = True
+        if answer:
+            _LOGGER.warning("%s begins new episodes: %s", member, answer)
+
+    def delivered(self, member: Member) -> None:
+        """Note that a node samples well."""
+        self._failures.pop(member.node.id, None)
+
+    def lose(self, member: Member, cause: str) -> None:
+        """End a member; its node is tried again later."""
+        del self._members[member.node.id]
+        member.kill()
+        member.seat.leave()
+        failures = self._failures[member.node.id]
+        failures.count += 1
+        pause_s = min(_LONGEST_BREAK_S, 2.0 ** (failures.count - 2)) if failures.count > 1 else 0.0
+        failures.again_s = time.monotonic() + pause_s
+        self._looked_s = 0.0
+        self._last = f"{member} {cause}"
+        self._lost(member, cause, failures.count)
+
+    def close(self) -> None:
+        """End all members: in peace if they answer soon."""
+        ending, timeout_s = list(self._members.values()), self._config.env.close_timeout_s + 2.0
+        until_s = time.monotonic() + timeout_s
+        for member in ending:
+            if not member.asked and member.samples:
+                member.ask(timeout_s, "close")
+        while (asked := [m.reference for m in ending if m.asked == "close"]) and (
+            left_s := until_s - time.monotonic()
+        ) > 0:
+            ready = self._connection.ready(asked, left_s)
+            for member in ending:
+                if member.reference in ready:
+                    member.kill()
+        for member in ending:
+            member.kill()
+        self._members.clear()
+
+    def _open(self, node: Node) -> None:
+        member = Member(self._connection, node, self._seat(node))
+        self._members[node.id] = member
+        member.ask(self._config.sampler.start_timeout_s, "open", *self._opening(member.seat))
+
+    def _seat(self, node: Node) -> Seat:
+        """Return a free seat of the size that a node needs, or a new one."""
+        wanted = self._config.sampler.topology(node.cores)
+        taken = {id(member.seat) for member in self._members.values()}
+        for seat in self.seats:
+            if id(seat) not in taken and seat.topology.sizes == wanted.sizes:
+                return seat
+        first = sum(seat.topology.num_envs for seat in self.seats)
+        topology: Topology = dataclasses.replace(wanted, first_env=first)
+        self.seats.append(Seat(len(self.seats), topology))
+        return self.seats[-1]
+
+
+def raise_if(member: Member, answer: Any) -> None:
+    """Raise an error that a node has answered with, under the node's name."""
+    if isinstance(answer, WorkerError):
+        where = f"{member}: {answer.args[0]}"
+        raise WorkerError(f"{member.seat.name}/{answer.worker}", where, answer.remote_traceback)
+    if isinstance(answer, FastrlError):
+        raise type(answer)(f"{member}: {answer}")

@@ -1,0 +1,368 @@
+"""Classic control behind `BatchedEnv`: n environments, stepped by one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.arguments import whole
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import (
+    Rows,
+    StepViews,
+    check_restart,
+    step_shapes,
+    wrong_shapes,
+)
+from fastrl.envs.classic_control import control_kernels
+from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
+from fastrl.envs.classic_control.episode_starts import new_streams, peek, reset_parameters
+from fastrl.envs.state import State, fitting
+from fastrl.envs.tensor.base import TensorEnv, wrong_choice
+from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable
+from fastrl.envs.tensor.tensor_by_id import make_tensor
+from fastrl.errors import EnvError
+
+_SAVED = ("state", "time", "noise", "params")
+"""Arrays of `EnvArrays` that change, the last one only where parameters are randomised."""
+LARGEST = 2**31 - 1
+"""Greatest time limit in steps: time is kept as int32."""
+_GREATEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How environments differ from gymnasium's.
+
+    Attributes:
+        params: Parameters by name: a number, or one for each environment, ``[n]``.
+        max_episode_steps: Time limit in steps; None keeps the id's own.
+        action_bounds: How actions are kept inside a bounded ``Box`` before anything is computed
+            from them; None leaves that to the dynamics, as gymnasium's environments do.
+        randomize: Distributions of parameters; see `fastrl.envs.tensor.randomize`.
+        expose_params: Observe ``{"observation": …, "params": …}``, where the latter are the
+            randomised parameters ``[R]``: they are recorded with the rollout, and a policy sees
+            them.
+        num_threads: Threads that step; one is right inside an env worker.
+    """
+
+    params: Mapping[str, Any] | None = None
+    max_episode_steps: int | None = None
+    action_bounds: ActionBounds | None = "clip"
+    randomize: Mapping[str, Any] | None = None
+    expose_params: bool = False
+    num_threads: int = 1
+
+
+class ClassicControlBatch:
+    """n environments of one kind; a `BatchedEnv`.
+
+    What an environment does depends on its own seed and actions alone; see `episode_starts`.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+        randomized: Names of the parameters that are drawn anew for every episode.
+        started: Whether there are episodes to step.
+    """
+
+    def __init__(self, name: str, num_envs: int, options: Options | None = None) -> None:
+        """Create n environments of an id of gymnasium; `reset` starts their episodes.
+
+        Raises:
+            EnvError: There is no such environment, or an option does not fit.
+            SpaceError: Actions cannot be squashed.
+        """
+        options = options or Options()
+        self._env, _ = make_tensor(name)
+        for size in ("num_threads", "max_episode_steps"):
+            if getattr(options, size) is not None:
+                whole(size, getattr(options, size), at_most=LARGEST)
+        whole("num_envs", num_envs, at_most=LARGEST)
+        self.num_envs = num_envs
+        self._quantiles, drawn = quantiles(options.randomize or {}, randomizable(self._env))
+        params = _values(self._env, options.params or {}, num_envs)
+        bounds = dict(zip(randomizable(self._env), _bounds(params), strict=True))
+        self._env = self._env.within({**bounds, **drawn})
+        self.randomized = tuple(self._quantiles)
+        self._exposes = options.expose_params
+        limit = options.max_episode_steps or self._env.spec.max_episode_steps
+        self.spec = replace(self._env.spec, max_episode_steps=limit)
+        if options.expose_params:
+            self.spec = exposed(self.spec, len(self.randomized))
+        self._noise_size = self._env.noise_size + len(self.randomized)
+        fields = list(self._env.params_type._fields)
+        self._randomized_rows = [fields.index(each) for each in self.randomized]
+        converter = ActionConverter(self.spec.action_space, options.action_bounds)
+        action = self.spec.action_space
+        self._num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
+        self._convert = None if self._num_actions else converter.batch
+        self._shapes = step_shapes(self.spec, num_envs)
+        self._parts = self._allocate(options, params)
+        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
+        self.started = False
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        Raises:
+            EnvError: There is not one seed per environment, or the observations do not fit.
+        """
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        check_restart(self.spec, self.num_envs, observation)
+        for envs, batch in self._parts:
+            batch.noise[:] = new_streams(seeds[envs])
+        self.started = True
+        self.restart(observation)
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: The environments were never reset.
+        """
+        ended = self.advance(views, restart=not self.randomized)
+        if ended and self.randomized:
+            self.restart(views.observation, views.terminated | views.truncated)
+
+    def advance(self, views: StepViews, *, restart: bool) -> int:
+        """Step every environment once; return how many episodes ended.
+
+        Args:
+            views: See `StepViews`. Where an episode ended and the next was not begun, the
+                observation is the final one.
+            restart: Begin the next episode where one is done, with the same parameters. Else call
+                `restart`.
+
+        Raises:
+            EnvError: The environments were never reset, the views do not fit, or a discrete action
+                is outside its space; no environment was stepped.
+        """
+        if not self.started:
+            raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
+        bound = self._bind(views)
+        calls = [
+            self._pool.submit(control_kernels.step, batch, _part(bound, envs), restart)
+            for envs, batch in self._parts[1:]
+            if self._pool is not None
+        ]
+        (envs, batch), *_ = self._parts
+        ended = int(control_kernels.step(batch, _part(bound, envs) if calls else bound, restart))
+        ended += sum(int(call.result()) for call in calls)
+        if self._exposes:
+            self._show(views.observation[1])
+            if ended:
+                over = views.terminated | views.truncated
+                views.final_observation[1][over] = views.observation[1][over]
+        return ended
+
+    def restart(
+        self,
+        observation: Rows,
+        chosen: NDArray[np.bool_] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Begin the next episode, and write the first observations.
+
+        Args:
+            observation: Per leaf ``[n, *shape]``; rows of other environments are left alone.
+            chosen: ``[n]`` bool: which environments; all by default.
+            seeds: One for each environment that is chosen: the first episode of its stream begins.
+
+        Raises:
+            EnvError: The arrays are of other shapes, or ``chosen`` is not of bool.
+        """
+        if chosen is None:
+            chosen = np.ones(self.num_envs, np.bool_)
+        check_restart(self.spec, self.num_envs, observation, chosen)
+        streams = None if seeds is None else iter(new_streams(seeds).T)
+        for envs, batch in self._parts:
+            if streams is not None:
+                for index in np.flatnonzero(chosen[envs]).tolist():
+                    batch.noise[:, index] = next(streams)
+            self._draw_params(batch, chosen[envs])
+            control_kernels.begin(batch, chosen[envs], observation[0][envs])
+        if self._exposes:
+            self._show(observation[1])
+
+    @contextmanager
+    def beginning(self, options: Mapping[str, Any]) -> Iterator[None]:
+        """Apply options of ``reset`` to episodes that begin in this context.
+
+        Raises:
+            EnvError: An option is unknown or does not fit, or its parameter is randomised.
+        """
+        if not options:
+            yield
+            return
+        fields = self._env.params_type._fields
+        kept = [batch.params.copy() for _, batch in self._parts]
+        params = dict(zip(fields, map(np.asarray, self.params()), strict=True))
+        given = reset_parameters(self.spec.id, options, params)
+        for name in given:
+            if name in self.randomized:
+                raise EnvError(f"reset options {list(options)}: env.randomize draws '{name}'")
+        for name, value in given.items():
+            numbers = np.broadcast_to(np.asarray(value, np.float32), self.num_envs)
+            for envs, batch in self._parts:
+                own = batch.params.ndim == 2
+                batch.params[fields.index(name)] = numbers[envs] if own else numbers[0]
+        try:
+            yield
+        finally:
+            rows = [fields.index(name) for name in given]
+            for (_, batch), before in zip(self._parts, kept, strict=True):
+                batch.params[rows] = before[rows]
+
+    def close(self) -> None:
+        """End the threads; safe to call twice."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def get_state(self) -> State:
+        """Return all that later steps depend on, by name; see `fastrl.envs.state`."""
+        names = [name for name in _SAVED if name != "params" or self.randomized]
+        return {
+            name: np.concatenate([getattr(batch, name) for _, batch in self._parts], axis=-1)
+            for name in names
+        }
+
+    def set_state(self, state: State) -> None:
+        """Restore what `get_state` returned.
+
+        Raises:
+            StateError: It is another environment's, or of another number of environments.
+        """
+        for name, like in self.get_state().items():
+            rows = fitting(state, name, like)
+            for envs, batch in self._parts:
+                getattr(batch, name)[...] = rows[..., envs]
+        self.started = True
+
+    def state(self) -> Any:
+        """Return a copy of all states, as the tensor program's class, of tensors ``[n]``."""
+        rows = np.concatenate([batch.state for _, batch in self._parts], axis=1)
+        time = np.concatenate([batch.time for _, batch in self._parts])
+        return self._env.state_type(*map(torch.from_numpy, (*rows, time)))
+
+    def params(self) -> Any:
+        """Return a copy of the parameters, as the tensor program's class, of ``[]`` or ``[n]``."""
+        rows = np.concatenate([batch.params for _, batch in self._parts], axis=-1)
+        if self._parts[0][1].params.ndim == 1:
+            rows = self._parts[0][1].params.copy()
+        limit = torch.tensor(self.spec.max_episode_steps, dtype=torch.int32)
+        return self._env.params_type(*map(torch.as_tensor, rows), limit)
+
+    def _allocate(
+        self, options: Options, params: NDArray[np.float32]
+    ) -> list[tuple[slice, EnvArrays]]:
+        """Return the batch that each thread steps, and which environments these are."""
+        kind: Any = control_kernels.BATCHES[self.spec.id]
+        if self.randomized and params.ndim == 1:
+            params = np.repeat(params[:, None], self.num_envs, axis=1)
+        bounds = np.linspace(0, self.num_envs, min(options.num_threads, self.num_envs) + 1)
+        edges = bounds.astype(int).tolist()
+        parts = []
+        for first, last in pairwise(edges):
+            size, quantities = last - first, len(self._env.state_type._fields) - 1
+            batch = kind(
+                params=params if params.ndim == 1 else params[:, first:last].copy(),
+                state=np.zeros((quantities, size), np.float32),
+                time=np.zeros(size, np.int32),
+                time_limit=self.spec.max_episode_steps,
+                noise=np.zeros((2, size), np.uint64),
+                noise_size=self._noise_size,
+            )
+            parts.append((slice(first, last), batch))
+        return parts
+
+    def _draw_params(self, batch: EnvArrays, chosen: NDArray[np.bool_]) -> None:
+        """Draw the randomised parameters of environments that are about to begin an episode."""
+        if not self.randomized:
+            return
+        envs = np.flatnonzero(chosen)
+        noise = torch.from_numpy(peek(batch.noise, envs, self._noise_size))
+        columns = noise[:, self._env.noise_size :].unbind(1)
+        for row, quantile, column in zip(
+            self._randomized_rows, self._quantiles.values(), columns, strict=True
+        ):
+            batch.params[row, envs] = quantile(column).numpy()
+
+    def _show(self, rows: NDArray[np.float32]) -> None:
+        """Write the randomised parameters, ``[n, R]``."""
+        for envs, batch in self._parts:
+            rows[envs] = batch.params[self._randomized_rows].T
+
+    def _bind(self, views: StepViews) -> Views:
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
+        if self._convert is None:
+            action = views.action[0].view()
+            # Actions come writable and not; the compiler would make a version for either.
+            action.flags.writeable = False
+            require_choices(self.spec.id, action, self._num_actions)
+        else:
+            action = self._convert(views.action).reshape(-1)
+        return Views(
+            action=action,
+            observation=views.observation[0],
+            reward=views.reward,
+            terminated=views.terminated,
+            truncated=views.truncated,
+            final_observation=views.final_observation[0],
+        )
+
+
+def _part(views: Views, envs: slice) -> Views:
+    return Views._make(array[envs] for array in views)
+
+
+def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
+    """Reject discrete actions ``[n]`` that are not int64 from 0 to ``num_actions`` - 1.
+
+    Raises:
+        EnvError: Names the first, and its environment.
+    """
+    if actions.dtype != np.int64:
+        raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
+    if control_kernels.count_outside(actions, num_actions):
+        index = int(np.flatnonzero((actions < 0) | (actions >= num_actions))[0])
+        raise wrong_choice(f"env {index} of '{name}'", num_actions, actions[index])
+
+
+def _bounds(params: NDArray[np.float32]) -> list[tuple[float, float]]:
+    """Return the least and the greatest value of each parameter ``[P]`` or ``[P, n]``."""
+    return [(float(np.min(row)), float(np.max(row))) for row in params]
+
+
+def _values(
+    env: TensorEnv[Any, Any], given: Mapping[str, Any], num_envs: int
+) -> NDArray[np.float32]:
+    """Return parameters ``[P]``, or ``[P, n]`` if some differ between environments."""
+    values = {**env.defaults, **named(env, given)}
+    columns = [_numbers(name, values[name], num_envs) for name in randomizable(env)]
+    return np.stack(np.broadcast_arrays(*columns)).astype(np.float32)
+
+
+def _numbers(name: str, value: object, num_envs: int) -> NDArray[np.float64]:
+    try:
+        given = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        given = np.full((), None)
+    numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else np.full((), np.nan)
+    fits = numbers.shape in ((), (num_envs,)) and bool((np.abs(numbers) <= _GREATEST).all())
+    if not fits:
+        raise EnvError(
+            f"env.kwargs.{name}: expected a finite number, or {num_envs} of them, got {value!r}"
+        )
+    return numbers

@@ -1,0 +1,412 @@
+"""n Crafter worlds behind `BatchedEnv`, stepped by one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.arguments import is_whole, nearest_or_all
+from fastrl.envs.batched_env import (
+    Rows,
+    StepViews,
+    check_restart,
+    step_shapes,
+    wrong_shapes,
+)
+from fastrl.envs.crafter import CrafterEnv
+from fastrl.envs.crafter_native import rules
+from fastrl.envs.crafter_native.picture import render_scratch
+from fastrl.envs.crafter_native.textures import SPRITES, Geometry, Pair, draw_pictures, geometry
+from fastrl.envs.crafter_native.world import PLAYER_INDEX
+from fastrl.envs.crafter_native.world_kernels import (
+    Game,
+    Screens,
+    StepResults,
+    load_kernels,
+    reset_worlds,
+    step_worlds,
+)
+from fastrl.envs.crafter_native.world_state import allocate, load, saved
+from fastrl.envs.crafter_native.worldgen import world_scratch
+from fastrl.envs.state import State, fitting
+from fastrl.errors import EnvError
+from fastrl.spec import EnvSpec
+
+ID = "fastrl/Crafter-v1"
+EPISODE_INFO: tuple[str, ...] = CrafterEnv.metadata["episode_info"]
+"""How often each achievement was reached, by the names that the single environment uses."""
+LARGEST = 2**31 - 1
+"""Greatest time limit in steps: worlds count them in int32."""
+_DAY = 300
+
+
+@dataclass(frozen=True)
+class CrafterOptions:
+    """The options of ``crafter.Env`` that concern a world, with its defaults, and one more.
+
+    Attributes:
+        area: Width and height of the world, in cells.
+        view: Columns and rows of cells in the image, the rows of the inventory among them; one
+            number stands for both.
+        size: Width and height of the image, in pixels; one number stands for both.
+        reward: Whether steps are rewarded; else all rewards are 0.
+        length: Steps after which an episode is truncated; None or 0 for none.
+        symbolic: Observe numbers instead of pixels: ``map``, ``[rows, columns, 2] uint8``, holds
+            for each cell in view its material (1 to 12 in the order of crafter's list, 0 beyond
+            the world) and the object on it (its position in `textures.SPRITES`, which also shows
+            the direction of the player and whether it sleeps); ``inventory``, ``[16] uint8``, the
+            items in the order of crafter's list; ``daylight``, ``[1] float32``, 0 to 1. The world
+            is the same as with pixels; only the night hides nothing.
+    """
+
+    area: Pair = (64, 64)
+    view: Pair = (9, 9)
+    size: Pair = (64, 64)
+    reward: bool = True
+    length: int | None = 10_000
+    symbolic: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> CrafterOptions:
+        """Return the options that a user has written, checked.
+
+        Raises:
+            EnvError: There is no such option, or its value is impossible.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise EnvError(f"Crafter has no option '{name}'{nearest_or_all(name, known)}")
+        for name in ("area", "view", "size"):
+            if name in options:
+                options[name] = _pair(name, options[name])
+        for name in ("reward", "symbolic"):
+            if not isinstance(options.get(name, True), bool):
+                raise EnvError(f"{name}={options[name]!r}: must be true or false")
+        length = options.get("length")
+        if length is not None and (not is_whole(length) or not 0 <= length <= LARGEST):
+            raise EnvError(
+                f"length={length!r}: must be a number of steps up to {LARGEST:,}, or null for no "
+                "limit"
+            )
+        return cls(**options)
+
+
+class CrafterBatch:
+    """Steps n Crafter worlds (Hafner, 2021) whose every observation is the original's.
+
+    With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
+    equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order
+    depends on memory addresses; here, as in `fastrl.envs.crafter`, they are in the order in which
+    they came to their chunk.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+        exact: Rewards may be of any floating dtype; see `BatchedEnv`.
+    """
+
+    exact = True
+
+    def __init__(self, num_envs: int, options: CrafterOptions | None = None) -> None:
+        """Draw the textures, allocate the worlds and compile what steps them.
+
+        The first start on a machine compiles (about 20 s), later ones load from the disk.
+
+        Args:
+            num_envs: Number of environments, n.
+            options: What the worlds are like; the original's defaults if None.
+
+        Raises:
+            EnvError: The view and the image do not fit together.
+        """
+        options = options or CrafterOptions()
+        self.num_envs = num_envs
+        layout = geometry(options.view, options.size)
+        self.spec = _spec(options, layout)
+        self._shapes = step_shapes(self.spec, num_envs)
+        self._dtypes = [leaf.numpy_dtype for leaf in self.spec.observation.values()]
+        self._rewarded = options.reward
+        self._symbolic = options.symbolic
+        self._row = (options.size[1], 3 * options.size[0])
+        self._worlds = allocate(num_envs, options.area)
+        self._daylight = Daylight()
+        pictures = draw_pictures(layout)
+        self._game = Game(
+            reach=2 * max(options.view),
+            length=options.length or LARGEST,
+            daylight=self._daylight.table,
+            symbolic=options.symbolic,
+            layout=layout,
+            pictures=pictures,
+            render_scratch=render_scratch(pictures),
+            world_scratch=world_scratch(options.area),
+        )
+        self._outcome = StepResults(
+            reward=np.zeros(num_envs),
+            terminated=np.zeros(num_envs, np.bool_),
+            truncated=np.zeros(num_envs, np.bool_),
+            achievements=np.zeros((num_envs, rules.NUM_ACHIEVEMENTS), np.int32),
+            inventory=np.zeros((num_envs, rules.NUM_ITEMS), np.int32),
+            player_pos=np.zeros((num_envs, 2), np.int32),
+        )
+        self._actions = np.zeros(num_envs, np.int64)
+        # Seeds of the random streams of the episodes that follow the present ones.
+        self._next_seeds = np.zeros(num_envs, np.int64)
+        self._seeds: list[int] = []
+        self._episodes: list[int] = []
+        # At least as many steps as any world has taken in its episode.
+        self._most_steps = 0
+        load_kernels(self._worlds, self._game, self._outcome, self._screens(()))
+
+    def reset(self, seeds: Sequence[int], observation: Rows) -> None:
+        """Start an episode in every environment; see `BatchedEnv.reset`.
+
+        Environment i shows what ``crafter.Env(seed=seeds[i]).reset()`` shows, and its later
+        episodes are those that follow there.
+
+        Raises:
+            EnvError: There is not one seed per environment.
+        """
+        if len(seeds) != self.num_envs:
+            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        self._seeds = [int(seed) for seed in seeds]
+        self._episodes = [0] * self.num_envs
+        self._outcome.achievements[:] = 0
+        for index in range(self.num_envs):
+            self._plan(index)
+        self.restart(observation)
+
+    def restart(
+        self,
+        observation: Rows,
+        chosen: NDArray[np.bool_] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """Start the next episode, as ``crafter.Env.reset`` does.
+
+        Args:
+            observation: Written where an episode starts.
+            chosen: ``[n]``: where one does; everywhere by default.
+            seeds: One for each environment that is chosen: its first episode starts.
+
+        Raises:
+            EnvError: The environments were never reset, or an array does not fit.
+        """
+        self._check_seeded()
+        check_restart(self.spec, self.num_envs, observation, chosen)
+        which = np.flatnonzero(np.ones(self.num_envs) if chosen is None else chosen).tolist()
+        for index, seed in zip(which, seeds or (), strict=seeds is not None):
+            self._seeds[index], self._episodes[index] = int(seed), 0
+            self._plan(index)
+        starting = np.full(self.num_envs, -1)
+        starting[which] = self._next_seeds[which]
+        for index in which:
+            self._plan(index)
+        if len(which) == self.num_envs:
+            self._most_steps = 0
+        rows = tuple(map(np.ascontiguousarray, observation))
+        reset_worlds(self._worlds, self._game, starting, self._screens(rows))
+        _copy_back(rows, observation)
+
+    def step(self, views: StepViews) -> None:
+        """Step every environment once; see `BatchedEnv.step`.
+
+        Raises:
+            EnvError: An action is not one of the 17; names its environment. None was stepped.
+                Or the environments were never reset, or the views do not fit.
+        """
+        self._check_seeded()
+        if (found := views.shapes) != self._shapes:
+            raise wrong_shapes(self.spec, self._shapes, found)
+        if views.action[0].dtype.kind not in "iu":
+            raise EnvError(f"actions are of dtype {views.action[0].dtype}; expected int64")
+        self._see_ahead()
+        np.copyto(self._actions, views.action[0], casting="unsafe")
+        rows = tuple(map(np.ascontiguousarray, views.observation))
+        final_rows = tuple(map(np.ascontiguousarray, views.final_observation))
+        outcome = self._outcome
+        ended = step_worlds(
+            self._worlds,
+            self._game,
+            self._actions,
+            self._next_seeds,
+            outcome,
+            self._screens(rows),
+            self._screens(final_rows),
+        )
+        if ended < 0:
+            index = -1 - ended
+            raise EnvError(
+                f"env {index} of '{self.spec.id}': action {self._actions[index]} is not one of "
+                f"0 to {rules.NUM_ACTIONS - 1}"
+            )
+        _copy_back(rows, views.observation)
+        _copy_back(final_rows, views.final_observation)
+        views.reward[:] = outcome.reward if self._rewarded else 0.0
+        views.terminated[:] = outcome.terminated
+        views.truncated[:] = outcome.truncated
+        if ended:
+            over = np.flatnonzero(outcome.terminated | outcome.truncated)
+            if views.episode_info is not None:
+                views.episode_info[over] = outcome.achievements[over]
+            for index in over.tolist():
+                self._plan(index)
+
+    def info(self) -> dict[str, NDArray[Any]]:
+        """Return infos of the last step and of the worlds, one row per environment.
+
+        ``reward`` (also where steps are not rewarded); of the present episode ``achievements`` and
+        ``inventory``, counts in crafter's order, ``player_pos`` (x, y) and ``steps``; and at the
+        end of the last finished one: ``final_achievements``, ``final_inventory`` and
+        ``final_player_pos``.
+        """
+        worlds = self._worlds
+        player = worlds.objects[:, PLAYER_INDEX]
+        return {
+            "reward": self._outcome.reward.copy(),
+            "final_achievements": self._outcome.achievements.copy(),
+            "final_inventory": self._outcome.inventory.copy(),
+            "final_player_pos": self._outcome.player_pos.copy(),
+            "achievements": worlds.achievements.copy(),
+            "inventory": worlds.inventory.copy(),
+            "player_pos": np.stack([player["x"], player["y"]], axis=1),
+            "steps": worlds.record["steps"].copy(),  # type: ignore[index]
+        }
+
+    def get_state(self) -> State:
+        """Return all that later steps and infos depend on; see `fastrl.envs.state`."""
+        return {
+            "worlds": saved(self._worlds),
+            "outcome": {name: each.copy() for name, each in self._outcome._asdict().items()},
+            "next_seeds": self._next_seeds.copy(),
+            "seeds": self._seeds,
+            "episodes": self._episodes,
+        }
+
+    def set_state(self, state: State) -> None:
+        """Restore what `get_state` returned, after a reset.
+
+        Raises:
+            StateError: It is of other worlds.
+        """
+        outcome = self._outcome._asdict()
+        pairs = [(fitting(state["outcome"], name, each), each) for name, each in outcome.items()]
+        pairs.append((fitting(state, "next_seeds", self._next_seeds), self._next_seeds))
+        load(self._worlds, state["worlds"])
+        for found, live in pairs:
+            live[...] = found
+        self._seeds, self._episodes = state["seeds"], state["episodes"]
+        self._most_steps = int(self._worlds.record["steps"].max())  # type: ignore[index]
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def _check_seeded(self) -> None:
+        if not self._seeds:
+            raise EnvError(f"'{self.spec.id}' must be reset with seeds before anything else")
+
+    def _plan(self, index: int) -> None:
+        """Draw the seed of an environment's next episode as the original does."""
+        self._episodes[index] += 1
+        key = (self._seeds[index], self._episodes[index])
+        self._next_seeds[index] = hash(key) % LARGEST
+
+    def _see_ahead(self) -> None:
+        """Make the daylight known for the step that comes."""
+        self._most_steps += 1
+        if self._most_steps < len(self._daylight.table):
+            return
+        self._most_steps = 1 + int(self._worlds.record["steps"].max())  # type: ignore[index]
+        if self._most_steps >= len(self._daylight.table):
+            self._daylight.extend(self._most_steps)
+            self._game = self._game._replace(daylight=self._daylight.table)
+
+    def _screens(self, rows: Rows) -> Screens:
+        """Return rows in the types that kernels take, which do not depend on what is observed.
+
+        Raises:
+            EnvError: They are of another dtype.
+        """
+        found = [leaf.dtype for leaf in rows]
+        if rows and found != self._dtypes:
+            raise EnvError(f"'{self.spec.id}' writes observations {self._dtypes}, got {found}")
+        image, shown = _NO_IMAGES, (_NO_INVENTORY, _NO_MAPS, _NO_DAYLIGHT)
+        if rows and self._symbolic:
+            daylight, inventory, cells = rows
+            shown = (inventory, cells, daylight)
+        elif rows:
+            image = rows[0].reshape(self.num_envs, *self._row)
+        return Screens(image=image, inventory=shown[0], map=shown[1], daylight=shown[2])
+
+
+_NO_IMAGES = np.zeros((0, 0, 0), np.uint8)
+_NO_MAPS = np.zeros((0, 0, 0, 2), np.uint8)
+_NO_INVENTORY = np.zeros((0, rules.NUM_ITEMS), np.uint8)
+_NO_DAYLIGHT = np.zeros((0, 1), np.float32)
+
+
+def _copy_back(contiguous: Rows, rows: Rows) -> None:
+    """Copy results to rows that were not contiguous."""
+    for source, target in zip(contiguous, rows, strict=True):
+        if source is not target:
+            target[:] = source
+
+
+def _spec(options: CrafterOptions, layout: Geometry) -> EnvSpec:
+    observation: spaces.Space[Any]
+    if options.symbolic:
+        columns, rows = layout.grid
+        symbols = np.empty((rows, columns, 2), np.uint8)
+        symbols[:] = (rules.NUM_MATERIALS - 1, len(SPRITES) - 1)
+        observation = spaces.Dict(
+            {
+                "daylight": spaces.Box(0, 1, (1,), np.float32),
+                "inventory": spaces.Box(0, rules.ITEM_MAX.astype(np.uint8), dtype=np.uint8),
+                "map": spaces.Box(np.zeros_like(symbols), symbols, dtype=np.uint8),
+            }
+        )
+    else:
+        observation = spaces.Box(0, 255, (options.size[1], options.size[0], 3), np.uint8)
+    actions = spaces.Discrete(rules.NUM_ACTIONS)
+    return EnvSpec(ID, observation, actions, options.length or None, EPISODE_INFO)
+
+
+def _pair(name: str, value: Any) -> Pair:
+    both = (value, value) if is_whole(value) and name != "area" else value
+    is_pair = isinstance(both, Sequence) and len(both) == 2 and all(map(is_whole, both))
+    if not is_pair or min(both) < 1:
+        raise EnvError(f"{name}={value!r}: must be two whole numbers above 0, width and height")
+    return int(both[0]), int(both[1])
+
+
+class Daylight:
+    """Light by step, computed as far as it is needed; https://www.desmos.com/calculator/grfbc6rs3h.
+
+    Each value is computed by the original's expression on NumPy scalars: a compiled cosine may
+    differ in the last bit, and pixels are truncated, not rounded, so that one bit can show.
+
+    Attributes:
+        table: ``[k] float64``, between 0 and 1.
+    """
+
+    def __init__(self) -> None:
+        """Compute the first steps."""
+        self.table: NDArray[np.float64] = np.zeros(0)
+        self.extend(1000)
+
+    def extend(self, steps: int) -> None:
+        """Make the table hold step ``steps``, and as many again."""
+        first = len(self.table)
+        more = [_light(step) for step in range(first, max(2 * steps, first))]
+        self.table = np.concatenate([self.table, np.array(more, np.float64)])
+
+
+def _light(step: int) -> float:
+    progress = (step / _DAY) % 1 + 0.3
+    return float(1 - np.abs(np.cos(np.pi * progress)) ** 3)

@@ -1,0 +1,226 @@
+"""The compiled functions that Python calls: n worlds are reset or stepped at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.crafter_native import rules, world
+from fastrl.envs.crafter_native.creatures import balance, update_creature
+from fastrl.envs.crafter_native.picture import RenderScratch, draw, draw_map, skip_picture
+from fastrl.envs.crafter_native.player import update_player
+from fastrl.envs.crafter_native.textures import Geometry, Pictures
+from fastrl.envs.crafter_native.world_compiler import compiled, int64, kernel
+from fastrl.envs.crafter_native.world_state import REMOVED_BEFORE_COMPACTION, World, world_of
+from fastrl.envs.crafter_native.worldgen import WorldScratch, generate
+
+_BALANCE_EVERY = 10
+
+
+class Game(NamedTuple):
+    """Settings and memory of all worlds of a batch."""
+
+    reach: int  # objects fewer steps than this away from the player act
+    # Steps after which an episode is truncated; a number that is never reached for no limit.
+    length: int
+    # ``[k] float64``: light at each step of an episode, for more steps than any world has taken.
+    daylight: NDArray[np.float64]
+    symbolic: bool  # whether symbols are observed instead of pixels
+    layout: Geometry  # where things are in the image
+    pictures: Pictures  # their pixels
+    render_scratch: RenderScratch  # memory to draw with
+    world_scratch: WorldScratch  # memory to make worlds with
+
+
+class StepResults(NamedTuple):
+    """Results of a step of n worlds."""
+
+    reward: NDArray[np.float64]  # ``[n] float64``
+    terminated: NDArray[np.bool_]  # ``[n] bool``: the player died
+    truncated: NDArray[np.bool_]  # ``[n] bool``: the time was up, and the player alive
+    # ``[n, achievements] int32``: counts of each world's last finished episode.
+    achievements: NDArray[np.int32]
+    inventory: NDArray[np.int32]  # ``[n, items] int32``: what its player had when it ended
+    player_pos: NDArray[np.int32]  # ``[n, 2] int32``: where it was
+
+
+class Screens(NamedTuple):
+    """Observations of n players: the first array or the others; unused ones have no rows."""
+
+    image: NDArray[np.uint8]  # ``[n, height, 3 * width] uint8``
+    # ``[n, rows, columns, 2] uint8``: material and sprite of each cell in view.
+    map: NDArray[np.uint8]
+    inventory: NDArray[np.uint8]  # ``[n, items] uint8``
+    daylight: NDArray[np.float32]  # ``[n, 1] float32``
+
+
+@compiled
+def _advance(here: World, action: int, daylight: float, reach: int) -> float:
+    """Step one world without its picture, and return the reward.
+
+    Args:
+        here: The world; its ``steps`` already count this step.
+        action: What the player does, ``0 <= action < 17``.
+        daylight: Between 0 and 1.
+        reach: Objects fewer steps than this away from the player act.
+    """
+    record = here.record
+    # Objects that appear in this step act in the next one.
+    num_objects = int64(record.num_objects)
+    update_player(here, action)
+    for index in range(world.PLAYER_INDEX + 1, num_objects):
+        thing = here.objects[index]
+        if thing.kind != 0 and world.distance_to_player(here, thing.x, thing.y) < reach:
+            update_creature(here, index)
+    if record.steps % _BALANCE_EVERY == 0:
+        balance(here, daylight)
+    if record.num_removed > REMOVED_BEFORE_COMPACTION:
+        world.compact(here)
+    return _reward(here)
+
+
+@compiled
+def _reward(here: World) -> float:
+    """Return a tenth of the health gained, and 1 where something was achieved the first time."""
+    record, health = here.record, here.inventory[rules.HEALTH]
+    reward: float = (health - record.reward_health) / 10
+    record.reward_health = health
+    unlocked = False
+    for achievement in range(rules.NUM_ACHIEVEMENTS):
+        if here.achievements[achievement] > 0 and not here.unlocked[achievement]:
+            here.unlocked[achievement] = True
+            unlocked = True
+    return reward + 1.0 if unlocked else reward
+
+
+@compiled
+def _show(here: World, game: Game, screens: Screens, index: int) -> None:
+    light = game.daylight[here.record.steps]
+    if game.symbolic:
+        skip_picture(here, light, game.layout)
+        draw_map(here, game.layout, screens.map[index])
+        for item in range(rules.NUM_ITEMS):
+            screens.inventory[index, item] = here.inventory[item]
+        screens.daylight[index, 0] = light
+    else:
+        image = screens.image[index]
+        draw(here, light, game.layout, game.pictures, game.render_scratch, image)
+
+
+@compiled
+def _keep_episode(here: World, outcome: StepResults, index: int) -> None:
+    """Copy the results of an episode."""
+    for achievement in range(rules.NUM_ACHIEVEMENTS):
+        outcome.achievements[index, achievement] = here.achievements[achievement]
+    for item in range(rules.NUM_ITEMS):
+        outcome.inventory[index, item] = here.inventory[item]
+    player = here.objects[world.PLAYER_INDEX]
+    outcome.player_pos[index, 0] = player.x
+    outcome.player_pos[index, 1] = player.y
+
+
+@compiled
+def _keep_last(game: Game, screens: Screens, final: Screens, index: int) -> None:
+    """Copy the last observation of a player."""
+    if game.symbolic:
+        for row in range(game.layout.grid[1]):
+            _copy(screens.map[index, row], final.map[index, row])
+        for item in range(rules.NUM_ITEMS):
+            final.inventory[index, item] = screens.inventory[index, item]
+        final.daylight[index, 0] = screens.daylight[index, 0]
+    else:
+        _copy(screens.image[index], final.image[index])
+
+
+@compiled
+def _copy(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+    height, width = source.shape
+    for y in range(height):
+        for x in range(width):
+            target[y, x] = source[y, x]
+
+
+@kernel
+def reset_worlds(digest: int) -> Callable[..., None]:
+    """Return the kernel that starts an episode in every world."""
+
+    def reset_worlds(worlds: World, game: Game, seeds: NDArray[np.int64], screens: Screens) -> None:
+        """Start an episode in every world.
+
+        Args:
+            worlds: Of n environments.
+            game: What they share.
+            seeds: ``[n] int64``: seeds of the worlds' random streams; a world is left alone where
+                it is negative.
+            screens: Written.
+        """
+        _ = digest
+        for index in range(len(seeds)):
+            if seeds[index] < 0:
+                continue
+            here = world_of(worlds, index)
+            generate(here, seeds[index], game.world_scratch)
+            _show(here, game, screens, index)
+
+    return reset_worlds
+
+
+@kernel
+def step_worlds(digest: int) -> Callable[..., int]:
+    """Return the kernel that steps every world, and starts the next episode where one ends."""
+
+    def step_worlds(
+        worlds: World,
+        game: Game,
+        actions: NDArray[np.int64],
+        next_seeds: NDArray[np.int64],
+        outcome: StepResults,
+        screens: Screens,
+        final: Screens,
+    ) -> int:
+        """Step every world; return how many episodes ended.
+
+        Args:
+            worlds: Of n environments.
+            game: What they share.
+            actions: ``[n] int64``. Where one is not of the 17, nothing is stepped and the result
+                is ``-1 - index``.
+            next_seeds: ``[n] int64``: seeds of the worlds that follow.
+            outcome: Written.
+            screens: Written.
+            final: Written where an episode ended.
+        """
+        _ = digest
+        for index in range(len(actions)):
+            if actions[index] < 0 or actions[index] >= rules.NUM_ACTIONS:
+                return -1 - index
+        ended = 0
+        for index in range(len(actions)):
+            here = world_of(worlds, index)
+            here.record.steps += 1
+            light = game.daylight[here.record.steps]
+            outcome.reward[index] = _advance(here, actions[index], light, game.reach)
+            _show(here, game, screens, index)
+            dead = here.inventory[rules.HEALTH] <= 0
+            over = here.record.steps >= game.length
+            outcome.terminated[index] = dead
+            outcome.truncated[index] = over and not dead
+            if dead or over:
+                ended += 1
+                _keep_episode(here, outcome, index)
+                _keep_last(game, screens, final, index)
+                generate(here, next_seeds[index], game.world_scratch)
+                _show(here, game, screens, index)
+        return ended
+
+    return step_worlds
+
+
+def load_kernels(worlds: World, game: Game, outcome: StepResults, screens: Screens) -> None:
+    """Compile both kernels for these types, or load them from the disk."""
+    nothing = np.zeros(0, np.int64)
+    reset_worlds(worlds, game, nothing, screens)
+    step_worlds(worlds, game, nothing, nothing, outcome, screens, screens)

@@ -1,0 +1,467 @@
+"""The only place that builds an environment from an id.
+
+An id is one of
+
+- an id of a family: what comes with fastrl is in `fastrl.envs.families`, others are registered by
+  ``fastrl.register("environments", …)``; see `fastrl.envs.family`;
+- a registered gymnasium id, ``CartPole-v1``, or ``module:Id`` where importing the module registers
+  it;
+- a factory ``package.module:function``, ``__main__:function`` of the script itself, or a callable.
+  It is called with the keyword arguments, with ``num_envs`` and ``seeds`` where it names them, and
+  with ``max_episode_steps`` and ``randomize`` where it names them and they are configured. It
+  returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. If
+  it has an attribute ``single``, that builds the single environments for recordings;
+- a specification of gymnasium's, which need not be that of its registry.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard, cast, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from fastrl.arguments import at_least_one, brief, nearest, one_of, whole
+from fastrl.closing import build_all, close_all
+from fastrl.envs.action_masks import find_source, masked, observes_mask, with_mask
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.family import Family, family_of, own_families
+from fastrl.envs.gym_loop import GymLoop
+from fastrl.envs.gym_vector import GymVector
+from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
+from fastrl.envs.lookup import (
+    callee,
+    check_call,
+    factory,
+    of_script,
+    registered_spec,
+    takes_argument,
+)
+from fastrl.envs.old_numpy import OLD_NUMPY
+from fastrl.envs.previous_step import BatchWithPrevious, PreviousActionReward, spec_with_previous
+from fastrl.envs.screens import draw_without_screen
+from fastrl.envs.vector_wrappers import check_wrapper
+from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
+from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
+from fastrl.global_streams import seeded_streams
+from fastrl.spec import EnvSpec, MaskSource
+
+if TYPE_CHECKING:
+    from fastrl.config import EnvConfig
+
+Env = gymnasium.Env[Any, Any]
+Wrapper = str | Mapping[str, Any] | Callable[..., Any]
+
+for _family in own_families():
+    _family.register()
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Builds environments of one kind; travels to workers by cloudpickle.
+
+    Attributes:
+        id: What to build; see this module's docstring.
+        kwargs: Keyword arguments for the environment.
+        wrappers: Wrappers ``package.module:callable``, mappings of such a ``path`` and of
+            ``kwargs``, or callables, applied in this order, the last outermost.
+        max_episode_steps: Time limit in steps, beneath the wrappers; None keeps the id's own.
+        action_bounds: How actions are kept inside a bounded ``Box``.
+        randomize: For fastrl's own environments that have parameters, and for factories that take
+            an argument of this name; rejected for other ids.
+        episode_info: Names of figures in the info of an episode's last step, beside those that
+            the environment itself names in ``metadata["episode_info"]``; see `EnvSpec`.
+        previous_action_reward: Add the previous action and reward to observations, above the
+            wrappers; see `fastrl.envs.previous_step`.
+        action_mask: Where masks of valid actions come from, or ``off``. ``auto`` looks for them:
+            in the key ``action_mask`` of observations, then of infos, which takes a reset, and in
+            a method ``action_masks()``.
+        family: The one that builds the id; None where gymnasium or a factory does.
+    """
+
+    id: str | GymnasiumSpec | Callable[..., Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Wrapper] = ()
+    max_episode_steps: int | None = None
+    action_bounds: ActionBounds = "clip"
+    randomize: Mapping[str, Any] = field(default_factory=dict)
+    episode_info: Sequence[str] = ()
+    previous_action_reward: bool = False
+    action_mask: Literal["auto", "off"] | MaskSource = "auto"
+    # Pickled with the factory: workers lack the registrations of the script.
+    family: Family | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and replace paths into the running script; see `of_script`.
+
+        Raises:
+            EnvError: Something is of the wrong kind.
+            ConfigError: The family of a plug-in cannot be imported, or is not a `Family`.
+        """
+        _check_arguments(self)
+        object.__setattr__(self, "id", of_script(self.id))
+        object.__setattr__(self, "family", family_of(self.id))
+        object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
+
+    @classmethod
+    def from_config(cls, config: EnvConfig) -> EnvFactory:
+        """Return the factory that the configuration's section ``env`` describes."""
+        names = (each.name for each in dataclasses.fields(cls) if hasattr(config, each.name))
+        given = {name: getattr(config, name) for name in names}
+        wrappers = (each if isinstance(each, str) else dict(each) for each in config.wrappers)
+        return cls(**{**given, "wrappers": tuple(wrappers)})
+
+    def with_masks_of(self, spec: EnvSpec) -> Self:
+        """Return this factory with the masks that a probe has found, which are not looked for."""
+        return dataclasses.replace(self, action_mask=spec.mask_source or "off")
+
+    @property
+    def name(self) -> str:
+        """The id, or the import path of the callable."""
+        if isinstance(self.id, str):
+            return self.id
+        if isinstance(self.id, GymnasiumSpec):
+            return self.id.id
+        called: Any = self.id
+        while isinstance(called, partial):
+            called = called.func
+        return f"{called.__module__}:{getattr(called, '__qualname__', type(called).__name__)}"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether its family steps n at a time."""
+        return self.family is not None and self.family.batched
+
+    def single(self, **kwargs: Any) -> Env:
+        """Build one gymnasium environment, with its time limit, to evaluate or to record.
+
+        Keyword arguments replace the factory's own, ``render_mode`` for instance.
+
+        Raises:
+            EnvError: It cannot be built, or is a vector environment.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "kwargs", {**self.kwargs, **kwargs})
+        env = other._build(1, single=True)
+        if _is_single(env):
+            with _closed_on_error(env):
+                env = masked(env, self._source(env))
+                return PreviousActionReward(env) if self.previous_action_reward else env
+        env.close()
+        raise EnvError(f"'{self.name}' is a vector environment; it has no single one")
+
+    def batched(self, num_envs: int, begun: NDArray[np.int64] | None = None) -> BatchedEnv:
+        """Build ``num_envs`` environments that are stepped together.
+
+        ``begun``, ``[1]`` int64, counts single environments once built and after each reset.
+
+        Raises:
+            EnvError: They cannot be built; says what would be right.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
+        num_envs = at_least_one("num_envs", num_envs)
+        env = self._build(num_envs)
+        begun = np.zeros(1, np.int64) if begun is None else begun
+        with _closed_on_error(env):
+            batch = self._batched(env, num_envs, begun)
+            previous = self.previous_action_reward
+            return BatchWithPrevious(batch, self.action_bounds) if previous else batch
+
+    def _batched(
+        self,
+        env: Any,
+        num_envs: int,
+        begun: NDArray[np.int64],
+    ) -> BatchedEnv:
+        source = self._source(env)
+        if _is_single(env):
+            env = masked(env, source)
+        spec = self._spec(env, source)
+        if _is_single(env):
+            begun += 1
+            others = build_all(
+                self._build_like_the_first(i, begun, source) for i in range(1, num_envs)
+            )
+            try:
+                return self._loop([env, *others], spec, begun)
+            except BaseException:
+                with suppress(*USERS_FAILURES):
+                    close_all(others)
+                raise
+        if env.num_envs != num_envs:
+            raise EnvError(
+                f"'{self.name}' holds {env.num_envs} environments, but {num_envs} were "
+                "requested; let the factory take the argument num_envs"
+            )
+        if isinstance(env, VectorEnv):
+            rebuild = partial(self._build, num_envs) if self._seeded_when_built else None
+            return GymVector(env, spec, action_bounds=self.action_bounds, rebuild=rebuild)
+        return cast("BatchedEnv", env)
+
+    def _build_like_the_first(
+        self, index: int, begun: NDArray[np.int64], source: MaskSource | None
+    ) -> Env:
+        env = self._build(1)
+        if _is_single(env):
+            begun += 1
+            with _closed_on_error(env):
+                return masked(env, source)
+        env.close()
+        raise EnvError(
+            f"env {index} of '{self.name}' is a {type(env).__name__}, the first is a single "
+            "environment; the factory must always return the same kind"
+        )
+
+    def _loop(self, envs: Sequence[Env], spec: EnvSpec, begun: NDArray[np.int64]) -> GymLoop:
+        peeled = [peel(env) for env in envs]
+        return GymLoop(
+            [env for env, _ in peeled],
+            spec,
+            time_limits=[limit for _, limit in peeled],
+            action_bounds=self.action_bounds,
+            begun=begun,
+        )
+
+    def probe(self) -> EnvSpec:
+        """Build one environment, return its spaces and time limit, and close it.
+
+        Raises:
+            EnvError: It cannot be built.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
+        with self.probing() as spec:
+            return spec
+
+    @contextmanager
+    def probing(self) -> Iterator[EnvSpec]:
+        """Build one environment, yield what `probe` returns, and close it after the block."""
+        env = self._build(1)
+        try:
+            if self.action_mask == "auto":
+                found = "observation" if _is_batched(env) else find_source(env)
+                object.__setattr__(self, "_found", found)
+            source = self._source(env)
+            spec = self._spec(masked(env, source) if _is_single(env) else env, source)
+            yield spec_with_previous(spec) if self.previous_action_reward else spec
+        finally:
+            with suppress(*USERS_FAILURES):  # what was asked for is known
+                env.close()
+
+    def _source(self, env: Any) -> MaskSource | None:
+        """Return where an environment has masks; another one is probed if that takes a reset."""
+        if self.action_mask != "auto":
+            return None if self.action_mask == "off" else self.action_mask
+        if _is_batched(env) or observes_mask(env) is not False:
+            return "observation"
+        if "_found" not in self.__dict__:
+            with seeded_streams(0):  # those of the caller stay as they are
+                self.probe()
+        return cast("MaskSource", self.__dict__["_found"])
+
+    def _spec(self, env: Any, source: MaskSource | None) -> EnvSpec:
+        spec = env.spec
+        if isinstance(env, VectorEnv):
+            seen, action = env.single_observation_space, env.single_action_space
+            spec = EnvSpec(
+                self.name,
+                seen if source in (None, "observation") else with_mask(seen, action),
+                action,
+                _vector_time_limit(env),
+                running_statistics=running_statistics(env),
+                mask_source=source,
+            )
+        elif _is_single(env):
+            limit = getattr(env.spec, "max_episode_steps", None) or peel(env)[1]
+            if limit is None and isinstance(env.unwrapped, LegacyGymEnv):
+                limit = env.unwrapped.time_limit
+            named = env.metadata.get("episode_info", ()) if env.metadata else ()
+            names = tuple(dict.fromkeys([*named, *self.episode_info]))
+            spec = EnvSpec(
+                self.name,
+                env.observation_space,
+                env.action_space,
+                limit,
+                names,
+                running_statistics(env),
+                mask_source=source,
+            )
+        else:
+            spec = dataclasses.replace(spec, mask_source=source)
+        for name in self.episode_info:
+            if name not in spec.episode_info:
+                raise EnvError(
+                    f"env.episode_info: '{self.name}' does not report '{name}'"
+                    f"{nearest(name, spec.episode_info)}"
+                )
+        _ = spec.observation  # whether it can be stored
+        ActionConverter(spec.action_space, self.action_bounds)
+        return cast("EnvSpec", spec)
+
+    def _build(
+        self, num_envs: int, seeds: Sequence[int] | None = None, *, single: bool = False
+    ) -> Any:
+        """Build a gymnasium, vector or batched environment, with the user's wrappers."""
+        if self.kwargs.get("render_mode") == "rgb_array":
+            draw_without_screen()
+        try:
+            env = self._create_single() if single else self._create(num_envs, seeds)
+            for wrapper in self.wrappers:
+                wrap = callee(wrapper, "env.wrappers")
+                check_wrapper(wrap, env, self.name)
+                env = wrapped_by(wrap, env)
+        except FastrlError:
+            raise
+        except USERS_FAILURES as error:
+            arguments = f" with {dict(self.kwargs)}" if self.kwargs else ""
+            raise EnvError(f"'{self.name}' cannot be built{arguments}: {cause(error)}") from error
+        if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
+            raise EnvError(
+                f"'{self.name}' gave a {type(env).__name__}; expected a gymnasium or gym "
+                "environment, a gymnasium.vector.VectorEnv or a BatchedEnv"
+            )
+        return env
+
+    def _create_single(self) -> Any:
+        drawn = {"randomize": self.randomize} if self.randomize else {}
+        kwargs = {**self.kwargs, **drawn}
+        if self.max_episode_steps is not None:
+            kwargs["max_episode_steps"] = self.max_episode_steps
+        if self.family is not None and self.id in gymnasium.registry:
+            return gymnasium.make(str(self.id), disable_env_checker=True, **kwargs)
+        build = getattr(self._function, "single", None)
+        return build(**kwargs) if callable(build) else self._create(1, None)
+
+    def _create(self, num_envs: int, seeds: Sequence[int] | None) -> Any:
+        if self.is_native and self.wrappers:
+            name = str(self.id)
+            plain = name.removeprefix(self.family.prefix) if self.family else ""
+            hint = f"; sample '{plain}'" if plain in gymnasium.registry else ""
+            raise EnvError(
+                f"env.wrappers: '{name}' is stepped in batches and takes no wrappers of single "
+                f"environments{hint}"
+            )
+        function = self._function
+        if function is not None:
+            return self._call(function, {"num_envs": num_envs, "seeds": seeds})
+        if self.randomize:
+            raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
+        spec = self.id
+        if not isinstance(spec, GymnasiumSpec):
+            spec = registered_spec(_unaliased(str(self.id)))
+        spec = dataclasses.replace(spec, order_enforce=False)
+        return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
+
+    @property
+    def _function(self) -> Callable[..., Any] | None:
+        """The factory that builds the environments; None if gymnasium builds them."""
+        if self.family is not None:
+            return self.family.factory(str(self.family.name_of(str(self.id))))
+        if isinstance(self.id, GymnasiumSpec):
+            return None
+        if not isinstance(self.id, str):
+            return self.id
+        if not self.id.partition(":")[2] or _unaliased(self.id) != self.id:
+            return None
+        # The module may be an old environment's, and ask for such names while it is imported.
+        with OLD_NUMPY:
+            return factory(self.id, "env.id")
+
+    @property
+    def _seeded_when_built(self) -> bool:
+        function = self._function
+        return function is not None and takes_argument(function, "seeds")
+
+    def _call(self, function: Callable[..., Any], offered: dict[str, Any]) -> Any:
+        if self.randomize and not takes_argument(function, "randomize"):
+            raise EnvError(f"env.randomize: '{self.name}' takes no argument 'randomize'")
+        # Arguments that are not configured keep the factory's defaults.
+        if self.randomize:
+            offered["randomize"] = self.randomize
+        if self.max_episode_steps is not None:
+            offered["max_episode_steps"] = self.max_episode_steps
+        if self.action_bounds != "clip" and "action_bounds" not in self.kwargs:
+            offered["action_bounds"] = self.action_bounds
+        taken = {name: value for name, value in offered.items() if takes_argument(function, name)}
+        limit = None if "max_episode_steps" in taken else self.max_episode_steps
+        env = build_legacy(function, {**self.kwargs, **taken}, limit)
+        if limit is None:
+            return env
+        if _is_single(env):
+            return with_time_limit(env, limit)
+        raise EnvError(
+            f"env.max_episode_steps: '{self.name}' is a vector environment; let the factory take "
+            "the argument max_episode_steps"
+        )
+
+
+_WANTED: Mapping[str, tuple[type, str]] = {
+    "kwargs": (Mapping, "keyword arguments by name"),
+    "wrappers": (Sequence, "a list of wrappers"),
+    "randomize": (Mapping, "distributions by name"),
+    "episode_info": (Sequence, "a list of names"),
+}
+
+
+def _check_arguments(factory: EnvFactory) -> None:
+    """Reject arguments of the wrong kind before anything is built with them."""
+    if not isinstance(factory.id, str | GymnasiumSpec) and not callable(factory.id):
+        raise EnvError(
+            "an environment is an id such as 'CartPole-v1' or a factory, got " + brief(factory.id)
+        )
+    for name, (kind, wanted) in _WANTED.items():
+        value = getattr(factory, name)
+        if not isinstance(value, kind) or isinstance(value, str | bytes):
+            raise EnvError(f"env.{name} must be {wanted}, got {brief(value)}")
+    for wrapper in factory.wrappers:
+        if isinstance(wrapper, Mapping):
+            check_call(wrapper, "env.wrappers")
+        elif not isinstance(wrapper, str) and not callable(wrapper):
+            raise EnvError(f"env.wrappers: a wrapper is called, got {brief(wrapper)}")
+    if not all(isinstance(name, str) for name in (*factory.kwargs, *factory.episode_info)):
+        raise EnvError("env.kwargs and env.episode_info: names must be text")
+    if factory.max_episode_steps is not None:
+        whole("env.max_episode_steps", factory.max_episode_steps, at_most=2**31 - 1)
+    one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
+    one_of("env.action_mask", factory.action_mask, ("auto", "off", *get_args(MaskSource)))
+
+
+@contextmanager
+def _closed_on_error(env: Any) -> Iterator[None]:
+    """Close an environment if the block raises."""
+    try:
+        yield
+    except BaseException:
+        with suppress(*USERS_FAILURES):  # what failed first is what matters
+            env.close()
+        raise
+
+
+def _unaliased(env_id: str) -> str:
+    return next((f.aliases[env_id] for f in own_families() if env_id in f.aliases), env_id)
+
+
+def _is_single(env: object) -> TypeGuard[Env]:
+    # EnvPool's environments are instances of both.
+    return isinstance(env, gymnasium.Env) and not isinstance(env, VectorEnv)
+
+
+def _is_batched(env: object) -> bool:
+    # Old vector environments have the same methods.
+    return isinstance(env, BatchedEnv) and isinstance(env.spec, EnvSpec)
+
+
+def _vector_time_limit(env: VectorEnv[Any, Any, Any]) -> int | None:
+    # EnvPool has it in its configuration.
+    config = getattr(env, "config", None)
+    limit = config.get("max_episode_steps") if isinstance(config, dict) else None
+    return limit or getattr(env.spec, "max_episode_steps", None)

@@ -1,0 +1,50 @@
+"""Common parts of first states, rewards and observations of gymnasium's robots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.mujoco.physics import Floats, Physics
+
+Range = tuple[float, float]
+
+
+def uniform_start(
+    generator: np.random.Generator, physics: Physics, scale: float
+) -> tuple[Floats, Floats]:
+    """Return positions and velocities with uniform noise in [-scale, scale)."""
+    model = physics.model
+    qpos = physics.initial_qpos + generator.uniform(-scale, scale, model.nq)
+    return qpos, generator.uniform(-scale, scale, model.nv)
+
+
+def uniform_and_normal_start(
+    generator: np.random.Generator, physics: Physics, scale: float
+) -> tuple[Floats, Floats]:
+    """Return positions with uniform noise, velocities with normal noise of deviation ``scale``."""
+    model = physics.model
+    qpos = physics.initial_qpos + generator.uniform(-scale, scale, model.nq)
+    return qpos, scale * generator.standard_normal(model.nv)
+
+
+def control_cost(weight: float, action: NDArray[Any]) -> NDArray[Any]:
+    """Return the weighted sum of squares of each row, ``[n]``, in the action's own dtype.
+
+    Gymnasium squares and adds float32 actions in float32, which shows in the eighth digit.
+    """
+    squares: NDArray[Any] = np.square(action).sum(1)
+    return weight * squares
+
+
+def inside(values: NDArray[Any], bounds: Range) -> NDArray[np.bool_]:
+    """Return where values lie strictly between two bounds."""
+    low, high = bounds
+    return (low < values) & (values < high)
+
+
+def flat(field: NDArray[Any], first: int = 0) -> NDArray[Any]:
+    """Return ``[n, bodies * k]`` of ``[n, bodies, k]`` from body ``first`` on; a view."""
+    return field.reshape(len(field), -1)[:, first * field.shape[2] :]

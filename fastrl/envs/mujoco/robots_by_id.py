@@ -1,0 +1,141 @@
+"""Gymnasium's MuJoCo environments by id; `fastrl.envs.families` registers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+
+from fastrl.arguments import instance, nearest, whole
+from fastrl.envs.families import NAMESPACE
+from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
+from fastrl.envs.mujoco.rendering import Photographer, View, camera
+from fastrl.envs.mujoco.robot_checks import parse
+from fastrl.envs.screens import draw_without_screen
+from fastrl.envs.vector_facade import BatchedVectorEnv
+from fastrl.errors import EnvError
+
+ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
+    env.id: env
+    for module in (ant, arms, humanoid, pendulums, runners)
+    for env in vars(module).values()
+    if isinstance(env, type) and issubclass(env, MujocoBatchedEnv) and env.id
+}
+
+# Gymnasium's arguments for pictures, and their names in `View`.
+_VIEW = {
+    "default_camera_config": "camera_config",
+    "height": "height",
+    "max_geom": "max_geom",
+    "visual_options": "visual_options",
+    "width": "width",
+}
+# Those that change nothing that is stepped.
+_RENDERING = frozenset({*_VIEW, "camera_id", "camera_name", "render_mode"})
+
+
+def build(name: str, num_envs: int, **kwargs: Any) -> MujocoBatchedEnv:
+    """Build n environments by id, ``HalfCheetah-v5`` or ``fastrl/HalfCheetah-v5``.
+
+    Takes gymnasium's keyword arguments for this id, and those of `MujocoBatchedEnv`. Arguments that
+    concern pictures only take effect in `make_vec` and `make_single`.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    env = ENVIRONMENTS.get(name.removeprefix(NAMESPACE))
+    if env is None:
+        raise EnvError(
+            f"there is no batched '{name}'{nearest(name, ENVIRONMENTS)}"
+            + ("; it needs MuJoCo before 3.0, use 'Pusher-v5'" * ("Pusher-v4" in name))
+        )
+    view = _view(kwargs)
+    batch = env(num_envs, **{key: kwargs[key] for key in kwargs if key not in _RENDERING})
+    camera(batch.physics.model, view)
+    return batch
+
+
+def make_vec(
+    name: str,
+    num_envs: int,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> BatchedVectorEnv:
+    """Build n environments as a vector environment, exact to the last bit of float64.
+
+    Args:
+        name: The id.
+        num_envs: Number of environments, n.
+        render_mode: ``rgb_array``, or None where nothing is drawn.
+        **kwargs: Those of `build`, gymnasium's that concern pictures, and ``copy`` and ``info`` of
+            `BatchedVectorEnv`; ``info=True`` gives the terms of the reward. Actions are taken as
+            they are given, as gymnasium's robots take them, unless ``action_bounds`` says
+            otherwise.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    facade = {key: kwargs.pop(key) for key in ("copy", "info") if key in kwargs}
+    view = _view(kwargs)
+    batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
+    fps = round(1 / float(np.min(batch.dt)))
+    return BatchedVectorEnv(
+        batch,
+        exact=True,
+        render_mode=render_mode,
+        painter=partial(Photographer, batch.physics, view),
+        metadata={"render_modes": ["rgb_array"], "render_fps": fps},
+        **facade,
+    )
+
+
+def make_single(
+    name: str,
+    *,
+    render_mode: str | None = None,
+    randomize: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> gymnasium.Env[Any, Any]:
+    """Build one environment without a time limit, to evaluate and to record.
+
+    It is gymnasium's own, which the batch equals, unless ``randomize`` draws fields of the model;
+    then ``render_mode`` is ``rgb_array`` or None.
+
+    Raises:
+        EnvError: An argument is unknown or does not fit.
+    """
+    view = _view(kwargs)
+    if not randomize:
+        parameters = {key: kwargs[key] for key in kwargs if key not in _RENDERING}
+        parse(name, ENVIRONMENTS[name.removeprefix(NAMESPACE)].Params, parameters)
+        if render_mode == "rgb_array":
+            draw_without_screen()
+        create = load_env_creator(cast("str", gymnasium.spec(name).entry_point))
+        env = cast("gymnasium.Env[Any, Any]", create(render_mode=render_mode, **kwargs))
+        camera(env.unwrapped.model, view)  # type: ignore[attr-defined]
+        return env
+    given = {"action_bounds": None, **kwargs}
+    batch = build(name, 1, randomize=randomize, max_episode_steps=-1, **given)
+    return SingleMujocoEnv(batch, view, render_mode)
+
+
+def _view(kwargs: Mapping[str, Any]) -> View:
+    """Return the view that gymnasium's keyword arguments describe.
+
+    Raises:
+        EnvError: One does not fit, or there are two cameras.
+    """
+    camera_id, camera_name = kwargs.get("camera_id"), kwargs.get("camera_name")
+    if camera_id is not None and camera_name is not None:
+        raise EnvError("camera_id and camera_name name two cameras; leave one out")
+    if camera_id is not None:
+        whole("camera_id", camera_id, at_least=-1)
+    if camera_name is not None:
+        instance("camera_name", camera_name, str)
+    said = {ours: kwargs[key] for key, ours in _VIEW.items() if kwargs.get(key) is not None}
+    return View(camera=camera_name if camera_id is None else camera_id, **said)

@@ -1,0 +1,392 @@
+"""Ranks: the processes that learn one run together, by torch.distributed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from signal import SIGTERM
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from fastrl.arguments import whole
+from fastrl.envs.state import State, pack, unpack
+from fastrl.errors import ConfigError, WorkerError, one_line
+
+DEADLINE_S = 30.0
+"""Without a sign of life for so long a rank counts as dead."""
+START_S = 120.0
+"""Deadline for all ranks to be there."""
+_BEAT_S = 0.2
+_POLL_S = 0.5
+_SILENT_S = 3.0
+"""The deadline once a connection has broken, and for peers to see why a rank ends."""
+_LONGEST = 2000
+_FOREVER = timedelta(days=365)
+
+
+class Requests(Protocol):
+    """Asks this process to end; see `fastrl.training.interrupts.Interrupts`."""
+
+    requested: Any
+
+    def request(self, number: int) -> None:
+        """End as if a signal had come; called from another thread."""
+
+
+class Ranks:
+    """The processes that learn one run together, seen from one of them.
+
+    All ranks call `sum`, `stack`, `gather`, `broadcast` and `close` in the same order. They wait as
+    long as every rank gives signs of life, which threads exchange through a key-value store; a rank
+    that dies, freezes or fails ends the wait of the others. A rank on its own has size 1: nothing
+    is started, and the methods return what they are given.
+
+    Attributes:
+        rank: The number of this process; rank 0 leads: it alone writes the run's directory.
+        size: How many there are.
+        leader_died: Whether rank 0 is lost without having said why.
+
+    Args:
+        rank: See the attribute.
+        size: See the attribute.
+        store: The key-value store of all ranks; None for a rank on its own.
+        local_rank: Number of this process on its machine, and of its GPU.
+        host: Who has the store, for errors: ``rank 0`` or a launcher.
+        deadline_s: See `DEADLINE_S`.
+
+    Raises:
+        WorkerError: The other ranks have not come within `START_S`.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        store: Store | None = None,
+        *,
+        local_rank: int = 0,
+        host: str = "rank 0",
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self.rank, self.size = rank, size
+        self._local_rank, self._host, self._deadline_s = local_rank, host, deadline_s
+        self.leader_died = False
+        self._lost: WorkerError | None = None
+        self._said, self._is_broken = "", False
+        self._requests: Requests | None = None
+        self._ended, self._told = threading.Event(), threading.Event()
+        self._group: Any = None
+        if store is not None:
+            self._join(store)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    @property
+    def lost(self) -> WorkerError | None:
+        """What ended the collective work, such as the death of a rank; None while all is well."""
+        return self._lost
+
+    def device(self, name: str) -> str:
+        """Return the device of this rank where the configuration says ``cuda``."""
+        return f"cuda:{self._local_rank}" if name == "cuda" and self.size > 1 else name
+
+    def follow(self, requests: Requests | None) -> None:
+        """Pass requests to end on to all ranks, and theirs to this process; None ends that."""
+        self._requests = requests
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add the tensors of all ranks, in place; return the sum, the same bits on each.
+
+        Raises:
+            WorkerError: A rank is lost.
+        """
+        if self.size > 1:
+            self._wait(lambda: dist.all_reduce(tensor, async_op=True), tensor)
+        return tensor
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all ranks, which have equal shapes, as ``[size, *shape]``.
+
+        Raises:
+            WorkerError: A rank is lost.
+        """
+        if self.size == 1:
+            return tensor[None]
+        # NCCL and gloo move bytes of any kind, but not bool.
+        plain = tensor.contiguous()
+        plain = plain.view(torch.uint8) if plain.dtype == torch.bool else plain
+        rows = [torch.empty_like(plain) for _ in range(self.size)]
+        self._wait(lambda: dist.all_gather(rows, plain, async_op=True), plain)
+        return torch.stack(rows).view(tensor.dtype)
+
+    def gather(self, item: State) -> list[State]:
+        """Return the items of all ranks, by rank: plain data (see `fastrl.envs.state`).
+
+        Raises:
+            WorkerError: A rank is lost.
+        """
+        if self.size == 1:
+            return [item]
+        content = torch.frombuffer(bytearray(pack(item)), dtype=torch.uint8)
+        sizes = self.stack(torch.tensor([len(content)])).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(content)] = content
+        rows = self.stack(padded)
+        return [unpack(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+    def broadcast(self, item: State) -> State:
+        """Return the item of rank 0; those of the others are ignored.
+
+        Raises:
+            WorkerError: A rank is lost.
+        """
+        return item if self.size == 1 else self.gather(item if self.leads else None)[0]
+
+    def fail(self, why: str) -> None:
+        """Tell the other ranks that this one ends, and why, in one line; keeps the first reason."""
+        if self.size > 1 and self._lost is None:
+            self._lose(self.rank, f"rank {self.rank} failed: {one_line(why, _LONGEST)}")
+
+    def close(self) -> None:
+        """Leave: together with the others, or alone if one is lost; safe to call twice."""
+        if self._group is None:
+            return
+        group, self._group = self._group, None
+        self.follow(None)
+        if self._lost is None:
+            with suppress(WorkerError):
+                self.gather(None)
+        else:
+            self._told.wait(_SILENT_S)
+            if self._hosts_store:
+                # The others read from this process why they end.
+                self._ended.wait(_SILENT_S)
+        self._ended.set()
+        self._thread.join(_SILENT_S)
+        if self._lost is not None:
+            _abandon(group)
+        dist.destroy_process_group()
+
+    def _join(self, store: Store) -> None:
+        self._store: Any = store
+        self._hosts_store = self.leads and self._host == "rank 0"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            store.set(self._key(self.rank), "0 0 ")
+            store.wait([self._key(peer) for peer in range(self.size)], timedelta(seconds=START_S))
+            dist.init_process_group(
+                backend,
+                store=PrefixStore("group", store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=_FOREVER,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise WorkerError(
+                f"rank-{self.rank}",
+                f"rank {self.rank} of {self.size} cannot reach the others within {START_S:g} s: "
+                f"{one_line(error, 200)}",
+            ) from None
+        self._group = dist.group.WORLD
+        self._thread = threading.Thread(target=self._beat, name="ranks", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"rank{rank}"
+
+    def _wait(self, start: Any, tensor: Tensor) -> None:
+        """Run a collective operation; end it where a rank is lost.
+
+        Raises:
+            WorkerError: A rank is lost.
+        """
+        self._check()
+        try:
+            work = start()
+            while not self._is_done(work, tensor):
+                self._check()
+        except RuntimeError as error:
+            self._explain(error)
+            self._check()
+
+    def _is_done(self, work: Any, tensor: Tensor) -> bool:
+        if tensor.is_cuda:
+            # With a timeout, NCCL's own wait would abort the group.
+            if not work.is_completed():
+                time.sleep(20e-6)
+                return False
+            work.wait()
+            return True
+        try:
+            return bool(work.wait(timedelta(seconds=_POLL_S)))
+        except RuntimeError:
+            if work.is_completed():
+                raise
+            return False
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Wait until it is known which rank broke a connection."""
+        self._is_broken = True
+        ends_s = time.monotonic() + 2 * _SILENT_S
+        while self._lost is None and time.monotonic() < ends_s:
+            time.sleep(_BEAT_S)
+        if self._lost is None:
+            self._lose(self.rank, f"rank {self.rank} lost a connection: {one_line(error, 200)}")
+
+    def _lose(self, rank: int, why: str) -> None:
+        if self._lost is None:
+            self._lost, self._said = WorkerError(f"rank-{rank}", why), why
+            if self._requests is not None and rank != self.rank:
+                self._requests.request(SIGTERM)
+
+    def _beat(self) -> None:
+        """Exchange signs of life, requests and reasons to end, until `close`."""
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        now_s = time.monotonic()
+        heard = {peer: ("", now_s) for peer in others}
+        count = 0
+        try:
+            store = self._store.clone()
+            while not self._ended.wait(_BEAT_S):
+                said, count = self._said, count + 1
+                asked = int(getattr(self._requests, "requested", None) or 0)
+                store.set(self._key(self.rank), f"{count} {asked} {said}")
+                if said:
+                    self._told.set()
+                rows = store.multi_get([self._key(peer) for peer in others])
+                now_s = time.monotonic()
+                for peer, row in zip(others, rows, strict=True):
+                    text = row.decode()
+                    if text != heard[peer][0]:
+                        heard[peer] = text, now_s
+                    self._hear(peer, text, now_s - heard[peer][1])
+        except RuntimeError:
+            if not self._ended.is_set():
+                self.leader_died = not self.leads
+                self._lose(0, f"{self._host}, which the ranks communicate through, has died")
+        finally:
+            self._told.set()
+
+    def _hear(self, peer: int, text: str, silent_s: float) -> None:
+        _, asked, said = text.split(" ", 2)
+        requests = self._requests
+        if said:
+            self._lose(peer, said)
+        elif silent_s > (_SILENT_S if self._is_broken else self._deadline_s):
+            self.leader_died = peer == 0
+            self._lose(peer, f"rank {peer} has died: no sign of life for {silent_s:.0f} s")
+        elif asked != "0" and requests is not None and requests.requested is None:
+            requests.request(int(asked))
+
+
+def _abandon(group: Any) -> None:
+    """Keep a process group for ever: its destructor waits for operations with a dead rank."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    if torch.cuda.is_available():
+        nccl = group._get_backend(torch.device("cuda"))
+        aborting = threading.Thread(target=nccl.abort, daemon=True)
+        aborting.start()
+        aborting.join(_SILENT_S)
+
+
+def ranks_at(
+    rank: int,
+    size: int,
+    master_address: str,
+    master_port: int,
+    *,
+    local_rank: int = 0,
+    deadline_s: float = DEADLINE_S,
+) -> Ranks:
+    """Return this process's place among the ranks of a run; rank 0 listens at the address.
+
+    Args:
+        rank: 0 to size - 1.
+        size: How many ranks there are.
+        master_address: Name or address of rank 0's machine.
+        master_port: A free port there.
+        local_rank: Number of this process on its machine, and of its GPU.
+        deadline_s: After so many seconds without a sign of life a rank counts as dead.
+
+    Raises:
+        ArgumentError: A number is out of range.
+        WorkerError: The other ranks have not come within `START_S`.
+    """
+    whole("size", size)
+    whole("rank", rank, at_least=0)
+    if rank >= size:
+        raise ConfigError(f"rank must be less than the number of ranks ({size}), got {rank}")
+    if size == 1:
+        return Ranks(local_rank=local_rank)
+    store = _store(master_address, master_port, is_master=rank == 0, deadline_s=deadline_s)
+    return Ranks(rank, size, store, local_rank=local_rank, deadline_s=deadline_s)
+
+
+def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Return the place that ``torchrun`` has given this process, by environment variables.
+
+    Raises:
+        ConfigError: Variables are missing or wrong.
+        WorkerError: The other ranks have not come within `START_S`.
+    """
+    size = _number(environment, "WORLD_SIZE", 1)
+    if size == 1:
+        return Ranks()
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise ConfigError(f"WORLD_SIZE={size} without {name}: start the ranks with torchrun")
+    rank, port = _number(environment, "RANK", 0), _number(environment, "MASTER_PORT", 0)
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK must be at least 0 and less than WORLD_SIZE ({size}), got {rank}")
+    local_rank = _number(environment, "LOCAL_RANK", 0)
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return ranks_at(rank, size, environment["MASTER_ADDR"], port, local_rank=local_rank)
+    store: Store = _store(environment["MASTER_ADDR"], port, is_master=False)
+    # After a restart the launcher's store holds the keys of those before.
+    store = PrefixStore(environment.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    return Ranks(rank, size, store, local_rank=local_rank, host="torchrun")
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{name} must be a whole number, got '{one_line(text)}'")
+    return int(text)
+
+
+def _store(address: str, port: int, *, is_master: bool, deadline_s: float = DEADLINE_S) -> TCPStore:
+    """Return a client of the key-value store, and its server on the master.
+
+    Raises:
+        WorkerError: Nothing listens at the address, or it cannot be listened at.
+    """
+    try:
+        store = TCPStore(
+            address,
+            port,
+            is_master=is_master,
+            timeout=timedelta(seconds=START_S),
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError) as error:
+        what = "rank 0 cannot listen" if is_master else "nothing listens"
+        raise WorkerError("rank-0", f"{what} at {address}:{port}: {one_line(error, 200)}") from None
+    store.set_timeout(timedelta(seconds=deadline_s))
+    return store

@@ -1,0 +1,219 @@
+"""Values that Optuna draws and trials that it prunes; needs the extra 'sweep'."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from fastrl.arguments import brief
+from fastrl.config.fields import Bool, Float, NamedCall, Section, Size, conflict
+from fastrl.config.text import parse_yaml
+from fastrl.errors import ConfigError, cause
+from fastrl.imports import how_to_install
+from fastrl.training.callbacks import Callback, RunContext
+from fastrl.training.durable import read_bounded
+from fastrl.training.evaluation import EvaluationResult
+
+_MOST_BYTES = 256 * 1024
+
+
+class Draws(Section):
+    """Values of one key: a range, whose ends are included, or choices."""
+
+    low: int | Float | None = None
+    """Smallest value; an integer, as ``high``, for integers."""
+    high: int | Float | None = None
+    """Largest value."""
+    log: Bool = False
+    """Draw the logarithm evenly."""
+    step: int | Float | None = None
+    """Distance between values; null for any, or 1 between integers."""
+    choices: tuple[JsonValue, ...] | None = None
+    """Values, instead of a range."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        is_range = self.low is not None and self.high is not None
+        if is_range == (self.choices is not None) or self.choices == ():
+            raise conflict("", "needs low and high, or choices")
+        return self
+
+    def distribution(self) -> Any:
+        """Return it as a distribution of Optuna; a choice is its JSON."""
+        kinds = _optuna().distributions
+        if self.choices is not None:
+            return kinds.CategoricalDistribution([json.dumps(each) for each in self.choices])
+        ends: Any = (self.low, self.high)
+        if all(isinstance(end, int) for end in (*ends, self.step or 1)):
+            return kinds.IntDistribution(*ends, log=self.log, step=self.step or 1)
+        return kinds.FloatDistribution(*map(float, ends), log=self.log, step=self.step)
+
+    def value(self, drawn: Any) -> Any:
+        """Return a value of the distribution as a value of the key."""
+        return drawn if self.choices is None else json.loads(drawn)
+
+    def drawn(self, value: Any) -> Any:
+        """Return a value of the key as a value of the distribution."""
+        return value if self.choices is None else json.dumps(value)
+
+
+class SearchSpace(Section):
+    """The file of ``fastrl sweep --space``."""
+
+    trials: Size = 20
+    """How many trials there are."""
+    sampler: str | NamedCall = "TPESampler"
+    """A class of ``optuna.samplers``, or ``{path: …, kwargs: {…}}``."""
+    pruner: str | NamedCall = "MedianPruner"
+    """A class of ``optuna.pruners``, such as ``NopPruner`` for none, or the same with kwargs."""
+    space: Annotated[dict[str, Draws], Field(min_length=1)]
+    """By dotted key, such as ``algorithm.learning_rate``, what is drawn."""
+
+
+def load_space(file: Path) -> SearchSpace:
+    """Return the search space of a YAML file.
+
+    Raises:
+        ConfigError: One line that names the file, the key and the mistake; or Optuna is missing.
+    """
+    _optuna()
+    try:
+        tree = parse_yaml(read_bounded(file, _MOST_BYTES).decode(), str(file))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {cause(error)}") from None
+    try:
+        found = SearchSpace.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {key or 'the file'}: {first['msg']}") from None
+    OptunaSearch(found, 0)  # what Optuna rejects is an error now
+    return found
+
+
+class OptunaSearch:
+    """Draws the values of trials, and prunes those that fall behind.
+
+    It lives in memory and is made again, from what the sweep has kept, when the sweep goes on.
+
+    Args:
+        space: What is drawn, and how.
+        seed: Of the sampler.
+
+    Raises:
+        ConfigError: Optuna is missing, or rejects the sampler, the pruner or a range.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        optuna = _optuna()
+        self._space, self._trials = space, dict[int, Any]()
+        self._seen: dict[int, set[int]] = {}
+        self._distributions = {}
+        for key, draws in space.space.items():
+            try:
+                self._distributions[key] = draws.distribution()
+            except ValueError as error:
+                raise ConfigError(f"space: {key}: {cause(error)}") from None
+        self._study = optuna.create_study(
+            direction="maximize",
+            sampler=_built("samplers", space.sampler, seed=seed),
+            pruner=_built("pruners", space.pruner),
+        )
+
+    def ask(self, number: int, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """Return the values of a trial; None if there are no more.
+
+        Args:
+            number: Of the trial.
+            known: Values that it was given earlier and is given again.
+        """
+        if number >= self._space.trials:
+            return None
+        draws = self._space.space
+        if known is not None:
+            self._study.enqueue_trial({key: draws[key].drawn(each) for key, each in known.items()})
+        trial = self._study.ask(self._distributions)
+        self._trials[number], self._seen[number] = trial, set()
+        return {key: draws[key].value(each) for key, each in trial.params.items()}
+
+    def report(self, number: int, values: Iterable[tuple[int, float]]) -> bool:
+        """Report intermediate values, those after ``steps`` each; return whether to prune."""
+        trial, prune = self._trials[number], False
+        for steps, value in values:
+            if steps not in self._seen[number]:
+                self._seen[number].add(steps)
+                trial.report(value, steps)
+                prune = prune or trial.should_prune()
+        return prune
+
+    def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
+        """Report how a trial ended: its score, or None where it failed."""
+        states = _optuna().trial.TrialState
+        if pruned:
+            self._study.tell(self._trials[number], state=states.PRUNED)
+        elif score is None:
+            self._study.tell(self._trials[number], state=states.FAIL)
+        else:
+            self._study.tell(self._trials[number], score)
+
+
+class TrialPruning(Callback):
+    """Reports evaluations to a trial of Optuna, and ends training if it is to be pruned.
+
+    For objectives of your own: ``fastrl.train(config, callbacks=[TrialPruning(trial)])``.
+
+    Attributes:
+        pruned: Whether training was ended.
+
+    Args:
+        trial: An ``optuna.Trial``.
+    """
+
+    def __init__(self, trial: Any) -> None:
+        self._trial, self.pruned = trial, False
+
+    def on_evaluation(self, context: RunContext, result: EvaluationResult, steps: int) -> None:
+        """Report ``evaluation.metric``, except after the last step."""
+        if self.pruned or steps >= context.config.total_steps:
+            return
+        self._trial.report(result.score(context.config.evaluation.metric), steps)
+        if self._trial.should_prune():
+            self.pruned = True
+            context.stop()
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError(f"--space needs Optuna: {how_to_install('sweep')}") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _built(kind: str, chosen: str | NamedCall, **defaults: Any) -> Any:
+    """Return a sampler or a pruner of Optuna."""
+    name, kwargs = (chosen.path, chosen.kwargs) if isinstance(chosen, NamedCall) else (chosen, {})
+    module = import_module(f"optuna.{kind}")
+    known = [each for each in module.__all__ if not each.startswith("Base") and each[0].isupper()]
+    if name not in known:
+        raise ConfigError(
+            f"{kind[:-1]}: '{name}' is not in optuna.{kind}, which has {', '.join(known)}"
+        )
+    build = getattr(module, name)
+    taken = inspect.signature(build).parameters
+    defaults = {key: value for key, value in defaults.items() if key in taken}
+    with warnings.catch_warnings():
+        # Of experimental arguments, which the user has chosen.
+        warnings.simplefilter("ignore")
+        try:
+            return build(**{**defaults, **kwargs})
+        except Exception as error:
+            raise ConfigError(f"{kind[:-1]}: {brief(name)}: {cause(error)}") from None

@@ -1,0 +1,308 @@
+"""Runs the trials of a sweep side by side, and keeps what has been done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastrl.arguments import at_least_one
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.sweeps.optuna_search import OptunaSearch
+from fastrl.sweeps.sweep_plan import Pins, SweepPlan
+from fastrl.sweeps.sweep_report import (
+    State,
+    SweepReport,
+    TrialResult,
+    read_result,
+    training_values,
+)
+from fastrl.sweeps.trial_process import TrialProcess, shares
+from fastrl.system import usable_cores
+from fastrl.training.durable import append_line, make_directory, read_bounded, writing
+from fastrl.training.interrupts import Interrupts
+from fastrl.training.run_directory import locked
+
+LOG = "sweep.jsonl"
+"""What a sweep keeps: its plan, the values of its trials, and how they ended."""
+_POLL_S = 0.1
+
+
+@dataclass
+class _Running:
+    """A trial that runs."""
+
+    number: int
+    values: dict[str, Any]
+    process: TrialProcess
+    cores: list[int]
+    metrics_bytes: int = 0
+    is_pruned: bool = False
+
+
+class Sweep:
+    """A sweep in its directory, which it creates or continues.
+
+    Each trial is a run in a directory of its own, by the command ``fastrl train`` in a process of
+    its own. Trials that have finished are kept, and those that were stopped or have failed go on
+    from their last checkpoint.
+
+    Attributes:
+        directory: Where everything is written.
+        interrupted: The signal that ended `run` early, or None.
+
+    Args:
+        plan: What runs.
+        directory: By default `SweepPlan.directory`.
+        jobs: Trials that run at a time; by default one per core.
+
+    Raises:
+        ConfigError: ``jobs`` is not a number of trials.
+        EnvError: The environment cannot be built.
+    """
+
+    def __init__(
+        self, plan: SweepPlan, directory: Path | None = None, jobs: int | None = None
+    ) -> None:
+        self.directory = plan.directory() if directory is None else directory
+        self.interrupted: signal.Signals | None = None
+        self._plan, self._metric = plan, plan.base.evaluation.metric
+        self._count = plan.space.trials if plan.space else sum(1 for _ in plan.combinations())
+        jobs = min(usable_cores(), self._count) if jobs is None else at_least_one("jobs", jobs)
+        self._shares = shares(jobs)
+        self._results: dict[int, TrialResult] = {}
+        self._pins = Pins()
+        self._pins.of(plan.base)
+
+    def __str__(self) -> str:
+        """Return what it will do, in one line."""
+        sizes = sorted({len(cores) for cores in self._shares})
+        cores = f"{' or '.join(map(str, sizes))} core{'s' if sizes != [1] else ''} each"
+        where = "shared cores" if sizes == [0] else cores
+        return f"{self.directory}: {self._count} trials, {len(self._shares)} at a time on {where}"
+
+    def run(self, on_end: Callable[[TrialResult], None], command: str = "") -> SweepReport:
+        """Run the trials until all have ended, or until Ctrl-C or SIGTERM.
+
+        A trial that fails does not end the sweep. After a second Ctrl-C runs are killed.
+
+        Args:
+            on_end: Called with each trial that has ended.
+            command: The command line that repeats it.
+
+        Raises:
+            ConfigError: The directory holds something else, or another process runs this sweep.
+            WriteError: A file cannot be written.
+        """
+        with writing(self.directory, ConfigError):
+            make_directory(self.directory)
+        lock = locked(self.directory)
+        try:
+            known, ended = self._opened()
+            search = self._search(known, ended)
+            waiting = self._waiting(search, known)
+            with Interrupts() as interrupts:
+                self._run(waiting, search, interrupts, on_end)
+                self.interrupted = interrupts.requested
+        finally:
+            os.close(lock)
+        results = [self._results[number] for number in sorted(self._results)]
+        return SweepReport(self.directory, self._metric, results, command)
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"trial-{number:03d}"
+
+    def _opened(self) -> tuple[dict[int, dict[str, Any]], dict[int, tuple[State, str]]]:
+        """Return what earlier sessions have kept: values, and ends, of trials by number."""
+        log = self.directory / LOG
+        known: dict[int, dict[str, Any]] = {}
+        ended: dict[int, tuple[State, str]] = {}
+        rows = _rows(log)
+        if not rows:
+            if any(each.name not in (LOG, ".lock") for each in self.directory.iterdir()):
+                raise ConfigError(f"'{self.directory}' holds other files; choose another --dir")
+            self._note(sweep=self._plan.identity())
+            return known, ended
+        if rows[0].get("sweep") != self._plan.identity():
+            raise ConfigError(
+                f"'{self.directory}' holds another sweep{_difference(rows[0], self._plan)}; "
+                "choose another --dir"
+            )
+        for row in rows[1:]:
+            if isinstance(number := row.get("trial"), int):
+                if "values" in row:
+                    known[number] = row["values"]
+                elif "state" in row:
+                    ended[number] = (row["state"], row.get("error", ""))
+        return known, ended
+
+    def _note(self, **row: Any) -> None:
+        with writing(self.directory / LOG):
+            append_line(self.directory / LOG, row)
+
+    def _search(
+        self, known: Mapping[int, dict[str, Any]], ended: Mapping[int, tuple[State, str]]
+    ) -> OptunaSearch | None:
+        """Take over results of earlier sessions; return what draws further trials."""
+        for number, values in known.items():
+            end = ended.get(number)
+            kept = end if end is not None and end[0] == "pruned" else None
+            result = read_result(number, values, self._path(number), self._metric, kept)
+            if result is not None:
+                self._results[number] = result
+        if self._plan.space is None:
+            return None
+        search = OptunaSearch(self._plan.space, self._plan.base.seed + len(self._results))
+        for number, result in sorted(self._results.items()):
+            search.ask(number, result.values)
+            search.report(number, self._reports(number))
+            search.tell(number, result.score, pruned=result.state == "pruned")
+        return search
+
+    def _waiting(
+        self, search: OptunaSearch | None, known: Mapping[int, dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield number and values of each trial that has not ended yet."""
+        if search is None:
+            for number, values in enumerate(self._plan.combinations()):
+                if number not in self._results:
+                    yield number, values
+            return
+        number = 0
+        while True:
+            if number not in self._results:
+                asked = search.ask(number, known.get(number))
+                if asked is None:
+                    return
+                yield number, asked
+            number += 1
+
+    def _run(
+        self,
+        waiting: Iterator[tuple[int, dict[str, Any]]],
+        search: OptunaSearch | None,
+        interrupts: Interrupts,
+        on_end: Callable[[TrialResult], None],
+    ) -> None:
+        """Keep as many trials running as there are shares of the cores."""
+        free = list(self._shares)
+        running: list[_Running] = []
+        try:
+            while True:
+                while free and interrupts.requested is None and (new := next(waiting, None)):
+                    started = self._started(*new, free[-1], on_end)
+                    if started is None:
+                        self._tell(search, new[0])
+                    else:
+                        free.pop()
+                        running.append(started)
+                if not running:
+                    return
+                time.sleep(_POLL_S)
+                for trial in list(running):
+                    if interrupts.requested is not None:
+                        trial.process.stop()
+                    if trial.process.ended:
+                        running.remove(trial)
+                        free.append(trial.cores)
+                        self._finish(trial, interrupts.requested is not None, on_end)
+                        self._tell(search, trial.number)
+                    elif search is not None and self._falls_behind(trial, search):
+                        trial.is_pruned = True
+                        trial.process.stop()
+        finally:
+            for trial in running:
+                trial.process.kill()
+
+    def _started(
+        self,
+        number: int,
+        values: dict[str, Any],
+        cores: list[int],
+        on_end: Callable[[TrialResult], None],
+    ) -> _Running | None:
+        """Start or resume a trial; return None if that fails."""
+        path = self._path(number)
+        self._note(trial=number, values=values)
+        try:
+            config = self._plan.config(values)
+            if (path / "config.yaml").is_file():
+                arguments = ["resume", str(path)]
+            else:
+                changes = [*self._plan.changes(values), *self._pins.of(config)]
+                file = [str(self._plan.path)] if self._plan.path else []
+                arguments = ["train", *file, *changes, f"run_dir={json.dumps(str(path))}"]
+        except FastrlError as error:
+            self._end(TrialResult(number, values, path, "failed", str(error)), on_end)
+            return None
+        beside = self._plan.path.resolve().parent if self._plan.path else None
+        process = TrialProcess(arguments, cores, path.with_suffix(".log"), beside)
+        return _Running(number, values, process, cores)
+
+    def _finish(
+        self, trial: _Running, is_stopped: bool, on_end: Callable[[TrialResult], None]
+    ) -> None:
+        """Record how a trial ended."""
+        path = self._path(trial.number)
+        end: tuple[State, str] = ("failed", trial.process.problem())
+        if trial.is_pruned or is_stopped:
+            end = ("pruned" if trial.is_pruned else "stopped", "")
+        result = read_result(trial.number, trial.values, path, self._metric, end)
+        assert result is not None
+        self._end(result, on_end)
+
+    def _end(self, result: TrialResult, on_end: Callable[[TrialResult], None]) -> None:
+        self._results[result.number] = result
+        self._note(trial=result.number, state=result.state, error=result.error, score=result.score)
+        on_end(result)
+
+    def _tell(self, search: OptunaSearch | None, number: int) -> None:
+        result = self._results[number]
+        if search is not None and result.state != "stopped":
+            score = result.score if result.state == "finished" else None
+            search.tell(number, score, pruned=result.state == "pruned")
+
+    def _falls_behind(self, trial: _Running, search: OptunaSearch) -> bool:
+        """Report the values of a running trial that are new; return whether it is pruned."""
+        size = trial.metrics_bytes
+        with suppress(OSError):
+            size = (self._path(trial.number) / "metrics.jsonl").stat().st_size
+        if trial.is_pruned or size == trial.metrics_bytes:
+            return False
+        trial.metrics_bytes = size
+        return search.report(trial.number, self._reports(trial.number))
+
+    def _reports(self, number: int) -> list[tuple[int, float]]:
+        """Return the intermediate values of a trial: evaluations, or without them training."""
+        kind = "evaluation" if self._plan.base.evaluation.enabled else "training"
+        return training_values(self._path(number), self._metric, kind)
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    """Return the complete rows of a sweep's file, and end a row that a crash has cut."""
+    rows: list[dict[str, Any]] = []
+    with writing(log, ConfigError):
+        content = read_bounded(log) if log.exists() else b""
+        if content and not content.endswith(b"\n"):
+            with log.open("ab") as file:
+                file.write(b"\n")
+    for line in content.split(b"\n"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
+    return rows
+
+
+def _difference(row: Mapping[str, Any], plan: SweepPlan) -> str:
+    """Return in words what differs between the sweep of a file and a plan."""
+    before, now = row.get("sweep"), plan.identity()
+    if not isinstance(before, dict):
+        return ""
+    found = [name for name in now if before.get(name) != now[name]]
+    return f": its {' and '.join(found)} differ" if found else ""

@@ -1,0 +1,214 @@
+"""What a sweep runs: a configuration, and the values that its trials are given."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastrl.arguments import brief
+from fastrl.config import Config, load_config, resolved
+from fastrl.config.text import parse_yaml
+from fastrl.errors import ConfigError
+from fastrl.learning.torch_threads import learner_threads
+from fastrl.sampling.build import make_plan
+from fastrl.sweeps.optuna_search import OptunaSearch, SearchSpace
+from fastrl.training.run_directory import RUNS
+
+SEED = "seed"
+Values = Mapping[str, Any]
+"""Values of a trial by dotted key, such as ``algorithm.learning_rate``."""
+
+_MOST_TRIALS = 10_000
+_DRAWS = 10
+"""Of which one must be valid: keys may depend on each other."""
+_MOST_THREADS = 8
+"""Threads of a learner of images, which otherwise has one per core, also where trials share the
+cores: another number would change the last bits of what is learnt."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The trials of a sweep: a grid of values, or values that Optuna draws.
+
+    Attributes:
+        path: The configuration file; None for the defaults alone.
+        overrides: Laid over the file, ``section.key=value`` each.
+        grid: Values by dotted key; each combination is a trial.
+        space: What Optuna draws from, instead of a grid.
+
+    Raises:
+        ConfigError: A configuration is invalid, there is nothing to vary, or a key is one of those
+            that the sweep sets.
+    """
+
+    path: Path | None
+    overrides: Sequence[str] = ()
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    space: SearchSpace | None = None
+
+    def __post_init__(self) -> None:
+        """Check the configuration of every trial that is known before."""
+        if bool(self.grid) == (self.space is not None):
+            raise ConfigError(
+                "a sweep varies something: seeds and values (--seeds, --over), or a space (--space)"
+            )
+        keys = {*self.grid, *(self.space.space if self.space else ())}
+        for key in keys:
+            if key.partition(".")[0] in ("run_dir", "cluster"):
+                raise ConfigError(f"{key}: a sweep cannot vary it")
+        if self.base.run_dir is not None:
+            raise ConfigError("run_dir: a sweep makes the directory of each trial; use --dir")
+        if self.base.cluster is not None:
+            raise ConfigError(
+                "cluster: a sweep runs its trials side by side on this machine; leave it out"
+            )
+        for values in self.combinations():
+            self.config(values)
+        if self.space is not None:
+            self._check_space(self.space)
+
+    def _check_space(self, space: SearchSpace) -> None:
+        """Reject a space from which no valid configuration is drawn."""
+        search = OptunaSearch(space, self.base.seed)
+        for number in range(_DRAWS):
+            try:
+                self.config(search.ask(0) or {})
+                return
+            except ConfigError as error:
+                if number == _DRAWS - 1:
+                    raise ConfigError(f"--space: {error}") from None
+
+    @cached_property
+    def base(self) -> Config:
+        """The configuration without the values of a trial."""
+        return load_config(self.path, self.overrides)
+
+    def config(self, values: Values) -> Config:
+        """Return the configuration of a trial.
+
+        Raises:
+            ConfigError: It is not valid.
+        """
+        return load_config(self.path, self.changes(values))
+
+    def changes(self, values: Values) -> list[str]:
+        """Return what is laid over the file for a trial, ``section.key=value`` each."""
+        # JSON is YAML, and has numbers with all their digits.
+        return [*self.overrides, *(f"{key}={json.dumps(each)}" for key, each in values.items())]
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the values of each trial of a grid; the first seed with all others comes first."""
+        keys = sorted(self.grid, key=lambda key: key != SEED)
+        for chosen in itertools.product(*(self.grid[key] for key in keys)) if keys else ():
+            yield dict(zip(keys, chosen, strict=True))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the trials, as JSON."""
+        found = {
+            "config": self.base.model_dump(mode="json", warnings="none"),
+            "grid": {key: list(values) for key, values in self.grid.items()},
+            "space": self.space and self.space.model_dump(mode="json"),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
+
+    def directory(self) -> Path:
+        """Return the directory of this sweep where none is given: the same for the same plan."""
+        known = json.dumps(self.identity(), sort_keys=True).encode()
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.path.stem if self.path else self.base.env.id)
+        return RUNS / f"sweep-{name.strip('-.')[:60]}-{hashlib.sha256(known).hexdigest()[:8]}"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of ``0:5``, which is 0 to 4, or of ``0,3,7``.
+
+    Raises:
+        ConfigError: They are written otherwise.
+    """
+    ends = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", text)
+    if ends is not None and 0 < int(ends[2]) - int(ends[1]) <= _MOST_TRIALS:
+        return list(range(int(ends[1]), int(ends[2])))
+    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text):
+        return list(dict.fromkeys(map(int, text.split(","))))
+    raise ConfigError(f"--seeds must be first:end, such as 0:5, or 0,3,7; got {brief(text)}")
+
+
+def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values by key of ``key=value,value`` texts, the values in YAML.
+
+    Raises:
+        ConfigError: A text is written otherwise, or a key is there twice.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        if not equals or not key or not values.strip():
+            raise ConfigError(
+                f"--over must be key=value,value, such as algorithm.learning_rate=1e-4,3e-4; got "
+                f"{brief(text)}"
+            )
+        if key in found:
+            raise ConfigError(f"--over: '{key}' is there twice; separate its values by commas")
+        chosen = parse_yaml(f"[{values}]", f"--over: {key}", numbered=False)
+        found[key] = [each for at, each in enumerate(chosen) if each not in chosen[:at]]
+    return found
+
+
+def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the grid of the options ``--seeds`` and ``--over``.
+
+    Raises:
+        ConfigError: One is written wrongly, the seed is in both, or there are too many trials.
+    """
+    grid = parse_over(over)
+    if seeds is not None:
+        if SEED in grid:
+            raise ConfigError("--seeds and --over seed=…: give one of them")
+        grid[SEED] = parse_seeds(seeds)
+    number = 1
+    for values in grid.values():
+        number *= len(values)
+    if number > _MOST_TRIALS:
+        raise ConfigError(f"{number:,} trials are too many; at most {_MOST_TRIALS:,} are possible")
+    return grid
+
+
+class Pins:
+    """Settings that keep what a trial learns independent of its share of the cores.
+
+    They are those which `fastrl train` would choose on the whole machine. Environments are probed,
+    each only once.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[str, int] = {}
+
+    def of(self, config: Config) -> list[str]:
+        """Return the pins of a trial, ``section.key=value`` each.
+
+        Raises:
+            FastrlError: The environment cannot be built, or something is missing.
+        """
+        config = resolved(config)
+        pins = []
+        if config.sampler.tune_s is not None:
+            # Beside other trials a tuning would measure these as well.
+            pins.append("sampler.tune_s=null")
+        topology = config.topology
+        if not topology.by_slot or topology.num_model_workers:
+            pins.append(f"sampler.num_env_workers={topology.num_env_workers}")
+        key = config.model_dump_json(include={"env", "model"})
+        if key not in self._threads:
+            automatic = learner_threads(config, make_plan(config).env_spec)
+            self._threads[key] = min(automatic, _MOST_THREADS)
+        if config.algorithm.torch_threads == "auto" and self._threads[key] > 1:
+            pins.append(f"algorithm.torch_threads={self._threads[key]}")
+        return pins

@@ -1,0 +1,248 @@
+"""The outcome of a sweep: as a table, as a picture and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from fastrl.errors import ConfigError
+from fastrl.system import machine, versions
+from fastrl.training.durable import read_bounded
+from fastrl.training.evaluation import INFO, RETURN_MEAN
+from fastrl.training.metrics import read_rows
+from fastrl.training.plotting import plot_runs, read_curve
+
+State = Literal["finished", "pruned", "failed", "stopped"]
+
+_LISTED = 30
+"""Rows of the table; the JSON file has all."""
+_DRAWN = 8
+"""Groups of trials that are drawn: the best."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial.
+
+    Attributes:
+        number: From 0.
+        values: Its values by dotted key.
+        path: Directory of its run.
+        state: How it ended.
+        error: Why it failed, in one line.
+        score: ``evaluation.metric`` of the final evaluation; without evaluations, the last value
+            of training. None where there is none.
+        steps: Environment steps that it has learnt from.
+        wall_s: Its time; 0 where it did not finish.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    path: Path
+    state: State
+    error: str = ""
+    score: float | None = None
+    steps: int = 0
+    wall_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Its values in one line."""
+        return " ".join(f"{key}={_shown(value)}" for key, value in self.values.items())
+
+    def __str__(self) -> str:
+        """Return how it went, in one line."""
+        said = f"trial {self.number} ({self.label}) {self.state}"
+        if self.error:
+            return f"{said}: {self.error}"
+        score = "" if self.score is None else f": {self.score:,.4g}"
+        time = f" in {self.wall_s:,.0f} s" if self.wall_s else ""
+        return f"{said}{score}, {self.steps:,} steps{time}"
+
+
+def read_result(
+    number: int,
+    values: Mapping[str, Any],
+    path: Path,
+    metric: str,
+    ended: tuple[State, str] | None = None,
+) -> TrialResult | None:
+    """Return the outcome of a run from its files; None where it has not finished.
+
+    Args:
+        number: Of the trial.
+        values: Of the trial.
+        path: The run's directory.
+        metric: ``evaluation.metric``.
+        ended: State and error of a trial that has ended without finishing.
+    """
+    summary: dict[str, Any] | None = None
+    with suppress(OSError, ValueError):
+        summary = json.loads(read_bounded(path / "summary.json"))
+    if summary is None and ended is None:
+        return None
+    finished: tuple[State, str] = ("finished", "")
+    state, error = finished if summary is not None or ended is None else ended
+    trained = training_values(path, metric)
+    score = _score(summary, metric) if summary else None
+    if score is None and trained:
+        score = trained[-1][1]
+    summary = summary or {}
+    steps = summary.get("steps", trained[-1][0] if trained else 0)
+    return TrialResult(
+        number, values, path, state, error, score, steps, float(summary.get("wall_s", 0.0))
+    )
+
+
+def _score(summary: Mapping[str, Any], metric: str) -> float | None:
+    """Return what a finished run is judged by."""
+    if metric == RETURN_MEAN:
+        found = summary.get("eval_return_mean")
+    else:
+        found = (summary.get("eval_info") or {}).get(metric.removeprefix(INFO))
+    return float(found) if found is not None and math.isfinite(found) else None
+
+
+def training_values(path: Path, metric: str, kind: str = "training") -> list[tuple[int, float]]:
+    """Return a metric of a run in rows of that kind, with the steps; empty where there is none."""
+    with suppress(OSError):
+        return [
+            (row["steps"], float(value))
+            for row in read_rows(path / "metrics.jsonl")
+            if row.get("kind") == kind
+            and isinstance(value := row.get(metric), int | float)
+            and math.isfinite(value)
+        ]
+    return []
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """All trials of a sweep.
+
+    Attributes:
+        directory: Of the sweep.
+        metric: What is compared.
+        trials: Those that have ended, by number.
+        command: The command line that repeats it.
+    """
+
+    directory: Path
+    metric: str
+    trials: Sequence[TrialResult]
+    command: str = ""
+    _groups: list[list[TrialResult]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Group the trials that differ only in their seed, the best group first."""
+        groups: dict[str, list[TrialResult]] = {}
+        for trial in self.trials:
+            groups.setdefault(json.dumps(_without_seed(trial)), []).append(trial)
+        ranked = sorted(
+            groups.values(), key=lambda group: statistics.fmean(_scores(group) or [-math.inf])
+        )[::-1]
+        object.__setattr__(self, "_groups", ranked)
+
+    @property
+    def best(self) -> TrialResult | None:
+        """The finished trial with the highest score."""
+        finished = [trial for trial in self.trials if _scores([trial])]
+        return max(finished, key=lambda trial: _scores([trial]), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON types."""
+        trials = [
+            {
+                "number": trial.number,
+                "values": dict(trial.values),
+                "run": str(trial.path),
+                "state": trial.state,
+                "error": trial.error,
+                "score": trial.score,
+                "steps": trial.steps,
+                "wall_s": trial.wall_s,
+            }
+            for trial in self.trials
+        ]
+        groups = [
+            {
+                "values": _without_seed(group[0]),
+                "trials": [trial.number for trial in group],
+                "scores": (scores := _scores(group)),
+                "mean": statistics.fmean(scores) if scores else None,
+                "std": statistics.pstdev(scores) if scores else None,
+            }
+            for group in self._groups
+        ]
+        return {
+            "directory": str(self.directory),
+            "metric": self.metric,
+            "best": self.best.number if self.best else None,
+            "groups": groups,
+            "trials": trials,
+            "machine": machine(),
+            "versions": versions("optuna"),
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": self.command,
+        }
+
+    def to_rich(self) -> Table:
+        """Return the table that the command line prints."""
+        keys = list(dict.fromkeys(key for trial in self.trials for key in _without_seed(trial)))
+        table = Table(title=f"Sweep {self.directory}", title_justify="left")
+        for key in keys:
+            table.add_column(key, justify="right")
+        for column in ("runs", f"{self.metric}, mean ± std", "lowest … highest", "steps/s", ""):
+            table.add_column(column, justify="left" if not column else "right")
+        for group in self._groups[:_LISTED]:
+            table.add_row(*(_shown(group[0].values.get(key)) for key in keys), *_cells(group))
+        return table
+
+    def draw(self) -> Path | None:
+        """Write learning curves of the best groups beside the trials; None if there are none."""
+        runs = []
+        for trial in (each for group in self._groups[:_DRAWN] for each in group):
+            with suppress(ConfigError):
+                read_curve(trial.path, "training", self.metric)
+                runs.append(trial.path)
+        if not runs:
+            return None
+        picture = self.directory / "curves.png"
+        plot_runs(runs, picture, metric=self.metric)
+        return picture
+
+
+def _without_seed(trial: TrialResult) -> dict[str, Any]:
+    return {key: value for key, value in trial.values.items() if key != "seed"}
+
+
+def _scores(group: Sequence[TrialResult]) -> list[float]:
+    return [t.score for t in group if t.state == "finished" and t.score is not None]
+
+
+def _cells(group: Sequence[TrialResult]) -> list[str]:
+    """Return the cells of a group behind its values."""
+    scores = _scores(group)
+    spread = f"{min(scores):,.4g} … {max(scores):,.4g}" if len(scores) > 1 else ""
+    score = f"{statistics.fmean(scores):,.4g}" if scores else ""
+    score += f" ± {statistics.pstdev(scores):,.3g}" if len(scores) > 1 else ""
+    speeds = [trial.steps / trial.wall_s for trial in group if trial.wall_s > 0]
+    others = [trial.state for trial in group if trial.state != "finished"]
+    remark = ", ".join(f"{others.count(state)} {state}" for state in dict.fromkeys(others))
+    speed = f"{statistics.fmean(speeds):,.0f}" if speeds else ""
+    return [str(len(group)), score, spread, speed, remark]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,137 @@
+"""A trial as a process: ``fastrl train`` or ``fastrl resume`` on some of the cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+from fastrl.errors import one_line
+from fastrl.system import usable_cores
+from fastrl.training.durable import writing
+
+STOP_S = 60.0
+"""How long a run may take to save and end after it was asked to, before it is killed."""
+_KILLED_S = 10.0
+"""How long the kernel may take to end a killed process."""
+
+PROGRAM = "fastrl.cli.trial"
+"""Module that is run with the order of a trial."""
+_ERROR = "fastrl: error: "
+_TAIL_BYTES = 4096
+
+
+class TrialProcess:
+    """A run in a process that ends with this one, at the latest.
+
+    Its output goes to a file, and it gets none of a terminal's signals: the sweep passes on those
+    that end it.
+
+    Args:
+        arguments: Of ``fastrl``.
+        cores: What it may use; empty for all.
+        log: File that its output is appended to.
+        beside: Directory of modules that it may import besides; None for none.
+
+    Raises:
+        WriteError: The file cannot be written.
+        OSError: No process can be started.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], cores: Sequence[int], log: Path, beside: Path | None
+    ) -> None:
+        self._log, self._stop_at = log, 0.0
+        order = {
+            "parent": os.getpid(),
+            "cores": list(cores),
+            "beside": beside and str(beside),
+            "arguments": list(arguments),
+        }
+        with writing(log):
+            output = log.open("ab")
+        with output:
+            self._begin = output.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, json.dumps(order)],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended; kills it where it was asked to and takes too long."""
+        if self._process.poll() is not None:
+            return True
+        if self._stop_at and time.monotonic() > self._stop_at:
+            self.kill()
+        return False
+
+    def stop(self) -> None:
+        """Ask the run to save and end; only the first time."""
+        if not self._stop_at and self._process.poll() is None:
+            self._stop_at = time.monotonic() + STOP_S
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it now, and with it its workers; safe to call twice."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait(_KILLED_S)
+
+    def problem(self) -> str:
+        """Return in one line why it failed."""
+        code = self._process.returncode
+        if code == -signal.SIGKILL:
+            return "killed by SIGKILL, as where memory is short; fewer --jobs need less"
+        if code < 0:
+            return f"killed by signal {-code}"
+        with suppress(OSError), self._log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._begin, size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+            said = [line.partition(_ERROR)[2] for line in lines if _ERROR in line] or lines
+            if said:
+                return one_line(said[-1], None)
+        return f"ended with exit code {code}; see '{self._log}'"
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a trial, in which torch counts the cores of the whole machine.
+
+    It decomposes matrices, and so makes orthogonal weights, by another algorithm with one thread.
+    """
+    found = dict(os.environ)
+    if hasattr(os, "sched_getaffinity"):
+        found.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    return found
+
+
+def shares(jobs: int) -> list[list[int]]:
+    """Return the cores of each of some processes: all of them, and each core once if they suffice.
+
+    Args:
+        jobs: Number of processes.
+
+    Returns:
+        Lists of cores; empty ones where a process cannot be bound to cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return [[] for _ in range(jobs)]
+    cores = sorted(os.sched_getaffinity(0))
+    # A quota may allow less time than there are cores; each process then sees its part of it.
+    usable = min(len(cores), max(jobs, usable_cores()))
+    if jobs > usable:
+        return [[cores[job % usable]] for job in range(jobs)]
+    ends = [job * usable // jobs for job in range(jobs + 1)]
+    return [cores[first:end] for first, end in pairwise(ends)]

@@ -1,0 +1,272 @@
+"""The machine, or the container on it: its cores, memory, devices and versions of packages."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrl.errors import ConfigError, cause
+
+if TYPE_CHECKING:
+    import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_PACKAGES = ("fastrl", "torch", "numpy", "gymnasium", "mujoco", "crafter", "numba", "ale-py")
+
+# Limit, usage, and the file caches in it, which the kernel frees on demand: in versions 2 and 1
+# of cgroups.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "failed to map segment from shared object",
+)
+"""Messages of torch and of the loader, which have no exception class for a lack of memory."""
+_TORCH_SIZE = re.compile(r"tried to allocate (\d+) bytes")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
+_LARGEST_MMAP_THRESHOLD = 2**25
+"""The most that glibc accepts."""
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return the cores that the affinity mask and the cgroup's CPU quota leave, at least 1.
+
+    The processes that ``torchrun`` has started on this machine share them.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    quotas = [quota for each in _cgroups("cpu", root) if (quota := _quota(each)) is not None]
+    # Rounded up: a quota of 1.5 cores keeps two workers busier than one.
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    available = min([cores, *(math.ceil(quota) for quota in quotas)])
+    return max(1, available // (int(sharing) if sharing.isdecimal() and int(sharing) else 1))
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Return the memory that this process and its children may still allocate.
+
+    An allocation beyond it fails only where the address space is limited (``ulimit -v``);
+    elsewhere the kernel kills a process.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    import psutil
+
+    limits = [_left_in(directory) for directory in _cgroups("memory", root)]
+    return int(min([psutil.virtual_memory().available, _left_to_process(), *limits]))
+
+
+def lack_of_memory(error: BaseException) -> str:
+    """Return one line with the sizes if memory is lacking; an empty text for all other errors."""
+    text = cause(error)
+    is_lack = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if isinstance(error, RuntimeError | ImportError):
+        is_lack = any(words in text for words in _OUT_OF_MEMORY)
+    if not is_lack:
+        return ""
+    size = _TORCH_SIZE.search(text)
+    wanted = f"{_amount(int(size[1]))} are asked for at once" if size else text
+    limit = "" if math.isinf(_left_to_process()) else "raise the limit (ulimit -v), or "
+    return (
+        f"not enough memory: {wanted}, and {_amount(free_bytes())} are free; {limit}lower "
+        "the number of environments (sampler.num_envs), sampler.rollout_length or the sizes "
+        "of the model"
+    )
+
+
+def keep_freed_memory() -> None:
+    """Stop glibc from returning memory to the kernel that the next step allocates again.
+
+    A network's activations are freed and allocated at every step. Taken from the kernel each
+    time, they cost a page fault per 4 KiB: a third of a conv net's forward pass at batch 64, and
+    a fifth of forward and backward at 512. With another C library this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute with this many threads, and restore the number afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def existing_device(device: torch.device | str, key: str = "") -> torch.device:
+    """Return a device, after a check that torch finds it on this machine.
+
+    Args:
+        device: The device, or its name.
+        key: The configuration key that names it, for errors.
+
+    Raises:
+        ConfigError: It is not a device, or this machine does not have it.
+    """
+    import torch
+
+    where = f"{key}: " if key else ""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"{where}no device '{device}': write 'cpu', 'cuda' or 'cuda:0'") from None
+    count = torch.cuda.device_count() if found.type == "cuda" else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ConfigError(
+            f"{where}no device '{found}': torch finds {count} CUDA devices; use 'cpu'"
+        )
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, usable cores, memory, GPU, system and Python."""
+    import psutil
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of the installed packages that measurements depend on.
+
+    Args:
+        *others: Further packages, such as those of peers that were measured.
+    """
+    found = {}
+    for package in (*_PACKAGES, *others):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def circumstances(*others: str) -> dict[str, Any]:
+    """Return machine, versions, date (UTC) and command line, saved with every measurement.
+
+    Args:
+        *others: See `versions`.
+    """
+    return {
+        "machine": machine(),
+        "versions": versions(*others),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _cgroups(controller: str, root: Path) -> list[Path]:
+    """Return the directories of this process's cgroup and of its ancestors, which limit it too.
+
+    Args:
+        controller: ``cpu`` or ``memory``; each has its own tree in version 1 of cgroups.
+        root: Where ``proc`` and ``sys`` are mounted.
+    """
+    found: list[Path] = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
+        own = Path(path.lstrip("/"))
+        found += [mount / ancestor for ancestor in (own, *own.parents)]
+    return found
+
+
+def _read(path: Path) -> str:
+    """Return the text of a kernel file, empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _quota(directory: Path) -> float | None:
+    """Return a cgroup's quota in cores, None where it has none."""
+    quota, _, period = _read(directory / "cpu.max").strip().partition(" ")
+    if not period:
+        quota = _read(directory / "cpu.cfs_quota_us").strip()
+        period = _read(directory / "cpu.cfs_period_us").strip()
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _left_in(directory: Path) -> float:
+    """Return what a cgroup leaves of its memory limit, infinity where it has none."""
+    for limit, usage, caches in _MEMORY_FILES:
+        most, used = (_read(directory / name).strip() for name in (limit, usage))
+        if most.isdecimal() and used.isdecimal():
+            fields = map(str.split, _read(directory / "memory.stat").splitlines())
+            cached = sum(int(value) for name, value in fields if name in caches)
+            return max(0, int(most) - int(used) + cached)
+    return math.inf
+
+
+def _left_to_process() -> float:
+    """Return what a limit on the address space (``ulimit -v``) leaves, infinity without one."""
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 0:
+        return math.inf
+    import psutil
+
+    return max(0, limit - psutil.Process().memory_info().vms)
+
+
+def _amount(num_bytes: int) -> str:
+    """Return a size with a binary unit."""
+    exponent = next(each for each in (30, 20, 10) if num_bytes >= 2**each or each == 10)
+    return f"{num_bytes / 2**exponent:,.1f} {'KMG'[exponent // 10 - 1]}iB"
+
+
+def _cpu_name() -> str:
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,187 @@
+"""What the ranks of a run tell each other: who they are, what they sampled, when they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fastrl.config import Config, config_to_yaml
+from fastrl.envs.state import State, pack, unpack
+from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.learning.ranks import Ranks
+from fastrl.shared.rollouts import Episodes, Rollout
+from fastrl.system import usable_cores, versions
+from fastrl.training.interrupts import StopSignal
+from fastrl.workers.plan import SamplingPlan
+
+_RANKS = "ranks"
+"""Key of the states of the ranks' samplers in a checkpoint."""
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Tell the other ranks if this one fails in the block, and leave them at its end."""
+    try:
+        yield
+    except BaseException as error:
+        ranks.fail(str(error) if isinstance(error, FastrlError) else cause(error))
+        raise
+    finally:
+        ranks.close()
+
+
+def require_alike(ranks: Ranks, config: Config) -> None:
+    """Compare this run on all ranks.
+
+    Raises:
+        ConfigError: Another rank has another configuration, or another version of a package.
+    """
+    if ranks.size == 1:
+        return
+    own = {"the configuration": config_to_yaml(config), **versions()}
+    first, *others = ranks.gather(own)
+    for rank, other in enumerate(others, 1):
+        for name in first.keys() | other.keys():
+            if first.get(name) != other.get(name):
+                here, there = _difference(first.get(name, ""), other.get(name, ""))
+                raise ConfigError(
+                    f"rank {rank} differs from rank 0 in {name}: '{there}' instead of '{here}'"
+                )
+
+
+def _difference(first: str, second: str) -> tuple[str, str]:
+    """Return the first lines in which two texts differ."""
+    lines = [text.splitlines() or [""] for text in (first, second)]
+    longest = max(map(len, lines))
+    padded = [found + [""] * (longest - len(found)) for found in lines]
+    differing = ((a.strip(), b.strip()) for a, b in zip(*padded, strict=True) if a != b)
+    return next(differing, ("", ""))
+
+
+def own_part(config: Config, ranks: Ranks) -> Config:
+    """Return the configuration of this rank's sampler and learner.
+
+    The sizes of ``sampler`` are those of the whole run. Each rank has an equal part of the
+    environments, and of the workers at least one.
+
+    Raises:
+        ConfigError: The sizes cannot be divided among the ranks.
+    """
+    if ranks.size == 1:
+        return config
+    sampler, size, total = config.sampler, ranks.size, config.topology.num_envs
+    unit = sampler.envs_per_worker or sampler.groups
+    if total % (size * unit):
+        by = f"the number of ranks ({size})"
+        if unit > 1:
+            key = "envs_per_worker" if sampler.envs_per_worker else "groups"
+            by += f" × sampler.{key} ({unit})"
+        raise ConfigError(f"sampler.num_envs: must be divisible by {by}, got {total}")
+    smallest = getattr(config.algorithm, "minibatch_size", None)
+    if smallest is not None and smallest < size:
+        raise ConfigError(
+            f"algorithm.minibatch_size: must be at least the number of ranks ({size}), "
+            f"got {smallest}"
+        )
+    if config.cluster is not None and config.cluster.elastic:
+        raise ConfigError(
+            "cluster.elastic: ranks cannot continue without one that died; 'torchrun "
+            "--max-restarts=3 … -m fastrl resume RUN' continues with those that are left"
+        )
+    given, own = sampler.num_env_workers, total // size
+    most = usable_cores() if given == "auto" else max(1, given // size)
+    workers = max(n for n in range(1, most + 1) if not (own // unit) % n)
+    if sampler.envs_per_worker:
+        workers = own // sampler.envs_per_worker
+    sizes = {
+        "num_envs": own,
+        "num_env_workers": workers,
+        "num_model_workers": min(workers, -(-sampler.num_model_workers // size)),
+        "device": tuple(map(ranks.device, sampler.devices)),
+    }
+    algorithm = config.algorithm.model_copy(
+        update={"device": ranks.device(config.algorithm.device)}
+    )
+    sampler = sampler.model_copy(update=sizes)
+    return config.model_copy(update={"sampler": sampler, "algorithm": algorithm})
+
+
+def own_plan(plan: SamplingPlan, ranks: Ranks) -> SamplingPlan:
+    """Return the plan of this rank's sampler, whose slots are those of one with all slots."""
+    if ranks.size == 1:
+        return plan
+    own = plan.topology.num_envs
+    topology = dataclasses.replace(
+        plan.topology, by_slot=True, first_env=ranks.rank * own, run_envs=ranks.size * own
+    )
+    return dataclasses.replace(plan, topology=topology)
+
+
+def meet(
+    ranks: Ranks, rollout: Rollout | None, lag: float = 0.0, asked: int | None = None
+) -> tuple[Episodes, float]:
+    """Return the episodes that ended on all ranks, and the mean lag of their policies.
+
+    Args:
+        ranks: All of them, which call this once per update.
+        rollout: What this rank sampled; None if it has broken that off.
+        lag: That of this rank's policy.
+        asked: The signal because of which it was broken off.
+
+    Raises:
+        StopSignal: A rank has broken off its rollout; with the signal.
+        WorkerError: A rank is lost.
+    """
+    if rollout is not None and ranks.size == 1:
+        return rollout.episodes, lag
+    own: State = int(asked or signal.SIGTERM)
+    if rollout is not None:
+        episodes = rollout.episodes
+        slot = episodes.slot + ranks.rank * rollout.reward.shape[1]
+        own = vars(episodes) | {"slot": slot, "info": dict(episodes.info), "lag": lag}
+    found = ranks.gather(own)
+    for item in found:
+        if isinstance(item, int):
+            raise StopSignal(item)
+    columns = {name: _joined([each[name] for each in found]) for name in own if name != "lag"}
+    order = np.lexsort((columns["slot"], columns["end_step"]))
+    info = {name: values[order] for name, values in columns.pop("info").items()}
+    episodes = Episodes(**{name: column[order] for name, column in columns.items()}, info=info)
+    return episodes, float(np.mean([each["lag"] for each in found]))
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
+def joined_environments(ranks: Ranks, own: bytes | None, reason: str) -> tuple[bytes | None, str]:
+    """Return the states of all ranks' environments as one, or why there is none.
+
+    Args:
+        ranks: All of them, which call this together.
+        own: The state of this rank's; None if there is none.
+        reason: Why; empty where no episode has begun.
+
+    Raises:
+        WorkerError: A rank is lost.
+    """
+    found = ranks.gather([own, reason])
+    if ranks.size == 1 or any(state is None for state, _ in found):
+        return own if ranks.size == 1 else None, max(why for _, why in found)
+    return pack({_RANKS: [state for state, _ in found]}), ""
+
+
+def own_environments(state: State, ranks: Ranks) -> tuple[State, str]:
+    """Return this rank's part of a checkpoint's environments, or why there is none."""
+    parts = state.get(_RANKS) if isinstance(state, dict) else None
+    number = 1 if parts is None else len(parts)
+    if number != ranks.size:
+        return None, f"the checkpoint is of another number of ranks ({number})"
+    return state if parts is None else unpack(parts[ranks.rank]), ""

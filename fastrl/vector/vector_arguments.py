@@ -1,0 +1,407 @@
+"""Checks of arguments: those of `make_vec`, and seeds and options of a reset.
+
+A value ``{uniform: [low, high]}``, ``{log_uniform: [low, high]}``, ``{normal: [mean, std]}`` or
+``{choice: [a, b, …]}`` among the parameters of environments is a distribution, from which every
+environment draws its own value once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.spaces import Space
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from fastrl.arguments import at_least_one, brief, nearest, one_of, seconds, whole
+from fastrl.envs.env_factory import EnvFactory, Wrapper
+from fastrl.envs.family import batch_family
+from fastrl.errors import ArgumentError, one_line
+from fastrl.vector.vector_plan import VectorPlan
+
+Id = str | Callable[..., Any] | GymnasiumSpec
+EnvKwargs = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[int], Mapping[str, Any]]
+Backend = Literal["auto", "serial", "threads", "processes", "native"]
+Autoreset = Literal["same_step", "next_step", "disabled"]
+ObservationMode = Literal["same", "different"] | tuple[Space[Any], Space[Any]]
+
+_MODES: Mapping[str, AutoresetMode] = {
+    "same_step": AutoresetMode.SAME_STEP,
+    "next_step": AutoresetMode.NEXT_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+_BACKENDS = {"sync": "serial", "async": "processes", "vector_entry_point": "native"}
+_VECTOR_KWARGS = (
+    *("autoreset_mode", "copy", "observation_mode"),
+    # Of gymnasium's `AsyncVectorEnv`; without effect on results, nor on how workers are started.
+    *("shared_memory", "context", "daemon"),
+)
+
+
+_DRAWS = {
+    "uniform": "two numbers",
+    "log_uniform": "two numbers above 0",
+    "normal": "a mean and a standard deviation of at least 0",
+    "choice": "a list of what to choose from",
+}
+"""What must follow the name of a distribution."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which environments to build.
+
+    Attributes:
+        ids: One id, factory or specification for all environments, or one for each.
+        num_envs: Number of environments.
+        given: Parameters that go with each of ``ids``.
+        own: Parameters of every environment; a single mapping where all are the same.
+    """
+
+    ids: Sequence[Any]
+    num_envs: int
+    given: Sequence[dict[str, Any]]
+    own: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        env: Id | Sequence[Callable[..., Any]],
+        num_envs: int | None,
+        kwargs: Mapping[str, Any],
+        env_kwargs: EnvKwargs | None,
+        seed: int,
+    ) -> Recipe:
+        """Check the arguments of `fastrl.make_vec` that say what to build.
+
+        Raises:
+            ArgumentError: An environment is neither an id nor a factory, or numbers do not match.
+        """
+        several = isinstance(env, Sequence) and not isinstance(env, str)
+        ids: list[Any] = list(env) if several else [env]  # type: ignore[arg-type]
+        given = []
+        for index, each in enumerate(ids):
+            if not isinstance(each, str | GymnasiumSpec) and not callable(each):
+                raise ArgumentError(
+                    "env must be an id such as 'CartPole-v1', a factory or a list of factories, "
+                    f"got {one_line(each)}"
+                )
+            given.append({**(each.kwargs if isinstance(each, GymnasiumSpec) else {}), **kwargs})
+            if isinstance(each, GymnasiumSpec) and each is gymnasium.registry.get(each.id):
+                ids[index] = each.id
+        num_envs = at_least_one("num_envs", len(ids) if num_envs is None else num_envs)
+        if len(ids) not in (1, num_envs):
+            raise ArgumentError(f"num_envs: got {num_envs} for a list of {len(ids)} factories")
+        return cls(ids, num_envs, given, _kwargs_of_each(env_kwargs, num_envs, seed))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all environments are built alike, except for parameters of their own."""
+        return all(
+            (each, given) == (self.ids[0], self.given[0])
+            for each, given in zip(self.ids, self.given, strict=True)
+        )
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The parameters that all environments share."""
+        return dict(self.given[0]) if len(self.own) > 1 else {**self.given[0], **self.own[0]}
+
+    def plan(
+        self,
+        autoreset: AutoresetMode,
+        wrappers: Sequence[Wrapper] | None,
+        max_episode_steps: int | None,
+        *,
+        preprocessing: bool = True,
+        different_spaces: bool = False,
+        **deadlines: float,
+    ) -> VectorPlan:
+        """Return the plan of single environments, which one worker steps.
+
+        Raises:
+            ArgumentError: Wrappers or deadlines are of the wrong kind.
+        """
+        if isinstance(wrappers, str) or not isinstance(wrappers, Sequence | None):
+            raise ArgumentError(
+                f"wrappers must be a list of callables or paths, got {one_line(wrappers)}"
+            )
+        checked: dict[str, Any] = {name: seconds(name, s) for name, s in deadlines.items()}
+        alike = len(self.own) == len(self.ids) == 1
+        each = range(1 if alike else self.num_envs)
+        return VectorPlan(
+            name=EnvFactory(self.ids[0]).name,
+            wrappers=tuple(wrappers or ()),
+            factories=[self._factory(i, max_episode_steps, preprocessing) for i in each],
+            num_envs=self.num_envs,
+            num_workers=1,
+            autoreset=autoreset,
+            different_spaces=different_spaces,
+            env_kwargs=[dict(self.own[i % len(self.own)]) for i in range(self.num_envs)],
+            **checked,
+        )
+
+    def _factory(
+        self, index: int, max_episode_steps: int | None, preprocessing: bool
+    ) -> EnvFactory:
+        place = index % len(self.ids)
+        env = self.ids[place]
+        kwargs: Mapping[str, Any] = {**self.given[place], **self.own[index % len(self.own)]}
+        if preprocessing and (family := batch_family(env)):
+            env, kwargs = family.single_like_batch(env, kwargs)
+        # Observations and infos of `make_vec` are those of the environments.
+        return EnvFactory(env, kwargs, max_episode_steps=max_episode_steps, action_mask="off")
+
+
+def _kwargs_of_each(env_kwargs: EnvKwargs | None, num_envs: int, seed: int) -> list[dict[str, Any]]:
+    """Return the parameters of every environment, a single mapping where all are the same.
+
+    Args:
+        env_kwargs: The same for all, perhaps with distributions; one mapping per environment; or a
+            function of the index.
+        num_envs: Number of environments.
+        seed: Of the draws; what environment i draws does not depend on their number.
+
+    Raises:
+        ArgumentError: There is not one mapping per environment, or a distribution does not fit.
+    """
+    seed = whole("env_kwargs_seed", seed, 0, math.inf)
+    if env_kwargs is None:
+        return [{}]
+    if isinstance(env_kwargs, Mapping):
+        if not any(_is_distribution(value) for value in env_kwargs.values()):
+            return [dict(env_kwargs)]
+        each: list[Any] = [env_kwargs] * num_envs
+    elif callable(env_kwargs):
+        each = [env_kwargs(index) for index in range(num_envs)]
+    elif isinstance(env_kwargs, Sequence) and not isinstance(env_kwargs, str):
+        each = list(env_kwargs)
+    else:
+        raise ArgumentError(
+            "env_kwargs must be a mapping, a list of mappings or a function of the index, "
+            f"got {brief(env_kwargs)}"
+        )
+    if len(each) != num_envs:
+        raise ArgumentError(f"env_kwargs: got {len(each)} mappings for {num_envs} environments")
+    drawn = []
+    for index, kwargs in enumerate(each):
+        if not isinstance(kwargs, Mapping):
+            raise ArgumentError(f"env_kwargs of env {index} is no mapping: {one_line(kwargs)}")
+        rng = np.random.default_rng((seed, index))
+        drawn.append({name: _drawn(name, value, rng) for name, value in kwargs.items()})
+    return drawn
+
+
+def _drawn(name: str, value: Any, rng: np.random.Generator) -> Any:
+    """Return a draw from a distribution, anything else as it is."""
+    if not _is_distribution(value):
+        return value
+    ((kind, given),) = value.items()
+    try:
+        given = list(given)
+        if kind == "choice":
+            return given[int(rng.integers(len(given)))]
+        if kind == "log_uniform":
+            low, high = map(math.log, given)
+            return math.exp(rng.uniform(low, high))
+        return float(getattr(rng, kind)(*given))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(
+            f"env_kwargs.{name}: {kind} does not take {one_line(given)}; write {_DRAWS[kind]}"
+        ) from error
+
+
+def _is_distribution(value: object) -> bool:
+    """Return whether a value is a distribution.
+
+    Raises:
+        ArgumentError: It has the form of one, and nearly the name.
+    """
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    kind = next(iter(value))
+    if kind not in _DRAWS and isinstance(kind, str) and (hint := nearest(kind, _DRAWS, 0.75)):
+        raise ArgumentError(f"env_kwargs: unknown distribution '{one_line(kind)}'{hint}")
+    return kind in _DRAWS
+
+
+def joined(
+    backend: str = "auto",
+    autoreset: AutoresetMode | str | None = None,
+    copy: bool = True,
+    observation_mode: Any = None,
+    vectorization_mode: Any = None,
+    vector_kwargs: Any = None,
+    autoreset_mode: AutoresetMode | str | None = None,
+) -> tuple[str, AutoresetMode | None, bool, ObservationMode | None]:
+    """Join arguments of `fastrl.make_vec` with those of `gymnasium.make_vec` that mean the same.
+
+    Returns:
+        Backend, autoreset mode, ``copy`` and observation mode; the defaults where none was given.
+
+    Raises:
+        ArgumentError: One is unknown, or two contradict each other.
+    """
+    one_of("backend", backend, get_args(Backend))
+    by_mode: list[tuple[str, Any]] = []
+    if vectorization_mode is not None:
+        name = str(getattr(vectorization_mode, "value", vectorization_mode))
+        one_of("vectorization_mode", name, tuple(_BACKENDS))
+        by_mode = [(f"vectorization_mode='{name}'", _BACKENDS[name])]
+    given = _checked_vector_kwargs(vector_kwargs)
+    where = "vector_kwargs['{}']".format
+    modes = [
+        (name, _checked_mode(value, name))
+        for name, value in (
+            ("autoreset", autoreset),
+            ("autoreset_mode", autoreset_mode),
+            (where("autoreset_mode"), given.get("autoreset_mode")),
+        )
+    ]
+    spaces = [
+        ("observation_mode", _checked_observation_mode(observation_mode)),
+        (where("observation_mode"), _checked_observation_mode(given.get("observation_mode"))),
+    ]
+    return (
+        _one("backend", "auto", [("backend", backend), *by_mode]),
+        _one("autoreset", None, modes),
+        _one("copy", True, [("copy", copy), (where("copy"), given.get("copy"))]),
+        _one("observation_mode", None, spaces),
+    )
+
+
+def _one(name: str, default: Any, given: list[tuple[str, Any]]) -> Any:
+    """Return the value that was given under several names, by default ``default``."""
+    found = default
+    for said, value in given:
+        if value is None or value == found:
+            continue
+        if found != default:
+            names = {mode: word for word, mode in _MODES.items()}
+            shown = repr(names[found]) if isinstance(found, AutoresetMode) else brief(found)
+            raise ArgumentError(f"{said} contradicts {name}={shown}; leave one of them out")
+        found = value
+    return found
+
+
+def _checked_mode(value: AutoresetMode | str | None, name: str) -> AutoresetMode | None:
+    """Return the autoreset mode of a name, fastrl's or gymnasium's; None for None."""
+    if value is None or isinstance(value, AutoresetMode):
+        return value
+    for word, mode in _MODES.items():
+        if str(value).lower() in (word, mode.value.lower()):
+            return mode
+    raise ArgumentError(
+        f"{name} must be one of {', '.join(_MODES)}, got '{value}'{nearest(str(value), _MODES)}"
+    )
+
+
+def _checked_observation_mode(value: Any) -> ObservationMode | None:
+    if value is None or (isinstance(value, str) and value in ("same", "different")):
+        return value  # type: ignore[return-value]
+    if isinstance(value, tuple) and len(value) == 2:
+        whole, single = value
+        if isinstance(whole, Space) and isinstance(single, Space):
+            return whole, single
+    raise ArgumentError(
+        "observation_mode must be 'same', 'different' or a tuple of the observation space of all "
+        f"environments and that of one, got {brief(value)}"
+    )
+
+
+def _checked_vector_kwargs(given: Any) -> Mapping[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"vector_kwargs must be a mapping, got {brief(given)}")
+    for name in given:
+        if name not in _VECTOR_KWARGS:
+            raise ArgumentError(
+                f"vector_kwargs: '{name}' is unknown here{nearest(str(name), _VECTOR_KWARGS)}; "
+                f"known are {', '.join(_VECTOR_KWARGS)}"
+            )
+    return given
+
+
+class MaskTypeError(ArgumentError, TypeError):
+    """A mask is not an array of bool."""
+
+
+def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """Return one seed per environment.
+
+    Args:
+        seed: One for each, or the first of consecutive ones, or None for none.
+        num_envs: Number of environments.
+
+    Raises:
+        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
+    """
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int | np.integer):
+        first = whole("seed", seed, 0, math.inf)
+        return [first + index for index in range(num_envs)]
+    if isinstance(seed, str) or not isinstance(seed, Iterable):
+        raise ArgumentError(f"seed must be a whole number or one for each, got {brief(seed)}")
+    seeds = [None if each is None else whole("seed", each, 0, math.inf) for each in seed]
+    if len(seeds) != num_envs:
+        raise ArgumentError(f"seed: got {len(seeds)} seeds for {num_envs} environments")
+    return seeds
+
+
+def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:
+    """Reject seeds for only some of the environments that a batch must reset.
+
+    Raises:
+        ArgumentError: Some have a seed and some have none.
+    """
+    if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
+        raise ArgumentError("seed: native environments need one for each, or none")
+
+
+def checked_options(options: object) -> dict[str, Any] | None:
+    """Return a copy of the options of a reset.
+
+    Raises:
+        ArgumentError: They are not a mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ArgumentError(f"options must be a mapping, got {brief(options)}")
+    return None if options is None else dict(options)
+
+
+def checked_mask(
+    options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
+) -> NDArray[np.bool_]:
+    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
+
+    Args:
+        options: Of the reset.
+        num_envs: Number of environments.
+        was_reset: Whether all environments were reset before.
+
+    Raises:
+        ArgumentError: It is not an array ``[num_envs]`` of bool, selects no environment, or leaves
+            out environments that were never reset.
+    """
+    if options is None or "reset_mask" not in options:
+        return np.ones(num_envs, np.bool_)
+    mask = options.pop("reset_mask")
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise MaskTypeError(f"options['reset_mask'] must be an array of bool, got {one_line(mask)}")
+    if mask.shape != (num_envs,):
+        raise ArgumentError(
+            f"options['reset_mask'] must have the shape ({num_envs},), got {mask.shape}"
+        )
+    if not mask.any():
+        raise ArgumentError("options['reset_mask'] names no environment")
+    if not was_reset and not mask.all():
+        raise ArgumentError("reset all environments before some of them")
+    return mask

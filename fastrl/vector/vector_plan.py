@@ -1,0 +1,226 @@
+"""What a vector environment consists of: plain data that backends and workers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import gymnasium
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from fastrl.envs.env_factory import EnvFactory, Wrapper
+from fastrl.envs.family import Family, Vector
+from fastrl.envs.legacy_gym import wrapped_by
+from fastrl.envs.lookup import callee
+from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, SpaceError, cause
+from fastrl.spaces import leaves
+
+Env = gymnasium.Env[Any, Any]
+
+
+class AutoresetError(ArgumentError):
+    """A batch does not support an autoreset mode, which single environments do."""
+
+
+@dataclass(frozen=True)
+class NativeBuild:
+    """Builds a batch: environments that are stepped together by their own code.
+
+    Attributes:
+        family: Builds them.
+        name: Id of the batch.
+        kwargs: Parameters of all environments.
+        own: Parameters of each environment, empty where they are the same for all.
+        num_threads: Threads that step, where the family shares its work among threads.
+        as_single: Whether infos are those of single environments; see `Family.stands_for`.
+    """
+
+    family: Family
+    name: str
+    kwargs: Mapping[str, Any]
+    own: Sequence[Mapping[str, Any]]
+    num_threads: int = 1
+    as_single: bool = False
+
+    def build(self, envs: range, autoreset: AutoresetMode) -> Vector:
+        """Build some environments.
+
+        Raises:
+            AutoresetError: They do not support the autoreset mode.
+            ArgumentError: Their parameters have different names.
+            EnvError: An argument is unknown or does not fit.
+        """
+        known: Sequence[Any] = self.family.autoreset_modes
+        if autoreset in known:
+            vector = self._vector(envs, autoreset)
+            found = vector.metadata.get("autoreset_mode")
+            if found is autoreset:
+                return vector
+            vector.close()
+            known = [found]
+        names = " and ".join(str(getattr(mode, "name", mode)) for mode in known)
+        raise AutoresetError(
+            f"'{self.name}' knows only the autoreset mode{'s' * (len(known) > 1)} {names}, "
+            f"not {autoreset.name}; take another backend for that"
+        )
+
+    def _vector(self, envs: range, autoreset: AutoresetMode) -> Vector:
+        kwargs, name = dict(self.kwargs), self.name.removeprefix(self.family.prefix)
+        if len(self.family.autoreset_modes) > 1:
+            kwargs["autoreset_mode"] = autoreset
+        if self.family.shares_threads:
+            kwargs["num_threads"] = self.num_threads
+        each = self._each(envs)
+        try:
+            return self.family.vector(name, len(envs), each, **kwargs)
+        except FastrlError:
+            raise
+        except Exception as error:
+            raise EnvError(
+                f"'{self.name}' cannot be built with {kwargs}: {cause(error)}"
+            ) from error
+
+    def _each(self, envs: range) -> dict[str, list[Any]]:
+        """Return the parameters in which some environments differ: by name, one value for each."""
+        for index, each in enumerate(self.own):
+            if each.keys() != self.own[0].keys():
+                raise ArgumentError(
+                    f"env_kwargs of env {index} and of env 0 have other names: "
+                    f"{', '.join(each) or 'none'}; {', '.join(self.own[0]) or 'none'}; native "
+                    "environments need a value for each"
+                )
+        names = self.own[0] if self.own else ()
+        return {name: [self.own[index][name] for index in envs] for name in names}
+
+
+@dataclass(frozen=True)
+class InstanceSpec:
+    """What the first environment or batch says of itself; the others must agree.
+
+    Attributes:
+        name: Its id.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        metadata: Render modes and whatever else the environment declares.
+        render_mode: How it is drawn, None if it is not.
+        spec: Gymnasium's specification, None where it has none.
+    """
+
+    name: str
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    render_mode: str | None = None
+    spec: Any = None
+
+    @classmethod
+    def of(cls, env: Any, name: str) -> InstanceSpec:
+        """Return what a single or a vector environment says of itself.
+
+        Raises:
+            EnvError: It lacks a space.
+        """
+        is_batch = hasattr(env, "single_observation_space")
+        found: list[spaces.Space[Any]] = []
+        for kind in ("observation_space", "action_space"):
+            space = getattr(env, f"single_{kind}" if is_batch else kind, None)
+            if not isinstance(space, spaces.Space):
+                raise EnvError(
+                    f"'{name}' has the {kind} {space!r}; expected a space of gymnasium's"
+                )
+            found.append(space)
+        spec = None if is_batch else env.spec
+        return cls(name, found[0], found[1], dict(env.metadata or {}), env.render_mode, spec)
+
+    @property
+    def fits_rows(self) -> bool:
+        """Whether observations and actions are arrays of fixed size; others are sent as objects."""
+        try:
+            leaves(self.observation_space)
+            leaves(self.action_space)
+        except SpaceError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class VectorPlan:
+    """Everything that is fixed before the first environment is built.
+
+    Attributes:
+        name: The id, for messages.
+        factories: One factory per environment, or a single one for all.
+        num_envs: Number of environments, B.
+        num_workers: Number of processes or threads that step them; 1 on the backend ``serial``.
+        autoreset: When the next episode begins after the end of one.
+        wrappers: Wrappers of single environments, as in `EnvFactory`.
+        different_spaces: Whether environments may differ in the bounds of their observations.
+        timeout_s: How long any one call may take.
+        start_timeout_s: How long building all environments may take.
+        close_timeout_s: How long closing an environment, or a batch of them, may take.
+        native: Builds environments that are stepped all at once; None where they are single.
+        env_kwargs: The parameters that each environment was given for itself.
+        stream: Number of the random stream of the worker processes; None takes a new one.
+    """
+
+    name: str
+    factories: Sequence[EnvFactory]
+    num_envs: int
+    num_workers: int
+    autoreset: AutoresetMode
+    wrappers: Sequence[Wrapper] = ()
+    different_spaces: bool = False
+    timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
+    close_timeout_s: float = 10.0
+    native: NativeBuild | None = None
+    env_kwargs: Sequence[Mapping[str, Any]] = ()
+    stream: int | None = None
+
+    def build(self, index: int) -> Env:
+        """Build the single environment ``index``.
+
+        Raises:
+            EnvError: It cannot be built; says what would be right.
+            ArgumentError: A wrapper returns no environment.
+        """
+        env = self.factories[index % len(self.factories)].single()
+        for wrapper in self.wrappers:
+            wrap = callee(wrapper, "wrappers")
+            wrapped = wrapped_by(wrap, env)
+            if not callable(getattr(wrapped, "step", None)):
+                with suppress(*USERS_FAILURES):  # the wrapper is what matters
+                    env.close()
+                raise ArgumentError(
+                    f"wrappers: {getattr(wrap, '__qualname__', wrap)} returned a "
+                    f"{type(wrapped).__name__}, not an environment"
+                )
+            env = wrapped
+        return env
+
+    def build_batch(self, envs: range) -> Vector:
+        """Build the batch of some environments; see `NativeBuild.build`."""
+        assert self.native is not None
+        return self.native.build(envs, self.autoreset)
+
+    def envs_of(self, worker: int) -> range:
+        """Return the environments that a worker steps: contiguous, sizes within one."""
+        bounds = [i * self.num_envs // self.num_workers for i in (worker, worker + 1)]
+        return range(*bounds)
+
+    def worker_of(self, env_index: int) -> int:
+        """Return the worker that steps an environment."""
+        return ((env_index + 1) * self.num_workers - 1) // self.num_envs
+
+
+def why_not_sent(plan: VectorPlan) -> str:
+    """Return why a plan cannot be sent to worker processes; empty if it can."""
+    try:
+        cloudpickle.dumps(plan)
+    except Exception as error:  # pickling fails in as many ways as there are objects
+        return cause(error)
+    return ""

@@ -1,0 +1,5 @@
+"""What all measurements share: rounds in turn, one form of results, one report, one style of plots.
+
+`rounds` measures contestants in turn; `results` says what a row of a JSON file holds, and adds rows
+to the files; `tables` and `plots` show them; `steppers` are contestants that take random actions.
+"""

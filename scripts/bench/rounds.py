@@ -1,0 +1,71 @@
+"""Contestants are measured in turn, so that a drift of the machine's speed meets all of them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+Steps = Callable[[], int]
+"""Takes some steps of a contestant, and returns how many."""
+Rates = Mapping[str, Sequence[float]]
+"""What each round measured, by contestant."""
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def interleaved(
+    turns: Mapping[Key, Callable[[], Value]],
+    rounds: int,
+    seed: int = 0,
+    after_round: Callable[[int], None] = lambda index: None,
+) -> dict[Key, list[Value]]:
+    """Take every turn once per round, in a new order each.
+
+    Args:
+        turns: Each measures one contestant once.
+        rounds: How many.
+        seed: Of the order.
+        after_round: Called with the index of each round.
+    """
+    found: dict[Key, list[Value]] = {key: [] for key in turns}
+    shuffled = random.Random(seed)
+    for index in range(rounds):
+        for key in shuffled.sample([*turns], len(turns)):
+            found[key].append(turns[key]())
+        after_round(index)
+    return found
+
+
+def rate(steps: Steps, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the steps per second of a window.
+
+    Args:
+        steps: Called until the window is over, once at least.
+        seconds: Length of the window in wall time.
+        clock: What the steps are divided by.
+    """
+    start, until = clock(), time.perf_counter() + seconds
+    taken = steps()
+    while time.perf_counter() < until:
+        taken += steps()
+    return taken / (clock() - start)
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median over the rounds of the ratio within a round.
+
+    The machine's speed drifts, and two windows of one round share most of the drift.
+    """
+    return median(a / b for a, b in zip(values, others, strict=True))
+
+
+def fastest(rates: Rates, kind: str = "") -> str:
+    """Return the contestant with the highest median, of those whose names begin with ``kind``."""
+    of_kind = [name for name in rates if name.startswith(kind)]
+    return max(of_kind, key=lambda name: median(rates[name]))

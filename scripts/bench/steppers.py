@@ -1,0 +1,136 @@
+"""Contestants that step environments with random actions."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from bench.rounds import Steps
+from fastrl.envs.batched_env import BatchedEnv, StepViews
+from fastrl.spec import EnvSpec
+
+Draw = Callable[[], NDArray[Any]]
+"""Returns one action per environment."""
+
+
+def random_actions(space: spaces.Space[Any], num_envs: int, ahead: int = 0) -> Draw:
+    """Return a function that draws random actions.
+
+    Args:
+        space: Of one action, discrete or a box.
+        num_envs: n.
+        ahead: Draw so many batches now and use them in turn; 0 draws in every call.
+    """
+    rng = np.random.Generator(np.random.SFC64(0))
+
+    def draw() -> NDArray[Any]:
+        if isinstance(space, spaces.Discrete):
+            count = np.float32(space.n)
+            return (rng.random(num_envs, np.float32) * count).astype(space.dtype)
+        width = space.high - space.low
+        drawn = space.low + width * rng.random((num_envs, *space.shape), np.float32)
+        return drawn.astype(space.dtype, copy=False)
+
+    return itertools.cycle([draw() for _ in range(ahead)]).__next__ if ahead else draw
+
+
+def single(env: gymnasium.Env[Any, Any], ahead: int = 0, limit: int | None = None) -> Steps:
+    """Step one environment; ``limit`` is the length of an episode that its wrapper would end."""
+    env.reset(seed=0)
+    draw, age = random_actions(env.action_space, 1, ahead), 0
+
+    def step() -> int:
+        nonlocal age
+        age += 1
+        _, _, terminated, truncated, _ = env.step(draw()[0])
+        if terminated or truncated or age == limit:
+            age = 0
+            env.reset()
+        return 1
+
+    return step
+
+
+def vector(env: VectorEnv[Any, Any, Any]) -> Steps:
+    """Step a vector environment of gymnasium."""
+    draw = random_actions(env.single_action_space, env.num_envs)
+    env.reset(seed=0)
+
+    def step() -> int:
+        env.step(draw())
+        return env.num_envs
+
+    return step
+
+
+def batched(env: BatchedEnv, ahead: int = 0) -> Steps:
+    """Step one of fastrl's batched environments, as an env worker does."""
+    draw = random_actions(env.spec.action_space, env.num_envs, ahead)
+    seen = views(env.spec, env.num_envs)
+    env.reset(range(env.num_envs), seen.observation)
+    (action,) = seen.action
+
+    def step() -> int:
+        action[:] = draw()
+        env.step(seen)
+        return env.num_envs
+
+    return step
+
+
+def views(spec: EnvSpec, num_envs: int) -> StepViews:
+    """Return arrays for n environments, which a step reads and writes."""
+
+    def rows(leaves: Any) -> tuple[NDArray[Any], ...]:
+        return tuple(np.zeros((num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
+
+    return StepViews(
+        action=rows(spec.action.values()),
+        observation=rows(spec.observation.values()),
+        reward=np.zeros(num_envs, np.float32),
+        terminated=np.zeros(num_envs, np.bool_),
+        truncated=np.zeros(num_envs, np.bool_),
+        final_observation=rows(spec.observation.values()),
+    )
+
+
+def has_envpool(name: str) -> bool:
+    """Return whether EnvPool is installed and has an environment."""
+    if find_spec("envpool") is None:
+        return False
+    import envpool
+
+    return name in envpool.list_all_envs()
+
+
+def envpool(name: str, num_envs: int, batch_size: int, threads: int, ahead: int = 0) -> Steps:
+    """Step EnvPool; fewer than all environments in a batch are answered as they are ready.
+
+    A step that it spends on a reset is not counted.
+    """
+    import envpool as package
+
+    with warnings.catch_warnings():
+        # Of its own spaces, whose bounds lose precision.
+        warnings.simplefilter("ignore")
+        env = package.make_gymnasium(
+            name, num_envs=num_envs, batch_size=batch_size, num_threads=threads, seed=0
+        )
+        draw = random_actions(env.action_space, batch_size, ahead)
+        env.async_reset()
+
+    def step() -> int:
+        *_, info = env.recv()
+        env.send(draw(), info["env_id"])
+        return int(np.count_nonzero(info["elapsed_step"]))
+
+    return step

@@ -1,1 +1,0 @@
-"""Faults at random moments, for `scripts/chaos.py` and `tests/chaos`."""

@@ -1,1 +1,0 @@
-"""Who takes part in `bench_tensor_envs.py`, and how it reports."""

@@ -1,1 +1,0 @@
-"""What `scripts/bench_tuner.py` is made of."""

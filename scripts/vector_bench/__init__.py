@@ -1,1 +1,0 @@
-"""What scripts/bench_vector.py measures, how, and how it is told."""

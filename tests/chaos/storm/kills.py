@@ -1,0 +1,145 @@
+"""Kills whole training runs with SIGKILL at random moments, and resumes them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from fastrl.config import load_config, save_config
+from fastrl.training.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).parents[3]
+_START_S = 120.0
+
+
+@dataclass
+class Kills:
+    """What came of it.
+
+    Attributes:
+        killed: Runs that were killed.
+        resumed: Runs that went on from the last checkpoint of the one before.
+        lost_steps: Environment steps that each kill cost: trained, and not in a checkpoint.
+        interval_steps: Steps between checkpoints, and one rollout.
+        left_processes: Processes of a killed run that outlived it.
+        left_files: New names in /dev/shm after it.
+        seconds: How long all of it took.
+    """
+
+    killed: int = 0
+    resumed: int = 0
+    lost_steps: list[int] = field(default_factory=list)
+    interval_steps: int = 0
+    left_processes: int = 0
+    left_files: int = 0
+    seconds: float = 0.0
+
+
+def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 0) -> Kills:
+    """Train CartPole with all kinds of processes; kill it, resume it, and look what is left."""
+    pick, found = random.Random(seed), Kills()
+    run, began_s = directory / "run", time.monotonic()
+    config = load_config(
+        None,
+        [
+            "env.id=CartPole-v1",
+            f"run_dir={run}",
+            "total_steps=1e9",
+            "sampler.envs_per_worker=8",
+            "sampler.num_env_workers=2",
+            "sampler.num_model_workers=1",
+            "sampler.rollout_length=16",
+            "algorithm.minibatch_size=256",
+            "algorithm.epochs=1",
+            "checkpoint.every_steps=4096",
+            "checkpoint.keep_last=2",
+            "logging.every_steps=256",
+            "logging.tensorboard=false",
+            "evaluation.every_steps=20000",
+        ],
+    )
+    save_config(config, directory / "config.yaml")
+    found.interval_steps = 4096 + 256
+    reached = 0
+    while found.killed < times and time.monotonic() - began_s < max_s:
+        before = _saved_steps(run)
+        arguments = ["resume", str(run)] if before is not None else ["train", "config.yaml"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastrl", *arguments],
+            cwd=directory if before is None else ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # Rows of the run before are there until this one has started: only beyond them is it sure.
+        if not _trains_beyond(run, reached, process):
+            process.kill()
+            raise RuntimeError(f"'{run}' did not go on from {before} steps")
+        found.resumed += before is not None
+        time.sleep(pick.uniform(0.0, 1.0))
+        family = [process.pid, *(each.pid for each in psutil.Process(process.pid).children(True))]
+        files = _shared_names()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        found.killed += 1
+        found.left_processes += _left(family)
+        found.left_files += len(_shared_names() - files)
+        reached = _trained_steps(run)
+        found.lost_steps.append(reached - (_saved_steps(run) or 0))
+    found.seconds = time.monotonic() - began_s
+    return found
+
+
+def _trains_beyond(run: Path, steps: int, process: subprocess.Popen[bytes]) -> bool:
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until and process.poll() is None:
+        if _trained_steps(run) > steps:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _saved_steps(run: Path) -> int | None:
+    store = CheckpointStore(run / "checkpoints")
+    return store.load("last").steps if store.names() else None
+
+
+def _trained_steps(run: Path) -> int:
+    """Return the steps of the last row of metrics."""
+    try:
+        lines = (run / "metrics.jsonl").read_bytes().splitlines()[-3:]
+    except OSError:
+        return 0
+    steps = [
+        int(line.split(b'"steps": ')[1].split(b",")[0]) for line in lines if b'"steps": ' in line
+    ]
+    return max(steps, default=0)
+
+
+def _left(family: list[int]) -> int:
+    """Return how many processes are there five seconds later at most."""
+    until, left = time.monotonic() + 5.0, list(family)
+    while left and time.monotonic() < until:
+        left = [pid for pid in left if _is_alive(pid)]
+        time.sleep(0.02)
+    return len(left)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _shared_names() -> set[str]:
+    directory = Path("/dev/shm")
+    return {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()

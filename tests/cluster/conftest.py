@@ -1,0 +1,19 @@
+"""A Ray cluster of several raylets on this machine, one for each file of tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Ray would write a token into the user's home directory, and send statistics.
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def raylets():
+    """`Raylets` of which the first has no cores: it is that of the driver."""
+    from tests.cluster.raylets import Raylets
+
+    with Raylets() as made:
+        yield made

@@ -1,0 +1,20 @@
+"""A node with other packages than the driver."""
+
+import cloudpickle
+import pytest
+
+from fastrl.cluster.node_sampler import NodeSampler, packages
+from fastrl.errors import ConfigError
+
+
+def test_other_versions_are_named():
+    answer = NodeSampler().ask("open", packages() | {"torch": "1.0"}, b"")
+    assert isinstance(answer, ConfigError)
+    assert "but the driver has torch 1.0; install the same versions" in str(answer)
+
+
+def test_a_module_that_a_node_lacks_is_named(monkeypatch):
+    content = cloudpickle.dumps(pytest.fixture).replace(b"_pytest", b"_absent")
+    answer = NodeSampler().ask("open", packages(), content)
+    assert isinstance(answer, ConfigError)
+    assert "lacks what the run imports: No module named '_absent'" in str(answer)
