@@ -95,8 +95,14 @@ def throughput(
         ),
     ] = None,
     network: Annotated[
-        str, typer.Option("--network", metavar="SPEED", help="Of their links: 10Gb or 1.2GB.")
-    ] = "10Gb",
+        str | None,
+        typer.Option(
+            "--network",
+            metavar="SPEED",
+            help="Of their links: 10Gb, which is the default, or 1.2GB. With a section cluster it "
+            "is measured.",
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
@@ -115,11 +121,17 @@ def throughput(
     path, overrides = split_arguments(arguments, env)
     overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
     resolved = configured = load_config(path, overrides)
-    if plan_nodes is not None and (no_policy or configured.cluster is not None):
-        raise ConfigError(
-            "--plan-nodes plans from one machine that learns: leave out --no-policy and cluster"
-        )
-    links = Network.parse(network)
+    if plan_nodes is not None and no_policy:
+        raise ConfigError("--plan-nodes plans training: leave out --no-policy")
+    links, cluster = Network.parse(network or "10Gb"), configured.cluster
+    if plan_nodes is not None and cluster is not None:
+        # The plan follows from this machine alone.
+        overrides.append("cluster=null")
+        resolved = configured = load_config(path, overrides)
+        if network is None:
+            from fastrl.cluster.link import link_bytes_per_s
+
+            links = Network(link_bytes_per_s(cluster.address), is_measured=True)
     if mode is None and resolved.sampler.kind == "process":
         resolved = load_config(path, [*overrides, "sampler.mode=async"])
     check_output("--json", json_file)

@@ -1,1 +1,1 @@
-"""Several machines that sample one run, by Ray; nothing imports it without `cluster`."""
+"""Several machines that sample or learn one run, by Ray; nothing imports it without `cluster`."""

@@ -373,8 +373,8 @@ def _check(config: Config) -> None:
     assert config.cluster is not None
     if config.cluster.mode == "gradients":
         raise ConfigError(
-            "cluster.mode: gradients are exchanged by torchrun -m fastrl train, not yet through "
-            "Ray; use rollouts"
+            "cluster.mode: with gradients each node has a sampler of its own, see fastrl train; "
+            "one sampler for the whole cluster needs rollouts"
         )
     if config.sampler.kind != "process":
         raise ConfigError(

@@ -49,6 +49,9 @@ class Connection(Closing):
     Args:
         address: ``local``, ``auto`` or ``host:port``, see `fastrl.config.models.ClusterConfig`.
 
+    Attributes:
+        address: Of this machine, where the others reach it.
+
     Raises:
         ConfigError: The package ray is missing, or there is no such cluster.
     """
@@ -68,6 +71,7 @@ class Connection(Closing):
         if self._is_own:
             self._connect(address)
         self._own_id = ray.get_runtime_context().get_node_id()
+        self.address: str = self._ray.util.get_node_ip_address()
 
     def _connect(self, address: str) -> None:
         given: dict[str, Any] = {"address": address}

@@ -88,6 +88,22 @@ def packages() -> dict[str, str]:
     }
 
 
+def require_packages(wanted: dict[str, str]) -> None:
+    """Compare the versions of this machine with the driver's `packages`.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    own = packages()
+    if own != wanted:
+        differ = sorted(name for name in wanted if own.get(name) != wanted[name])
+        here, there = (
+            ", ".join(f"{name} {found.get(name, 'none')}" for name in differ)
+            for found in (own, wanted)
+        )
+        raise ConfigError(f"has {here}, but the driver has {there}; install the same versions")
+
+
 class NodeSampler:
     """Samples on one node as its driver asks; every answer is a value or a `FastrlError`.
 
@@ -123,14 +139,7 @@ class NodeSampler:
             ConfigError: Versions differ, or something cannot be imported or built here.
             EnvError: The environment cannot be built here, or has other spaces.
         """
-        own = packages()
-        if own != wanted:
-            differ = sorted(name for name in wanted if own.get(name) != wanted[name])
-            here, there = (
-                ", ".join(f"{name} {found.get(name, 'none')}" for name in differ)
-                for found in (own, wanted)
-            )
-            raise ConfigError(f"has {here}, but the driver has {there}; install the same versions")
+        require_packages(wanted)
         try:
             opening: Opening = cloudpickle.loads(content)
         except (ImportError, AttributeError) as error:

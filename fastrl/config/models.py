@@ -448,7 +448,8 @@ class ClusterConfig(Section):
     """What crosses the network: rollouts to one learner, or gradients among one learner on each
     machine."""
     elastic: Bool = False
-    """With gradients, continue without a learner that died; otherwise the others save and end."""
+    """With gradients, continue from the last update without a machine that died; otherwise the
+    others save and end."""
 
 
 class LoggingConfig(Section):

@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from signal import SIGTERM
@@ -53,7 +53,7 @@ class Ranks:
     Attributes:
         rank: The number of this process; rank 0 leads: it alone writes the run's directory.
         size: How many there are.
-        leader_died: Whether rank 0 is lost without having said why.
+        died: The rank that is lost without a reason, such as one that was killed, or None.
 
     Args:
         rank: See the attribute.
@@ -79,7 +79,7 @@ class Ranks:
     ) -> None:
         self.rank, self.size = rank, size
         self._local_rank, self._host, self._deadline_s = local_rank, host, deadline_s
-        self.leader_died = False
+        self.died: int | None = None
         self._lost: WorkerError | None = None
         self._said, self._is_broken = "", False
         self._requests: Requests | None = None
@@ -279,7 +279,7 @@ class Ranks:
                     self._hear(peer, text, now_s - heard[peer][1])
         except RuntimeError:
             if not self._ended.is_set():
-                self.leader_died = not self.leads
+                self.died = None if self.leads else 0
                 self._lose(0, f"{self._host}, which the ranks communicate through, has died")
         finally:
             self._told.set()
@@ -290,7 +290,7 @@ class Ranks:
         if said:
             self._lose(peer, said)
         elif silent_s > (_SILENT_S if self._is_broken else self._deadline_s):
-            self.leader_died = peer == 0
+            self.died = peer
             self._lose(peer, f"rank {peer} has died: no sign of life for {silent_s:.0f} s")
         elif asked != "0" and requests is not None and requests.requested is None:
             requests.request(int(asked))
@@ -337,6 +337,22 @@ def ranks_at(
         return Ranks(local_rank=local_rank)
     store = _store(master_address, master_port, is_master=rank == 0, deadline_s=deadline_s)
     return Ranks(rank, size, store, local_rank=local_rank, deadline_s=deadline_s)
+
+
+def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Ranks:
+    """Return this process's place as rank 0; it starts the others.
+
+    Args:
+        size: How many ranks there are, at least 2.
+        address: Of this machine, where the others reach it.
+        start: Starts them; called with the port at which they find this process.
+
+    Raises:
+        WorkerError: The other ranks have not come within `START_S`.
+    """
+    store = _store(address, 0, is_master=True)
+    start(store.port)
+    return Ranks(0, size, store)
 
 
 def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:

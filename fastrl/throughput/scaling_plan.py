@@ -79,10 +79,12 @@ class Network:
     Attributes:
         bytes_per_s: Of each machine's link, in each direction.
         latency_s: Of a message.
+        is_measured: Whether the bytes per second were.
     """
 
     bytes_per_s: float
     latency_s: float = 1e-4
+    is_measured: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Network:
@@ -241,6 +243,7 @@ class ScalingPlan:
             "gradient": f"{work.parameter_bytes:,} bytes; {work.epochs} epochs of minibatches of "
             f"{size} steps of all nodes",
             "network": f"{network.bytes_per_s * 8 / 1e9:,.3g} Gb/s per node and direction, "
+            f"{'measured' if network.is_measured else 'not measured'}; "
             f"{network.latency_s * 1e6:,.0f} µs per message, not measured",
             "assumed": "sampling and learning "
             + ("overlap and do not slow each other" if work.overlaps else "follow each other")

@@ -76,6 +76,51 @@ class Checkpoint:
         """Name of its directory."""
         return _name(self.steps)
 
+    def files(self) -> dict[str, bytes]:
+        """Return the content of each of its files."""
+        buffer = io.BytesIO()
+        torch.save(dict(self.state), buffer)
+        contents = {
+            _MODEL: safetensors.torch.save(
+                {name: tensor.contiguous() for name, tensor in self.model.items()}
+            ),
+            _STATE: buffer.getvalue(),
+        }
+        if self.environments is not None:
+            contents[_ENVIRONMENTS] = self.environments
+        meta = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **self.about,
+            "sha256": {name: _checksum(content) for name, content in contents.items()},
+        }
+        return {**contents, _META: json_bytes(meta)}
+
+    @classmethod
+    def of_files(cls, contents: Mapping[str, bytes], path: Path) -> Checkpoint:
+        """Return the checkpoint that has these files.
+
+        Args:
+            contents: As `files` returns them.
+            path: Of its directory, for errors.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or foreign.
+        """
+        meta = _checked_meta(contents[_META], path)
+        for name in (_MODEL, _STATE, *({_ENVIRONMENTS} & meta["sha256"].keys())):
+            if _checksum(contents[name]) != meta["sha256"].get(name):
+                raise _damaged(path, f"{name} has changed since it was written")
+        try:
+            model = safetensors.torch.load(contents[_MODEL])
+            state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
+        except Exception as error:  # readers of damaged bytes may raise anything
+            raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from None
+        if not isinstance(state, dict):
+            raise _damaged(path, f"{_STATE} holds no state")
+        about = {k: v for k, v in meta.items() if k not in ("format", "format_version", "sha256")}
+        return cls(model, state, about, contents.get(_ENVIRONMENTS))
+
 
 class CheckpointStore:
     """The checkpoints of a run: the last k, and the one that evaluated best.
@@ -210,25 +255,8 @@ class CheckpointStore:
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
         partial.mkdir(parents=True)
-        buffer = io.BytesIO()
-        torch.save(dict(checkpoint.state), buffer)
-        contents = {
-            _MODEL: safetensors.torch.save(
-                {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
-            ),
-            _STATE: buffer.getvalue(),
-        }
-        if checkpoint.environments is not None:
-            contents[_ENVIRONMENTS] = checkpoint.environments
-        for name, content in contents.items():
+        for name, content in checkpoint.files().items():
             write_and_sync(partial / name, content)
-        meta = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **checkpoint.about,
-            "sha256": {name: _checksum(content) for name, content in contents.items()},
-        }
-        write_and_sync(partial / _META, json_bytes(meta))
         sync_directory(partial)
 
     def _prune(self) -> None:
@@ -244,31 +272,23 @@ class CheckpointStore:
 
 
 def _read(path: Path) -> Checkpoint:
-    meta = _read_meta(path)
-    contents: dict[str, bytes] = {}
+    contents = {_META: _content(path, _META, _MOST_JSON_BYTES)}
+    meta = _checked_meta(contents[_META], path)
     for name in (_MODEL, _STATE, *({_ENVIRONMENTS} & meta["sha256"].keys())):
-        try:
-            contents[name] = read_bounded(path / name)
-        except OSError as error:
-            raise _damaged(path, f"{name}: {error.strerror}") from None
-        if _checksum(contents[name]) != meta["sha256"].get(name):
-            raise _damaged(path, f"{name} has changed since it was written")
-    try:
-        model = safetensors.torch.load(contents[_MODEL])
-        state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-    except Exception as error:  # readers of damaged bytes may raise anything
-        raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from None
-    if not isinstance(state, dict):
-        raise _damaged(path, f"{_STATE} holds no state")
-    about = {k: v for k, v in meta.items() if k not in ("format", "format_version", "sha256")}
-    return Checkpoint(model, state, about, contents.get(_ENVIRONMENTS))
+        contents[name] = _content(path, name)
+    return Checkpoint.of_files(contents, path)
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def _content(path: Path, name: str, *limit: int) -> bytes:
     try:
-        meta = json.loads(read_bounded(path / _META, _MOST_JSON_BYTES))
+        return read_bounded(path / name, *limit)
     except OSError as error:
-        raise _damaged(path, f"{_META}: {error.strerror}") from None
+        raise _damaged(path, f"{name}: {error.strerror}") from None
+
+
+def _checked_meta(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(content)
     except (ValueError, RecursionError):
         raise _damaged(path, f"{_META} is not JSON") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:

@@ -72,6 +72,9 @@ def own_part(config: Config, ranks: Ranks) -> Config:
     Raises:
         ConfigError: The sizes cannot be divided among the ranks.
     """
+    if config.cluster is not None and config.cluster.mode == "gradients":
+        # Each rank samples on its node alone.
+        config = config.model_copy(update={"cluster": None})
     if ranks.size == 1:
         return config
     sampler, size, total = config.sampler, ranks.size, config.topology.num_envs
@@ -87,11 +90,6 @@ def own_part(config: Config, ranks: Ranks) -> Config:
         raise ConfigError(
             f"algorithm.minibatch_size: must be at least the number of ranks ({size}), "
             f"got {smallest}"
-        )
-    if config.cluster is not None and config.cluster.elastic:
-        raise ConfigError(
-            "cluster.elastic: ranks cannot continue without one that died; 'torchrun "
-            "--max-restarts=3 … -m fastrl resume RUN' continues with those that are left"
         )
     given, own = sampler.num_env_workers, total // size
     most = usable_cores() if given == "auto" else max(1, given // size)

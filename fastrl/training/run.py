@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from fastrl.arguments import one_of, taken
 from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, WorkerError
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.models.policy import PolicyModel, build_model
 from fastrl.spec import EnvSpec
@@ -30,11 +32,12 @@ from fastrl.training.run_directory import (
     check_new_run,
     find_run,
     make_run_directory,
+    new_run_path,
     read_config,
     require_own_files,
 )
 from fastrl.training.saved_spec import SPACES, read_spec
-from fastrl.training.saver import check_environment, load_model, locate
+from fastrl.training.saver import check_environment, load_model, locate, shared_checkpoint
 from fastrl.training.session import (
     SessionOutcome,
     TrainingSession,
@@ -44,6 +47,8 @@ from fastrl.training.session import (
 from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def train(
         console: Where to show progress; nowhere by default.
         callbacks: Beside those of the configuration; not saved with the run.
         ranks: The processes that train together, all of which call this, and which are closed at
-            the end; by default those that ``torchrun`` has started, else this process on its own.
+            the end; by default those that ``torchrun`` has started, else one on each node of a
+            cluster with ``mode: gradients``, else this process on its own.
 
     Raises:
         ConfigError: The directory is in use, or the configuration names something that is missing.
@@ -106,6 +112,30 @@ def train(
     if config.sampler.tune_s is not None:
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.tuned(config)")
     ranks = ranks or ranks_of_environment()
+    if ranks.size > 1 and config.cluster is not None and config.cluster.elastic:
+        ranks.close()
+        raise ConfigError(
+            "cluster.elastic: ranks of torchrun cannot continue without one that died; 'torchrun "
+            "--max-restarts=3 … -m fastrl resume RUN' continues with those that are left"
+        )
+    if ranks.size > 1 or not _learns_on_nodes(config):
+        return _train(config, name, console, callbacks, ranks=ranks)
+    path = new_run_path(config, name)
+    config = config.model_copy(update={"run_dir": str(path)})
+    lead = partial(_train, config, None, console, callbacks)
+    again = partial(_resume, path, (), "last", True, console, callbacks)
+    return _on_nodes(config, lead, partial(_train, config), again)
+
+
+def _train(
+    config: Config,
+    name: str | None = None,
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    ranks: Ranks,
+) -> TrainedRun:
+    """Train as one of several ranks, or alone."""
     with together(ranks), ExitStack() as stack:
         config = _resolved(config, ranks)
         require_alike(ranks, config)
@@ -143,7 +173,8 @@ def resume(
         trust: Whether code that the configuration of a run from elsewhere names may be imported.
         console: Where to show progress; nowhere by default.
         callbacks: As for `train`: those that were given there must be given again.
-        ranks: As for `train`; there may be more or fewer than before. All read the directory.
+        ranks: As for `train`; there may be more or fewer than before. Only rank 0 reads the
+            directory, and its arguments count.
 
     Raises:
         ConfigError: There is no such run, it is being trained in, is at its end, or would import
@@ -151,38 +182,49 @@ def resume(
         CheckpointError: The checkpoint is damaged or foreign.
         FastrlError: As for `train`.
     """
-    path = find_run(run)
-    before = read_config(path)
-    if not trust:
-        require_trust(path, before)
     ranks = ranks or ranks_of_environment()
+    lead = partial(_resume, run, overrides, checkpoint, trust, console, callbacks)
+    if ranks.size > 1 or not _learns_on_nodes(config := read_config(find_run(run), overrides)):
+        return lead(ranks=ranks)
+    again = partial(_resume, run, (), "last", trust, console, callbacks)
+    return _on_nodes(config, lead, _resume, again)
+
+
+def _resume(
+    run: str | Path = "",
+    overrides: Sequence[str] = (),
+    checkpoint: str = "last",
+    trust: bool = False,
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    ranks: Ranks,
+) -> TrainedRun:
+    """Resume as one of several ranks, or alone; all arguments are those of rank 0."""
     with together(ranks), ExitStack() as stack:
         directory: RunDirectory | None = None
+        start, found = None, None
         if ranks.leads:
+            path = find_run(run)
+            before = read_config(path)
+            if not trust:
+                require_trust(path, before)
             directory = stack.enter_context(closing(RunDirectory.open(path)))
-        config = _resolved(read_config(path, overrides), ranks)
-        changed = {text.partition("=")[0].strip() for text in overrides}
-        if "run_dir" in changed:
-            raise ConfigError(f"run_dir: a resumed run stays in its directory, '{path}'")
-        if "init_from" in changed:
-            raise ConfigError("init_from: a resumed run keeps its weights; begin a new run")
-        config = config.model_copy(update={"run_dir": str(path)})
-        require_alike(ranks, config)
-        store = CheckpointStore(path / "checkpoints")
-        start, is_over = None, False
-        if directory is not None:
+            config = _changed(path, overrides, ranks)
+            store = CheckpointStore(path / "checkpoints")
             store.clean()
             start = _start(store, checkpoint, directory)
-            is_over = directory.summary.exists()  # else the final evaluation may be left to do
-        name = ranks.broadcast(start and start.name)
-        if directory is None and name is not None:
-            start = _load(store, name)
-        if start is not None and start.steps >= config.total_steps and is_over:
-            enough = config.total_steps if start.steps < 2 * config.total_steps else start.steps
-            raise ConfigError(
-                f"'{path}' has trained its {start.steps} steps; to go on: "
-                f"fastrl resume {path} total_steps={2 * enough}"
-            )
+            # Else the final evaluation may be left to do.
+            if start is not None and start.steps >= config.total_steps:
+                _require_unfinished(path, directory, start.steps, config.total_steps)
+            found = [str(path), *(each.model_dump(mode="json") for each in (before, config))]
+        place, *trees = ranks.broadcast(found)
+        start = shared_checkpoint(start, ranks)
+        if directory is None:
+            path = Path(place)
+            before, config = (Config.model_validate(tree) for tree in trees)
+            config = resolved(config)
+        require_alike(ranks, config)
         trained_with = None if start is None else before
         session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
         if directory is not None:
@@ -191,6 +233,64 @@ def resume(
             if start is not None:
                 store.set_aside_after(start.name)
         return TrainedRun(path, config, session.run(directory or path))
+
+
+def _changed(path: Path, overrides: Sequence[str], ranks: Ranks) -> Config:
+    """Return the configuration with which a run is resumed."""
+    config = _resolved(read_config(path, overrides), ranks)
+    changed = {text.partition("=")[0].strip() for text in overrides}
+    if "run_dir" in changed:
+        raise ConfigError(f"run_dir: a resumed run stays in its directory, '{path}'")
+    if "init_from" in changed:
+        raise ConfigError("init_from: a resumed run keeps its weights; begin a new run")
+    return config.model_copy(update={"run_dir": str(path)})
+
+
+def _require_unfinished(path: Path, run: RunDirectory, steps: int, total: int) -> None:
+    """Reject a run at its end, unless its final evaluation is missing."""
+    if run.summary.exists():
+        enough = total if steps < 2 * total else steps
+        raise ConfigError(
+            f"'{path}' has trained its {steps} steps; to go on: "
+            f"fastrl resume {path} total_steps={2 * enough}"
+        )
+
+
+def _learns_on_nodes(config: Config) -> bool:
+    return config.cluster is not None and config.cluster.mode == "gradients"
+
+
+def _on_nodes(
+    config: Config,
+    lead: Callable[..., TrainedRun],
+    follow: Callable[..., Any],
+    again: Callable[..., TrainedRun],
+) -> TrainedRun:
+    """Train with a rank on each node of the cluster.
+
+    Args:
+        config: With a section ``cluster``.
+        lead: What this process does, which is rank 0; called with ``ranks``.
+        follow: What the others do, called alike.
+        again: What this process does after the death of a rank where ``cluster.elastic`` is true.
+    """
+    from fastrl.cluster.node_ranks import NodeRanks
+
+    assert config.cluster is not None
+    with NodeRanks(config) as nodes:
+        while True:
+            died = False
+            try:
+                with nodes.ranks(follow) as ranks:
+                    try:
+                        return lead(ranks=ranks)
+                    finally:
+                        died = ranks.died is not None
+            except WorkerError as error:
+                if not (died and config.cluster.elastic and Path(config.run_dir or "").is_dir()):
+                    raise
+                _LOGGER.warning("%s; the others continue from the last checkpoint", error)
+            lead, follow = again, _resume
 
 
 def evaluate_run(
@@ -334,7 +434,7 @@ def _resolved(config: Config, ranks: Ranks) -> Config:
     cluster.
     """
     config = resolved(config)
-    if config.cluster is not None:
+    if config.cluster is not None and not _learns_on_nodes(config):
         return config
     topology = config.topology
     sizes: dict[str, int] = {}

@@ -178,21 +178,41 @@ def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
     return path, checkpoint
 
 
-def begin_from(run: str, model: PolicyModel) -> str:
+def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:
     """Load the parameters and statistics of another run; return a line that names it.
 
-    Nothing that the other run's configuration names is imported.
+    Nothing that the other run's configuration names is imported. Rank 0 alone reads the run.
 
     Raises:
         ConfigError: There is no such run or checkpoint, or it is of another model.
+        WorkerError: A rank is lost.
     """
     try:
-        path, name = locate(run)
-        found = CheckpointStore(path / "checkpoints").load(name)
+        where = locate(run) if ranks.leads else None
+        found = where and CheckpointStore(where[0] / "checkpoints").load(where[1])
+    except FastrlError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    found = shared_checkpoint(found, ranks)
+    assert found is not None, "there was one to load"
+    try:
         load_model(model, found)
     except FastrlError as error:
         raise ConfigError(f"init_from: {error}") from error
-    return f"begins with the weights of {found.name} of '{path}'"
+    return f"begins with the weights of {found.name} of '{where and where[0]}'"
+
+
+def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
+    """Return the checkpoint of rank 0 on all ranks, which may not see its directory.
+
+    Raises:
+        WorkerError: A rank is lost.
+    """
+    if ranks.size == 1:
+        return checkpoint
+    files = ranks.broadcast(checkpoint and checkpoint.files())
+    if ranks.leads or files is None:
+        return checkpoint
+    return Checkpoint.of_files(files, Path("of rank 0"))
 
 
 def restore(

@@ -143,7 +143,7 @@ class TrainingSession:
             self._counted = restore(start, config, self._learner, self._extensions)
         self._remarks: list[str] = []
         if start is None and config.init_from is not None:
-            self._remarks.append(begin_from(config.init_from, self._learner.model))
+            self._remarks.append(begin_from(config.init_from, self._learner.model, ranks))
         self._plan = dataclasses.replace(plan, first_rollout=self._learner.updates)
         self._record: Recorder | None = None
         self._candidates: Candidates | None = None
@@ -402,7 +402,7 @@ class TrainingSession:
         """Save on rank 0, or on rank 1 if rank 0 has died and its directory is here."""
         if self._ranks.leads:
             self._saver.save()
-        elif self._ranks.leader_died and self._ranks.rank == 1:
+        elif self._ranks.died == 0 and self._ranks.rank == 1:
             with suppress(FastrlError), closing(RunDirectory.open(self._path)):
                 self._saver.take_over()
 

@@ -62,14 +62,14 @@ def raylet(node: Any) -> psutil.Process:
     return psutil.Process(node.all_processes["raylet"][0].process.pid)
 
 
-def actor(node: Any) -> psutil.Process:
-    """Return the process of the sampler of a node, which must be there within a while."""
+def actor(node: Any, name: str = "NodeSampler") -> psutil.Process:
+    """Return the process of the actor of a node, which must be there within a while."""
     found: list[psutil.Process] = []
 
     def look() -> bool:
-        found[:] = [each for each in raylet(node).children() if "NodeSampler" in each.name()]
+        found[:] = [each for each in raylet(node).children() if name in each.name()]
         found[:] = found or [
-            each for each in raylet(node).children() if "NodeSampler" in " ".join(each.cmdline())
+            each for each in raylet(node).children() if name in " ".join(each.cmdline())
         ]
         return bool(found)
 

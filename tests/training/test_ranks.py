@@ -18,8 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from fastrl.config import Config, EnvConfig, EvaluationConfig, PPOConfig, SamplerConfig
-from fastrl.config.models import ClusterConfig
-from fastrl.errors import ConfigError
 from fastrl.learning.ranks import Ranks
 from fastrl.sampling import make_plan, make_sampler
 from fastrl.training import resume, train
@@ -187,6 +185,7 @@ def test_run_whose_rank_is_killed_twenty_times_always_resumes(tmp_path):
         ((["sampler.num_envs=5"],) * 2, "sampler.num_envs: must be divisible by the number of r"),
         ((["algorithm.minibatch_size=1"],) * 2, "algorithm.minibatch_size: must be at least the"),
         ((["sampler=auto"],) * 2, "run 'fastrl tune' before torchrun"),
+        ((["cluster.elastic=true"],) * 2, "cluster.elastic: ranks of torchrun cannot continue"),
     ],
 )
 def test_ranks_that_do_not_fit_end_with_one_line(tmp_path, others, said):
@@ -229,11 +228,3 @@ def test_rollouts_of_all_ranks_are_those_of_one_sampler_with_all_slots(kind):
     for expected, *pieces in zip(whole, *parts, strict=True):
         for field, *own in zip(expected, *pieces, strict=True):
             assert torch.equal(torch.cat(own, 1), field)
-
-
-def test_elastic_ranks_are_one_line():
-    ranks = Ranks()
-    ranks.size = 2
-    config = config_of(1000).model_copy(update={"cluster": ClusterConfig(elastic=True)})
-    with pytest.raises(ConfigError, match=r"^cluster\.elastic: ranks cannot continue"):
-        own_part(config, ranks)
