@@ -209,10 +209,11 @@ def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint
     """
     if ranks.size == 1:
         return checkpoint
-    files = ranks.broadcast(checkpoint and checkpoint.files())
-    if ranks.leads or files is None:
+    found = ranks.broadcast(checkpoint and [checkpoint.name, checkpoint.files()])
+    if ranks.leads or found is None:
         return checkpoint
-    return Checkpoint.of_files(files, Path("of rank 0"))
+    name, files = found
+    return Checkpoint.of_files(files, Path(name))
 
 
 def restore(
