@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +37,13 @@ def on(host: str, *command: str) -> list[str]:
 
 
 @pytest.fixture
-def link(tmp_path) -> Iterator[list[str]]:
+def link() -> Iterator[list[str]]:
     """Two hosts with a raylet each; the words of ``ip`` that name their link."""
     for host, _ in HOSTS:
         ip("netns", "add", host)
     (a, address_a), (b, address_b) = HOSTS
-    temporary = f"--temp-dir={tmp_path}"
+    # Paths of sockets must be short.
+    temporary = tempfile.mkdtemp(prefix="fastrl")
     common = ["--num-cpus=2", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
     try:
         ip("link", "add", "veth-a", "netns", a, "type", "veth", "peer", "veth-b", "netns", b)
@@ -53,8 +55,8 @@ def link(tmp_path) -> Iterator[list[str]]:
         head = [*start, "--head", f"--port={PORT}", f"--node-ip-address={address_a}"]
         join = [*start, f"--address={address_a}:{PORT}", f"--node-ip-address={address_b}"]
         dashboard = "--include-dashboard=false"
-        for command in (on(a, *head, temporary, dashboard), on(b, *join)):
-            subprocess.run(command, check=True, timeout=WITHIN_S, capture_output=True)
+        for command in (on(a, *head, f"--temp-dir={temporary}", dashboard), on(b, *join)):
+            subprocess.run(command, check=True, timeout=WITHIN_S)
         yield ["-n", a, "link", "set", "veth-a"]
     finally:
         for host, _ in HOSTS:
@@ -64,6 +66,7 @@ def link(tmp_path) -> Iterator[list[str]]:
             for pid in found.stdout.split():
                 subprocess.run(["kill", "-9", pid], check=False, capture_output=True)
             ip("netns", "del", host)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_machine_behind_a_broken_link_is_lost_and_used_again(link):
