@@ -3,6 +3,7 @@
 from fastrl.config.algorithms import (
     A2CConfig,
     ActorCriticConfig,
+    BCConfig,
     LearnerConfig,
     OpenConfig,
     PPOConfig,
@@ -18,6 +19,7 @@ from fastrl.config.models import (
     CheckpointConfig,
     ClusterConfig,
     Config,
+    DatasetConfig,
     EnvConfig,
     EvaluationConfig,
     FaultsConfig,
@@ -29,9 +31,11 @@ from fastrl.config.models import (
 __all__ = [
     "A2CConfig",
     "ActorCriticConfig",
+    "BCConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
+    "DatasetConfig",
     "EnvConfig",
     "EvaluationConfig",
     "FaultsConfig",

@@ -21,6 +21,9 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
+HELD_OUT = "held_out"
+"""Field ``[T, B] bool`` of a rollout of demonstrations: rows that are not learnt from, but only
+evaluated."""
 _ALL = slice(None)
 
 
@@ -106,13 +109,8 @@ def load_demonstrations(
             difference), fewer episodes, or lacks a field.
         SpaceError: A space is not supported.
     """
-    files = open_dataset(path)
-    if episodes is not None:
-        whole("episodes", episodes)
-    found = spec_of(files)
-    if env_spec is not None and (differences := space_differences(found, env_spec)):
-        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
-    spec = env_spec or found
+    files = open_checked(path, env_spec, episodes, key)
+    spec = env_spec or spec_of(files)
     reader = _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
     parts: list[dict[str, NDArray[Any]]] = []
     for number, episode in enumerate(files.episodes()):
@@ -123,10 +121,43 @@ def load_demonstrations(
                 parts.append(reader.read(episode))
         except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"{key}: episode {number} of '{path}': {error}") from error
-    if not parts or (episodes is not None and len(parts) < episodes):
-        wanted = "at least one" if episodes is None else f"{episodes}"
-        raise ConfigError(f"{key}: '{path}' has {len(parts)} episodes; {wanted} expected")
-    return _joined(spec, parts)
+    _require_episodes(len(parts), episodes, f"{key}: '{path}'")
+    demonstrations = _joined(spec, parts)
+    _check_masks(demonstrations, f"{key}: '{path}'")
+    return demonstrations
+
+
+def open_checked(
+    path: str | Path,
+    env_spec: EnvSpec | None = None,
+    episodes: int | None = None,
+    key: str = "dataset",
+) -> DatasetFiles:
+    """Return a dataset after a check of its spaces and its number of episodes.
+
+    Args:
+        path: As for `load_demonstrations`.
+        env_spec: As for `load_demonstrations`.
+        episodes: As for `load_demonstrations`.
+        key: As for `load_demonstrations`.
+
+    Raises:
+        ConfigError: As for `load_demonstrations`, except for what is in the episodes.
+    """
+    if episodes is not None:
+        whole("episodes", episodes)
+    files = open_dataset(path, key)
+    found = spec_of(files)
+    if env_spec is not None and (differences := space_differences(found, env_spec)):
+        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
+    _require_episodes(files.num_episodes, episodes, f"{key}: '{path}'")
+    return files
+
+
+def _require_episodes(found: int, wanted: int | None, what: str) -> None:
+    if found < (wanted or 1):
+        expected = "at least one" if wanted is None else f"{wanted}"
+        raise ConfigError(f"{what} has {found} episodes; {expected} expected")
 
 
 def spec_of(files: DatasetFiles) -> EnvSpec:
@@ -252,3 +283,29 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
         lengths=lengths,
         fields=group("fields"),
     )
+
+
+def _check_masks(demonstrations: Demonstrations, what: str) -> None:
+    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
+
+    Raises:
+        ConfigError: Names the first such step.
+    """
+    spec = demonstrations.env_spec
+    _, mask = spec.split_mask(demonstrations.observation)
+    if mask is None:
+        return
+    chosen = [
+        demonstrations.action[path].flatten(1)
+        if leaf.shape
+        else demonstrations.action[path][:, None]
+        for path, leaf in leaves(spec.action_space).items()
+        if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete)
+    ]
+    sizes = torch.tensor(spec.choices)
+    columns = torch.cat(chosen, 1) + sizes.cumsum(0) - sizes
+    wrong = ~mask.gather(1, columns).all(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        episode = int(demonstrations.episode[row])
+        raise ConfigError(f"{what} takes an action in episode {episode} that its mask forbids")

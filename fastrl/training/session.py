@@ -23,6 +23,7 @@ from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import check_model_class
 from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
+from fastrl.sampling.build import check_sources
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
@@ -135,8 +136,11 @@ class TrainingSession:
         else:
             self._extensions = RunExtensions(config.model_copy(update={"callbacks": ()}))
             start = self._start = start and without_callbacks(start)
+        if ranks.size > 1 and config.algorithm.own_sampler is not None:
+            raise ConfigError(f"algorithm.name: {config.algorithm.name} learns in one process")
         self._own = own_part(config, ranks)
         plan = own_plan(make_plan(self._own), ranks)
+        check_sources(config, plan)
         self._learner = build_learner(self._own, plan.env_spec, ranks=ranks)
         self._counted: dict[str, Any] = {}
         if start is not None:
@@ -247,7 +251,8 @@ class TrainingSession:
         journal.flush_if_due()
         saves = self._saver.is_due
         passed = self._candidates is not None and self._candidates.after_update(update.steps)
-        return {"ends": passed or self._context.stops, "saves": saves, "asked": 0}
+        ends = passed or self._context.stops or self._learner.is_finished
+        return {"ends": ends, "saves": saves, "asked": 0}
 
     def _exchange(self, decision: State) -> State:
         """Return the decision of rank 0, and follow what its callbacks have changed."""
