@@ -277,6 +277,30 @@ class BCConfig(CloningConfig):
         return self
 
 
+class DAggerConfig(CloningConfig):
+    """Dataset aggregation: an expert's actions in the states of the policy (Ross et al., 2011)."""
+
+    own_sampler: ClassVar[str | None] = "dagger"
+
+    name: Text = "dagger"
+    """Dataset aggregation."""
+    expert: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    """Run, or directory of a checkpoint, that is the expert; it takes its most probable actions."""
+    expert_policy: ImportPath | None = None
+    """Expert 'package.module:function' from an observation to an action, in place of a run."""
+    beta_rollouts: Size = 15
+    """Rollouts over which the share of the expert among the actions falls from 1 to 0, by equal
+    steps; with 1 it acts in the first rollout alone."""
+    epochs: Size = 4
+    """Passes over all steps of the run after each rollout."""
+
+    @model_validator(mode="after")
+    def _check_expert(self) -> Self:
+        if (self.expert is None) == (self.expert_policy is None):
+            raise conflict("expert", "must be given, or algorithm.expert_policy, and not both")
+        return self
+
+
 def algorithm_section(
     keys: dict[str, Any], own: type[LearnerConfig] | None = None
 ) -> LearnerConfig:

@@ -166,7 +166,7 @@ def spec_of(files: DatasetFiles) -> EnvSpec:
     return EnvSpec(env_id, files.observation_space, files.action_space)
 
 
-def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
+def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") -> list[str]:
     """Return how the spaces of a dataset differ from those of an environment, one text for each.
 
     Numbers of different types that are stored alike are equal. Bounds of observations may differ.
@@ -174,6 +174,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
     Args:
         found: Of the dataset.
         wanted: Of the environment.
+        what: What the dataset is called.
     """
     differences = []
     for kind in ("observation", "action"):
@@ -182,7 +183,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
         for path in dict.fromkeys((*ours, *theirs)):
             name = f"{kind} '{path}'" if path else kind
             if path not in theirs:
-                differences.append(f"the dataset has no {name}, {brief(ours[path])}")
+                differences.append(f"the {what} has no {name}, {brief(ours[path])}")
             elif path not in ours:
                 differences.append(f"the environment has no {name}, {brief(theirs[path])}")
             elif stored[path] != stored_there[path] or not _alike(

@@ -51,10 +51,8 @@ class EpisodeCutter:
             rollout: The next one, with the field ``final_observation``.
         """
         spec = self._env_spec
-        final = [
-            leaf.numpy() for leaf in flatten(spec.observation_space, rollout.final_observation)
-        ]
-        rows = self._rows(rollout)
+        final = _by_path(spec, rollout.final_observation)
+        rows = _rows(spec, rollout, self._fields)
         ended = rollout.terminated.numpy() | rollout.truncated.numpy()
         for slot in np.flatnonzero(self._left).tolist():
             if rollout.restarted is not None and rollout.restarted[slot]:
@@ -63,7 +61,7 @@ class EpisodeCutter:
             start = 0
             for end in np.flatnonzero(ended[:, slot]).tolist():
                 self._keep(slot, column, start, end + 1)
-                last = dict(zip(spec.observation, (leaf[end, slot] for leaf in final), strict=True))
+                last = {path: leaf[end, slot] for path, leaf in final.items()}
                 yield self._episode(slot, last, bool(rollout.terminated[end, slot]))
                 self._left[slot] -= 1
                 start = end + 1
@@ -71,19 +69,6 @@ class EpisodeCutter:
                     break
             else:
                 self._keep(slot, column, start, len(ended))
-
-    def _rows(self, rollout: Rollout) -> _Columns:
-        """Return ``[T, B, *]`` by label."""
-        spec, length = self._env_spec, len(rollout.reward)
-        observed = flatten(spec.observation_space, rollout.observation)
-        rows = {
-            _OBSERVATION + path: leaf[:length].numpy()
-            for path, leaf in zip(spec.observation, observed, strict=True)
-        }
-        acted = zip(spec.action, flatten(spec.action_space, rollout.action), strict=True)
-        rows |= {_ACTION + path: leaf.numpy() for path, leaf in acted}
-        rows |= {_FIELD + name: rollout.fields[name].numpy() for name in self._fields}
-        return rows | {"reward": rollout.reward.numpy()}
 
     def _keep(self, slot: int, column: Mapping[str, NDArray[Any]], start: int, stop: int) -> None:
         if stop > start:
@@ -93,12 +78,56 @@ class EpisodeCutter:
     def _episode(self, slot: int, last: Mapping[str, NDArray[Any]], terminated: bool) -> Episode:
         parts, self._begun[slot] = self._begun[slot], []
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return _episode(rows, last, terminated)
 
-        def group(prefix: str) -> _Columns:
-            return {k.removeprefix(prefix): v for k, v in rows.items() if k.startswith(prefix)}
 
-        observation = {
-            path: np.concatenate([leaf, last[path][None]])
-            for path, leaf in group(_OBSERVATION).items()
-        }
-        return Episode(observation, group(_ACTION), rows["reward"], terminated, group(_FIELD))
+def fragments(env_spec: EnvSpec, rollout: Rollout) -> Iterator[Episode]:
+    """Yield the parts of episodes that lie within a rollout, slot by slot.
+
+    A part whose episode goes on in the next rollout is as if it was truncated.
+
+    Args:
+        env_spec: The environment.
+        rollout: With the field ``final_observation``.
+    """
+    final = _by_path(env_spec, rollout.final_observation)
+    after = {path: leaf[-1] for path, leaf in _by_path(env_spec, rollout.observation).items()}
+    rows = _rows(env_spec, rollout)
+    terminated = rollout.terminated.numpy()
+    ended = terminated | rollout.truncated.numpy()
+    length, num_slots = ended.shape
+    for slot in range(num_slots):
+        start = 0
+        for end in np.flatnonzero(ended[:, slot]).tolist():
+            part = {name: leaf[start : end + 1, slot] for name, leaf in rows.items()}
+            last = {path: leaf[end, slot] for path, leaf in final.items()}
+            yield _episode(part, last, bool(terminated[end, slot]))
+            start = end + 1
+        if start < length:
+            part = {name: leaf[start:, slot] for name, leaf in rows.items()}
+            yield _episode(part, {path: leaf[slot] for path, leaf in after.items()}, False)
+
+
+def _by_path(spec: EnvSpec, observation: Any) -> _Columns:
+    leaves = flatten(spec.observation_space, observation)
+    return {path: leaf.numpy() for path, leaf in zip(spec.observation, leaves, strict=True)}
+
+
+def _rows(spec: EnvSpec, rollout: Rollout, fields: Sequence[str] = ()) -> _Columns:
+    """Return ``[T, B, *]`` by label."""
+    length, observed = len(rollout.reward), _by_path(spec, rollout.observation)
+    rows = {_OBSERVATION + path: leaf[:length] for path, leaf in observed.items()}
+    acted = zip(spec.action, flatten(spec.action_space, rollout.action), strict=True)
+    rows |= {_ACTION + path: leaf.numpy() for path, leaf in acted}
+    rows |= {_FIELD + name: rollout.fields[name].numpy() for name in fields}
+    return rows | {"reward": rollout.reward.numpy()}
+
+
+def _episode(rows: _Columns, last: Mapping[str, NDArray[Any]], terminated: bool) -> Episode:
+    def group(prefix: str) -> _Columns:
+        return {k.removeprefix(prefix): v for k, v in rows.items() if k.startswith(prefix)}
+
+    observation = {
+        path: np.concatenate([leaf, last[path][None]]) for path, leaf in group(_OBSERVATION).items()
+    }
+    return Episode(observation, group(_ACTION), rows["reward"], terminated, group(_FIELD))

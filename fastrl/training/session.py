@@ -37,6 +37,7 @@ from fastrl.training.callbacks import (
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
+from fastrl.training.dagger import check_expert
 from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
@@ -141,6 +142,7 @@ class TrainingSession:
         self._own = own_part(config, ranks)
         plan = own_plan(make_plan(self._own), ranks)
         check_sources(config, plan)
+        check_expert(config, plan.env_spec)
         self._learner = build_learner(self._own, plan.env_spec, ranks=ranks)
         self._counted: dict[str, Any] = {}
         if start is not None:
@@ -330,7 +332,8 @@ class TrainingSession:
 
     def _start_sampler(self, stack: ExitStack) -> Sampler:
         """Return a sampler that samples until the stack is closed; save the run before."""
-        config, context, weights = self._own, self._context, self._learner.weights()
+        config = self._own.model_copy(update={"run_dir": str(self._path)})
+        context, weights = self._context, self._learner.weights()
         # Before anything that is there once per environment: it checks that memory suffices.
         sampler = make_sampler(config, self._plan, weights, self._note_fault)
         stack.callback(sampler.close)

@@ -27,6 +27,12 @@ def by_keys(observation):
     return {"move": np.float32([0.25, step % 4 / 4]), "key": 2 + step % 4}
 
 
+def by_parts(observation):
+    """The same for nested actions, of pairs."""
+    step = int(observation[1][0])
+    return {"move": np.float32([0.25, step % 4 / 4]), "key": 2 + step % 4}
+
+
 def first_valid(observation):
     """The first action that the mask allows."""
     return 3 + int(np.flatnonzero(observation["action_mask"])[0])
