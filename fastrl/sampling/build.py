@@ -276,6 +276,19 @@ def check_sources(config: Config, plan: SamplingPlan) -> None:
         open_checked(path, plan.env_spec, episodes, key)
 
 
+def require_environments(config: Config) -> None:
+    """Reject an algorithm with a sampler of its own, whose speed says nothing of environments.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if config.algorithm.own_sampler is not None:
+        raise ConfigError(
+            f"algorithm.name: sampling is measured without {config.algorithm.name}, which has a "
+            "sampler of its own; add algorithm.name=ppo"
+        )
+
+
 def _named_dataset(config: Config) -> tuple[Path, int | None, str]:
     """Return the path of the dataset, its number of episodes, and the key that names it."""
     section = config.dataset
