@@ -236,7 +236,10 @@ class Schema:
         return sum(len(field.leaves) for field in self)
 
 
-_RESERVED = {"fields", "episodes", "index", "restarted", "slots", "num_steps", ACTION_MASK}
+_RESERVED = {
+    *("fields", "episodes", "index", "restarted", "slots", "counted_steps", "num_steps"),
+    ACTION_MASK,
+}
 """Other attributes of a `Rollout`, and a field that the learner adds."""
 _ENDS = ("terminated", "truncated")
 _SCALAR = TensorSpec((), torch.float32)

@@ -1,0 +1,19 @@
+"""Demonstrations: episodes in Minari's format, written and read as tensors."""
+
+from fastrl.datasets.demonstrations import (
+    HELD_OUT,
+    Demonstrations,
+    load_demonstrations,
+    open_checked,
+)
+from fastrl.datasets.files import DatasetWriter, Episode, local_dataset
+
+__all__ = [
+    "HELD_OUT",
+    "DatasetWriter",
+    "Demonstrations",
+    "Episode",
+    "load_demonstrations",
+    "local_dataset",
+    "open_checked",
+]
