@@ -21,10 +21,10 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "closing", "global_streams", "once", "live_display"),
+    ("errors", "closing", "global_streams", "once", "live_display", "json_lines"),
     ("arguments", "imports", "jit", "system"),
     ("registry",),
-    ("builtin",),
+    ("builtin", "curves"),
     ("spaces",),
     ("spec",),
     ("config",),
