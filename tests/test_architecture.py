@@ -33,7 +33,7 @@ FLOORS = (
     ("sampling",),
     ("cluster",),
     ("training", "throughput", "vector"),
-    ("tuning", "sweeps"),
+    ("tuning", "sweeps", "watch"),
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
@@ -44,7 +44,7 @@ OWNERS = {
     "ray": {"cluster.connection"},
     "multiprocessing": PROCESS_OWNERS,
     "torch.multiprocessing": PROCESS_OWNERS,
-    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed"},
+    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed", "cli.watching"},
     "yaml": {"config.text"},
     "stable_baselines3": {"vector.sb3"},
     "tianshou": {"vector.tianshou"},
