@@ -34,6 +34,7 @@ FLOORS = (
     ("cluster",),
     ("training", "throughput", "vector"),
     ("tuning", "sweeps", "watch"),
+    ("play",),
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}

@@ -267,6 +267,28 @@ def record_run(
     return path, recorder(model, path)
 
 
+def open_game(
+    run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
+) -> tuple[EnvFactory, TrainedPolicy]:
+    """Return what builds the environment in which a run is evaluated, and a policy of the run.
+
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        seed: Of sampled actions; None for a random one.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be built.
+    """
+    _, config, found = _open(run, checkpoint, trust)
+    factory, env_spec, model = _policy(config, found)
+    model.eval()
+    return factory, TrainedPolicy(model, env_spec, config.env.action_bounds, seed)
+
+
 def load_policy(
     run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
 ) -> TrainedPolicy:
@@ -371,7 +393,7 @@ def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Path, C
     return path, config, found
 
 
-def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
+def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, Any]:
     factory = evaluation_factory(config)
     env_spec = factory.probe()
     factory = factory.with_masks_of(env_spec)

@@ -163,7 +163,7 @@ def test_another_address_than_the_loopback_one_needs_the_token(serve, runs):
     assert len(token) >= 32
     for path in ("/", "/page.js", "/api/overview", video(), "/?token=", f"/?token={token[:-1]}"):
         assert client.request(path)[0] == 403, path
-    assert client.request("/", Cookie="fastrl_watch=wrong")[0] == 403
+    assert client.request("/", Cookie="fastrl=wrong")[0] == 403
     assert client.request("/", Cookie="=;;\x01")[0] == 403
     status, headers, _ = client.request(f"/?token={token}")
     assert (status, headers["Location"]) == (303, "/")
