@@ -13,8 +13,7 @@ from rich.table import Table
 
 from fastrl import registry
 from fastrl.cli.inputs import ConfigArguments, EnvOption, split_arguments
-from fastrl.cli.output import note, show_tables, write
-from fastrl.config import config_schema, config_to_yaml, load_config, resolved
+from fastrl.cli.output import loading, note, show_tables, write
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -32,6 +31,9 @@ def config(
     ] = False,
 ) -> None:
     """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
+    with loading():
+        from fastrl.config import config_schema, config_to_yaml, load_config, resolved
+
     if schema:
         write(json.dumps(config_schema(), indent=2))
         return
@@ -51,9 +53,10 @@ def envs(
     With a FILTER that 20 ids at most contain, each is built to see where its masks of valid actions
     come from.
     """
-    from fastrl.envs.catalogue import list_environments
+    with loading():
+        from fastrl.envs.catalogue import list_environments
 
-    found = list_environments(pattern)
+        found = list_environments(pattern)
     usable = [listing for listing in found if not listing.problem]
     if not found or not (usable or everything):
         raise ConfigError(f"no environment that can be built here has '{pattern}' in its id")

@@ -15,9 +15,9 @@ import typer
 
 from fastrl.cli.inputs import split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
-from fastrl.cli.output import note, table_console, write
-from fastrl.config import load_config
+from fastrl.cli.output import QuietConsole, loading, note, table_console, write
 from fastrl.errors import ConfigError
+from fastrl.live_display import waiting
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
@@ -76,7 +76,8 @@ def watch(
 
     Nothing is written. Ctrl-C ends it; training goes on.
     """
-    from fastrl.watch.run_index import RunIndex
+    with loading():
+        from fastrl.watch.run_index import RunIndex
 
     index = RunIndex(runs or ["runs"])
     if as_json:
@@ -172,14 +173,15 @@ def play(
 
     In a window, or without a screen on a page of this machine. Escape or Ctrl-C ends it.
     """
-    from fastrl.envs.screens import draw_without_screen, has_screen
-    from fastrl.play.game import KeyboardPlayer, PolicyPlayer
-    from fastrl.play.game import play as play_game
-    from fastrl.play.key_map import key_map
+    with loading():
+        from fastrl.envs.screens import draw_without_screen, has_screen
+        from fastrl.play.game import KeyboardPlayer, PolicyPlayer
+        from fastrl.play.game import play as play_game
+        from fastrl.play.key_map import key_map
 
-    note(f"building {arguments[0]} …")
     draw_without_screen()
-    factory, policy = _game_of(arguments, checkpoint, seed, trust)
+    with waiting(QuietConsole(stderr=True), "building the environment …"):
+        factory, policy = _game_of(arguments, checkpoint, seed, trust)
     with closing(factory.single(render_mode="rgb_array")) as env:
         offered: tuple[str, ...] = ()
         player: PolicyPlayer | KeyboardPlayer
@@ -202,6 +204,7 @@ def _game_of(
     arguments: list[str], checkpoint: str | None, seed: int | None, trust: bool
 ) -> tuple[EnvFactory, TrainedPolicy | None]:
     """Return what builds the environment, and the policy where a run is named."""
+    from fastrl.config import load_config
     from fastrl.sampling import env_factory
     from fastrl.training.run import open_game
     from fastrl.training.run_directory import find_run

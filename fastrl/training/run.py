@@ -16,7 +16,8 @@ from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError
 from fastrl.learning.ranks import Ranks, ranks_of_environment
-from fastrl.models.policy import PolicyModel, build_model
+from fastrl.live_display import waiting
+from fastrl.models.policy import build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -44,6 +45,8 @@ from fastrl.training.session import (
 from fastrl.training.trained_policy import TrainedPolicy
 from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
+
+_BUILDING = "building the environment …"
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def train(
         require_alike(ranks, config)
         if ranks.leads:
             check_new_run(config, name)
-        session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
+        with waiting(console, _BUILDING):
+            session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
         run: RunDirectory | None = None
         if ranks.leads:
             run = stack.enter_context(closing(make_run_directory(config, name)))
@@ -184,7 +188,8 @@ def resume(
                 f"fastrl resume {path} total_steps={2 * enough}"
             )
         trained_with = None if start is None else before
-        session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
+        with waiting(console, _BUILDING):
+            session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
         if directory is not None:
             directory.write_config(config)
             directory.write_summary(None)
@@ -221,8 +226,9 @@ def evaluate_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    _, config, found = _open(run, checkpoint, trust)
-    factory, env_spec, model = _policy(config, found)
+    with waiting(console, _BUILDING):
+        _, config, found = _open(run, checkpoint, trust)
+        factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)
     with watched_episodes(console, protocol.episodes) as watch:
         result = evaluate(model, env_spec, factory.batched, protocol, watch)
