@@ -12,7 +12,9 @@ from types import FrameType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 
+_SPINS_PER_S = 12.5
 _LOCAL_MODES = 3
 """Index of the local modes in the attributes of a terminal."""
 _FAILURES = (OSError, ValueError, termios.error)
@@ -65,6 +67,28 @@ class LiveDisplay(Live):
         self._get_renderable = str
         with self._restoring:
             super().stop()
+
+
+@contextmanager
+def waiting(
+    console: Console | None, text: str, *, handles_sigterm: bool = False
+) -> Iterator[Spinner | None]:
+    """Show on a terminal what is waited for; erased at the end.
+
+    Args:
+        console: Where to; nowhere if None or not a terminal.
+        text: What is waited for.
+        handles_sigterm: See `LiveDisplay`.
+
+    Yields:
+        The spinner, whose text may be updated; None where there is no terminal.
+    """
+    if console is None or not console.is_terminal:
+        yield None
+        return
+    spinner = Spinner("dots", text, style="status.spinner")
+    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=handles_sigterm):
+        yield spinner
 
 
 @contextmanager

@@ -23,6 +23,9 @@ from fastrl.arguments import brief, nearest, one_of
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import import_object, installed_places
 
+NAMESPACE = "fastrl/"
+"""Precedes the ids of the environments that fastrl compiles."""
+
 GROUP = "fastrl.plugins"
 """The group of entry points; each names a module or a function to call."""
 

@@ -21,10 +21,10 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "closing", "global_streams", "once", "live_display"),
+    ("errors", "closing", "global_streams", "once", "live_display", "json_lines"),
     ("arguments", "imports", "jit", "system"),
     ("registry",),
-    ("builtin",),
+    ("builtin", "curves"),
     ("spaces",),
     ("spec",),
     ("config",),
@@ -34,7 +34,8 @@ FLOORS = (
     ("sampling",),
     ("cluster",),
     ("training", "throughput", "vector"),
-    ("tuning", "sweeps"),
+    ("tuning", "sweeps", "watch"),
+    ("play",),
     ("", "cli", "__main__"),
 )
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
@@ -45,7 +46,7 @@ OWNERS = {
     "ray": {"cluster.connection"},
     "multiprocessing": PROCESS_OWNERS,
     "torch.multiprocessing": PROCESS_OWNERS,
-    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed"},
+    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed", "cli.watching"},
     "yaml": {"config.text"},
     "stable_baselines3": {"vector.sb3"},
     "tianshou": {"vector.tianshou"},

@@ -26,6 +26,7 @@ from fastrl.cli.output import (
 )
 from fastrl.cli.show import config, dataset, doctor, envs, new, plugins
 from fastrl.cli.speed import throughput, tune
+from fastrl.cli.watching import play, watch
 from fastrl.errors import FastrlError, WorkerError, one_line
 from fastrl.system import lack_of_memory
 from fastrl.workers.descent import NO_THREAD
@@ -52,6 +53,8 @@ app.command(short_help="Write a video of a trained policy, or a dataset.")(recor
 app.command(short_help="Print what a dataset contains.")(dataset)
 app.command(short_help="Write a trained policy as TorchScript or ONNX.")(export)
 app.command(short_help="Draw learning curves.")(plot)
+app.command(short_help="Show runs on a page while they train.")(watch)
+app.command(short_help="Watch a policy play, or play yourself.")(play)
 app.command(short_help="Measure how fast environments are sampled.")(throughput)
 app.command(short_help="Find the fastest way to sample on this machine.")(tune)
 app.command(short_help="Print a configuration as it will be used.")(config)

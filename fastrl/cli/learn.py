@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import QuietConsole, note, show_tables, write
-from fastrl.config import load_config
+from fastrl.cli.output import QuietConsole, loading, note, show_tables, write, write_wrapped
 from fastrl.errors import ConfigError
+from fastrl.live_display import waiting
 from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Import the code that a run from elsewhere names; read it first."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no remarks.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as an object instead of lines.")
+]
 CheckpointName = Annotated[
     str | None,
     typer.Option(
@@ -62,16 +66,23 @@ def train(
         bool,
         typer.Option("--fresh", help="With sampler: auto, discard earlier results and tune again."),
     ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
     path, overrides = split_arguments(arguments, env)
-    resolved = load_config(path, overrides)
+    with loading():
+        from fastrl.config import load_config
+
+        resolved = load_config(path, overrides)
     if fresh and resolved.sampler.tune_s is None:
         raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
-    from fastrl.learning.ranks import ranks_of_environment
-    from fastrl.training import train as train_run
+    with loading():
+        from fastrl.learning.ranks import ranks_of_environment
+        from fastrl.training import train as train_run
 
-    console, ranks = QuietConsole(stderr=True), ranks_of_environment()
+    console = None if quiet else QuietConsole(stderr=True)
+    ranks = ranks_of_environment()
     if resolved.sampler.tune_s is not None and ranks.size > 1:
         ranks.close()
         raise ConfigError("sampler: auto tunes one process; run 'fastrl tune' before torchrun")
@@ -81,7 +92,8 @@ def train(
 
         check_new_run(resolved, name)
         resolved = tuned(resolved, console, fresh=fresh)
-    return _report(train_run(resolved, name=name, console=console, ranks=ranks), ranks.leads)
+    trained = train_run(resolved, name=name, console=console, ranks=ranks)
+    return _report(trained, ranks.leads, as_json)
 
 
 @without_hangups()
@@ -98,17 +110,21 @@ def resume(
         ),
     ] = "last",
     trust: Trust = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> int:
     """Continue a run that was stopped."""
-    from fastrl.learning.ranks import ranks_of_environment
-    from fastrl.training import resume as resume_run
+    with loading():
+        from fastrl.learning.ranks import ranks_of_environment
+        from fastrl.training import resume as resume_run
 
     changes = overrides or ()
-    console, ranks = QuietConsole(stderr=True), ranks_of_environment()
+    console = None if quiet else QuietConsole(stderr=True)
+    ranks = ranks_of_environment()
     trained = resume_run(
         run, changes, checkpoint=checkpoint, trust=trust, console=console, ranks=ranks
     )
-    return _report(trained, ranks.leads)
+    return _report(trained, ranks.leads, as_json)
 
 
 @without_hangups()
@@ -165,8 +181,9 @@ def sweep(
     path, overrides = split_arguments(arguments, env)
     check_output("--json", json_file)
     check_output("--dir", directory, directory=True)
-    from fastrl.sweeps import Sweep, SweepPlan, load_space
-    from fastrl.sweeps.sweep_plan import make_grid
+    with loading():
+        from fastrl.sweeps import Sweep, SweepPlan, load_space
+        from fastrl.sweeps.sweep_plan import make_grid
 
     grid = make_grid(seeds, over or ())
     plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
@@ -194,9 +211,11 @@ def evaluate(
     seed: Seed = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Play episodes with a trained policy, print the returns."""
-    from fastrl.training import evaluate_run
+    with loading():
+        from fastrl.training import evaluate_run
 
     found = evaluate_run(
         run,
@@ -207,7 +226,11 @@ def evaluate(
         trust=trust,
         console=QuietConsole(stderr=True),
     )
-    write(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
+    if as_json:
+        about = {"checkpoint": found.checkpoint, "steps": found.steps}
+        write(json.dumps(about | _as_json(found.result), indent=2))
+        return
+    write_wrapped(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
 
 
 def record(
@@ -251,6 +274,7 @@ def record(
     seed: Seed = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a video of a trained policy, or a dataset of its episodes."""
     if dataset is None and policy is not None:
@@ -261,19 +285,26 @@ def record(
         if video is not None:
             raise ConfigError("--video and --dataset exclude each other")
         check_output("--dataset", dataset, directory=True)
-        _record_dataset(run, dataset, episodes or 100, policy, sampled, seed, checkpoint, trust)
+        _record_dataset(
+            run, dataset, episodes or 100, policy, sampled, seed, checkpoint, trust, as_json
+        )
         return
-    from fastrl.training import record_run
+    with loading():
+        from fastrl.training import record_run
 
-    path, returns = record_run(
-        run,
-        video,
-        episodes=episodes or 1,
-        deterministic=False if sampled else None,
-        seed=seed,
-        checkpoint=checkpoint,
-        trust=trust,
-    )
+    with waiting(QuietConsole(stderr=True), "recording …"):
+        path, returns = record_run(
+            run,
+            video,
+            episodes=episodes or 1,
+            deterministic=False if sampled else None,
+            seed=seed,
+            checkpoint=checkpoint,
+            trust=trust,
+        )
+    if as_json:
+        write(json.dumps({"video": str(path), "returns": returns}, indent=2))
+        return
     played = ", ".join(f"{value:,.1f}" for value in returns)
     write(f"{path}: return {played}")
 
@@ -287,8 +318,11 @@ def _record_dataset(
     seed: int | None,
     checkpoint: str | None,
     trust: bool,
+    as_json: bool,
 ) -> None:
-    from fastrl.training import record_dataset, record_function
+    with loading():
+        from fastrl.config import load_config
+        from fastrl.training import record_dataset, record_function
 
     console = QuietConsole(stderr=True)
     if policy is None:
@@ -309,6 +343,10 @@ def _record_dataset(
             config, policy, dataset, episodes=episodes, seed=seed, console=console
         )
     steps = int(found.lengths.sum())
+    if as_json:
+        about = {"dataset": str(found.path), "steps": steps, "returns": found.returns.tolist()}
+        write(json.dumps(about, indent=2))
+        return
     write(
         f"{found.path}: {len(found.lengths):,} episodes, {steps:,} steps, return "
         f"{found.returns.mean():,.1f} ± {found.returns.std():,.1f} "
@@ -332,10 +370,13 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write a trained policy as a file for other programs, and compare both on observations."""
-    from fastrl.training import export_run
-
     check_output("--output", output)
-    write(str(export_run(run, format, output, checkpoint=checkpoint, trust=trust)))
+    with loading():
+        from fastrl.training import export_run
+
+    with waiting(QuietConsole(stderr=True), "exporting …"):
+        path = export_run(run, format, output, checkpoint=checkpoint, trust=trust)
+    write(str(path))
 
 
 def plot(
@@ -357,29 +398,26 @@ def plot(
     ] = None,
 ) -> None:
     """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
-    from fastrl.training.plotting import FORMATS, plot_runs
+    with loading():
+        from fastrl.training.plotting import FORMATS, plot_runs
 
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output '{output}' must end in {', '.join(FORMATS)}")
     check_output("--output", output)
-    plot_runs(runs, output, "evaluation" if evaluation else "training", metric, title)
+    with waiting(QuietConsole(stderr=True), "drawing …"):
+        plot_runs(runs, output, "evaluation" if evaluation else "training", metric, title)
     write(str(output))
 
 
-def _report(trained: TrainedRun, leads: bool) -> int:
+def _report(trained: TrainedRun, leads: bool, as_json: bool) -> int:
     """Print how training ended, on rank 0; return the exit code."""
     config, outcome = trained.config, trained.outcome
     if not leads:
         return 0 if outcome.interrupted is None else _EXIT_SIGNAL + outcome.interrupted.value
-    speed = outcome.steps / outcome.wall_s
-    write(
-        f"{config.env.id}, {config.algorithm.name.upper()}, seed {config.seed}: "
-        f"{outcome.steps:,} steps in {outcome.wall_s:,.1f} s ({speed:,.0f} steps/s)"
-    )
-    if outcome.evaluation is not None:
-        how = "deterministic" if config.evaluation.deterministic else "sampled"
-        write(f"evaluation ({how} actions): {_describe(outcome.evaluation)}")
-    write(f"run: {trained.path}")
+    if as_json:
+        write(json.dumps({"run": str(trained.path), **outcome.summary(config)}, indent=2))
+    else:
+        _describe_run(trained)
     if outcome.interrupted is not None:
         note(_how_to_continue(trained))
         return _EXIT_SIGNAL + outcome.interrupted.value
@@ -391,6 +429,19 @@ def _report(trained: TrainedRun, leads: bool) -> int:
     return EXIT_NOT_REACHED
 
 
+def _describe_run(trained: TrainedRun) -> None:
+    config, outcome = trained.config, trained.outcome
+    speed = outcome.steps / outcome.wall_s
+    write_wrapped(
+        f"{config.env.id}, {config.algorithm.name.upper()}, seed {config.seed}: "
+        f"{outcome.steps:,} steps in {outcome.wall_s:,.1f} s ({speed:,.0f} steps/s)"
+    )
+    if outcome.evaluation is not None:
+        how = "deterministic" if config.evaluation.deterministic else "sampled"
+        write_wrapped(f"evaluation ({how} actions): {_describe(outcome.evaluation)}")
+    write(f"run: {trained.path}")
+
+
 def _how_to_continue(trained: TrainedRun) -> str:
     if trained.outcome.steps < trained.config.total_steps:
         return f"stopped and saved; to go on: fastrl resume {trained.path}"
@@ -398,6 +449,18 @@ def _how_to_continue(trained: TrainedRun) -> str:
         f"trained and saved; the final evaluation was stopped: fastrl eval {trained.path} plays "
         f"episodes, fastrl resume {trained.path} finishes the run"
     )
+
+
+def _as_json(result: EvaluationResult) -> dict[str, object]:
+    return {
+        "return_mean": result.return_mean,
+        "return_std": result.return_std,
+        "length_mean": result.length_mean,
+        "returns": list(result.returns),
+        "lengths": list(result.lengths),
+        "cut": result.cut,
+        "info": result.info_means(),
+    }
 
 
 def _describe(result: EvaluationResult) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
+from contextlib import AbstractContextManager
 
 from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from fastrl.live_display import waiting
 
 _NARROW = 60
 """Columns of a terminal below which a table is printed as lines."""
@@ -24,9 +28,24 @@ class QuietConsole(Console):
         self.quiet = True
 
 
+def loading() -> AbstractContextManager[object]:
+    """Show on a terminal that packages are imported, which takes seconds."""
+    return waiting(QuietConsole(stderr=True), "loading …", handles_sigterm=True)
+
+
 def write(text: str) -> None:
     """Write a result without wrapping and colours."""
     QuietConsole(soft_wrap=True).out(text, highlight=False)
+
+
+def write_wrapped(text: str) -> None:
+    """Write a result; on a terminal in lines of its width, broken between words."""
+    console = QuietConsole()
+    if not console.is_terminal:
+        write(text)
+        return
+    for line in textwrap.wrap(text, console.width, subsequent_indent="  ", break_on_hyphens=False):
+        write(line)
 
 
 def note(text: str) -> None:

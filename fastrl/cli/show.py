@@ -13,8 +13,7 @@ from rich.table import Table
 
 from fastrl import registry
 from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import note, show_tables, write
-from fastrl.config import config_schema, config_to_yaml, load_config, resolved
+from fastrl.cli.output import loading, note, show_tables, write
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -32,6 +31,9 @@ def config(
     ] = False,
 ) -> None:
     """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
+    with loading():
+        from fastrl.config import config_schema, config_to_yaml, load_config, resolved
+
     if schema:
         write(json.dumps(config_schema(), indent=2))
         return
@@ -53,7 +55,8 @@ def dataset(
     """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
     check_output("--picture", picture)
     check_output("--json", json_file)
-    from fastrl.datasets.summary import summarize
+    with loading():
+        from fastrl.datasets.summary import summarize
 
     found = summarize(path)
     show_tables(found.to_rich())
@@ -75,9 +78,10 @@ def envs(
     With a FILTER that 20 ids at most contain, each is built to see where its masks of valid actions
     come from.
     """
-    from fastrl.envs.catalogue import list_environments
+    with loading():
+        from fastrl.envs.catalogue import list_environments
 
-    found = list_environments(pattern)
+        found = list_environments(pattern)
     usable = [listing for listing in found if not listing.problem]
     if not found or not (usable or everything):
         raise ConfigError(f"no environment that can be built here has '{pattern}' in its id")

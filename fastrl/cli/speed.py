@@ -14,12 +14,11 @@ import typer
 
 from fastrl.arguments import brief
 from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import QuietConsole, note, show_tables
-from fastrl.config import Config, load_config
-from fastrl.config.text import dump_yaml
+from fastrl.cli.output import QuietConsole, loading, note, show_tables
 from fastrl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastrl.config import Config
     from fastrl.throughput.benchmark import Report
     from fastrl.throughput.scaling_plan import ScalingPlan
     from fastrl.tuning import Candidate, Trial
@@ -106,9 +105,11 @@ def throughput(
     json_file: JsonFile = None,
 ) -> None:
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
-    from fastrl.throughput.benchmark import run_throughput
-    from fastrl.throughput.measure import Protocol
-    from fastrl.throughput.scaling_plan import Network, plan_scaling
+    with loading():
+        from fastrl.config import load_config
+        from fastrl.throughput.benchmark import run_throughput
+        from fastrl.throughput.measure import Protocol
+        from fastrl.throughput.scaling_plan import Network, plan_scaling
 
     options = {
         "sampler.envs_per_worker": envs_per_worker,
@@ -192,16 +193,20 @@ def tune(
     'fastrl sweep' compares what is learnt with several seeds and values.
     """
     path, overrides = split_arguments(arguments, env)
-    config = load_config(path, overrides)
+    with loading():
+        from fastrl.config import load_config
+
+        config = load_config(path, overrides)
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
     overlays = _overlays(path, write, overlay)
     for option, file in (("--json", json_file), ("--study", study)):
         check_output(option, file)
     check_output("--plots", plots, directory=True)
-    from fastrl.tuning.study import Study, cached_study
-    from fastrl.tuning.tune import TuneOptions, Tuning, study_name
-    from fastrl.tuning.tune_report import plot_tuning
+    with loading():
+        from fastrl.tuning.study import Study, cached_study
+        from fastrl.tuning.tune import TuneOptions, Tuning, study_name
+        from fastrl.tuning.tune_report import plot_tuning
 
     options = TuneOptions(
         objective="train_fps" if objective == "train_fps" else "fps",
@@ -272,6 +277,8 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
     Raises:
         WriteError: The file cannot be written.
     """
+    from fastrl.config import load_config
+    from fastrl.config.text import dump_yaml
     from fastrl.training.durable import write_durably, writing
     from fastrl.tuning.space import sampler_keys
 

@@ -28,8 +28,7 @@ from fastrl.envs.batched_env import BatchedEnv, Columns
 from fastrl.envs.family import Family, Vector, arrays
 from fastrl.envs.lookup import registered_spec, takes_argument
 from fastrl.errors import EnvError
-
-NAMESPACE = "fastrl/"
+from fastrl.registry import NAMESPACE
 
 _NO_VELOCITY = "fastrl.envs.classic_control.no_velocity"
 _MASKED = "fastrl.envs.masked_tasks"

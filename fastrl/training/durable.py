@@ -64,6 +64,15 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new one; a crash may lose both."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(open_inside(partial, os.O_WRONLY), "wb") as file:
+        file.write(content)
+    partial.replace(path)
+
+
 def write_and_sync(path: Path, content: bytes) -> None:
     """Write a new file in place of any old one, and return once it is on the disk."""
     path.unlink(missing_ok=True)

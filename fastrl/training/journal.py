@@ -15,6 +15,7 @@ from fastrl.training.progress import Progress
 from fastrl.training.remarks import LearningSigns
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
+from fastrl.training.worker_times import WorkerTimes
 
 FINAL = "final_evaluation"
 """Kind of the row of the evaluation after the last step, which plays other episodes."""
@@ -57,13 +58,20 @@ class RunJournal:
         every_steps = config.logging.every_steps
         self._every_steps = every_steps or max(1, config.total_steps // _ROWS_PER_RUN)
         self._sampler: Sampler | None = None
+        self._times: WorkerTimes | None = None
+        self._config, self._workers = config, run.workers
         self._faults = run.faults
         with writing(run.faults):
             self._num_faults = self._earlier_faults()
 
-    def watch(self, sampler: Sampler) -> None:
-        """Subtract the idle time of an asynchronous sampler; see `Window.row`."""
-        self._sampler, self._seen = sampler, sampler.stats()
+    def watch(self, sampler: Sampler, learner_threads: int) -> None:
+        """Write where the time of the workers goes, too, with each row from now on.
+
+        The idle time of an asynchronous sampler is subtracted; see `Window.row`.
+        """
+        self._times = WorkerTimes(self._workers, sampler, self._config, learner_threads)
+        if self._config.sampler.mode == "async":
+            self._sampler, self._seen = sampler, sampler.stats()
 
     def note_update(self, update: Update) -> None:
         """Add an update to the window."""
@@ -81,6 +89,8 @@ class RunJournal:
             row = self._window.row(self._idle_s())
             row["restarts"] = self._num_faults
             self._log.write("training", row)
+            if self._times is not None:
+                self._times.write(row)
             self._progress.show(row)
             for sign in self._signs.found_in(row):
                 self._progress.remark(sign)

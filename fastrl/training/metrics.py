@@ -22,6 +22,7 @@ from fastrl.config import Config, LoggingConfig
 from fastrl.config.fields import Call
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
+from fastrl.json_lines import row_of
 from fastrl.training.durable import (
     WriteError,
     append_line,
@@ -31,7 +32,6 @@ from fastrl.training.durable import (
 )
 from fastrl.training.run_directory import RunDirectory
 
-_MOST_STEPS = 2**62
 _LONGEST_ERROR = 200
 """Characters that are shown of an error of Weights & Biases."""
 _LOGGER = logging.getLogger(__name__)
@@ -333,10 +333,6 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in read_bounded(path).split(b"\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        steps = row.get("steps") if isinstance(row, dict) else None
-        if type(steps) is int and 0 <= steps <= _MOST_STEPS:
+        row = row_of(line)
+        if row is not None:
             yield row

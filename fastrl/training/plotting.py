@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastrl.config import Config
-from fastrl.envs.families import NAMESPACE
+from fastrl.curves import Curve, curve_name, curve_of, labels_of, mean_curve, shared_keys
 from fastrl.errors import ConfigError
 from fastrl.training.durable import writing
 from fastrl.training.journal import FINAL
@@ -23,22 +19,15 @@ from fastrl.training.run_directory import find_run, read_config
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and values, ``[rows]`` each."""
-
 FORMATS = (".png", ".pdf", ".svg")
 """Endings of the files that a picture can be written to."""
 
-_POINTS = 300
 _FEW_POINTS = 20
-_KEYS_SHOWN = 3
 _LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
 """Characters in a line of a label, and in a row of the legend."""
 _LABEL_LINES = 4
 _STYLES = ("-", "--", ":", "-.")
 """Line styles; the next one is used when the colours are used up."""
-_OWN_KEYS = {"seed", "run_dir", "evaluation", "checkpoint", "logging"}
-"""Keys in which runs of one curve may differ."""
 
 
 def plot_runs(
@@ -69,9 +58,11 @@ def plot_runs(
     groups: dict[str, list[tuple[Config, Path]]] = {}
     for path in dict.fromkeys(find_run(run) for run in runs):
         config = read_config(path)
-        family = json.dumps(_shared_keys(config), sort_keys=True)
+        family = json.dumps(_shared(config), sort_keys=True)
         groups.setdefault(family, []).append((config, path))
-    common, labels = _labels([members[0][0] for members in groups.values()])
+    firsts = [members[0][0] for members in groups.values()]
+    names = [curve_name(config.env.id, config.algorithm.name) for config in firsts]
+    common, labels = labels_of(names, [_shared(config) for config in firsts])
     curves: dict[str, list[Curve]] = {}
     finals: dict[str, list[Curve]] = {}
     for label, members in zip(labels, groups.values(), strict=True):
@@ -87,6 +78,10 @@ def plot_runs(
         common if title is None else title,
         finals,
     )
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    return shared_keys(config.model_dump(mode="json"))
 
 
 def draw_curves(
@@ -202,101 +197,8 @@ def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
 
 def _read(path: Path, kind: str, metric: str) -> tuple[Curve, set[str]]:
     """Return a metric of a run, which may have no row, and the names of all metrics there."""
-    rows: list[tuple[float, float]] = []
-    others: set[str] = set()
     try:
-        for row in read_rows(path / "metrics.jsonl"):
-            if row.get("kind") == kind:
-                others |= row.keys()
-                if _is_number(row.get(metric)):
-                    rows.append((row["steps"], row[metric]))
+        rows = [row for row in read_rows(path / "metrics.jsonl") if row.get("kind") == kind]
     except OSError as error:
         raise ConfigError(f"metrics of '{path}' cannot be read: {error.strerror}") from None
-    steps, values = np.array(rows, np.float64).reshape(-1, 2).T
-    return (steps, values), others - {"kind", "steps"}
-
-
-def _is_number(value: object) -> bool:
-    # Python's integers may be larger than any float.
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
-
-
-def mean_curve(
-    curves: Sequence[Curve],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return steps, mean and standard deviation over curves, at steps that all of them cover."""
-    if len(curves) == 1:
-        steps, returns = curves[0]
-        return steps, returns, np.zeros_like(returns)
-    first = max(steps[0] for steps, _ in curves)
-    last = min(steps[-1] for steps, _ in curves)
-    steps = np.linspace(first, last, _POINTS) if first < last else np.array([first])
-    returns = np.stack([np.interp(steps, *curve) for curve in curves])
-    return steps, returns.mean(0), returns.std(0)
-
-
-def curve_name(env: str, algorithm: str) -> str:
-    """Return the label of a curve; fastrl's compiled environments are labelled as the originals."""
-    return f"{env.removeprefix(NAMESPACE)} {algorithm.upper()}"
-
-
-def _shared_keys(config: Config) -> dict[str, Any]:
-    """Return the keys in which the runs of one curve agree, dotted."""
-    return dict(_leaves(config.model_dump(mode="json", exclude=_OWN_KEYS)))
-
-
-def _labels(configs: Sequence[Config]) -> tuple[str, list[str]]:
-    """Return a common title, and for each configuration a label of what distinguishes it.
-
-    Environment and algorithm are the title where all agree, else part of the labels. Of the keys
-    that differ, labels name those that distinguish most configurations.
-    """
-    names = [curve_name(config.env.id, config.algorithm.name) for config in configs]
-    trees = [_shared_keys(config) for config in configs]
-    is_same = len(set(names)) == 1
-    parts: list[tuple[str, ...]] = [() if is_same else (name,) for name in names]
-    keys = list(dict.fromkeys(key for tree in trees for key in tree))
-    chosen: list[str] = []
-    while len(set(parts)) < len(parts) and len(chosen) < _KEYS_SHOWN:
-        best = max(keys, key=lambda key: len(set(_with(parts, trees, key))))
-        finer = _with(parts, trees, best)
-        if len(set(finer)) == len(set(parts)):
-            break
-        parts = finer
-        chosen.append(best)
-    lacking = ", ".join(f"{_short(trees, key)} not set" for key in chosen)
-    labels = [", ".join(each) or lacking for each in parts]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label}, #{number}".lstrip(", ") for number, label in enumerate(labels, 1)]
-    return (names[0] if is_same else ""), labels
-
-
-def _with(
-    labels: Sequence[tuple[str, ...]], trees: Sequence[Mapping[str, Any]], key: str
-) -> list[tuple[str, ...]]:
-    """Return labels that name one more key."""
-    short = _short(trees, key)
-    return [
-        (*parts, f"{short}={_shown(tree[key])}") if key in tree else parts
-        for parts, tree in zip(labels, trees, strict=True)
-    ]
-
-
-def _short(trees: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Return the last part of a key if no other key ends with it, else the key."""
-    last = key.rpartition(".")[2]
-    alike = {each for tree in trees for each in tree if each.rpartition(".")[2] == last}
-    return last if len(alike) == 1 else key
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value of a configuration by its dotted key."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return curve_of(rows, metric), {key for row in rows for key in row} - {"kind", "steps"}

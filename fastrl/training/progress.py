@@ -13,17 +13,15 @@ from typing import Self
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fastrl.live_display import LiveDisplay
+from fastrl.live_display import LiveDisplay, waiting
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
 from fastrl.workers.descent import start_thread
 
 _REFRESHES_PER_S = 4
-_SPINS_PER_S = 12.5
 _LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
 _HEALTH = ("approx_kl", "clip_fraction", "explained_variance", "learning_rate")
 _UNKNOWN = "-:--:--"
@@ -212,17 +210,13 @@ def watched_episodes(
     Yields:
         A function to call with the number of episodes and of steps played, as often as you like.
     """
-    if console is None or not console.is_terminal:
-        yield lambda done, steps: None
-        return
     progress_after, shown_s = estimate(episodes), -math.inf
-    spinner = Spinner("dots", "building environments …", style="status.spinner")
-    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=False):
+    with waiting(console, "building environments …") as spinner:
 
         def watch(done: int, steps: int) -> None:
             nonlocal shown_s
             now_s = time.perf_counter()
-            if now_s - shown_s >= 1 / _REFRESHES_PER_S:
+            if spinner is not None and now_s - shown_s >= 1 / _REFRESHES_PER_S:
                 shown_s = now_s
                 spinner.update(text=progress_after(done, steps))
 

@@ -80,7 +80,7 @@ class Recorder:
         draw_without_screen()
         with closing(self._drawable()) as env:
             env.reset(seed=self.protocol.episode_seeds()[0])
-            _drawn(env, self.factory.name)
+            drawn(env, self.factory.name)
 
     def _drawable(self) -> gymnasium.Env[Any, Any]:
         try:
@@ -96,14 +96,14 @@ class Recorder:
         steps = 0
         for seed in protocol.episode_seeds():
             observation, _ = env.reset(seed=seed)
-            yield _drawn(env, self.factory.name)
+            yield drawn(env, self.factory.name)
             total, over, state = 0.0, False, None
             while not over and steps < self.max_steps:
                 action, state = policy.act(observation, state, deterministic=protocol.deterministic)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps = total + float(reward), steps + 1
                 over = bool(terminated or truncated)
-                yield _drawn(env, self.factory.name)
+                yield drawn(env, self.factory.name)
             returns.append(total)
             if steps >= self.max_steps:
                 return
@@ -138,7 +138,12 @@ def _writer(path: Path, fps: float) -> FrameWriter:
         return open_animation(path, fps)
 
 
-def _drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
+def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
+    """Return the picture of an environment, ``[height, width, 3] uint8``; small ones enlarged.
+
+    Raises:
+        EnvError: It cannot be drawn.
+    """
     try:
         frame = np.asarray(env.render())
     except Exception as error:  # renderers raise many types, mostly for reasons of the machine

@@ -18,7 +18,8 @@ from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
 from fastrl.learning.ranks import Ranks, ranks_of_environment
-from fastrl.models.policy import PolicyModel, build_model
+from fastrl.live_display import waiting
+from fastrl.models.policy import build_model
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -49,6 +50,7 @@ from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
 
 _LOGGER = logging.getLogger(__name__)
+_BUILDING = "building the environment …"
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def _train(
         require_alike(ranks, config)
         if ranks.leads:
             check_new_run(config, name)
-        session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
+        with waiting(console, _BUILDING):
+            session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
         run: RunDirectory | None = None
         if ranks.leads:
             run = stack.enter_context(closing(make_run_directory(config, name)))
@@ -226,7 +229,8 @@ def _resume(
             config = resolved(config)
         require_alike(ranks, config)
         trained_with = None if start is None else before
-        session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
+        with waiting(console, _BUILDING):
+            session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
         if directory is not None:
             directory.write_config(config)
             directory.write_summary(None)
@@ -321,8 +325,9 @@ def evaluate_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    _, config, found = opened_run(run, checkpoint, trust)
-    factory, env_spec, model = _policy(config, found)
+    with waiting(console, _BUILDING):
+        _, config, found = opened_run(run, checkpoint, trust)
+        factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)
     with watched_episodes(console, protocol.episodes) as watch:
         result = evaluate(model, env_spec, factory.batched, protocol, watch)
@@ -365,6 +370,28 @@ def record_run(
     factory, env_spec, model = _policy(config, found)
     recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
     return path, recorder(model, path)
+
+
+def open_game(
+    run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
+) -> tuple[EnvFactory, TrainedPolicy]:
+    """Return what builds the environment in which a run is evaluated, and a policy of the run.
+
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        seed: Of sampled actions; None for a random one.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be built.
+    """
+    _, config, found = opened_run(run, checkpoint, trust)
+    factory, env_spec, model = _policy(config, found)
+    model.eval()
+    return factory, TrainedPolicy(model, env_spec, config.env.action_bounds, seed)
 
 
 def load_policy(
@@ -483,7 +510,7 @@ def opened_run(
     return path, config, found
 
 
-def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, PolicyModel]:
+def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec, Any]:
     factory = evaluation_factory(config)
     env_spec = factory.probe()
     factory = factory.with_masks_of(env_spec)

@@ -15,6 +15,7 @@ from typing import Any
 from fastrl import registry
 from fastrl.arguments import brief
 from fastrl.config import Config, config_to_yaml, load_config
+from fastrl.config.models import RUNS
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.spec import EnvSpec
 from fastrl.system import machine, versions
@@ -28,9 +29,6 @@ from fastrl.training.durable import (
 )
 from fastrl.training.saved_spec import SPACES, spec_to_json
 from fastrl.training.trust import SIGNATURE, sign
-
-RUNS = Path("runs")
-"""Where runs are by default."""
 
 _VERSIONS = "versions.json"
 # What remains of a run that was killed while its directory was made.
@@ -67,6 +65,7 @@ class RunDirectory:
         videos: Directory of videos.
         metrics: Rows of metrics, one JSON object per line.
         faults: Worker failures, one JSON object per line.
+        workers: Where the time of each worker goes.
         tensorboard: Directory of TensorBoard's event files.
         wandb: The id of this run at Weights & Biases.
         spaces: The spaces of the environment.
@@ -78,7 +77,8 @@ class RunDirectory:
         self.checkpoints, self.videos = path / "checkpoints", path / "videos"
         self.metrics, self.faults = path / "metrics.jsonl", path / "faults.jsonl"
         self.tensorboard, self.wandb = path / "tensorboard", path / "wandb.json"
-        self.spaces, self.summary = path / SPACES, path / "summary.json"
+        self.workers, self.spaces = path / "workers.json", path / SPACES
+        self.summary = path / "summary.json"
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:

@@ -352,9 +352,10 @@ class TrainingSession:
         if isinstance(sampler, ProcessSampler):
             self._progress.watch_start(sampler.starting)
         sampler.start()
-        if config.sampler.mode == "async" and self._journal is not None:
-            self._journal.watch(sampler)
-        stack.enter_context(torch_threads(learner_threads(config, self._plan.env_spec)))
+        threads = learner_threads(config, self._plan.env_spec)
+        if self._journal is not None:
+            self._journal.watch(sampler, threads)
+        stack.enter_context(torch_threads(threads))
         return sampler
 
     def _start_evaluator(self, directory: RunDirectory, stack: ExitStack) -> None:

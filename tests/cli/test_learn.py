@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
 from fastrl import cli
 from fastrl.config import EvaluationConfig, save_config
 from fastrl.training.checkpoint import CheckpointStore
+from tests.terminal import Terminal
 from tests.training.clockwork import small_run
 
 
@@ -60,6 +63,42 @@ def test_train_evaluate_resume_record_and_plot(run, workplace):
     code, out, _ = run("plot", "mine", "-o", "curve.png")
     assert (code, out) == (0, "curve.png\n")
     assert (workplace / "curve.png").stat().st_size > 0
+
+
+def test_results_as_json_and_no_progress_for_scripts(run, workplace):
+    code, out, err = run("train", "config.yaml", "--name", "mine", "--quiet", "--json")
+    assert (code, err) == (0, "")
+    trained = json.loads(out)
+    summary = json.loads((workplace / "runs/mine/summary.json").read_text())
+    assert trained == {"run": "runs/mine", **summary}
+
+    code, out, err = run("eval", "mine", "--episodes", 3, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["steps"], found["lengths"]) == (512, [4, 4, 4])
+    assert found["return_mean"] == sum(found["returns"]) / 3
+
+    code, out, _ = run("record", "mine", "--video", "out.gif", "--json")
+    assert (code, json.loads(out)) == (0, {"video": "out.gif", "returns": found["returns"][:1]})
+
+    code, out, err = run("resume", "mine", "total_steps=640", "--quiet", "--json")
+    assert (code, err, json.loads(out)["steps"]) == (0, "", 640)
+
+
+def test_a_terminal_of_60_columns_shows_a_line_at_once_and_a_summary_that_fits(workplace):
+    command = [sys.executable, "-m", "fastrl", "train", "config.yaml", "--name", "mine"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    terminal = Terminal(command, 60, 30, env=env, cwd=workplace)
+    try:
+        terminal.wait_for("loading …")
+        assert terminal.wait() == 0
+        lines = str(terminal.screen).splitlines()
+        assert "".join(lines).count("run: runs/mine") == 1
+        assert all(len(line) <= 60 for line in lines)
+        assert not set("│╭╰╮╯─").intersection(str(terminal.screen))
+        assert any(line.startswith("evaluation (deterministic actions): return ") for line in lines)
+    finally:
+        terminal.close()
 
 
 def test_score_that_is_not_reached_is_code_1(run, workplace):

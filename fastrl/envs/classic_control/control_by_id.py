@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode
 
 from fastrl.envs.classic_control.control_batch import LARGEST, ClassicControlBatch, Options
 from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer
-from fastrl.envs.families import NAMESPACE
 from fastrl.envs.vector_facade import BatchedVectorEnv, Frame, SingleBatchedEnv
+from fastrl.registry import NAMESPACE
 
 _OPTIONS = {field.name for field in dataclasses.fields(Options)} - {"params"}
 

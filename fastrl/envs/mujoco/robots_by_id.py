@@ -11,7 +11,6 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from fastrl.arguments import instance, nearest, whole
-from fastrl.envs.families import NAMESPACE
 from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
 from fastrl.envs.mujoco.rendering import Photographer, View, camera
@@ -19,6 +18,7 @@ from fastrl.envs.mujoco.robot_checks import parse
 from fastrl.envs.screens import draw_without_screen
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
+from fastrl.registry import NAMESPACE
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
     env.id: env

@@ -1,0 +1,232 @@
+"""The commands that show runs and environments: on a page, in a window or as text."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from fastrl.cli.inputs import split_arguments
+from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
+from fastrl.cli.output import QuietConsole, loading, note, table_console, write
+from fastrl.errors import ConfigError
+from fastrl.live_display import waiting
+
+if TYPE_CHECKING:
+    from fastrl.envs.env_factory import EnvFactory
+    from fastrl.play.play_page import PlayPage
+    from fastrl.play.play_window import PlayWindow
+    from fastrl.training import TrainedPolicy
+    from fastrl.watch.page_server import PageServer
+    from fastrl.watch.run_index import RunIndex
+
+S = TypeVar("S", bound="PageServer")
+
+_NICE = 10
+"""By how much the priority of the server is lower."""
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN",
+        help="Directories of runs, or of directories of runs; by default runs/.",
+        show_default=False,
+    ),
+]
+
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        metavar="ADDRESS",
+        help="Address of the page; another than the loopback one needs the token it prints.",
+    ),
+]
+
+
+def watch(
+    runs: Runs = None,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Show it as text instead of on a page.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what there is now as JSON, and end.")
+    ] = False,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="INT",
+            min=0,
+            max=65535,
+            help="Its port; by default 8765 or a free one.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the address alone.")] = False,
+) -> None:
+    """Show runs on a page while they train: curves, speed, workers, faults, videos.
+
+    Nothing is written. Ctrl-C ends it; training goes on.
+    """
+    with loading():
+        from fastrl.watch.run_index import RunIndex
+
+    index = RunIndex(runs or ["runs"])
+    if as_json:
+        write(json.dumps(index.everything(), indent=2))
+    elif terminal:
+        from fastrl.watch.as_text import show
+
+        show(index, table_console())
+    else:
+        _serve(index, host, port, quiet)
+
+
+def _serve(index: RunIndex, host: str, port: int | None, quiet: bool) -> None:
+    from fastrl.watch.server import PORT, WatchServer
+
+    server = at_free_port(lambda number: WatchServer(index, host, number), PORT, port)
+    with server:
+        write(server.url)
+        if not quiet:
+            for line in _hints(server):
+                note(line)
+        # Training comes first where both need a core.
+        os.nice(_NICE)
+        server.serve_forever()
+
+
+def at_free_port(serve: Callable[[int], S], usual: int, port: int | None) -> S:
+    """Return a server at a port; at the usual one, or a free one, if none is asked for."""
+    try:
+        return serve(usual if port is None else port)
+    except ConfigError:
+        if port is not None:
+            raise
+        return serve(0)
+
+
+def _hints(server: PageServer) -> list[str]:
+    """Return what else a user should know about the address."""
+    port = server.server_address[1]
+    if server.token:
+        return ["all who know this address can use it; the connection is not encrypted"]
+    # Client's address and port, then this machine's.
+    machine = os.environ.get("SSH_CONNECTION", "").split()[2:3] or [socket.gethostname()]
+    tunnel = f"ssh -L {port}:{server.host}:{port} {getpass.getuser()}@{machine[0]}"
+    return [f"from another machine: {tunnel}, then the same address there", "Ctrl-C ends it"]
+
+
+def play(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|ENV",
+            help="A run, or an environment: an id or a YAML file, and keys to change.",
+        ),
+    ],
+    keyboard: Annotated[
+        bool, typer.Option("--keyboard", help="Play a run's environment yourself.")
+    ] = False,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="YAML of keys and actions, such as 'left: 0'."),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Show it on a page, as without a screen.")
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            "--fps",
+            metavar="STEPS",
+            min=0.1,
+            max=1000,
+            help="Steps per second; by default its own.",
+        ),
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option("--episodes", metavar="INT", min=1, help="How many; by default until Ctrl-C."),
+    ] = None,
+    seed: Seed = None,
+    sampled: Sampled = False,
+    checkpoint: CheckpointName = None,
+    trust: Trust = False,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", metavar="INT", min=0, max=65535, help="Of the page; 8766 or a free one."
+        ),
+    ] = None,
+) -> None:
+    """Watch a trained policy play, or play an environment with the keyboard.
+
+    In a window, or without a screen on a page of this machine. Escape or Ctrl-C ends it.
+    """
+    with loading():
+        from fastrl.envs.screens import draw_without_screen, has_screen
+        from fastrl.play.game import KeyboardPlayer, PolicyPlayer
+        from fastrl.play.game import play as play_game
+        from fastrl.play.key_map import key_map
+
+    draw_without_screen()
+    with waiting(QuietConsole(stderr=True), "building the environment …"):
+        factory, policy = _game_of(arguments, checkpoint, seed, trust)
+    with closing(factory.single(render_mode="rgb_array")) as env:
+        offered: tuple[str, ...] = ()
+        player: PolicyPlayer | KeyboardPlayer
+        if policy is None or keyboard or keys is not None:
+            known = key_map(env, factory.name, keys)
+            player, offered = KeyboardPlayer(known), known.keys
+            note(f"keys: {' '.join(offered)}")
+        else:
+            player = PolicyPlayer(policy, deterministic=not sampled)
+        with closing(
+            _display(page or not has_screen(), arguments[0], offered, host, port)
+        ) as shown:
+            for played in play_game(env, factory.name, player, shown, fps=fps, seed=seed):
+                write(str(played))
+                if played.number == episodes:
+                    break
+
+
+def _game_of(
+    arguments: list[str], checkpoint: str | None, seed: int | None, trust: bool
+) -> tuple[EnvFactory, TrainedPolicy | None]:
+    """Return what builds the environment, and the policy where a run is named."""
+    from fastrl.config import load_config
+    from fastrl.sampling import env_factory
+    from fastrl.training.run import open_game
+    from fastrl.training.run_directory import find_run
+
+    is_run = Path(arguments[0]).is_dir()
+    with suppress(ConfigError):
+        is_run = is_run or bool(find_run(arguments[0]))
+    if is_run and len(arguments) == 1:
+        return open_game(arguments[0], checkpoint=checkpoint, seed=seed, trust=trust)
+    return env_factory(load_config(*split_arguments(arguments))), None
+
+
+def _display(
+    on_page: bool, title: str, keys: tuple[str, ...], host: str, port: int | None
+) -> PlayPage | PlayWindow:
+    from fastrl.play.play_page import PORT, PlayPage
+    from fastrl.play.play_window import PlayWindow
+
+    if not on_page:
+        return PlayWindow(title)
+    page = at_free_port(lambda number: PlayPage(title, keys, host, number), PORT, port)
+    write(page.url)
+    for line in _hints(page):
+        note(line)
+    return page

@@ -1,0 +1,1 @@
+"""Playing an environment with a policy or a keyboard, in a window or on a page."""

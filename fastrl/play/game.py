@@ -1,0 +1,174 @@
+"""Plays episodes of one environment, and shows each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+
+from fastrl.envs.animation import Frame
+from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
+from fastrl.play.key_map import KeyMap
+from fastrl.training.recording import drawn
+from fastrl.training.trained_policy import TrainedPolicy
+
+_DEFAULT_FPS = 30.0
+_BETWEEN_EPISODES_S = 0.5
+
+
+class Display(Protocol):
+    """Where a game is shown, and where the keys are."""
+
+    def show(self, frame: Frame, text: str) -> None:
+        """Show a picture ``[height, width, 3] uint8`` with a line of text."""
+        ...
+
+    def pressed(self) -> frozenset[str]:
+        """Return the keys that are pressed now."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Wait this long, and while it is not seen; return whether it goes on."""
+        ...
+
+
+class Player(Protocol):
+    """Who chooses the actions."""
+
+    def begin(self) -> None:
+        """Begin an episode."""
+        ...
+
+    def is_ready(self, pressed: frozenset[str]) -> bool:
+        """Return whether the episode may begin."""
+        ...
+
+    def act(self, observation: Any, pressed: frozenset[str]) -> Any:
+        """Return an action, as the environment accepts it."""
+        ...
+
+
+class PolicyPlayer:
+    """A trained policy.
+
+    Args:
+        policy: The policy.
+        deterministic: Whether it takes its most probable action rather than a sample.
+    """
+
+    def __init__(self, policy: TrainedPolicy, *, deterministic: bool) -> None:
+        self._policy, self._deterministic = policy, deterministic
+        self._state: Any = None
+
+    def begin(self) -> None:
+        """Forget the episode before."""
+        self._state = None
+
+    def is_ready(self, pressed: frozenset[str]) -> bool:
+        """Return True."""
+        return True
+
+    def act(self, observation: Any, pressed: frozenset[str]) -> Any:
+        """Return an action; see `Player`."""
+        action, self._state = self._policy.act(
+            observation, self._state, deterministic=self._deterministic
+        )
+        return action
+
+
+class KeyboardPlayer:
+    """Someone at a keyboard; an episode begins with the first key.
+
+    Args:
+        keys: Maps the pressed keys to an action.
+    """
+
+    def __init__(self, keys: KeyMap) -> None:
+        self._keys = keys
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def is_ready(self, pressed: frozenset[str]) -> bool:
+        """Return whether a key of the map is pressed."""
+        return not pressed.isdisjoint(self._keys.keys)
+
+    def act(self, observation: Any, pressed: frozenset[str]) -> Any:
+        """Return the action of the pressed keys."""
+        return self._keys(pressed)
+
+
+@dataclass(frozen=True)
+class Played:
+    """An episode that has ended.
+
+    Attributes:
+        number: From 1.
+        total: Its return.
+        steps: Its length.
+    """
+
+    number: int
+    total: float
+    steps: int
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"episode {self.number}: return {self.total:,.4g}, {self.steps:,} steps"
+
+
+def play(
+    env: gymnasium.Env[Any, Any],
+    name: str,
+    player: Player,
+    display: Display,
+    *,
+    fps: float | None = None,
+    seed: int | None = None,
+) -> Iterator[Played]:
+    """Play episodes until the display is closed, and yield each that has ended.
+
+    Args:
+        env: The environment, with ``render_mode="rgb_array"``.
+        name: Its id, for errors.
+        player: Chooses the actions.
+        display: Where it is shown.
+        fps: Steps per second; by default as the environment says.
+        seed: Of the first episode.
+
+    Raises:
+        EnvError: The environment raised, or cannot be drawn.
+    """
+    pause_s = 1.0 / (fps or float(env.metadata.get("render_fps") or _DEFAULT_FPS))
+    number = 0
+    while True:
+        number += 1
+        try:
+            observation, _ = env.reset(seed=seed if number == 1 else None)
+            player.begin()
+            total, steps, is_over = 0.0, 0, False
+            while not player.is_ready(display.pressed()):
+                display.show(drawn(env, name), f"episode {number}: press a key to begin")
+                if not display.wait(pause_s):
+                    return
+            due_s = time.monotonic()
+            while not is_over:
+                display.show(drawn(env, name), f"episode {number}   return {total:,.4g}")
+                due_s = max(due_s + pause_s, time.monotonic())
+                if not display.wait(due_s - time.monotonic()):
+                    return
+                action = player.act(observation, display.pressed())
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, steps = total + float(reward), steps + 1
+                is_over = bool(terminated or truncated)
+            display.show(drawn(env, name), f"episode {number}   return {total:,.4g}, its end")
+        except FastrlError:
+            raise
+        except USERS_FAILURES as error:
+            raise EnvError(f"'{name}' failed: {cause(error)}") from error
+        yield Played(number, total, steps)
+        if not display.wait(_BETWEEN_EPISODES_S):
+            return

@@ -1,0 +1,360 @@
+"""All runs that are watched, and what the page and the text show of them, as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.config.models import RUNS
+from fastrl.curves import curve_name, curve_of, differences, labels_of, leaves_of, mean_curve
+from fastrl.errors import ConfigError
+from fastrl.watch.run_files import directory_below, open_below
+from fastrl.watch.watched_run import VIDEOS, WatchedRun
+
+_MOST_RUNS = 500
+_DEEPEST = 4
+"""Levels of directories in which runs are looked for."""
+_EVERY_S, _SELDOM_S = 1.0, 10.0
+"""Shortest time between two reads: of runs that are being trained, and of the others."""
+_POINTS, _FAINT_POINTS = 400, 150
+"""Of a curve, and of each seed behind a mean."""
+_DIGITS = 6
+_FAULTS_SHOWN = 50
+_KEYS_HIDDEN = {"run_dir"}
+
+
+class RunIndex:
+    """The runs below some directories, found and read again as they change.
+
+    Its methods may be called in several threads.
+
+    Args:
+        places: Directories of runs, or of directories of runs; or names under ``runs/``.
+
+    Raises:
+        ConfigError: One is not a directory.
+    """
+
+    def __init__(self, places: Sequence[str | Path]) -> None:
+        self._places = list(dict.fromkeys(_directory(place) for place in places))
+        self._runs: dict[tuple[Path, tuple[str, ...]], WatchedRun] = {}
+        self._read_s: dict[str, float] = {}
+        self._groups: dict[str, int] = {}
+        self._labels: dict[int, str] = {}
+        self._title = ""
+        self._lock = threading.RLock()
+        self._looked_s = -math.inf
+        self._version = 0
+
+    @property
+    def places(self) -> Sequence[Path]:
+        """The directories."""
+        return self._places
+
+    def refresh(self) -> None:
+        """Find new runs and read what has changed, at most once a second."""
+        with self._lock:
+            now_s = time.monotonic()
+            if now_s - self._looked_s < _EVERY_S:
+                return
+            has_changed = self._find()
+            for run in self._runs.values():
+                age_s = now_s - self._read_s.get(run.name, -math.inf)
+                if age_s >= (_EVERY_S if run.state == "running" else _SELDOM_S):
+                    self._read_s[run.name] = now_s
+                    has_changed |= run.refresh()
+            if has_changed:
+                self._label()
+                self._version += 1
+            self._looked_s = time.monotonic()
+
+    def overview(self) -> dict[str, Any]:
+        """Return what is shown of all runs, the latest first.
+
+        ``version`` changes with everything that can be shown.
+        """
+        with self._lock:
+            self.refresh()
+            runs = [self._row(run) for run in self._ordered()]
+            metrics: dict[str, dict[str, None]] = {}
+            for run in self._runs.values():
+                for kind, rows in run.rows.items():
+                    known = metrics.setdefault(kind, {})
+                    known |= dict.fromkeys(key for row in rows[-1:] for key in row)
+            return {
+                "version": self._version,
+                "places": [str(place) for place in self._places],
+                "title": self._title,
+                "groups": [{"group": key, "label": text} for key, text in self._labels.items()],
+                "runs": runs,
+                "metrics": {
+                    kind: sorted(known.keys() - {"kind", "steps"})
+                    for kind, known in metrics.items()
+                },
+            }
+
+    def curves(
+        self, metric: str, kind: str, over: str = "steps", groups: set[int] | None = None
+    ) -> dict[str, Any]:
+        """Return a metric of all runs, by group: their mean, its spread, and each run.
+
+        Args:
+            metric: Such as ``return_mean``.
+            kind: Of rows, such as ``training``.
+            over: The horizontal axis: ``steps`` or ``wall_s``.
+            groups: Which groups; None for all.
+        """
+        with self._lock:
+            self.refresh()
+            members: dict[int, list[tuple[str, Any]]] = {}
+            for run in self._ordered():
+                group = self._group(run)
+                curve = curve_of(run.rows.get(kind, ()), metric, over)
+                if len(curve[0]) and (groups is None or group in groups):
+                    order = np.argsort(curve[0], kind="stable")
+                    members.setdefault(group, []).append(
+                        (run.name, (curve[0][order], curve[1][order]))
+                    )
+            return {
+                "version": self._version,
+                "groups": [_drawn(group, found) for group, found in sorted(members.items())],
+            }
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Return what is shown of one run alone.
+
+        Raises:
+            KeyError: There is no such run.
+        """
+        with self._lock:
+            self.refresh()
+            run = self._named(name)
+            latest = run.latest()
+            return {
+                **self._row(run),
+                "version": self._version,
+                "activities": run.workers.get("activities", []),
+                "workers": run.workers.get("workers", {}),
+                "shares": {
+                    key: _number(latest.get(f"{key}_share")) for key in ("sampling", "learning")
+                },
+                "speeds": {
+                    key: _number(latest.get(f"{key}_fps")) for key in ("sampling", "learning")
+                },
+                "config": {key: _text(value) for key, value in leaves_of(run.tree)},
+            }
+
+    def faults(self) -> dict[str, Any]:
+        """Return the latest failures of workers of all runs, the latest first."""
+        with self._lock:
+            self.refresh()
+            found = [
+                {"run": run.name, **{key: fault.get(key) for key in _FAULT_KEYS}}
+                for run in self._runs.values()
+                for fault in run.faults
+            ]
+            found.sort(key=lambda fault: str(fault["at"]), reverse=True)
+            total = sum(run.num_faults for run in self._runs.values())
+            return {"version": self._version, "total": total, "faults": found[:_FAULTS_SHOWN]}
+
+    def differences(self) -> dict[str, Any]:
+        """Return the keys in which the configurations of runs differ, with their values."""
+        with self._lock:
+            self.refresh()
+            runs = [run for run in self._ordered() if run.tree]
+            trees = [dict(leaves_of(run.tree)) for run in runs]
+            keys = {k: v for k, v in differences(trees).items() if k not in _KEYS_HIDDEN}
+            return {
+                "version": self._version,
+                "runs": [run.name for run in runs],
+                "keys": [{"key": key, "values": values} for key, values in keys.items()],
+            }
+
+    def everything(self) -> dict[str, Any]:
+        """Return all of the above at once, with the details of each run, and no curves."""
+        with self._lock:
+            found = self.overview()
+            details = [self.details(run["name"]) for run in found["runs"]]
+            known = {"runs": details, "faults": self.faults(), "differences": self.differences()}
+            return found | known
+
+    def open_video(self, name: str, video: str) -> tuple[Any, str]:
+        """Return a context manager that opens a video of a run, and its content type.
+
+        Raises:
+            KeyError: There is no such video.
+        """
+        with self._lock:
+            self.refresh()
+            root, parts = self._named(name).path_of_video(video)
+            return open_below(root, *parts), VIDEOS[Path(video).suffix]
+
+    def _named(self, name: str) -> WatchedRun:
+        for run in self._runs.values():
+            if run.name == name:
+                return run
+        raise KeyError(name)
+
+    def _ordered(self) -> list[WatchedRun]:
+        return sorted(self._runs.values(), key=lambda run: (-run.began_s, run.name))
+
+    def _group(self, run: WatchedRun) -> int:
+        return self._groups[_family(run)]
+
+    def _find(self) -> bool:
+        """Add new runs and drop those that are gone; return whether there are any."""
+        found: dict[tuple[Path, tuple[str, ...]], None] = {}
+        for place in self._places:
+            found |= dict.fromkeys((place, parts) for parts in _runs_below(place))
+        kept = list(found)[:_MOST_RUNS]
+        gone = self._runs.keys() - set(kept)
+        for key in gone:
+            del self._runs[key]
+        names = {run.name for run in self._runs.values()}
+        new = [key for key in kept if key not in self._runs]
+        for place, parts in new:
+            name = _free_name(place, parts, len(self._places) > 1, names)
+            names.add(name)
+            self._runs[place, parts] = WatchedRun(place, parts, name)
+        return bool(gone or new)
+
+    def _label(self) -> None:
+        """Number the groups of runs, and label them by what distinguishes them."""
+        families: dict[str, WatchedRun] = {}
+        for run in reversed(self._ordered()):
+            families.setdefault(_family(run), run)
+        names = [_curve_name(run) for run in families.values()]
+        self._title, labels = labels_of(names, [run.shared for run in families.values()])
+        self._labels = {}
+        for family, label in zip(families, labels, strict=True):
+            number = self._groups.setdefault(family, len(self._groups))
+            self._labels[number] = label or self._title or "runs"
+
+    def _row(self, run: WatchedRun) -> dict[str, Any]:
+        latest, evaluated = run.latest(), run.latest("final_evaluation") or run.latest("evaluation")
+        curve = curve_of(run.rows.get("training", ()), "return_mean")
+        return {
+            "name": run.name,
+            "group": self._group(run),
+            "env": run.section("env").get("id"),
+            "algorithm": run.section("algorithm").get("name"),
+            "seed": run.tree.get("seed"),
+            "state": run.state,
+            "problem": run.problem,
+            "steps": latest.get("steps", 0),
+            "total_steps": run.tree.get("total_steps"),
+            "wall_s": _number(latest.get("wall_s")),
+            "return_mean": _number(latest.get("return_mean")),
+            "evaluation": _number(evaluated.get("return_mean")),
+            "fps": _number(latest.get("fps")),
+            "limit_fps": _number(run.workers.get("limit_fps")),
+            "faults": run.num_faults,
+            "videos": list(run.videos),
+            "trend": _numbers(_thinned(curve[1], 40)),
+        }
+
+
+_FAULT_KEYS = ("at", "worker", "cause", "restarts", "rollout", "step", "remote_traceback")
+
+
+def _directory(place: str | Path) -> Path:
+    """Return a directory given by its path, or by its name under ``runs/``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for candidate in (Path(place), RUNS / place):
+        with suppress(OSError, ValueError):
+            if candidate.is_dir():
+                return candidate
+    hint = "; train one first, or name another directory" if Path(place) == RUNS else ""
+    raise ConfigError(f"'{place}' is not a directory of runs{hint}")
+
+
+def _runs_below(root: Path, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each run below a directory, without following links."""
+    directories: list[str] = []
+    with (
+        suppress(OSError),
+        directory_below(root, *parts) as directory,
+        os.scandir(directory) as entries,
+    ):
+        for entry in entries:
+            if entry.name == "config.yaml" and entry.is_file(follow_symlinks=False):
+                yield parts
+                return
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                directories.append(entry.name)
+    if len(parts) < _DEEPEST:
+        for name in sorted(directories):
+            yield from _runs_below(root, (*parts, name))
+
+
+def _free_name(place: Path, parts: tuple[str, ...], is_one_of_several: bool, used: set[str]) -> str:
+    """Return the name of a run, which no other run has."""
+    own = place.resolve().name
+    name = "/".join(((own,) if is_one_of_several or not parts else ()) + parts)
+    found, number = name, 1
+    while found in used:
+        number += 1
+        found = f"{name} ({number})"
+    return found
+
+
+def _family(run: WatchedRun) -> str:
+    return json.dumps(run.shared, sort_keys=True) if run.tree else run.name
+
+
+def _curve_name(run: WatchedRun) -> str:
+    section = run.section("algorithm")
+    algorithm = section.get("name") or section.get("class_path") or "?"
+    return curve_name(str(run.section("env").get("id", run.name)), str(algorithm))
+
+
+def _drawn(group: int, members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the curve of a group of runs, and those of its runs where there are several."""
+    steps, mean, spread = mean_curve([curve for _, curve in members])
+    return {
+        "group": group,
+        "x": _numbers(_thinned(steps, _POINTS)),
+        "mean": _numbers(_thinned(mean, _POINTS)),
+        "spread": _numbers(_thinned(spread, _POINTS)) if len(members) > 1 else [],
+        "runs": [
+            {
+                "name": name,
+                "x": _numbers(_thinned(x, _FAINT_POINTS)),
+                "y": _numbers(_thinned(y, _FAINT_POINTS)),
+            }
+            for name, (x, y) in (members if len(members) > 1 else ())
+        ],
+    }
+
+
+def _thinned(values: NDArray[np.float64], at_most: int) -> NDArray[np.float64]:
+    """Return about as many values as asked for, evenly spaced, with the first and the last."""
+    if len(values) <= at_most:
+        return values
+    return values[np.linspace(0, len(values) - 1, at_most).round().astype(np.int64)]
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.{_DIGITS}g}") for value in values.tolist()]
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,119 @@
+"""The server of `fastrl watch`: the page, the data of runs, and their videos; it writes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastrl.watch.page_server import LOOPBACK, PageRequest, PageServer
+from fastrl.watch.run_index import RunIndex
+
+PORT = 8765
+"""Where the page is by default, if it is free."""
+
+_CHUNK = 2**16
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+_PAGE = {
+    "/": ("index.html",),
+    "/page.js": ("page.js",),
+    "/page.css": ("page.css",),
+    "/icon.svg": ("icon.svg",),
+    "/uplot.js": ("uplot", "uPlot.iife.min.js"),
+    "/uplot.css": ("uplot", "uPlot.min.css"),
+}
+Answer = Callable[[Mapping[str, str]], Any]
+"""Maps the parameters of a request to what is sent as JSON."""
+
+
+class WatchServer(PageServer):
+    """Serves the page, the data of an index of runs, and their videos.
+
+    Attributes:
+        index: The runs.
+
+    Args:
+        index: See above.
+        host: The address.
+        port: Its port; 0 for a free one.
+
+    Raises:
+        ConfigError: The address cannot be used.
+    """
+
+    def __init__(self, index: RunIndex, host: str = LOOPBACK, port: int = 0) -> None:
+        self.index = index
+        super().__init__(_WatchRequest, host, port)
+
+
+class _WatchRequest(PageRequest):
+    """Answers GET and HEAD."""
+
+    server: WatchServer
+
+    def answer(self, path: str, given: Mapping[str, str]) -> None:
+        """See `PageRequest`."""
+        if path in _PAGE:
+            self.send_file("fastrl.watch", *_PAGE[path])
+        elif path == "/api/video":
+            self._send_video(given["run"], given["name"])
+        else:
+            self.send_json(self._answers()[path](given))
+
+    def _answers(self) -> dict[str, Answer]:
+        index = self.server.index
+        return {
+            "/api/overview": lambda given: index.overview(),
+            "/api/run": lambda given: index.details(given["run"]),
+            "/api/faults": lambda given: index.faults(),
+            "/api/differences": lambda given: index.differences(),
+            "/api/curves": lambda given: index.curves(
+                given["metric"],
+                given.get("kind", "training"),
+                given.get("over", "steps"),
+                _groups(given.get("groups")),
+            ),
+        }
+
+    def _send_video(self, run: str, name: str) -> None:
+        """Send a video, or the part of it that is asked for, as players do."""
+        opened, kind = self.server.index.open_video(run, name)
+        try:
+            with opened as file:
+                size = file.seek(0, 2)
+                first, last = _part(self.headers.get("Range", ""), size)
+                headers = {
+                    "Content-Type": kind,
+                    "Content-Length": str(last + 1 - first),
+                    "Accept-Ranges": "bytes",
+                    "Cache-Control": "no-cache",
+                }
+                status = HTTPStatus.OK
+                if (first, last) != (0, size - 1):
+                    status = HTTPStatus.PARTIAL_CONTENT
+                    headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+                self.begin(status, headers)
+                file.seek(first)
+                left = last + 1 - first if self.command != "HEAD" else 0
+                while left and (chunk := file.read(min(_CHUNK, left))):
+                    self.wfile.write(chunk)
+                    left -= len(chunk)
+                self.close_connection |= left > 0
+        except FileNotFoundError:
+            self.fail(HTTPStatus.NOT_FOUND)
+
+
+def _groups(text: str | None) -> set[int] | None:
+    return None if text is None else {int(part) for part in text.split(",") if part}
+
+
+def _part(wanted: str, size: int) -> tuple[int, int]:
+    """Return the first and the last byte that a ``Range`` asks for; all where it is none."""
+    found = _RANGE.fullmatch(wanted)
+    if found is None or found[0] == "bytes=-" or not size:
+        return 0, size - 1
+    if not found[1]:
+        return max(0, size - int(found[2])), size - 1
+    first, last = int(found[1]), int(found[2] or size)
+    return (first, min(last, size - 1)) if first <= last and first < size else (0, size - 1)
