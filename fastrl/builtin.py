@@ -8,6 +8,15 @@ register(
 register(
     "algorithm", "a2c", "fastrl.learning.a2c:A2C", section="fastrl.config.algorithms:A2CConfig"
 )
+register(
+    "algorithm", "appo", "fastrl.learning.appo:APPO", section="fastrl.config.algorithms:APPOConfig"
+)
+register(
+    "algorithm",
+    "impala",
+    "fastrl.learning.impala:Impala",
+    section="fastrl.config.algorithms:ImpalaConfig",
+)
 for _name in ("auto", "eager", "compiled", "bfloat16"):
     register("engine", _name, f"fastrl.models.inference.engines:{_name}")
 register("logger", "jsonl", "fastrl.training.metrics:JsonLines")

@@ -3,6 +3,8 @@
 from fastrl.config.algorithms import (
     A2CConfig,
     ActorCriticConfig,
+    APPOConfig,
+    ImpalaConfig,
     LearnerConfig,
     OpenConfig,
     PPOConfig,
@@ -28,6 +30,7 @@ from fastrl.config.models import (
 
 __all__ = [
     "A2CConfig",
+    "APPOConfig",
     "ActorCriticConfig",
     "CheckpointConfig",
     "ClusterConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "EnvConfig",
     "EvaluationConfig",
     "FaultsConfig",
+    "ImpalaConfig",
     "LearnerConfig",
     "LoggingConfig",
     "ModelConfig",

@@ -236,6 +236,43 @@ class A2CConfig(ActorCriticConfig):
     """Correct by V-trace what an older policy sampled; for sampler.mode async."""
 
 
+class VTraceConfig(Section):
+    """What the algorithms with V-trace have in common."""
+
+    rho_clip: Annotated[Float, Field(gt=0)] = 1.0
+    """Largest weight of a temporal difference in V-trace, rho-bar."""
+    c_clip: Annotated[Float, Field(gt=0)] = 1.0
+    """Largest factor by which V-trace carries it to the step before, c-bar; at most rho_clip."""
+    max_policy_lag: Size = 4
+    """Steps whose policy is more than this many updates older than the learner's are left out, and
+    where all of a rollout are, all but the newest. Without a cluster none is more than 1 older."""
+
+    @model_validator(mode="after")
+    def _check_clips(self) -> Self:
+        if self.c_clip > self.rho_clip:
+            problem = f"must be at most algorithm.rho_clip ({self.rho_clip:g}), got {self.c_clip:g}"
+            raise conflict("c_clip", problem)
+        return self
+
+
+class APPOConfig(VTraceConfig, PPOConfig):
+    """Asynchronous PPO: the clipped objective with targets by V-trace, for sampler.mode async."""
+
+    name: Text = "appo"
+    """Asynchronous proximal policy optimisation."""
+
+
+class ImpalaConfig(VTraceConfig, ActorCriticConfig):
+    """The policy gradient with V-trace, for sampler.mode async (Espeholt et al., 2018)."""
+
+    name: Text = "impala"
+    """Importance weighted actor-learner architecture."""
+    gae_lambda: Fraction = 1.0
+    """Lambda of V-trace; 1 weighs long traces fully."""
+    normalize_advantage: Bool = False
+    """Standardise the advantages of each rollout."""
+
+
 def algorithm_section(
     keys: dict[str, Any], own: type[LearnerConfig] | None = None
 ) -> LearnerConfig:

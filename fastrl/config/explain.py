@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fastrl.config.algorithms import (
     A2CConfig,
+    APPOConfig,
     LearnerConfig,
     OpenConfig,
     PPOConfig,
@@ -153,7 +154,7 @@ def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig]) 
     """Return the known key that an unknown one was probably meant to be."""
     name, own = str(key[-1]), list(owner.model_fields)
     if key[0] == "algorithm" and len(key) == 2:
-        for other in (PPOConfig, A2CConfig):
+        for other in (PPOConfig, A2CConfig, APPOConfig):
             if name in other.model_fields:
                 return f"it belongs to algorithm.name: {other.model_fields['name'].default}"
     prefix = "".join(f"{part}." for part in key[:-1])

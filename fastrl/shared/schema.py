@@ -236,8 +236,17 @@ class Schema:
         return sum(len(field.leaves) for field in self)
 
 
-_RESERVED = {"fields", "episodes", "index", "restarted", "slots", "num_steps", ACTION_MASK}
-"""Other attributes of a `Rollout`, and a field that the learner adds."""
+_RESERVED = {
+    "fields",
+    "episodes",
+    "index",
+    "restarted",
+    "slots",
+    "num_steps",
+    ACTION_MASK,
+    "policy_lag",
+}
+"""Other attributes of a `Rollout`, and fields that training adds."""
 _ENDS = ("terminated", "truncated")
 _SCALAR = TensorSpec((), torch.float32)
 _FLAG = TensorSpec((), torch.bool)
