@@ -29,6 +29,7 @@ FLOORS = (
     ("spec",),
     ("config",),
     ("envs", "models", "shared", "learning.returns", "learning.losses"),
+    ("datasets",),
     ("workers", "learning"),
     ("sampling",),
     ("cluster",),
@@ -49,6 +50,8 @@ OWNERS = {
     "stable_baselines3": {"vector.sb3"},
     "tianshou": {"vector.tianshou"},
     "envpool": {"envs.env_factory"},
+    "h5py": {"datasets.files"},
+    "minari": {"datasets.files"},
     "optuna": {"sweeps.optuna_search"},
 }
 """Packages, and the modules that alone may import them."""

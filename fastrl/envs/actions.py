@@ -24,6 +24,8 @@ ActionBounds = Literal["clip", "squash"]
 Convert = Callable[[NDArray[Any]], NDArray[Any]]
 
 
+_INSIDE = 1 - 1e-6
+"""Where an action at a bound is taken to be, relative to it: tanh has no inverse at 1."""
 _TAKEN = {"f": "fiub", "i": "iub", "u": "iub", "b": "b"}
 """Kinds of dtypes that are accepted for actions of each kind."""
 
@@ -79,7 +81,7 @@ class ActionConverter:
             SpaceError: The space is unsupported, or ``squash`` meets an unbounded ``Box``.
         """
         action_specs(space)
-        self._space = space
+        self._space, self._bounds = space, bounds
         self._converts = {
             path: _convert(leaf, bounds, path) for path, leaf in leaves(space).items()
         }
@@ -120,6 +122,21 @@ class ActionConverter:
             unflatten(self._space, dict(zip(columns, parts, strict=True)))
             for parts in zip(*columns.values(), strict=True)
         ]
+
+    def sampled(self, rows: Rows) -> list[NDArray[Any]]:
+        """Return what a policy would sample for actions that environments accept.
+
+        ``batch`` of the result is equal to the actions, except for rounding with ``squash``, where
+        values at a bound, which no sample reaches, are taken as a little inside.
+
+        Args:
+            rows: Per action leaf ``[n, *shape]``, as environments accept them.
+
+        Raises:
+            EnvError: A discrete action is not one of its space.
+        """
+        found = zip(leaves(self._space).items(), rows, strict=True)
+        return [_sampled(leaf, array, self._bounds, path) for (path, leaf), array in found]
 
     def _arrays(self, rows: Rows) -> dict[str, NDArray[Any]]:
         pairs = zip(self._converts.items(), rows, strict=True)
@@ -175,3 +192,24 @@ def _squash(box: spaces.Box, path: str) -> Convert:
         return inside
 
     return squash
+
+
+def _sampled(
+    leaf: spaces.Space[Any], rows: NDArray[Any], bounds: ActionBounds | None, path: str
+) -> NDArray[Any]:
+    if isinstance(leaf, spaces.Box):
+        if bounds != "squash":
+            return rows.astype(np.float32)
+        half = (leaf.high.astype(np.float64) - leaf.low) / 2
+        inside = (rows - (leaf.low + half)) / half
+        unsquashed: NDArray[Any] = np.arctanh(np.clip(inside, -_INSIDE, _INSIDE))
+        return unsquashed.astype(np.float32)
+    counted = rows.astype(np.int64) - np.asarray(getattr(leaf, "start", 0))
+    sizes = getattr(leaf, "nvec", getattr(leaf, "n", 0))
+    if isinstance(leaf, spaces.MultiBinary):
+        sizes = 2
+    wrong = (counted < 0) | (counted >= sizes)
+    if wrong.any():
+        where = f" at '{path}'" if path else ""
+        raise EnvError(f"{rows[wrong].flat[0]} is not an action of {leaf}{where}")
+    return counted.astype(np.int8 if isinstance(leaf, spaces.MultiBinary) else np.int64)

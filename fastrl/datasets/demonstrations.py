@@ -1,0 +1,254 @@
+"""Demonstrations as tensors, checked against the environment that learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastrl.arguments import brief, whole
+from fastrl.datasets.files import DatasetFiles, open_dataset
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.spaces import flatten, leaves
+from fastrl.spec import EnvSpec
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The steps of E episodes one after the other, N in all.
+
+    Attributes:
+        env_spec: The environment, or the spaces of the dataset.
+        observation: Per leaf ``[N, *shape]``, with a mask of valid actions if there is one; see
+            `EnvSpec.split_mask`.
+        action: Per leaf ``[N, *shape]``, as a policy samples it; see
+            `fastrl.spaces.action_specs`.
+        reward: ``[N] float32``.
+        terminated: ``[N] bool``.
+        truncated: ``[N] bool``: the last step of each episode has one of the two.
+        final_observation: Per leaf ``[E, *shape]``: after the last step of each episode.
+        lengths: ``[E] int64``: steps of each episode.
+        fields: ``[N, *]`` by name: those that were asked for.
+    """
+
+    env_spec: EnvSpec
+    observation: Mapping[str, Tensor]
+    action: Mapping[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_observation: Mapping[str, Tensor]
+    lengths: Tensor
+    fields: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.reward)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """``[E] int64``: the row of the last step of each episode."""
+        return self.lengths.cumsum(0) - 1
+
+    @cached_property
+    def episode(self) -> Tensor:
+        """``[N] int64``: the episode of each row."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def returns(self) -> Tensor:
+        """``[E] float64``: undiscounted sum of rewards of each episode."""
+        totals = torch.zeros(len(self.lengths), dtype=torch.float64)
+        return totals.index_add(0, self.episode, self.reward.double())
+
+    @cached_property
+    def next_observation(self) -> dict[str, Tensor]:
+        """Per leaf ``[N, *shape]``: what follows each step, a final observation at the end."""
+        following = {path: leaf.roll(-1, 0) for path, leaf in self.observation.items()}
+        for path, leaf in following.items():
+            leaf[self.ends] = self.final_observation[path]
+        return following
+
+
+def load_demonstrations(
+    path: str | Path,
+    env_spec: EnvSpec | None = None,
+    *,
+    episodes: int | None = None,
+    action_bounds: ActionBounds = "clip",
+    fields: Collection[str] = (),
+    key: str = "dataset",
+) -> Demonstrations:
+    """Read a dataset in Minari's format, all of it, into memory.
+
+    Args:
+        path: Directory of the dataset, or a directory of several parts.
+        env_spec: The environment, whose spaces the dataset must have; by default they are those of
+            the dataset.
+        episodes: How many are read, from the first; by default all.
+        action_bounds: How the policy that learns keeps actions inside a bounded ``Box``.
+        fields: Names of infos to read, numbers of every step.
+        key: What names the dataset, for errors.
+
+    Raises:
+        ConfigError: There is no dataset, it is damaged, has other spaces (one line, with each
+            difference), fewer episodes, or lacks a field.
+        SpaceError: A space is not supported.
+    """
+    files = open_dataset(path)
+    if episodes is not None:
+        whole("episodes", episodes)
+    found = spec_of(files)
+    if env_spec is not None and (differences := space_differences(found, env_spec)):
+        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
+    spec = env_spec or found
+    reader = _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
+    parts: list[dict[str, NDArray[Any]]] = []
+    for number, episode in enumerate(files.episodes()):
+        if episodes is not None and len(parts) == episodes:
+            break
+        try:
+            if len(episode["rewards"]):
+                parts.append(reader.read(episode))
+        except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"{key}: episode {number} of '{path}': {error}") from error
+    if not parts or (episodes is not None and len(parts) < episodes):
+        wanted = "at least one" if episodes is None else f"{episodes}"
+        raise ConfigError(f"{key}: '{path}' has {len(parts)} episodes; {wanted} expected")
+    return _joined(spec, parts)
+
+
+def spec_of(files: DatasetFiles) -> EnvSpec:
+    """Return the spaces of a dataset as those of an environment."""
+    env_id = str(files.metadata.get("fastrl_env") or files.metadata.get("dataset_id") or files.path)
+    return EnvSpec(env_id, files.observation_space, files.action_space)
+
+
+def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
+    """Return how the spaces of a dataset differ from those of an environment, one text for each.
+
+    Numbers of different types that are stored alike are equal. Bounds of observations may differ.
+
+    Args:
+        found: Of the dataset.
+        wanted: Of the environment.
+    """
+    differences = []
+    for kind in ("observation", "action"):
+        ours, theirs = (leaves(getattr(spec, f"{kind}_space")) | {} for spec in (wanted, found))
+        stored, stored_there = getattr(wanted, kind), getattr(found, kind)
+        for path in dict.fromkeys((*ours, *theirs)):
+            name = f"{kind} '{path}'" if path else kind
+            if path not in theirs:
+                differences.append(f"the dataset has no {name}, {brief(ours[path])}")
+            elif path not in ours:
+                differences.append(f"the environment has no {name}, {brief(theirs[path])}")
+            elif stored[path] != stored_there[path] or not _alike(
+                ours[path], theirs[path], with_bounds=kind == "action"
+            ):
+                differences.append(
+                    f"{name} is {brief(theirs[path])}, the environment's {brief(ours[path])}"
+                )
+    return differences
+
+
+def _alike(one: spaces.Space[Any], other: spaces.Space[Any], *, with_bounds: bool) -> bool:
+    """Return whether two leaves that are stored alike have the same values."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
+        return not with_bounds or (
+            np.allclose(one.low, other.low) and np.allclose(one.high, other.high)
+        )
+    names = ("n", "nvec", "start")
+    return all(np.array_equal(getattr(one, name, 0), getattr(other, name, 0)) for name in names)
+
+
+class _Reader:
+    """Turns episodes of minari into arrays by label, checked."""
+
+    def __init__(self, spec: EnvSpec, converter: ActionConverter, fields: tuple[str, ...]) -> None:
+        self._spec, self._converter, self._fields = spec, converter, fields
+
+    def read(self, episode: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return ``[L, *]`` by label; ``[L + 1, *]`` of observations."""
+        spec, length = self._spec, len(episode["rewards"])
+        rows = {"reward": _rows(episode["rewards"], length, (), "reward").astype(np.float32)}
+        observed = flatten(spec.observation_space, episode["observations"])
+        for (path, stored), leaf in zip(spec.observation.items(), observed, strict=True):
+            array = _rows(leaf, length + 1, stored.shape, f"observation/{path}".rstrip("/"))
+            rows[f"observation/{path}"] = array.astype(stored.numpy_dtype)
+        acted = [
+            _rows(leaf, length, stored.shape, f"action/{path}".rstrip("/"))
+            for (path, stored), leaf in zip(
+                spec.action.items(), flatten(spec.action_space, episode["actions"]), strict=True
+            )
+        ]
+        sampled = self._converter.sampled(tuple(acted))
+        rows |= {f"action/{path}": row for path, row in zip(spec.action, sampled, strict=True)}
+        terminated = _rows(episode["terminations"], length, (), "terminations").astype(np.bool_)
+        rows["terminated"] = np.zeros(length, np.bool_)
+        rows["terminated"][-1] = terminated[-1]
+        rows |= {f"fields/{name}": self._info(episode, name, length) for name in self._fields}
+        for label, array in rows.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ConfigError(f"{label.rstrip('/')} has a number that is not finite")
+        return rows
+
+    def _info(self, episode: Mapping[str, Any], name: str, length: int) -> NDArray[Any]:
+        info: Any = episode.get("infos") or {}
+        for part in name.split("/"):
+            info = info.get(part) if isinstance(info, Mapping) else None
+        array = np.asarray(info)
+        if info is None or array.dtype.kind not in "biuf" or array.ndim == 0:
+            raise ConfigError(f"infos have no numbers '{name}'")
+        # The first row of L + 1 is that of the reset.
+        return _rows(array[1:] if len(array) == length + 1 else array, length, None, name)
+
+
+def _rows(values: Any, length: int, shape: tuple[int, ...] | None, label: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    expected = (length, *(array.shape[1:] if shape is None else shape))
+    if array.shape != expected or array.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"{label} has the shape {array.shape} of {array.dtype}; expected {expected}"
+        )
+    return array
+
+
+def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstrations:
+    """Return all episodes as tensors."""
+    lengths = torch.tensor([len(part["reward"]) for part in parts])
+
+    def joined(label: str, kept: slice = _ALL) -> Tensor:
+        return torch.from_numpy(np.concatenate([part[label][kept] for part in parts]))
+
+    def group(name: str, kept: slice = _ALL) -> dict[str, Tensor]:
+        labels = [label for label in parts[0] if label.startswith(f"{name}/")]
+        return {label.removeprefix(f"{name}/"): joined(label, kept) for label in labels}
+
+    terminated = joined("terminated")
+    ended = torch.zeros(len(terminated), dtype=torch.bool)
+    ended[lengths.cumsum(0) - 1] = True
+    return Demonstrations(
+        env_spec=spec,
+        observation=group("observation", slice(None, -1)),
+        action=group("action"),
+        reward=joined("reward"),
+        terminated=terminated,
+        truncated=ended & ~terminated,
+        final_observation=group("observation", slice(-1, None)),
+        lengths=lengths,
+        fields=group("fields"),
+    )

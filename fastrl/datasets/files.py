@@ -1,0 +1,335 @@
+"""Datasets as directories in Minari's format, which the package minari writes and reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.errors import ConfigError, FastrlError, cause
+from fastrl.imports import how_to_install
+from fastrl.spaces import leaves, unflatten
+from fastrl.spec import EnvSpec
+
+Arrays = Mapping[str, NDArray[Any]]
+_DATA = "data"
+"""Directory of the files within a dataset, as in Minari's own collection."""
+_METADATA = "metadata.json"
+_WHOLE_NAME = re.compile(r"[-_\w]+-v\d+")
+_MOST_METADATA_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode, or a part of one, of L steps.
+
+    Attributes:
+        observation: Per leaf ``[L + 1, *shape]``, the last of which follows the last step.
+        action: Per leaf ``[L, *shape]``, as a policy samples it; see `fastrl.spaces.action_specs`.
+        reward: ``[L] float32``.
+        terminated: Whether the last step ended the episode in a terminal state.
+        fields: Further numbers of each step, ``[L, *]`` by name.
+    """
+
+    observation: Arrays
+    action: Arrays
+    reward: NDArray[np.float32]
+    terminated: bool
+    fields: Arrays = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return L."""
+        return len(self.reward)
+
+
+class DatasetWriter:
+    """Writes a new dataset, which is complete or absent; use it in a ``with`` block.
+
+    Observations and actions have the dtypes of their spaces. Actions are those that the
+    environment accepts. ``fields`` become infos of L + 1 rows as Minari has them, of which the
+    first, that of the reset, is 0. Images are stored without loss.
+
+    Args:
+        path: The directory of the dataset, which must not exist yet.
+        env_spec: The environment.
+        action_bounds: How actions were kept inside a bounded ``Box``.
+        about: Further entries of the metadata, such as ``algorithm_name``.
+
+    Raises:
+        ConfigError: The path exists or cannot be written, minari is not installed, or a space
+            cannot be described in its format.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        env_spec: EnvSpec,
+        action_bounds: ActionBounds = "clip",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self._env_spec = Path(path), env_spec
+        minari = _minari()
+        if self.path.exists() or self.path.is_symlink():
+            raise ConfigError(f"'{path}' exists already; name a new directory for the dataset")
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._converter = ActionConverter(env_spec.action_space, action_bounds)
+        self._about = {
+            "fastrl_env": env_spec.id,
+            **(about or {}),
+            "dataset_id": _dataset_id(self.path),
+            "minari_version": minari.__version__,
+        }
+        with self._writing():
+            shutil.rmtree(self._partial, ignore_errors=True)
+            (self._partial / _DATA).mkdir(parents=True)
+            self._storage = minari.dataset.minari_storage.MinariStorage.new(
+                self._partial / _DATA,
+                observation_space=env_spec.observation_space,
+                action_space=env_spec.action_space,
+                env_spec=_registered(env_spec.id),
+                data_format="hdf5",
+                jpeg_encoding=False,
+            )
+
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Append episodes.
+
+        Raises:
+            ConfigError: The files cannot be written.
+        """
+        with self._writing():
+            self._storage.update_episodes([self._buffer(each) for each in episodes])
+
+    def _buffer(self, episode: Episode) -> Any:
+        from minari.data_collector import EpisodeBuffer
+
+        ends = np.zeros((2, len(episode)), np.bool_)
+        ends[0 if episode.terminated else 1, -1] = True
+        infos = {
+            name: np.concatenate([np.zeros_like(rows[:1]), rows])
+            for name, rows in episode.fields.items()
+        }
+        return EpisodeBuffer(
+            observations=self._observations(episode.observation),
+            actions=self._converter.batch(tuple(episode.action.values())),
+            rewards=episode.reward,
+            terminations=ends[0],
+            truncations=ends[1],
+            infos=infos or None,
+        )
+
+    def _observations(self, observation: Arrays) -> Any:
+        space = self._env_spec.observation_space
+        cast = {path: observation[path].astype(leaf.dtype) for path, leaf in leaves(space).items()}
+        return unflatten(space, cast)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except FastrlError:
+            raise
+        except Exception as error:  # minari and h5py raise anything
+            shutil.rmtree(self._partial, ignore_errors=True)
+            raise ConfigError(f"'{self.path}' cannot be written: {cause(error)}") from error
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Complete the dataset; after an error remove what was written."""
+        if exc_type is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            return
+        with self._writing():
+            self._storage.update_metadata(self._about)
+            for file in (self._partial / _DATA).iterdir():
+                _sync(file)
+            _sync(self._partial / _DATA)
+            self._partial.rename(self.path)
+            _sync(self.path.parent)
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A dataset that was opened to be read.
+
+    Attributes:
+        path: As it was given.
+        observation_space: Of one environment.
+        action_space: Of one environment.
+        metadata: All entries of its file of metadata.
+    """
+
+    path: Path
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    metadata: Mapping[str, Any]
+    _storages: tuple[Any, ...]
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes, also of those without steps."""
+        return sum(int(each.total_episodes) for each in self._storages)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files."""
+        folders = (Path(each.data_path) for each in self._storages)
+        return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+
+    def episodes(self) -> Iterator[dict[str, Any]]:
+        """Yield episodes as minari returns them.
+
+        Raises:
+            ConfigError: The files are damaged.
+        """
+        for storage in self._storages:
+            with _reading(self.path):
+                yield from storage.get_episodes(range(storage.total_episodes))
+
+
+def open_dataset(path: str | Path) -> DatasetFiles:
+    """Open a dataset: a directory that minari reads, or a directory of such directories.
+
+    Parts of one dataset are read in the order of their names. No code that a dataset names is
+    imported.
+
+    Args:
+        path: Of the dataset, or of its directory ``data``.
+
+    Raises:
+        ConfigError: There is no dataset, it cannot be read, minari is not installed, or parts of it
+            have different spaces.
+    """
+    _minari()
+    from minari.dataset.minari_storage import MinariStorage
+
+    path = Path(path)
+    folders = _folders(path)
+    found: list[tuple[Any, dict[str, Any]]] = []
+    for folder in folders:
+        with _reading(path):
+            metadata = _metadata(folder)
+            # Without spaces, minari would import and build the environment that the file names.
+            if {"observation_space", "action_space", "data_format"} - metadata.keys():
+                raise ConfigError(f"'{path}' does not describe its spaces in {_METADATA}")
+            found.append((MinariStorage.read(folder), metadata))
+    (first, metadata), *rest = found
+    for storage, _ in rest:
+        if (storage.observation_space, storage.action_space) != (
+            first.observation_space,
+            first.action_space,
+        ):
+            raise ConfigError(f"'{path}' has parts with different spaces")
+    storages = tuple(storage for storage, _ in found)
+    return DatasetFiles(path, first.observation_space, first.action_space, metadata, storages)
+
+
+def local_dataset(dataset_id: str, key: str = "id") -> Path:
+    """Return the directory of a dataset of Minari's collection, downloaded if it is not here.
+
+    Args:
+        dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
+        key: What names it, for errors.
+
+    Raises:
+        ConfigError: It is not here and cannot be downloaded.
+    """
+    minari = _minari()
+    try:
+        # The root is made by minari where it is missing.
+        path = Path(minari.storage.get_dataset_path(dataset_id))
+        if not (path / _DATA).is_dir():
+            minari.download_dataset(dataset_id)
+        return path
+    except Exception as error:  # whatever the network and its packages raise
+        raise ConfigError(
+            f"{key}: '{dataset_id}' is not among Minari's datasets on this machine and cannot be "
+            f"downloaded: {cause(error)}"
+        ) from error
+
+
+def _minari() -> ModuleType:
+    try:
+        import h5py  # noqa: F401
+        import minari
+        import minari.dataset.minari_storage
+        import minari.storage
+    except ImportError as error:
+        raise ConfigError(
+            f"datasets need the package minari ({error}): {how_to_install('minari')}"
+        ) from error
+    return minari
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the directories with files of minari: one, or those of all parts."""
+    if not path.is_dir():
+        raise ConfigError(f"there is no dataset '{path}'")
+    for folder in (path, path / _DATA):
+        if (folder / _METADATA).is_file():
+            return [folder]
+    parts = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+    found = [part / _DATA for part in parts if (part / _DATA / _METADATA).is_file()]
+    if not found:
+        raise ConfigError(f"'{path}' is not a dataset: there is no {_METADATA}")
+    return found
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    file = folder / _METADATA
+    if file.stat().st_size > _MOST_METADATA_BYTES:
+        raise ConfigError(f"'{file}' is too large")
+    found = json.loads(file.read_bytes())
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FastrlError:
+        raise
+    except Exception as error:  # minari and h5py raise anything for damaged files
+        raise ConfigError(f"'{path}' cannot be read as a dataset: {cause(error)}") from error
+
+
+def _dataset_id(path: Path) -> str:
+    """Return the id under which minari finds a dataset of this directory in its collection."""
+    name = re.sub(r"[^-\w]+", "-", path.name) or "dataset"
+    return name if _WHOLE_NAME.fullmatch(name) else f"{name}-v0"
+
+
+def _registered(env_id: str) -> Any:
+    """Return gymnasium's spec of an id, by which minari builds the environment again, or None."""
+    registered = gymnasium.registry.get(env_id)
+    return registered if isinstance(getattr(registered, "entry_point", None), str) else None
+
+
+def _sync(path: Path) -> None:
+    """Return once a file or the names in a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

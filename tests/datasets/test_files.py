@@ -1,0 +1,248 @@
+"""Datasets are what minari reads, bit for bit, and what is no dataset is one line."""
+
+import json
+
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from fastrl.datasets import DatasetWriter, Episode, load_demonstrations
+from fastrl.envs.actions import ActionConverter
+from fastrl.errors import ConfigError, EnvError
+from fastrl.spaces import leaves
+from fastrl.spec import EnvSpec
+
+FLOATS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+NESTED = spaces.Dict(
+    camera=spaces.Box(0, 255, (40, 40, 3), np.uint8),
+    arm=spaces.Tuple((spaces.Discrete(4, start=2), spaces.Box(-1, 1, (2, 2), np.float64))),
+    flags=spaces.MultiBinary([2, 3]),
+)
+OBSERVATIONS = {
+    "float32": FLOATS,
+    "float64": spaces.Box(-9, 9, (2, 3), np.float64),
+    "scalar": spaces.Box(0, 1, (), np.float32),
+    "float16": spaces.Box(-1, 1, (2,), np.float16),
+    "uint16": spaces.Box(0, 60_000, (2,), np.uint16),
+    "image": spaces.Box(0, 255, (64, 64, 3), np.uint8),
+    "bool": spaces.Box(0, 1, (4,), np.bool_),
+    "discrete": spaces.Discrete(5, start=-2),
+    "many": spaces.MultiDiscrete([[2, 3], [4, 5]]),
+    "binary": spaces.MultiBinary(3),
+    "nested": NESTED,
+    "masked": spaces.Dict(observation=FLOATS, action_mask=spaces.MultiBinary(3)),
+}
+ACTIONS = {
+    "discrete": spaces.Discrete(3, start=4),
+    "many": spaces.MultiDiscrete([2, 3], start=[1, -1]),
+    "binary": spaces.MultiBinary([2, 2]),
+    "box": spaces.Box(-2, 2, (3,), np.float32),
+    "box64": spaces.Box(-2, 2, (3,), np.float64),
+    "nested": spaces.Dict(move=spaces.Discrete(2), force=spaces.Box(-1, 1, (2,), np.float32)),
+}
+
+
+def drawn(spec, length=4, seed=0):
+    """Return an episode of random numbers as the table stores them."""
+    rng = np.random.default_rng(seed)
+
+    def rows(leaf, stored, n):
+        if isinstance(leaf, spaces.Box) and stored.dtype.is_floating_point:
+            numbers = rng.uniform(-1, 1, (n, *stored.shape))
+        else:
+            leaf.seed(int(rng.integers(2**31)))
+            numbers = np.stack([leaf.sample() for _ in range(n)])
+        return np.asarray(numbers).astype(stored.numpy_dtype)
+
+    observation = {
+        path: rows(leaf, spec.observation[path], length + 1)
+        for path, leaf in leaves(spec.observation_space).items()
+    }
+    converter = ActionConverter(spec.action_space, "clip")
+    accepted = [
+        rows(leaf, spec.action[path], length) for path, leaf in leaves(spec.action_space).items()
+    ]
+    action = dict(zip(spec.action, converter.sampled(tuple(accepted)), strict=True))
+    reward = rng.normal(size=length).astype(np.float32)
+    fields = {"log_prob": rng.normal(size=length).astype(np.float32)}
+    return Episode(observation, action, reward, bool(seed % 2), fields)
+
+
+def written(path, spec, episodes):
+    with DatasetWriter(path, spec) as writer:
+        writer.add(episodes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("observed", "acted"),
+    [*((name, "discrete") for name in OBSERVATIONS), *(("float32", name) for name in ACTIONS)],
+)
+def test_every_space_comes_back_bit_for_bit(observed, acted, tmp_path):
+    spec = EnvSpec("Some-v0", OBSERVATIONS[observed], ACTIONS[acted])
+    episodes = [drawn(spec, length, seed=length) for length in (4, 1, 7)]
+    found = load_demonstrations(
+        written(tmp_path / "set", spec, episodes), spec, fields=["log_prob"]
+    )
+
+    assert found.lengths.tolist() == [4, 1, 7]
+    starts = [0, 4, 5]
+    for episode, start, end in zip(episodes, starts, [4, 5, 12], strict=True):
+        rows = slice(start, end)
+        for path, leaf in episode.observation.items():
+            assert torch.equal(found.observation[path][rows], torch.from_numpy(leaf[:-1]))
+            assert torch.equal(found.next_observation[path][rows], torch.from_numpy(leaf[1:]))
+            assert found.observation[path].dtype == spec.observation[path].dtype
+        for path, leaf in episode.action.items():
+            assert torch.equal(found.action[path][rows], torch.from_numpy(leaf))
+        assert torch.equal(found.reward[rows], torch.from_numpy(episode.reward))
+        assert torch.equal(
+            found.fields["log_prob"][rows], torch.from_numpy(episode.fields["log_prob"])
+        )
+        ends = [False] * (len(episode) - 1) + [True]
+        ended = found.terminated if episode.terminated else found.truncated
+        assert ended[rows].tolist() == ends
+    assert not (found.terminated & found.truncated).any()
+
+
+def test_minari_reads_the_accepted_actions_and_the_spaces(tmp_path):
+    spec = EnvSpec("CartPole-v1", NESTED, ACTIONS["many"])
+    episode = drawn(spec)
+    path = written(tmp_path / "poles-v3", spec, [episode])
+    found = minari.MinariDataset(path / "data")
+    assert (found.id, found.total_steps, found.total_episodes) == ("poles-v3", 4, 1)
+    assert found.observation_space == NESTED
+    assert found.action_space == ACTIONS["many"]
+    assert found.env_spec.id == "CartPole-v1"
+    [read] = found
+    assert np.array_equal(read.actions, episode.action[""] + [1, -1])
+    assert np.array_equal(read.observations["camera"], episode.observation["camera"])
+    assert read.observations["arm"][1].dtype == np.float64
+    assert np.array_equal(read.infos["log_prob"][1:], episode.fields["log_prob"])
+
+
+def test_minari_lists_a_dataset_that_lies_in_its_collection(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["box"])
+    written(tmp_path / "mine-v0", spec, [drawn(spec)])
+    assert minari.load_dataset("mine-v0").total_steps == 4
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["discrete"])
+
+    def episodes():
+        yield drawn(spec)
+        raise KeyError("reward")
+
+    with pytest.raises(ConfigError, match="cannot be written: KeyError"):
+        written(tmp_path / "set", spec, episodes())
+    assert list(tmp_path.iterdir()) == []
+    written(tmp_path / "set", spec, [drawn(spec)])
+    with pytest.raises(ConfigError, match="exists already"):
+        DatasetWriter(tmp_path / "set", spec)
+
+
+def test_several_parts_are_one_dataset(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["box"])
+    for number in (1, 0):
+        written(tmp_path / f"part-{number}", spec, [drawn(spec, 2 + number)])
+    assert load_demonstrations(tmp_path).lengths.tolist() == [2, 3]
+
+
+def test_each_difference_of_the_spaces_is_named(tmp_path):
+    spec = EnvSpec("Some-v0", NESTED, ACTIONS["box"])
+    path = written(tmp_path / "set", spec, [drawn(spec)])
+    other = EnvSpec(
+        "Other-v0",
+        spaces.Dict(
+            camera=spaces.Box(0, 255, (41, 40, 3), np.uint8), arm=NESTED["arm"], sound=FLOATS
+        ),
+        spaces.Box(-1, 1, (3,)),
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_demonstrations(path, other)
+    text = str(caught.value)
+    for part in (
+        "'camera'",
+        "no observation 'sound'",
+        "no observation 'flags'",
+        "action is Box(-2",
+    ):
+        assert part in text
+    assert "arm" not in text
+
+
+def test_what_differs_only_in_stored_types_is_the_same(tmp_path):
+    wide = EnvSpec("Some-v0", spaces.Box(-9, 9, (2, 3), np.float64), spaces.Discrete(3))
+    narrow = EnvSpec("Some-v0", spaces.Box(-np.inf, np.inf, (2, 3)), spaces.Discrete(3))
+    path = written(tmp_path / "set", wide, [drawn(wide)])
+    assert len(load_demonstrations(path, narrow)) == 4
+
+
+def test_squashed_actions_come_back(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, spaces.Box(-2, 3, (1,)))
+    episode = drawn(spec)
+    sampled = np.float32([[-1], [0], [0.5], [20]])
+    with DatasetWriter(tmp_path / "set", spec, "squash") as writer:
+        writer.add([Episode(episode.observation, {"": sampled}, episode.reward, False)])
+    found = load_demonstrations(tmp_path / "set", spec, action_bounds="squash").action[""]
+    assert np.allclose(found[:3], sampled[:3], atol=1e-5)
+    assert 6 < found[3] < 8
+
+
+def test_fewer_episodes_are_read_and_more_are_one_line(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["box"])
+    path = written(tmp_path / "set", spec, [drawn(spec, 2), drawn(spec, 3)])
+    assert load_demonstrations(path, episodes=1).lengths.tolist() == [2]
+    with pytest.raises(ConfigError, match="has 2 episodes; 3 expected"):
+        load_demonstrations(path, episodes=3)
+    with pytest.raises(ConfigError, match="infos have no numbers 'speed'"):
+        load_demonstrations(path, fields=["speed"])
+
+
+def test_what_is_no_dataset_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="there is no dataset"):
+        load_demonstrations(tmp_path / "none")
+    with pytest.raises(ConfigError, match="is not a dataset"):
+        load_demonstrations(tmp_path)
+    spec = EnvSpec("Some-v0", FLOATS, ACTIONS["discrete"])
+    path = written(tmp_path / "set", spec, [drawn(spec)])
+    file = path / "data" / "main_data.hdf5"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match="cannot be read as a dataset"):
+        load_demonstrations(path)
+
+
+def test_no_environment_that_a_dataset_names_is_imported(tmp_path):
+    spec = EnvSpec("CartPole-v1", FLOATS, ACTIONS["discrete"])
+    path = written(tmp_path / "set", spec, [drawn(spec)])
+    file = path / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    metadata["env_spec"] = metadata["env_spec"].replace("gymnasium.envs", "hostile.envs")
+    file.write_text(json.dumps(metadata))
+    assert len(load_demonstrations(path)) == 4
+    del metadata["action_space"]
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ConfigError, match="does not describe its spaces"):
+        load_demonstrations(path)
+
+
+def test_bad_numbers_and_foreign_actions_are_named(tmp_path):
+    spec = EnvSpec("Some-v0", FLOATS, spaces.Discrete(3))
+    episode = drawn(spec)
+    episode.observation[""][2, 1] = np.nan
+    path = written(tmp_path / "nan", spec, [episode])
+    with pytest.raises(
+        ConfigError, match=r"episode 0 .*observation has a number that is not finite"
+    ):
+        load_demonstrations(path)
+    many = Episode(drawn(spec).observation, {"": np.array([0, 1, 2, 3])}, episode.reward, False)
+    path = written(tmp_path / "many", spec, [many])
+    with pytest.raises(ConfigError, match="3 is not an action"):
+        load_demonstrations(path)
+    with pytest.raises(EnvError, match="-1 is not an action"):
+        ActionConverter(spec.action_space).sampled((np.array([-1]),))
