@@ -17,6 +17,12 @@ register(
     "fastrl.learning.impala:Impala",
     section="fastrl.config.algorithms:ImpalaConfig",
 )
+register(
+    "algorithm", "gail", "fastrl.learning.gail:GAIL", section="fastrl.config.algorithms:GAILConfig"
+)
+register(
+    "algorithm", "airl", "fastrl.learning.airl:AIRL", section="fastrl.config.algorithms:AIRLConfig"
+)
 for _name in ("auto", "eager", "compiled", "bfloat16"):
     register("engine", _name, f"fastrl.models.inference.engines:{_name}")
 register("logger", "jsonl", "fastrl.training.metrics:JsonLines")

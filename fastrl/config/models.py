@@ -451,6 +451,27 @@ class ClusterConfig(Section):
     """With gradients, continue without a learner that died; otherwise the others save and end."""
 
 
+Place = Annotated[str, Field(min_length=1, max_length=4000)]
+
+
+class DatasetConfig(Section):
+    """Demonstrations, which imitation and offline algorithms learn from (extra 'minari')."""
+
+    path: Place | None = None
+    """Directory in Minari's format, as fastrl record --dataset writes it, or of several such."""
+    id: Place | None = None
+    """Id in Minari's collection, such as mujoco/halfcheetah/medium-v0, downloaded if it is not on
+    this machine."""
+    episodes: Episodes | None = None
+    """How many are read, from the first; null for all."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.path is None) == (self.id is None):
+            raise conflict("path", "must be given, or dataset.id, and not both")
+        return self
+
+
 class LoggingConfig(Section):
     """Where metrics are written, besides the run's own JSONL file."""
 
@@ -490,9 +511,9 @@ class Config(Section):
 
     seed: Seed = 0
     """Seed of environments, actions, weights and shuffling."""
-    run_dir: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    run_dir: Place | None = None
     """Directory of the run; null for a new one under runs/."""
-    init_from: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    init_from: Place | None = None
     """Run, or directory of a checkpoint, whose weights and statistics of observations a new run
     begins with; null for new ones."""
     total_steps: Steps = 1_000_000
@@ -505,6 +526,8 @@ class Config(Section):
     """The network."""
     algorithm: SerializeAsAny[LearnerConfig] = PPOConfig()
     """The learning algorithm."""
+    dataset: DatasetConfig | None = None
+    """Demonstrations to learn from; null for none."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -584,6 +607,28 @@ class Config(Section):
         if total_steps is not None and value.learning_rate_warmup >= total_steps:
             problem = f"must be less than total_steps ({total_steps}), got "
             raise conflict("learning_rate_warmup", f"{problem}{value.learning_rate_warmup:g}")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(
+        cls, value: DatasetConfig | None, info: ValidationInfo
+    ) -> DatasetConfig | None:
+        section = info.data.get("algorithm")
+        if section is not None and section.needs_dataset and value is None:
+            problem = f"must name demonstrations with algorithm.name: {section.name}, got null"
+            raise conflict("", problem)
+        return value
+
+    @field_validator("cluster")
+    @classmethod
+    def _check_sampled(
+        cls, value: ClusterConfig | None, info: ValidationInfo
+    ) -> ClusterConfig | None:
+        section = info.data.get("algorithm")
+        if section is not None and section.own_sampler is not None and value is not None:
+            problem = f"must be null with algorithm.name: {section.name}"
+            raise conflict("", problem)
         return value
 
     @property

@@ -1,6 +1,15 @@
 """Demonstrations: episodes in Minari's format, written and read as tensors."""
 
-from fastrl.datasets.demonstrations import Demonstrations, load_demonstrations
-from fastrl.datasets.files import DatasetWriter, Episode
+from fastrl.datasets.configured import load_dataset
+from fastrl.datasets.demonstrations import HELD_OUT, Demonstrations, load_demonstrations
+from fastrl.datasets.files import DatasetWriter, Episode, local_dataset
 
-__all__ = ["DatasetWriter", "Demonstrations", "Episode", "load_demonstrations"]
+__all__ = [
+    "HELD_OUT",
+    "DatasetWriter",
+    "Demonstrations",
+    "Episode",
+    "load_dataset",
+    "load_demonstrations",
+    "local_dataset",
+]

@@ -21,6 +21,9 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
+HELD_OUT = "held_out"
+"""Field ``[T, B] bool`` of a rollout of demonstrations: rows that are not learnt from, but only
+evaluated."""
 _ALL = slice(None)
 
 
@@ -126,7 +129,9 @@ def load_demonstrations(
     if not parts or (episodes is not None and len(parts) < episodes):
         wanted = "at least one" if episodes is None else f"{episodes}"
         raise ConfigError(f"{key}: '{path}' has {len(parts)} episodes; {wanted} expected")
-    return _joined(spec, parts)
+    demonstrations = _joined(spec, parts)
+    _check_masks(demonstrations, f"{key}: '{path}'")
+    return demonstrations
 
 
 def spec_of(files: DatasetFiles) -> EnvSpec:
@@ -252,3 +257,29 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
         lengths=lengths,
         fields=group("fields"),
     )
+
+
+def _check_masks(demonstrations: Demonstrations, what: str) -> None:
+    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
+
+    Raises:
+        ConfigError: Names the first such step.
+    """
+    spec = demonstrations.env_spec
+    _, mask = spec.split_mask(demonstrations.observation)
+    if mask is None:
+        return
+    chosen = [
+        demonstrations.action[path].flatten(1)
+        if leaf.shape
+        else demonstrations.action[path][:, None]
+        for path, leaf in leaves(spec.action_space).items()
+        if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete)
+    ]
+    sizes = torch.tensor(spec.choices)
+    columns = torch.cat(chosen, 1) + sizes.cumsum(0) - sizes
+    wrong = ~mask.gather(1, columns).all(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        episode = int(demonstrations.episode[row])
+        raise ConfigError(f"{what} takes an action in episode {episode} that its mask forbids")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import gymnasium
@@ -269,7 +269,7 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
         ) from error
 
 
-def _minari() -> ModuleType:
+def _minari() -> Any:
     try:
         import h5py  # noqa: F401
         import minari

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrl.config import APPOConfig
 from fastrl.learning.algorithm import Prepared
 from fastrl.learning.experience import Batch, Experience
-from fastrl.learning.off_policy import corrected, recent, vtrace_settings
+from fastrl.learning.off_policy import corrected, recent, stale_fraction, vtrace_settings
 from fastrl.learning.ppo import PPO
 from fastrl.models.policy import PolicyModel
 
@@ -35,7 +35,8 @@ class APPO(PPO):
         # Equal to V-trace's own advantage at λ = 1, and to that of GAE on the newest policy.
         prepared = self.prepared(experience, found.target - found.value, found.target)
         fields = {**prepared.fields, "log_prob": found.log_prob, "value": found.value}
-        return Prepared(fields, prepared.metrics)
+        stale = stale_fraction(experience, section.max_policy_lag)
+        return Prepared(fields, {**prepared.metrics, **stale})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield every row once that is not older than ``max_policy_lag``, shuffled."""

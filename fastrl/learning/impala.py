@@ -11,7 +11,7 @@ from fastrl.config import ImpalaConfig
 from fastrl.learning.algorithm import Prepared
 from fastrl.learning.experience import Batch, Experience
 from fastrl.learning.objective import PolicyGradient
-from fastrl.learning.off_policy import corrected, recent, vtrace_settings
+from fastrl.learning.off_policy import corrected, recent, stale_fraction, vtrace_settings
 from fastrl.models.policy import PolicyModel
 
 
@@ -26,7 +26,9 @@ class Impala(PolicyGradient[ImpalaConfig]):
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the advantages and value targets of V-trace."""
         found = corrected(experience, policy, vtrace_settings(self.section))
-        return self.prepared(experience, found.advantage, found.target)
+        prepared = self.prepared(experience, found.advantage, found.target)
+        stale = stale_fraction(experience, self.section.max_policy_lag)
+        return Prepared(prepared.fields, {**prepared.metrics, **stale})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the rows that are not older than ``max_policy_lag``, all at once."""

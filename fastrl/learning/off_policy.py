@@ -83,6 +83,18 @@ def stale(lag: Tensor, max_lag: int) -> Tensor:
     return lag > lag.min().clamp(min=max_lag)
 
 
+def stale_fraction(experience: Experience, max_lag: int) -> dict[str, Tensor]:
+    """Return the metric of that name: the share of steps that `stale` excludes, ``[]``.
+
+    Args:
+        experience: The rollout.
+        max_lag: The bound in updates.
+    """
+    lag = experience.fields.get(POLICY_LAG)
+    share = torch.zeros(()) if lag is None else stale(lag, max_lag).float().mean()
+    return {"stale_fraction": share}
+
+
 def recent(minibatches: Iterator[Tensor], batch: Batch, max_lag: int) -> Iterator[Tensor]:
     """Yield the rows of minibatches that `stale` does not exclude; with a memory whole segments.
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -98,8 +99,8 @@ class Trainer:
         lag = self._version - float(rollout.policy_version.double().mean())
         episodes, lag = meet(self._ranks, rollout, lag)
         if lag:
-            ages = self._version - rollout.policy_version
-            rollout = dataclasses.replace(rollout, **{POLICY_LAG: ages})
+            ages: dict[str, Any] = {POLICY_LAG: self._version - rollout.policy_version}
+            rollout = dataclasses.replace(rollout, **ages)
         metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())
         return Update(

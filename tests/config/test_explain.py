@@ -63,7 +63,10 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
             "algorithm.gamma=2",
             "algorithm.gamma: must be a number of at least 0 and at most 1; got 2",
         ),
-        ("algorithm.name=dqn", "algorithm.name: no algorithm 'dqn'; there are a2c, appo, impala, ppo"),
+        (
+            "algorithm.name=dqn",
+            "algorithm.name: no algorithm 'dqn'; there are a2c, appo, impala, ppo",
+        ),
         (
             "sampler.num_env_workers=0",
             "sampler.num_env_workers: must be an integer of at least 1 and at most 4096 "

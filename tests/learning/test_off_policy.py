@@ -139,7 +139,8 @@ def test_steps_beyond_the_bound_are_not_learnt_from(algorithm, recurrent):
             else random_rollout(CONTINUOUS, learner.model)
         )
         reward = rollout.reward + 9 * (lag > 0) if has_other_rewards else rollout.reward
-        learner.update(replace(rollout, reward=reward, policy_lag=lag))
+        metrics = learner.update(replace(rollout, reward=reward, policy_lag=lag))
+        assert metrics["stale_fraction"] == pytest.approx(8 / 48 if max_policy_lag == 4 else 0)
         return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
     assert torch.equal(update(4, True), update(4, False))
