@@ -23,13 +23,21 @@ register(
 register(
     "algorithm", "airl", "fastrl.learning.airl:AIRL", section="fastrl.config.algorithms:AIRLConfig"
 )
+register("algorithm", "bc", "fastrl.learning.bc:BC", section="fastrl.config.algorithms:BCConfig")
+register(
+    "algorithm",
+    "dagger",
+    "fastrl.learning.dagger:DAgger",
+    section="fastrl.config.algorithms:DAggerConfig",
+)
 for _name in ("auto", "eager", "compiled", "bfloat16"):
     register("engine", _name, f"fastrl.models.inference.engines:{_name}")
 register("logger", "jsonl", "fastrl.training.metrics:JsonLines")
 register("logger", "tensorboard", "fastrl.training.metrics:TensorBoard")
 register("logger", "wandb", "fastrl.training.metrics:WeightsAndBiases")
-for _name in ("process", "serial", "device"):
+for _name in ("process", "serial", "device", "dataset"):
     register("sampler", _name, f"fastrl.sampling.build:{_name}_sampler")
+register("sampler", "dagger", "fastrl.training.dagger:dagger_sampler")
 
 # Before those of which the batches have their time limits.
 register("environments", "tasks", "fastrl.envs.families:TASKS")

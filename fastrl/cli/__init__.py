@@ -24,7 +24,7 @@ from fastrl.cli.output import (
     replace_unknown_characters,
     write,
 )
-from fastrl.cli.show import config, doctor, envs, new, plugins
+from fastrl.cli.show import config, dataset, doctor, envs, new, plugins
 from fastrl.cli.speed import throughput, tune
 from fastrl.errors import FastrlError, WorkerError, one_line
 from fastrl.system import lack_of_memory
@@ -48,7 +48,8 @@ app.command(short_help="Train an agent.")(train)
 app.command()(resume)
 app.command(short_help="Train with several seeds and values, and compare what is learnt.")(sweep)
 app.command("eval")(evaluate)
-app.command()(record)
+app.command(short_help="Write a video of a trained policy, or a dataset.")(record)
+app.command(short_help="Print what a dataset contains.")(dataset)
 app.command(short_help="Write a trained policy as TorchScript or ONNX.")(export)
 app.command(short_help="Draw learning curves.")(plot)
 app.command(short_help="Measure how fast environments are sampled.")(throughput)

@@ -220,22 +220,53 @@ def record(
             help="An .mp4 (extra 'video') or .gif; by default under the run's videos/.",
         ),
     ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            "--dataset",
+            metavar="DIR",
+            help="Write a dataset in Minari's format instead (extra 'minari'), with all workers.",
+        ),
+    ] = None,
     episodes: Annotated[
-        int,
-        typer.Option("--episodes", metavar="INT", min=1, max=_EPISODES, help="Episodes to record."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--episodes",
+            metavar="INT",
+            min=1,
+            max=_EPISODES,
+            help="Episodes to record; by default 1 in a video and 100 in a dataset.",
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="PATH",
+            help="With --dataset, a function 'package.module:name' of an observation plays; RUN "
+            "is then an environment's id or a YAML file.",
+        ),
+    ] = None,
     sampled: Sampled = False,
     seed: Seed = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
 ) -> None:
-    """Write a video of a trained policy."""
+    """Write a video of a trained policy, or a dataset of its episodes."""
+    if dataset is None and policy is not None:
+        raise ConfigError("--policy needs --dataset")
+    if dataset is not None:
+        if video is not None:
+            raise ConfigError("--video and --dataset exclude each other")
+        check_output("--dataset", dataset, directory=True)
+        _record_dataset(run, dataset, episodes or 100, policy, sampled, seed, checkpoint, trust)
+        return
     from fastrl.training import record_run
 
     path, returns = record_run(
         run,
         video,
-        episodes=episodes,
+        episodes=episodes or 1,
         deterministic=False if sampled else None,
         seed=seed,
         checkpoint=checkpoint,
@@ -243,6 +274,44 @@ def record(
     )
     played = ", ".join(f"{value:,.1f}" for value in returns)
     write(f"{path}: return {played}")
+
+
+def _record_dataset(
+    run: str,
+    dataset: Path,
+    episodes: int,
+    policy: str | None,
+    sampled: bool,
+    seed: int | None,
+    checkpoint: str | None,
+    trust: bool,
+) -> None:
+    from fastrl.training import record_dataset, record_function
+
+    console = QuietConsole(stderr=True)
+    if policy is None:
+        found = record_dataset(
+            run,
+            dataset,
+            episodes=episodes,
+            deterministic=False if sampled else None,
+            seed=seed,
+            checkpoint=checkpoint,
+            trust=trust,
+            console=console,
+        )
+    else:
+        path, overrides = split_arguments([run])
+        config = load_config(path, overrides)
+        found = record_function(
+            config, policy, dataset, episodes=episodes, seed=seed, console=console
+        )
+    steps = int(found.lengths.sum())
+    write(
+        f"{found.path}: {len(found.lengths):,} episodes, {steps:,} steps, return "
+        f"{found.returns.mean():,.1f} ± {found.returns.std():,.1f} "
+        f"({steps / found.wall_s:,.0f} steps/s)"
+    )
 
 
 def export(

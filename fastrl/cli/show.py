@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fastrl import registry
-from fastrl.cli.inputs import ConfigArguments, EnvOption, split_arguments
+from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import note, show_tables, write
 from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 from fastrl.errors import ConfigError
@@ -38,6 +38,30 @@ def config(
     path, overrides = split_arguments(arguments, env)
     found = load_config(path, overrides)
     write(config_to_yaml(resolved(found) if resolve else found).rstrip("\n"))
+
+
+def dataset(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory of a dataset.")],
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE", help="Draw returns and lengths here."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers here.")
+    ] = None,
+) -> None:
+    """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
+    check_output("--picture", picture)
+    check_output("--json", json_file)
+    from fastrl.datasets.summary import summarize
+
+    found = summarize(path)
+    show_tables(found.to_rich())
+    if picture is not None:
+        found.draw(picture)
+        note(str(picture))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def envs(

@@ -332,6 +332,66 @@ class AIRLConfig(AdversarialConfig):
     """Learn a reward of observations alone, which holds where the dynamics differ."""
 
 
+class CloningConfig(LearnerConfig):
+    """What behavioural cloning and DAgger have in common."""
+
+    learning_rate: Rate = 1e-3
+    """Step size of the optimizer."""
+    minibatch_size: Size = 32
+    """Transitions in each gradient step."""
+    entropy_coef: Annotated[Float, Field(ge=0)] = 1e-3
+    """Weight of the entropy bonus in the loss."""
+    max_grad_norm: Annotated[Float, Field(gt=0)] | None = None
+    """Norm to which gradients are clipped; null to leave them."""
+
+
+class BCConfig(CloningConfig):
+    """Behavioural cloning of a dataset, an epoch in each update; total_steps counts transitions."""
+
+    own_sampler: ClassVar[str | None] = "dataset"
+    needs_dataset: ClassVar[bool] = True
+
+    name: Text = "bc"
+    """Behavioural cloning."""
+    validation_fraction: Annotated[Float, Field(ge=0, le=0.9)] = 0.1
+    """Share of the episodes that are not learnt from, at least one where there are two; 0 for
+    none."""
+    patience: Size | None = None
+    """Epochs in a row without a lower loss of validation after which training ends; null for
+    total_steps alone."""
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        if self.patience is not None and not self.validation_fraction:
+            problem = f"must be null with algorithm.validation_fraction: 0, got {self.patience}"
+            raise conflict("patience", problem)
+        return self
+
+
+class DAggerConfig(CloningConfig):
+    """Dataset aggregation: an expert's actions in the states of the policy (Ross et al., 2011)."""
+
+    own_sampler: ClassVar[str | None] = "dagger"
+
+    name: Text = "dagger"
+    """Dataset aggregation."""
+    expert: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    """Run, or directory of a checkpoint, that is the expert; it takes its most probable actions."""
+    expert_policy: ImportPath | None = None
+    """Expert 'package.module:function' from an observation to an action, in place of a run."""
+    beta_rollouts: Size = 15
+    """Rollouts over which the share of the expert among the actions falls from 1 to 0, by equal
+    steps; with 1 it acts in the first rollout alone."""
+    epochs: Size = 4
+    """Passes over all steps of the run after each rollout."""
+
+    @model_validator(mode="after")
+    def _check_expert(self) -> Self:
+        if (self.expert is None) == (self.expert_policy is None):
+            raise conflict("expert", "must be given, or algorithm.expert_policy, and not both")
+        return self
+
+
 def algorithm_section(
     keys: dict[str, Any], own: type[LearnerConfig] | None = None
 ) -> LearnerConfig:

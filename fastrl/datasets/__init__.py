@@ -1,7 +1,12 @@
 """Demonstrations: episodes in Minari's format, written and read as tensors."""
 
-from fastrl.datasets.configured import load_dataset
-from fastrl.datasets.demonstrations import HELD_OUT, Demonstrations, load_demonstrations
+from fastrl.datasets.configured import load_dataset, named_dataset
+from fastrl.datasets.demonstrations import (
+    HELD_OUT,
+    Demonstrations,
+    load_demonstrations,
+    open_checked,
+)
 from fastrl.datasets.files import DatasetWriter, Episode, local_dataset
 
 __all__ = [
@@ -12,4 +17,6 @@ __all__ = [
     "load_dataset",
     "load_demonstrations",
     "local_dataset",
+    "named_dataset",
+    "open_checked",
 ]

@@ -21,15 +21,21 @@ def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
     Raises:
         ConfigError: There are none, or they do not fit the environment.
     """
+    path, episodes, key = named_dataset(config)
+    return load_demonstrations(
+        path, env_spec, episodes=episodes, action_bounds=config.env.action_bounds, key=key
+    )
+
+
+def named_dataset(config: Config) -> tuple[Path, int | None, str]:
+    """Return the path of the dataset, its number of episodes, and the key that names it.
+
+    Raises:
+        ConfigError: The configuration names none, or its id cannot be found.
+    """
     section = config.dataset
     if section is None:
         raise ConfigError("dataset: must name demonstrations, got null")
     key = "dataset.id" if section.path is None else "dataset.path"
     path = local_dataset(section.id or "", key) if section.path is None else Path(section.path)
-    return load_demonstrations(
-        path,
-        env_spec,
-        episodes=section.episodes,
-        action_bounds=config.env.action_bounds,
-        key=key,
-    )
+    return path, section.episodes, key

@@ -109,13 +109,8 @@ def load_demonstrations(
             difference), fewer episodes, or lacks a field.
         SpaceError: A space is not supported.
     """
-    files = open_dataset(path)
-    if episodes is not None:
-        whole("episodes", episodes)
-    found = spec_of(files)
-    if env_spec is not None and (differences := space_differences(found, env_spec)):
-        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
-    spec = env_spec or found
+    files = open_checked(path, env_spec, episodes, key)
+    spec = env_spec or spec_of(files)
     reader = _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
     parts: list[dict[str, NDArray[Any]]] = []
     for number, episode in enumerate(files.episodes()):
@@ -126,12 +121,43 @@ def load_demonstrations(
                 parts.append(reader.read(episode))
         except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"{key}: episode {number} of '{path}': {error}") from error
-    if not parts or (episodes is not None and len(parts) < episodes):
-        wanted = "at least one" if episodes is None else f"{episodes}"
-        raise ConfigError(f"{key}: '{path}' has {len(parts)} episodes; {wanted} expected")
+    _require_episodes(len(parts), episodes, f"{key}: '{path}'")
     demonstrations = _joined(spec, parts)
     _check_masks(demonstrations, f"{key}: '{path}'")
     return demonstrations
+
+
+def open_checked(
+    path: str | Path,
+    env_spec: EnvSpec | None = None,
+    episodes: int | None = None,
+    key: str = "dataset",
+) -> DatasetFiles:
+    """Return a dataset after a check of its spaces and its number of episodes.
+
+    Args:
+        path: As for `load_demonstrations`.
+        env_spec: As for `load_demonstrations`.
+        episodes: As for `load_demonstrations`.
+        key: As for `load_demonstrations`.
+
+    Raises:
+        ConfigError: As for `load_demonstrations`, except for what is in the episodes.
+    """
+    if episodes is not None:
+        whole("episodes", episodes)
+    files = open_dataset(path, key)
+    found = spec_of(files)
+    if env_spec is not None and (differences := space_differences(found, env_spec)):
+        raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
+    _require_episodes(files.num_episodes, episodes, f"{key}: '{path}'")
+    return files
+
+
+def _require_episodes(found: int, wanted: int | None, what: str) -> None:
+    if found < (wanted or 1):
+        expected = "at least one" if wanted is None else f"{wanted}"
+        raise ConfigError(f"{what} has {found} episodes; {expected} expected")
 
 
 def spec_of(files: DatasetFiles) -> EnvSpec:
@@ -140,7 +166,7 @@ def spec_of(files: DatasetFiles) -> EnvSpec:
     return EnvSpec(env_id, files.observation_space, files.action_space)
 
 
-def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
+def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") -> list[str]:
     """Return how the spaces of a dataset differ from those of an environment, one text for each.
 
     Numbers of different types that are stored alike are equal. Bounds of observations may differ.
@@ -148,6 +174,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
     Args:
         found: Of the dataset.
         wanted: Of the environment.
+        what: What the dataset is called.
     """
     differences = []
     for kind in ("observation", "action"):
@@ -156,7 +183,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec) -> list[str]:
         for path in dict.fromkeys((*ours, *theirs)):
             name = f"{kind} '{path}'" if path else kind
             if path not in theirs:
-                differences.append(f"the dataset has no {name}, {brief(ours[path])}")
+                differences.append(f"the {what} has no {name}, {brief(ours[path])}")
             elif path not in ours:
                 differences.append(f"the environment has no {name}, {brief(theirs[path])}")
             elif stored[path] != stored_there[path] or not _alike(

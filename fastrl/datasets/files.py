@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.request import getproxies
 
 import gymnasium
 import numpy as np
@@ -25,6 +27,7 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.spec import EnvSpec
 
 Arrays = Mapping[str, NDArray[Any]]
+_HOST, _CONNECT_S = ("huggingface.co", 443), 10.0
 _DATA = "data"
 """Directory of the files within a dataset, as in Minari's own collection."""
 _METADATA = "metadata.json"
@@ -53,6 +56,12 @@ class Episode:
     def __len__(self) -> int:
         """Return L."""
         return len(self.reward)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all arrays."""
+        groups = (self.observation, self.action, self.fields)
+        return self.reward.nbytes + sum(array.nbytes for each in groups for array in each.values())
 
 
 class DatasetWriter:
@@ -84,7 +93,8 @@ class DatasetWriter:
         minari = _minari()
         if self.path.exists() or self.path.is_symlink():
             raise ConfigError(f"'{path}' exists already; name a new directory for the dataset")
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        # Absolute, since minari looks for the files of a relative path below that path.
+        self._partial = self.path.absolute().with_name(f".{self.path.name}.partial")
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
         self._about = {
             "fastrl_env": env_spec.id,
@@ -204,11 +214,11 @@ class DatasetFiles:
             ConfigError: The files are damaged.
         """
         for storage in self._storages:
-            with _reading(self.path):
+            with _reading(f"dataset: '{self.path}'"):
                 yield from storage.get_episodes(range(storage.total_episodes))
 
 
-def open_dataset(path: str | Path) -> DatasetFiles:
+def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
     """Open a dataset: a directory that minari reads, or a directory of such directories.
 
     Parts of one dataset are read in the order of their names. No code that a dataset names is
@@ -216,6 +226,7 @@ def open_dataset(path: str | Path) -> DatasetFiles:
 
     Args:
         path: Of the dataset, or of its directory ``data``.
+        key: What names it, for errors.
 
     Raises:
         ConfigError: There is no dataset, it cannot be read, minari is not installed, or parts of it
@@ -225,14 +236,14 @@ def open_dataset(path: str | Path) -> DatasetFiles:
     from minari.dataset.minari_storage import MinariStorage
 
     path = Path(path)
-    folders = _folders(path)
+    what = f"{key}: '{path}'"
     found: list[tuple[Any, dict[str, Any]]] = []
-    for folder in folders:
-        with _reading(path):
+    for folder in _folders(path, what):
+        with _reading(what):
             metadata = _metadata(folder)
             # Without spaces, minari would import and build the environment that the file names.
             if {"observation_space", "action_space", "data_format"} - metadata.keys():
-                raise ConfigError(f"'{path}' does not describe its spaces in {_METADATA}")
+                raise ConfigError(f"{what} does not describe its spaces in {_METADATA}")
             found.append((MinariStorage.read(folder), metadata))
     (first, metadata), *rest = found
     for storage, _ in rest:
@@ -240,7 +251,7 @@ def open_dataset(path: str | Path) -> DatasetFiles:
             first.observation_space,
             first.action_space,
         ):
-            raise ConfigError(f"'{path}' has parts with different spaces")
+            raise ConfigError(f"{what} has parts with different spaces")
     storages = tuple(storage for storage, _ in found)
     return DatasetFiles(path, first.observation_space, first.action_space, metadata, storages)
 
@@ -260,6 +271,7 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
         # The root is made by minari where it is missing.
         path = Path(minari.storage.get_dataset_path(dataset_id))
         if not (path / _DATA).is_dir():
+            _require_network()
             minari.download_dataset(dataset_id)
         return path
     except Exception as error:  # whatever the network and its packages raise
@@ -267,6 +279,15 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
             f"{key}: '{dataset_id}' is not among Minari's datasets on this machine and cannot be "
             f"downloaded: {cause(error)}"
         ) from error
+
+
+def _require_network() -> None:
+    """Raise an `OSError` at once where the default host of datasets cannot be reached.
+
+    Minari's client would try again for half a minute, and log each attempt.
+    """
+    if not getproxies() and "MINARI_REMOTE" not in os.environ:
+        socket.create_connection(_HOST, _CONNECT_S).close()
 
 
 def _minari() -> Any:
@@ -282,17 +303,17 @@ def _minari() -> Any:
     return minari
 
 
-def _folders(path: Path) -> list[Path]:
+def _folders(path: Path, what: str) -> list[Path]:
     """Return the directories with files of minari: one, or those of all parts."""
     if not path.is_dir():
-        raise ConfigError(f"there is no dataset '{path}'")
+        raise ConfigError(f"{what} is not a directory")
     for folder in (path, path / _DATA):
         if (folder / _METADATA).is_file():
             return [folder]
     parts = sorted(each for each in path.iterdir() if not each.name.startswith("."))
     found = [part / _DATA for part in parts if (part / _DATA / _METADATA).is_file()]
     if not found:
-        raise ConfigError(f"'{path}' is not a dataset: there is no {_METADATA}")
+        raise ConfigError(f"{what} is not a dataset: there is no {_METADATA}")
     return found
 
 
@@ -305,13 +326,13 @@ def _metadata(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except FastrlError:
         raise
     except Exception as error:  # minari and h5py raise anything for damaged files
-        raise ConfigError(f"'{path}' cannot be read as a dataset: {cause(error)}") from error
+        raise ConfigError(f"{what} cannot be read: {cause(error)}") from error
 
 
 def _dataset_id(path: Path) -> str:

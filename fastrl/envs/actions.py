@@ -204,11 +204,11 @@ def _sampled(
         inside = (rows - (leaf.low + half)) / half
         unsquashed: NDArray[Any] = np.arctanh(np.clip(inside, -_INSIDE, _INSIDE))
         return unsquashed.astype(np.float32)
-    counted = rows.astype(np.int64) - np.asarray(getattr(leaf, "start", 0))
+    counted: NDArray[Any] = rows.astype(np.int64) - np.asarray(getattr(leaf, "start", 0))
     sizes = getattr(leaf, "nvec", getattr(leaf, "n", 0))
     if isinstance(leaf, spaces.MultiBinary):
         sizes = 2
-    wrong = (counted < 0) | (counted >= sizes)
+    wrong: NDArray[np.bool_] = (counted < 0) | (counted >= sizes)
     if wrong.any():
         where = f" at '{path}'" if path else ""
         raise EnvError(f"{rows[wrong].flat[0]} is not an action of {leaf}{where}")

@@ -189,6 +189,11 @@ class Algorithm(ABC, Generic[SectionT]):
         """Return bounds of metrics: an update stops before a minibatch that exceeds one."""
         return {}
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether further updates would not help, so that the run ends after this one."""
+        return False
+
     def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
         """Return a function that returns the settings of `objective.objective`.
 

@@ -146,6 +146,11 @@ class Learner:
         total = self._ranks.sum(numbers) if metrics else numbers
         return dict(zip(metrics, (total / self._ranks.size).tolist(), strict=True))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the algorithm ends the run; see `Algorithm.is_finished`."""
+        return self._algorithm.is_finished
+
     def weights(self) -> dict[str, Tensor]:
         """Return the tensors to publish, on the learner's device; valid until the next update."""
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}

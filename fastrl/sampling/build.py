@@ -12,11 +12,14 @@ from torch import Tensor
 from fastrl import registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, resolved
+from fastrl.datasets import load_dataset, named_dataset, open_checked
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
 from fastrl.envs.tensor.tensor_by_id import compiled_factory, configured
+from fastrl.errors import ConfigError
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model
+from fastrl.sampling.dataset_sampler import DatasetSampler
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
@@ -69,7 +72,7 @@ def make_plan(
     if env_spec is not None:
         instance("env_spec", env_spec, EnvSpec)
     engine = registry.chosen("engine", config.sampler.engine, "sampler.engine")
-    _sampler_builder(config)  # an unknown one is an error before anything is built
+    sampler_builder(config)  # an unknown one is an error before anything is built
     topology, factory = config.topology, env_factory(config)
     if env_spec is None and config.sampler.kind == "device":
         # It is stepped in this process anyway.
@@ -118,7 +121,12 @@ def _checked(config: Config, name: str) -> Config:
     return resolved(taken(name, config, Config, "load_config reads one from a file"))
 
 
-def _sampler_builder(config: Config) -> Any:
+def sampler_builder(config: Config) -> Any:
+    """Return the function that makes the sampler of environments: ``sampler.kind``, or a cluster.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
     if config.cluster is not None:
         # Imported only here, as it is a room above, and with it comes the package ray.
         return import_object("fastrl.cluster.cluster_sampler:cluster_sampler", "cluster")
@@ -157,7 +165,11 @@ def make_sampler(
     plan = make_plan(config) if plan is None else instance("plan", plan, SamplingPlan)
     weights = initial_weights(plan) if state_dict is None else state_dict
     where = "cluster" if config.cluster else f"sampler.kind: '{config.sampler.kind}'"
-    build = _sampler_builder(config)
+    if config.algorithm.own_sampler is not None:
+        where = f"algorithm.name: '{config.algorithm.name}'"
+        build = registry.find("sampler", config.algorithm.own_sampler, "algorithm.name")
+    else:
+        build = sampler_builder(config)
     sampler = registry.call(build, where, config, plan, weights, on_fault)
     made: Sampler = instance(where, sampler, Sampler)
     return made
@@ -216,6 +228,35 @@ def device_sampler(
         env = TensorEnvWithPrevious(env)
     squash, check_numbers = config.env.action_bounds == "squash", _checks_numbers(config)
     return DeviceSampler(plan, env, params, weights, squash=squash, check_numbers=check_numbers)
+
+
+def dataset_sampler(
+    config: Config,
+    plan: SamplingPlan,
+    weights: Weights,
+    on_fault: Callable[[Fault], None] | None,
+) -> Sampler:
+    """Return a sampler of demonstrations in place of environments."""
+    demonstrations = load_dataset(config, plan.env_spec)
+    held_out = getattr(config.algorithm, "validation_fraction", 0.0)
+    return DatasetSampler(plan, demonstrations, held_out)
+
+
+def check_sources(config: Config, plan: SamplingPlan) -> None:
+    """Check what a run learns from beside environments, before it has a directory.
+
+    Raises:
+        ConfigError: The dataset is missing or does not fit, or the algorithm learns no memory.
+    """
+    section = config.algorithm
+    if section.own_sampler is not None and plan.schema.state_size:
+        raise ConfigError(
+            f"algorithm.name: {section.name} learns policies without a memory; "
+            "model.recurrent must be null"
+        )
+    if section.needs_dataset:
+        path, episodes, key = named_dataset(config)
+        open_checked(path, plan.env_spec, episodes, key)
 
 
 def _checks_numbers(config: Config) -> bool:

@@ -72,6 +72,8 @@ class Rollout(FieldAccess):
         index: 0 for the first rollout of a sampler.
         slots: ``[B]`` int64: which slot of the run each column is. None: column b is slot b. Only
             the rollouts of a cluster have it, whose machines come and go.
+        counted_steps: Environment steps that the rollout counts as in a run; None for T · B. It
+            differs where rows are learnt from again, or only evaluated.
         restarted: ``[B]`` bool: the first step begins an episode although no step of the previous
             rollout ended one. True in the first rollout of a sampler, unless it resumed the
             episodes of another, and where a worker was replaced between two rollouts. None means
@@ -96,6 +98,7 @@ class Rollout(FieldAccess):
     index: int
     restarted: Tensor | None
     slots: Tensor | None
+    counted_steps: int | None
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class Rollout(FieldAccess):
         index: int,
         restarted: Tensor | None = None,
         slots: Tensor | None = None,
+        counted_steps: int | None = None,
         **others: Any,
     ) -> None:
         """Hold the fields of ``fields`` and ``others``; the latter replace those of the same name.
@@ -115,17 +119,23 @@ class Rollout(FieldAccess):
             index: See the attributes.
             restarted: See the attributes.
             slots: See the attributes.
+            counted_steps: See the attributes.
             **others: Further fields.
         """
         found = {**(fields or {}), **others}
         vars(self).update(
-            fields=found, episodes=episodes, index=index, restarted=restarted, slots=slots
+            fields=found,
+            episodes=episodes,
+            index=index,
+            restarted=restarted,
+            slots=slots,
+            counted_steps=counted_steps,
         )
 
     @property
     def num_steps(self) -> int:
-        """Environment steps in the rollout, T · B."""
-        return self.reward.numel()
+        """Environment steps that the rollout counts as: ``counted_steps``, or T · B."""
+        return self.reward.numel() if self.counted_steps is None else self.counted_steps
 
     def __repr__(self) -> str:
         """Return the sizes in one line."""

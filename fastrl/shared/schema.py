@@ -237,14 +237,8 @@ class Schema:
 
 
 _RESERVED = {
-    "fields",
-    "episodes",
-    "index",
-    "restarted",
-    "slots",
-    "num_steps",
-    ACTION_MASK,
-    "policy_lag",
+    *("fields", "episodes", "index", "restarted", "slots", "counted_steps", "num_steps"),
+    *(ACTION_MASK, "policy_lag"),
 }
 """Other attributes of a `Rollout`, and fields that training adds."""
 _ENDS = ("terminated", "truncated")

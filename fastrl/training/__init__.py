@@ -2,6 +2,7 @@
 
 from fastrl.training.callbacks import Callback, CallbackError, RunContext
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from fastrl.training.demonstrating import RecordedDataset, record_dataset, record_function
 from fastrl.training.evaluation import (
     EpisodePlayer,
     EvaluationProtocol,
@@ -31,6 +32,7 @@ __all__ = [
     "Evaluated",
     "EvaluationProtocol",
     "EvaluationResult",
+    "RecordedDataset",
     "RunContext",
     "TrainedPolicy",
     "TrainedRun",
@@ -39,6 +41,8 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "load_policy",
+    "record_dataset",
+    "record_function",
     "record_run",
     "resume",
     "train",

@@ -221,7 +221,7 @@ def evaluate_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    _, config, found = _open(run, checkpoint, trust)
+    _, config, found = opened_run(run, checkpoint, trust)
     factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)
     with watched_episodes(console, protocol.episodes) as watch:
@@ -256,7 +256,7 @@ def record_run(
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be rendered.
     """
-    directory, config, found = _open(run, checkpoint, trust)
+    directory, config, found = opened_run(run, checkpoint, trust)
     named = directory / "videos" / f"{found.name}{video_suffix()}"
     path = named if video is None else Path(video)
     if video is None:
@@ -285,7 +285,7 @@ def load_policy(
         CheckpointError: The checkpoint or the file of the spaces is missing, damaged or foreign.
         EnvError: The environment of a run of an earlier version cannot be built.
     """
-    return _loaded(*_open(run, checkpoint, trust), seed)
+    return _loaded(*opened_run(run, checkpoint, trust), seed)
 
 
 def export_run(
@@ -313,7 +313,7 @@ def export_run(
         WriteError: The file cannot be written.
     """
     one_of("format", format, tuple(SUFFIXES))
-    directory, config, found = _open(run, checkpoint, trust)
+    directory, config, found = opened_run(run, checkpoint, trust)
     if output is None:
         require_own_files(directory)
     path = directory / f"policy{SUFFIXES[format]}" if output is None else Path(output)
@@ -360,8 +360,20 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
         raise CheckpointError(f"{error}{hint}") from error
 
 
-def _open(run: str | Path, checkpoint: str | None, trust: bool) -> tuple[Path, Config, Checkpoint]:
-    """Return the directory of a run, its configuration and a checkpoint."""
+def opened_run(
+    run: str | Path, checkpoint: str | None, trust: bool
+) -> tuple[Path, Config, Checkpoint]:
+    """Return the directory of a run, its configuration and a checkpoint.
+
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+    """
     path, name = locate(run, checkpoint)
     config = read_config(path)
     if not trust:

@@ -23,6 +23,7 @@ from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import check_model_class
 from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
+from fastrl.sampling.build import check_sources
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
@@ -36,6 +37,7 @@ from fastrl.training.callbacks import (
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
+from fastrl.training.dagger import check_expert
 from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
 from fastrl.training.evaluator import EvaluationPlan, Evaluator
@@ -135,8 +137,12 @@ class TrainingSession:
         else:
             self._extensions = RunExtensions(config.model_copy(update={"callbacks": ()}))
             start = self._start = start and without_callbacks(start)
+        if ranks.size > 1 and config.algorithm.own_sampler is not None:
+            raise ConfigError(f"algorithm.name: {config.algorithm.name} learns in one process")
         self._own = own_part(config, ranks)
         plan = own_plan(make_plan(self._own), ranks)
+        check_sources(config, plan)
+        check_expert(config, plan.env_spec)
         self._learner = build_learner(self._own, plan.env_spec, ranks=ranks)
         self._counted: dict[str, Any] = {}
         if start is not None:
@@ -247,7 +253,8 @@ class TrainingSession:
         journal.flush_if_due()
         saves = self._saver.is_due
         passed = self._candidates is not None and self._candidates.after_update(update.steps)
-        return {"ends": passed or self._context.stops, "saves": saves, "asked": 0}
+        ends = passed or self._context.stops or self._learner.is_finished
+        return {"ends": ends, "saves": saves, "asked": 0}
 
     def _exchange(self, decision: State) -> State:
         """Return the decision of rank 0, and follow what its callbacks have changed."""
@@ -325,7 +332,8 @@ class TrainingSession:
 
     def _start_sampler(self, stack: ExitStack) -> Sampler:
         """Return a sampler that samples until the stack is closed; save the run before."""
-        config, context, weights = self._own, self._context, self._learner.weights()
+        config = self._own.model_copy(update={"run_dir": str(self._path)})
+        context, weights = self._context, self._learner.weights()
         # Before anything that is there once per environment: it checks that memory suffices.
         sampler = make_sampler(config, self._plan, weights, self._note_fault)
         stack.callback(sampler.close)

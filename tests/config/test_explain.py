@@ -65,7 +65,8 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
         ),
         (
             "algorithm.name=dqn",
-            "algorithm.name: no algorithm 'dqn'; there are a2c, appo, impala, ppo",
+            "algorithm.name: no algorithm 'dqn'; there are a2c, airl, appo, bc, dagger, gail, "
+            "impala, ppo",
         ),
         (
             "sampler.num_env_workers=0",

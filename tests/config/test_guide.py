@@ -11,8 +11,12 @@ from pydantic_core import PydanticUndefined
 from fastrl.config import (
     A2CConfig,
     ActorCriticConfig,
+    AIRLConfig,
     APPOConfig,
+    BCConfig,
     Config,
+    DAggerConfig,
+    GAILConfig,
     ImpalaConfig,
     LearnerConfig,
     PPOConfig,
@@ -20,6 +24,12 @@ from fastrl.config import (
 from fastrl.config.explain import sections
 from fastrl.config.fields import Section
 
+RELATIVES: tuple[tuple[type[LearnerConfig], type[LearnerConfig]], ...] = (
+    (APPOConfig, PPOConfig),
+    (ImpalaConfig, A2CConfig),
+    (GAILConfig, PPOConfig),
+    (AIRLConfig, GAILConfig),
+)
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "configuration.md"
 
 
@@ -53,13 +63,13 @@ def reference() -> str:
             if kind := sections().get(name):
                 parts += [f"### {name}", kind.__doc__ or "", table(*rows_of(kind, f"{name}."))]
         else:
-            for algorithm in (PPOConfig, A2CConfig):
+            for algorithm in (PPOConfig, A2CConfig, BCConfig, DAggerConfig):
                 parts += [
                     f"### algorithm, with name: {algorithm.model_fields['name'].default}",
                     algorithm.__doc__ or "",
                     table(*rows_of(algorithm, "algorithm.")),
                 ]
-            for algorithm, other in ((APPOConfig, PPOConfig), (ImpalaConfig, A2CConfig)):
+            for algorithm, other in RELATIVES:
                 parts += [
                     f"### algorithm, with name: {algorithm.model_fields['name'].default}",
                     algorithm.__doc__ or "",

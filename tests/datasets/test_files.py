@@ -11,8 +11,8 @@ from gymnasium import spaces
 from fastrl.datasets import DatasetWriter, Episode, load_demonstrations
 from fastrl.envs.actions import ActionConverter
 from fastrl.errors import ConfigError, EnvError
-from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
+from tests.datasets.drawing import drawn, written
 
 FLOATS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 NESTED = spaces.Dict(
@@ -42,38 +42,6 @@ ACTIONS = {
     "box64": spaces.Box(-2, 2, (3,), np.float64),
     "nested": spaces.Dict(move=spaces.Discrete(2), force=spaces.Box(-1, 1, (2,), np.float32)),
 }
-
-
-def drawn(spec, length=4, seed=0):
-    """Return an episode of random numbers as the table stores them."""
-    rng = np.random.default_rng(seed)
-
-    def rows(leaf, stored, n):
-        if isinstance(leaf, spaces.Box) and stored.dtype.is_floating_point:
-            numbers = rng.uniform(-1, 1, (n, *stored.shape))
-        else:
-            leaf.seed(int(rng.integers(2**31)))
-            numbers = np.stack([leaf.sample() for _ in range(n)])
-        return np.asarray(numbers).astype(stored.numpy_dtype)
-
-    observation = {
-        path: rows(leaf, spec.observation[path], length + 1)
-        for path, leaf in leaves(spec.observation_space).items()
-    }
-    converter = ActionConverter(spec.action_space, "clip")
-    accepted = [
-        rows(leaf, spec.action[path], length) for path, leaf in leaves(spec.action_space).items()
-    ]
-    action = dict(zip(spec.action, converter.sampled(tuple(accepted)), strict=True))
-    reward = rng.normal(size=length).astype(np.float32)
-    fields = {"log_prob": rng.normal(size=length).astype(np.float32)}
-    return Episode(observation, action, reward, bool(seed % 2), fields)
-
-
-def written(path, spec, episodes):
-    with DatasetWriter(path, spec) as writer:
-        writer.add(episodes)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -204,7 +172,7 @@ def test_fewer_episodes_are_read_and_more_are_one_line(tmp_path):
 
 
 def test_what_is_no_dataset_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="there is no dataset"):
+    with pytest.raises(ConfigError, match="none' is not a directory"):
         load_demonstrations(tmp_path / "none")
     with pytest.raises(ConfigError, match="is not a dataset"):
         load_demonstrations(tmp_path)
@@ -213,7 +181,7 @@ def test_what_is_no_dataset_is_one_line(tmp_path):
     file = path / "data" / "main_data.hdf5"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="cannot be read as a dataset"):
+    with pytest.raises(ConfigError, match="cannot be read: "):
         load_demonstrations(path)
 
 
@@ -228,6 +196,15 @@ def test_no_environment_that_a_dataset_names_is_imported(tmp_path):
     del metadata["action_space"]
     file.write_text(json.dumps(metadata))
     with pytest.raises(ConfigError, match="does not describe its spaces"):
+        load_demonstrations(path)
+
+
+def test_a_forbidden_action_is_named(tmp_path):
+    spec = EnvSpec("Some-v0", OBSERVATIONS["masked"], spaces.Discrete(3))
+    episode = drawn(spec)
+    episode.observation["action_mask"][2, episode.action[""][2]] = False
+    path = written(tmp_path / "set", spec, [drawn(spec), episode])
+    with pytest.raises(ConfigError, match="takes an action in episode 1 that its mask forbids"):
         load_demonstrations(path)
 
 

@@ -1,0 +1,277 @@
+"""Policies that demonstrate: trained ones at their most probable actions, and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastrl.arguments import brief
+from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.errors import FastrlError
+from fastrl.models.policy import Leaves, PolicyModel, initial_state
+from fastrl.spaces import TensorSpec, flatten, leaves, unflatten
+from fastrl.spec import EnvSpec, PolicyStep, only_given
+
+
+class Demonstrator(nn.Module):
+    """A policy for samplers that puts out nothing but actions and learns nothing.
+
+    Attributes:
+        outputs: Empty.
+    """
+
+    outputs: Mapping[str, TensorSpec] = {}
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return no states, ``[n, 0]``."""
+        return torch.zeros(n, 0)
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return no noise, ``[*shape, 0]``."""
+        return torch.zeros(*shape, 0, device=device)
+
+    def act(
+        self,
+        observation: Leaves,
+        noise: Tensor,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> PolicyStep:
+        """Return the actions and the next state."""
+        return self.mode(observation, state, mask)
+
+    def mode(
+        self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicyStep:
+        """Return the actions and the next state."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        observation: Leaves,
+        action: Leaves,
+        state: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Raise a `FastrlError`."""
+        raise FastrlError("a policy that demonstrates has no probabilities")
+
+    def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
+        """Raise a `FastrlError`."""
+        raise FastrlError("a policy that demonstrates has no values")
+
+    def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Raise a `FastrlError`."""
+        raise FastrlError("a policy that demonstrates learns from no sequences")
+
+
+class MostProbable(Demonstrator):
+    """The most probable actions of a policy.
+
+    Args:
+        model: The policy.
+    """
+
+    def __init__(self, model: PolicyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, S]`` of the policy."""
+        return initial_state(self.model, n)
+
+    def mode(
+        self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicyStep:
+        """Return the policy's."""
+        step = self.model.mode(observation, **only_given(state=state, mask=mask))
+        return PolicyStep(step.action, {}, step.state)
+
+
+class FunctionPolicy(Demonstrator):
+    """A function from the observation of one environment to its action.
+
+    Observations are those of gymnasium, with the mask of valid actions where there is one, and
+    actions those that the environment accepts.
+
+    Args:
+        env_spec: The environment.
+        function: Called with one observation after the other.
+        action_bounds: How samplers keep actions inside a bounded ``Box``.
+    """
+
+    def __init__(
+        self,
+        env_spec: EnvSpec,
+        function: Callable[[Any], Any],
+        action_bounds: ActionBounds = "clip",
+    ) -> None:
+        super().__init__()
+        self._env_spec, self._function = env_spec, function
+        self._converter = ActionConverter(env_spec.action_space, action_bounds)
+        self._observed = leaves(env_spec.observation_space)
+
+    def mode(
+        self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicyStep:
+        """Return the function's actions.
+
+        Raises:
+            FastrlError: The function returned something that is not an action.
+        """
+        spec = self._env_spec
+        given = dict(observation)
+        if mask is not None and spec.action_mask is not None:
+            given[spec.action_mask] = mask
+        arrays = {
+            path: given[path].numpy().astype(leaf.dtype) for path, leaf in self._observed.items()
+        }
+        chosen = [
+            self._action(unflatten(spec.observation_space, {k: v[row] for k, v in arrays.items()}))
+            for row in range(len(next(iter(arrays.values()))))
+        ]
+        rows = tuple(np.stack(column) for column in zip(*chosen, strict=True))
+        sampled = map(torch.from_numpy, self._converter.sampled(rows))
+        return PolicyStep(dict(zip(spec.action, sampled, strict=True)), {}, state)
+
+    def _action(self, observation: Any) -> list[Any]:
+        """Return the leaves of an action."""
+        spec = self._env_spec
+        action = self._function(observation)
+        try:
+            found = [np.asarray(leaf) for leaf in flatten(spec.action_space, action)]
+        except (TypeError, ValueError, KeyError, IndexError):
+            found = []
+        wanted = [stored.shape for stored in spec.action.values()]
+        if [leaf.shape for leaf in found] != wanted or any(
+            leaf.dtype.kind not in "biuf" for leaf in found
+        ):
+            name = getattr(self._function, "__name__", "the policy")
+            raise FastrlError(
+                f"{name} returned {brief(action)}, which is not an action of {spec.action_space}"
+            )
+        return found
+
+
+class AsPlayed(Demonstrator):
+    """The actions of another policy as its environment would execute them.
+
+    Two policies may keep actions inside a bounded ``Box`` in different ways.
+
+    Args:
+        expert: The policy.
+        env_spec: The environment.
+        bounds: How the expert's actions are kept inside.
+        own_bounds: How the actions of the policy that learns from it are.
+    """
+
+    def __init__(
+        self,
+        expert: Demonstrator,
+        env_spec: EnvSpec,
+        bounds: ActionBounds,
+        own_bounds: ActionBounds,
+    ) -> None:
+        super().__init__()
+        self.expert, self._env_spec = expert, env_spec
+        spaces = env_spec.action_space
+        self._played = ActionConverter(spaces, bounds)
+        self._own = ActionConverter(spaces, own_bounds)
+        self._is_same = not any(spec.dtype.is_floating_point for spec in env_spec.action.values())
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, S]`` of the expert."""
+        return self.expert.initial_state(n)
+
+    def mode(
+        self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
+    ) -> PolicyStep:
+        """Return the expert's."""
+        step = self.expert.mode(observation, state, mask)
+        if self._is_same:
+            return step
+        spec = self._env_spec
+        rows = tuple(step.action[path].cpu().numpy() for path in spec.action)
+        played = [np.asarray(leaf) for leaf in flatten(spec.action_space, self._played.batch(rows))]
+        device = next(iter(step.action.values())).device
+        own = (torch.from_numpy(leaf).to(device) for leaf in self._own.sampled(tuple(played)))
+        return step._replace(action=dict(zip(spec.action, own, strict=True)))
+
+
+class Mixture(Demonstrator):
+    """A policy that learns and an expert, each of which takes a share of the actions.
+
+    Every step draws anew who acts.
+
+    Attributes:
+        outputs: The expert's action in each step, by `label_names`.
+        learner: The policy, without a memory.
+        expert: The expert.
+
+    Args:
+        env_spec: The environment.
+        learner: See the attribute.
+        expert: See the attribute.
+        share: Of the steps in which the expert acts.
+    """
+
+    def __init__(
+        self, env_spec: EnvSpec, learner: PolicyModel, expert: Demonstrator, share: float
+    ) -> None:
+        super().__init__()
+        self.learner, self.expert = learner, expert
+        self.share: Tensor
+        self.register_buffer("share", torch.tensor(share))
+        self._names = label_names(env_spec)
+        self.outputs = dict(zip(self._names, env_spec.action.values(), strict=True))
+
+    def draw_noise(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Return the learner's noise, and a uniform number ``[0, 1)`` that draws who acts."""
+        drawn = torch.rand(*shape, 1, generator=generator, device=device)
+        return torch.cat([self.learner.draw_noise(shape, generator, device), drawn], -1)
+
+    def initial_state(self, n: int) -> Tensor:
+        """Return the states ``[n, S]`` of the expert."""
+        return self.expert.initial_state(n)
+
+    def act(
+        self,
+        observation: Leaves,
+        noise: Tensor,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> PolicyStep:
+        """Return the actions, those of the expert beside them, and its next state."""
+        shown = self.expert.mode(observation, state, mask)
+        own = self.learner.act(observation, noise[..., :-1], **only_given(mask=mask))
+        is_experts = noise[..., -1] < self.share
+        action = {
+            path: torch.where(
+                is_experts.view(*is_experts.shape, *[1] * (leaf.ndim - is_experts.ndim)),
+                shown.action[path],
+                leaf,
+            )
+            for path, leaf in own.action.items()
+        }
+        labels = dict(zip(self._names, (shown.action[path] for path in action), strict=True))
+        return PolicyStep(action, labels, shown.state)
+
+
+def label_names(env_spec: EnvSpec) -> list[str]:
+    """Return the fields of a rollout with an expert's actions, one for each leaf."""
+    return [f"expert_action_{number}" for number in range(len(env_spec.action))]

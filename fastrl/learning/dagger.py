@@ -1,0 +1,38 @@
+"""Dataset aggregation (DAgger)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastrl.config import DAggerConfig
+from fastrl.learning.algorithm import Prepared
+from fastrl.learning.bc import Cloning
+from fastrl.learning.experience import Batch, Experience
+from fastrl.models.policy import PolicyModel
+from fastrl.shared.minibatches import minibatches
+
+
+class DAgger(Cloning[DAggerConfig]):
+    """Behavioural cloning of what an expert would do in the states that the policy visits.
+
+    Ross et al. 2011 (https://arxiv.org/abs/1011.0686), algorithm 3.1. A rollout holds all steps of
+    the run so far, with the expert's actions; see `fastrl.training.dagger`.
+    """
+
+    section_type = DAggerConfig
+
+    @property
+    def epochs(self) -> int:
+        """Number of passes over all steps after each rollout."""
+        return self.section.epochs
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return the number of steps with an expert's action as a metric."""
+        return Prepared(metrics={"demonstrations": torch.tensor(float(len(experience["reward"])))})
+
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield every row once, shuffled."""
+        return minibatches(len(batch), self.section.minibatch_size, generator, batch.device)

@@ -1,0 +1,109 @@
+"""Rollouts of demonstrations instead of environments, for algorithms that learn offline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl.arguments import instance
+from fastrl.datasets import HELD_OUT, Demonstrations
+from fastrl.envs.calls import EnvCall
+from fastrl.envs.state import State
+from fastrl.errors import ConfigError, EnvError
+from fastrl.sampling.sampler import BaseSampler
+from fastrl.shared.counters import CounterBoard
+from fastrl.shared.rollouts import Episodes, Rollout
+from fastrl.spaces import unflatten
+from fastrl.workers.plan import SamplingPlan
+
+_NO_EPISODES = Episodes(
+    np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+)
+
+
+class DatasetSampler(BaseSampler):
+    """Returns all demonstrations in every rollout, so that an update is an epoch.
+
+    A rollout has one slot and a row for each step, T = N and B = 1. ``episodes`` is empty, since
+    none was played. Nothing is copied between rollouts, and there is no state to resume.
+
+    Args:
+        plan: The environment and the policy.
+        demonstrations: Of the same environment.
+        held_out: Share of the episodes that the field ``held_out`` marks, drawn by the run's seed:
+            at least one where there are two, and never all. They do not count as steps.
+
+    Raises:
+        ConfigError: The demonstrations have no fields of the environment.
+    """
+
+    def __init__(
+        self, plan: SamplingPlan, demonstrations: Demonstrations, held_out: float = 0.0
+    ) -> None:
+        instance("demonstrations", demonstrations, Demonstrations)
+        if demonstrations.env_spec != plan.env_spec:
+            raise ConfigError("the demonstrations are not of the plan's environment")
+        super().__init__(plan, CounterBoard(["dataset"]))
+        self.rollout_length = len(demonstrations)
+        self._version = 0
+        episodes = _drawn_episodes(len(demonstrations.lengths), held_out, plan.seed)
+        self._held_out = torch.isin(demonstrations.episode, episodes)
+        spec = plan.env_spec
+        observed = {
+            path: torch.cat([leaf, demonstrations.final_observation[path][-1:]])[:, None]
+            for path, leaf in demonstrations.observation.items()
+        }
+        acted = {path: leaf[:, None] for path, leaf in demonstrations.action.items()}
+        self._fields = {
+            "observation": unflatten(spec.observation_space, observed),
+            "action": unflatten(spec.action_space, acted),
+            "reward": demonstrations.reward[:, None],
+            "terminated": demonstrations.terminated[:, None],
+            "truncated": demonstrations.truncated[:, None],
+            HELD_OUT: self._held_out[:, None],
+        }
+
+    def start(self) -> None:
+        """Do nothing; see `Sampler`."""
+        self._check_open()
+
+    def collect(self) -> Rollout:
+        """Return all demonstrations; see `Sampler`."""
+        self._check_open()
+        index, self._next_rollout = self._next_rollout, self._next_rollout + 1
+        return Rollout(
+            self._fields,
+            policy_version=torch.tensor([[self._version]]).expand(self.rollout_length, 1),
+            episodes=_NO_EPISODES,
+            index=index,
+            restarted=torch.ones(1, dtype=torch.bool),
+            counted_steps=int((~self._held_out).sum()),
+        )
+
+    def get_state(self) -> State | None:
+        """Return None: every rollout is the same; see `Sampler`."""
+        self._check_open()
+        return None
+
+    def set_state(self, state: State) -> None:
+        """Do nothing; see `Sampler`."""
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """Raise an `EnvError` for any call, as there are no environments; see `Sampler`."""
+        if calls:
+            raise EnvError("demonstrations come from a dataset: there are no environments to call")
+
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        self._version = self._version + 1 if version is None else version
+        return self._version
+
+
+def _drawn_episodes(num_episodes: int, share: float, seed: int) -> Tensor:
+    """Return the held-out episodes ``[*] int64``."""
+    at_least = 1 if share and num_episodes > 1 else 0
+    number = min(max(at_least, round(share * num_episodes)), num_episodes - 1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_episodes, generator=generator)[:number]

@@ -1,0 +1,254 @@
+"""Rollouts of DAgger: the policy's states with an expert's actions, of the whole run so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastrl.config import Config, DAggerConfig
+from fastrl.datasets import DatasetWriter, Demonstrations, load_demonstrations
+from fastrl.datasets.demonstrations import space_differences
+from fastrl.datasets.episodes import fragments
+from fastrl.datasets.experts import (
+    AsPlayed,
+    Demonstrator,
+    FunctionPolicy,
+    Mixture,
+    MostProbable,
+    label_names,
+)
+from fastrl.envs.calls import EnvCall
+from fastrl.envs.state import State
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.imports import import_object
+from fastrl.models.policy import build_model
+from fastrl.sampling import Fault, Sampler, SamplerStats
+from fastrl.sampling.build import sampler_builder
+from fastrl.shared.rollouts import Rollout
+from fastrl.spaces import unflatten
+from fastrl.spec import EnvSpec
+from fastrl.training.checkpoint import CheckpointStore
+from fastrl.training.durable import make_directory, writing
+from fastrl.training.run_directory import read_config
+from fastrl.training.saved_spec import SPACES, read_spec
+from fastrl.training.saver import load_model, locate
+from fastrl.training.trust import require_trust
+from fastrl.workers.plan import SamplingPlan
+
+FOLDER = "demonstrations"
+"""Directory of a run with a dataset of each rollout."""
+
+
+class DAggerSampler(Sampler):
+    """Samples with a mixture of the policy and the expert, and returns all steps so far.
+
+    The steps of each rollout are a dataset in the run's directory, complete before they are learnt
+    from: observations, the expert's actions, and rewards. Its episodes are the parts of episodes
+    within that rollout. A run that resumes reads them, and drops those that are newer than its
+    checkpoint.
+
+    Args:
+        sampler: Samples the mixture.
+        expert: Of the mixture.
+        config: The run, with its directory.
+        plan: Of the run; its policy is the one that learns.
+    """
+
+    def __init__(
+        self, sampler: Sampler, expert: Demonstrator, config: Config, plan: SamplingPlan
+    ) -> None:
+        assert isinstance(config.algorithm, DAggerConfig)
+        self._sampler, self._section = sampler, config.algorithm
+        self._expert = {f"expert.{name}": x for name, x in expert.state_dict().items()}
+        self.env_spec, self.topology = plan.env_spec, sampler.topology
+        self.rollout_length = sampler.rollout_length
+        self._bounds = config.env.action_bounds
+        self._directory = Path(config.run_dir or ".") / FOLDER
+        self._rollouts = plan.first_rollout
+        self._parts: list[Demonstrations] | None = None
+
+    def start(self) -> None:
+        """Read the steps of earlier sessions and start sampling; see `Sampler`.
+
+        Raises:
+            ConfigError: They are damaged or missing.
+        """
+        if self._parts is None:
+            with writing(self._directory):
+                make_directory(self._directory)
+                for path in sorted(self._directory.iterdir()):
+                    if path.name >= self._path(self._rollouts).name or path.name.startswith("."):
+                        shutil.rmtree(path)
+            self._parts = [self._read(number) for number in range(self._rollouts)]
+        self._sampler.start()
+
+    def collect(self) -> Rollout:
+        """Return all steps so far, those of the next rollout included; see `Sampler`."""
+        self.start()
+        assert self._parts is not None
+        rollout = self._sampler.collect()
+        spec, number = self.env_spec, self._rollouts
+        labels = [rollout.fields[name] for name in label_names(spec)]
+        action = unflatten(spec.action_space, dict(zip(spec.action, labels, strict=True)))
+        labelled = dataclasses.replace(rollout, action=action)
+        with DatasetWriter(self._path(number), spec, self._bounds) as writer:
+            writer.add(fragments(spec, labelled))
+        self._parts.append(self._read(number))
+        self._rollouts += 1
+        return self._joined(rollout, self._parts)
+
+    def _joined(self, newest: Rollout, parts: Sequence[Demonstrations]) -> Rollout:
+        spec = self.env_spec
+
+        def rows(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(tensors))[:, None]
+
+        observed = {
+            # A rollout has an observation after its last step.
+            path: rows(
+                [
+                    *(part.observation[path] for part in parts),
+                    parts[-1].final_observation[path][-1:],
+                ]
+            )
+            for path in spec.observation
+        }
+        acted = {path: rows([part.action[path] for part in parts]) for path in spec.action}
+        reward = rows([part.reward for part in parts])
+        return Rollout(
+            observation=unflatten(spec.observation_space, observed),
+            action=unflatten(spec.action_space, acted),
+            reward=reward,
+            terminated=rows([part.terminated for part in parts]),
+            truncated=rows([part.truncated for part in parts]),
+            policy_version=newest.policy_version[:1, :1].expand(len(reward), 1),
+            episodes=newest.episodes,
+            index=newest.index,
+            restarted=torch.ones(1, dtype=torch.bool),
+            counted_steps=newest.num_steps,
+        )
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"rollout_{number:08d}"
+
+    def _read(self, number: int) -> Demonstrations:
+        # All rollouts are read from their files, so that a resumed run learns from the same rows.
+        return load_demonstrations(
+            self._path(number), self.env_spec, action_bounds=self._bounds, key=FOLDER
+        )
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Give the mixture new parameters, and the expert its share of the next rollout."""
+        share = torch.tensor(expert_share(self._section, self._rollouts))
+        learner = {f"learner.{name}": tensor for name, tensor in state_dict.items()}
+        return self._sampler.publish({"share": share, **learner, **self._expert})
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """See `Sampler`."""
+        return self._sampler.stats(details=details)
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """See `Sampler`."""
+        self._sampler.pause(timeout_s)
+
+    def get_state(self) -> State | None:
+        """See `Sampler`."""
+        return self._sampler.get_state()
+
+    def set_state(self, state: State) -> None:
+        """See `Sampler`."""
+        self._sampler.set_state(state)
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """See `Sampler`."""
+        self._sampler.call_envs(calls)
+
+    def close(self) -> None:
+        """See `Sampler`."""
+        self._sampler.close()
+
+
+def expert_share(section: DAggerConfig, rollout: int) -> float:
+    """Return the share of a rollout's actions that are the expert's: β of the algorithm."""
+    return max(0.0, 1.0 - rollout / section.beta_rollouts)
+
+
+def dagger_sampler(
+    config: Config,
+    plan: SamplingPlan,
+    weights: Mapping[str, Tensor] | None,
+    on_fault: Callable[[Fault], None] | None,
+) -> Sampler:
+    """Return the sampler of DAgger around the one that ``sampler.kind`` names.
+
+    Raises:
+        ConfigError: The expert is missing or does not fit.
+    """
+    assert isinstance(config.algorithm, DAggerConfig)
+    expert, build = load_expert(config, plan.env_spec), plan.build_model
+    assert build is not None
+    spec, share = plan.env_spec, expert_share(config.algorithm, plan.first_rollout)
+
+    def build_mixture() -> Mixture:
+        return Mixture(spec, build(), expert, share)
+
+    mixed = dataclasses.replace(
+        plan,
+        build_model=build_mixture,
+        outputs=None,
+        engine="eager",
+        wanted_fields=("final_observation",),
+    )
+    mixture = build_mixture()
+    if weights is not None:
+        mixture.learner.load_state_dict(dict(weights))
+    sampler = sampler_builder(config)(config, mixed, mixture.state_dict(), on_fault)
+    return DAggerSampler(sampler, expert, config, plan)
+
+
+def check_expert(config: Config, env_spec: EnvSpec) -> None:
+    """Check the expert of a run of DAgger, before the run has a directory.
+
+    Raises:
+        ConfigError: It is missing or does not fit.
+    """
+    if isinstance(config.algorithm, DAggerConfig):
+        load_expert(config, env_spec)
+
+
+def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
+    """Return the expert of a run of DAgger.
+
+    Args:
+        config: The run.
+        env_spec: The environment.
+
+    Raises:
+        ConfigError: It is missing, of other spaces, or would import code that is not trusted.
+    """
+    section, bounds = config.algorithm, config.env.action_bounds
+    assert isinstance(section, DAggerConfig)
+    if section.expert_policy is not None:
+        function = import_object(section.expert_policy, "algorithm.expert_policy")
+        if not callable(function):
+            raise ConfigError(f"algorithm.expert_policy: '{section.expert_policy}' is no function")
+        return AsPlayed(FunctionPolicy(env_spec, function, bounds), env_spec, bounds, bounds)
+    where = f"algorithm.expert: '{section.expert}'"
+    try:
+        path, name = locate(section.expert or "")
+        own = read_config(path)
+        require_trust(path, own)
+        found = CheckpointStore(path / "checkpoints").load(name)
+        spec = read_spec(path / SPACES)
+        if spec is not None and (differences := space_differences(spec, env_spec, "expert")):
+            raise ConfigError(f"is not of '{env_spec.id}': {'; '.join(differences)}")
+        model = build_model(env_spec, own.model, own.env.action_bounds)
+        load_model(model, found)
+    except FastrlError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return AsPlayed(MostProbable(model), env_spec, own.env.action_bounds, bounds)

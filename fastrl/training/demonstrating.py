@@ -1,0 +1,200 @@
+"""Datasets of episodes that a trained policy, or a function, plays in the workers of a sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from fastrl.arguments import taken, whole
+from fastrl.config import Config, PPOConfig, SamplerConfig
+from fastrl.datasets import DatasetWriter, Episode
+from fastrl.datasets.episodes import EpisodeCutter
+from fastrl.datasets.experts import FunctionPolicy, MostProbable
+from fastrl.errors import ConfigError
+from fastrl.imports import import_object
+from fastrl.models.policy import PolicyModel
+from fastrl.sampling import make_plan, make_sampler
+from fastrl.training.progress import watched_episodes
+from fastrl.training.run import opened_run
+from fastrl.training.saver import load_model
+from fastrl.workers.plan import SamplingPlan
+
+_BUFFERED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class RecordedDataset:
+    """A dataset that was recorded.
+
+    Attributes:
+        path: Its directory.
+        returns: ``[E] float64``: undiscounted sum of rewards of each episode.
+        lengths: ``[E] int64``.
+        wall_s: Time from starting the workers to the complete files.
+    """
+
+    path: Path
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    wall_s: float
+
+
+def record_dataset(
+    run: str | Path,
+    path: str | Path,
+    *,
+    episodes: int = 100,
+    deterministic: bool | None = None,
+    seed: int | None = None,
+    checkpoint: str | None = None,
+    trust: bool = False,
+    console: Console | None = None,
+) -> RecordedDataset:
+    """Write episodes of a policy of a run as a dataset in Minari's format.
+
+    They are sampled by worker processes in the environments of training. Sampled actions run in
+    compiled code, where there is some, and come with what the policy puts out, such as
+    ``log_prob``.
+
+    Args:
+        run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
+        path: The dataset, a directory that does not exist yet.
+        episodes: How many.
+        deterministic: Whether to take the most probable actions; by default as in the run's
+            evaluations.
+        seed: Of environments and actions; by default that of the run's evaluations.
+        checkpoint: As for `evaluate_run`.
+        trust: As for `evaluate_run`.
+        console: Where to show progress, if it is a terminal; nowhere by default.
+
+    Raises:
+        ConfigError: There is no such run, it would import code that this user has not trusted, the
+            dataset exists, or minari is not installed.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be built, or broke its contract.
+        WorkerError: A worker failed.
+    """
+    _, config, found = opened_run(run, checkpoint, trust)
+    if deterministic is None:
+        deterministic = config.evaluation.deterministic
+    about = {"algorithm_name": f"{config.algorithm.name}, {found.name}"}
+    config = _for_recording(config, episodes, seed)
+    plan = make_plan(config)
+    build = plan.build_model
+    assert build is not None
+    model: PolicyModel = build()
+    load_model(model, found)
+    if deterministic:
+        plan = _playing(plan, lambda: MostProbable(build()))
+        model = MostProbable(model)
+    return _record(config, plan, model, path, episodes, about, console)
+
+
+def record_function(
+    config: Config,
+    policy: str,
+    path: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int | None = None,
+    console: Console | None = None,
+) -> RecordedDataset:
+    """Write episodes of a function from observations to actions as a dataset.
+
+    Args:
+        config: Names the environment and the workers.
+        policy: ``package.module:function``, called in the workers with the observation of one
+            environment; returns an action that it accepts.
+        path: As for `record_dataset`.
+        episodes: As for `record_dataset`.
+        seed: As for `record_dataset`.
+        console: As for `record_dataset`.
+
+    Raises:
+        ConfigError: The function cannot be imported, the dataset exists, or minari is not
+            installed.
+        EnvError: The environment cannot be built, or broke its contract.
+        WorkerError: A worker failed, or the function raised.
+    """
+    taken("record_function", config, Config, "load_config reads one from a file")
+    function = import_object(policy, "--policy")
+    if not callable(function):
+        raise ConfigError(f"--policy: '{policy}' must be a function")
+    config = _for_recording(config, episodes, seed)
+    plan = make_plan(config)
+    env_spec, bounds = plan.env_spec, config.env.action_bounds
+
+    def build() -> PolicyModel:
+        return FunctionPolicy(env_spec, function, bounds)
+
+    about = {"algorithm_name": policy}
+    return _record(config, _playing(plan, build), build(), path, episodes, about, console)
+
+
+def _for_recording(config: Config, episodes: int, seed: int | None) -> Config:
+    """Return a configuration whose sampler plays about as many environments as needed."""
+    whole("episodes", episodes)
+    sampler, topology = config.sampler, config.topology
+    workers = min(topology.num_env_workers, episodes)
+    envs = min(topology.envs_per_worker, -(-episodes // workers))
+    chosen = SamplerConfig(
+        envs_per_worker=envs,
+        num_env_workers=workers,
+        rollout_length=sampler.rollout_length,
+        # The next rollout is sampled while one is written.
+        mode="async",
+        engine=sampler.engine,
+        start_timeout_s=sampler.start_timeout_s,
+    )
+    # The seed of evaluations differs from those of training.
+    seed = config.evaluation.seed if seed is None else seed
+    # Nothing is learnt, so the algorithm must not choose the sampler.
+    update = {"sampler": chosen, "seed": seed, "algorithm": PPOConfig(), "cluster": None}
+    return config.model_copy(update=update)
+
+
+def _playing(plan: SamplingPlan, build: Callable[[], PolicyModel]) -> SamplingPlan:
+    return dataclasses.replace(plan, build_model=build, outputs=None, engine="eager")
+
+
+def _record(
+    config: Config,
+    plan: SamplingPlan,
+    model: Any,
+    path: str | Path,
+    episodes: int,
+    about: dict[str, Any],
+    console: Console | None,
+) -> RecordedDataset:
+    plan = dataclasses.replace(plan, wanted_fields=("final_observation",))
+    spec, began_s = plan.env_spec, time.perf_counter()
+    fields = [*(name for name in plan.schema.outputs if name != "value"), *spec.extras]
+    cutter = EpisodeCutter(spec, plan.topology.num_envs, episodes, fields)
+    returns: list[float] = []
+    lengths: list[int] = []
+    waiting: list[Episode] = []
+    with (
+        watched_episodes(console, episodes) as watch,
+        DatasetWriter(path, spec, config.env.action_bounds, about) as writer,
+    ):
+        with make_sampler(config, plan, model.state_dict()) as sampler:
+            while not cutter.is_done:
+                for episode in cutter.add(sampler.collect()):
+                    returns.append(float(episode.reward.sum(dtype=np.float64)))
+                    lengths.append(len(episode))
+                    waiting.append(episode)
+                if sum(each.num_bytes for each in waiting) >= _BUFFERED_BYTES:
+                    writer.add(waiting)
+                    waiting.clear()
+                watch(len(lengths), sum(lengths))
+        writer.add(waiting)
+    wall_s = time.perf_counter() - began_s
+    return RecordedDataset(Path(path), np.array(returns), np.array(lengths), wall_s)
