@@ -284,7 +284,7 @@ class AdversarialConfig(PPOConfig):
 
     needs_dataset: ClassVar[bool] = True
 
-    discriminator_updates: Size = 10
+    discriminator_updates: Size = 30
     """Gradient steps of the discriminator for each rollout."""
     discriminator_batch_size: Size = 256
     """Steps of the rollout, and as many demonstrated ones, in each of them."""
@@ -294,7 +294,7 @@ class AdversarialConfig(PPOConfig):
     """Constant, or linear or cosine down to 0 at total_steps."""
     discriminator_hidden_sizes: Entries[Size] = (64, 64)
     """Width of each of its hidden layers, whose activation is model.activation."""
-    gradient_penalty: Annotated[Float, Field(ge=0)] = 1.0
+    gradient_penalty: Annotated[Float, Field(ge=0)] = 0.1
     """Weight of the penalty that keeps the norm of its gradient near 1; 0 for none."""
     spectral_norm: Bool = False
     """Divide the weights of each of its layers by their largest singular value."""

@@ -33,6 +33,12 @@ class Ledge(gymnasium.Env):
         falls = abs(self._place) > 3
         return self._observed(), 1.0, falls, not falls and self._steps == STEPS, {}
 
+    def get_state(self):
+        return {"place": self._place, "steps": self._steps}
+
+    def set_state(self, state):
+        self._place, self._steps = state["place"], state["steps"]
+
     def _observed(self):
         return np.array([self._place / 3], np.float32)
 

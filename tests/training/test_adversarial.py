@@ -26,7 +26,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 LEDGE = (
     "env.id=tests.training.ledge:Ledge", "sampler.kind=serial", "sampler.num_envs=8",
     "sampler.rollout_length=64", "logging.tensorboard=false", "algorithm.minibatch_size=128",
-    "algorithm.learning_rate=1e-3", "evaluation.enabled=false",
+    "algorithm.learning_rate=1e-3", "algorithm.discriminator_updates=10",
+    "evaluation.enabled=false",
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def lengths(path):
 @pytest.mark.parametrize("name", ["gail", "airl"])
 def test_episodes_that_end_in_the_absorbing_state_are_not_shortened(tmp_path, name):
     """All rewards are negative, so a fall is good where nothing follows it."""
-    keys = ("algorithm.reward=negative", "total_steps=8192", "logging.every_steps=512")
+    keys = ("algorithm.reward=negative", "total_steps=5120", "logging.every_steps=512")
     absorbing, ignored = (
         lengths(run_of(tmp_path, name, *keys, f"algorithm.episode_ends={ends}",
                        f"run_dir={tmp_path / ends}"))
@@ -57,7 +58,7 @@ def test_episodes_that_end_in_the_absorbing_state_are_not_shortened(tmp_path, na
 
 
 def test_a_run_that_was_killed_goes_on_exactly(tmp_path):
-    keys = ("total_steps=4096", "checkpoint.every_steps=512", "checkpoint.keep_last=9")
+    keys = ("total_steps=3072", "checkpoint.every_steps=512", "checkpoint.keep_last=9")
     whole = run_of(tmp_path, "gail", *keys, f"run_dir={tmp_path / 'whole'}")
     killed = tmp_path / "killed"
     overrides = [*LEDGE, "algorithm.name=gail", *keys, f"run_dir={killed}"]
@@ -78,7 +79,7 @@ def test_a_run_that_was_killed_goes_on_exactly(tmp_path):
     assert not (killed / "summary.json").exists()
     resume(killed)
     expected, found = (
-        CheckpointStore(path / "checkpoints").load("step_000000004096") for path in (whole, killed)
+        CheckpointStore(path / "checkpoints").load("step_000000003072") for path in (whole, killed)
     )
     assert_same(dict(expected.model), dict(found.model))
     assert_same(expected.state["learner"], found.state["learner"])
