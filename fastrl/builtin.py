@@ -37,7 +37,7 @@ register("logger", "tensorboard", "fastrl.training.metrics:TensorBoard")
 register("logger", "wandb", "fastrl.training.metrics:WeightsAndBiases")
 for _name in ("process", "serial", "device", "dataset"):
     register("sampler", _name, f"fastrl.sampling.build:{_name}_sampler")
-register("sampler", "dagger", "fastrl.training.dagger:dagger_sampler")
+register("sampler", "dagger", "fastrl.training.dagger_sampler:dagger_sampler")
 
 # Before those of which the batches have their time limits.
 register("environments", "tasks", "fastrl.envs.families:TASKS")

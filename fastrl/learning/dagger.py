@@ -19,7 +19,7 @@ class DAgger(Cloning[DAggerConfig]):
     """Behavioural cloning of what an expert would do in the states that the policy visits.
 
     Ross et al. 2011 (https://arxiv.org/abs/1011.0686), algorithm 3.1. A rollout holds all steps of
-    the run so far, with the expert's actions; see `fastrl.training.dagger`.
+    the run so far, with the expert's actions; see `fastrl.training.dagger_sampler`.
     """
 
     section_type = DAggerConfig

@@ -37,7 +37,7 @@ from fastrl.training.callbacks import (
 from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
-from fastrl.training.dagger import check_expert
+from fastrl.training.dagger_sampler import check_expert
 from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
 from fastrl.training.evaluator import EvaluationPlan, Evaluator

@@ -18,7 +18,7 @@ from fastrl.datasets import load_demonstrations
 from fastrl.errors import ConfigError
 from fastrl.training import load_policy, record_dataset, resume, train
 from fastrl.training.checkpoint import CheckpointStore
-from fastrl.training.dagger import expert_share
+from fastrl.training.dagger_sampler import expert_share
 from tests.counting_env import decode
 from tests.datasets import playing
 from tests.training.clockwork import small_run
