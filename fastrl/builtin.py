@@ -8,6 +8,21 @@ register(
 register(
     "algorithm", "a2c", "fastrl.learning.a2c:A2C", section="fastrl.config.algorithms:A2CConfig"
 )
+register(
+    "algorithm", "appo", "fastrl.learning.appo:APPO", section="fastrl.config.algorithms:APPOConfig"
+)
+register(
+    "algorithm",
+    "impala",
+    "fastrl.learning.impala:Impala",
+    section="fastrl.config.algorithms:ImpalaConfig",
+)
+register(
+    "algorithm", "gail", "fastrl.learning.gail:GAIL", section="fastrl.config.algorithms:GAILConfig"
+)
+register(
+    "algorithm", "airl", "fastrl.learning.airl:AIRL", section="fastrl.config.algorithms:AIRLConfig"
+)
 register("algorithm", "bc", "fastrl.learning.bc:BC", section="fastrl.config.algorithms:BCConfig")
 register(
     "algorithm",

@@ -139,7 +139,7 @@ def test_quickstart_works_as_it_is_read(tmp_path, monkeypatch, capsys):
 def test_every_metric_of_a_run_is_on_its_page(tmp_path):
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     known = {*re.findall(r"`([a-z_]+)`", page), "kind"}
-    for name in ("ppo", "a2c"):
+    for name in ("ppo", "a2c", "appo", "impala"):
         config = load_config(
             overrides=[
                 *("env.id=CartPole-v1", "sampler=serial", "sampler.num_envs=8"),

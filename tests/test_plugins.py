@@ -175,7 +175,9 @@ def test_plug_ins_are_listed_with_their_versions_and_the_schema_has_their_sectio
     assert schema["$defs"]["VpgConfig"]["properties"]["name"]["const"] == "vpg"
     listed = [part["$ref"] for part in schema["properties"]["algorithm"]["anyOf"]]
     assert listed == [f"#/$defs/{name}" for name in
-                      ("A2CConfig", "PPOConfig", "VpgConfig", "OpenConfig")]  # fmt: skip
+                      ("A2CConfig", "AIRLConfig", "APPOConfig", "BCConfig", "DAggerConfig",
+                       "GAILConfig", "ImpalaConfig", "PPOConfig", "VpgConfig",
+                       "OpenConfig")]  # fmt: skip
     assert schema["$defs"]["OpenConfig"]["required"] == ["class_path"]
 
 

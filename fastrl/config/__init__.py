@@ -3,8 +3,13 @@
 from fastrl.config.algorithms import (
     A2CConfig,
     ActorCriticConfig,
+    AdversarialConfig,
+    AIRLConfig,
+    APPOConfig,
     BCConfig,
     DAggerConfig,
+    GAILConfig,
+    ImpalaConfig,
     LearnerConfig,
     OpenConfig,
     PPOConfig,
@@ -31,7 +36,10 @@ from fastrl.config.models import (
 
 __all__ = [
     "A2CConfig",
+    "AIRLConfig",
+    "APPOConfig",
     "ActorCriticConfig",
+    "AdversarialConfig",
     "BCConfig",
     "CheckpointConfig",
     "ClusterConfig",
@@ -41,6 +49,8 @@ __all__ = [
     "EnvConfig",
     "EvaluationConfig",
     "FaultsConfig",
+    "GAILConfig",
+    "ImpalaConfig",
     "LearnerConfig",
     "LoggingConfig",
     "ModelConfig",

@@ -22,6 +22,7 @@ from fastrl.arguments import brief
 from fastrl.config.fields import (
     Bool,
     Device,
+    Entries,
     Few,
     Float,
     Fraction,
@@ -239,6 +240,96 @@ class A2CConfig(ActorCriticConfig):
     """Standardise the advantages of each rollout."""
     vtrace: Bool = False
     """Correct by V-trace what an older policy sampled; for sampler.mode async."""
+
+
+class VTraceConfig(Section):
+    """What the algorithms with V-trace have in common."""
+
+    rho_clip: Annotated[Float, Field(gt=0)] = 1.0
+    """Largest weight of a temporal difference in V-trace, rho-bar."""
+    c_clip: Annotated[Float, Field(gt=0)] = 1.0
+    """Largest factor by which V-trace carries it to the step before, c-bar; at most rho_clip."""
+    max_policy_lag: Size = 4
+    """Steps whose policy is more than this many updates older than the learner's are left out, and
+    where all of a rollout are, all but the newest. Without a cluster none is more than 1 older."""
+
+    @model_validator(mode="after")
+    def _check_clips(self) -> Self:
+        if self.c_clip > self.rho_clip:
+            problem = f"must be at most algorithm.rho_clip ({self.rho_clip:g}), got {self.c_clip:g}"
+            raise conflict("c_clip", problem)
+        return self
+
+
+class APPOConfig(VTraceConfig, PPOConfig):
+    """Asynchronous PPO: the clipped objective with targets by V-trace, for sampler.mode async."""
+
+    name: Text = "appo"
+    """Asynchronous proximal policy optimisation."""
+
+
+class ImpalaConfig(VTraceConfig, ActorCriticConfig):
+    """The policy gradient with V-trace, for sampler.mode async (Espeholt et al., 2018)."""
+
+    name: Text = "impala"
+    """Importance weighted actor-learner architecture."""
+    gae_lambda: Fraction = 1.0
+    """Lambda of V-trace; 1 weighs long traces fully."""
+    normalize_advantage: Bool = False
+    """Standardise the advantages of each rollout."""
+
+
+class AdversarialConfig(PPOConfig):
+    """What the algorithms with a discriminator have in common."""
+
+    needs_dataset: ClassVar[bool] = True
+
+    discriminator_updates: Size = 30
+    """Gradient steps of the discriminator for each rollout."""
+    discriminator_batch_size: Size = 256
+    """Steps of the rollout, and as many demonstrated ones, in each of them."""
+    discriminator_learning_rate: Rate = 1e-3
+    """Step size of its optimizer, Adam."""
+    discriminator_learning_rate_schedule: Schedule = "constant"
+    """Constant, or linear or cosine down to 0 at total_steps."""
+    discriminator_hidden_sizes: Entries[Size] = (64, 64)
+    """Width of each of its hidden layers, whose activation is model.activation."""
+    gradient_penalty: Annotated[Float, Field(ge=0)] = 0.1
+    """Weight of the penalty that keeps the norm of its gradient near 1; 0 for none."""
+    spectral_norm: Bool = False
+    """Divide the weights of each of its layers by their largest singular value."""
+    reward: Literal["positive", "negative", "both"] = "positive"
+    """With D, the probability that a step is demonstrated: -log(1 - D), log D, or their sum."""
+    episode_ends: Literal["absorbing", "ignored"] = "absorbing"
+    """After a termination the reward of the absorbing state goes on for ever; ignored: nothing
+    follows, so that the sign of rewards favours long or short episodes."""
+
+    @model_validator(mode="after")
+    def _check_forever(self) -> Self:
+        if self.episode_ends == "absorbing" and self.gamma == 1:
+            problem = "must be below 1 with algorithm.episode_ends: absorbing, got 1"
+            raise conflict("gamma", problem)
+        return self
+
+
+class GAILConfig(AdversarialConfig):
+    """Generative adversarial imitation learning, with PPO (Ho and Ermon, 2016)."""
+
+    name: Text = "gail"
+    """Generative adversarial imitation learning."""
+
+
+class AIRLConfig(AdversarialConfig):
+    """Adversarial inverse reinforcement learning, with PPO (Fu et al., 2018)."""
+
+    wanted_fields: ClassVar[tuple[str, ...]] = ("final_observation",)
+
+    name: Text = "airl"
+    """Adversarial inverse reinforcement learning."""
+    reward: Literal["positive", "negative", "both"] = "both"
+    """With D, the probability that a step is demonstrated: -log(1 - D), log D, or their sum."""
+    state_only: Bool = False
+    """Learn a reward of observations alone, which holds where the dynamics differ."""
 
 
 class CloningConfig(LearnerConfig):

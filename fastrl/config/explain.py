@@ -12,8 +12,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fastrl.config.algorithms import (
     A2CConfig,
+    APPOConfig,
     BCConfig,
     DAggerConfig,
+    GAILConfig,
     LearnerConfig,
     OpenConfig,
     PPOConfig,
@@ -155,7 +157,7 @@ def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig]) 
     """Return the known key that an unknown one was probably meant to be."""
     name, own = str(key[-1]), list(owner.model_fields)
     if key[0] == "algorithm" and len(key) == 2:
-        for other in (PPOConfig, A2CConfig, BCConfig, DAggerConfig):
+        for other in (PPOConfig, A2CConfig, APPOConfig, BCConfig, DAggerConfig, GAILConfig):
             if name in other.model_fields:
                 return f"it belongs to algorithm.name: {other.model_fields['name'].default}"
     prefix = "".join(f"{part}." for part in key[:-1])

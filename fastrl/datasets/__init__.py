@@ -1,5 +1,6 @@
 """Demonstrations: episodes in Minari's format, written and read as tensors."""
 
+from fastrl.datasets.configured import load_dataset, named_dataset
 from fastrl.datasets.demonstrations import (
     HELD_OUT,
     Demonstrations,
@@ -13,7 +14,9 @@ __all__ = [
     "DatasetWriter",
     "Demonstrations",
     "Episode",
+    "load_dataset",
     "load_demonstrations",
     "local_dataset",
+    "named_dataset",
     "open_checked",
 ]

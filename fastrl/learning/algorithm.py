@@ -10,9 +10,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastrl.config import Config
 from fastrl.config.algorithms import LearnerConfig
 from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.learning.ranks import Ranks
 from fastrl.models.policy import PolicyModel
+from fastrl.spec import EnvSpec
 
 SectionT = TypeVar("SectionT", bound=LearnerConfig)
 Scheduled = Mapping[str, float | Tensor]
@@ -84,7 +87,8 @@ class Algorithm(ABC, Generic[SectionT]):
     The learner does the rest for any algorithm: device, transfer, gradients, optimisers, schedules,
     clipping, bfloat16, ``torch.compile``, threads, normalisers and checkpoints.
 
-    An update is `prepare`, and then, `epochs` times, a gradient step for each of `minibatches`.
+    An update is `relabel` and `prepare`, and then, `epochs` times, a gradient step for each of
+    `minibatches`.
 
     Args:
         section: The algorithm's section of the configuration.
@@ -121,6 +125,31 @@ class Algorithm(ABC, Generic[SectionT]):
     def epochs(self) -> int:
         """Number of passes over each rollout."""
         return 1
+
+    def begin(self, config: Config, env_spec: EnvSpec, device: torch.device, ranks: Ranks) -> None:
+        """Build what depends on the run, such as further networks; called once, by the learner.
+
+        Args:
+            config: The whole run.
+            env_spec: Spaces of the environment.
+            device: Where gradients are computed.
+            ranks: Those that learn together, on each of which this is called.
+        """
+
+    def relabel(
+        self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
+    ) -> Prepared:
+        """Return fields in place of those of the rollout, such as a learnt reward.
+
+        Called once per rollout, before `prepare` and before rewards are scaled and normalised;
+        without gradients.
+
+        Args:
+            experience: The rollout, with the rewards of the environment.
+            policy: What is learnt.
+            scheduled: See `Minibatch.scheduled`.
+        """
+        return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return constants computed once per rollout, such as advantages; without gradients."""

@@ -91,6 +91,7 @@ class Learner:
         self.schedules = Schedules(config, algorithm.section, algorithm.schedules)
         self._device = existing_device(ranks.device(self._section.device), "algorithm.device")
         model.to(self._device)
+        algorithm.begin(config, env_spec, self._device, ranks)
         self._build_optimizers(algorithm.groups(model))
         self._torch_threads = learner_threads(config, env_spec)
         self._bounds = algorithm.bounds()
@@ -111,15 +112,16 @@ class Learner:
             return self._update(rollout)
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
-        experience = self._experience(rollout)
+        experience, scheduled = self._experience(rollout), self._scheduled()
         with torch.no_grad():
+            relabelled = self._algorithm.relabel(experience, self.model, scheduled)
+            experience = self._rescaled(experience, relabelled.fields, rollout)
             prepared = self._algorithm.prepare(experience, self.model)
         batch = experience.batch(self._transfer, prepared.fields)
         if self._has_memory and batch.sequences is None:
             raise FastrlError(
                 "the rollout has no field 'policy_state', from which a policy with a memory learns"
             )
-        scheduled = self._scheduled()
         try:
             self._engine.load(batch, scheduled)
             metrics = self._learn(batch, scheduled)
@@ -127,7 +129,7 @@ class Learner:
             self._engine.release()
         self._check_finite(metrics)
         self.schedules.observe(metrics)
-        metrics |= self._means(prepared.metrics) | scheduled
+        metrics |= self._means({**relabelled.metrics, **prepared.metrics}) | scheduled
         # Not part of PolicyModel: models without statistics may lack this method.
         update_normalizers = getattr(self.model, "update_normalizers", None)
         if update_normalizers is not None:
@@ -316,18 +318,22 @@ class Learner:
         return Experience(
             observation=observation,
             action=dict(zip(space.action, action, strict=True)),
-            fields={**fields, "reward": self._scaled_reward(rollout)},
+            fields=fields,
             device=self._device,
         )
 
-    def _scaled_reward(self, rollout: Rollout) -> Tensor:
-        reward, scale = rollout.reward, self._section.reward_scale
+    def _rescaled(
+        self, experience: Experience, relabelled: Mapping[str, Tensor], rollout: Rollout
+    ) -> Experience:
+        """Return the experience with fields in place of others, and with scaled rewards."""
+        fields = {**experience.fields, **relabelled}
+        reward, scale = fields["reward"], self._section.reward_scale
         if scale != 1.0:
             reward = reward * scale
         if self._section.normalize_rewards:
             ended = rollout.terminated | rollout.truncated
             reward = self._reward_scaler(reward, ended, rollout.restarted, rollout.slots)
-        return reward
+        return replace(experience, fields={**fields, "reward": reward})
 
     def _shared(self, engine: GradientEngine) -> GradientEngine:
         """Return an engine that computes what this one would compute for the rows of all ranks."""

@@ -1,4 +1,4 @@
-"""The loss that PPO and A2C minimise, and advantages by generalised advantage estimation.
+"""The loss that policy-gradient algorithms minimise, and generalised advantage estimation.
 
 `objective_kernels.objective_gradient` computes the same with its gradient in one call.
 """
@@ -11,14 +11,14 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fastrl.config import A2CConfig, PPOConfig
+from fastrl.config import A2CConfig, ImpalaConfig, PPOConfig
 from fastrl.learning import losses
 from fastrl.learning.algorithm import Algorithm, Loss, ObjectiveSettings, Prepared, Scheduled
 from fastrl.learning.experience import Experience, Minibatch
 from fastrl.learning.returns import gae, next_values
 from fastrl.models.policy import PolicyModel
 
-SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig)
+SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig | ImpalaConfig)
 
 
 class PolicyGradient(Algorithm[SectionT]):

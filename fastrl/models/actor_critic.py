@@ -12,8 +12,8 @@ from fastrl.arguments import instance
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.models.distributions import ActionBounds, ActionDistribution
-from fastrl.models.images import ImageLayout, image_layouts
-from fastrl.models.networks import Body, is_bounded, orthogonal, require_memory
+from fastrl.models.images import image_layouts
+from fastrl.models.networks import Body, normalizer, orthogonal, require_memory
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.recurrent import Core, RecurrentCore
 from fastrl.spaces import TensorSpec, leaves
@@ -70,7 +70,7 @@ class ActorCritic(nn.Module):
         _require_memory_for_actions(env_spec, config)
         layouts = image_layouts(space, config)
         self.normalizers = nn.ModuleList(
-            _normalizer(leaf, layouts[path], config.normalize_observations)
+            normalizer(leaf, layouts[path], config.normalize_observations)
             for path, leaf in leaves(space).items()
         )
         self.distribution = ActionDistribution(
@@ -235,9 +235,9 @@ class ActorCritic(nn.Module):
     def update_normalizers(self, observation: Mapping[str, Tensor]) -> None:
         """Add observations to the running statistics, which nothing else changes."""
         _, inputs = self._leaves(observation)
-        for normalizer, leaf in zip(self.normalizers, inputs, strict=True):
-            if isinstance(normalizer, RunningNormalizer):
-                normalizer.update(leaf)
+        for each, leaf in zip(self.normalizers, inputs, strict=True):
+            if isinstance(each, RunningNormalizer):
+                each.update(leaf)
 
     def _memory(self, *arguments: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the arguments of `forward` that only a policy with a memory has."""
@@ -289,13 +289,6 @@ def _remember(
         return core.step(features, state)
     features, state = core.sequence(features.unflatten(0, leading), state, keep)
     return features.flatten(0, 1), state
-
-
-def _normalizer(leaf: spaces.Space[object], layout: ImageLayout | None, wanted: bool) -> nn.Module:
-    """Return a normaliser for unbounded numbers; other leaves are scaled already."""
-    if wanted and isinstance(leaf, spaces.Box) and not is_bounded(leaf, layout):
-        return RunningNormalizer(tuple(leaf.shape))
-    return nn.Identity()
 
 
 def _require_memory_for_actions(env_spec: EnvSpec, config: ModelConfig) -> None:

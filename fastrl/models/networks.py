@@ -16,6 +16,7 @@ from torch.nn import functional
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError, EnvError, cause
 from fastrl.models.images import SMALLEST_SIDE, ImageLayout, image_layouts
+from fastrl.models.normalization import RunningNormalizer
 from fastrl.spaces import leaves
 from fastrl.system import free_bytes
 
@@ -239,6 +240,13 @@ def is_bounded(space: spaces.Space[Any], layout: ImageLayout | None) -> bool:
     with np.errstate(over="ignore"):
         span = space.high.astype(np.float64) - space.low.astype(np.float64)
     return bool((span <= _WIDEST_SPAN).all())
+
+
+def normalizer(leaf: spaces.Space[Any], layout: ImageLayout | None, wanted: bool) -> nn.Module:
+    """Return a normaliser for unbounded numbers; other leaves are scaled already."""
+    if wanted and isinstance(leaf, spaces.Box) and not is_bounded(leaf, layout):
+        return RunningNormalizer(tuple(leaf.shape))
+    return nn.Identity()
 
 
 class Scaling(nn.Module):

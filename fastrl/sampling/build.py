@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from fastrl import registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, resolved
-from fastrl.datasets import Demonstrations, load_demonstrations, local_dataset, open_checked
+from fastrl.datasets import load_dataset, named_dataset, open_checked
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
 from fastrl.envs.tensor.tensor_by_id import compiled_factory, configured
@@ -243,22 +242,6 @@ def dataset_sampler(
     return DatasetSampler(plan, demonstrations, held_out)
 
 
-def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
-    """Return the demonstrations that the section ``dataset`` names, checked.
-
-    Args:
-        config: A configuration with that section.
-        env_spec: The environment, whose spaces they must have.
-
-    Raises:
-        ConfigError: There are none, or they do not fit the environment.
-    """
-    path, episodes, key = _named_dataset(config)
-    return load_demonstrations(
-        path, env_spec, episodes=episodes, action_bounds=config.env.action_bounds, key=key
-    )
-
-
 def check_sources(config: Config, plan: SamplingPlan) -> None:
     """Check what a run learns from beside environments, before it has a directory.
 
@@ -272,7 +255,7 @@ def check_sources(config: Config, plan: SamplingPlan) -> None:
             "model.recurrent must be null"
         )
     if section.needs_dataset:
-        path, episodes, key = _named_dataset(config)
+        path, episodes, key = named_dataset(config)
         open_checked(path, plan.env_spec, episodes, key)
 
 
@@ -287,16 +270,6 @@ def require_environments(config: Config) -> None:
             f"algorithm.name: sampling is measured without {config.algorithm.name}, which has a "
             "sampler of its own; add algorithm.name=ppo"
         )
-
-
-def _named_dataset(config: Config) -> tuple[Path, int | None, str]:
-    """Return the path of the dataset, its number of episodes, and the key that names it."""
-    section = config.dataset
-    if section is None:
-        raise ConfigError("dataset: must name demonstrations, got null")
-    key = "dataset.id" if section.path is None else "dataset.path"
-    path = local_dataset(section.id or "", key) if section.path is None else Path(section.path)
-    return path, section.episodes, key
 
 
 def _checks_numbers(config: Config) -> bool:

@@ -238,9 +238,9 @@ class Schema:
 
 _RESERVED = {
     *("fields", "episodes", "index", "restarted", "slots", "counted_steps", "num_steps"),
-    ACTION_MASK,
+    *(ACTION_MASK, "policy_lag"),
 }
-"""Other attributes of a `Rollout`, and a field that the learner adds."""
+"""Other attributes of a `Rollout`, and fields that training adds."""
 _ENDS = ("terminated", "truncated")
 _SCALAR = TensorSpec((), torch.float32)
 _FLAG = TensorSpec((), torch.bool)

@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from fastrl.arguments import methods, whole
 from fastrl.errors import EnvError, FastrlError, WorkerError
 from fastrl.learning import Learner
+from fastrl.learning.off_policy import POLICY_LAG
 from fastrl.learning.ranks import Ranks
 from fastrl.sampling import Sampler
 from fastrl.shared.rollouts import Rollout
@@ -96,6 +98,9 @@ class Trainer:
             raise
         lag = self._version - float(rollout.policy_version.double().mean())
         episodes, lag = meet(self._ranks, rollout, lag)
+        if lag:
+            ages: dict[str, Any] = {POLICY_LAG: self._version - rollout.policy_version}
+            rollout = dataclasses.replace(rollout, **ages)
         metrics = self._update(rollout)
         self._version = self._sampler.publish(self._learner.weights())
         return Update(

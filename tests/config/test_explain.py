@@ -65,7 +65,8 @@ def test_unknown_key_is_told_before_what_may_follow_from_it():
         ),
         (
             "algorithm.name=dqn",
-            "algorithm.name: no algorithm 'dqn'; there are a2c, bc, dagger, ppo",
+            "algorithm.name: no algorithm 'dqn'; there are a2c, airl, appo, bc, dagger, gail, "
+            "impala, ppo",
         ),
         (
             "sampler.num_env_workers=0",
@@ -213,6 +214,10 @@ ADAPTIVE = ("algorithm.learning_rate_schedule=kl_adaptive", "algorithm.target_kl
         (
             ("algorithm.learning_rate_bounds=[1e-2, 1e-3]",),
             "algorithm.learning_rate_bounds: must be in order, got [0.01, 0.001]",
+        ),
+        (
+            ("algorithm.name=appo", "algorithm.c_clip=2"),
+            "algorithm.c_clip: must be at most algorithm.rho_clip (1), got 2",
         ),
         (
             ("algorithm.name=a2c", *ADAPTIVE[:1]),

@@ -11,14 +11,25 @@ from pydantic_core import PydanticUndefined
 from fastrl.config import (
     A2CConfig,
     ActorCriticConfig,
+    AIRLConfig,
+    APPOConfig,
     BCConfig,
     Config,
     DAggerConfig,
+    GAILConfig,
+    ImpalaConfig,
+    LearnerConfig,
     PPOConfig,
 )
 from fastrl.config.explain import sections
 from fastrl.config.fields import Section
 
+RELATIVES: tuple[tuple[type[LearnerConfig], type[LearnerConfig]], ...] = (
+    (APPOConfig, PPOConfig),
+    (ImpalaConfig, A2CConfig),
+    (GAILConfig, PPOConfig),
+    (AIRLConfig, GAILConfig),
+)
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "configuration.md"
 
 
@@ -36,6 +47,15 @@ def table(*rows: str) -> str:
     return "\n".join(("| key | default | |", "|---|---|---|", *rows))
 
 
+def relative_to(other: type[LearnerConfig], section: type[LearnerConfig]) -> Iterator[str]:
+    """Yield a sentence, and the rows in which a section differs from another one."""
+    missing = [f"`{name}`" for name in other.model_fields if name not in section.model_fields]
+    without = f" but {', '.join(missing)}" if missing else ""
+    yield f"It has the keys of `{other.model_fields['name'].default}`{without}, and these:"
+    known = set(rows_of(other, "algorithm."))
+    yield table(*(row for row in rows_of(section, "algorithm.") if row not in known))
+
+
 def reference() -> str:
     parts = [table(*rows_of(Config, ""))]
     for name in Config.model_fields:
@@ -48,6 +68,12 @@ def reference() -> str:
                     f"### algorithm, with name: {algorithm.model_fields['name'].default}",
                     algorithm.__doc__ or "",
                     table(*rows_of(algorithm, "algorithm.")),
+                ]
+            for algorithm, other in RELATIVES:
+                parts += [
+                    f"### algorithm, with name: {algorithm.model_fields['name'].default}",
+                    algorithm.__doc__ or "",
+                    *relative_to(other, algorithm),
                 ]
     return "\n\n".join(parts) + "\n"
 

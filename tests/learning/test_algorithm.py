@@ -373,6 +373,7 @@ def test_an_algorithm_is_found_by_the_name_of_its_section(monkeypatch):
     assert learner.state_dict()["algorithm"] == "reinforce"
     monkeypatch.delitem(registry._entries, ("algorithm", "reinforce"))
     with pytest.raises(
-        ConfigError, match="no algorithm 'reinforce'; there are a2c, bc, dagger, ppo"
+        ConfigError,
+        match=r"no algorithm 'reinforce'; there are a2c, .*, ppo$",
     ):
         build_learner(config, DISCRETE)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fastrl.shared.rollouts import Episodes
+from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.training import interrupts
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.trainer import Trainer
@@ -29,14 +28,16 @@ class Stage:
     def collect(self):
         self.calls.append(f"collect with {self.version}")
         self.while_collecting()
-        return SimpleNamespace(
-            num_steps=STEPS,
+        return Rollout(
+            reward=torch.zeros(6, 8),
             policy_version=torch.full((6, 8), self.version - self._behind),
             episodes=Episodes(np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros(0, int)),
+            index=self.updates,
         )
 
     def update(self, rollout):
         self.calls.append("update")
+        self.lag = getattr(rollout, "policy_lag", None)
         self.while_learning()
         self.steps += rollout.num_steps
         self.updates += 1
@@ -98,8 +99,10 @@ def test_nothing_is_done_where_all_steps_are_done():
 
 @pytest.mark.parametrize("behind", [0, 1])
 def test_policy_lag_is_told(behind):
-    _, seen = run(Stage(behind), 3 * STEPS)
+    stage = Stage(behind)
+    _, seen = run(stage, 3 * STEPS)
     assert [update.policy_lag for update in seen] == [behind] * 3
+    assert stage.lag is None if not behind else bool((stage.lag == behind).all())
 
 
 def test_training_stops_when_it_is_told_to():

@@ -1,0 +1,141 @@
+"""Corrections for rollouts of an older policy: V-trace, and a bound on its age."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrl.config import APPOConfig, ImpalaConfig
+from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.learning.returns import VTraceSettings, next_values, vtrace
+from fastrl.models.policy import PolicyModel
+from fastrl.shared.minibatches import segment_rows
+
+POLICY_LAG = "policy_lag"
+"""Field ``[T, B] int64``: updates by which the policy that acted is older than the learner's."""
+
+
+class Corrected(NamedTuple):
+    """A rollout of an older policy as the policy that learns values it; all ``[T, B] float32``.
+
+    Attributes:
+        log_prob: Of the actions, under the policy that learns.
+        value: V(observation) of the policy that learns.
+        target: Of the value, by V-trace.
+        advantage: The one of V-trace.
+    """
+
+    log_prob: Tensor
+    value: Tensor
+    target: Tensor
+    advantage: Tensor
+
+
+def vtrace_settings(section: APPOConfig | ImpalaConfig) -> VTraceSettings:
+    """Return the settings of V-trace that a section has."""
+    return VTraceSettings(section.gamma, section.gae_lambda, section.rho_clip, section.c_clip)
+
+
+def corrected(
+    experience: Experience,
+    policy: PolicyModel,
+    settings: VTraceSettings,
+    rows_at_once: int | None = None,
+) -> Corrected:
+    """Return targets and advantages by V-trace (Espeholt et al. 2018) for a rollout.
+
+    The policy that learns computes values and log-probabilities again. Only V(final observation) of
+    truncated episodes stays that of the older policy, since rollouts do not hold that observation,
+    and so do the states of a memory before each segment and after the last.
+
+    Args:
+        experience: The rollout.
+        policy: The one that learns.
+        settings: Of V-trace.
+        rows_at_once: Transitions that the policy evaluates at a time; None for all.
+    """
+    log_prob, value = _evaluated_anew(experience, policy, rows_at_once)
+    terminated, truncated = experience["terminated"], experience["truncated"]
+    target, advantage = vtrace(
+        log_prob - experience["log_prob"],
+        experience["reward"],
+        value[:-1],
+        next_values(value, experience["final_value"], terminated, truncated),
+        terminated | truncated,
+        settings,
+    )
+    return Corrected(log_prob, value[:-1], target, advantage)
+
+
+def stale(lag: Tensor, max_lag: int) -> Tensor:
+    """Return which steps are too old to learn from, ``[*] bool``.
+
+    A step is too old if its policy is more than ``max_lag`` updates older than the learner's and a
+    newer one acted elsewhere in the rollout: the newest steps are always learnt from.
+
+    Args:
+        lag: ``[*] int64``; see `POLICY_LAG`.
+        max_lag: The bound in updates.
+    """
+    return lag > lag.min().clamp(min=max_lag)
+
+
+def stale_fraction(experience: Experience, max_lag: int) -> dict[str, Tensor]:
+    """Return the metric of that name: the share of steps that `stale` excludes, ``[]``.
+
+    Args:
+        experience: The rollout.
+        max_lag: The bound in updates.
+    """
+    lag = experience.fields.get(POLICY_LAG)
+    share = torch.zeros(()) if lag is None else stale(lag, max_lag).float().mean()
+    return {"stale_fraction": share}
+
+
+def recent(minibatches: Iterator[Tensor], batch: Batch, max_lag: int) -> Iterator[Tensor]:
+    """Yield the rows of minibatches that `stale` does not exclude; with a memory whole segments.
+
+    Args:
+        minibatches: Rows ``[n] int64``; see `Algorithm.minibatches`.
+        batch: The rollout. Without the field `POLICY_LAG` no step is old.
+        max_lag: The bound in updates.
+    """
+    if POLICY_LAG not in batch.fields:
+        yield from minibatches
+        return
+    excluded = stale(batch.fields[POLICY_LAG], max_lag)
+    for rows in minibatches:
+        # Steps of a segment may differ in age; the first one is the oldest.
+        by_time = rows.view(batch.sequence_length, -1)
+        kept = by_time[:, ~excluded[by_time[0]]]
+        if kept.numel():
+            yield kept.flatten()
+
+
+def _evaluated_anew(
+    experience: Experience, policy: PolicyModel, rows_at_once: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return log_prob ``[T, B]`` and value ``[T+1, B]`` of the policy that learns.
+
+    Both are where the rollout is: on the CPU, unless it was sampled on the learner's device.
+    """
+    batch = experience.batch(lambda leaves: [leaf.to(experience.device) for leaf in leaves], {})
+    length = batch.sequence_length
+    segments = torch.arange(len(batch) // length, device=batch.device)
+    at_once = len(segments) if rows_at_once is None else max(1, rows_at_once // length)
+    parts = [segment_rows(each, length, batch.num_slots) for each in segments.split(at_once)]
+    found = [Minibatch(batch, rows, {}).evaluate(policy) for rows in parts]
+    last = {path: leaf[-1].to(experience.device) for path, leaf in experience.observation.items()}
+    if batch.sequences is None:
+        last_value = policy.value(last)
+    else:
+        last_value = policy.value(last, state=batch.sequences.state[-1])
+    there = experience["log_prob"]
+    rows = torch.cat(parts)
+    log_prob, value = (torch.cat([each[which] for each in found]) for which in (0, 2))
+    in_time = (torch.empty_like(x).index_copy(0, rows, x) for x in (log_prob, value))
+    log_prob, value = (x.view(there.shape).to(there.device) for x in in_time)
+    return log_prob, torch.cat([value, last_value[None].to(there.device)])
