@@ -12,9 +12,10 @@ import typer
 from rich.table import Table
 
 from fastrl import registry
-from fastrl.cli.inputs import ConfigArguments, EnvOption, split_arguments
+from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import note, show_tables, write
 from fastrl.config import config_schema, config_to_yaml, load_config, resolved
+from fastrl.config.text import dump_yaml
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -38,6 +39,48 @@ def config(
     path, overrides = split_arguments(arguments, env)
     found = load_config(path, overrides)
     write(config_to_yaml(resolved(found) if resolve else found).rstrip("\n"))
+
+
+def convert(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Of rl-baselines3-zoo, such as ppo.yml.")
+    ],
+    entry: Annotated[
+        str | None,
+        typer.Argument(metavar="ENTRY", help="Its name in the file, such as CartPole-v1."),
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            help="ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.",
+        ),
+    ] = None,
+    env: EnvOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the configuration here."),
+    ] = None,
+) -> None:
+    """Convert hyperparameters of rl-baselines3-zoo to a configuration.
+
+    Names each key that has no counterpart.
+    """
+    from fastrl.config.zoo import convert_entry
+
+    check_output("--output", output)
+    found = convert_entry(file, entry, algorithm, env)
+    for remark in found.remarks:
+        note(remark)
+    text = f"# Converted from {file.name} of rl-baselines3-zoo.\n{dump_yaml(found.tree)}"
+    if output is None:
+        write(text.rstrip("\n"))
+        return
+    from fastrl.training.durable import write_durably, writing
+
+    with writing(output, ConfigError):
+        write_durably(output.resolve(), text.encode())
 
 
 def envs(
