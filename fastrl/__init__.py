@@ -3,7 +3,7 @@
 - Custom training loops: `make_vec` builds environments behind gymnasium's vector interface.
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
 - Whole runs, each in its directory: `train`, `resume`, `evaluate_run`, `record_run`.
-- Trained policies in other programs: `load_policy`, `export_run`.
+- Trained policies in other programs: `load_policy`, `export_run`; shared: `push_run`, `pull_run`.
 - Algorithms, models, loggers and so on that configurations choose by name: `register`.
 - Measured speed: `run_throughput`.
 - Environments as pure tensor functions: `fastrl.envs.make_tensor`.
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"fastrl.{name}")
     if name == "__version__":
-        return import_module("importlib.metadata").version("fastrl")
+        return import_module("fastrl.imports").installed_version() or "0+unknown"
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastrl' has no attribute '{name}'")
     value = getattr(import_module(_MODULE_OF[name]), name)

@@ -51,6 +51,8 @@ from fastrl.training import Trainer as Trainer
 from fastrl.training import evaluate_run as evaluate_run
 from fastrl.training import export_run as export_run
 from fastrl.training import load_policy as load_policy
+from fastrl.training import pull_run as pull_run
+from fastrl.training import push_run as push_run
 from fastrl.training import record_run as record_run
 from fastrl.training import resume as resume
 from fastrl.training import train as train

@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What users' code may raise without ending this process, unlike an interrupt."""
@@ -45,7 +45,12 @@ class FastrlError(Exception):
     Args:
         message: What is wrong. Line breaks and control characters, which users' input may bring,
             are removed.
+
+    Attributes:
+        kind: The section of ``docs/errors.md`` about such errors. The command line prints it.
     """
+
+    kind: ClassVar[str] = "other"
 
     def __init__(self, message: str = "") -> None:
         if not message.isprintable():
@@ -57,6 +62,8 @@ class FastrlError(Exception):
 class ConfigError(FastrlError):
     """A configuration file, override or argument is wrong; the command line exits with 2."""
 
+    kind = "config"
+
 
 class ArgumentError(ConfigError, ValueError):
     """An argument of a Python call is wrong; nothing has been done yet."""
@@ -65,9 +72,13 @@ class ArgumentError(ConfigError, ValueError):
 class EnvError(FastrlError):
     """An environment cannot be built, or broke its contract while it was stepped."""
 
+    kind = "environment"
+
 
 class SpaceError(EnvError):
     """An observation or action space is of a kind that fastrl does not support."""
+
+    kind = "space"
 
 
 class WorkerError(FastrlError):
@@ -77,6 +88,8 @@ class WorkerError(FastrlError):
         worker: Name of the process, such as ``env-worker-3``.
         remote_traceback: The worker's own traceback, empty if it died without one.
     """
+
+    kind = "worker"
 
     def __init__(self, worker: str, message: str, remote_traceback: str = "") -> None:
         super().__init__(message)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import site
 import sys
 from functools import partial
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,8 @@ from typing import Any
 from fastrl.errors import USERS_FAILURES, ConfigError, cause
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
-_REQUIREMENT = re.compile(r"""\s*([^;]+?)\s*;.*\bextra\s*==\s*["']([^"']+)["']""")
+DISTRIBUTION = "fastrl-torch"
+"""What is installed; on the index, ``fastrl`` is the name of another project."""
 
 
 def import_module(name: str) -> ModuleType:
@@ -89,21 +89,22 @@ def installed_places() -> list[str]:
     return [place for place in sys.path[: last + 1] if place and os.path.realpath(place) != here]
 
 
+def installed_version() -> str | None:
+    """Return the version of fastrl; None where it is imported from a checkout."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return None
+
+
 def how_to_install(extra: str) -> str:
     """Return the command that installs the packages of one of fastrl's extras.
 
-    It names the packages and not ``fastrl[extra]``, a name that another project has on PyPI.
+    Where fastrl is installed, pip reads them from its metadata, also if the index does not have it.
     """
-    try:
-        lines = requires("fastrl") or []
-    except PackageNotFoundError:
-        lines = []
-    found = [match for line in lines if (match := _REQUIREMENT.match(line))]
-    packages = [f"'{match[1]}'" for match in found if match[2] == extra]
-    if not packages:
-        # Imported from a checkout that is not installed, or an older version is installed.
+    if installed_version() is None:
         return f"pip install -e '.[{extra}]' in the checkout of fastrl"
-    return f"pip install {' '.join(packages)}"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def _is_standard(module: str) -> bool:

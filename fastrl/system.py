@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrl.errors import ConfigError, cause
+from fastrl.imports import installed_version
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_PACKAGES = ("fastrl", "torch", "numpy", "gymnasium", "mujoco", "crafter", "numba", "ale-py")
+_PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "crafter", "numba", "ale-py")
 
 # Limit, usage, and the file caches in it, which the kernel frees on demand: in versions 2 and 1
 # of cgroups.
@@ -180,7 +181,8 @@ def versions(*others: str) -> dict[str, str]:
     Args:
         *others: Further packages, such as those of peers that were measured.
     """
-    found = {}
+    own = installed_version()
+    found = {} if own is None else {"fastrl": own}
     for package in (*_PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)

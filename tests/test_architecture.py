@@ -22,7 +22,8 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
     ("errors", "closing", "global_streams", "once", "live_display", "json_lines"),
-    ("arguments", "imports", "jit", "system"),
+    ("imports",),
+    ("arguments", "jit", "system"),
     ("registry",),
     ("builtin", "curves"),
     ("spaces",),
@@ -46,13 +47,23 @@ OWNERS = {
     "ray": {"cluster.connection"},
     "multiprocessing": PROCESS_OWNERS,
     "torch.multiprocessing": PROCESS_OWNERS,
-    "typer": {"cli", "cli.learn", "cli.inputs", "cli.show", "cli.speed", "cli.watching"},
+    "typer": {
+        "cli",
+        "cli.completion",
+        "cli.sharing",
+        "cli.learn",
+        "cli.inputs",
+        "cli.show",
+        "cli.speed",
+        "cli.watching",
+    },
     "yaml": {"config.text"},
     "stable_baselines3": {"vector.sb3"},
     "tianshou": {"vector.tianshou"},
     "envpool": {"envs.env_factory"},
     "h5py": {"datasets.files"},
     "minari": {"datasets.files"},
+    "huggingface_hub": {"training.hub"},
     "optuna": {"sweeps.optuna_search"},
 }
 """Packages, and the modules that alone may import them."""

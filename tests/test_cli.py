@@ -63,7 +63,9 @@ def test_lack_of_threads_is_one_line(run_raising):
 def test_lack_of_memory_is_one_line(run_raising, error):
     code, out, err = run_raising(error)
     assert (code, out) == (2, "")
-    assert re.fullmatch(r"fastrl: error: not enough memory: .* .iB are free; lower .*\n", err)
+    assert re.fullmatch(
+        r"fastrl: error: not enough memory: .* .iB are free; lower .* \[system\]\n", err
+    )
 
 
 def test_no_command_prints_help(run):
@@ -150,14 +152,14 @@ def test_schema_is_json(run):
 
 def test_error_of_a_run_is_one_line_and_code_2(run_raising):
     code, _, err = run_raising(EnvError("it broke\n  in two lines"))
-    assert (code, err) == (2, "fastrl: error: it broke in two lines\n")
+    assert (code, err) == (2, "fastrl: error: it broke in two lines [environment]\n")
     assert run_raising(ConfigError("no"))[0] == 2
 
 
 def test_worker_error_shows_the_remote_traceback_and_code_1(run_raising):
     code, _, err = run_raising(WorkerError("env-worker-3", "env-worker-3 died", "Traceback: boom"))
     assert code == 1
-    assert err.startswith("fastrl: error: env-worker-3 died\n")
+    assert err.startswith("fastrl: error: env-worker-3 died [worker]\n")
     assert "Traceback: boom" in err
 
 

@@ -1,8 +1,10 @@
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
+from fastrl.cluster.connection import NodeLostError
 from fastrl.errors import (
     ArgumentError,
     ConfigError,
@@ -12,7 +14,7 @@ from fastrl.errors import (
     cause,
     one_line,
 )
-from fastrl.training import CheckpointError
+from fastrl.training import CallbackError, CheckpointError
 from fastrl.vector import EnvTimeoutError
 
 
@@ -23,6 +25,18 @@ def test_message_is_one_line_whatever_it_quotes(kind):
     message = str(kind("no 'a\r\nb\x0c\x1bc\u2028d'\n  here; there are  x,  y"))
     assert message == "no 'a b \\x1bc d' here; there are x, y"
     assert str(kind("as it  is")) == "as it  is"
+
+
+def test_every_kind_of_error_has_a_section():
+    text = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)", text, re.MULTILINE)
+    # Of the command line and of the operating system.
+    kinds, classes = {"usage", "system", NodeLostError.kind, CallbackError.kind}, [FastrlError]
+    for each in classes:
+        kinds.add(each.kind)
+        classes += each.__subclasses__()
+    assert set(re.findall(r"<!-- messages of (.*) -->", text)) == kinds - {"usage", "system"}
+    assert sorted(sections) == sorted(kinds)
 
 
 def test_worker_keeps_its_traceback_apart():

@@ -100,10 +100,10 @@ fastrl.register("logger", "tape", Tape)
 
 
 def refusal(capsys, *arguments: str) -> str:
-    """Return the one line with which a command ends."""
+    """Return the one line with which a command ends, without the kind of its error."""
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    return line.removeprefix("fastrl: error: ")
+    return line.removeprefix("fastrl: error: ").rpartition(" [")[0]
 
 
 def test_all_that_import_paths_name_trains_and_goes_on(write, tmp_path, capsys):

@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
+from fastrl.cli.completion import completion, prepare_completion
+from fastrl.cli.examples import epilog
 from fastrl.cli.inputs import split_arguments
 from fastrl.cli.learn import evaluate, export, plot, record, resume, sweep, train
 from fastrl.cli.output import (
@@ -24,10 +25,12 @@ from fastrl.cli.output import (
     replace_unknown_characters,
     write,
 )
-from fastrl.cli.show import config, dataset, doctor, envs, new, plugins
+from fastrl.cli.sharing import pull, push
+from fastrl.cli.show import config, convert, dataset, doctor, envs, new, plugins
 from fastrl.cli.speed import throughput, tune
 from fastrl.cli.watching import play, watch
 from fastrl.errors import FastrlError, WorkerError, one_line
+from fastrl.imports import installed_version
 from fastrl.system import lack_of_memory
 from fastrl.workers.descent import NO_THREAD
 
@@ -39,7 +42,8 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Samples experience at the speed the machine allows, and trains A2C and PPO on it.",
-    add_completion=False,
+    add_completion=False,  # `completion` is a command, without options that each help would list
+    context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -55,13 +59,19 @@ app.command(short_help="Write a trained policy as TorchScript or ONNX.")(export)
 app.command(short_help="Draw learning curves.")(plot)
 app.command(short_help="Show runs on a page while they train.")(watch)
 app.command(short_help="Watch a policy play, or play yourself.")(play)
+app.command(short_help="Share a trained policy on the Hugging Face hub or in a folder.")(push)
+app.command(short_help="Copy a shared run.")(pull)
 app.command(short_help="Measure how fast environments are sampled.")(throughput)
 app.command(short_help="Find the fastest way to sample on this machine.")(tune)
 app.command(short_help="Print a configuration as it will be used.")(config)
+app.command(short_help="Convert hyperparameters of rl-baselines3-zoo.")(convert)
 app.command()(envs)
 app.command()(plugins)
 app.command(short_help="Write a project to start from.")(new)
 app.command(short_help="Check what will be slow or fail on this machine.")(doctor)
+app.command(short_help="Print a script for completion in a shell.")(completion)
+for _each in app.registered_commands:
+    _each.epilog = epilog(_each.name or _each.callback.__name__)  # type: ignore[union-attr]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,17 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append("")
     open_closed_streams()
     replace_unknown_characters()
+    prepare_completion()
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = None if arguments is None else list(arguments)
+        code = app(args=given, prog_name="fastrl", standalone_mode=False)
     except WorkerError as error:
-        complain(str(error))
+        complain(str(error), error.kind)
         return EXIT_FAILED
     except FastrlError as error:
-        complain(str(error))
+        complain(str(error), error.kind)
         return EXIT_BAD_INPUT
     except TyperException as error:
         complain(
-            f"{one_line(error.format_message(), None).rstrip('.')}; see {_command(error)} --help"
+            f"{one_line(error.format_message(), None).rstrip('.')}; see {_command(error)} --help",
+            "usage",
         )
         return EXIT_BAD_INPUT
     except (OSError, RuntimeError, ImportError, MemoryError) as error:
@@ -117,7 +130,7 @@ def _complain_of_system(error: Exception) -> int:
         raise error
     # The terminal itself may be gone.
     with suppress(OSError):
-        complain(one_line(lack or error, None))
+        complain(one_line(lack or error, None), "system")
     return EXIT_BAD_INPUT if lack else EXIT_FAILED
 
 
@@ -127,7 +140,7 @@ def _options(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if show_version:
-        write(f"fastrl {_version()}")
+        write(f"fastrl {installed_version() or '(not installed)'}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         write(context.get_help())
@@ -139,10 +152,3 @@ def _command(error: TyperException) -> str:
     if context is None or context.parent is None:
         return "fastrl"
     return f"fastrl {context.info_name}"
-
-
-def _version() -> str:
-    try:
-        return version("fastrl")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -24,6 +24,7 @@ _EXTRAS = {
     "box2d": "Box2D",
     "dm-control": "shimmy",
     "gym": "gym",
+    "hub": "huggingface_hub",
     "minigrid": "minigrid",
     "mujoco-batch": "mjbatch",
     "onnx": "onnxruntime",

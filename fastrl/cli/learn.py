@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastrl.cli.completion import names_of_runs
 from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
 from fastrl.cli.output import QuietConsole, loading, note, show_tables, write, write_wrapped
 from fastrl.errors import ConfigError
@@ -27,7 +28,12 @@ _EXIT_SIGNAL = 128
 """Added to the number of the signal that ended a process, as shells do."""
 
 Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="Directory of a run, or its name under runs/.")
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Directory of a run, or its name under runs/.",
+        autocompletion=names_of_runs,
+    ),
 ]
 Seed = Annotated[
     int | None,
@@ -381,7 +387,12 @@ def export(
 
 def plot(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Directories of runs, or their names.")
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Directories of runs, or their names.",
+            autocompletion=names_of_runs,
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the picture.")

@@ -53,9 +53,15 @@ def note(text: str) -> None:
     QuietConsole(stderr=True, soft_wrap=True).out(text, highlight=False)
 
 
-def complain(text: str) -> None:
-    """Write an error on standard error."""
-    note(f"fastrl: error: {text}")
+def complain(text: str, kind: str) -> None:
+    """Write an error on standard error.
+
+    Args:
+        text: The error; lines after the first one are a worker's traceback.
+        kind: The section of ``docs/errors.md`` about it.
+    """
+    line, newline, rest = text.partition("\n")
+    note(f"fastrl: error: {line} [{kind}]{newline}{rest}")
 
 
 def table_console() -> Console:

@@ -67,6 +67,50 @@ def dataset(
         json_file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
+def convert(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Of rl-baselines3-zoo, such as ppo.yml.")
+    ],
+    entry: Annotated[
+        str | None,
+        typer.Argument(metavar="ENTRY", help="Its name in the file, such as CartPole-v1."),
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            help="ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.",
+        ),
+    ] = None,
+    env: EnvOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the configuration here."),
+    ] = None,
+) -> None:
+    """Convert hyperparameters of rl-baselines3-zoo to a configuration.
+
+    Names each key that has no counterpart.
+    """
+    check_output("--output", output)
+    with loading():
+        from fastrl.config.text import dump_yaml
+        from fastrl.config.zoo import convert_entry
+
+    found = convert_entry(file, entry, algorithm, env)
+    for remark in found.remarks:
+        note(remark)
+    text = f"# Converted from {file.name} of rl-baselines3-zoo.\n{dump_yaml(found.tree)}"
+    if output is None:
+        write(text.rstrip("\n"))
+        return
+    from fastrl.training.durable import write_durably, writing
+
+    with writing(output, ConfigError):
+        write_durably(output.resolve(), text.encode())
+
+
 def envs(
     pattern: Annotated[str, typer.Argument(metavar="FILTER", help="Part of the id.")] = "",
     everything: Annotated[

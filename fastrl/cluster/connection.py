@@ -23,6 +23,8 @@ _REACHED_S = 10.0
 class NodeLostError(FastrlError):
     """A node has died, is unreachable, or has lost an answer."""
 
+    kind = "cluster"
+
 
 @dataclass(frozen=True)
 class Node:

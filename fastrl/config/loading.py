@@ -166,7 +166,7 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     """Return a file and its bases, the last base first; ``above`` are the files that led here."""
     if len(above) >= _MAX_BASES:
         raise ConfigError(f"{path}: base: more than {_MAX_BASES} files on each other")
-    text = _read_text(path, f"{above[-1]}: base: " if above else "")
+    text = read_text(path, f"{above[-1]}: base: " if above else "")
     tree = parse_yaml(text, str(path))
     if tree is None:
         tree = {}
@@ -192,7 +192,16 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     return [*_read_layers(path.parent / base, [*above, path]), layer]
 
 
-def _read_text(path: Path, where: str) -> str:
+def read_text(path: Path, where: str = "") -> str:
+    """Return the text of a configuration file.
+
+    Args:
+        path: The file.
+        where: What precedes its path in errors.
+
+    Raises:
+        ConfigError: It is missing, too large or not text.
+    """
     try:
         if not path.is_file():
             raise ConfigError(f"{where}{path}: {_why_no_file(path)}")

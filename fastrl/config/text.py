@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -21,6 +21,7 @@ MAX_DEPTH = 32
 
 _INT_TAG = "tag:yaml.org,2002:int"
 _FLOAT_TAG = "tag:yaml.org,2002:float"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _NULL_TAG = "tag:yaml.org,2002:null"
 _BOOL_TAG = "tag:yaml.org,2002:bool"
 _INT = re.compile(r"[-+]?(?:0x[0-9a-fA-F]+|0b[01]+|0|[1-9](?:_?[0-9])*)$")
@@ -38,14 +39,18 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, regexp) for tag, regexp in resolvers if tag in (_NULL_TAG, _BOOL_TAG)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    key_tags: ClassVar[frozenset[str]] = frozenset({"tag:yaml.org,2002:str"})
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+    def reject_extras(self, event: yaml.Event, index: Any) -> None:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _refusal("anchors and aliases are not supported; use base: to share", event)
         if getattr(event, "tag", None) is not None:
             raise _refusal("tags are not supported; remove the '!'", event)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.reject_extras(event, index)
         if self.depth >= MAX_DEPTH:
             raise _refusal(f"nested more than {MAX_DEPTH} levels deep", event)
         self.depth += 1
@@ -56,7 +61,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag not in self.key_tags:
                 raise _refusal("keys must be text; put quotes around this one", key)
             if key.value in seen:
                 raise _refusal(f"duplicate key '{key.value}'", key)
@@ -69,6 +74,19 @@ class _Loader(yaml.SafeLoader):
         if number.bit_length() > _MAX_INT_BITS:
             raise _refusal(f"integer does not fit into {_MAX_INT_BITS} bits", node)
         return number
+
+
+class _ForeignLoader(_Loader):
+    """Reads tags of YAML's own types, and mappings that are merged into others by ``<<: *name``.
+
+    Other aliases stay out, so that a text does not expand to more than a multiple of its length.
+    """
+
+    key_tags = _Loader.key_tags | {_MERGE_TAG}
+
+    def reject_extras(self, event: yaml.Event, index: Any) -> None:
+        if isinstance(event, yaml.AliasEvent) and getattr(index, "tag", None) != _MERGE_TAG:
+            raise _refusal("an alias is only supported as '<<: *name'", event)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -87,9 +105,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_constructor(_INT_TAG, _Loader.construct_number)
-for _class in (_Loader, _Dumper):
+for _class in (_Loader, _ForeignLoader, _Dumper):
     _class.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
     _class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+_ForeignLoader.add_implicit_resolver(_MERGE_TAG, re.compile("<<$"), ["<"])
 _Dumper.add_representer(str, _Dumper.represent_text)
 for _sequence in (list, tuple):
     _Dumper.add_representer(_sequence, _Dumper.represent_list_inline)
@@ -106,8 +125,24 @@ def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:
     Raises:
         ConfigError: The text is not YAML, or uses more of it than a configuration may.
     """
+    return _parsed(text, _Loader, origin, numbered)
+
+
+def parse_foreign_yaml(text: str, origin: str) -> Any:
+    """Return the tree of a YAML text of another program, which may have tags and merged mappings.
+
+    Raises:
+        ConfigError: The text is not YAML, or has tags of other types than YAML's own.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _parsed(text, _ForeignLoader, origin)
+    except ValueError as error:  # a tag that does not fit its text
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _parsed(text: str, loader: type[yaml.SafeLoader], origin: str, numbered: bool = True) -> Any:
+    try:
+        return yaml.load(text, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = origin if mark is None or not numbered else f"{origin}:{mark.line + 1}"

@@ -3,6 +3,9 @@
 On Linux a signal is a POSIX semaphore in anonymous shared memory, so a killed process leaves
 nothing behind. Posting is a release and waiting an acquire: what was written to shared memory
 before `Signal.post` is visible after `Signal.wait`.
+
+Elsewhere a signal is a semaphore of the standard library. ``FASTRL_PORTABLE_SIGNALS=1`` chooses it
+on Linux, too, so that it can be tested there.
 """
 
 from __future__ import annotations
@@ -10,12 +13,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock
+
+PORTABLE = "FASTRL_PORTABLE_SIGNALS"
+"""The environment variable that chooses the signals of other systems."""
 
 _UNNAMED = sys.platform.startswith("linux")
 
@@ -49,7 +56,7 @@ class SignalArray(Shared):
         self._count = count
         self._block: SharedBlock | None = None
         self._portable: list[Any] = []
-        if _UNNAMED:
+        if _UNNAMED and os.environ.get(PORTABLE) != "1":
             self._block = SharedBlock(count * CACHE_LINE)
         else:
             context = multiprocessing.get_context("spawn")

@@ -9,6 +9,7 @@ from fastrl.training.evaluation import (
     EvaluationResult,
     evaluate,
 )
+from fastrl.training.hub import pull_run, push_run
 from fastrl.training.run import (
     Evaluated,
     TrainedRun,
@@ -41,6 +42,8 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "load_policy",
+    "pull_run",
+    "push_run",
     "record_dataset",
     "record_function",
     "record_run",

@@ -36,6 +36,8 @@ Transform = Callable[[Rollout], Rollout]
 class CallbackError(FastrlError):
     """A callback or a transform failed; the run is saved."""
 
+    kind = "callback"
+
 
 class RunContext:
     """What callbacks read of a run, and how they change its course.

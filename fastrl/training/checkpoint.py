@@ -1,7 +1,8 @@
 """Checkpoints: complete or absent, verified when they are read, and never able to run code.
 
 A checkpoint is a directory ``step_<steps>`` with these files: ``model.safetensors``; ``state.pt``,
-everything else that training resumes from, which ``torch.load`` reads with ``weights_only=True``;
+everything else that training resumes from, which ``torch.load`` reads with ``weights_only=True``,
+and which is missing from a run that was shared;
 ``environments.safetensors``, where the running episodes can be saved (see `fastrl.envs.state`);
 and ``meta.json``, which describes it and holds the checksums of the others. It is written under
 another name, synced to the disk and then renamed, so under its own name it is complete.
@@ -46,6 +47,8 @@ _MOST_JSON_BYTES = 2**24
 class CheckpointError(FastrlError):
     """A checkpoint is missing, damaged or not fastrl's."""
 
+    kind = "checkpoint"
+
 
 _writing = partial(writing, kind=CheckpointError, what="checkpoint ")
 
@@ -56,7 +59,8 @@ class Checkpoint:
 
     Attributes:
         model: The model's state dict.
-        state: Nested dicts, lists, tensors, numbers and text: all else that training resumes from.
+        state: Nested dicts, lists, tensors, numbers and text: all else that training resumes from;
+            empty in a run that was shared, which has the weights alone.
         about: Plain JSON types: what can be read without loading the rest; at least ``steps``.
         environments: What a sampler's `get_state` returned, packed; None where new episodes begin.
     """
@@ -78,14 +82,15 @@ class Checkpoint:
 
     def files(self) -> dict[str, bytes]:
         """Return the content of each of its files."""
-        buffer = io.BytesIO()
-        torch.save(dict(self.state), buffer)
         contents = {
             _MODEL: safetensors.torch.save(
                 {name: tensor.contiguous() for name, tensor in self.model.items()}
             ),
-            _STATE: buffer.getvalue(),
         }
+        if self.state:
+            buffer = io.BytesIO()
+            torch.save(dict(self.state), buffer)
+            contents[_STATE] = buffer.getvalue()
         if self.environments is not None:
             contents[_ENVIRONMENTS] = self.environments
         meta = {
@@ -108,12 +113,15 @@ class Checkpoint:
             CheckpointError: A file is missing, damaged or foreign.
         """
         meta = _checked_meta(contents[_META], path)
-        for name in (_MODEL, _STATE, *({_ENVIRONMENTS} & meta["sha256"].keys())):
+        for name in _named(meta):
             if _checksum(contents[name]) != meta["sha256"].get(name):
                 raise _damaged(path, f"{name} has changed since it was written")
         try:
             model = safetensors.torch.load(contents[_MODEL])
-            state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
+            state = {}
+            if _STATE in contents:
+                buffer = io.BytesIO(contents[_STATE])
+                state = torch.load(buffer, map_location="cpu", weights_only=True)
         except Exception as error:  # readers of damaged bytes may raise anything
             raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from None
         if not isinstance(state, dict):
@@ -274,9 +282,14 @@ class CheckpointStore:
 def _read(path: Path) -> Checkpoint:
     contents = {_META: _content(path, _META, _MOST_JSON_BYTES)}
     meta = _checked_meta(contents[_META], path)
-    for name in (_MODEL, _STATE, *({_ENVIRONMENTS} & meta["sha256"].keys())):
+    for name in _named(meta):
         contents[name] = _content(path, name)
     return Checkpoint.of_files(contents, path)
+
+
+def _named(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the files that a checkpoint has beside its ``meta.json``."""
+    return _MODEL, *({_STATE, _ENVIRONMENTS} & meta["sha256"].keys())
 
 
 def _content(path: Path, name: str, *limit: int) -> bytes:

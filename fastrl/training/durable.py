@@ -27,6 +27,8 @@ _NO_FILE = "it is not a regular file"
 class WriteError(FastrlError):
     """A file of a run cannot be written: no space, no permission, a medium that is gone."""
 
+    kind = "write"
+
 
 @contextmanager
 def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") -> Iterator[None]:

@@ -261,12 +261,7 @@ def new_run_path(config: Config, name: str | None) -> Path:
     if name is not None:
         if config.run_dir is not None:
             raise ConfigError(f"--name '{name}' and run_dir '{config.run_dir}': give one of them")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"--name '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
-                "the first a letter or a digit"
-            )
-        return RUNS / name
+        return named_run(name, "--name")
     if config.run_dir is not None:
         return Path(config.run_dir)
     env = _UNSAFE.sub("-", config.env.id).strip("-.")[:60] or "run"
@@ -277,6 +272,24 @@ def new_run_path(config: Config, name: str | None) -> Path:
         number += 1
         path = RUNS / f"{base}-{number}"
     return path
+
+
+def named_run(name: str, option: str) -> Path:
+    """Return the path of a run of a name under ``runs/``.
+
+    Args:
+        name: The name.
+        option: Where it is from, for errors.
+
+    Raises:
+        ConfigError: It is not a plain file name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{option} '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or a digit"
+        )
+    return RUNS / name
 
 
 def check_new_run(config: Config, name: str | None) -> None:

@@ -97,6 +97,8 @@ def without_hangups() -> Iterator[None]:
 class NoThreadError(FastrlError):
     """The system has no threads or memory left for another thread."""
 
+    kind = "system"
+
 
 def start_thread(name: str, target: Callable[..., None], *args: Any) -> threading.Thread:
     """Start a daemon thread that runs ``target(*args)``.

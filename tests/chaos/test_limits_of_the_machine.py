@@ -77,7 +77,8 @@ def test_read_only_run_is_one_line(tmp_path):
         "{fastrl} resume run total_steps=64",
     )
     assert code == 2
-    assert errors.splitlines()[-1] == "fastrl: error: 'run' cannot be locked: Read-only file system"
+    line = "fastrl: error: 'run' cannot be locked: Read-only file system [config]"
+    assert errors.splitlines()[-1] == line
 
 
 @pytest.mark.parametrize("limit", [12, 36])

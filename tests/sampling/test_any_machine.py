@@ -7,6 +7,7 @@ from fastrl.config import load_config
 from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.shared.signals import PORTABLE
 
 NUM_ENVS, ROLLOUTS = 12, 3
 SHORT = ["env.id=CartPole-v1", "env.max_episode_steps=9", "sampler.rollout_length=16"]
@@ -59,6 +60,13 @@ def test_rollouts_are_the_same_bit_for_bit_on_any_number_of_cores(plan_on, overr
 
 def test_worker_processes_sample_what_one_process_does_on_another_machine(plan_on):
     assert_equal(sampled(plan_on(3), ProcessSampler), sampled(plan_on(1)))
+
+
+@pytest.mark.parametrize("overrides", [(), ("sampler.num_model_workers=1", "sampler.groups=2")])
+def test_signals_of_other_systems_do_not_change_what_is_sampled(plan_on, monkeypatch, overrides):
+    monkeypatch.setenv(PORTABLE, "1")
+    plan = plan_on(2, *overrides)
+    assert_equal(sampled(plan, ProcessSampler), sampled(plan))
 
 
 def test_seeds_are_those_of_the_slots(plan_on):

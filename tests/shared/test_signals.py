@@ -1,9 +1,19 @@
 """The wait/notify primitive."""
 
+import sys
 import threading
 import time
 
-from fastrl.shared.signals import SignalArray
+import pytest
+
+from fastrl.shared.signals import PORTABLE, SignalArray
+
+
+@pytest.fixture(autouse=True, params=["this system's", "portable"])
+def kind(request, monkeypatch):
+    if request.param == "portable":
+        monkeypatch.setenv(PORTABLE, "1")
+    return request.param
 
 
 def test_every_post_lets_exactly_one_wait_through():
@@ -12,6 +22,13 @@ def test_every_post_lets_exactly_one_wait_through():
     for _ in range(3):
         signal.post()
     assert [signal.wait(0.01) for _ in range(4)] == [True, True, True, False]
+
+
+def test_kind_is_the_chosen_one(kind):
+    signal = SignalArray(1)[0]
+    assert (type(signal).__name__ == "_PortableSignal") == (
+        kind == "portable" or not sys.platform.startswith("linux")
+    )
 
 
 def test_signals_are_independent():

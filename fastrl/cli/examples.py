@@ -1,0 +1,77 @@
+"""Examples of each command, which its `--help` shows."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "completion": (
+        'eval "$(fastrl completion bash)"',
+        'eval "$(fastrl completion zsh)"',
+        "fastrl completion fish > ~/.config/fish/completions/fastrl.fish",
+    ),
+    "config": (
+        "fastrl config configs/cartpole_ppo.yaml seed=7",
+        "fastrl config --env CartPole-v1 --resolve",
+        "fastrl config --schema > fastrl.schema.json",
+    ),
+    "convert": (
+        "fastrl convert hyperparams/ppo.yml CartPole-v1 --output cartpole.yaml",
+        "fastrl convert ppo.yml atari --env ALE/Breakout-v5 > breakout.yaml",
+    ),
+    "doctor": ("fastrl doctor", "fastrl doctor --json"),
+    "envs": ("fastrl envs", "fastrl envs CartPole", "fastrl envs --all"),
+    "eval": (
+        "fastrl eval runs/reach --episodes 20",
+        "fastrl eval reach --checkpoint last --sampled --seed 3",
+    ),
+    "export": (
+        "fastrl export reach --format torchscript",
+        "fastrl export reach --format onnx --output reach.onnx",
+    ),
+    "new": ("fastrl new my_project",),
+    "plot": (
+        "fastrl plot reach reach-2 --output curves.png",
+        "fastrl plot reach --metric steps_per_s",
+    ),
+    "plugins": ("fastrl plugins",),
+    "pull": (
+        "fastrl pull someone/reach",
+        "fastrl pull ./shared/reach runs/theirs",
+    ),
+    "push": (
+        "fastrl push reach someone/reach --private",
+        "fastrl push runs/reach ./shared/reach --checkpoint last",
+    ),
+    "record": ("fastrl record reach", "fastrl record reach --video reach.gif --episodes 3"),
+    "resume": ("fastrl resume reach", "fastrl resume reach total_steps=2e6"),
+    "sweep": (
+        "fastrl sweep configs/cartpole_ppo.yaml --seeds 0:5",
+        "fastrl sweep --env CartPole-v1 --over algorithm.gamma=0.98,0.99 --seeds 0:3 --jobs 2",
+    ),
+    "throughput": (
+        "fastrl throughput CartPole-v1 --limit",
+        "fastrl throughput configs/halfcheetah_v4_ppo_tuned.yaml -n 32 -N 2 --json speed.json",
+    ),
+    "train": (
+        "fastrl train CartPole-v1 total_steps=100_000",
+        "fastrl train configs/cartpole_ppo.yaml --name first seed=1",
+        "fastrl train CartPole-v1 sampler=auto",
+    ),
+    "tune": (
+        "fastrl tune CartPole-v1 --budget 60s",
+        "fastrl tune configs/cartpole_ppo.yaml --objective train_fps --write",
+    ),
+}
+"""By the command's name."""
+
+_VERBATIM = "\b"
+"""Lines of a paragraph that begins with it are not joined."""
+
+
+def epilog(command: str) -> str | None:
+    """Return the end of a command's help, or None for a command without examples."""
+    examples = EXAMPLES.get(command)
+    return None if examples is None else "\n".join([_VERBATIM, "Examples:", *_indented(examples)])
+
+
+def _indented(examples: tuple[str, ...]) -> list[str]:
+    return [f"  {example}" for example in examples]

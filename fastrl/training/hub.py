@@ -1,0 +1,343 @@
+"""Runs that are shared: in a folder, or in a repository of the Hugging Face hub.
+
+A shared run has the layout of a run's directory: one checkpoint with the weights alone, and text,
+pictures and videos. No file of it can run code, and no other file is taken from one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastrl.arguments import taken
+from fastrl.config import Config, config_to_yaml
+from fastrl.config.models import LoggingConfig
+from fastrl.config.text import dump_yaml
+from fastrl.errors import ConfigError, one_line
+from fastrl.imports import DISTRIBUTION, how_to_install
+from fastrl.training.checkpoint import Checkpoint, CheckpointStore
+from fastrl.training.durable import make_directory, read_bounded, write_and_sync, writing
+from fastrl.training.plotting import plot_runs
+from fastrl.training.run_directory import named_run, read_config, require_own_files
+from fastrl.training.saver import locate
+from fastrl.training.trust import named_code
+
+CARD, CURVE = "README.md", "curve.png"
+"""The model card, and the picture on it."""
+
+_TEXTS = ("versions.json", "spaces.json", "metrics.jsonl", "summary.json")
+"""Files of a run that are shared as they are."""
+_SHARED = re.compile(
+    r"README\.md|curve\.png|config\.yaml|versions\.json|spaces\.json|metrics\.jsonl|summary\.json"
+    r"|checkpoints/step_[0-9]{1,20}/(model\.safetensors|meta\.json)"
+    r"|videos/[\w-][\w.-]{0,99}\.(mp4|gif)"
+)
+"""The only names that are taken from others."""
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_LONGEST_REASON = 300
+
+
+def push_run(
+    run: str | Path, repo: str | Path, *, checkpoint: str | None = None, private: bool = False
+) -> str:
+    """Share the policy of a run, with its configuration, versions, metrics, curve and video.
+
+    The weights of one checkpoint are shared, without what training resumes from. The configuration
+    loses ``run_dir``, ``init_from``, ``logging`` and ``cluster``, which are of this machine. Code
+    that it names is not imported.
+
+    Args:
+        run: As for `evaluate_run`.
+        repo: ``owner/name`` on the hub, which is created if it is missing, and whose files of an
+            earlier push are replaced; or a new folder, which begins with ``/``, ``./``, ``../`` or
+            ``~``, or is a `Path`.
+        checkpoint: As for `evaluate_run`.
+        private: Whether a repository that is created is private.
+
+    Returns:
+        The folder, or the address of the repository.
+
+    Raises:
+        ConfigError: There is no such run, the folder is not empty, or the hub reports an error.
+        CheckpointError: The checkpoint is missing or damaged.
+        WriteError: A file cannot be written.
+    """
+    folder = _folder(repo)
+    directory, name = locate(run, checkpoint)
+    require_own_files(directory)
+    shared = _Shared(directory, read_config(directory), name)
+    if folder is not None:
+        with _new_directory(folder) as place:
+            shared.write(place, f"./{folder.name}")
+        return str(folder)
+    hub = _Hub()
+    with tempfile.TemporaryDirectory(prefix="fastrl-push-") as temporary:
+        shared.write(Path(temporary), str(repo))
+        return hub.push(Path(temporary), str(repo), private)
+
+
+def pull_run(
+    repo: str | Path, directory: str | Path | None = None, *, revision: str | None = None
+) -> Path:
+    """Copy a shared run into a directory, where it can be evaluated, recorded and exported.
+
+    Only files that `push_run` writes are taken. The run counts as one from elsewhere: code that its
+    configuration names is imported only with ``trust``.
+
+    Args:
+        repo: As for `push_run`.
+        directory: A new directory; by default ``runs/`` and the last part of ``repo``.
+        revision: A branch, tag or commit of a repository on the hub.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ConfigError: ``repo`` has no run, the directory is not empty, or the hub reports an error.
+        CheckpointError: The checkpoint is damaged.
+        WriteError: A file cannot be written.
+    """
+    folder = _folder(repo)
+    if directory is None:
+        directory = named_run(Path(repo).name, "DIR")
+    if folder is not None and revision is not None:
+        raise ConfigError("--revision chooses from a repository on the hub, not from a folder")
+    with _new_directory(Path(directory)) as place:
+        if folder is not None:
+            _copy_shared(folder, place)
+        else:
+            _Hub().pull(str(repo), place, revision)
+        _require_run(place, repo)
+    return Path(directory)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What is shared of a run: its directory, its configuration, and the name of a checkpoint."""
+
+    directory: Path
+    config: Config
+    checkpoint: str
+
+    def write(self, place: Path, repo: str) -> None:
+        """Write all files into an empty directory."""
+        store = CheckpointStore(self.directory / "checkpoints")
+        found = store.load(self.checkpoint)
+        weights = dataclasses.replace(found, state={}, environments=None)
+        CheckpointStore(place / "checkpoints").save(weights)
+        here = {"run_dir": None, "init_from": None, "cluster": None, "logging": LoggingConfig()}
+        config = self.config.model_copy(update=here)
+        with writing(place):
+            write_and_sync(place / "config.yaml", config_to_yaml(config).encode())
+            for name in _TEXTS:
+                if (self.directory / name).is_file():
+                    shutil.copyfile(self.directory / name, place / name)
+            video = self._video()
+            if video is not None:
+                (place / "videos").mkdir()
+                shutil.copyfile(video, place / "videos" / video.name)
+            has_curve = self._draw(place / CURVE)
+            card = self._card(found, store, repo, video, has_curve)
+            write_and_sync(place / CARD, card.encode())
+
+    def _video(self) -> Path | None:
+        """Return the newest video whose name can be shared, or None."""
+        videos = (path for path in (self.directory / "videos").glob("*") if path.is_file())
+        named = [path for path in videos if _SHARED.fullmatch(f"videos/{path.name}")]
+        return max(named, key=lambda path: path.stat().st_mtime, default=None)
+
+    def _draw(self, file: Path) -> bool:
+        """Draw the curve; return whether there is one."""
+        with suppress(ConfigError):  # a short run may have no returns yet
+            plot_runs([self.directory], file)
+            return True
+        return False
+
+    def _card(
+        self,
+        found: Checkpoint,
+        store: CheckpointStore,
+        repo: str,
+        video: Path | None,
+        has_curve: bool,
+    ) -> str:
+        """Return the model card: Markdown after a header that the hub reads."""
+        env, algorithm = self.config.env.id, self.config.algorithm.name
+        title = f"{algorithm.upper()} on {env}"
+        header = {
+            "library_name": "fastrl",
+            "pipeline_tag": "reinforcement-learning",
+            "tags": ["reinforcement-learning", "fastrl", algorithm, env],
+        }
+        name = Path(repo).name
+        parts = [
+            f"---\n{dump_yaml(header)}---\n\n# {title}\n",
+            f"A policy that fastrl trained for {found.steps:,} steps.\n",
+            "\n".join(["| | |\n|---|---|", *self._rows(found, store), ""]),
+        ]
+        if has_curve:
+            parts.append(f"![Return over steps of {title}]({CURVE})\n")
+        if video is not None:
+            mark = "!" if video.suffix == ".gif" else ""
+            parts.append(f"{mark}[Video of the policy](videos/{video.name})\n")
+        if named := named_code(self.config):
+            parts.append(
+                f"It imports code that is not here: {', '.join(named)}. Read that code before you "
+                "add `--trust` to the commands below.\n"
+            )
+        parts.append(
+            f"## Use\n\nWith fastrl installed (the distribution `{DISTRIBUTION}` and its extra "
+            f"`hub`):\n\n```\nfastrl pull {repo}\nfastrl eval {name}\n```\n\n"
+            f'```python\nimport fastrl\n\npolicy = fastrl.load_policy("{name}")\n```\n'
+        )
+        return "\n".join(parts)
+
+    def _rows(self, found: Checkpoint, store: CheckpointStore) -> Iterator[str]:
+        summary = _json(self.directory / "summary.json")
+        best = store.best()
+        if best is not None and best["checkpoint"] == found.name:
+            yield f"| return when it was chosen as the best | {best['return_mean']:,.1f} |"
+        if isinstance(mean := summary.get("eval_return_mean"), float | int):
+            spread, played = summary.get("eval_return_std", 0.0), summary.get("eval_episodes", 0)
+            figure = f"{mean:,.1f} ± {spread:,.1f} over {played} episodes"
+            yield f"| return at the end of training | {figure} |"
+        if isinstance(speed := summary.get("steps_per_s"), float | int):
+            yield f"| steps/s | {speed:,.0f} |"
+        yield f"| seed | {self.config.seed} |"
+        for package, number in _json(self.directory / "versions.json").get("versions", {}).items():
+            yield f"| {package} | {number} |"
+
+
+class _Hub:
+    """Repositories on the hub; the token stays with huggingface_hub.
+
+    Raises:
+        ConfigError: That package is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import huggingface_hub
+        except ImportError as error:
+            needed = f"a repository on the hub needs huggingface_hub: {how_to_install('hub')}"
+            raise ConfigError(f"{needed}; a folder such as ./name needs nothing") from error
+        self._client = huggingface_hub
+        self._api = huggingface_hub.HfApi()
+
+    def push(self, folder: Path, repo: str, private: bool) -> str:
+        """Make one commit that adds the files of a folder and removes those of earlier pushes."""
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        with _reporting():
+            url = self._api.create_repo(repo, exist_ok=True, private=private or None)
+            earlier = [name for name in self._api.list_repo_files(repo) if _SHARED.fullmatch(name)]
+            operations: list[Any] = [
+                *(self._client.CommitOperationDelete(n) for n in earlier if n not in files),
+                *(self._client.CommitOperationAdd(n, path) for n, path in files.items()),
+            ]
+            self._api.create_commit(repo, operations, commit_message="Run of fastrl")
+            return str(url)
+
+    def pull(self, repo: str, place: Path, revision: str | None) -> None:
+        """Download the files of a shared run, all of one commit."""
+        with _reporting():
+            info = self._api.model_info(repo, revision=revision)
+            for name in sorted(each.rfilename for each in info.siblings or ()):
+                if _SHARED.fullmatch(name):
+                    self._api.hf_hub_download(repo, name, revision=info.sha, local_dir=place)
+        shutil.rmtree(place / ".cache", ignore_errors=True)
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Turn an error of the hub, of the network or of the disk into one line.
+
+    Raises:
+        ConfigError: There was one.
+    """
+    try:
+        yield
+    except Exception as error:  # of the client or of its HTTP library, which have no common type
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = "; log in with 'hf auth login'" if status in (401, 403, 404) else ""
+        raise ConfigError(f"hub: {one_line(error, _LONGEST_REASON)}{hint}") from error
+
+
+def _folder(repo: str | Path) -> Path | None:
+    """Return the folder that a repository is, or None for one on the hub.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(repo, Path):
+        return repo
+    taken("repo", repo, str, "name owner/name or a folder")
+    if repo.startswith(("/", "./", "../", "~")):
+        return Path(repo).expanduser()
+    if not _ON_HUB.fullmatch(repo):
+        raise ConfigError(f"'{repo}' is neither owner/name on the hub nor a folder such as ./name")
+    return None
+
+
+@contextmanager
+def _new_directory(directory: Path) -> Iterator[Path]:
+    """Provide an empty directory beside one that it becomes, unless there is an error.
+
+    Raises:
+        ConfigError: The directory is not empty, or cannot be made.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"'{directory}' is not empty; name a new directory")
+    parent = directory.absolute().parent
+    is_parent_new = not parent.exists()
+    place = parent / f".{directory.name}.{secrets.token_hex(8)}"
+    with writing(directory, ConfigError):
+        make_directory(place)
+    try:
+        yield place
+        with writing(directory, ConfigError):
+            place.rename(directory)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        if is_parent_new:
+            with suppress(OSError):  # it holds the directory
+                parent.rmdir()
+
+
+def _copy_shared(folder: Path, place: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder '{folder}'")
+    require_own_files(folder)
+    with writing(place):
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if _SHARED.fullmatch(name) and path.is_file():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place / name)
+
+
+def _require_run(place: Path, repo: str | Path) -> None:
+    """Reject a directory without a readable configuration and a whole checkpoint."""
+    if not (place / "config.yaml").is_file():
+        raise ConfigError(f"'{repo}' has no run of fastrl: there is no config.yaml in it")
+    read_config(place)
+    CheckpointStore(place / "checkpoints").load("last")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_bounded(file, 2**24))
+        return found if isinstance(found, dict) else {}
+    return {}
