@@ -1,4 +1,4 @@
-"""Training progress: a live panel on a terminal, plain lines elsewhere."""
+"""Training progress: a live panel on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fastrl.live_display import LiveDisplay
+from fastrl.live_display import display_on
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
 from fastrl.workers.descent import start_thread
@@ -50,9 +50,7 @@ class Progress:
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._steps = 0
-        self._live: LiveDisplay | None = None
-        if console is not None and console.is_terminal:
-            self._live = LiveDisplay(console, self._panel, _REFRESHES_PER_S)
+        self._live = display_on(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
         """Set how many steps were learnt from; cheap enough for every update."""
@@ -207,17 +205,18 @@ def estimate(episodes: int) -> Callable[[int, int], str]:
 def watched_episodes(
     console: Console | None, episodes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of an evaluation on a terminal.
+    """Show the progress of an evaluation on a terminal or in a notebook.
 
     Yields:
         A function to call with the number of episodes and of steps played, as often as you like.
     """
-    if console is None or not console.is_terminal:
-        yield lambda done, steps: None
-        return
     progress_after, shown_s = estimate(episodes), -math.inf
     spinner = Spinner("dots", "building environments …", style="status.spinner")
-    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=False):
+    display = display_on(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=False)
+    if display is None:
+        yield lambda done, steps: None
+        return
+    with display:
 
         def watch(done: int, steps: int) -> None:
             nonlocal shown_s

@@ -121,5 +121,7 @@ def test_damaged_checkpoint_is_one_line_that_says_how_to_go_on(run, trained):
     assert "choose with --checkpoint" in err
     code, _, err = run("eval", "mine")
     assert code == 2
-    assert err.endswith(f"the one before it is {names[-2]}; choose with --checkpoint [checkpoint]\n")
+    assert err.endswith(
+        f"the one before it is {names[-2]}; choose with --checkpoint [checkpoint]\n"
+    )
     assert run("resume", "mine", "--checkpoint", names[-2])[0] == 0
