@@ -31,6 +31,7 @@ test: $(INSTALLED)
 	@echo "== types" && $(BIN)/mypy --no-error-summary
 	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m ray tests/cluster
+	@echo "== notebooks" && $(BIN)/python -m pytest -q -m notebook tests/test_notebooks.py
 
 docs: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build && echo "build/site/index.html"

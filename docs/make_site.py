@@ -2,6 +2,8 @@
 
 - ``api/…``: a page for each public module, from docstrings.
 - ``commands.md``: from the command line.
+- Messages in ``errors.md``: from the calls of errors in the code.
+- ``notebooks/…``: from the notebooks, with the outputs in them.
 - ``gallery.md``, ``measurements.md`` and ``results.md``: from the files of ``results/``.
 - The README as first page, and the changelog.
 
@@ -11,6 +13,8 @@ mkdocs.yml does not list are added to its navigation.
 
 from __future__ import annotations
 
+import ast
+import base64
 import importlib
 import inspect
 import json
@@ -40,16 +44,26 @@ MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 """Pages of the repository that are pages of the site."""
 MAX_ROWS = 60
 """Of a table of measurements; longer ones are only linked."""
+MESSAGES = re.compile(r"<!-- messages of (\w+) -->")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
-SECTIONS = {"Guides": "guide", "Decisions": "decisions", "Reference": "api"}
+SECTIONS = {
+    "Notebooks": "notebooks",
+    "Guides": "guide",
+    "Decisions": "decisions",
+    "Reference": "api",
+}
 """Sections of the navigation, and the folders of which all pages belong to them."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here, and what pages link to outside of ``docs``."""
-    made = {target: (ROOT / source).read_text("utf-8") for source, target in MOVED.items()}
+    made: dict[str, str | bytes] = {
+        target: (ROOT / source).read_text("utf-8") for source, target in MOVED.items()
+    }
     made |= {"commands.md": commands(), "gallery.md": gallery(), "results.md": results()}
     made |= {"measurements.md": measurements(), **api_pages()}
+    for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
+        made |= notebook(path)
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     linked = {
@@ -74,7 +88,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to where files of the repository are on the site."""
+    """Let links lead to where files of the repository are on the site; list messages of errors."""
 
     def moved(found: re.Match[str]) -> str:
         link = found[1]
@@ -82,11 +96,47 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if "://" in link or not (ROOT / target).exists():
             return link
         name = MOVED.get(target, target.removeprefix("docs/"))
+        if name.startswith("notebooks/"):
+            name = Path(name).with_suffix(".md").as_posix()
         if (ROOT / target).is_dir():
             name += "/README.md"
         return Path(os.path.relpath(name, Path(page.file.src_uri).parent)).as_posix()
 
+    if page.file.src_uri == "errors.md":
+        listed = messages()
+        markdown = re.sub(MESSAGES, lambda found: "\n".join(listed[found[1]]), markdown)
     return re.sub(LINK, moved, markdown)
+
+
+def messages() -> dict[str, list[str]]:
+    """Return by the kind of errors a list of the messages in the code, with … for what varies."""
+    for module in (*public_names(), "fastrl.cluster.connection", "fastrl.workers.descent"):
+        importlib.import_module(module)
+    kinds = {"conflict": fastrl.ConfigError.kind}
+    classes = [fastrl.FastrlError]
+    for each in classes:
+        kinds[each.__name__] = each.kind
+        classes += each.__subclasses__()
+    found: dict[str, set[str]] = {kind: set() for kind in kinds.values()}
+    for path in sorted((ROOT / "fastrl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                texts = [_template(each) for each in node.args if node.func.id in kinds]
+                # The longest: a key or the name of a worker precedes some messages.
+                if text := max(texts, key=len, default="").replace("`", "'"):
+                    found[kinds[node.func.id]].add(f"- `{text}`")
+    return {kind: sorted(lines) for kind, lines in found.items()}
+
+
+def _template(node: ast.expr) -> str:
+    """Return a text of the code with … in place of values; empty if it is no text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) or "…" for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
+    return ""
 
 
 def api_pages() -> dict[str, str]:
@@ -109,6 +159,29 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
+def notebook(path: Path) -> dict[str, str | bytes]:
+    """Return the page of a notebook, and the pictures in its outputs."""
+    parts, pictures = [], {}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            shown = output.get("data", {"text/plain": output.get("text", "")})
+            kind = next((kind for kind in ("image/png", "image/gif") if kind in shown), None)
+            if kind is not None:
+                name = f"{path.stem}_{len(pictures) + 1}.{kind[-3:]}"
+                pictures[f"notebooks/{name}"] = base64.b64decode("".join(shown[kind]))
+                parts.append(f"![Picture {len(pictures)} that the notebook draws]({name})")
+            elif text := "".join(shown.get("text/plain", "")).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    download = f"[Download]({path.name}) this notebook, or read it here."
+    title, newline, rest = "\n\n".join(parts).partition("\n")
+    return {f"notebooks/{path.stem}.md": f"{title}\n\n{download}{newline}{rest}\n", **pictures}
+
+
 def commands() -> str:
     """Return a page with each command, its arguments and its options."""
     parts = ["# Commands\n\n`fastrl COMMAND --help` prints the same.\n"]
@@ -122,6 +195,7 @@ def commands() -> str:
             rows.append(f"| `{usage}` | {each.help or ''} |")
         if rows:
             parts.append("\n".join(["| | |\n|---|---|", *rows, ""]))
+        parts.append("\n".join(["```", *fastrl.cli.examples.EXAMPLES[name], "```", ""]))
     return "\n".join(parts)
 
 

@@ -1,7 +1,8 @@
-"""Displays that are redrawn on a terminal and erased when they end."""
+"""Displays that are redrawn on a terminal or in a notebook, and erased when they end."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import termios
@@ -9,12 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
 _SPINS_PER_S = 12.5
+_NOTEBOOK_WIDTH = 100
+_NOTEBOOK_REFRESH_S = 0.25
 _LOCAL_MODES = 3
 """Index of the local modes in the attributes of a terminal."""
 _FAILURES = (OSError, ValueError, termios.error)
@@ -69,25 +73,102 @@ class LiveDisplay(Live):
             super().stop()
 
 
+class NotebookDisplay:
+    """A display in the output of a notebook's cell, as HTML that is replaced.
+
+    It needs no widgets, so it works in every notebook.
+
+    Args:
+        shown: Returns what to draw; called in another thread.
+    """
+
+    def __init__(self, shown: Callable[[], RenderableType]) -> None:
+        self._shown = shown
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._handle: Any = None
+
+    def start(self) -> None:
+        """Start drawing."""
+        from IPython.display import display
+
+        self._handle = display(self._drawn(), raw=True, display_id=True)
+        self._thread = threading.Thread(target=self._redraw, name="display", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Erase the display."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._handle is not None:
+            self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Erase the display."""
+        self.stop()
+
+    def _redraw(self) -> None:
+        last = None
+        while not self._done.wait(_NOTEBOOK_REFRESH_S):
+            if (drawn := self._drawn()) != last:
+                self._handle.update(drawn, raw=True)
+                last = drawn
+
+    def _drawn(self) -> dict[str, str]:
+        console = Console(
+            record=True, file=io.StringIO(), width=_NOTEBOOK_WIDTH, force_jupyter=False
+        )
+        console.print(self._shown())
+        html = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>", clear=False)
+        return {"text/html": html, "text/plain": console.export_text()}
+
+
+def display_on(
+    console: Console | None,
+    shown: Callable[[], RenderableType],
+    refresh_per_second: float = 4,
+    *,
+    handles_sigterm: bool = True,
+) -> LiveDisplay | NotebookDisplay | None:
+    """Return a display for a terminal or a notebook; None where lines must do.
+
+    Args:
+        console: Where to; None for nowhere.
+        shown: As for `LiveDisplay`.
+        refresh_per_second: On a terminal.
+        handles_sigterm: As for `LiveDisplay`.
+    """
+    if console is not None and console.is_terminal:
+        return LiveDisplay(console, shown, refresh_per_second, handles_sigterm=handles_sigterm)
+    return NotebookDisplay(shown) if console is not None and console.is_jupyter else None
+
+
 @contextmanager
 def waiting(
     console: Console | None, text: str, *, handles_sigterm: bool = False
 ) -> Iterator[Spinner | None]:
-    """Show on a terminal what is waited for; erased at the end.
+    """Show on a terminal or in a notebook what is waited for; erased at the end.
 
     Args:
-        console: Where to; nowhere if None or not a terminal.
+        console: Where to; nowhere if None, or if lines must do.
         text: What is waited for.
         handles_sigterm: See `LiveDisplay`.
 
     Yields:
-        The spinner, whose text may be updated; None where there is no terminal.
+        The spinner, whose text may be updated; None where nothing is shown.
     """
-    if console is None or not console.is_terminal:
+    spinner = Spinner("dots", text, style="status.spinner")
+    display = display_on(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=handles_sigterm)
+    if display is None:
         yield None
         return
-    spinner = Spinner("dots", text, style="status.spinner")
-    with LiveDisplay(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=handles_sigterm):
+    with display:
         yield spinner
 
 

@@ -7,10 +7,14 @@ import signal
 import sys
 import termios
 import textwrap
+import time
+import types
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fastrl.training.progress import Progress, watched_episodes
 from tests.terminal import Terminal
 
 ROOT = Path(__file__).parents[1]
@@ -102,3 +106,49 @@ def test_a_process_in_the_background_is_not_stopped_and_leaves_the_terminal_alon
     shown.wait()
     assert "ended with 7" in str(shown.screen)
     assert termios.tcgetattr(shown.theirs) == shown.before
+
+
+class Notebook:
+    """Stands for the display of a notebook's cell, and keeps what it shows."""
+
+    def __init__(self):
+        self.shown = []
+
+    def display(self, data, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.update(data, raw=True)
+        return self
+
+    def update(self, data, *, raw):
+        self.shown.append(data)
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    found = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    module = types.ModuleType("IPython.display")
+    module.display = found.display
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    return found
+
+
+def test_progress_is_drawn_in_a_notebook_and_erased(notebook):
+    console = Console(force_jupyter=True)
+    with Progress(console, "PPO on CartPole", 10_000, 5.0) as progress:
+        progress.advance(2_500)
+        deadline = time.monotonic() + 60
+        while len(notebook.shown) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    first, second, *_, last = notebook.shown
+    assert "PPO on CartPole" in first["text/plain"]
+    assert "2,500 / 10,000" in second["text/plain"]
+    assert second["text/html"].startswith("<pre>")
+    assert last == {"text/html": "", "text/plain": ""}
+
+
+def test_evaluation_is_watched_in_a_notebook(notebook):
+    with watched_episodes(Console(force_jupyter=True), 10) as watch:
+        watch(5, 1_000)
+    assert len(notebook.shown) >= 2

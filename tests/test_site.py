@@ -72,6 +72,14 @@ def test_every_result_is_listed_and_every_curve_shown(site):
     assert [name for name in curves if f'src="imgs/{name}"' not in gallery] == []
 
 
+def test_messages_of_errors_are_listed(site):
+    page = html.unescape((site / "errors.html").read_text(encoding="utf-8"))
+    assert "unknown key" in page
+    assert "no file descriptors are left; raise the limit with ulimit -n" in page
+    assert page.count("<li><code>") > 300
+    assert "messages of" not in page
+
+
 def test_pictures_are_described_and_nothing_is_loaded_from_elsewhere(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Frames per second during a measurement: a live line on a terminal, plain lines elsewhere."""
+"""Frames per second during a measurement: a live line, or plain lines where none can be drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from fastrl.live_display import LiveDisplay
+from fastrl.live_display import LiveDisplay, NotebookDisplay, display_on
 from fastrl.sampling.stats import SamplerStats
 
 _SPAN_NS = 1e9
@@ -31,7 +31,7 @@ class LiveFps:
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
         self._done = threading.Event()
-        self._live: LiveDisplay | None = None
+        self._live: LiveDisplay | NotebookDisplay | None = None
         self._thread: threading.Thread | None = None
 
     def watch(
@@ -56,8 +56,8 @@ class LiveFps:
 
     def __enter__(self) -> Self:
         """Start showing."""
-        if self._console is not None and self._console.is_terminal:
-            self._live = LiveDisplay(self._console, self._line)
+        self._live = display_on(self._console, self._line)
+        if self._live is not None:
             self._live.start()
         elif self._console is not None:
             self._thread = threading.Thread(target=self._print_lines, daemon=True)

@@ -1,4 +1,4 @@
-"""Training progress: a live panel on a terminal, plain lines elsewhere."""
+"""Training progress: a live panel on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastrl.live_display import LiveDisplay, waiting
+from fastrl.live_display import display_on, waiting
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
 from fastrl.workers.descent import start_thread
@@ -48,9 +48,7 @@ class Progress:
         self._begun = threading.Event()
         self._thread: threading.Thread | None = None
         self._steps = 0
-        self._live: LiveDisplay | None = None
-        if console is not None and console.is_terminal:
-            self._live = LiveDisplay(console, self._panel, _REFRESHES_PER_S)
+        self._live = display_on(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
         """Set how many steps were learnt from; cheap enough for every update."""
@@ -205,7 +203,7 @@ def estimate(episodes: int) -> Callable[[int, int], str]:
 def watched_episodes(
     console: Console | None, episodes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of an evaluation on a terminal.
+    """Show the progress of an evaluation on a terminal or in a notebook.
 
     Yields:
         A function to call with the number of episodes and of steps played, as often as you like.
