@@ -112,6 +112,15 @@ def learnt(tmp_path, name, seed, *changes):
     return train(config).outcome.evaluation.return_mean
 
 
+@pytest.mark.timeout(300)
+def test_a_short_run_of_gail_learns(tmp_path):
+    """Chance keeps the pole up for some 22 steps."""
+    changes = ("total_steps=49152", "sampler.kind=serial", "env.id=fastrl/CartPole-v1")
+    changes += ("algorithm.learning_rate_schedule=constant", "algorithm.clip_schedule=constant")
+    evaluation = ("evaluation.every_steps=1000000", "evaluation.final_episodes=20")
+    assert learnt(tmp_path, "gail", 0, *changes, *evaluation, "logging.tensorboard=false") > 90
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(5))

@@ -10,13 +10,16 @@ from fastrl.training.metrics import read_rows
 
 pytestmark = pytest.mark.timeout(900)
 
-REACHED_SOON = [("cartpole_ppo", 475), ("cartpole_a2c", 475), ("pendulum_ppo", -300)]
+REACHED_SOON = [
+    *(("cartpole_ppo", 475), ("cartpole_appo", 475), ("cartpole_a2c", 475)),
+    ("pendulum_ppo", -300),
+]
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 REACHED_AT_THE_END = [*REACHED_SOON, ("acrobot_ppo", -100)]
-# A2C needs nearly all its steps, which takes minutes.
+# A2C needs nearly all its steps, which takes minutes; APPO learns in a short run as well.
+LONG = ("cartpole_a2c", "cartpole_appo")
 WITHIN_ITS_STEPS = [
-    pytest.param(*task, marks=pytest.mark.slow if task[0] == "cartpole_a2c" else ())
-    for task in REACHED_SOON
+    pytest.param(*task, marks=pytest.mark.slow if task[0] in LONG else ()) for task in REACHED_SOON
 ]
 # Chance keeps the pole up for some 22 steps. Thirty seeds of PPO reach 119 to 500, and twelve of
 # A2C 210 to 500; which of these a seed reaches depends on the processor and its threads.
@@ -49,6 +52,17 @@ def test_a_short_run_learns_with_every_seed(tmp_path, name, seed):
     assert done.outcome.evaluation.return_mean >= wanted
     first = next(read_rows(done.path / "metrics.jsonl"))
     assert first["return_mean"] is None or first["return_mean"] < 60
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_short_asynchronous_run_learns(tmp_path, seed):
+    changes = ("total_steps=40960", "algorithm.epochs=10", "env.id=fastrl/CartPole-v1")
+    run = (f"seed={seed}", f"run_dir={tmp_path / 'run'}", "sampler.num_env_workers=1")
+    evaluation = ("evaluation.every_steps=1000000", "evaluation.final_episodes=20")
+    done = train(load_config("configs/cartpole_appo.yaml", [*changes, *run, *evaluation]))
+    assert done.outcome.evaluation.return_mean >= 90
+    rows = read_rows(done.path / "metrics.jsonl")
+    assert max(row["policy_lag"] for row in rows if row["kind"] == "training") == 1
 
 
 @pytest.mark.parametrize("seed", SEEDS)
