@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="PageServer")
 
-_NICE = 10
-"""By how much the priority of the server is lower."""
-
 Runs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -99,8 +96,6 @@ def _serve(index: RunIndex, host: str, port: int | None, quiet: bool) -> None:
         if not quiet:
             for line in _hints(server):
                 note(line)
-        # Training comes first where both need a core.
-        os.nice(_NICE)
         server.serve_forever()
 
 

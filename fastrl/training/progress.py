@@ -154,7 +154,7 @@ class Progress:
         table.add_column(style="dim")
         table.add_column()
         bar = ProgressBar(total=self._total_steps, completed=self._steps, width=30)
-        counted = Text(f"{self._steps:,} / {self._total_steps:,}   {self._time_left()} left")
+        counted = Text(f"  {self._steps:,} / {self._total_steps:,}   {self._time_left()} left")
         table.add_row("steps", Group(bar, counted))
         if self._row:
             for label, text in self._rows(self._row).items():

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.config.models import RUNS
-from fastrl.curves import curve_name, curve_of, differences, labels_of, leaves_of, mean_curve
+from fastrl.curves import curve_name, differences, labels_of, leaves_of, mean_curve
 from fastrl.errors import ConfigError
 from fastrl.watch.run_files import directory_below, open_below
 from fastrl.watch.watched_run import VIDEOS, WatchedRun
@@ -27,8 +27,12 @@ _DEEPEST = 4
 """Levels of directories in which runs are looked for."""
 _EVERY_S, _SELDOM_S = 1.0, 10.0
 """Shortest time between two reads: of runs that are being trained, and of the others."""
+_FIND_S = 5.0
+"""Shortest time between two searches for new runs."""
 _POINTS, _FAINT_POINTS = 400, 150
 """Of a curve, and of each seed behind a mean."""
+_MOST_CURVES = 1000
+"""That are kept, of groups of runs."""
 _DIGITS = 6
 _FAULTS_SHOWN = 50
 _KEYS_HIDDEN = {"run_dir"}
@@ -50,11 +54,16 @@ class RunIndex:
         self._places = list(dict.fromkeys(_directory(place) for place in places))
         self._runs: dict[tuple[Path, tuple[str, ...]], WatchedRun] = {}
         self._read_s: dict[str, float] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
         self._groups: dict[str, int] = {}
+        self._families: list[str] = []
+        self._compared: list[tuple[str, float]] = []
+        self._different: dict[str, list[str | None]] = {}
+        self._curves: dict[tuple[int, str, str, str], tuple[Any, dict[str, Any]]] = {}
         self._labels: dict[int, str] = {}
         self._title = ""
         self._lock = threading.RLock()
-        self._looked_s = -math.inf
+        self._looked_s = self._found_s = -math.inf
         self._version = 0
 
     @property
@@ -68,12 +77,16 @@ class RunIndex:
             now_s = time.monotonic()
             if now_s - self._looked_s < _EVERY_S:
                 return
-            has_changed = self._find()
+            has_changed = False
+            if now_s - self._found_s >= _FIND_S:
+                has_changed, self._found_s = self._find(), now_s
             for run in self._runs.values():
                 age_s = now_s - self._read_s.get(run.name, -math.inf)
                 if age_s >= (_EVERY_S if run.state == "running" else _SELDOM_S):
                     self._read_s[run.name] = now_s
-                    has_changed |= run.refresh()
+                    if run.refresh():
+                        self._rows.pop(run.name, None)
+                        has_changed = True
             if has_changed:
                 self._label()
                 self._version += 1
@@ -117,19 +130,15 @@ class RunIndex:
         """
         with self._lock:
             self.refresh()
-            members: dict[int, list[tuple[str, Any]]] = {}
+            members: dict[int, list[WatchedRun]] = {}
             for run in self._ordered():
-                group = self._group(run)
-                curve = curve_of(run.rows.get(kind, ()), metric, over)
-                if len(curve[0]) and (groups is None or group in groups):
-                    order = np.argsort(curve[0], kind="stable")
-                    members.setdefault(group, []).append(
-                        (run.name, (curve[0][order], curve[1][order]))
-                    )
-            return {
-                "version": self._version,
-                "groups": [_drawn(group, found) for group, found in sorted(members.items())],
-            }
+                if groups is None or self._group(run) in groups:
+                    members.setdefault(self._group(run), []).append(run)
+            found = [
+                self._curve(group, runs, (metric, kind, over))
+                for group, runs in sorted(members.items())
+            ]
+            return {"version": self._version, "groups": [each for each in found if each]}
 
     def details(self, name: str) -> dict[str, Any]:
         """Return what is shown of one run alone.
@@ -173,8 +182,11 @@ class RunIndex:
         with self._lock:
             self.refresh()
             runs = [run for run in self._ordered() if run.tree]
-            trees = [dict(leaves_of(run.tree)) for run in runs]
-            keys = {k: v for k, v in differences(trees).items() if k not in _KEYS_HIDDEN}
+            state = [(run.name, run.began_s) for run in runs]
+            if state != self._compared:
+                trees = [dict(leaves_of(run.tree)) for run in runs]
+                self._different, self._compared = differences(trees), state
+            keys = {k: v for k, v in self._different.items() if k not in _KEYS_HIDDEN}
             return {
                 "version": self._version,
                 "runs": [run.name for run in runs],
@@ -200,6 +212,21 @@ class RunIndex:
             root, parts = self._named(name).path_of_video(video)
             return open_below(root, *parts), VIDEOS[Path(video).suffix]
 
+    def _curve(
+        self, group: int, runs: Sequence[WatchedRun], what: tuple[str, str, str]
+    ) -> dict[str, Any]:
+        """Return the curve of a group, which is kept until one of its runs changes."""
+        metric, kind, over = what
+        state = tuple((run.name, run.changes) for run in runs)
+        known = self._curves.get((group, *what))
+        if known is None or known[0] != state:
+            curves = [(run.name, run.curve(metric, kind, over)) for run in runs]
+            known = state, _drawn(group, [each for each in curves if len(each[1][0])])
+            if len(self._curves) >= _MOST_CURVES:
+                self._curves.clear()
+            self._curves[group, *what] = known
+        return known[1]
+
     def _named(self, name: str) -> WatchedRun:
         for run in self._runs.values():
             if run.name == name:
@@ -210,7 +237,7 @@ class RunIndex:
         return sorted(self._runs.values(), key=lambda run: (-run.began_s, run.name))
 
     def _group(self, run: WatchedRun) -> int:
-        return self._groups[_family(run)]
+        return self._groups[run.family]
 
     def _find(self) -> bool:
         """Add new runs and drop those that are gone; return whether there are any."""
@@ -220,7 +247,7 @@ class RunIndex:
         kept = list(found)[:_MOST_RUNS]
         gone = self._runs.keys() - set(kept)
         for key in gone:
-            del self._runs[key]
+            self._rows.pop(self._runs.pop(key).name, None)
         names = {run.name for run in self._runs.values()}
         new = [key for key in kept if key not in self._runs]
         for place, parts in new:
@@ -233,7 +260,10 @@ class RunIndex:
         """Number the groups of runs, and label them by what distinguishes them."""
         families: dict[str, WatchedRun] = {}
         for run in reversed(self._ordered()):
-            families.setdefault(_family(run), run)
+            families.setdefault(run.family, run)
+        if list(families) == self._families:
+            return
+        self._families = list(families)
         names = [_curve_name(run) for run in families.values()]
         self._title, labels = labels_of(names, [run.shared for run in families.values()])
         self._labels = {}
@@ -242,8 +272,14 @@ class RunIndex:
             self._labels[number] = label or self._title or "runs"
 
     def _row(self, run: WatchedRun) -> dict[str, Any]:
+        """Return what the list of runs shows of one, which is kept until the run changes."""
+        if run.name not in self._rows:
+            self._rows[run.name] = self._new_row(run)
+        return self._rows[run.name]
+
+    def _new_row(self, run: WatchedRun) -> dict[str, Any]:
         latest, evaluated = run.latest(), run.latest("final_evaluation") or run.latest("evaluation")
-        curve = curve_of(run.rows.get("training", ()), "return_mean")
+        curve = run.curve("return_mean", "training", "steps")
         return {
             "name": run.name,
             "group": self._group(run),
@@ -312,10 +348,6 @@ def _free_name(place: Path, parts: tuple[str, ...], is_one_of_several: bool, use
     return found
 
 
-def _family(run: WatchedRun) -> str:
-    return json.dumps(run.shared, sort_keys=True) if run.tree else run.name
-
-
 def _curve_name(run: WatchedRun) -> str:
     section = run.section("algorithm")
     algorithm = section.get("name") or section.get("class_path") or "?"
@@ -323,7 +355,12 @@ def _curve_name(run: WatchedRun) -> str:
 
 
 def _drawn(group: int, members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the curve of a group of runs, and those of its runs where there are several."""
+    """Return the curve of a group of runs, and those of its runs where there are several.
+
+    It is empty if no run has a value.
+    """
+    if not members:
+        return {}
     steps, mean, spread = mean_curve([curve for _, curve in members])
     return {
         "group": group,

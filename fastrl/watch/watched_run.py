@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -9,11 +10,12 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from fastrl.config.text import parse_yaml
-from fastrl.curves import shared_keys
+from fastrl.curves import Curve, curve_of, shared_keys
 from fastrl.errors import ConfigError
 from fastrl.json_lines import object_of, row_of
 from fastrl.watch.run_files import GrowingFile, ReplacedFile, directory_below, open_below
@@ -32,6 +34,9 @@ _FRESH_S = 20.0
 _CLOCKS_S = 2.0
 """By which the clock of a file system may differ from that of the system."""
 
+_SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
+"""Where sections of a configuration begin."""
+
 State = Literal["running", "finished", "stopped"]
 
 
@@ -41,10 +46,13 @@ class WatchedRun:
     Attributes:
         name: As it is shown.
         tree: The configuration as it was written; empty if it cannot be read.
+        shared: The keys in which the runs of one curve agree.
+        family: The same as text.
         problem: Why it cannot be read.
         rows: By kind.
         faults: The latest failures of workers, as in ``faults.jsonl``.
         num_faults: The number of all of them.
+        changes: How often something has changed.
         workers: The content of ``workers.json``; empty where there is none.
 
     Args:
@@ -56,10 +64,12 @@ class WatchedRun:
     def __init__(self, root: Path, parts: tuple[str, ...], name: str) -> None:
         self.name, self._root, self._parts = name, root, parts
         self.tree: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
+        self.family = name
         self.problem = ""
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.faults: deque[dict[str, Any]] = deque(maxlen=_MOST_FAULTS)
-        self.num_faults = 0
+        self.num_faults = self.changes = 0
         self.workers: dict[str, Any] = {}
         self._config = ReplacedFile(root, *parts, "config.yaml")
         self._metrics = GrowingFile(root, *parts, "metrics.jsonl")
@@ -68,6 +78,7 @@ class WatchedRun:
         self._summary = ReplacedFile(root, *parts, "summary.json")
         self._lock = ReplacedFile(root, *parts, ".lock")
         self._state: State | None = None
+        self._curves: dict[tuple[str, str, str], Curve] = {}
         self._stride = 1
         self._videos: list[str] = []
 
@@ -81,17 +92,15 @@ class WatchedRun:
             self._refresh_videos(),
             self._refresh_state(),
         ]
+        if any(changes):
+            self.changes += 1
+            self._curves.clear()
         return any(changes)
 
     @property
     def state(self) -> State:
         """Whether it is being trained, has been evaluated at the end, or was stopped before."""
         return self._state or "stopped"
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """The keys in which the runs of one curve agree."""
-        return shared_keys(self.tree)
 
     @property
     def videos(self) -> Sequence[str]:
@@ -107,6 +116,13 @@ class WatchedRun:
         """Return a section of the configuration; empty if there is none."""
         found = self.tree.get(name)
         return found if isinstance(found, dict) else {}
+
+    def curve(self, metric: str, kind: str, over: str) -> Curve:
+        """Return a metric of the rows of a kind, over another one; see `curve_of`."""
+        what = (metric, kind, over)
+        if what not in self._curves:
+            self._curves[what] = curve_of(self.rows.get(kind, ()), metric, over)
+        return self._curves[what]
 
     def latest(self, kind: str = "training") -> Mapping[str, Any]:
         """Return the latest row of a kind; empty before the first."""
@@ -129,10 +145,11 @@ class WatchedRun:
         self.tree, self.problem = {}, ""
         try:
             text = self._config.content.decode()
-            found = parse_yaml(text, f"{self.name}/config.yaml")
-            self.tree = found if isinstance(found, dict) else {}
+            self.tree = _parsed(text, f"{self.name}/config.yaml")
         except (ConfigError, UnicodeDecodeError) as error:
             self.problem = str(error)
+        self.shared = shared_keys(self.tree)
+        self.family = json.dumps(self.shared, sort_keys=True) if self.tree else self.name
         return True
 
     def _refresh_rows(self) -> bool:
@@ -219,6 +236,30 @@ class WatchedRun:
             age_s = datetime.now(UTC).timestamp() - os.fstat(file.fileno()).st_mtime
             return age_s < _FRESH_S
         return False
+
+
+def _parsed(text: str, origin: str) -> dict[str, Any]:
+    """Return the tree of a configuration.
+
+    Reading YAML takes most of the time of a new run. So its sections are read one by one, and those
+    that other runs have as well only once.
+
+    Raises:
+        ConfigError: It is not YAML.
+    """
+    tree: dict[str, Any] = {}
+    try:
+        for section in _SECTION.split(text):
+            tree |= _section(section) or {}
+    except (ConfigError, TypeError, ValueError):
+        found = parse_yaml(text, origin)
+        return found if isinstance(found, dict) else {}
+    return tree
+
+
+@lru_cache(maxsize=2000)
+def _section(text: str) -> Any:
+    return parse_yaml(text, "")
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:

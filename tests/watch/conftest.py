@@ -46,6 +46,7 @@ def serve(monkeypatch):
     """Return a function that serves directories and returns a `Client`."""
     monkeypatch.setattr(run_index, "_EVERY_S", 0.0)
     monkeypatch.setattr(run_index, "_SELDOM_S", 0.0)
+    monkeypatch.setattr(run_index, "_FIND_S", 0.0)
     with ExitStack() as stack:
 
         def serve(*places, host="127.0.0.1"):

@@ -2,7 +2,7 @@
 // All text from runs reaches the page as text, never as HTML.
 "use strict";
 
-const EVERY_MS = { running: 3000, idle: 10000, lost: 5000 };
+const EVERY_MS = { running: 5000, idle: 10000, lost: 5000 };
 const FIRST_CHARTS = [
   "training/return_mean", "evaluation/return_mean", "training/fps", "training/entropy",
   "training/explained_variance", "training/approx_kl", "training/loss",
