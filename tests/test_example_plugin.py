@@ -72,7 +72,9 @@ def test_it_is_installed_listed_trained_and_resumed_from_yaml(tmp_path):
     ]
     (line,) = mistaken[2].splitlines()
     assert mistaken[:2] == [2, ""]
-    assert line.endswith("algorithm.kl_coeff: unknown key; did you mean algorithm.kl_coef?")
+    assert line.endswith(
+        "algorithm.kl_coeff: unknown key; did you mean algorithm.kl_coef? [config]"
+    )
 
     assert (trained[0], resumed[0]) == (0, 0), trained[2] + resumed[2]
     training = [row for row in rows_of(run) if row["kind"] == "training"]
