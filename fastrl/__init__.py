@@ -1,4 +1,4 @@
-"""fastrl samples experience at the speed the machine allows, and trains A2C and PPO on it.
+"""fastrl samples experience at the speed the machine allows, and trains policies on it.
 
 - Custom training loops: `make_vec` builds environments behind gymnasium's vector interface.
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.
