@@ -255,6 +255,8 @@ def record(
     """Write a video of a trained policy, or a dataset of its episodes."""
     if dataset is None and policy is not None:
         raise ConfigError("--policy needs --dataset")
+    if policy is not None and (sampled or trust or checkpoint is not None):
+        raise ConfigError("--sampled, --checkpoint and --trust are for runs, not for --policy")
     if dataset is not None:
         if video is not None:
             raise ConfigError("--video and --dataset exclude each other")

@@ -178,7 +178,7 @@ def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") ->
     """
     differences = []
     for kind in ("observation", "action"):
-        ours, theirs = (leaves(getattr(spec, f"{kind}_space")) | {} for spec in (wanted, found))
+        ours, theirs = (leaves(getattr(spec, f"{kind}_space")) for spec in (wanted, found))
         stored, stored_there = getattr(wanted, kind), getattr(found, kind)
         for path in dict.fromkeys((*ours, *theirs)):
             name = f"{kind} '{path}'" if path else kind

@@ -134,14 +134,16 @@ class FunctionPolicy(Demonstrator):
         if mask is not None and spec.action_mask is not None:
             given[spec.action_mask] = mask
         arrays = {
-            path: given[path].numpy().astype(leaf.dtype) for path, leaf in self._observed.items()
+            path: given[path].cpu().numpy().astype(leaf.dtype)
+            for path, leaf in self._observed.items()
         }
         chosen = [
             self._action(unflatten(spec.observation_space, {k: v[row] for k, v in arrays.items()}))
             for row in range(len(next(iter(arrays.values()))))
         ]
         rows = tuple(np.stack(column) for column in zip(*chosen, strict=True))
-        sampled = map(torch.from_numpy, self._converter.sampled(rows))
+        device = next(iter(observation.values())).device
+        sampled = (torch.from_numpy(leaf).to(device) for leaf in self._converter.sampled(rows))
         return PolicyStep(dict(zip(spec.action, sampled, strict=True)), {}, state)
 
     def _action(self, observation: Any) -> list[Any]:
@@ -184,9 +186,8 @@ class AsPlayed(Demonstrator):
     ) -> None:
         super().__init__()
         self.expert, self._env_spec = expert, env_spec
-        spaces = env_spec.action_space
-        self._played = ActionConverter(spaces, bounds)
-        self._own = ActionConverter(spaces, own_bounds)
+        self._played = ActionConverter(env_spec.action_space, bounds)
+        self._own = ActionConverter(env_spec.action_space, own_bounds)
         self._is_same = not any(spec.dtype.is_floating_point for spec in env_spec.action.values())
 
     def initial_state(self, n: int) -> Tensor:

@@ -259,5 +259,18 @@ def check_sources(config: Config, plan: SamplingPlan) -> None:
         open_checked(path, plan.env_spec, episodes, key)
 
 
+def require_environments(config: Config) -> None:
+    """Reject an algorithm with a sampler of its own, whose speed says nothing of environments.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if config.algorithm.own_sampler is not None:
+        raise ConfigError(
+            f"algorithm.name: sampling is measured without {config.algorithm.name}, which has a "
+            "sampler of its own; add algorithm.name=ppo"
+        )
+
+
 def _checks_numbers(config: Config) -> bool:
     return config.faults.bad_numbers != "skip_update"

@@ -17,7 +17,7 @@ from fastrl.errors import ConfigError
 from fastrl.models.images import image_layouts
 from fastrl.models.inference import build_engine
 from fastrl.models.policy import check_model_class
-from fastrl.sampling.build import env_factory, make_plan, make_sampler
+from fastrl.sampling.build import env_factory, make_plan, make_sampler, require_environments
 from fastrl.sampling.stats import SHARES
 from fastrl.spec import EnvSpec, Topology
 from fastrl.system import machine, usable_cores, versions
@@ -147,6 +147,7 @@ def run_throughput(
     taken("run_throughput", config, Config, "load_config reads one from a file")
     instance("protocol", protocol, Protocol)
     config = config.for_throughput()
+    require_environments(config)
     kind = config.sampler.kind
     if kind == "serial":
         raise ConfigError(

@@ -21,7 +21,7 @@ from fastrl.config import Config
 from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads
-from fastrl.sampling.build import make_plan, make_sampler
+from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.system import torch_threads
 from fastrl.workers.plan import SamplingPlan
 
@@ -279,6 +279,7 @@ def plan_scaling(
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()
+    require_environments(config)
     plan = make_plan(config)
     learn_s, parameter_bytes = _measured_update(config, plan)
     steps = plan.rollout_length * plan.topology.num_envs

@@ -215,10 +215,15 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
     """Check the expert of a run of DAgger, before the run has a directory.
 
     Raises:
-        ConfigError: It is missing or does not fit.
+        ConfigError: It is missing or does not fit, or the sampler runs no expert.
     """
-    if isinstance(config.algorithm, DAggerConfig):
-        load_expert(config, env_spec)
+    if not isinstance(config.algorithm, DAggerConfig):
+        return
+    if config.sampler.kind == "device":
+        raise ConfigError(
+            "sampler.kind: must be process or serial with algorithm.name: dagger, got device"
+        )
+    load_expert(config, env_spec)
 
 
 def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:

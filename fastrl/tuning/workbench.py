@@ -24,7 +24,7 @@ from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.errors import FastrlError
 from fastrl.learning import build_learner
-from fastrl.sampling.build import make_plan, make_sampler
+from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
@@ -244,6 +244,7 @@ class Workbench(Closing):
         limit_s: float = 20.0,
         start_limit_s: float | None = None,
     ) -> None:
+        require_environments(config)
         # Of a cluster, this machine is tuned.
         config = config.model_copy(update={"cluster": None})
         self._config, self._objective, self._limit_s = config, objective, limit_s

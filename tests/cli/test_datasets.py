@@ -51,6 +51,14 @@ def test_wrong_arguments_are_one_line(run, tmp_path):
     for arguments, message in (
         (("record", "CartPole-v1", "--policy", "a:b"), "--policy needs --dataset"),
         (
+            ("record", "CartPole-v1", "--policy", "a:b", "--dataset", "set", "--sampled"),
+            "--sampled, --checkpoint and --trust are for runs",
+        ),
+        (
+            ("throughput", "CartPole-v1", "algorithm.name=bc", "dataset.path=set"),
+            "algorithm.name: sampling is measured without bc",
+        ),
+        (
             ("record", "run", "--video", "a.gif", "--dataset", "set"),
             "--video and --dataset exclude each other",
         ),

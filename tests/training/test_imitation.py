@@ -119,3 +119,26 @@ def test_clones_of_a_trained_policy_reach_500_with_five_seeds(tmp_path):
         for seed in range(5)
     ]  # fmt: skip
     assert np.array_equal(returns, [500.0] * 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_clones_of_halfcheetah_reach_nine_tenths_of_their_expert(tmp_path):
+    """Trains an expert first, which takes most of the time."""
+    expert = train(
+        load_config(
+            os.path.join(CONFIGS, "halfcheetah_v4_ppo_tuned.yaml"),
+            ["env.id=fastrl/HalfCheetah-v5", f"run_dir={tmp_path / 'expert'}"],
+        )
+    )
+    recorded = record_dataset(expert.path, tmp_path / "set", episodes=25)
+    config = load_config(
+        os.path.join(CONFIGS, "cartpole_bc.yaml"),
+        ["env.id=fastrl/HalfCheetah-v5", f"dataset.path={tmp_path / 'set'}", "dataset.episodes=25",
+         f"run_dir={tmp_path / 'clone'}", "model.hidden_sizes=[256, 256]", "total_steps=1150000",
+         "model.normalize_observations=true", "model.log_std_bounds=[-3, 2]",
+         "algorithm.minibatch_size=256", "algorithm.patience=null",
+         "evaluation.every_steps=1150000", "evaluation.final_episodes=20"],
+    )  # fmt: skip
+    clone = train(config)
+    assert clone.outcome.evaluation.return_mean >= 0.9 * recorded.returns.mean()
