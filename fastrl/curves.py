@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def curve_of(rows: Iterable[Mapping[str, Any]], metric: str, over: str = "steps"
     found = [
         (row[over], row[metric])
         for row in rows
-        if _is_number(row.get(metric)) and _is_number(row.get(over))
+        if is_number(row.get(metric)) and is_number(row.get(over))
     ]
     steps, values = np.array(found, np.float64).reshape(-1, 2).T
     return steps, values
@@ -118,7 +118,8 @@ def _short(trees: Sequence[Mapping[str, Any]], key: str) -> str:
     return last if len(alike) == 1 else key
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number that a float can hold, and finite."""
     # Python's integers may be larger than any float.
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 

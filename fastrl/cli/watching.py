@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -116,7 +115,8 @@ def _hints(server: PageServer) -> list[str]:
         return ["all who know this address can use it; the connection is not encrypted"]
     # Client's address and port, then this machine's.
     machine = os.environ.get("SSH_CONNECTION", "").split()[2:3] or [socket.gethostname()]
-    tunnel = f"ssh -L {port}:{server.host}:{port} {getpass.getuser()}@{machine[0]}"
+    user = f"{os.environ['USER']}@" if os.environ.get("USER") else ""
+    tunnel = f"ssh -L {port}:{server.host}:{port} {user}{machine[0]}"
     return [f"from another machine: {tunnel}, then the same address there", "Ctrl-C ends it"]
 
 

@@ -135,7 +135,7 @@ def _faults(found: dict[str, Any]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [Text(f"\nfaults: {found['total']}", style="bold")]
     parts += [
-        Text(f"{str(fault['at'])[:19]} {fault['run']}: {fault['cause']}")
+        Text(f"{fault['at'][:19]} {fault['run']}: {fault['cause']}")
         for fault in found["faults"][:_FAULTS_SHOWN]
     ]
     return parts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.config.models import RUNS
-from fastrl.curves import curve_name, differences, labels_of, leaves_of, mean_curve
+from fastrl.curves import curve_name, differences, is_number, labels_of, leaves_of, mean_curve
 from fastrl.errors import ConfigError
 from fastrl.watch.run_files import directory_below, open_below
 from fastrl.watch.watched_run import VIDEOS, WatchedRun
@@ -65,11 +64,6 @@ class RunIndex:
         self._lock = threading.RLock()
         self._looked_s = self._found_s = -math.inf
         self._version = 0
-
-    @property
-    def places(self) -> Sequence[Path]:
-        """The directories."""
-        return self._places
 
     def refresh(self) -> None:
         """Find new runs and read what has changed, at most once a second."""
@@ -169,11 +163,11 @@ class RunIndex:
         with self._lock:
             self.refresh()
             found = [
-                {"run": run.name, **{key: fault.get(key) for key in _FAULT_KEYS}}
+                {"run": run.name, **{key: str(fault.get(key, "")) for key in _FAULT_KEYS}}
                 for run in self._runs.values()
                 for fault in run.faults
             ]
-            found.sort(key=lambda fault: str(fault["at"]), reverse=True)
+            found.sort(key=lambda fault: fault["at"], reverse=True)
             total = sum(run.num_faults for run in self._runs.values())
             return {"version": self._version, "total": total, "faults": found[:_FAULTS_SHOWN]}
 
@@ -247,7 +241,10 @@ class RunIndex:
         kept = list(found)[:_MOST_RUNS]
         gone = self._runs.keys() - set(kept)
         for key in gone:
-            self._rows.pop(self._runs.pop(key).name, None)
+            name = self._runs.pop(key).name
+            self._rows.pop(name, None)
+            self._read_s.pop(name, None)
+            self._curves.clear()
         names = {run.name for run in self._runs.values()}
         new = [key for key in kept if key not in self._runs]
         for place, parts in new:
@@ -283,13 +280,13 @@ class RunIndex:
         return {
             "name": run.name,
             "group": self._group(run),
-            "env": run.section("env").get("id"),
-            "algorithm": run.section("algorithm").get("name"),
-            "seed": run.tree.get("seed"),
+            "env": str(run.section("env").get("id")),
+            "algorithm": _algorithm(run),
+            "seed": _number(run.tree.get("seed")),
             "state": run.state,
             "problem": run.problem,
             "steps": latest.get("steps", 0),
-            "total_steps": run.tree.get("total_steps"),
+            "total_steps": _number(run.tree.get("total_steps")),
             "wall_s": _number(latest.get("wall_s")),
             "return_mean": _number(latest.get("return_mean")),
             "evaluation": _number(evaluated.get("return_mean")),
@@ -301,7 +298,7 @@ class RunIndex:
         }
 
 
-_FAULT_KEYS = ("at", "worker", "cause", "restarts", "rollout", "step", "remote_traceback")
+_FAULT_KEYS = ("at", "worker", "cause", "remote_traceback")
 
 
 def _directory(place: str | Path) -> Path:
@@ -349,9 +346,12 @@ def _free_name(place: Path, parts: tuple[str, ...], is_one_of_several: bool, use
 
 
 def _curve_name(run: WatchedRun) -> str:
+    return curve_name(str(run.section("env").get("id", run.name)), _algorithm(run))
+
+
+def _algorithm(run: WatchedRun) -> str:
     section = run.section("algorithm")
-    algorithm = section.get("name") or section.get("class_path") or "?"
-    return curve_name(str(run.section("env").get("id", run.name)), str(algorithm))
+    return str(section.get("name") or section.get("class_path") or "?")
 
 
 def _drawn(group: int, members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -390,7 +390,7 @@ def _numbers(values: NDArray[np.float64]) -> list[float]:
 
 
 def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
+    return value if is_number(value) else None
 
 
 def _text(value: object) -> str:

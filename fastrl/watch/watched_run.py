@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastrl.config.text import parse_yaml
-from fastrl.curves import Curve, curve_of, shared_keys
+from fastrl.curves import Curve, curve_of, is_number, shared_keys
 from fastrl.errors import ConfigError
 from fastrl.json_lines import object_of, row_of
 from fastrl.watch.run_files import GrowingFile, ReplacedFile, directory_below, open_below
@@ -28,7 +28,7 @@ _TRAINING = b'{"kind": "training"'
 _MOST_ROWS = 1000
 """Rows of training that are kept; of twice as many, every second one is dropped."""
 _MOST_OTHERS = 20_000
-_MOST_FAULTS = 100
+_MOST_FAULTS, _MOST_CURVES = 100, 100
 _FRESH_S = 20.0
 """Age of the latest row up to which a run of another machine is taken to be running."""
 _CLOCKS_S = 2.0
@@ -79,7 +79,6 @@ class WatchedRun:
         self._lock = ReplacedFile(root, *parts, ".lock")
         self._state: State | None = None
         self._curves: dict[tuple[str, str, str], Curve] = {}
-        self._stride = 1
         self._videos: list[str] = []
 
     def refresh(self) -> bool:
@@ -121,6 +120,8 @@ class WatchedRun:
         """Return a metric of the rows of a kind, over another one; see `curve_of`."""
         what = (metric, kind, over)
         if what not in self._curves:
+            if len(self._curves) >= _MOST_CURVES:
+                self._curves.clear()
             self._curves[what] = curve_of(self.rows.get(kind, ()), metric, over)
         return self._curves[what]
 
@@ -156,7 +157,6 @@ class WatchedRun:
         begins_anew, lines = self._metrics.news()
         if begins_anew:
             self.rows.clear()
-            self._stride = 1
         # A file of many rows is read in part, as reading all of them would take long.
         stride = max(1, sum(line.startswith(_TRAINING) for line in lines) // _MOST_ROWS)
         number = 0
@@ -268,9 +268,7 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(activities, list) or not isinstance(workers, dict):
         return {}
     is_whole = all(isinstance(name, str) for name in activities) and all(
-        isinstance(shares, list)
-        and len(shares) == len(activities)
-        and all(isinstance(share, int | float) for share in shares)
+        isinstance(shares, list) and len(shares) == len(activities) and all(map(is_number, shares))
         for shares in workers.values()
     )
     return found if is_whole else {}

@@ -152,6 +152,9 @@ def test_differences_name_keys_and_values_of_each_run(serve, tmp_path):
         ("metrics.jsonl", "[" * 100_000 + "\n"),
         ("workers.json", '{"activities": ["a"], "workers": {"w": [1, 2]}, "limit_fps": "x"}'),
         ("faults.jsonl", '{"at": {}, "cause": 3}\nnot json\n'),
+        ("faults.jsonl", '{"at": NaN, "worker": NaN}\n'),
+        ("workers.json", '{"activities": ["a"], "workers": {"w": [NaN]}, "limit_fps": NaN}'),
+        ("config.yaml", "env: {id: .nan}\nseed: .nan\ntotal_steps: .inf\n"),
         ("summary.json", ""),
     ],
 )
@@ -162,7 +165,12 @@ def test_damaged_files_are_shown_as_far_as_they_go(serve, tmp_path, file, conten
     client = serve(tmp_path)
     names = [run["name"] for run in client.ask("overview")["runs"]]
     assert sorted(names) == ["a", "b"]
-    for answer in (client.ask("run", run="a"), client.ask("faults"), client.ask("differences")):
+    for answer in (
+        client.ask("overview"),
+        client.ask("run", run="a"),
+        client.ask("faults"),
+        client.ask("differences"),
+    ):
         json.dumps(answer, allow_nan=False)
     assert client.ask("curves", metric="return_mean")["groups"]
 
