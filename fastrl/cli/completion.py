@@ -17,6 +17,7 @@ SHELLS = ("bash", "zsh", "fish")
 _VARIABLE = "_FASTRL_COMPLETE"
 """Set by the shell's script, so that a call of ``fastrl`` prints completions."""
 _RUNS = Path("runs")
+"""That of `fastrl.training.run_directory`, without its imports."""
 
 
 def completion(

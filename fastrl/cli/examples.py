@@ -30,7 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "new": ("fastrl new my_project",),
     "plot": (
         "fastrl plot reach reach-2 --output curves.png",
-        "fastrl plot reach --metric steps_per_s",
+        "fastrl plot reach --metric explained_variance",
     ),
     "plugins": ("fastrl plugins",),
     "pull": (
