@@ -127,10 +127,12 @@ def test_clones_of_halfcheetah_reach_nine_tenths_of_their_expert(tmp_path):
     """Trains an expert first, which takes most of the time."""
     expert = train(
         load_config(
-            os.path.join(CONFIGS, "halfcheetah_v4_ppo_tuned.yaml"),
-            ["env.id=fastrl/HalfCheetah-v5", f"run_dir={tmp_path / 'expert'}"],
+            os.path.join(CONFIGS, "halfcheetah_v4_ppo_cleanrl.yaml"),
+            ["env.id=fastrl/HalfCheetah-v5", f"run_dir={tmp_path / 'expert'}",
+             "sampler.num_envs=8", "sampler.rollout_length=256", "algorithm.minibatch_size=256",
+             "total_steps=400000", "evaluation.enabled=false"],
         )
-    )
+    )  # fmt: skip
     recorded = record_dataset(expert.path, tmp_path / "set", episodes=25)
     config = load_config(
         os.path.join(CONFIGS, "cartpole_bc.yaml"),
