@@ -154,7 +154,8 @@ def test_run_whose_plug_in_is_gone_is_left_as_it_is(write, install, tmp_path, ca
     for command in ("resume", "eval"):
         assert refusal(capsys, command, str(run)) == (
             f"{run}/config.yaml: sampler.kind: no sampler 'calm'; there are dagger, dataset, "
-            "device, process, serial; this run had plug-ins that are not installed: fastrl-theirs 1.5"
+            "device, process, serial; this run had plug-ins that are not installed: "
+            "fastrl-theirs 1.5"
         )
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
