@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -154,8 +154,10 @@ class Progress:
         table.add_column(style="dim")
         table.add_column()
         bar = ProgressBar(total=self._total_steps, completed=self._steps, width=30)
-        counted = Text(f"  {self._steps:,} / {self._total_steps:,}   {self._time_left()} left")
-        table.add_row("steps", Group(bar, counted))
+        counted = Text(f"{self._steps:,} / {self._total_steps:,}   {self._time_left()} left")
+        steps = Table.grid(padding=(0, 2))
+        steps.add_row(bar, counted)
+        table.add_row("steps", steps)
         if self._row:
             for label, text in self._rows(self._row).items():
                 table.add_row(label, text)
