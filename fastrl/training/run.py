@@ -476,7 +476,13 @@ def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkp
     """Return where to resume; None where a run was ended before its first checkpoint."""
     if checkpoint == "last" and not store.names() and not run.has_metrics:
         return None
-    return _load(store, checkpoint)
+    found = _load(store, checkpoint)
+    if not found.state:
+        raise CheckpointError(
+            f"checkpoint {found.name} holds the weights alone, as the run was shared; begin a new "
+            f"run with them: init_from={run.path}"
+        )
+    return found
 
 
 def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:

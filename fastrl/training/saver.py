@@ -227,11 +227,6 @@ def restore(
     """
     about = checkpoint.about
     check_environment(checkpoint, config)
-    if not checkpoint.state:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.name} holds the weights alone, of a run that was shared; "
-            "begin a new run with them: init_from=RUN"
-        )
     try:
         learner.load_state_dict({**checkpoint.state["learner"], "model": checkpoint.model})
         # Checkpoints of earlier versions lack extensions and latest episodes.
