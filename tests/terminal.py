@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Mapping
 
 _SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
@@ -81,10 +82,18 @@ class Terminal:
         command: What to start.
         columns: Width of the terminal.
         rows: Its height.
+        env: Its environment; that of the tests by default.
         **options: See `subprocess.Popen`.
     """
 
-    def __init__(self, command: list[str], columns: int, rows: int, **options: object) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        columns: int,
+        rows: int,
+        env: Mapping[str, str] = os.environ,
+        **options: object,
+    ) -> None:
         self.ours, self.theirs = pty.openpty()
         size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, size)
@@ -97,6 +106,8 @@ class Terminal:
             stdout=self.theirs,
             stderr=self.theirs,
             start_new_session=True,
+            # Sizes that what runs the tests has exported are another terminal's.
+            env={k: v for k, v in env.items() if k not in ("COLUMNS", "LINES")},
             **options,
         )
 

@@ -68,8 +68,6 @@ def terminal():
     def start(script, rows=12):
         command = [sys.executable, "-c", textwrap.dedent(script)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-        # Sizes that what runs the tests has exported are another terminal's.
-        environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
         started.append(Terminal(command, 40, rows, cwd=ROOT, env=environment))
         return started[-1]
 

@@ -17,6 +17,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fastrl convert hyperparams/ppo.yml CartPole-v1 --output cartpole.yaml",
         "fastrl convert ppo.yml atari --env ALE/Breakout-v5 > breakout.yaml",
     ),
+    "dataset": (
+        "fastrl dataset datasets/cartpole",
+        "fastrl dataset datasets/cartpole --picture returns.png",
+    ),
     "doctor": ("fastrl doctor", "fastrl doctor --json"),
     "envs": ("fastrl envs", "fastrl envs CartPole", "fastrl envs --all"),
     "eval": (
@@ -28,6 +32,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fastrl export reach --format onnx --output reach.onnx",
     ),
     "new": ("fastrl new my_project",),
+    "play": ("fastrl play reach", "fastrl play CartPole-v1", "fastrl play reach --page"),
     "plot": (
         "fastrl plot reach reach-2 --output curves.png",
         "fastrl plot reach --metric explained_variance",
@@ -41,7 +46,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fastrl push reach someone/reach --private",
         "fastrl push runs/reach ./shared/reach --checkpoint last",
     ),
-    "record": ("fastrl record reach", "fastrl record reach --video reach.gif --episodes 3"),
+    "record": (
+        "fastrl record reach",
+        "fastrl record reach --video reach.gif --episodes 3",
+        "fastrl record reach --dataset datasets/reach --episodes 100",
+    ),
     "resume": ("fastrl resume reach", "fastrl resume reach total_steps=2e6"),
     "sweep": (
         "fastrl sweep configs/cartpole_ppo.yaml --seeds 0:5",
@@ -60,6 +69,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fastrl tune CartPole-v1 --budget 60s",
         "fastrl tune configs/cartpole_ppo.yaml --objective train_fps --write",
     ),
+    "watch": ("fastrl watch", "fastrl watch reach reach-2", "fastrl watch runs --terminal"),
 }
 """By the command's name."""
 

@@ -98,7 +98,7 @@ def test_text_on_a_terminal_is_renewed_and_remains_at_the_end(runs):
     path = runs / "now"
     make_run(path, rows_of(0)[:30], running=True, total_steps=60_000)
     command = [sys.executable, "-m", "fastrl", "watch", str(runs), "--terminal"]
-    terminal = Terminal(command, 80, 50, env=os.environ)
+    terminal = Terminal(command, 80, 50)
     try:
         terminal.wait_for("●  now")
         terminal.wait_for("50%")
