@@ -128,8 +128,10 @@ class NodeRanks(Closing):
         if most != "all":
             found = found[: most - 1]
         if self._settings.elastic:
-            while self._config.topology.num_envs % (len(found) + 1):
-                _LOGGER.warning("cluster.elastic: sampler.num_envs leaves %s idle", found.pop())
+            total, unit = self._config.topology.num_envs, self._config.sampler.unit
+            while found and total % (unit * (len(found) + 1)):
+                idle = found.pop().host
+                _LOGGER.warning("%s is idle: sampler.num_envs does not divide among all", idle)
         return found
 
     def _prepare(self, nodes: list[Node], actors: list[Any], follow: Follow) -> None:

@@ -185,6 +185,11 @@ class SamplerConfig(Section):
     )
 
     @property
+    def unit(self) -> int:
+        """Of how many environments the part of each rank is a multiple."""
+        return self.envs_per_worker or self.groups
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """The devices as a tuple, also where the configuration names a single one."""
         return (self.device,) if isinstance(self.device, str) else self.device

@@ -78,7 +78,7 @@ def own_part(config: Config, ranks: Ranks) -> Config:
     if ranks.size == 1:
         return config
     sampler, size, total = config.sampler, ranks.size, config.topology.num_envs
-    unit = sampler.envs_per_worker or sampler.groups
+    unit = sampler.unit
     if total % (size * unit):
         by = f"the number of ranks ({size})"
         if unit > 1:
