@@ -94,7 +94,10 @@ def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int = UPDATES) -
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [*((name, 2) for name in RUNS), ("ppo", 4), pytest.param("a2c", 4, marks=pytest.mark.slow)],
+    [
+        *((name, 2) for name in RUNS),
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("ppo", "a2c")),
+    ],
 )
 def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size):
     config, spec = RUNS[name]

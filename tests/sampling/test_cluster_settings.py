@@ -25,7 +25,7 @@ def plan():
             r"cluster\.address: must be local, auto or host:port, got 'head'",
         ),
         ({"address": "127.0.0.1:1"}, {}, r"cluster\.address: nothing answers at 127\.0\.0\.1:1"),
-        ({"mode": "gradients"}, {}, r"cluster\.mode: .* torchrun"),
+        ({"mode": "gradients"}, {}, r"cluster\.mode: .* the whole cluster needs rollouts"),
         ({}, {"kind": "serial"}, r"sampler\.kind: must be process with cluster, got 'serial'"),
     ],
 )

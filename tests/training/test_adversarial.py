@@ -57,6 +57,7 @@ def test_episodes_that_end_in_the_absorbing_state_are_not_shortened(tmp_path, na
     assert ignored[-1] < 0.5 * STEPS
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_exactly(tmp_path):
     keys = ("total_steps=3072", "checkpoint.every_steps=512", "checkpoint.keep_last=9")
     whole = run_of(tmp_path, "gail", *keys, f"run_dir={tmp_path / 'whole'}")

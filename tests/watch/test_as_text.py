@@ -69,7 +69,8 @@ def test_json_has_every_run(runs, capsys):
 def test_a_directory_that_is_missing_is_one_line(capsys, tmp_path):
     assert cli.main(["watch", str(tmp_path / "nothing")]) == 2
     assert re.fullmatch(
-        r"fastrl: error: '\S+/nothing' is not a directory of runs\n", capsys.readouterr().err
+        r"fastrl: error: '\S+/nothing' is not a directory of runs \[config\]\n",
+        capsys.readouterr().err,
     )
 
 
