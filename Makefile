@@ -30,7 +30,7 @@ test: $(INSTALLED)
 	@echo "== lint" && $(BIN)/ruff check --quiet .
 	@echo "== types" && $(BIN)/mypy --no-error-summary
 	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
-	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m ray tests/cluster
+	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m "ray and not slow" tests/cluster
 	@echo "== notebooks" && $(BIN)/python -m pytest -q -m notebook tests/test_notebooks.py
 
 docs: $(INSTALLED)

@@ -117,6 +117,7 @@ def test_learners_on_all_nodes_learn_what_one_learns(raylets, nodes, start):
     wait_until(lambda: not any(map(psutil.Process.is_running, [*learners, *workers])))
 
 
+@pytest.mark.slow
 def test_learners_continue_without_one_that_died_if_they_may(raylets, nodes, start):
     many = start("elastic", *gradients(raylets, "cluster.elastic=true", "total_steps=40000"))
     many.trains()
@@ -125,6 +126,7 @@ def test_learners_continue_without_one_that_died_if_they_may(raylets, nodes, sta
     assert many.steps >= 40_000
 
 
+@pytest.mark.slow
 def test_learners_end_saved_with_one_that_died(raylets, nodes, start):
     many = start("many", *gradients(raylets, "total_steps=100000000"))
     many.trains()
