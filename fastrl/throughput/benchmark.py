@@ -101,7 +101,7 @@ class Report:
             )
             rows["sampling efficiency"] = f"{found.efficiency:.1%}"
         for woken, median_us in found.hand_over_us.items():
-            rows[f"hand-over to {woken.replace('-', ' ')}"] = f"{median_us:.0f} µs median"
+            rows[f"handoff to {woken.replace('-', ' ')}"] = f"{median_us:.0f} µs median"
         rows["machine"] = f"{machine()['cpu']}, {machine()['cores']} cores"
         for label, value in rows.items():
             table.add_row(label, value)

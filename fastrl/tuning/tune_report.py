@@ -175,7 +175,7 @@ def find_bottleneck(candidate: Candidate, notes: Notes) -> str:
     """Return in a line what takes most of a candidate's time, and what would help.
 
     Env workers that wait for model workers wait for the inference; as far as the model workers
-    wait as well, both wait for the hand-over. Without ``notes`` the line is empty.
+    wait as well, both wait for the handoff. Without ``notes`` the line is empty.
     """
     if "env-worker" not in notes.shares:
         return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -191,8 +190,6 @@ def test_without_the_package_a_folder_is_offered(run, monkeypatch, capsys):
 
 @pytest.fixture
 def hub():
-    if importlib.util.find_spec("huggingface_hub") is None:
-        pytest.skip("needs huggingface_hub")
     with hub_stub(TOKEN) as stub:
         yield stub
 
