@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 from hypothesis import settings
@@ -30,6 +31,16 @@ def _files_of_the_user_go_with_what_the_tests_leave(tmp_path_factory):
         patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_temporary_files_are_forgotten(tmp_path_factory):
+    before = set(sys.modules)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in sys.modules.keys() - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+            del sys.modules[name]
 
 
 @pytest.fixture

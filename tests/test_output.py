@@ -23,7 +23,7 @@ def throughput_report():
     found = Measurement(
         start_s=1.5, frames=123_456_789, fps=[1_234_567.0] * 3, limits=[Limit(2, 1e-6, 1e-6)] * 3,
         shares={"env-worker-0": {"stepping": 0.6, "inference": 0.1, "waiting": 0.2}},
-        hand_over_us={"env-worker": 12.0}, memory={"env-worker-0": Memory(123.0, 45.0)},
+        handoff_us={"env-worker": 12.0}, memory={"env-worker-0": Memory(123.0, 45.0)},
     )  # fmt: skip
     topology = Topology(1024, 16, 8, 2)
     policy = "conv net + 64×64 tanh, auto engine"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -84,8 +83,6 @@ def install(tmp_path, monkeypatch):
 
     yield install
     registry._load_plugins.cache_clear()
-    for each in tmp_path.glob("*.py"):
-        sys.modules.pop(each.stem, None)
 
 
 THEIRS = """

@@ -227,7 +227,7 @@ class ClusterSampler(Sampler):
         if details and not self._closed:
             for member, found in self._asked("stats"):
                 memory |= {f"{member.seat.name}/{name}": m for name, m in found.memory.items()}
-                latencies |= found.hand_over_us
+                latencies |= found.handoff_us
         return SamplerStats.of_counters(time.monotonic_ns(), workers, counters, latencies, memory)
 
     def pause(self, timeout_s: float = 120.0) -> None:

@@ -126,7 +126,7 @@ class DeviceSampler(BaseSampler):
         """See `Sampler`."""
         self.start()
         assert self._here is not None
-        self._watch.charge(Counter.HAND_OVER_NS)
+        self._watch.charge(Counter.HANDOFF_NS)
         index, num_envs = self._next_rollout, self.topology.num_envs
         generator = self._generator(
             self._plan.policy_generator(self.topology.first_env, index).initial_seed()

@@ -119,13 +119,13 @@ class SerialSampler(TableSampler):
     def _infer(self, policy: int, bank: int, t: int, group: int) -> None:
         slots = self.topology.group_slots(policy, group)
         watch = self._watches[self.topology.env_workers_of(policy)[0]]
-        watch.charge(Counter.HAND_OVER_NS)
+        watch.charge(Counter.HANDOFF_NS)
         self._policies[policy].serve([PolicyRequest(bank, t, slots.start, slots.stop)])
         watch.charge(Counter.INFERENCE_NS)
 
     def _step(self, worker: int, bank: int, t: int, group: int) -> None:
         watch = self._watches[worker]
-        watch.charge(Counter.HAND_OVER_NS)
+        watch.charge(Counter.HANDOFF_NS)
         ended = self._steppers[worker].step(bank, t, group)
         watch.charge(Counter.STEPPING_NS)
         watch.row[Counter.ENV_STEPS] += self.topology.envs_per_group

@@ -18,7 +18,7 @@ SHARES = {
     "stepping": "stepping_ns",
     "inference": "inference_ns",
     "waiting": "waiting_ns",
-    "hand-over": "hand_over_ns",
+    "handoff": "handoff_ns",
 }
 """The activities of workers and their attributes of `SamplerStats`."""
 
@@ -61,13 +61,13 @@ class SamplerStats:
         stepping_ns: Stepping and resetting environments.
         inference_ns: Running the policy.
         waiting_ns: Waiting.
-        hand_over_ns: Exchanging requests and actions.
+        handoff_ns: Exchanging requests and actions.
         checking_ns: The finite check; not among `SHARES`.
         inferred_frames: Observations that the policy has processed.
         inference_calls: Calls of the policy.
         ending_steps: Steps of a group of environments in which an episode ended.
         ending_steps_ns: Their time, a part of ``stepping_ns``.
-        hand_over_us: Detail: median handoff latency in microseconds, from post to wake-up, by the
+        handoff_us: Detail: median handoff latency in microseconds, from post to wake-up, by the
             kind of the woken worker; empty if env workers run the policy.
         memory: Detail: by process.
     """
@@ -79,13 +79,13 @@ class SamplerStats:
     stepping_ns: Counts
     inference_ns: Counts
     waiting_ns: Counts
-    hand_over_ns: Counts
+    handoff_ns: Counts
     checking_ns: Counts
     inferred_frames: Counts
     inference_calls: Counts
     ending_steps: Counts
     ending_steps_ns: Counts
-    hand_over_us: Mapping[str, float] = field(default_factory=dict)
+    handoff_us: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, Memory] = field(default_factory=dict)
 
     @classmethod
@@ -94,12 +94,12 @@ class SamplerStats:
         time_ns: int,
         workers: tuple[str, ...],
         counters: Counts,
-        hand_over_us: Mapping[str, float] | None = None,
+        handoff_us: Mapping[str, float] | None = None,
         memory: Mapping[str, Memory] | None = None,
     ) -> Self:
         """Return the stats of a snapshot of counters, ``[workers, Counter] int64``."""
         counts: dict[str, Any] = {name: counters[:, column] for name, column in _COUNTS.items()}
-        return cls(time_ns, workers, **counts, hand_over_us=hand_over_us or {}, memory=memory or {})
+        return cls(time_ns, workers, **counts, handoff_us=handoff_us or {}, memory=memory or {})
 
     @property
     def frames(self) -> int:

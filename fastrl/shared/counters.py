@@ -24,7 +24,7 @@ class Counter(IntEnum):
     STEPPING_NS = 3
     WAITING_NS = 4
     INFERENCE_NS = 5
-    HAND_OVER_NS = 6
+    HANDOFF_NS = 6
     INFERRED_FRAMES = 7
     INFERENCE_CALLS = 8
     LATENCIES = 9

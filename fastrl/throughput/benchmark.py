@@ -69,7 +69,7 @@ class Report:
             "efficiency": found.efficiency,
             "start_s": found.start_s,
             "time_shares": found.shares,
-            "hand_over_us": found.hand_over_us,
+            "handoff_us": found.handoff_us,
             "memory_mib": {name: asdict(memory) for name, memory in found.memory.items()},
             "machine": machine(),
             "versions": versions(),
@@ -100,7 +100,7 @@ class Report:
                 f"env + {limit.t_policy_s * 1e6:.2f} µs policy))"
             )
             rows["sampling efficiency"] = f"{found.efficiency:.1%}"
-        for woken, median_us in found.hand_over_us.items():
+        for woken, median_us in found.handoff_us.items():
             rows[f"handoff to {woken.replace('-', ' ')}"] = f"{median_us:.0f} µs median"
         rows["machine"] = f"{machine()['cpu']}, {machine()['cores']} cores"
         for label, value in rows.items():

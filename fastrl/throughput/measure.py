@@ -60,7 +60,7 @@ class Measurement:
         fps: Frames per second of each window.
         limits: The limit measured next to each window; empty if it was not measured.
         shares: Per worker, share of the windows' time by activity.
-        hand_over_us: Median latencies of handoffs in microseconds, by the worker that was woken.
+        handoff_us: Median latencies of handoffs in microseconds, by the worker that was woken.
         memory: Per process.
     """
 
@@ -69,7 +69,7 @@ class Measurement:
     fps: list[float] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
-    hand_over_us: dict[str, float] = field(default_factory=dict)
+    handoff_us: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Memory] = field(default_factory=dict)
 
     @property
@@ -130,7 +130,7 @@ def measure(
     result.fps = [window.steps_per_s for window in windows]
     spent = sum(windows[1:], start=windows[0])
     result.frames, result.shares = spent.frames, spent.time_shares
-    result.hand_over_us = dict(details.hand_over_us)
+    result.handoff_us = dict(details.handoff_us)
     return result
 
 

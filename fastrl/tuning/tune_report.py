@@ -29,7 +29,7 @@ _ADVICE = {
     "('fastrl envs' lists compiled ones), would be faster",
     "inference": "a smaller network, a GPU, or on a CPU that has it sampler.engine=bfloat16 "
     "for conv nets would help",
-    "hand-over": "more environments per worker, or sampler.num_model_workers=0, would help",
+    "handoff": "more environments per worker, or sampler.num_model_workers=0, would help",
     "learner": "sampler.mode=async hides sampling behind learning; fewer algorithm.epochs, larger "
     "minibatches or a GPU for algorithm.device would help",
 }
@@ -186,11 +186,11 @@ def find_bottleneck(candidate: Candidate, notes: Notes) -> str:
     sampling = 1.0 - notes.learner_share
     parts = {"learner": notes.learner_share, "env stepping": stepper["stepping"] * sampling}
     if candidate.num_model_workers and "model-worker" in notes.shares:
-        held_up = (stepper["waiting"] + stepper["hand-over"]) * sampling
+        held_up = (stepper["waiting"] + stepper["handoff"]) * sampling
         computing = server["inference"] / max(1e-9, server["inference"] + server["waiting"])
-        parts |= {"inference": held_up * computing, "hand-over": held_up * (1 - computing)}
+        parts |= {"inference": held_up * computing, "handoff": held_up * (1 - computing)}
     else:
-        parts |= {name: stepper[name] * sampling for name in ("inference", "hand-over")}
+        parts |= {name: stepper[name] * sampling for name in ("inference", "handoff")}
     name = max(parts, key=lambda part: parts[part])
     advice = _ADVICE[name]
     if name == "inference" and candidate.engine == "bfloat16":

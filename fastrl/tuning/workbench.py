@@ -158,7 +158,7 @@ class _Rig:
         cores, idle_s = usable_cores(), 0.0
         if self._is_async:
             # Workers that waited for a core count as busy, so this is the least idle time.
-            busy_ns = spent.stepping_ns + spent.inference_ns + spent.hand_over_ns
+            busy_ns = spent.stepping_ns + spent.inference_ns + spent.handoff_ns
             idle_s = max(0.0, cores * spent_s - float(busy_ns.sum()) / 1e9 - learnt_s)
         in_parallel = min(self._topology.num_env_workers, cores)
         usual_s = resets.usual_s(spent_s, spent, in_parallel, idle_s)

@@ -97,7 +97,7 @@ class _Loop(ABC):
     def begin(self, rollout: int) -> None:
         """Wait until the bank is free, and write the first observations."""
         handoff, watch = self._handoff, self._watch
-        watch.charge(Counter.HAND_OVER_NS)
+        watch.charge(Counter.HANDOFF_NS)
         self._rest()
         while handoff.permitted[0] <= rollout:
             handoff.pause(self._permit, self._context.plan.spins)
@@ -249,7 +249,7 @@ class _WithModelWorker(_Loop):
         first = at.group
         for t in range(at.t, self._length):
             for group in range(first, len(self._groups)):
-                self._watch.charge(Counter.HAND_OVER_NS)
+                self._watch.charge(Counter.HANDOFF_NS)
                 row = self._rows[group]
                 if not (self._signals[group].try_wait() and answered[row] == self._asked[group]):
                     self._wait(group, row)

@@ -80,7 +80,7 @@ class _Inbox:
         # In this order: once model workers are paused, env workers send no more requests.
         paused, ready = handoff.models_paused[0], self._ready()
         if not ready:
-            self.watch.charge(Counter.HAND_OVER_NS)
+            self.watch.charge(Counter.HANDOFF_NS)
             while not ready:
                 if paused:
                     handoff.rest(handoff.models_paused, self._doorbell, self.watch)
@@ -91,7 +91,7 @@ class _Inbox:
             woken_ns = self.watch.charge(Counter.WAITING_NS)
             for position in ready:
                 self.watch.record_latency(handoff.requested_ns[self._rows[position]], woken_ns)
-        self.watch.charge(Counter.HAND_OVER_NS)
+        self.watch.charge(Counter.HANDOFF_NS)
         return [(position, self._request(position)) for position in ready]
 
     def drain_doorbell(self) -> None:

@@ -46,8 +46,6 @@ def test_project_trains_and_uses_its_policy(project, monkeypatch, capsys):
     assert "0: " in capsys.readouterr().out
     assert main(["record", "first", "--video", "episode.gif"]) == 0
     assert Path("episode.gif").stat().st_size
-    for name in ("reach", "bonus"):
-        sys.modules.pop(name, None)
 
 
 def test_existing_files_stay(project, capsys):

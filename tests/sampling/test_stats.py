@@ -52,20 +52,20 @@ def test_a_sampler_of_which_only_plain_data_is_seen_is_measured():
 
 
 @pytest.mark.parametrize("models", [0, 1])
-def test_details_name_every_process_and_both_ends_of_a_hand_over(models):
+def test_details_name_every_process_and_both_ends_of_a_handoff(models):
     with ProcessSampler(make_plan(Topology(4, 2, models), 8), weights(1)) as sampler:
         assert sampler.stats().frames == 0
         known = {"env-worker", "model-worker"} if models else set()
         rollouts, found = 0, sampler.stats()
         # A worker that never had to wait has no latency.
-        while rollouts == 0 or (set(found.hand_over_us) != known and rollouts < 100):
+        while rollouts == 0 or (set(found.handoff_us) != known and rollouts < 100):
             sampler.collect()
             rollouts += 1
             brief, found = sampler.stats(), sampler.stats(details=True)
-        assert set(found.hand_over_us) == known
+        assert set(found.handoff_us) == known
         assert found.memory.keys() == sampler.pids().keys() == set(found.workers)
     assert not brief.memory
-    assert not brief.hand_over_us
+    assert not brief.handoff_us
     assert all(each.rss_mib >= each.unique_mib > 0 for each in found.memory.values())
     # What was done stays known.
     assert sampler.stats().frames == 8 * 8 * rollouts

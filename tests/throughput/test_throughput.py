@@ -93,7 +93,7 @@ def test_every_process_is_accounted_for(report):
         assert sum(shares.values()) == pytest.approx(1)
     assert found["time_shares"]["model-worker-0"]["stepping"] == 0
     assert found["time_shares"]["env-worker-0"]["stepping"] > 0
-    assert set(found["hand_over_us"]) == {"env-worker", "model-worker"}
+    assert set(found["handoff_us"]) == {"env-worker", "model-worker"}
 
 
 def test_meter_agrees_with_the_counters():

@@ -1,7 +1,7 @@
 """Machines that exist on paper only: how fast each candidate would be there, and how noisily.
 
 `machine` draws one from a model of what sampling costs: stepping, inference with its fixed part,
-hand-over, caches and cores that are shared. Others are made to mislead.
+handoff, caches and cores that are shared. Others are made to mislead.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Costs:
         step: Of one environment.
         call: Fixed part of inferring a batch.
         frame: Of inferring one frame more.
-        hand_over: From a worker to another.
+        handoff: From a worker to another.
         round: Of a worker, for every batch of its own.
         cache: Environments that fit into a core's cache; more make steps slower.
         gpu_call: As ``call``, on a GPU.
@@ -115,7 +115,7 @@ class Costs:
     step: float
     call: float
     frame: float
-    hand_over: float = 30e-6
+    handoff: float = 30e-6
     round: float = 10e-6
     cache: float = 1e9
     gpu_call: float = 150e-6
@@ -155,7 +155,7 @@ def _served_cycle(
     if on_gpu:
         call, frame = costs.gpu_call, costs.gpu_frame
     inference = c.groups * call + frame * frames
-    waiting = 2 * c.groups * costs.hand_over
+    waiting = 2 * c.groups * costs.handoff
     if c.groups == 1:
         cycle = stepping + inference + waiting
     else:
@@ -174,7 +174,7 @@ def machine(seed: int) -> Surface:
         step=10 ** rng.uniform(-6.3, -3),
         call=10 ** rng.uniform(-5, -3.3),
         frame=10 ** rng.uniform(-6.3, -4),
-        hand_over=10 ** rng.uniform(-5, -4),
+        handoff=10 ** rng.uniform(-5, -4),
         round=10 ** rng.uniform(-5.3, -4.3),
         cache=10 ** rng.uniform(1.5, 3),
         most_envs=10 ** rng.uniform(3.2, 4.5),

@@ -151,12 +151,12 @@ def test_pictures_of_a_default_that_fails_name_what_ratios_are_relative_to(tmp_p
     assert len(plots.plot_tuning(report, tmp_path)) == 3
 
 
-def shares(stepping=0.0, inference=0.0, waiting=0.0, hand_over=0.0):
+def shares(stepping=0.0, inference=0.0, waiting=0.0, handoff=0.0):
     return {
         "stepping": stepping,
         "inference": inference,
         "waiting": waiting,
-        "hand-over": hand_over,
+        "handoff": handoff,
     }
 
 
@@ -165,7 +165,7 @@ def shares(stepping=0.0, inference=0.0, waiting=0.0, hand_over=0.0):
     [
         (Candidate(8, 2), {"shares": {"env-worker": shares(0.7, 0.3)}}, "env stepping"),
         (Candidate(8, 2), {"shares": {"env-worker": shares(0.3, 0.6, 0, 0.1)}}, "inference"),
-        (Candidate(1, 2), {"shares": {"env-worker": shares(0.2, 0.3, 0, 0.5)}}, "hand-over"),
+        (Candidate(1, 2), {"shares": {"env-worker": shares(0.2, 0.3, 0, 0.5)}}, "handoff"),
         (
             Candidate(8, 2),
             {"shares": {"env-worker": shares(0.7, 0.3)}, "learner_share": 0.8},
@@ -179,7 +179,7 @@ def shares(stepping=0.0, inference=0.0, waiting=0.0, hand_over=0.0):
         (
             Candidate(8, 2, 1),
             {"shares": {"env-worker": shares(0.2, 0, 0.8), "model-worker": shares(0, 0.1, 0.9)}},
-            "hand-over",
+            "handoff",
         ),
     ],
 )

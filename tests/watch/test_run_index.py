@@ -113,7 +113,7 @@ def test_many_rows_are_thinned_evenly_and_evaluations_are_kept(serve, tmp_path):
 def test_workers_speed_and_limit_of_a_run(serve, tmp_path):
     make_run(tmp_path / "a")
     run = serve(tmp_path).ask("run", run="a")
-    assert run["activities"] == ["stepping", "inference", "waiting", "hand-over"]
+    assert run["activities"] == ["stepping", "inference", "waiting", "handoff"]
     assert run["workers"]["env-worker-0"] == [0.52, 0.21, 0.24, 0.03]
     assert run["limit_fps"] == 2900.0
     assert 1900 <= run["fps"] <= 2100

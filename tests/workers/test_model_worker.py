@@ -15,15 +15,15 @@ from tests.sampling.counting import make_plan
 
 def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     plan = make_plan(Topology(2, 2, 1, 2), 3)
-    hand_over = Handoff(plan.topology)
+    handoff = Handoff(plan.topology)
     names = ("env-worker-0", "env-worker-1", "model-worker-0")
     table = Table(plan.schema, 3, plan.topology.num_envs)
-    context = WorkerContext(plan, table, None, CounterBoard(names), hand_over)
+    context = WorkerContext(plan, table, None, CounterBoard(names), handoff)
     requests, groups = 4000, range(4)
     for row in groups:
-        hand_over.requested[row] = requests
+        handoff.requested[row] = requests
         for _ in range(requests):
-            hand_over.doorbells[0].post()
+            handoff.doorbells[0].post()
 
     def work():
         with contextlib.suppress(StopRequestedError):
@@ -32,12 +32,12 @@ def test_rings_of_a_worker_that_never_waits_do_not_pile_up():
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        wait_until(lambda: hand_over.answered[0] > 40)
-        rang = hand_over.doorbells[0].try_wait()
-        done = hand_over.answered[0]
-        wait_until(lambda: all(hand_over.answered[row] == requests for row in groups))
+        wait_until(lambda: handoff.answered[0] > 40)
+        rang = handoff.doorbells[0].try_wait()
+        done = handoff.answered[0]
+        wait_until(lambda: all(handoff.answered[row] == requests for row in groups))
     finally:
-        hand_over.stop()
+        handoff.stop()
         worker.join()
     assert done < requests, "it was not looked at while it was busy"
     assert not rang
