@@ -183,7 +183,6 @@ class KnownLossEngine(GradientEngine):
         self.forward(torch.zeros(1, dtype=torch.int64))
         self.backward()
 
-    @torch.no_grad()
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the metrics of a minibatch, ``[6] float64``."""
         if own:
@@ -194,11 +193,12 @@ class KnownLossEngine(GradientEngine):
         if self._categorical or self._middle_and_half is None:
             self._compute(index, self._log_std, metrics)
             return metrics
-        log_std = self._model.distribution.bounded_log_std()
-        self._compute(index, log_std, metrics)
         middle, half = self._middle_and_half
         assert self._log_std.grad is not None
-        self._log_std.grad.mul_(1 - ((log_std - middle) / half).square())
+        with torch.no_grad():
+            log_std = self._model.distribution.bounded_log_std()
+            self._compute(index, log_std, metrics)
+            self._log_std.grad.mul_(1 - ((log_std - middle) / half).square())
         return metrics
 
     @abstractmethod

@@ -100,7 +100,6 @@ class Optimizer(ABC):
     def __init__(self, parameters: FlatParameters, weight_decay: float, **state: Tensor) -> None:
         self._parameters, self._weight_decay, self._state = parameters, weight_decay, state
 
-    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Take one step along ``FlatParameters.gradient``."""
         if self._weight_decay:

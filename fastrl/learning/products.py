@@ -41,7 +41,7 @@ def _block(rows: int, registers: int) -> Any:
             for column in columns
         ]
         sums = [
-            cgutils.alloca_once_value(builder, lanes.emit_load(builder, target))
+            cgutils.alloca_once_value(builder, lanes.emit_load(builder, target))  # type: ignore[no-untyped-call]
             for target in targets
         ]
         with cgutils.for_range(builder, terms) as loop:

@@ -250,6 +250,7 @@ class SequenceGradientEngine(KnownLossEngine):
         assert batch.sequences is not None
         self._sequences = batch.sequences
 
+    @torch.no_grad()
     def _compute(self, index: Tensor, log_std: Tensor, metrics: Tensor) -> None:
         self._evaluate(index)
         actor, critic = self._towers[0], self._towers[-1]
