@@ -81,5 +81,7 @@ class WorkerTimes:
         learnt_steps = max(row["fps"] * spent.time_ns / 1e9, 1.0)
         busy_s["training"] = busy_s["policy"] + learning_ns / learnt_steps / 1e9
         # Processes that wait for a core are no reason for a limit below what was reached.
-        reached = {"environment": 0.0, "policy": row["sampling_fps"], "training": row["fps"]}
-        return {name: float(max(self._cores / busy_s[name], reached[name])) for name in busy_s}
+        training = max(self._cores / busy_s["training"], float(row["fps"]))
+        policy = max(self._cores / busy_s["policy"], float(row["sampling_fps"]), training)
+        environment = max(self._cores / busy_s["environment"], policy)
+        return {"environment": environment, "policy": policy, "training": training}
