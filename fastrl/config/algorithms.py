@@ -95,8 +95,8 @@ class LearnerConfig(Section):
     device: Device = "cpu"
     """Where gradients are computed."""
     torch_threads: Few | Literal["auto"] = "auto"
-    """Threads of torch that learn on the CPU; auto is one per usable core where there are images,
-    else a single one."""
+    """Threads that learn on the CPU; auto is one per usable core where there are images, else one,
+    and for MLPs two where workers wait meanwhile, if actor and critic are separate."""
     compile: Bool = False
     """Compile the loss with torch.compile: pays for large networks and long runs."""
     bf16: Bool = False

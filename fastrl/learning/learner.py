@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
@@ -30,8 +30,9 @@ from fastrl.learning.optimizers import FlatParameters, Optimizer, build_optimize
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
+from fastrl.learning.sequence_gradients import SequenceGradientEngine
 from fastrl.learning.shares import RankedEngine, joined_update
-from fastrl.learning.torch_threads import learner_threads
+from fastrl.learning.torch_threads import kernel_threads, learner_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.policy import PolicyModel, build_model, load_parameters, state_size
@@ -94,6 +95,7 @@ class Learner:
         algorithm.begin(config, env_spec, self._device, ranks)
         self._build_optimizers(algorithm.groups(model))
         self._torch_threads = learner_threads(config, env_spec)
+        self._kernel_threads = kernel_threads(config, ranks.size)
         self._bounds = algorithm.bounds()
         self._engine = self._shared(self._build_engine())
         self._transfer = Transfer(self._device)
@@ -224,7 +226,7 @@ class Learner:
     def _learn(self, batch: Batch, scheduled: Mapping[str, float]) -> dict[str, float]:
         """Take the gradient steps of one rollout; return their metrics."""
         reported: list[Tensor] = []
-        norms: list[Tensor] = []
+        norms: list[Tensor | float] = []
         epoch_start = 0
         for epoch in range(self._algorithm.epochs):
             epoch_start = len(reported)
@@ -267,17 +269,17 @@ class Learner:
                 return True
         return False
 
-    def _step(self, scheduled: Mapping[str, float]) -> Tensor:
+    def _step(self, scheduled: Mapping[str, float]) -> Tensor | float:
         """Step along the gradient of the last minibatch; return its norm."""
         self._engine.backward()
         norms = []
         for part in self._parts.values():
             norms.append(part.parameters.clip_gradient(self._section.max_grad_norm))
             part.optimizer.step(scheduled[part.learning_rate])
-        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+        return norms[0] if len(norms) == 1 else _vector(norms).norm()
 
     def _report(
-        self, reported: list[Tensor], epoch_start: int, norms: list[Tensor]
+        self, reported: list[Tensor], epoch_start: int, norms: list[Tensor | float]
     ) -> dict[str, float]:
         if not reported:
             raise ConfigError(f"{self._algorithm_name}.minibatches must yield at least one")
@@ -292,7 +294,7 @@ class Learner:
             }
         return {
             **metrics,
-            "gradient_norm": float(torch.stack(norms).mean()) if norms else 0.0,
+            "gradient_norm": float(_vector(norms).mean()) if norms else 0.0,
             "gradient_steps": float(len(norms)),
         }
 
@@ -351,7 +353,10 @@ class Learner:
         chosen = [key for key in ("compile", "bf16") if getattr(section, key)]
         why = f"algorithm.{chosen[0]} is set" if chosen else mlp_gradients.why_not(algorithm, model)
         if why is None:
-            return mlp_gradients.MLPGradientEngine(algorithm, cast(ActorCritic, model))
+            policy = cast(ActorCritic, model)
+            if self._has_memory:
+                return SequenceGradientEngine(algorithm, policy)
+            return mlp_gradients.MLPGradientEngine(algorithm, policy, self._kernel_threads)
         self._log_slower("gradients are computed by autograd, not by the compiled kernels", why)
         threads = self._torch_threads
         if threads > 1 and not section.compile:
@@ -380,6 +385,12 @@ class Learner:
                 "lower algorithm.learning_rate, set algorithm.max_grad_norm, or look for rewards "
                 "and observations that are not finite"
             )
+
+
+def _vector(norms: Sequence[Tensor | float]) -> Tensor:
+    """Return norms as a vector, on their device."""
+    tensors = [norm for norm in norms if isinstance(norm, Tensor)]
+    return torch.stack(tensors) if tensors else torch.tensor(norms)
 
 
 @dataclass(frozen=True)

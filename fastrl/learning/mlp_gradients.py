@@ -1,16 +1,15 @@
-"""Gradients of small MLP policies on the CPU, also with GRU or LSTM, without autograd.
+"""Gradients of small MLP policies on the CPU, without autograd.
 
-With 64 units per layer most of the time goes into starting operations, so this starts few: three
-per layer forward, four backward, all into memory that is kept, and one call for distribution,
-loss and their derivatives. It takes less than half the time of autograd; a test compares both.
+Networks of this size spend most of their time with starting operations, so that one call computes
+all of a minibatch: see `mlp_pass`. Tests compare it with autograd.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,31 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, ObjectiveSettings, Scheduled
-from fastrl.learning.experience import Batch, Sequences
+from fastrl.learning.experience import Batch
 from fastrl.learning.gradients import GradientEngine, custom_forward
-from fastrl.learning.objective_kernels import (
-    COLUMNS,
-    METRICS,
-    categorical_gradient,
-    gaussian_gradient,
-)
-from fastrl.learning.option_kernels import add_gradients, add_options
-from fastrl.models import recurrent_kernels as kernels
+from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
 from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
 from fastrl.models.policy import PolicyModel
-from fastrl.models.recurrent import Core, RecurrentCore
-from fastrl.models.recurrent_loops import Loop
+from fastrl.models.recurrent import RecurrentCore
 from fastrl.spec import ACTION_MASK
 
 _NOTHING = torch.empty(0)
-_MINUS_ONE = torch.tensor(-1.0)
-_INVALID = torch.finfo(torch.float32).min
-"""Logit of an invalid action in the kernel: less any other logit its exponential is exactly 0, and
-times that it is 0, unlike -inf. Logits of the network are far above it."""
+_ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: kernel.TANH, nn.ReLU: kernel.RELU}
 
 
 def why_not(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
@@ -105,205 +94,8 @@ def _unknown_part(parts: Sequence[ActionPart]) -> str | None:
     return None
 
 
-@dataclass
-class _Layer:
-    """A linear layer and what follows it; all tensors are views of a `FlatParameters`.
-
-    Attributes:
-        activation: Tanh, ReLU, or None.
-        weight: ``[out, in]``.
-        bias: ``[out]``.
-        weight_gradient: ``[out, in]``.
-        bias_gradient: ``[out]``.
-    """
-
-    activation: type[nn.Module] | None
-    weight: Tensor
-    bias: Tensor
-    weight_gradient: Tensor
-    bias_gradient: Tensor
-
-    @classmethod
-    def of(cls, linear: nn.Linear, activation: nn.Module | None = None) -> _Layer:
-        assert linear.weight.grad is not None
-        assert linear.bias.grad is not None
-        return cls(
-            activation=None if activation is None else type(activation),
-            weight=linear.weight.detach(),
-            bias=linear.bias.detach(),
-            weight_gradient=linear.weight.grad,
-            bias_gradient=linear.bias.grad,
-        )
-
-    @property
-    def width(self) -> int:
-        """Number of outputs."""
-        return len(self.bias)
-
-    def forward(self, inputs: Tensor, output: Tensor) -> None:
-        if self.activation is nn.Tanh:
-            # tanh(x) = 2 / (1 + exp(-2x)) - 1 to within 2e-7; torch's own takes 10 times as long.
-            self.sums(inputs, 2, output)
-            torch.add(_MINUS_ONE, output.sigmoid_(), alpha=2, out=output)
-            return
-        self.sums(inputs, 1, output)
-        if self.activation is nn.ReLU:
-            output.relu_()
-
-    def sums(self, inputs: Tensor, scale: int, output: Tensor) -> None:
-        """Write the weighted sums of inputs, and the bias, times a number."""
-        torch.addmm(self.bias, inputs, self.weight.t(), beta=scale, alpha=scale, out=output)
-
-    def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of the weights."""
-        torch.mm(gradient.t(), inputs, out=self.weight_gradient)
-
-    def backward(self, inputs: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-        """Write the gradients of the parameters; return that before activation, in place."""
-        if self.activation is nn.Tanh:
-            torch.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=gradient)
-        elif self.activation is nn.ReLU:
-            torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
-        self.weigh(inputs, gradient)
-        torch.sum(gradient, 0, out=self.bias_gradient)
-        return gradient
-
-
-@dataclass
-class _WideLayer(_Layer):
-    """A first layer that adds up the weights of the options of wide choices.
-
-    Attributes:
-        others: Which inputs are those of other leaves, ``[in] int64``.
-        options: Which inputs are 1 in each row, ``[n, choices] int64``; set before `forward`.
-    """
-
-    others: Tensor = _NOTHING
-    options: Tensor = _NOTHING
-
-    def sums(self, inputs: Tensor, scale: int, output: Tensor) -> None:
-        """Write the sums; see `_Layer`."""
-        of_others = self.weight.index_select(1, self.others).t()
-        torch.addmm(self.bias, inputs, of_others, beta=scale, alpha=scale, out=output)
-        add_options(self.weight.numpy(), self.options.numpy(), float(scale), output.numpy())
-
-    def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of the weights; see `_Layer`."""
-        self.weight_gradient.zero_().index_copy_(1, self.others, gradient.t() @ inputs)
-        add_gradients(gradient.numpy(), self.options.numpy(), self.weight_gradient.numpy())
-
-
-class _RecurrentLayer:
-    """A layer of GRU or LSTM; with the same methods.
-
-    Args:
-        layers: The module.
-        number: Of the layer.
-        first: Column of the policy's state at which that of the module begins.
-
-    Attributes:
-        weight: ``[gates · H, in]``: that of the inputs.
-        width: H.
-    """
-
-    def __init__(self, layers: nn.RNNBase, number: int, first: int) -> None:
-        parameters = layers.all_weights[number]
-        self.weight, self._recurrent, self._bias, self._recurrent_bias = (
-            parameter.detach() for parameter in parameters
-        )
-        self._gradients = [parameter.grad for parameter in parameters]
-        self._kind = kernels.LSTM if isinstance(layers, nn.LSTM) else kernels.GRU
-        size, distance = layers.hidden_size, layers.num_layers * layers.hidden_size
-        starts = [first + number * size + part * distance for part in range(self._kind)]
-        self._columns = [slice(start, start + size) for start in starts]
-        self.width = size
-        self._memory: dict[torch.Size, tuple[Loop, Tensor]] = {}
-
-    def begin(self, state: Tensor, keep: Tensor) -> None:
-        """Take the states before each sequence and what is kept; see `Sequences.of`."""
-        length, rows = keep.shape
-        if keep.shape not in self._memory:
-            loop = Loop(self._kind, length, rows, self.width)
-            self._memory[keep.shape] = loop, torch.empty(length * rows, len(self.weight))
-        self._loop, self._inputs = self._memory[keep.shape]
-        self._state = torch.cat([state[:, columns] for columns in self._columns], 1)
-        self._keep = keep
-
-    def forward(self, inputs: Tensor, output: Tensor) -> None:
-        torch.addmm(self._bias, inputs, self.weight.t(), out=self._inputs)
-        weights = self._recurrent, self._recurrent_bias
-        self._loop.forward(self._inputs, self._state, self._keep, *weights)
-        output.copy_(self._loop.outputs)
-
-    def backward(self, inputs: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
-        loop, (weight, recurrent, bias, recurrent_bias) = self._loop, self._gradients
-        loop.backward(gradient, None, self._recurrent)
-        torch.mm(loop.by_inputs.t(), inputs, out=weight)
-        torch.sum(loop.by_inputs, 0, out=bias)
-        loop.weights_gradient(recurrent)
-        torch.sum(loop.by_products, 0, out=recurrent_bias)
-        return loop.by_inputs
-
-
-class _Tower:
-    """A body, its memory and heads; outputs ``[n, out]`` and gradients are allocated once per n.
-
-    Attributes:
-        outputs: Of each head in the last `forward`, ``[n, out]``.
-        gradients: By these; to be written before `backward`.
-        wide: The first layer, if it gathers.
-        memory: The recurrent layers.
-    """
-
-    def __init__(self, model: ActorCritic, body: Body, core: Core | None, *heads: Any) -> None:
-        modules = list(body.mlp)
-        self._layers: list[_Layer | _RecurrentLayer] = [
-            (_WideLayer if body.gathers and linear is modules[0] else _Layer).of(linear, activation)
-            for linear, activation in zip(modules[::2], modules[1::2], strict=True)
-            if isinstance(linear, nn.Linear)
-        ]
-        self.wide = [layer for layer in self._layers if isinstance(layer, _WideLayer)]
-        self.memory: list[_RecurrentLayer] = []
-        if isinstance(core, RecurrentCore):
-            total = sum(each.state_size for each in model.cores)
-            first = 0 if core is model.actor_core else total - core.state_size
-            depth = range(core.layers.num_layers)
-            self.memory = [_RecurrentLayer(core.layers, number, first) for number in depth]
-        self._layers += self.memory
-        self._depth = len(self._layers)
-        self._layers += [_Layer.of(head) for head in heads]
-        self._memory: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-
-    def forward(self, inputs: Tensor) -> None:
-        """Compute ``outputs`` of ``inputs [n, features]``."""
-        rows, depth = len(inputs), self._depth
-        if rows not in self._memory:
-            widths = [layer.width for layer in self._layers]
-            outputs, gradients = ([torch.empty(rows, width) for width in widths] for _ in range(2))
-            self._memory[rows] = outputs, gradients
-        outputs, gradients = self._last = self._memory[rows]
-        self._inputs = [inputs, *outputs[:depth]]
-        for i, (layer, output) in enumerate(zip(self._layers, outputs, strict=True)):
-            layer.forward(self._inputs[min(i, depth)], output)
-        self.outputs, self.gradients = outputs[depth:], gradients[depth:]
-
-    def backward(self) -> None:
-        """Write the gradients of all parameters."""
-        (outputs, gradients), depth = self._last, self._depth
-        for i in range(len(self._layers) - 1, -1, -1):
-            level = min(i, depth)
-            layer, source = self._layers[i], self._inputs[level]
-            by_sums = layer.backward(source, outputs[i], gradients[i])
-            if level and i == len(self._layers) - 1:
-                torch.mm(by_sums, layer.weight, out=gradients[level - 1])
-            elif level and i >= depth:
-                gradients[depth - 1].addmm_(by_sums, layer.weight)
-            elif level:
-                torch.mm(by_sums, layer.weight, out=gradients[i - 1])
-
-
-class MLPGradientEngine(GradientEngine):
-    """Computes what `AutogradEngine` computes, where `why_not` returns None.
+class KnownLossEngine(GradientEngine):
+    """Computes the loss of `why_not` by kernels; subclasses compute the network.
 
     Args:
         algorithm: Gives the settings of the objective.
@@ -316,26 +108,15 @@ class MLPGradientEngine(GradientEngine):
         settings_of = algorithm.known_objective()
         assert settings_of is not None
         self._model, self._settings_of = model, settings_of
-        actor = model, model.actor_body, model.actor_core, model.actor_head
-        if model.critic_body is None:
-            self._towers = [_Tower(*actor, model.critic_head)]
-        else:
-            self._towers = [
-                _Tower(*actor),
-                _Tower(model, model.critic_body, model.critic_core, model.critic_head),
-            ]
-        vectors, narrow, _ = columns_by_kind(model.actor_body.encoders)
-        self._others = torch.cat([vectors, narrow]).sort().values
-        self._options: Tensor | None = None
-        for layer in chain.from_iterable(tower.wide for tower in self._towers):
-            layer.others = self._others
-        self._sequences: Sequences | None = None
-        self._invalid: Tensor | None = None
+        vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
+        self._others, self._has_options = torch.cat([vectors, narrow]).sort().values, len(wide) > 0
         ((self._leaf, part),) = model.distribution.parts.items()
         self._categorical = isinstance(part, Categoricals)
-        self._log_std = model.distribution.log_std
+        self._width = part.sizes[0] if isinstance(part, Categoricals) else part.num_noise
+        self._log_std: Tensor = model.distribution.log_std
         self._middle_and_half = model.distribution.middle_and_half
-        self._compile(part)
+        self._build(model)
+        self._compile()
 
     @torch.no_grad()
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
@@ -351,97 +132,234 @@ class MLPGradientEngine(GradientEngine):
             else:
                 encoded.append(encoder(normalizer(leaf)))
             first += encoder.num_features
-        self._inputs = encoded[1] if len(encoded) == 2 else torch.cat(encoded, dim=1)
-        self._options = torch.cat(options, dim=1) if options else None
+        inputs = encoded[1] if len(encoded) == 2 else torch.cat(encoded, dim=1)
         action = batch.action[self._leaf]
         action = action.flatten() if self._categorical else action.reshape(len(action), -1)
         columns = torch.stack([batch.fields[name] for name in COLUMNS], dim=-1)
-        self._sequences = batch.sequences
         mask = batch.fields.get(ACTION_MASK)
-        self._invalid = None if mask is None else ~mask
-        settings = _as_array(self._settings_of(scheduled))
-        self._constants = (action.numpy(), columns.numpy(), settings)
+        self._take(
+            inputs,
+            torch.cat(options, dim=1) if options else None,
+            action,
+            columns,
+            mask if self._categorical else None,
+            self._settings_of(scheduled),
+        )
 
-    def _compile(self, part: ActionPart) -> None:
+    def _take(
+        self,
+        inputs: Tensor,
+        options: Tensor | None,
+        action: Tensor,
+        columns: Tensor,
+        valid: Tensor | None,
+        settings: ObjectiveSettings,
+    ) -> None:
+        """Keep what minibatches are computed from.
+
+        Args:
+            inputs: ``[N, features] float32``, without those of wide choices.
+            options: ``[N, choices] int64``: which inputs of wide choices are 1.
+            action: ``[N] int64`` or ``[N, numbers]``.
+            columns: ``[N, 4] float32``; see `COLUMNS`.
+            valid: ``[N, options] bool``, or None where all actions are.
+            settings: Weights and bounds of the loss.
+        """
+        self._inputs, self._options = inputs.contiguous(), options
+        self._action = action.to(torch.int64 if self._categorical else torch.float32).contiguous()
+        self._columns, self._valid = columns, None if valid is None else valid.contiguous()
+        self._settings = _as_array(settings)
+
+    def _compile(self) -> None:
         """Run the kernels once, so that the first update takes no longer than the others."""
-        first = torch.zeros(1, dtype=torch.int64)
-        action = first if self._categorical else torch.zeros(1, part.num_noise)
-        settings = _as_array(ObjectiveSettings(0.2, None, 0.0, 0.5, True))
-        self._inputs, self._invalid = torch.zeros(1, len(self._others)), None
-        self._options = first[:, None]
-        if self._model.has_memory:
-            self._sequences = Sequences(self._model.initial_state(2)[:, None], torch.ones(1, 1) > 0)
-        self._constants = (action.numpy(), torch.zeros(1, len(COLUMNS)).numpy(), settings)
-        self.forward(first)
+        self._take(
+            torch.zeros(1, len(self._others)),
+            torch.zeros(1, 1, dtype=torch.int64) if self._has_options else None,
+            torch.zeros(1) if self._categorical else torch.zeros(1, self._width),
+            torch.zeros(1, len(COLUMNS)),
+            None,
+            ObjectiveSettings(0.2, None, 0.0, 0.5, True),
+        )
+        self.forward(torch.zeros(1, dtype=torch.int64))
         self.backward()
 
-    @torch.no_grad()
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the metrics of a minibatch, ``[6] float64``."""
         if own:
-            self._set_advantage(index, own["advantage"])
-        self._evaluate(index)
-        actor, critic = self._towers[0], self._towers[-1]
-        if self._invalid is not None and self._categorical:
-            actor.outputs[0].masked_fill_(self._invalid.index_select(0, index), _INVALID)
-        parameters, parameters_gradient = actor.outputs[0].numpy(), actor.gradients[0].numpy()
-        value, value_gradient = critic.outputs[-1].numpy(), critic.gradients[-1].numpy()
-        action, columns, settings = self._constants
+            # Advantages that are standardised over the rows of all ranks.
+            self._columns[index, COLUMNS.index("advantage")] = own["advantage"]
+            self._settings[-1] = False
         metrics = torch.empty(len(METRICS), dtype=torch.float64)
-        rows = (value[:, 0], action, index.numpy(), columns, settings)
-        value_and_metrics = (value_gradient[:, 0], metrics.numpy())
-        if self._categorical:
-            categorical_gradient(parameters, *rows, parameters_gradient, *value_and_metrics)
-        else:
-            assert self._log_std.grad is not None
-            log_std: Tensor = self._log_std
-            if self._middle_and_half is not None:
-                log_std = self._model.distribution.bounded_log_std()
-            log_std_gradient = self._log_std.grad.numpy()
-            gaussian_gradient(
-                parameters,
-                log_std.detach().numpy(),
-                *rows,
-                parameters_gradient,
-                log_std_gradient,
-                *value_and_metrics,
-            )
-            if self._middle_and_half is not None:
-                middle, half = self._middle_and_half
-                self._log_std.grad.mul_(1 - ((log_std - middle) / half).square())
+        if self._categorical or self._middle_and_half is None:
+            self._compute(index, self._log_std, metrics)
+            return metrics
+        middle, half = self._middle_and_half
+        assert self._log_std.grad is not None
+        with torch.no_grad():
+            log_std = self._model.distribution.bounded_log_std()
+            self._compute(index, log_std, metrics)
+            self._log_std.grad.mul_(1 - ((log_std - middle) / half).square())
         return metrics
 
-    def _evaluate(self, index: Tensor) -> None:
-        """Compute the outputs of all towers for some rows."""
-        inputs = self._inputs.index_select(0, index)
-        if self._sequences is not None:
-            begins = self._sequences.of(index)
-            for layer in chain.from_iterable(tower.memory for tower in self._towers):
-                layer.begin(*begins)
-        if self._options is not None:
-            options = self._options.index_select(0, index)
-            for first in chain.from_iterable(tower.wide for tower in self._towers):
-                first.options = options
-        for tower in self._towers:
-            tower.forward(inputs)
+    @abstractmethod
+    def _build(self, model: ActorCritic) -> None:
+        """Prepare memory for the network."""
 
-    def _set_advantage(self, index: Tensor, advantage: Tensor) -> None:
-        """Replace the advantages of some rows by standardised ones."""
-        _, columns, settings = self._constants
-        columns[index.numpy(), COLUMNS.index("advantage")] = advantage.numpy()
-        settings[-1] = False
+    @abstractmethod
+    def _compute(self, index: Tensor, log_std: Tensor, metrics: Tensor) -> None:
+        """Write the metrics of a minibatch; its gradient may be left to `backward`.
 
-    @torch.no_grad()
-    def backward(self) -> None:
-        """Write the gradient of the last `forward`."""
-        for tower in self._towers:
-            tower.backward()
+        Args:
+            index: ``[n] int64``: rows of the batch.
+            log_std: ``[numbers] float32``, within their bounds.
+            metrics: ``[6] float64``.
+        """
 
     def release(self) -> None:
         """Drop the batch."""
-        self._inputs, self._options = _NOTHING, None
-        self._sequences, self._invalid = None, None
-        self._constants = (_NOTHING.numpy(),) * 3
+        self._inputs = self._action = self._columns = _NOTHING
+        self._options = self._valid = None
+
+
+class MLPGradientEngine(KnownLossEngine):
+    """Computes what `AutogradEngine` computes, where `why_not` returns None, without a memory.
+
+    Args:
+        algorithm: See `KnownLossEngine`.
+        model: See there.
+        threads: With more than one, the network of the value and that of the policy, if they are
+            separate, are computed in a thread each. The numbers do not depend on it.
+    """
+
+    def __init__(self, algorithm: Algorithm[Any], model: ActorCritic, threads: int = 1) -> None:
+        shares = threads > 1 and model.critic_body is not None
+        self._pool = ThreadPoolExecutor(1, "value") if shares else None
+        self._mailbox = np.zeros(kernel.NUM_LETTERS, np.int64)
+        self._served: Future[None] | None = None
+        self._minibatches = 0
+        super().__init__(algorithm, model)
+
+    def _build(self, model: ActorCritic) -> None:
+        """Describe the model to the kernel."""
+        self._memory: list[Any] = []
+        actor, critic = model.actor_body, model.critic_body
+        if critic is None:
+            heads = (model.actor_head, model.critic_head)
+            towers = [self._tower(actor, heads, policy=-2, value=-1)]
+        else:
+            towers = [
+                self._tower(actor, (model.actor_head,), policy=-1),
+                self._tower(critic, (model.critic_head,), value=-1),
+            ]
+        self._program = np.zeros(1, kernel.PROGRAM)
+        self._program["towers"], self._program["num_towers"] = (
+            self._kept(np.concatenate(towers)),
+            len(towers),
+        )
+        self._program["num_inputs"], self._program["width"] = len(self._others), self._width
+        self._program["kind"] = kernel.CATEGORICAL if self._categorical else kernel.GAUSSIAN
+        if self._log_std.grad is not None:
+            self._program["log_std_gradient"] = self._log_std.grad.data_ptr()
+        self._program_address = self._program.ctypes.data
+
+    def _tower(
+        self, body: Body, heads: Sequence[nn.Linear], policy: int = 0, value: int = 0
+    ) -> NDArray[Any]:
+        """Return the record of a body and its heads; which is whose head counts from the end."""
+        inputs = kernel.padded(len(self._others))
+        source = self._buffer(inputs, kernel.TILE), self._buffer(kernel.TILE, inputs), 0
+        tower = np.zeros(1, kernel.TOWER)
+        tower["features"], tower["rows"] = source[:2]
+        modules = list(body.mlp)
+        layers: list[tuple[Any, int]] = [
+            (linear, _ACTIVATIONS[type(activation)])
+            for linear, activation in zip(modules[::2], modules[1::2], strict=True)
+        ]
+        layers += [(head, kernel.IDENTITY) for head in heads]
+        records = np.zeros(len(layers), kernel.LAYER)
+        for number, (linear, activation) in enumerate(layers):
+            outputs, record = kernel.padded(linear.out_features), records[number]
+            is_hidden, has_options = number < len(modules) // 2, not number and self._has_options
+            num_inputs = len(self._others) if not number else linear.in_features
+            target, gradient = (self._buffer(outputs, kernel.TILE) for _ in range(2))
+            rows = self._buffer(kernel.TILE, outputs) if is_hidden else 0
+            found = {
+                "weight": linear.weight.data_ptr(),
+                "bias": linear.bias.data_ptr(),
+                "weight_gradient": linear.weight.grad.data_ptr(),
+                "bias_gradient": linear.bias.grad.data_ptr(),
+                "num_inputs": num_inputs if has_options else linear.in_features,
+                "num_outputs": linear.out_features,
+                "activation": activation,
+                "source": source[0],
+                "source_rows": source[1],
+                "source_gradient": source[2],
+                "is_last_reader": number == len(layers) - 1 or is_hidden,
+                "target": target,
+                "target_rows": rows,
+                "gradient": gradient,
+                "sums": self._buffer(outputs, kernel.padded(linear.in_features)),
+            }
+            if has_options:
+                found["num_options"] = linear.in_features - num_inputs
+                found["others"] = self._others.data_ptr()
+                found["narrow"] = self._buffer(outputs, kernel.padded(num_inputs))
+            for name, content in found.items():
+                record[name] = content
+            if is_hidden:
+                source = target, rows, gradient
+        tower["layers"], tower["num_layers"] = self._kept(records), len(layers)
+        tower["policy"] = len(layers) + policy if policy else -1
+        tower["value"] = len(layers) + value if value else -1
+        return tower
+
+    def _buffer(self, rows: int, columns: int) -> int:
+        """Return the address of new zeros, ``[rows, columns] float32``."""
+        zeros = torch.zeros(max(1, rows), max(1, columns))
+        self._memory.append(zeros)
+        return zeros.data_ptr()
+
+    def _kept(self, records: NDArray[Any]) -> int:
+        """Return the address of records, which are kept as long as the engine."""
+        self._memory.append(records)
+        return records.ctypes.data
+
+    def _take(self, *batch: Any) -> None:
+        super()._take(*batch)
+        found = {
+            "inputs": self._inputs.data_ptr(),
+            "options": 0 if self._options is None else self._options.data_ptr(),
+            "num_choices": 0 if self._options is None else self._options.shape[1],
+            "action": self._action.data_ptr(),
+            "valid": 0 if self._valid is None else self._valid.data_ptr(),
+            "num_rows": len(self._inputs),
+            "columns": self._columns.data_ptr(),
+            "settings": self._settings.ctypes.data,
+        }
+        for name, content in found.items():
+            self._program[name] = content
+        self._minibatches = 0
+
+    def _compute(self, index: Tensor, log_std: Tensor, metrics: Tensor) -> None:
+        self._program["log_std"], self._program["metrics"] = log_std.data_ptr(), metrics.data_ptr()
+        self._minibatches += 1
+        # A single minibatch takes no longer than to wake the other thread.
+        if self._pool is not None and self._minibatches == 2:
+            self._mailbox[:] = 0
+            self._program["mailbox"] = self._mailbox.ctypes.data
+            self._served = self._pool.submit(kernel.run, self._program_address, 0, 0)
+        kernel.run(self._program_address, index.data_ptr(), len(index))
+
+    def backward(self) -> None:
+        """Do nothing: `forward` has written the gradient."""
+
+    def release(self) -> None:
+        """Drop the batch, and let the other thread rest."""
+        super().release()
+        if self._served is not None:
+            self._mailbox[0] = kernel.STOP
+            self._served.result()
+            self._served, self._program["mailbox"] = None, 0
 
 
 def _as_array(settings: ObjectiveSettings) -> NDArray[np.float64]:

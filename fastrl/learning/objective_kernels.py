@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastrl.jit import cached_njit
 from fastrl.models.distributions import LOG_STD_RANGE
+from fastrl.models.inference.lanes import jitted
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -23,16 +24,24 @@ METRICS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fr
 COLUMNS = ("log_prob", "advantage", "target", "value")
 """Fields of the batch in ``columns [N, 4] float32``."""
 
+NUM_SETTINGS = 5
+"""Numbers of `ObjectiveSettings`."""
+
 _EPSILON = 1e-8
 """Added to the deviation of advantages, as in `fastrl.learning.losses`."""
 _LEAST_LOG_STD, _MOST_LOG_STD = LOG_STD_RANGE
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-@cached_njit
-def _moments(index: Ints, columns: Floats) -> tuple[float, float]:
-    """Return the mean of advantages, and the inverse of their deviation."""
+@jitted
+def moments(index: Ints, columns: Floats, settings: Floats) -> tuple[float, float]:
+    """Return the mean of the advantages of a minibatch, and the inverse of their deviation.
+
+    They are 0 and 1 where advantages are not normalised.
+    """
     rows = len(index)
+    if settings[4] == 0.0 or rows == 1:
+        return 0.0, 1.0
     mean = 0.0
     for row in range(rows):
         mean += columns[index[row], 1]
@@ -43,51 +52,60 @@ def _moments(index: Ints, columns: Floats) -> tuple[float, float]:
     return mean, 1 / (math.sqrt(squares / (rows - 1)) + _EPSILON)
 
 
-@cached_njit
-def _value_terms(value: float, old: float, target: float, bound: float) -> tuple[float, float]:
-    """Return the value loss of one transition and its derivative."""
-    error, moved = value - target, value - old
-    if abs(moved) > bound:
-        bounded_error = old + (bound if moved > 0 else -bound) - target
-        if bounded_error * bounded_error > error * error:
-            return bounded_error * bounded_error, 0.0
-    return error * error, 2 * error
-
-
-@cached_njit
-def objective_gradient(
-    log_prob: Floats,
-    entropy: Floats,
+@jitted
+def value_terms(
     value: Floats,
     index: Ints,
     columns: Floats,
     settings: Floats,
-    log_prob_gradient: Floats,
+    rows: int,
     value_gradient: Floats,
     metrics: Floats,
 ) -> None:
-    """Compute the loss and its derivatives; that by each entropy is ``-entropy_coef / n``.
+    """Compute the derivatives by values; add the losses of some rows of a minibatch.
 
     Args:
-        log_prob: ``[n]`` under the policy that learns.
-        entropy: ``[n]``.
         value: ``[n]``.
         index: ``[n] int64``: rows of ``columns``.
         columns: ``[N, 4]``; see `COLUMNS`.
         settings: ``[5] float64``; the `ObjectiveSettings`, infinite for None.
-        log_prob_gradient: ``[n]``, written.
+        rows: Of the minibatch.
         value_gradient: ``[n]``, written.
-        metrics: ``[6] float64``, written; see `METRICS`.
+        metrics: ``[6] float64``, added to: sums over rows; see `METRICS` and `finish`.
     """
-    rows = len(index)
-    clip, clip_value, entropy_coef, value_coef = settings[0], settings[1], settings[2], settings[3]
+    bound, value_coef, losses = settings[1], settings[3], 0.0
+    for row in range(len(index)):
+        source = columns[index[row]]
+        error, moved = float(value[row]) - source[2], float(value[row]) - source[3]
+        squared, slope = error * error, 2 * error
+        if abs(moved) > bound:
+            bounded_error = source[3] + (bound if moved > 0 else -bound) - source[2]
+            if bounded_error * bounded_error > squared:
+                squared, slope = bounded_error * bounded_error, 0.0
+        losses += squared
+        value_gradient[row] = value_coef * slope / rows
+    metrics[2] += losses
+
+
+@jitted
+def _policy_terms(
+    log_prob: Floats,
+    entropy: Floats,
+    index: Ints,
+    columns: Floats,
+    settings: Floats,
+    mean: float,
+    scale: float,
+    rows: int,
+    log_prob_gradient: Floats,
+    metrics: Floats,
+) -> None:
+    """Compute the derivatives by log-probabilities; that by each entropy is ``-coef / rows``."""
+    clip = settings[0]
     plain = math.isinf(clip)
-    mean, scale = 0.0, 1.0
-    if settings[4] != 0.0 and rows > 1:
-        mean, scale = _moments(index, columns)
-    policy_sum = value_sum = entropy_sum = kl_sum = 0.0
+    policy_sum = entropy_sum = kl_sum = 0.0
     clipped = 0
-    for row in range(rows):
+    for row in range(len(index)):
         source = columns[index[row]]
         advantage = (source[1] - mean) * scale
         log_ratio = float(log_prob[row]) - source[0]
@@ -104,15 +122,137 @@ def objective_gradient(
             kept = (1 + clip if advantage > 0 else 1 - clip) if held else ratio
             policy_sum -= advantage * kept
             log_prob_gradient[row] = 0.0 if held else -advantage * ratio / rows
-        squared, slope = _value_terms(value[row], source[3], source[2], clip_value)
-        value_sum += squared
-        value_gradient[row] = value_coef * slope / rows
-    metrics[1] = policy_sum / rows
-    metrics[2] = value_sum / rows
-    metrics[3] = entropy_sum / rows
-    metrics[4] = kl_sum / rows
-    metrics[5] = clipped / rows
-    metrics[0] = metrics[1] + value_coef * metrics[2] - entropy_coef * metrics[3]
+    metrics[1] += policy_sum
+    metrics[3] += entropy_sum
+    metrics[4] += kl_sum
+    metrics[5] += clipped
+
+
+@jitted
+def finish(metrics: Floats, rows: int, settings: Floats) -> None:
+    """Turn the sums over the rows of a minibatch into means, and compute the loss."""
+    for i in range(1, len(metrics)):
+        metrics[i] /= rows
+    metrics[0] = metrics[1] + settings[3] * metrics[2] - settings[2] * metrics[3]
+
+
+@jitted
+def categorical_terms(
+    logits: Floats,
+    action: Ints,
+    index: Ints,
+    columns: Floats,
+    settings: Floats,
+    mean: float,
+    scale: float,
+    rows: int,
+    logits_gradient: Floats,
+    metrics: Floats,
+) -> None:
+    """Compute the derivatives by logits; add the losses of some rows of a minibatch.
+
+    Args:
+        logits: ``[n, K]``.
+        action: ``[N] int64``.
+        index: ``[n] int64``: rows of ``action`` and ``columns``.
+        columns: See `value_terms`, as the rest.
+        settings: See there.
+        mean: See `moments`.
+        scale: See there.
+        rows: Of the minibatch.
+        logits_gradient: ``[n, K]``, written.
+        metrics: ``[6] float64``, added to.
+    """
+    count, choices = logits.shape
+    log_prob = np.empty(count, np.float64)
+    entropy = np.empty(count, np.float64)
+    slope = np.empty(count, np.float64)
+    for row in range(count):
+        largest = logits[row, 0]
+        for choice in range(1, choices):
+            largest = max(largest, logits[row, choice])
+        total = 0.0
+        for choice in range(choices):
+            total += math.exp(logits[row, choice] - largest)
+        shift = largest + math.log(total)
+        mixed = 0.0
+        for choice in range(choices):
+            log_p = logits[row, choice] - shift
+            logits_gradient[row, choice] = log_p
+            mixed -= math.exp(log_p) * log_p
+        entropy[row] = mixed
+        log_prob[row] = logits[row, action[index[row]]] - shift
+    _policy_terms(log_prob, entropy, index, columns, settings, mean, scale, rows, slope, metrics)
+    entropy_slope = -settings[2] / rows
+    for row in range(count):
+        for choice in range(choices):
+            log_p = logits_gradient[row, choice]
+            inner = slope[row] + entropy_slope * (log_p + entropy[row])
+            logits_gradient[row, choice] = -math.exp(log_p) * inner
+        logits_gradient[row, action[index[row]]] += slope[row]
+
+
+@jitted
+def gaussian_terms(
+    means: Floats,
+    log_std: Floats,
+    action: Floats,
+    index: Ints,
+    columns: Floats,
+    settings: Floats,
+    mean: float,
+    scale: float,
+    rows: int,
+    means_gradient: Floats,
+    log_std_gradient: Floats,
+    metrics: Floats,
+) -> None:
+    """Compute the derivatives of a diagonal Gaussian; add the losses of some rows of a minibatch.
+
+    Args:
+        means: ``[n, K]``.
+        log_std: ``[K]``; used within `LOG_STD_RANGE`, and without a gradient outside.
+        action: ``[N, K]``.
+        index: ``[n] int64``: rows of ``action`` and ``columns``.
+        columns: See `value_terms`, as the rest.
+        settings: See there.
+        mean: Of advantages; see `moments`.
+        scale: See there.
+        rows: Of the minibatch.
+        means_gradient: ``[n, K]``, written.
+        log_std_gradient: ``[K]``, added to.
+        metrics: ``[6] float64``, added to.
+    """
+    count, width = means.shape
+    log_prob = np.empty(count, np.float64)
+    slope = np.empty(count, np.float64)
+    bounded = log_std.copy()
+    for column in range(width):
+        # NaN stays what it is.
+        if bounded[column] < _LEAST_LOG_STD:
+            bounded[column] = _LEAST_LOG_STD
+        elif bounded[column] > _MOST_LOG_STD:
+            bounded[column] = _MOST_LOG_STD
+    inverse = np.exp(-bounded)
+    constant = np.sum(bounded) + width * _LOG_SQRT_2PI
+    for row in range(count):
+        squares = 0.0
+        for column in range(width):
+            z = (action[index[row], column] - means[row, column]) * inverse[column]
+            means_gradient[row, column] = z
+            squares += z * z
+        log_prob[row] = -0.5 * squares - constant
+    entropy = np.full(count, constant + 0.5 * width)
+    _policy_terms(log_prob, entropy, index, columns, settings, mean, scale, rows, slope, metrics)
+    sums = np.full(width, -settings[2] * count / rows)
+    for row in range(count):
+        for column in range(width):
+            z = means_gradient[row, column]
+            means_gradient[row, column] = slope[row] * z * inverse[column]
+            sums[column] += slope[row] * (z * z - 1)
+    for column in range(width):
+        if bounded[column] == log_std[column] or np.isnan(log_std[column]):
+            log_std_gradient[column] += sums[column]
 
 
 @cached_njit
@@ -127,106 +267,55 @@ def categorical_gradient(
     value_gradient: Floats,
     metrics: Floats,
 ) -> None:
-    """Compute the loss of a categorical policy and its derivatives by logits and values.
+    """Compute the loss of a minibatch of a categorical policy, and its derivatives.
 
-    Args:
-        logits: ``[n, K]``.
-        value: ``[n]``.
-        action: ``[N] int64``.
-        index: ``[n] int64``: rows of ``action`` and ``columns``.
-        columns: See `objective_gradient`, as the rest.
-        settings: See there.
-        logits_gradient: ``[n, K]``, written.
-        value_gradient: ``[n]``, written.
-        metrics: ``[6] float64``, written.
+    All but the inputs are written; see `categorical_terms` and `value_terms`.
     """
-    rows, choices = logits.shape
-    log_prob = np.empty(rows, np.float64)
-    entropy = np.empty(rows, np.float64)
-    slope = np.empty(rows, np.float64)
-    for row in range(rows):
-        largest = logits[row].max()
-        total = 0.0
-        for choice in range(choices):
-            total += math.exp(logits[row, choice] - largest)
-        shift = largest + math.log(total)
-        mixed = 0.0
-        for choice in range(choices):
-            log_p = logits[row, choice] - shift
-            logits_gradient[row, choice] = log_p
-            mixed -= math.exp(log_p) * log_p
-        entropy[row] = mixed
-        log_prob[row] = logits[row, action[index[row]]] - shift
-    objective_gradient(
-        log_prob, entropy, value, index, columns, settings, slope, value_gradient, metrics
+    rows = len(index)
+    metrics[:] = 0.0
+    mean, scale = moments(index, columns, settings)
+    categorical_terms(
+        logits, action, index, columns, settings, mean, scale, rows, logits_gradient, metrics
     )
-    entropy_slope = -settings[2] / rows
-    for row in range(rows):
-        for choice in range(choices):
-            log_p = logits_gradient[row, choice]
-            inner = slope[row] + entropy_slope * (log_p + entropy[row])
-            logits_gradient[row, choice] = -math.exp(log_p) * inner
-        logits_gradient[row, action[index[row]]] += slope[row]
+    value_terms(value, index, columns, settings, rows, value_gradient, metrics)
+    finish(metrics, rows, settings)
 
 
 @cached_njit
 def gaussian_gradient(
-    mean: Floats,
+    means: Floats,
     log_std: Floats,
     value: Floats,
     action: Floats,
     index: Ints,
     columns: Floats,
     settings: Floats,
-    mean_gradient: Floats,
+    means_gradient: Floats,
     log_std_gradient: Floats,
     value_gradient: Floats,
     metrics: Floats,
 ) -> None:
-    """Compute the loss of a diagonal Gaussian policy and its derivatives.
+    """Compute the loss of a minibatch of a diagonal Gaussian policy, and its derivatives.
 
-    Args:
-        mean: ``[n, K]``.
-        log_std: ``[K]``; used within `LOG_STD_RANGE`, and without a gradient outside.
-        value: ``[n]``.
-        action: ``[N, K]``.
-        index: ``[n] int64``: rows of ``action`` and ``columns``.
-        columns: See `objective_gradient`, as the rest.
-        settings: See there.
-        mean_gradient: ``[n, K]``, written.
-        log_std_gradient: ``[K]``, written.
-        value_gradient: ``[n]``, written.
-        metrics: ``[6] float64``, written.
+    All but the inputs are written; see `gaussian_terms` and `value_terms`.
     """
-    rows, width = mean.shape
-    log_prob = np.empty(rows, np.float64)
-    slope = np.empty(rows, np.float64)
-    bounded = log_std.copy()
-    for column in range(width):
-        # NaN stays what it is.
-        if bounded[column] < _LEAST_LOG_STD:
-            bounded[column] = _LEAST_LOG_STD
-        elif bounded[column] > _MOST_LOG_STD:
-            bounded[column] = _MOST_LOG_STD
-    inverse = np.exp(-bounded)
-    constant = np.sum(bounded) + width * _LOG_SQRT_2PI
-    for row in range(rows):
-        squares = 0.0
-        for column in range(width):
-            z = (action[index[row], column] - mean[row, column]) * inverse[column]
-            mean_gradient[row, column] = z
-            squares += z * z
-        log_prob[row] = -0.5 * squares - constant
-    entropy = np.full(rows, constant + 0.5 * width)
-    objective_gradient(
-        log_prob, entropy, value, index, columns, settings, slope, value_gradient, metrics
+    rows = len(index)
+    metrics[:] = 0.0
+    log_std_gradient[:] = 0.0
+    mean, scale = moments(index, columns, settings)
+    gaussian_terms(
+        means,
+        log_std,
+        action,
+        index,
+        columns,
+        settings,
+        mean,
+        scale,
+        rows,
+        means_gradient,
+        log_std_gradient,
+        metrics,
     )
-    sums = np.full(width, -settings[2])
-    for row in range(rows):
-        for column in range(width):
-            z = mean_gradient[row, column]
-            mean_gradient[row, column] = slope[row] * z * inverse[column]
-            sums[column] += slope[row] * (z * z - 1)
-    for column in range(width):
-        is_free = bounded[column] == log_std[column] or np.isnan(log_std[column])
-        log_std_gradient[column] = sums[column] if is_free else 0.0
+    value_terms(value, index, columns, settings, rows, value_gradient, metrics)
+    finish(metrics, rows, settings)

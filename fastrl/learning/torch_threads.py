@@ -1,4 +1,4 @@
-"""Number of torch's intra-op threads in this process."""
+"""Number of threads of the learner."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ def learner_threads(config: Config, env_spec: EnvSpec) -> int:
     """
     threads = config.algorithm.torch_threads
     return policy_threads(env_spec, config.model) if threads == "auto" else threads
+
+
+def kernel_threads(config: Config, num_ranks: int) -> int:
+    """Return the number of threads for compiled gradients.
+
+    Args:
+        config: The whole run. ``auto`` is all cores, if workers rest while the learner works.
+        num_ranks: Ranks that learn together: with more than one, each has a core.
+    """
+    threads = config.algorithm.torch_threads
+    if threads != "auto":
+        return threads
+    return usable_cores() if config.sampler.mode == "sync" and num_ranks == 1 else 1
 
 
 def policy_threads(env_spec: EnvSpec, config: ModelConfig | None = None) -> int:

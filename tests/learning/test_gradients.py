@@ -78,7 +78,7 @@ MODELS = {
     "linear critic": (DISCRETE, {"critic_hidden_sizes": ()}),
     "bounded log_std": (CONTINUOUS, {"log_std_bounds": (-0.8, 0.5)}),
 }
-ROWS = 50
+ROWS = 150
 
 
 def model_of(spec: EnvSpec, seed: int = 0, **config) -> ActorCritic:
@@ -133,7 +133,7 @@ def check(
 ) -> None:
     """Tolerances are relative: of a metric to itself, of the gradient to its length."""
     engine.load(batch, scheduled(algorithm))
-    for rows in (32, 18, 32, 1):
+    for rows in (32, 130, 65, 64, 1):  # also of several tiles
         index = torch.randperm(ROWS)[:rows]
         expected_metrics, expected = by_autograd(algorithm, model, batch, index)
         flat.gradient.fill_(7.0)
@@ -219,6 +219,26 @@ def test_mlp_engine_sees_parameters_that_are_loaded_later():
     check(engine, CLIPPED, flat, model, batch)
 
 
+@pytest.mark.parametrize("name", ["discrete", "larger critic", "shared body"])
+def test_second_thread_changes_no_number(name):
+    spec, config = MODELS[name]
+    model = model_of(spec, **config)
+    batch = batch_of(spec, model)
+    flat = FlatParameters(model.parameters())
+    found = []
+    for threads in (1, 2):
+        engine = MLPGradientEngine(CLIPPED, model, threads)
+        random = torch.Generator().manual_seed(2)
+        for _ in range(3):
+            engine.load(batch, scheduled(CLIPPED))
+            for index in torch.randint(ROWS, (100, 70), generator=random):
+                flat.gradient.fill_(7.0)
+                found.append(torch.cat([engine.forward(index), flat.gradient.double()]))
+            engine.release()
+    alone, together = torch.stack(found).chunk(2)
+    assert torch.equal(alone, together)
+
+
 def test_ratio_of_an_unchanged_policy_is_1():
     model = model_of(CONTINUOUS)
     batch = batch_of(CONTINUOUS, model)
@@ -301,7 +321,7 @@ def test_what_fails_in_a_thread_is_raised_and_the_next_minibatch_is_right(monkey
     with monkeypatch.context() as patched:
         patched.setattr(model, "evaluate", failing)
         with pytest.raises(MemoryError, match="on purpose"):
-            engine.forward(torch.arange(ROWS))
+            engine.forward(torch.arange(50))
     check(engine, CLIPPED, flat, model, batch, tolerance=1e-5)
 
 

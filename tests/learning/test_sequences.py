@@ -14,9 +14,10 @@ from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import build_learner, losses
 from fastrl.learning.experience import Minibatch, Transfer
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
-from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
+from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import gae, next_values
+from fastrl.learning.sequence_gradients import SequenceGradientEngine
 from fastrl.models.inference.lanes import LANES
 from fastrl.shared.minibatches import minibatches
 from tests.learning.synthetic import (
@@ -230,7 +231,7 @@ def test_compiled_gradients_equal_those_of_autograd(kind, name, ends):
     noise = torch.randn(2, len(batch), generator=torch.Generator().manual_seed(0))
     batch.fields["log_prob"].add_(0.3 * noise[0])
     batch.fields["value"].add_(0.3 * noise[1])
-    compiled = MLPGradientEngine(algorithm, model)
+    compiled = SequenceGradientEngine(algorithm, model)
     autograd = AutogradEngine(algorithm, model, learner._parameters, compiled=False, bf16=False)
     for size in (20, 32, 80):
         for index in minibatches(len(batch), size, torch.Generator().manual_seed(1), "cpu", 4, 5):

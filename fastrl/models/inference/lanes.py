@@ -86,8 +86,56 @@ def _write(pointee: ir.Type, align: int) -> Emit:
     return emit
 
 
+def _emit_acquire(builder: Any, address: Any) -> Any:
+    return builder.load_atomic(_pointer(builder, address, _INT64), "acquire", align=8)
+
+
+def _emit_release(builder: Any, address: Any, value: Any) -> None:
+    builder.store_atomic(value, _pointer(builder, address, _INT64), "release", align=8)
+
+
+def _emit_exchange(builder: Any, address: Any, expected: Any, value: Any) -> Any:
+    found = builder.cmpxchg(
+        _pointer(builder, address, _INT64), expected, value, "acq_rel", "acquire"
+    )
+    return builder.extract_value(found, 0)
+
+
+def _emit_give_way(builder: Any) -> None:
+    name = "sched_yield"
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(_INT32, []), name)
+    builder.call(function, [])
+
+
 def _constant(number: int, vector: ir.Type) -> ir.Constant:
     return ir.Constant(vector, [number] * LANES)
+
+
+def emit_load(builder: Any, address: Any) -> Any:
+    """Write the instruction that reads lanes from an address."""
+    return builder.load(_pointer(builder, address, _FLOATS), align=4)
+
+
+def emit_store(builder: Any, address: Any, values: Any) -> None:
+    """Write the instruction that writes lanes to an address."""
+    builder.store(values, _pointer(builder, address, _FLOATS), align=4)
+
+
+def emit_broadcast(builder: Any, address: Any) -> Any:
+    """Write instructions that read a number from an address into every lane."""
+    return _emit_splat(builder, builder.load(_pointer(builder, address, _FLOAT), align=4))
+
+
+def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Write the instruction of a · b + c."""
+    return _emit_call("fma")(builder, a, b, c)
+
+
+def emit_shuffle(builder: Any, low: Any, high: Any, chosen: list[int]) -> Any:
+    """Write the instruction that takes lanes of ``low``, numbered first, and of ``high``."""
+    return builder.shuffle_vector(low, high, ir.Constant(_INTS, chosen))
 
 
 def _emit_splat(builder: Any, number: Any) -> Any:
@@ -110,6 +158,15 @@ def _emit_call(name: str) -> Emit:
 
 def _emit_choose(builder: Any, a: Any, b: Any, if_less_equal: Any, otherwise: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<=", a, b), if_less_equal, otherwise)
+
+
+def _emit_total(builder: Any, a: Any) -> Any:
+    distance = LANES // 2
+    while distance:
+        others = [lane ^ distance for lane in range(LANES)]
+        a = builder.fadd(a, emit_shuffle(builder, a, a, others))
+        distance //= 2
+    return builder.extract_element(a, _INT32(0))
 
 
 def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:
@@ -146,8 +203,16 @@ write_int64 = _operation(types.none, (_int64, _int64), _write(_INT64, 8))
 write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4))
 write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
 
-load = _operation(_lanes, (_int64,), _read(_FLOATS, 4))
-store = _operation(types.none, (_int64, _lanes), _write(_FLOATS, 4))
+acquire_int64 = _operation(types.int64, (_int64,), _emit_acquire)
+"""Read a number that another thread writes with `release_int64`, and all that it wrote before."""
+release_int64 = _operation(types.none, (_int64, _int64), _emit_release)
+exchange_int64 = _operation(types.int64, (_int64,) * 3, _emit_exchange)
+"""Write the third number where the second one is; return what was there. Atomic."""
+give_way = _operation(types.none, (), _emit_give_way)
+"""Let another thread have this core, if one waits for it."""
+
+load = _operation(_lanes, (_int64,), emit_load)
+store = _operation(types.none, (_int64, _lanes), emit_store)
 splat = _operation(_lanes, (types.float32,), _emit_splat)
 
 add = _operation(_lanes, (_lanes,) * 2, lambda builder, a, b: builder.fadd(a, b))
@@ -159,6 +224,9 @@ fma = _operation(_lanes, (_lanes,) * 3, _emit_call("fma"))
 rint = _operation(_lanes, (_lanes,), _emit_call("nearbyint"))
 choose = _operation(_lanes, (_lanes,) * 4, _emit_choose)
 """c where a <= b, otherwise d; d also where a or b is NaN."""
+
+total = _operation(types.float32, (_lanes,), _emit_total)
+"""The sum over all lanes."""
 
 _times_power_of_two = _operation(_lanes, (_lanes,) * 2, _emit_times_power_of_two)
 _exponent = _operation(_lanes, (_lanes,), _emit_exponent)

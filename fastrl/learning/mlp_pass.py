@@ -1,0 +1,489 @@
+"""One call that computes the loss of a minibatch and its gradient, for MLP policies on the CPU.
+
+Rows are taken `TILE` at a time, so that all that is computed of them stays in the cache. Within a
+tile each feature's numbers are contiguous, ``buffer[feature, row] float32``: rows are the lanes of
+registers, forward and backward, as in `fastrl.models.inference.mlp_kernel`. Only the gradient of
+weights, which is a sum over rows, reads the inputs of a layer row by row.
+
+What to compute is described by the records below, which `mlp_gradients` fills: mostly addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import float32
+from numba.np.numpy_support import carray
+
+from fastrl.jit import cached_kernel
+from fastrl.learning import objective_kernels, products
+from fastrl.learning.objective_kernels import (
+    METRICS,
+    NUM_SETTINGS,
+    categorical_terms,
+    finish,
+    gaussian_terms,
+    moments,
+    value_terms,
+)
+from fastrl.learning.products import add_product, transpose
+from fastrl.models.inference import lanes
+from fastrl.models.inference.lanes import (
+    LANE_BYTES,
+    LANES,
+    acquire_int64,
+    add,
+    choose,
+    exchange_int64,
+    fill,
+    give_way,
+    jitted,
+    load,
+    mul,
+    pointer,
+    read_float32,
+    read_int64,
+    release_int64,
+    splat,
+    store,
+    sub,
+    tanh,
+    total,
+    write_float32,
+    write_int64,
+)
+
+Record = Any
+"""A record of one of the types below, in jitted code."""
+Records = Any
+"""Several of them."""
+
+TILE = 64
+"""Rows that are computed together."""
+_TILE_BYTES = 4 * TILE
+
+IDENTITY, TANH, RELU = range(3)
+CATEGORICAL, GAUSSIAN = range(2)
+INVALID = float(np.finfo(np.float32).min)
+"""Logit of an invalid action: less any other logit its exponential is exactly 0, and times that it
+is 0, unlike -inf. Logits of the network are far above it."""
+
+
+def _record(*fields: str) -> np.dtype[Any]:
+    return np.dtype([(field, np.int64) for field in fields])
+
+
+PROGRAM = _record(
+    "towers",  # records TOWER: the policy's first, the value's last
+    "num_towers",
+    "inputs",  # [N, num_inputs] float32
+    "num_inputs",
+    "options",  # [N, num_choices] int64: columns of the first layers' weights
+    "num_choices",
+    "kind",  # of the action
+    "width",  # logits, or numbers of an action
+    "action",  # [N] int64, or [N, width] float32
+    "valid",  # [N, width] bool, or 0 where all actions are
+    "log_std",  # [width] float32
+    "log_std_gradient",  # [width] float32
+    "num_rows",  # N
+    "columns",  # [N, 4] float32; see `objective_kernels.COLUMNS`
+    "settings",  # [5] float64
+    "metrics",  # [6] float64
+    "mailbox",  # [NUM_LETTERS] int64, or 0 where one thread computes all
+)
+"""What is computed for the minibatches of one batch of N rows."""
+
+NUM_LETTERS = 24
+"""Numbers of a mailbox; what different threads write is in different lines of the cache."""
+_INDEX, _ROWS = 8, 16
+_CLAIMED, _DONE = 64, 128
+STOP = -1
+
+TOWER = _record(
+    "layers",  # records LAYER, heads last
+    "num_layers",
+    "rows",  # [TILE, padded inputs] float32: the inputs
+    "features",  # [padded inputs, TILE] float32: the same
+    "policy",  # number of the LAYER of the policy's head, or -1
+    "value",  # number of the LAYER of the value's head, or -1
+)
+"""A body and its heads."""
+
+LAYER = _record(
+    "weight",  # [outputs, all inputs] float32, options included
+    "bias",  # [outputs] float32
+    "weight_gradient",
+    "bias_gradient",
+    "num_inputs",  # without options
+    "num_outputs",
+    "activation",
+    "source",  # [padded inputs, TILE] float32
+    "source_rows",  # [TILE, padded inputs] float32: the same
+    "source_gradient",  # [padded inputs, TILE] float32, or 0 where it is not needed
+    "is_last_reader",  # of the source: writes its gradient first
+    "target",  # [padded outputs, TILE] float32
+    "target_rows",  # [TILE, padded outputs] float32: the same, or 0 for heads
+    "gradient",  # [padded outputs, TILE] float32: by the target
+    "sums",  # [outputs, padded inputs] float32: gradient of the weights
+    "num_options",  # of all choices; 0 in all but first layers
+    "others",  # [num_inputs] int64: columns of the inputs among weights, where there are options
+    "narrow",  # [outputs, num_inputs] float32: weights of the inputs, where there are options
+)
+"""A linear layer and its activation. Numbers are padded to multiples of `LANES`, with zeros."""
+
+
+@jitted
+def padded(number: int) -> int:
+    """Return the next multiple of `LANES`."""
+    return (number + LANES - 1) // LANES * LANES
+
+
+@jitted
+def _zero(address: int, count: int) -> None:
+    """Write zeros; ``count`` is a multiple of `LANES`."""
+    for i in range(0, 4 * count, LANE_BYTES):
+        store(address + i, fill(0.0))
+
+
+@jitted
+def _gather(program: Record, tower: Record, index: int, count: int) -> None:
+    """Copy the inputs of a tile's rows."""
+    width, row_bytes = program.num_inputs, 4 * padded(program.num_inputs)
+    for row in range(TILE):
+        target = tower.rows + row * row_bytes
+        if row < count:
+            source = program.inputs + read_int64(index + 8 * row) * 4 * width
+            for i in range(width):
+                write_float32(target + 4 * i, read_float32(source + 4 * i))
+        else:
+            for i in range(width):
+                write_float32(target + 4 * i, float32(0.0))
+    transpose(tower.rows, row_bytes, tower.features, _TILE_BYTES, TILE, padded(width))
+
+
+@jitted
+def _activate(layer: Record, registers: int) -> None:
+    for output in range(layer.num_outputs):
+        start = layer.target + output * _TILE_BYTES
+        if layer.activation == TANH:
+            for address in range(start, start + registers * LANE_BYTES, LANE_BYTES):
+                store(address, tanh(load(address)))
+        elif layer.activation == RELU:
+            for address in range(start, start + registers * LANE_BYTES, LANE_BYTES):
+                x = load(address)
+                store(address, choose(x, fill(0.0), fill(0.0), x))
+
+
+@jitted
+def _add_options(program: Record, layer: Record, index: int, count: int) -> None:
+    """Add the weights of the chosen options, for each row its own."""
+    row_bytes = 4 * (layer.num_inputs + layer.num_options)
+    for row in range(count):
+        options = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
+        for k in range(program.num_choices):
+            weight = layer.weight + 4 * read_int64(options + 8 * k)
+            target = layer.target + 4 * row
+            for output in range(layer.num_outputs):
+                address = target + output * _TILE_BYTES
+                number = read_float32(weight + output * row_bytes)
+                write_float32(address, read_float32(address) + number)
+
+
+@jitted
+def _add_option_gradients(program: Record, layer: Record, index: int, count: int) -> None:
+    row_bytes = 4 * (layer.num_inputs + layer.num_options)
+    for row in range(count):
+        options = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
+        for k in range(program.num_choices):
+            target = layer.weight_gradient + 4 * read_int64(options + 8 * k)
+            gradient = layer.gradient + 4 * row
+            for output in range(layer.num_outputs):
+                address = target + output * row_bytes
+                number = read_float32(gradient + output * _TILE_BYTES)
+                write_float32(address, read_float32(address) + number)
+
+
+@jitted
+def _forward(program: Record, layer: Record, index: int, count: int) -> None:
+    registers = padded(count) // LANES
+    for output in range(layer.num_outputs):
+        bias = splat(read_float32(layer.bias + 4 * output))
+        for register in range(registers):
+            store(layer.target + output * _TILE_BYTES + register * LANE_BYTES, bias)
+    weight = layer.narrow if layer.num_options else layer.weight
+    add_product(
+        weight,
+        4 * layer.num_inputs,
+        4,
+        layer.source,
+        _TILE_BYTES,
+        layer.target,
+        _TILE_BYTES,
+        layer.num_inputs,
+        layer.num_outputs,
+        registers,
+    )
+    if layer.num_options:
+        _add_options(program, layer, index, count)
+    _activate(layer, registers)
+    if layer.target_rows:
+        width = padded(layer.num_outputs)
+        transpose(layer.target, _TILE_BYTES, layer.target_rows, 4 * width, width, registers * LANES)
+
+
+@jitted
+def _times_slope(layer: Record, registers: int) -> None:
+    """Turn the gradient by the target into that by the sums."""
+    for output in range(layer.num_outputs):
+        for register in range(registers):
+            offset = output * _TILE_BYTES + register * LANE_BYTES
+            y, gradient = load(layer.target + offset), load(layer.gradient + offset)
+            if layer.activation == TANH:
+                gradient = mul(gradient, sub(fill(1.0), mul(y, y)))
+            elif layer.activation == RELU:
+                gradient = choose(y, fill(0.0), fill(0.0), gradient)
+            store(layer.gradient + offset, gradient)
+
+
+@jitted
+def _backward(program: Record, layer: Record, index: int, count: int) -> None:
+    registers = padded(count) // LANES
+    if layer.activation != IDENTITY:
+        _times_slope(layer, registers)
+    width = padded(layer.num_inputs)
+    add_product(
+        layer.gradient,
+        _TILE_BYTES,
+        4,
+        layer.source_rows,
+        4 * width,
+        layer.sums,
+        4 * width,
+        count,
+        layer.num_outputs,
+        width // LANES,
+    )
+    for output in range(layer.num_outputs):
+        sums = fill(0.0)
+        for register in range(registers):
+            sums = add(sums, load(layer.gradient + output * _TILE_BYTES + register * LANE_BYTES))
+        address = layer.bias_gradient + 4 * output
+        write_float32(address, read_float32(address) + total(sums))
+    if layer.num_options:
+        _add_option_gradients(program, layer, index, count)
+    if layer.source_gradient:
+        if layer.is_last_reader:
+            _zero(layer.source_gradient, width * TILE)
+        add_product(
+            layer.weight,
+            4,
+            4 * layer.num_inputs,
+            layer.gradient,
+            _TILE_BYTES,
+            layer.source_gradient,
+            _TILE_BYTES,
+            layer.num_outputs,
+            layer.num_inputs,
+            registers,
+        )
+
+
+@jitted
+def _policy_loss(
+    program: Record, layer: Record, index: int, count: int, mean: float, scale: float, rows: int
+) -> None:
+    """Add a tile's terms of the policy's loss to the metrics; write the gradient of its head."""
+    width, kind = program.width, program.kind
+    outputs = carray(pointer(layer.target), (width, TILE), np.float32)[:, :count].T
+    gradient = carray(pointer(layer.gradient), (width, TILE), np.float32)[:, :count].T
+    chosen = carray(pointer(index), count, np.int64)
+    columns = carray(pointer(program.columns), (program.num_rows, 4), np.float32)
+    settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
+    metrics = carray(pointer(program.metrics), len(METRICS), np.float64)
+    if program.valid:
+        valid = carray(pointer(program.valid), (program.num_rows, width), np.bool_)
+        for row in range(count):
+            for option in range(width):
+                if not valid[chosen[row], option]:
+                    outputs[row, option] = INVALID
+    if kind == CATEGORICAL:
+        action = carray(pointer(program.action), program.num_rows, np.int64)
+        categorical_terms(
+            outputs, action, chosen, columns, settings, mean, scale, rows, gradient, metrics
+        )
+    else:
+        numbers = carray(pointer(program.action), (program.num_rows, width), np.float32)
+        log_std = carray(pointer(program.log_std), width, np.float32)
+        by_log_std = carray(pointer(program.log_std_gradient), width, np.float32)
+        gaussian_terms(
+            outputs,
+            log_std,
+            numbers,
+            chosen,
+            columns,
+            settings,
+            mean,
+            scale,
+            rows,
+            gradient,
+            by_log_std,
+            metrics,
+        )
+
+
+@jitted
+def _value_loss(program: Record, layer: Record, index: int, count: int, rows: int) -> None:
+    """Add a tile's terms of the value's loss to the metrics; write the gradient of its head."""
+    value_terms(
+        carray(pointer(layer.target), TILE, np.float32)[:count],
+        carray(pointer(index), count, np.int64),
+        carray(pointer(program.columns), (program.num_rows, 4), np.float32),
+        carray(pointer(program.settings), NUM_SETTINGS, np.float64),
+        rows,
+        carray(pointer(layer.gradient), TILE, np.float32)[:count],
+        carray(pointer(program.metrics), len(METRICS), np.float64),
+    )
+
+
+@jitted
+def _begin(layer: Record) -> None:
+    """Set the sums over rows to zero, and find the weights of inputs among options."""
+    inputs, options = layer.num_inputs, layer.num_options
+    _zero(layer.sums, layer.num_outputs * padded(inputs))
+    for output in range(layer.num_outputs):
+        write_float32(layer.bias_gradient + 4 * output, float32(0.0))
+    if options:
+        for i in range(layer.num_outputs * (inputs + options)):
+            write_float32(layer.weight_gradient + 4 * i, float32(0.0))
+        for output in range(layer.num_outputs):
+            source, target = output * (inputs + options) * 4, output * inputs * 4
+            for i in range(inputs):
+                column = 4 * read_int64(layer.others + 8 * i)
+                number = read_float32(layer.weight + source + column)
+                write_float32(layer.narrow + target + 4 * i, number)
+
+
+@jitted
+def _end(layer: Record) -> None:
+    """Copy the gradient of weights from the sums."""
+    inputs, options = layer.num_inputs, layer.num_options
+    for output in range(layer.num_outputs):
+        source = layer.sums + 4 * output * padded(inputs)
+        target = layer.weight_gradient + 4 * output * (inputs + options)
+        for i in range(inputs):
+            column = read_int64(layer.others + 8 * i) if options else i
+            write_float32(target + 4 * column, read_float32(source + 4 * i))
+
+
+@jitted
+def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
+    """Compute a tower's part of the loss and of the gradient for the rows at ``index``."""
+    layers = carray(pointer(tower.layers), tower.num_layers, LAYER)
+    mean, scale = 0.0, 1.0
+    if tower.policy >= 0:
+        columns = carray(pointer(program.columns), (program.num_rows, 4), np.float32)
+        settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
+        mean, scale = moments(carray(pointer(index), rows, np.int64), columns, settings)
+    for i in range(tower.num_layers):
+        _begin(layers[i])
+    for first in range(0, rows, TILE):
+        count, chosen = min(TILE, rows - first), index + 8 * first
+        _gather(program, tower, chosen, count)
+        for i in range(tower.num_layers):
+            _forward(program, layers[i], chosen, count)
+        if tower.policy >= 0:
+            _policy_loss(program, layers[tower.policy], chosen, count, mean, scale, rows)
+        if tower.value >= 0:
+            _value_loss(program, layers[tower.value], chosen, count, rows)
+        for i in range(tower.num_layers - 1, -1, -1):
+            if i == tower.policy or i == tower.value:
+                _clear_rest(layers[i], count)
+            _backward(program, layers[i], chosen, count)
+    for i in range(tower.num_layers):
+        _end(layers[i])
+
+
+@jitted
+def _clear_rest(layer: Record, count: int) -> None:
+    """Write zeros for the rows that a head's tile lacks."""
+    for output in range(layer.num_outputs):
+        for row in range(count, padded(count)):
+            write_float32(layer.gradient + output * _TILE_BYTES + 4 * row, float32(0.0))
+
+
+@jitted
+def _pass_in_two_threads(program: Record, towers: Records, index: int, rows: int) -> None:
+    """Compute the policy's part here, and the value's in the thread that serves, if it is there.
+
+    The first of both that gets to the value's part computes it, so that this thread waits only if
+    the other one has begun.
+    """
+    mailbox = program.mailbox
+    number = read_int64(mailbox) + 1
+    write_int64(mailbox + _INDEX, index)
+    write_int64(mailbox + _ROWS, rows)
+    release_int64(mailbox, number)
+    _pass(program, towers[0], index, rows)
+    if exchange_int64(mailbox + _CLAIMED, number - 1, number) == number - 1:
+        _pass(program, towers[1], index, rows)
+        return
+    while acquire_int64(mailbox + _DONE) != number:
+        give_way()
+
+
+@jitted
+def _serve(program: Record, towers: Records) -> None:
+    """Compute the value's part of minibatches until `STOP` is in the mailbox."""
+    mailbox, seen = program.mailbox, 0
+    while True:
+        number = acquire_int64(mailbox)
+        if number == STOP:
+            return
+        if number == seen:
+            give_way()
+            continue
+        seen = number
+        if exchange_int64(mailbox + _CLAIMED, number - 1, number) == number - 1:
+            _pass(program, towers[1], read_int64(mailbox + _INDEX), read_int64(mailbox + _ROWS))
+            release_int64(mailbox + _DONE, number)
+
+
+_SOURCES = (__file__, products.__file__, objective_kernels.__file__, lanes.__file__)
+
+
+@cached_kernel([Path(source) for source in _SOURCES], nogil=True)
+def run(digest: int) -> Callable[[int, int, int], None]:
+    """Return the kernel."""
+
+    def run(program_address: int, index: int, rows: int) -> None:
+        """Write the gradient of a minibatch, and its metrics; or serve another thread.
+
+        Args:
+            program_address: Address of a `PROGRAM` record.
+            index: Address of ``[rows] int64``: rows of the batch.
+            rows: Size of the minibatch; 0 to compute a part of those of another thread, until it
+                writes `STOP` to the mailbox.
+        """
+        _ = digest
+        program = carray(pointer(program_address), 1, PROGRAM)[0]
+        towers = carray(pointer(program.towers), program.num_towers, TOWER)
+        if rows == 0:
+            _serve(program, towers)
+            return
+        metrics = carray(pointer(program.metrics), len(METRICS), np.float64)
+        settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
+        metrics[:] = 0.0
+        if program.kind == GAUSSIAN:
+            carray(pointer(program.log_std_gradient), program.width, np.float32)[:] = 0.0
+        if program.mailbox:
+            _pass_in_two_threads(program, towers, index, rows)
+        else:
+            for i in range(program.num_towers):
+                _pass(program, towers[i], index, rows)
+        finish(metrics, rows, settings)
+
+    return run
