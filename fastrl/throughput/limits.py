@@ -89,7 +89,7 @@ class Limit:
     def products_fps(self) -> float | None:
         """The same with updates that take no longer than their matrix products; None if unknown.
 
-        No learner that computes these products on the cores can exceed it.
+        It is the speed at which nothing but these products would take time, as torch computes them.
         """
         if self.learning is None or self.learning.t_products_s is None:
             return None

@@ -1,9 +1,8 @@
 """Times of updates on one core: as the learner computes them, and of their matrix products alone.
 
-The products are those that an update really computes, with their shapes. Each is repeated alone,
-so their time is that of the update's floating-point work at the speed that this machine reaches
-for matrices of these sizes. No way to order or to join the other operations makes an update of the
-same products faster than that.
+The products are those of an update by autograd, with their shapes; compiled gradients are sums of
+the same products. Each is repeated alone, so their time is that of the update's floating-point
+work at the speed that torch reaches on this machine for matrices of these sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +36,9 @@ class UpdateTimes:
 
     Attributes:
         t_learn_s: Seconds of an update alone on an idle core.
-        t_products_s: Seconds of its matrix products and convolutions, each repeated alone; None
-            where compiled code that cannot be counted computes some of them: those of policies
-            with a memory, and with ``algorithm.compile``.
-        flop: Floating-point operations of these products; None in the same cases.
+        t_products_s: Seconds of its matrix products and convolutions, each repeated alone by torch;
+            None for policies with a memory, some of whose products are in compiled loops.
+        flop: Floating-point operations of these products; None in the same case.
     """
 
     t_learn_s: float
@@ -70,12 +67,18 @@ class UpdateProbe:
         config = resolved(config)
         section = config.algorithm.model_copy(update={"torch_threads": 1})
         self._learner = endless_learner(config.model_copy(update={"algorithm": section}), env_spec)
-        has_memory = state_size(self._learner.model) > 0
-        self._is_counted = not has_memory and not section.compile
+        self._counted: Learner | None = None
+        if not state_size(self._learner.model):
+            section = section.model_copy(update={"compile": False})
+            config = config.model_copy(update={"algorithm": section})
+            self._counted = endless_learner(config, env_spec)
+            self._counted.use_autograd()
         self._products: Products | None = None
 
     def measure(self, rollout: Rollout, state: Mapping[str, Any], seconds: float) -> UpdateTimes:
-        """Learn from one rollout again and again, for about ``seconds`` and once at least.
+        """Learn from one rollout again and again, for about ``seconds`` and twice at least.
+
+        The first update is not counted, as it may allocate memory.
 
         Args:
             rollout: Is only read.
@@ -83,30 +86,30 @@ class UpdateProbe:
                 rollout; each update begins with it, so that it does as much as a real one.
             seconds: A third of it goes to the products.
         """
-        if self._products is None:
-            self._products = self._count(rollout, state)
+        if self._products is None and self._counted is not None:
+            self._products = Products()
+            self._counted.load_state_dict(state)
+            with self._products:
+                self._counted.update(rollout)
+            self._counted = None
+        self._update_s(rollout, state)
         spent_s, updates = 0.0, 0
         while not updates or spent_s < seconds * 2 / 3:
-            self._learner.load_state_dict(state)
-            began_s = time.perf_counter()
-            self._learner.update(rollout)
-            spent_s, updates = spent_s + time.perf_counter() - began_s, updates + 1
+            spent_s, updates = spent_s + self._update_s(rollout, state), updates + 1
         t_learn_s = spent_s / updates / rollout.num_steps
-        if not self._is_counted:
+        if self._products is None:
             return UpdateTimes(t_learn_s)
         with torch_threads(1):
             products_s = self._products.time(seconds / 3)
         steps = rollout.num_steps
         return UpdateTimes(t_learn_s, products_s / steps, self._products.flop / steps)
 
-    def _count(self, rollout: Rollout, state: Mapping[str, Any]) -> Products:
-        """Return the products of an update; also warms up."""
-        products = Products()
+    def _update_s(self, rollout: Rollout, state: Mapping[str, Any]) -> float:
+        """Return the seconds of one update that begins with a state."""
         self._learner.load_state_dict(state)
-        counting: AbstractContextManager[Any] = products if self._is_counted else nullcontext()
-        with counting:
-            self._learner.update(rollout)
-        return products
+        began_s = time.perf_counter()
+        self._learner.update(rollout)
+        return time.perf_counter() - began_s
 
 
 def endless_learner(config: Config, env_spec: EnvSpec) -> Learner:
