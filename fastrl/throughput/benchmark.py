@@ -119,7 +119,7 @@ class Report:
         }
         trained = self.columns["training"].measurement
         if trained.products_limit_fps is not None:
-            rows["limit with matrix products only"] = ["", "", _number(trained.products_limit_fps)]
+            rows["limit with torch's products only"] = ["", "", _number(trained.products_limit_fps)]
             rows["share of that limit"] = ["", "", _share(trained.products_efficiency)]
         for label, cells in rows.items():
             table.add_row(label, *cells)
@@ -165,8 +165,8 @@ class Report:
         rates = [each.flop / each.t_products_s for each in times if each.flop and each.t_products_s]
         if shares and rates:
             text += (
-                f", {median(shares):.0%} of it matrix products at {median(rates) / 1e9:,.0f} "
-                "GFLOP/s"
+                f"; its matrix products take torch {median(shares):.0%} of that, at "
+                f"{median(rates) / 1e9:,.0f} GFLOP/s"
             )
         return text
 

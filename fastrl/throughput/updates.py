@@ -47,7 +47,10 @@ class UpdateTimes:
 
     @property
     def products_share(self) -> float | None:
-        """Share of the update's time that its matrix products need; None where not counted."""
+        """Time of the products by torch over that of the update; None where not counted.
+
+        It is above 1 where compiled gradients compute small products faster than torch.
+        """
         return None if self.t_products_s is None else self.t_products_s / self.t_learn_s
 
 

@@ -344,7 +344,7 @@ def test_tables_show_the_three_speeds(trained):
         "with policy",
         "with training",
         "share of the limit",
-        "limit with matrix products only",
+        "limit with torch's products only",
         "GFLOP/s",
         "Where the time went while training",
     ):
