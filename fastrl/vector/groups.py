@@ -329,6 +329,7 @@ class NativeGroup:
     ) -> None:
         self.envs, self._at = envs, at
         self._vector, self._family = vector, native.family
+        self._called = _WithBatch(vector)
         self._single_infos = native.family.infos_of_single if native.as_single else None
         self.begin_close: Callable[[], None] = lambda: None
         at[0] = envs.start
@@ -391,13 +392,14 @@ class NativeGroup:
         views.terminated[chosen] = views.truncated[chosen] = False
         return self._columns(infos or {}, chosen)
 
-    def call(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], mask: Sequence[bool]
+    def apply(
+        self, function: Callable[[Any, Any], Any], _: Sequence[Any], mask: Sequence[bool]
     ) -> list[Any]:
-        """Call a method of the batch that returns one value per environment, or read one."""
-        batched = getattr(self._vector, "batched", self._vector)
-        found = getattr(self._vector if hasattr(self._vector, name) else batched, name)
-        found = found(*args, **kwargs) if callable(found) else found
+        """Return ``function(batch, None)`` for the environments that ``mask`` selects.
+
+        Where it holds one value for each environment, these are returned.
+        """
+        found = function(self._called, None)
         whole = not isinstance(found, list | tuple | np.ndarray) or len(found) != len(mask)
         values = [found] * len(mask) if whole else list(found)
         return [value for value, wanted in zip(values, mask, strict=True) if wanted]
@@ -430,6 +432,16 @@ class NativeGroup:
             elif len(here):
                 columns[key] = (indices, np.asarray(values)[here])
         return {key: column for key, column in columns.items() if column[0]}
+
+
+class _WithBatch:
+    """The attributes of a vector environment, and those of its batch that it lacks."""
+
+    def __init__(self, vector: Vector) -> None:
+        self._vector, self._batched = vector, getattr(vector, "batched", vector)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vector if hasattr(self._vector, name) else self._batched, name)
 
 
 class _Copied:
