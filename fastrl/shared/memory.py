@@ -119,8 +119,10 @@ class SharedArrays(Shared):
         self.arrays: list[NDArray[Any]] = []
         start = 0
         for shape, dtype in self._layout:
-            if self._block is None or dtype.hasobject:
-                self.arrays.append(np.full(shape, None if dtype.hasobject else 0, dtype))
+            if dtype.hasobject:
+                self.arrays.append(np.full(shape, None, dtype))
+            elif self._block is None:
+                self.arrays.append(np.zeros(shape, dtype))
             else:
                 self.arrays.append(self._block.array(dtype, shape, start))
             start += _size(shape, dtype)

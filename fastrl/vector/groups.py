@@ -126,24 +126,19 @@ class EnvGroup(StepLoop):
         index = env_index - self.envs.start
         self._at[0] = env_index
         views, seeds = self._views[bank], self._exchange.reset_seed
+        if (seed := int(seeds[env_index])) != NO_RESET:
+            seeds[env_index], views.reward[index] = NO_RESET, 0.0
+            return self._start(index, None if seed == UNSEEDED else seed, None, views)
         observations: list[Any] = [None] * len(self.envs)
         infos = list(observations)
-        reward: Any = 0.0
-        seed = int(seeds[env_index])
+        step = self._next_step(index)
+        self._clock.advance_one(index)
+        action = single_action(self._spec.action_space, views.action, index)
+        observations[index], reward, terminated, truncated, infos[index] = step(action)
+        flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
         views.terminated[index] = views.truncated[index] = False
-        if seed != NO_RESET:
-            seeds[env_index] = NO_RESET
-            observations[index], infos[index] = self._reset(
-                index, None if seed == UNSEEDED else seed, None
-            )
-        else:
-            step = self._next_step(index)
-            self._clock.advance_one(index)
-            action = single_action(self._spec.action_space, views.action, index)
-            observations[index], reward, terminated, truncated, infos[index] = step(action)
-            flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
-            if any(flags):
-                self._end(index, flags, observations, infos, views)
+        if any(flags):
+            self._end(index, flags, observations, infos, views)
         _check_info("step", infos[index])
         self._writer.write_one(index, observations[index], views.observation)
         self._write_rewards([reward], views.reward[index : index + 1], index)
@@ -160,11 +155,8 @@ class EnvGroup(StepLoop):
         views = self._views[bank]
         infos: dict[int, dict[str, Any]] = {}
         for index in np.flatnonzero(mask).tolist():
-            observation, info = self._reset(index, seeds[index], options)
-            if info:
+            if info := self._start(index, seeds[index], options, views):
                 infos[self._first + index] = info
-            views.terminated[index] = views.truncated[index] = False
-            self._writer.write_one(index, observation, views.observation)
         return gather(infos)
 
     def apply(
@@ -193,6 +185,15 @@ class EnvGroup(StepLoop):
         envs, self._whole = self._whole, []
         self._claim.release()
         close_all(envs, self.begin_close)
+
+    def _start(
+        self, index: int, seed: int | None, options: Mapping[str, Any] | None, views: StepViews
+    ) -> dict[str, Any]:
+        """Begin an episode of one environment and write its row; return its info."""
+        observation, info = self._reset(index, seed, options)
+        views.terminated[index] = views.truncated[index] = False
+        self._writer.write_one(index, observation, views.observation)
+        return info
 
     def _reset(
         self, index: int, seed: int | None, options: Mapping[str, Any] | None

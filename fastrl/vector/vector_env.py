@@ -118,8 +118,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Start an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None lets each
-                continue its own random stream.
+            seed: One for each environment, or the first of consecutive ones; None takes those
+                that `seed` was given, if any, else each continues its own random stream.
             options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
                 out: it selects the environments to reset.
 
