@@ -143,8 +143,9 @@ def test_every_metric_of_a_run_is_on_its_page(tmp_path):
         config = load_config(
             overrides=[
                 *("env.id=CartPole-v1", "sampler=serial", "sampler.num_envs=8"),
-                *("total_steps=4000", f"algorithm.name={name}", f"run_dir={tmp_path / name}"),
-                *("evaluation.every_steps=1000", "evaluation.final_episodes=2"),
+                *("total_steps=1024", f"algorithm.name={name}", f"run_dir={tmp_path / name}"),
+                *("evaluation.every_steps=512", "evaluation.episodes=2"),
+                *("evaluation.final_episodes=2", "sampler.rollout_length=64"),
                 "faults.bad_numbers=skip_update",
             ]
         )

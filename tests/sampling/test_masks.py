@@ -289,6 +289,7 @@ def test_an_update_with_an_empty_mask_is_skipped(tmp_path):
     assert sum(skipped) == 1
 
 
+@pytest.mark.slow  # 40 s of torch.compile; the same program uncompiled: the test above
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_masks_within_a_compiled_graph_change_nothing():
     env, policy = MaskedTensors(), ModulePolicy(policy_of(MaskedTensors.spec))

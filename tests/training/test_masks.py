@@ -118,6 +118,7 @@ def test_masks_are_an_input_of_exported_policies(run, tmp_path):
     assert np.array_equal(found[0].numpy(), wanted["move"])
 
 
+@pytest.mark.parametrize("run", SOURCES[:1], indirect=True)
 def test_the_mask_of_an_onnx_file_has_its_name(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     _, trained = run

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,6 +17,11 @@ from fastrl.models import ActorCritic
 
 TRAINED = Path(__file__).parent / "trained"
 NAMES = sorted(name for name in TENSOR_ENVS if "NoVel" not in name)
+FIRST = [
+    name if name in ("CartPole-v1", "Pendulum-v1") else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+]
+"""For what torch compiles for half a minute: a task of each kind of action, and slowly the rest."""
 
 
 class GymnasiumTwin:

@@ -14,7 +14,7 @@ from fastrl.envs.classic_control.control_batch import ClassicControlBatch, Optio
 from fastrl.envs.classic_control.episode_starts import new_streams, peek
 from fastrl.envs.tensor import Randomized, make_tensor
 from fastrl.errors import ArgumentError, EnvError, SpaceError
-from tests.envs.classic_control.gymnasium_twin import NAMES
+from tests.envs.classic_control.gymnasium_twin import FIRST, NAMES
 from tests.envs.stepping import assert_same, random_actions, rows, run, views
 
 SEEDS = (3, 14, 15, 92, 65)
@@ -26,7 +26,7 @@ def stream_of(name, seeds, steps=80, options=None):
     return run(env, seeds, [tuple(leaf[: len(seeds)] for leaf in action) for action in actions])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_is_a_batched_env_that_keeps_the_contract(name):
     assert isinstance(ClassicControlBatch(name, 1), BatchedEnv)
     stream_of(name, SEEDS, steps=600)
@@ -235,7 +235,7 @@ BOUNDING = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 @settings(max_examples=8)
 @given(st.data(), st.sampled_from(["shared", "each", "uniform", "choice"]))
 def test_spaces_hold_what_is_observed_and_taken_for_any_parameters(name, data, kind):

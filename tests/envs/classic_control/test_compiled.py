@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from fastrl.envs.tensor import RandomPolicy, Rollouts, make_tensor
 from fastrl.errors import ConfigError, EnvError
-from tests.envs.classic_control.gymnasium_twin import NAMES
+from tests.envs.classic_control.gymnasium_twin import FIRST
 
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_compiled_rollout_equals_the_tensor_programs(name):
     # Short enough that rounding has not grown.
     steps, n = 25, 64
@@ -31,7 +31,7 @@ def test_compiled_rollout_equals_the_tensor_programs(name):
     torch.testing.assert_close(ours.observation[""], theirs.observation[""], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_compiled_step_is_pure_and_keeps_final_observations(name):
     env, params = make_tensor(name, compiled=True)
     each = type(params)(*(p.repeat(8) for p in params[:-1]), torch.tensor(1))

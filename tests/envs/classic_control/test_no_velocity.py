@@ -19,13 +19,20 @@ POSITIONS = {
     "MountainCarContinuousNoVel-v0": [0],
 }
 ALL = pytest.mark.parametrize(("name", "columns"), POSITIONS.items())
+FIRST = pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        pytest.param(*task, marks=pytest.mark.slow if number else ())
+        for number, task in enumerate(POSITIONS.items())
+    ],
+)
 
 
 def full(name):
     return name.replace("NoVel", "")
 
 
-@ALL
+@FIRST
 def test_batch_is_the_full_task_without_velocities(name, columns):
     task, whole = (build(each, 7, max_episode_steps=20) for each in (name, full(name)))
     space = whole.spec.observation_space
