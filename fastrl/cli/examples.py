@@ -32,7 +32,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fastrl export reach --format onnx --output reach.onnx",
     ),
     "new": ("fastrl new my_project",),
-    "play": ("fastrl play reach", "fastrl play CartPole-v1", "fastrl play reach --page"),
+    "play": (
+        "fastrl play reach",
+        "fastrl play CartPole-v1 --record datasets/by_hand",
+        "fastrl play reach --page",
+    ),
     "plot": (
         "fastrl plot reach reach-2 --output curves.png",
         "fastrl plot reach --metric explained_variance",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fastrl.cli.inputs import split_arguments
+from fastrl.cli.inputs import check_output, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
 from fastrl.cli.output import QuietConsole, loading, note, table_console, write
 from fastrl.errors import ConfigError
@@ -20,6 +21,7 @@ from fastrl.live_display import waiting
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
+    from fastrl.play.game import Played
     from fastrl.play.play_page import PlayPage
     from fastrl.play.play_window import PlayWindow
     from fastrl.training import TrainedPolicy
@@ -135,6 +137,14 @@ def play(
         Path | None,
         typer.Option("--keys", metavar="FILE", help="YAML of keys and actions, such as 'left: 0'."),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="DIR",
+            help="Write whole episodes as a dataset in Minari's format (extra 'minari').",
+        ),
+    ] = None,
     page: Annotated[
         bool, typer.Option("--page", help="Show it on a page, as without a screen.")
     ] = False,
@@ -168,15 +178,21 @@ def play(
 
     In a window, or without a screen on a page of this machine. Escape or Ctrl-C ends it.
     """
+    check_output("--record", record, directory=True)
     with loading():
         from fastrl.envs.screens import draw_without_screen, has_screen
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer
         from fastrl.play.game import play as play_game
         from fastrl.play.key_map import key_map
 
+    if record is not None:
+        from fastrl.datasets import check_new_dataset
+
+        check_new_dataset(record)
     draw_without_screen()
     with waiting(QuietConsole(stderr=True), "building the environment …"):
         factory, policy = _game_of(arguments, checkpoint, seed, trust)
+        recorder = None if record is None else _Recorder(factory, record)
     with closing(factory.single(render_mode="rgb_array")) as env:
         offered: tuple[str, ...] = ()
         player: PolicyPlayer | KeyboardPlayer
@@ -189,10 +205,32 @@ def play(
         with closing(
             _display(page or not has_screen(), arguments[0], offered, host, port)
         ) as shown:
-            for played in play_game(env, factory.name, player, shown, fps=fps, seed=seed):
-                write(str(played))
-                if played.number == episodes:
-                    break
+            builder = None if recorder is None else recorder.builder
+            game = play_game(env, factory.name, player, shown, fps=fps, seed=seed, builder=builder)
+            if recorder is None:
+                for played in islice(game, episodes):
+                    write(str(played))
+            else:
+                recorder.write(islice(game, episodes), "keyboard" if offered else arguments[0])
+
+
+class _Recorder:
+    """Writes a game as a dataset."""
+
+    def __init__(self, factory: EnvFactory, path: Path) -> None:
+        from fastrl.datasets.episodes import EpisodeBuilder
+
+        self._path, self._spec, self._bounds = path, factory.probe(), factory.action_bounds
+        self.builder = EpisodeBuilder(self._spec, self._bounds)
+
+    def write(self, game: Iterable[Played], player: str) -> None:
+        from fastrl.play.recorder import record_episodes
+
+        def report(played: Played) -> None:
+            write(str(played))
+
+        number = record_episodes(game, self._path, self._spec, self._bounds, player, report)
+        write(f"{self._path}: {number:,} episodes")
 
 
 def _game_of(

@@ -7,13 +7,14 @@ from fastrl.datasets.demonstrations import (
     load_demonstrations,
     open_checked,
 )
-from fastrl.datasets.files import DatasetWriter, Episode, local_dataset
+from fastrl.datasets.files import DatasetWriter, Episode, check_new_dataset, local_dataset
 
 __all__ = [
     "HELD_OUT",
     "DatasetWriter",
     "Demonstrations",
     "Episode",
+    "check_new_dataset",
     "load_dataset",
     "load_demonstrations",
     "local_dataset",

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.datasets.files import Episode
+from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.shared.rollouts import Rollout
-from fastrl.spaces import flatten
+from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
 _Columns = dict[str, NDArray[Any]]
@@ -79,6 +80,62 @@ class EpisodeCutter:
         parts, self._begun[slot] = self._begun[slot], []
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return _episode(rows, last, terminated)
+
+
+class EpisodeBuilder:
+    """Collects the steps of a single environment into an episode.
+
+    Args:
+        env_spec: The environment.
+        action_bounds: How the dataset keeps actions inside a bounded ``Box``.
+    """
+
+    def __init__(self, env_spec: EnvSpec, action_bounds: ActionBounds = "clip") -> None:
+        self._env_spec = env_spec
+        self._observed = leaves(env_spec.observation_space)
+        self._converter = ActionConverter(env_spec.action_space, action_bounds)
+        self._observations: list[list[NDArray[Any]]] = []
+        self._actions: list[list[NDArray[Any]]] = []
+        self._rewards: list[float] = []
+
+    def begin(self, observation: Any) -> None:
+        """Start an episode with the observation of a reset; discard an unfinished one."""
+        self._observations, self._actions, self._rewards = [], [], []
+        self._observe(observation)
+
+    def add(self, action: Any, reward: float, observation: Any) -> None:
+        """Append a step: an action that the environment accepts, and what followed it."""
+        acted = flatten(self._env_spec.action_space, action)
+        self._actions.append([np.array(leaf) for leaf in acted])
+        self._rewards.append(float(reward))
+        self._observe(observation)
+
+    def finish(self, *, terminated: bool) -> Episode:
+        """Return the episode.
+
+        Args:
+            terminated: Whether the last step ended in a terminal state.
+
+        Raises:
+            EnvError: A discrete action is not one of the space.
+        """
+        observed = [np.stack(column) for column in zip(*self._observations, strict=True)]
+        acted = tuple(np.stack(column) for column in zip(*self._actions, strict=True))
+        sampled = self._converter.sampled(acted)
+        return Episode(
+            dict(zip(self._observed, observed, strict=True)),
+            dict(zip(self._env_spec.action, sampled, strict=True)),
+            np.array(self._rewards, np.float32),
+            terminated,
+        )
+
+    def _observe(self, observation: Any) -> None:
+        # Copies, since an environment may return the same array at each step.
+        found = flatten(self._env_spec.observation_space, observation)
+        spaces = self._observed.values()
+        self._observations.append(
+            [np.array(leaf, space.dtype) for leaf, space in zip(found, spaces, strict=True)]
+        )
 
 
 def fragments(env_spec: EnvSpec, rollout: Rollout) -> Iterator[Episode]:

@@ -64,6 +64,17 @@ class Episode:
         return self.reward.nbytes + sum(array.nbytes for each in groups for array in each.values())
 
 
+def check_new_dataset(path: str | Path) -> None:
+    """Reject the directory of a new dataset before time is spent on its content.
+
+    Raises:
+        ConfigError: It exists, or minari is not installed.
+    """
+    _minari()
+    if Path(path).exists() or Path(path).is_symlink():
+        raise ConfigError(f"'{path}' exists already; name a new directory for the dataset")
+
+
 class DatasetWriter:
     """Writes a new dataset, which is complete or absent; use it in a ``with`` block.
 
@@ -90,9 +101,8 @@ class DatasetWriter:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self._env_spec = Path(path), env_spec
+        check_new_dataset(path)
         minari = _minari()
-        if self.path.exists() or self.path.is_symlink():
-            raise ConfigError(f"'{path}' exists already; name a new directory for the dataset")
         # Absolute, since minari looks for the files of a relative path below that path.
         self._partial = self.path.absolute().with_name(f".{self.path.name}.partial")
         self._converter = ActionConverter(env_spec.action_space, action_bounds)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import gymnasium
 
+from fastrl.datasets import Episode
+from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.envs.animation import Frame
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.play.key_map import KeyMap
@@ -109,11 +111,13 @@ class Played:
         number: From 1.
         total: Its return.
         steps: Its length.
+        episode: Its steps, if they are recorded.
     """
 
     number: int
     total: float
     steps: int
+    episode: Episode | None = None
 
     def __str__(self) -> str:
         """Return one line."""
@@ -128,6 +132,7 @@ def play(
     *,
     fps: float | None = None,
     seed: int | None = None,
+    builder: EpisodeBuilder | None = None,
 ) -> Iterator[Played]:
     """Play episodes until the display is closed, and yield each that has ended.
 
@@ -138,6 +143,7 @@ def play(
         display: Where it is shown.
         fps: Steps per second; by default as the environment says.
         seed: Of the first episode.
+        builder: Records the steps of each episode.
 
     Raises:
         EnvError: The environment raised, or cannot be drawn.
@@ -150,10 +156,10 @@ def play(
             observation, _ = env.reset(seed=seed if number == 1 else None)
             player.begin()
             total, steps, is_over = 0.0, 0, False
-            while not player.is_ready(display.pressed()):
-                display.show(drawn(env, name), f"episode {number}: press a key to begin")
-                if not display.wait(pause_s):
-                    return
+            if not _is_begun(env, name, player, display, f"episode {number}", pause_s):
+                return
+            if builder is not None:
+                builder.begin(observation)
             due_s = time.monotonic()
             while not is_over:
                 display.show(drawn(env, name), f"episode {number}   return {total:,.4g}")
@@ -162,6 +168,8 @@ def play(
                     return
                 action = player.act(observation, display.pressed())
                 observation, reward, terminated, truncated, _ = env.step(action)
+                if builder is not None:
+                    builder.add(action, float(reward), observation)
                 total, steps = total + float(reward), steps + 1
                 is_over = bool(terminated or truncated)
             display.show(drawn(env, name), f"episode {number}   return {total:,.4g}, its end")
@@ -169,6 +177,23 @@ def play(
             raise
         except USERS_FAILURES as error:
             raise EnvError(f"'{name}' failed: {cause(error)}") from error
-        yield Played(number, total, steps)
+        episode = None if builder is None else builder.finish(terminated=bool(terminated))
+        yield Played(number, total, steps, episode)
         if not display.wait(_BETWEEN_EPISODES_S):
             return
+
+
+def _is_begun(
+    env: gymnasium.Env[Any, Any],
+    name: str,
+    player: Player,
+    display: Display,
+    episode: str,
+    pause_s: float,
+) -> bool:
+    """Wait until the player is ready; return False if the display is closed before."""
+    while not player.is_ready(display.pressed()):
+        display.show(drawn(env, name), f"{episode}: press a key to begin")
+        if not display.wait(pause_s):
+            return False
+    return True

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import urllib.request
 from contextlib import closing
+from itertools import islice
 from urllib.error import HTTPError
 
+import minari
 import numpy as np
 import pytest
 from PIL import Image
 
 import fastrl
 from fastrl import cli
-from fastrl.errors import EnvError
+from fastrl.datasets import load_demonstrations
+from fastrl.datasets.episodes import EpisodeBuilder
+from fastrl.errors import ConfigError, EnvError
 from fastrl.play.game import KeyboardPlayer, play
 from fastrl.play.key_map import KeyMap
 from fastrl.play.play_page import PlayPage
+from fastrl.play.recorder import record_episodes
+from fastrl.spec import EnvSpec
 from tests.training.clockwork import Breaking, Clockwork, small_run
 
 
@@ -190,3 +198,92 @@ def test_escape_closes_the_window(monkeypatch):
         assert window.wait(0.01)
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
         assert not window.wait(0.01)
+
+
+def recorded(path, display, env_type=Clockwork, **options):
+    """Play with the key 'right', action 1, and write a dataset; return the reported episodes."""
+    env = drawable(env_type)
+    spec = EnvSpec("Clockwork", env.observation_space, env.action_space)
+    game = play(
+        env, "x", keyboard(left=0, right=1), display, fps=1000, builder=EpisodeBuilder(spec)
+    )
+    reported = []
+    record_episodes(
+        islice(game, options.get("episodes")), path, spec, "clip", "me", reported.append
+    )
+    return reported
+
+
+def test_recorded_episodes_are_a_dataset_of_what_was_played(tmp_path):
+    reported = recorded(tmp_path / "set", Recorded(keys={"right"}), episodes=2)
+    assert [each.steps for each in reported] == [4, 4]
+    found = list(minari.MinariDataset(tmp_path / "set" / "data"))
+    assert len(found) == 2
+    for episode in found:
+        # Number of the step, sum of actions, 1.
+        np.testing.assert_array_equal(episode.observations[:, 0], range(5))
+        np.testing.assert_array_equal(episode.observations[:, 1], range(5))
+        np.testing.assert_array_equal(episode.actions, [1, 1, 1, 1])
+        np.testing.assert_array_equal(episode.rewards, [1, 0, 0, 1])
+        # Clockwork truncates where the sum of actions is even.
+        assert episode.truncations.tolist() == [False, False, False, True]
+        assert not episode.terminations.any()
+    assert load_demonstrations(tmp_path / "set").returns.tolist() == [2, 2]
+
+
+class Interrupting(Recorded):
+    """Sends this process a signal after some steps, as a user or a closing terminal does."""
+
+    def __init__(self, number, **options):
+        super().__init__(**options)
+        self._number = number
+
+    def wait(self, seconds):
+        if not super().wait(seconds):
+            os.kill(os.getpid(), self._number)
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_recording_and_keep_finished_episodes(tmp_path, number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        recorded(tmp_path / "set", Interrupting(number, steps=8, keys={"right"}))
+    assert len(minari.MinariDataset(tmp_path / "set" / "data")) == 1
+    assert signal.getsignal(number) == before
+
+
+class BreaksLater(Clockwork):
+    """Raises in its second episode."""
+
+    resets = 0
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.resets == 2:
+            raise RuntimeError("the simulator exploded")
+        return super().step(action)
+
+
+def test_a_failing_environment_keeps_finished_episodes(tmp_path):
+    with pytest.raises(EnvError, match="the simulator exploded"):
+        recorded(tmp_path / "set", Recorded(keys={"right"}), BreaksLater)
+    assert len(minari.MinariDataset(tmp_path / "set" / "data")) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_without_a_finished_episode_nothing_is_written(tmp_path, steps):
+    with pytest.raises(ConfigError, match=r"no episode was finished, so '.*set' was not written"):
+        recorded(tmp_path / "set", Recorded(steps=steps, keys={"right"}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_dataset_is_one_line_before_anything_is_shown(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    assert cli.main(["play", "CartPole-v1", "--page", "--record", str(tmp_path / "set")]) == 2
+    captured = capsys.readouterr()
+    assert "exists already; name a new directory" in captured.err
+    assert captured.out == ""
