@@ -328,8 +328,10 @@ def _record_dataset(
 ) -> None:
     with loading():
         from fastrl.config import load_config
+        from fastrl.datasets import check_new_dataset
         from fastrl.training import record_dataset, record_function
 
+    check_new_dataset(dataset)
     console = QuietConsole(stderr=True)
     if policy is None:
         found = record_dataset(

@@ -56,8 +56,10 @@ def dataset(
     check_output("--picture", picture)
     check_output("--json", json_file)
     with loading():
-        from fastrl.datasets.summary import summarize
+        from fastrl.datasets.summary import check_picture, summarize
 
+    if picture is not None:
+        check_picture(picture)
     found = summarize(path)
     show_tables(found.to_rich())
     if picture is not None:

@@ -72,6 +72,11 @@ def convert_entry(
     """
     path = Path(file)
     tree = parse_foreign_yaml(read_text(path), str(path))
+    if algorithm is None and path.stem not in ALGORITHMS:
+        raise ConfigError(
+            f"'{path.name}' does not have the name of an algorithm; "
+            f"add --algorithm with one of {', '.join(ALGORITHMS)}"
+        )
     algorithm = one_of("--algorithm", path.stem if algorithm is None else algorithm, ALGORITHMS)
     name, keys = _entry(tree, entry, str(path))
     if name == "atari" and env is None:

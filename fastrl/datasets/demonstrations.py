@@ -151,6 +151,8 @@ def open_checked(
     if env_spec is not None and (differences := space_differences(found, env_spec)):
         raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
     _require_episodes(files.num_episodes, episodes, f"{key}: '{path}'")
+    # Damaged files are found here, and not when a run has a directory already.
+    next(files.episodes(), None)
     return files
 
 

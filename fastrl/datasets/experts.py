@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from fastrl.arguments import brief
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.errors import FastrlError
+from fastrl.envs.env_factory import EnvFactory
+from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
 from fastrl.models.policy import Leaves, PolicyModel, initial_state
 from fastrl.spaces import TensorSpec, flatten, leaves, unflatten
 from fastrl.spec import EnvSpec, PolicyStep, only_given
@@ -146,6 +148,14 @@ class FunctionPolicy(Demonstrator):
         sampled = (torch.from_numpy(leaf).to(device) for leaf in self._converter.sampled(rows))
         return PolicyStep(dict(zip(spec.action, sampled, strict=True)), {}, state)
 
+    def check(self, observation: Any) -> None:
+        """Call the function with the observation of one environment.
+
+        Raises:
+            FastrlError: It returned something that is not an action.
+        """
+        self._converter.sampled(tuple(leaf[None] for leaf in self._action(observation)))
+
     def _action(self, observation: Any) -> list[Any]:
         """Return the leaves of an action."""
         spec = self._env_spec
@@ -155,14 +165,48 @@ class FunctionPolicy(Demonstrator):
         except (TypeError, ValueError, KeyError, IndexError):
             found = []
         wanted = [stored.shape for stored in spec.action.values()]
-        if [leaf.shape for leaf in found] != wanted or any(
-            leaf.dtype.kind not in "biuf" for leaf in found
+        if [leaf.shape for leaf in found] != wanted or not all(
+            leaf.dtype.kind in "biuf" and np.isfinite(leaf).all() for leaf in found
         ):
             name = getattr(self._function, "__name__", "the policy")
             raise FastrlError(
                 f"{name} returned {brief(action)}, which is not an action of {spec.action_space}"
             )
         return found
+
+
+def try_function(
+    function: Callable[[Any], Any],
+    where: str,
+    factory: EnvFactory,
+    env_spec: EnvSpec,
+    action_bounds: ActionBounds,
+) -> None:
+    """Call a function with the first observation of an environment, before workers run it.
+
+    Args:
+        function: As for `FunctionPolicy`.
+        where: The option and the path that name it, for errors.
+        factory: Builds the environment.
+        env_spec: The environment.
+        action_bounds: As for `FunctionPolicy`.
+
+    Raises:
+        ConfigError: It raised, or returned something that is not an action.
+    """
+    policy = FunctionPolicy(env_spec, function, action_bounds)
+    try:
+        env = factory.with_masks_of(env_spec).single()
+    except EnvError:
+        return  # The workers report a failure; a vector environment has no single one.
+    with closing(env):
+        observation, _ = env.reset(seed=0)
+    try:
+        policy.check(observation)
+    except FastrlError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except USERS_FAILURES as error:
+        raise ConfigError(f"{where} raised {cause(error)}") from error
 
 
 class AsPlayed(Demonstrator):

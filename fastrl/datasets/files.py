@@ -205,6 +205,7 @@ class DatasetFiles:
     action_space: spaces.Space[Any]
     metadata: Mapping[str, Any]
     _storages: tuple[Any, ...]
+    _key: str
 
     @property
     def num_episodes(self) -> int:
@@ -224,7 +225,7 @@ class DatasetFiles:
             ConfigError: The files are damaged.
         """
         for storage in self._storages:
-            with _reading(f"dataset: '{self.path}'"):
+            with _reading(f"{self._key}: '{self.path}'"):
                 yield from storage.get_episodes(range(storage.total_episodes))
 
 
@@ -263,7 +264,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
         ):
             raise ConfigError(f"{what} has parts with different spaces")
     storages = tuple(storage for storage, _ in found)
-    return DatasetFiles(path, first.observation_space, first.action_space, metadata, storages)
+    return DatasetFiles(path, first.observation_space, first.action_space, metadata, storages, key)
 
 
 def local_dataset(dataset_id: str, key: str = "id") -> Path:

@@ -73,8 +73,8 @@ class DatasetSummary:
             "return": _spread(self.returns),
             "length": _spread(self.lengths),
             "size": f"{self.num_bytes / 1e6:,.1f} MB",
-            "observation": str(self.observation_space),
-            "action": str(self.action_space),
+            "observation": _text(self.observation_space),
+            "action": _text(self.action_space),
             "infos": ", ".join(self.infos) or "none",
         }.items():
             table.add_row(name, text)
@@ -89,8 +89,7 @@ class DatasetSummary:
         Raises:
             ConfigError: It ends in something else, or cannot be written.
         """
-        if picture.suffix.lower() not in FORMATS:
-            raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
+        check_picture(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -107,6 +106,16 @@ class DatasetSummary:
             figure.savefig(picture)
         except OSError as error:
             raise ConfigError(f"'{picture}' cannot be written: {error.strerror}") from error
+
+
+def check_picture(picture: Path) -> None:
+    """Reject a picture of an unknown format.
+
+    Raises:
+        ConfigError: Its name does not end in one of `FORMATS`.
+    """
+    if picture.suffix.lower() not in FORMATS:
+        raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
 
 
 def summarize(path: str | Path) -> DatasetSummary:
@@ -147,6 +156,11 @@ def summarize(path: str | Path) -> DatasetSummary:
         action_space=files.action_space,
         infos=tuple(infos),
     )
+
+
+def _text(space: spaces.Space[Any]) -> str:
+    """Return a space on one line; numpy pads the bounds of a ``Box`` to columns."""
+    return " ".join(str(space).split())
 
 
 def _names(infos: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -201,10 +201,15 @@ class SweepReport:
         table = Table(title=f"Sweep {self.directory}", title_justify="left")
         for key in keys:
             table.add_column(key, justify="right")
-        for column in ("runs", f"{self.metric}, mean ± std", "lowest … highest", "steps/s", ""):
-            table.add_column(column, justify="left" if not column else "right")
-        for group in self._groups[:_LISTED]:
-            table.add_row(*(_shown(group[0].values.get(key)) for key in keys), *_cells(group))
+        for column in ("runs", f"{self.metric}, mean ± std", "lowest … highest", "steps/s"):
+            table.add_column(column, justify="right")
+        rows = [_cells(group) for group in self._groups[:_LISTED]]
+        has_remarks = any(remark for *_, remark in rows)
+        if has_remarks:
+            table.add_column("unfinished")
+        for group, cells in zip(self._groups, rows, strict=False):
+            shown = cells if has_remarks else cells[:-1]
+            table.add_row(*(_shown(group[0].values.get(key)) for key in keys), *shown)
         return table
 
     def draw(self) -> Path | None:

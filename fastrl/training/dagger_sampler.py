@@ -21,13 +21,14 @@ from fastrl.datasets.experts import (
     Mixture,
     MostProbable,
     label_names,
+    try_function,
 )
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model
-from fastrl.sampling import Fault, Sampler, SamplerStats
+from fastrl.sampling import Fault, Sampler, SamplerStats, env_factory
 from fastrl.sampling.build import sampler_builder
 from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import unflatten
@@ -223,7 +224,12 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
         raise ConfigError(
             "sampler.kind: must be process or serial with algorithm.name: dagger, got device"
         )
-    load_expert(config, env_spec)
+    expert = load_expert(config, env_spec)
+    if isinstance(expert, AsPlayed) and isinstance(expert.expert, FunctionPolicy):
+        path, bounds = config.algorithm.expert_policy, config.env.action_bounds
+        where = f"algorithm.expert_policy: '{path}'"
+        function = import_object(path or "", "algorithm.expert_policy")
+        try_function(function, where, env_factory(config), env_spec, bounds)
 
 
 def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
@@ -243,7 +249,6 @@ def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
         if not callable(function):
             raise ConfigError(f"algorithm.expert_policy: '{section.expert_policy}' is no function")
         return AsPlayed(FunctionPolicy(env_spec, function, bounds), env_spec, bounds, bounds)
-    where = f"algorithm.expert: '{section.expert}'"
     try:
         path, name = locate(section.expert or "")
         own = read_config(path)
@@ -251,9 +256,13 @@ def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
         found = CheckpointStore(path / "checkpoints").load(name)
         spec = read_spec(path / SPACES)
         if spec is not None and (differences := space_differences(spec, env_spec, "expert")):
-            raise ConfigError(f"is not of '{env_spec.id}': {'; '.join(differences)}")
+            raise ConfigError(
+                f"'{section.expert}' is not of '{env_spec.id}': {'; '.join(differences)}"
+            )
         model = build_model(env_spec, own.model, own.env.action_bounds)
         load_model(model, found)
     except FastrlError as error:
+        named = f"'{section.expert}'"
+        where = "algorithm.expert" if named in str(error) else f"algorithm.expert: {named}"
         raise ConfigError(f"{where}: {error}") from error
     return AsPlayed(MostProbable(model), env_spec, own.env.action_bounds, bounds)

@@ -17,11 +17,11 @@ from fastrl.arguments import taken, whole
 from fastrl.config import Config, PPOConfig, SamplerConfig
 from fastrl.datasets import DatasetWriter, Episode
 from fastrl.datasets.episodes import EpisodeCutter
-from fastrl.datasets.experts import FunctionPolicy, MostProbable
+from fastrl.datasets.experts import FunctionPolicy, MostProbable, try_function
 from fastrl.errors import ConfigError
 from fastrl.imports import import_object
 from fastrl.models.policy import PolicyModel
-from fastrl.sampling import make_plan, make_sampler
+from fastrl.sampling import env_factory, make_plan, make_sampler
 from fastrl.training.progress import watched_episodes
 from fastrl.training.run import opened_run
 from fastrl.training.saver import load_model
@@ -119,8 +119,8 @@ def record_function(
         console: As for `record_dataset`.
 
     Raises:
-        ConfigError: The function cannot be imported, the dataset exists, or minari is not
-            installed.
+        ConfigError: The function cannot be imported, raises or returns no action for a first
+            observation, the dataset exists, or minari is not installed.
         EnvError: The environment cannot be built, or broke its contract.
         WorkerError: A worker failed, or the function raised.
     """
@@ -131,6 +131,7 @@ def record_function(
     config = _for_recording(config, episodes, seed)
     plan = make_plan(config)
     env_spec, bounds = plan.env_spec, config.env.action_bounds
+    try_function(function, f"--policy: '{policy}'", env_factory(config), env_spec, bounds)
 
     def build() -> PolicyModel:
         return FunctionPolicy(env_spec, function, bounds)

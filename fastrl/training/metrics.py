@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -95,7 +95,7 @@ def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
     for path, kwargs in loggers:
         build = _logger(path)
         if build in _OURS:
-            yield build(run, config, steps)
+            yield build(run, config, steps, **kwargs)
         else:
             yield _CustomSink(path, partial(build, run, config, steps, **kwargs))
     if "tensorboard" not in names and run.tensorboard.is_dir():
@@ -111,8 +111,8 @@ def _loggers(settings: LoggingConfig) -> list[tuple[str, dict[str, Any]]]:
         (each.path, dict(each.kwargs)) if isinstance(each, Call) else (each, {})
         for each in settings.loggers
     ]
-    named = {path for path, _ in others}
-    ours = [(name, dict[str, Any]()) for name, is_on in chosen.items() if is_on or name in named]
+    named = dict(others)
+    ours = [(name, named.get(name, {})) for name, on in chosen.items() if on or name in named]
     return [*ours, *(each for each in others if each[0] not in chosen)]
 
 
@@ -228,14 +228,31 @@ class WeightsAndBiases:
         run: The run's directory.
         config: Is shown there.
         steps: Later rows are dropped.
+        project: The project there.
+        entity: The user or team; None for the default one of the user who is logged in.
+        group: Of runs that belong together, such as all seeds of a configuration; None for none.
+        tags: Labels of the run.
 
     Raises:
         ConfigError: It does not start.
     """
 
-    def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: Config,
+        steps: int,
+        *,
+        project: str = "fastrl",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
         self._init_arguments = {
-            "project": "fastrl",
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "tags": list(tags),
             "name": run.name,
             "dir": str(run.path),
             "config": config.model_dump(mode="json"),

@@ -10,6 +10,8 @@ from fastrl import cli
 from fastrl.config import save_config
 from tests.datasets.playing import COUNTING, counting_config
 
+PLAYING = "tests.datasets.playing"
+
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
@@ -48,6 +50,7 @@ def test_a_recorded_dataset_is_shown_as_table_picture_and_json(run, tmp_path):
 
 def test_wrong_arguments_are_one_line(run, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "taken").mkdir()
     for arguments, message in (
         (("record", "CartPole-v1", "--policy", "a:b"), "--policy needs --dataset"),
         (
@@ -68,6 +71,23 @@ def test_wrong_arguments_are_one_line(run, tmp_path):
             ("record", "CartPole-v1", "--policy", "nothing:here", "--dataset", "set"),
             "--policy: 'nothing:here' cannot be imported",
         ),
+        (
+            ("record", "CartPole-v1", "--policy", f"{PLAYING}:wrong", "--dataset", "set"),
+            f"--policy: '{PLAYING}:wrong': wrong returned 'left', which is not an action of Dis",
+        ),
+        (
+            ("record", "CartPole-v1", "--policy", f"{PLAYING}:not_finite", "--dataset", "set"),
+            "not_finite returned nan, which is not an action of Discrete(2)",
+        ),
+        (
+            ("record", "CartPole-v1", "--policy", f"{PLAYING}:raising", "--dataset", "set"),
+            f"--policy: '{PLAYING}:raising' raised IndexError: index 99 is out of bounds",
+        ),
+        (
+            ("record", "nothing", "--dataset", "taken"),
+            "'taken' exists already; name a new directory",
+        ),
+        (("dataset", "taken", "--picture", "a.txt"), "'a.txt' must end in .png, .pdf, .svg"),
         (("dataset", "nothing"), "dataset: 'nothing' is not a directory"),
         (("dataset", "."), "dataset: '.' is not a dataset: there is no metadata.json"),
     ):

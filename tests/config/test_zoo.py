@@ -202,6 +202,7 @@ def test_expressions_are_read_and_never_run(tmp_path):
         (["ppo.yml"], "name an entry: atari, CartPole-v1"),
         (["ppo.yml", "CartPole-v0"], "no entry 'CartPole-v0'; did you mean 'CartPole-v1'?"),
         (["ppo.yml", "CartPole-v1", "--algorithm", "dqn"], "--algorithm must be 'ppo' or"),
+        (["flat.yml"], "'flat.yml' does not have the name of an algorithm; add --algorithm with"),
         (["broken.yml", "--algorithm", "ppo"], "broken.yml:1: "),
         (["tagged.yml", "--algorithm", "ppo"], "could not determine a constructor"),
         (["list.yml", "--algorithm", "ppo"], "holds no entries"),

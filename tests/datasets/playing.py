@@ -43,6 +43,16 @@ def wrong(observation):
     return "left"
 
 
+def not_finite(observation):
+    """Not a number."""
+    return float("nan")
+
+
+def raising(observation):
+    """Reads an element that does not exist."""
+    return observation[99]
+
+
 def counting_config(**kwargs) -> Config:
     return Config(
         env={"id": COUNTING, "kwargs": kwargs},

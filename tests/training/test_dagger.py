@@ -142,7 +142,7 @@ def test_an_expert_that_does_not_fit_is_one_line(expert, tmp_path):
     for config, message in (
         (
             run_of(run, tmp_path / "none"),
-            "algorithm.expert: .*none.* is not the directory of a run",
+            "algorithm.expert: '[^']*none' is not the directory of a run",
         ),
         (
             counting(run, "tests.datasets.playing:nothing"),

@@ -10,7 +10,7 @@ import torch
 from fastrl import load_policy
 from fastrl.config import Config
 from fastrl.datasets import load_demonstrations
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError
 from fastrl.spaces import flatten
 from fastrl.training import record_dataset, record_function, train
 from tests.counting_env import action_mark, decode, length_of, reward_of
@@ -97,7 +97,7 @@ def test_what_cannot_be_recorded_is_one_line(tmp_path):
     config = counting_config()
     with pytest.raises(ConfigError, match=r"--policy: 'tests.datasets.playing:nothing' cannot be"):
         record_function(config, "tests.datasets.playing:nothing", tmp_path / "set")
-    with pytest.raises(WorkerError, match="wrong returned 'left', which is not an action"):
+    with pytest.raises(ConfigError, match="wrong returned 'left', which is not an action"):
         record_function(config, "tests.datasets.playing:wrong", tmp_path / "set", episodes=1)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="episodes"):

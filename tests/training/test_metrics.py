@@ -17,7 +17,7 @@ from fastrl.config import LoggingConfig
 from fastrl.errors import ConfigError
 from fastrl.shared.rollouts import Episodes
 from fastrl.training import resume, train
-from fastrl.training.metrics import MetricsLog, read_rows
+from fastrl.training.metrics import MetricsLog, check_loggers, read_rows
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
 from tests.training.clockwork import small_run
@@ -118,6 +118,19 @@ def test_wandb_gets_every_row(run, wandb):
     assert rows == [{"training/steps": 5, "training/loss": 2.0, "steps": 5}]
     (started,) = wandb.started
     assert (started["id"], started["name"], started["config"]["seed"]) == (id, "run", 3)
+
+
+def test_wandb_takes_project_entity_group_and_tags(run, wandb):
+    options = {"project": "poles", "entity": "team", "group": "seeds", "tags": ["a", "b"]}
+    log_of(run, loggers=[{"path": "wandb", "kwargs": options}]).close()
+    (started,) = wandb.started
+    assert {name: started[name] for name in options} == options
+
+
+def test_unknown_options_of_wandb_are_one_line(run, wandb):
+    loggers = [{"path": "wandb", "kwargs": {"projekt": "poles"}}]
+    with pytest.raises(ConfigError, match=r"loggers: .wandb. does not take .*projekt"):
+        check_loggers(LoggingConfig(loggers=loggers))
 
 
 def test_runs_of_the_same_name_elsewhere_are_other_runs_at_wandb(tmp_path, wandb):
