@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from fastrl import cli
 from fastrl.config import EvaluationConfig, save_config
+from fastrl.training import train
 from fastrl.training.checkpoint import CheckpointStore
 from tests.terminal import Terminal
 from tests.training.clockwork import small_run
@@ -108,10 +111,18 @@ def test_score_that_is_not_reached_is_code_1(run, workplace):
     assert err.splitlines()[-1] == "the return did not reach evaluation.stop_at=100"
 
 
+@pytest.fixture(scope="module")
+def run_of_mine(tmp_path_factory):
+    """One trained run, which `trained` copies."""
+    directory = tmp_path_factory.mktemp("trained") / "runs" / "mine"
+    config = small_run(None, evaluation=EvaluationConfig(enabled=False))
+    train(config.model_copy(update={"run_dir": str(directory)}))
+    return directory
+
+
 @pytest.fixture
-def trained(run, workplace):
-    run("train", "config.yaml", "--name", "mine", "evaluation.enabled=false")
-    return workplace / "runs" / "mine"
+def trained(run_of_mine, workplace):
+    return Path(shutil.copytree(run_of_mine, workplace / "runs" / "mine"))
 
 
 @pytest.mark.parametrize(

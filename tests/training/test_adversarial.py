@@ -44,7 +44,7 @@ def lengths(path):
     return [row["length_mean"] for row in read_rows(path / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("name", ["gail", "airl"])
+@pytest.mark.parametrize("name", ["gail", pytest.param("airl", marks=pytest.mark.slow)])
 def test_episodes_that_end_in_the_absorbing_state_are_not_shortened(tmp_path, name):
     """All rewards are negative, so a fall is good where nothing follows it."""
     keys = ("algorithm.reward=negative", "total_steps=5120", "logging.every_steps=512")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastrl.cli import main
 from fastrl.config import Config, EnvConfig, EvaluationConfig, PPOConfig, SamplerConfig
 from fastrl.config.models import ClusterConfig
 from fastrl.errors import ConfigError
@@ -155,7 +156,8 @@ def test_signal_at_one_rank_ends_all_at_the_same_update_saved(tmp_path, number, 
     assert resumed.outcome.steps == steps_of(run)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+# That rank 0 notices the death of another: tests/learning/test_ranks.py.
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_rank_that_was_killed_ends_the_other_with_one_line_saved(tmp_path, killed):
     run = tmp_path / "run"
     with started([["train", *RUN, ENDLESS, f"run_dir={run}"]] * 2) as ranks:
@@ -241,18 +243,13 @@ def test_elastic_ranks_of_a_launcher_are_one_line():
         train(config, ranks=two_ranks())
 
 
-def test_environment_without_an_address_is_one_line():
-    command = [sys.executable, "-m", "fastrl", "train", *RUN]
-    found = subprocess.run(
-        command,
-        env={**os.environ, "WORLD_SIZE": "2", "RANK": "0"},
-        capture_output=True,
-        text=True,
-        timeout=WITHIN_S,
-        check=False,
-    )
-    assert found.returncode == 2
-    assert "WORLD_SIZE=2 without MASTER_ADDR" in found.stderr
+def test_environment_without_an_address_is_one_line(monkeypatch, capsys):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", *RUN]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WORLD_SIZE=2 without MASTER_ADDR" in line
 
 
 @pytest.mark.parametrize("kind", ["serial", "process"])

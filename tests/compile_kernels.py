@@ -1,0 +1,38 @@
+"""Compile, once, what the tests of several processes would each compile: ``make test`` runs it.
+
+On a clean checkout the code for Crafter, classic control and the learners takes two minutes of a
+core, and processes that need it at the same time do not wait for each other's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+import fastrl
+from fastrl.config import load_config
+
+STEPPED = ("fastrl/Crafter-v1", "fastrl/CartPole-v1", "fastrl/Pendulum-v1", "fastrl/Acrobot-v1")
+STEPPED += ("fastrl/MountainCar-v0", "fastrl/MountainCarContinuous-v0")
+TRAINED = [
+    ("CartPole-v1", "algorithm.name=ppo"),
+    ("CartPole-v1", "algorithm.name=a2c"),
+    ("Pendulum-v1", "algorithm.name=ppo"),
+    ("CartPole-v1", "algorithm.name=ppo", "model.recurrent=gru"),
+]
+TINY = ("total_steps=64", "sampler=serial", "sampler.num_envs=4", "sampler.rollout_length=16")
+TINY += ("evaluation.enabled=false", "logging.tensorboard=false")
+
+
+def main() -> None:
+    for env_id in STEPPED:
+        with fastrl.make_vec(env_id, 2, backend="native") as envs:
+            envs.reset(seed=0)
+            envs.step(envs.action_space.sample())
+    for number, (env_id, *changes) in enumerate(TRAINED):
+        with tempfile.TemporaryDirectory() as directory:
+            given = [f"env.id={env_id}", *changes, *TINY, f"run_dir={directory}/{number}"]
+            fastrl.train(load_config(overrides=given))
+
+
+if __name__ == "__main__":
+    main()
