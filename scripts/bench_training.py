@@ -9,8 +9,9 @@ epochs, network, optimiser and normalisation. For policies with a memory the pee
 of sb3-contrib, for environments with masks its MaskablePPO. SB3 runs with one torch thread and with
 all, and with both of its vector environments where there is more than one environment; its best
 counts. Methods take turns, each time in a process of its own; from end to end means the time of
-`learn`, for fastrl from starting its workers to the last update. Needs:
-pip install -e '.[compare]'
+`learn`, for fastrl from starting its workers to the last update. ``columns`` are the speeds of
+`fastrl throughput --train`, each beside its limit: environments, with the policy, with training.
+Needs: pip install -e '.[compare]'
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fastrl.config import Config, load_config
 from fastrl.errors import ConfigError
 from fastrl.system import usable_cores
 
+_COLUMN = ("fps_median", "limit_fps", "efficiency", "products_limit_fps", "products_efficiency")
 QUIET = ["evaluation.enabled=false", "logging.tensorboard=false", "checkpoint.every_s=null"]
 
 
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "config": str(args.config),
         "env": config.env.id,
         **_ratios(rounds),
+        "columns": _columns(rounds["columns"]),
         "results": _rows(config.env.id, rounds),
     }
     target = ROOT / "results" / f"training_speed_{args.config.stem}.json"
@@ -121,6 +124,19 @@ def updates(config: Config, seconds: float) -> dict[str, float]:
     both_s = sum(turn() for turn in turns.values())
     times = interleaved(turns, max(3, round(seconds / both_s)))
     return {name: median(found) for name, found in times.items()}
+
+
+def columns(config: Config, seconds: float) -> dict[str, dict[str, float | None]]:
+    """Return three speeds, each beside its limit; see `fastrl.throughput.run_throughput`."""
+    from fastrl.throughput import Protocol, run_throughput
+
+    asynchronous = config.sampler.model_copy(update={"mode": "async"})
+    sampled = config.model_copy(update={"sampler": asynchronous})
+    found = run_throughput(sampled, Protocol(seconds / 3, 1), with_limit=True, train=config)
+    return {
+        name: {key: column[key] for key in _COLUMN}
+        for name, column in found.to_dict()["columns"].items()
+    }
 
 
 def sb3_ppo(config: Config, kind: str) -> Any:
@@ -252,6 +268,7 @@ METHODS: dict[str, Callable[[Config, float], Any]] = {
     "sb3-dummy": sb3_learn("dummy", usable_cores()),
     "sb3-subproc-1-thread": sb3_learn("subproc", 1),
     "update": updates,
+    "columns": columns,
 }
 
 
@@ -268,12 +285,25 @@ def _rows(env: str, rounds: dict[str, list[Any]]) -> list[Row]:
     rows = [
         {"env": env, "method": name, **quantity("steps_per_s", found)}
         for name, found in rounds.items()
-        if name != "update"
+        if name not in ("update", "columns")
     ]
     for name in ("fastrl", "sb3"):
         times = quantity("update_s", [each[name] for each in rounds["update"]])
         rows.append({"env": env, "method": f"{name}-update", **times})
     return rows
+
+
+def _columns(rounds: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
+    """Return by column what was measured in all rounds."""
+    return {
+        name: {
+            key: value
+            for each in _COLUMN
+            if None not in (values := [columns[name][each] for columns in rounds])
+            for key, value in quantity(each.removesuffix("_median"), values).items()
+        }
+        for name in rounds[0]
+    }
 
 
 def _ratios(rounds: dict[str, list[Any]]) -> dict[str, Any]:

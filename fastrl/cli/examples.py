@@ -58,6 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "throughput": (
         "fastrl throughput CartPole-v1 --limit",
+        "fastrl throughput configs/cartpole_ppo.yaml --train --seconds 1 --repeats 3",
         "fastrl throughput configs/halfcheetah_v4_ppo_tuned.yaml -n 32 -N 2 --json speed.json",
     ),
     "train": (

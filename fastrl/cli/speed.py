@@ -83,6 +83,14 @@ def throughput(
     limit: Annotated[
         bool, typer.Option("--limit", help="Measure the physical limit in the same run.")
     ] = False,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Measure three speeds: environments with random actions, with the policy, and "
+            "training from end to end, each beside its limit.",
+        ),
+    ] = False,
     plan_nodes: Annotated[
         int | None,
         typer.Option(
@@ -107,7 +115,7 @@ def throughput(
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
     with loading():
         from fastrl.config import load_config
-        from fastrl.throughput.benchmark import run_throughput
+        from fastrl.throughput.benchmark import has_limit, run_throughput
         from fastrl.throughput.measure import Protocol
         from fastrl.throughput.scaling_plan import Network, plan_scaling
 
@@ -124,6 +132,8 @@ def throughput(
     resolved = configured = load_config(path, overrides)
     if plan_nodes is not None and no_policy:
         raise ConfigError("--plan-nodes plans training: leave out --no-policy")
+    if train and no_policy:
+        raise ConfigError("--train measures random actions as well: leave out --no-policy")
     links, cluster = Network.parse(network or "10Gb"), configured.cluster
     if plan_nodes is not None and cluster is not None:
         # The plan follows from this machine alone.
@@ -139,8 +149,9 @@ def throughput(
     measured = run_throughput(
         resolved,
         Protocol(seconds, repeats, warm_up),
-        with_limit=limit,
+        with_limit=limit or (train and has_limit(resolved)),
         random_actions=no_policy,
+        train=configured if train else None,
         console=QuietConsole(stderr=True),
         command=shlex.join(["fastrl", *sys.argv[1:]]),
     )

@@ -13,7 +13,6 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.cluster.connection import Connection
@@ -25,10 +24,11 @@ from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling.faults import Fault
+from fastrl.sampling.joined import JoinedBank, joined_episodes
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.stats import Memory, SamplerStats
 from fastrl.shared.counters import Counter
-from fastrl.shared.rollouts import Episodes, Rollout, rollout_fields
+from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import NUM_BANKS, Layout
 from fastrl.shared.weights import WeightLayout
 from fastrl.spec import Topology
@@ -95,7 +95,7 @@ class ClusterSampler(Sampler):
         self._last_fault = "none was ever ready"
         self._unused: dict[str, State] = {}
         self._arrived: dict[str, tuple[Member, SentRollout]] = {}
-        self._banks: dict[int, _Bank] = {}
+        self._banks: dict[int, JoinedBank] = {}
         self._connection = Connection(config.cluster.address)
         self._roster = Roster(config, self._connection, self._opening, self._on_lost)
         if weights is not None and self._weights is not None:
@@ -189,7 +189,9 @@ class ClusterSampler(Sampler):
         bank.fill([sent.memory for _, sent in arrived], sizes)
         return Rollout(
             bank.fields,
-            episodes=_joined([sent.episodes for _, sent in arrived], np.cumsum([0, *sizes])),
+            episodes=joined_episodes(
+                [sent.episodes for _, sent in arrived], np.cumsum([0, *sizes])
+            ),
             index=index,
             restarted=torch.from_numpy(np.concatenate([sent.restarted for _, sent in arrived])),
             slots=torch.cat(
@@ -197,10 +199,10 @@ class ClusterSampler(Sampler):
             ),
         )
 
-    def _bank(self, rollout: int, num_slots: int) -> _Bank:
+    def _bank(self, rollout: int, num_slots: int) -> JoinedBank:
         bank = self._banks.get(rollout % NUM_BANKS)
         if bank is None or bank.num_slots != num_slots:
-            bank = _Bank(self._plan, num_slots)
+            bank = JoinedBank(self._plan, num_slots)
             self._banks[rollout % NUM_BANKS] = bank
         return bank
 
@@ -380,64 +382,3 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"sampler.kind: must be process with cluster, got '{config.sampler.kind}'"
         )
-
-
-class _Bank:
-    """A rollout of several nodes in the memory of the learner.
-
-    Attributes:
-        num_slots: B, of all nodes.
-        fields: See `Rollout`.
-
-    Args:
-        plan: Has the schema.
-        num_slots: See the attribute.
-    """
-
-    def __init__(self, plan: SamplingPlan, num_slots: int) -> None:
-        self._plan, self.num_slots = plan, num_slots
-        layout = self._layout(num_slots)
-        self._memory = np.empty(layout.num_bytes, np.uint8)
-        self._rows = list(layout.rows(self._memory))
-        self.fields = rollout_fields(plan.schema, layout.bank(self._memory))
-
-    def fill(self, sent: Sequence[NDArray[np.uint8]], sizes: Sequence[int]) -> None:
-        """Copy the banks of nodes side by side.
-
-        Args:
-            sent: Of each node ``[num_bytes]``, see `Layout`.
-            sizes: B of each node.
-        """
-        if len(sent) == 1:
-            self._memory[:] = sent[0]
-            return
-        parts = [self._layout(size).rows(memory) for size, memory in zip(sizes, sent, strict=True)]
-        for target, *sources in zip(self._rows, *parts, strict=True):
-            start = 0
-            for size, source in zip(sizes, sources, strict=True):
-                target[:, start : start + size] = source
-                start += size
-
-    def _layout(self, num_slots: int) -> Layout:
-        return Layout(self._plan.schema, self._plan.rollout_length, num_slots)
-
-
-def _joined(parts: Sequence[Episodes], starts: NDArray[np.int64]) -> Episodes:
-    """Return the episodes of rollouts that lie side by side, the first slot of each at a start."""
-    joined = Episodes(
-        returns=np.concatenate([part.returns for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        end_step=np.concatenate([part.end_step for part in parts]),
-        slot=np.concatenate(
-            [part.slot + start for part, start in zip(parts, starts, strict=False)]
-        ),
-        info={name: np.concatenate([part.info[name] for part in parts]) for name in parts[0].info},
-    )
-    order = np.lexsort((joined.slot, joined.end_step))
-    return Episodes(
-        joined.returns[order],
-        joined.lengths[order],
-        joined.end_step[order],
-        joined.slot[order],
-        {name: numbers[order] for name, numbers in joined.info.items()},
-    )

@@ -160,6 +160,11 @@ class SamplerConfig(Section):
     mode: Literal["sync", "async"] = Field(
         default="sync", description="Wait for new weights after a rollout, or fill the other bank."
     )
+    wait: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = Field(
+        default="all",
+        description="Share of the env workers that a rollout waits for, for environments of uneven "
+        "speed; parts of the others are learnt from in a later update.",
+    )
     lock_step: Bool = Field(
         default=False,
         description="Infer a group only when all its workers are ready: reproducible.",
@@ -205,6 +210,18 @@ class SamplerConfig(Section):
             if value not in (*allowed, allowed):
                 choices = " or ".join(map(str, allowed))
                 raise conflict(key, f"must be {choices} with sampler.kind: device, got {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_wait(self) -> Self:
+        if self.wait == "all":
+            return self
+        needed = {"kind": "process", "mode": "async", "num_model_workers": 0, "tune_s": None}
+        for key, value in needed.items():
+            found = getattr(self, key)
+            if found != value:
+                wanted, got = ("null" if each is None else each for each in (value, found))
+                raise conflict(key, f"must be {wanted} with sampler.wait: {self.wait}, got {got}")
         return self
 
     @model_validator(mode="after")
@@ -587,6 +604,15 @@ class Config(Section):
 
     @field_validator("algorithm")
     @classmethod
+    def _check_waits(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
+        sampler = info.data.get("sampler")
+        if value.own_sampler is not None and sampler is not None and sampler.wait != "all":
+            problem = f"must be an algorithm without a sampler of its own, got {value.name}"
+            raise conflict("name", f"{problem}, with sampler.wait: {sampler.wait}")
+        return value
+
+    @field_validator("algorithm")
+    @classmethod
     def _check_sequences(cls, value: LearnerConfig, info: ValidationInfo) -> LearnerConfig:
         sampler, model = info.data.get("sampler"), info.data.get("model")
         if sampler is None or model is None:
@@ -638,6 +664,10 @@ class Config(Section):
         section = info.data.get("algorithm")
         if section is not None and section.own_sampler is not None and value is not None:
             problem = f"must be null with algorithm.name: {section.name}"
+            raise conflict("", problem)
+        sampler = info.data.get("sampler")
+        if value is not None and sampler is not None and sampler.wait != "all":
+            problem = f"must be null with sampler.wait: {sampler.wait}; see cluster.wait"
             raise conflict("", problem)
         return value
 

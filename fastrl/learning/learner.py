@@ -142,6 +142,14 @@ class Learner:
         self.updates += 1
         return metrics
 
+    def use_autograd(self) -> None:
+        """Compute all gradients by autograd from now on, whose operations torch can report."""
+        section = self._section
+        engine = AutogradEngine(
+            self._algorithm, self.model, self._parameters, compiled=False, bf16=section.bf16
+        )
+        self._engine = self._shared(engine)
+
     def _means(self, metrics: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the means over all ranks."""
         numbers = torch.tensor([float(each) for each in metrics.values()], dtype=torch.float64)

@@ -7,6 +7,7 @@ from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.sampling.stats import SamplerStats
+from fastrl.sampling.uneven_sampler import UnevenSampler
 
 __all__ = [
     "Deadlines",
@@ -18,6 +19,7 @@ __all__ = [
     "SamplerStats",
     "SerialSampler",
     "Suspect",
+    "UnevenSampler",
     "env_factory",
     "initial_weights",
     "make_plan",

@@ -25,6 +25,7 @@ from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
+from fastrl.sampling.uneven_sampler import UnevenSampler
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology
 from fastrl.system import existing_device, usable_cores
 from fastrl.workers.plan import SamplingPlan
@@ -190,15 +191,15 @@ def process_sampler(
         reset_timeout_s=config.env.reset_timeout_s,
         close_timeout_s=config.env.close_timeout_s,
     )
-    return ProcessSampler(
-        plan,
-        weights,
-        asynchronous=config.sampler.mode == "async",
-        deadlines=deadlines,
-        faults=FaultPolicy(config.faults.max_restarts, on_fault),
-        check_numbers=_checks_numbers(config),
-        debug=config.sampler.debug,
-    )
+    kwargs: dict[str, Any] = {
+        "deadlines": deadlines,
+        "faults": FaultPolicy(config.faults.max_restarts, on_fault),
+        "check_numbers": _checks_numbers(config),
+        "debug": config.sampler.debug,
+    }
+    if config.sampler.wait != "all":
+        return UnevenSampler(plan, weights, wait=config.sampler.wait, **kwargs)
+    return ProcessSampler(plan, weights, asynchronous=config.sampler.mode == "async", **kwargs)
 
 
 def serial_sampler(

@@ -116,6 +116,11 @@ class ProcessSampler(TableSampler):
         with self._closing_on_error():
             return self._sealed() if self._wait_until_sealed(self._next_rollout, until_s) else None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the next rollout is complete, so that `collect` does not wait."""
+        return self._context.handoff.is_sealed(self._next_rollout, self.rollout_length)
+
     def pause(self, timeout_s: float = 120.0) -> None:
         """See `Sampler`; the rollout in progress may be incomplete."""
         self._check_open()
@@ -164,9 +169,13 @@ class ProcessSampler(TableSampler):
 
     _pids = pids
 
+    def ask_to_end(self) -> None:
+        """Ask all workers to end, before `close` waits for it."""
+        self._context.handoff.stop()
+
     def close(self) -> None:
         """End all workers, killing them after two seconds; see `Sampler`."""
-        self._context.handoff.stop()
+        self.ask_to_end()
         if self._pool is not None:
             self._pool.stop()
         super().close()

@@ -7,10 +7,12 @@ frees it with its last user. It does not count against the size of ``/dev/shm``.
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from multiprocessing import reduction
 from typing import Any
 
@@ -51,10 +53,6 @@ class SharedBlock:
         """Return a writable view of part of the block."""
         return np.ndarray(shape, dtype, buffer=self._map, offset=offset)
 
-    def tensor(self, dtype: torch.dtype, shape: tuple[int, ...], offset: int = 0) -> torch.Tensor:
-        """Return a writable CPU tensor over part of the block."""
-        return array_tensor(self._map, dtype, shape, offset)
-
     def close(self) -> None:
         """Close the descriptor; the memory is freed with the last array over it."""
         if self._fd >= 0:
@@ -94,6 +92,42 @@ class Shared(ABC):
         self._share()
 
 
+class SharedArrays(Shared):
+    """Zeroed arrays in one block, each from the beginning of a cache line.
+
+    Attributes:
+        arrays: In the order of the layout.
+
+    Args:
+        layout: Shape and dtype of each array. Those of Python objects are not shared: each process
+            has its own, of None.
+        shared: Whether there is a block; without it the arrays belong to this process alone.
+
+    Raises:
+        FastrlError: There is not enough memory, or no descriptor is left.
+    """
+
+    def __init__(
+        self, layout: Iterable[tuple[tuple[int, ...], DTypeLike]], *, shared: bool = True
+    ) -> None:
+        self._layout = [(shape, np.dtype(dtype)) for shape, dtype in layout]
+        self.num_bytes = sum(_size(*each) for each in self._layout)
+        self._block = SharedBlock(self.num_bytes) if shared else None
+        self._share()
+
+    def _attach(self) -> None:
+        self.arrays: list[NDArray[Any]] = []
+        start = 0
+        for shape, dtype in self._layout:
+            if dtype.hasobject:
+                self.arrays.append(np.full(shape, None, dtype))
+            elif self._block is None:
+                self.arrays.append(np.zeros(shape, dtype))
+            else:
+                self.arrays.append(self._block.array(dtype, shape, start))
+            start += _size(shape, dtype)
+
+
 def array_tensor(
     memory: Any, dtype: torch.dtype, shape: tuple[int, ...], offset: int
 ) -> torch.Tensor:
@@ -105,6 +139,11 @@ def array_tensor(
 def align(offset: int, alignment: int = CACHE_LINE) -> int:
     """Round ``offset`` up to a multiple of ``alignment``."""
     return -(-offset // alignment) * alignment
+
+
+def _size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of an array and of what fills its last cache line; 0 for objects."""
+    return 0 if dtype.hasobject else align(math.prod(shape) * dtype.itemsize)
 
 
 def _create(num_bytes: int) -> int:

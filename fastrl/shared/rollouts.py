@@ -71,7 +71,7 @@ class Rollout(FieldAccess):
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
         slots: ``[B]`` int64: which slot of the run each column is. None: column b is slot b. Only
-            the rollouts of a cluster have it, whose machines come and go.
+            the rollouts of a cluster, whose machines come and go, and of ``sampler.wait`` have it.
         counted_steps: Environment steps that the rollout counts as in a run; None for T · B. It
             differs where rows are learnt from again, or only evaluated.
         restarted: ``[B]`` bool: the first step begins an episode although no step of the previous

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.errors import FastrlError
-from fastrl.shared.memory import Shared, SharedBlock, align, array_tensor
+from fastrl.shared.memory import Shared, SharedArrays, align, array_tensor
 from fastrl.shared.schema import Axes, BadNumber, Schema, Stage
 from fastrl.spaces import TensorSpec
 
@@ -119,21 +119,20 @@ class Table(Shared):
         self.rollout_length = rollout_length
         self.num_slots = num_slots
         self._layout = Layout(schema, rollout_length, num_slots)
-        self._live_shape = (2, num_slots, schema.state_size)
-        self._live_at = self._layout.num_bytes * NUM_BANKS
-        self._begins_at = align(self._live_at + math.prod(self._live_shape) * _FLOAT_BYTES)
-        self._block = SharedBlock(self._begins_at + NUM_BANKS * num_slots)
+        banks = ((NUM_BANKS, self._layout.num_bytes), np.uint8)
+        live = ((2, num_slots, schema.state_size), np.float32)
+        self._memory = SharedArrays([banks, live, ((NUM_BANKS, num_slots), np.bool_)])
         self._share()
 
     @property
     def num_bytes(self) -> int:
         """Size of all of it."""
-        return self._block.num_bytes
+        return self._memory.num_bytes
 
     def memory(self, bank: int) -> NDArray[np.uint8]:
         """Return the bytes of a bank, see `Layout`."""
-        size = self._layout.num_bytes
-        return self._block.array(np.uint8, (size,), bank * size)
+        memory: NDArray[np.uint8] = self._memory.arrays[0][bank]
+        return memory
 
     def live_state(self, bank: int, t: int) -> Tensor:
         """Return the policy's states ``[B, S] float32`` before step t of a bank's rollout.
@@ -190,9 +189,8 @@ class Table(Shared):
 
     def _attach(self) -> None:
         self.banks = [self._layout.bank(self.memory(index)) for index in range(NUM_BANKS)]
-        self._live = self._block.tensor(torch.float32, self._live_shape, self._live_at)
-        begins = (NUM_BANKS, self.num_slots)
-        self.begins = self._block.array(np.bool_, begins, self._begins_at)
+        _, live, self.begins = self._memory.arrays
+        self._live = torch.from_numpy(live)
 
 
 def _parts(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -203,7 +201,6 @@ def _parts(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 _AT_ONCE = 1 << 18
-_FLOAT_BYTES = 4
 _POISON_INT = -(2**62)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrl.arguments import brief
 from fastrl.errors import FastrlError
-from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock, align, array_tensor
+from fastrl.shared.memory import Shared, SharedArrays, align, array_tensor
 
 
 def check_tensors(given: Mapping[str, Tensor]) -> None:
@@ -93,7 +93,8 @@ class WeightStore(Shared):
 
     def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
         self._layout = WeightLayout(state_dict)
-        self._block = SharedBlock(CACHE_LINE + 2 * self._layout.num_bytes)
+        versions, copies = ((2,), np.int64), ((2, self._layout.num_bytes), np.uint8)
+        self._memory = SharedArrays([versions, copies])
         self._share()
 
     @property
@@ -130,10 +131,6 @@ class WeightStore(Shared):
         return None
 
     def _attach(self) -> None:
-        self._version = self._block.tensor(torch.int64, (1,))
-        self._begun = self._block.tensor(torch.int64, (1,), offset=8)
-        size = self._layout.num_bytes
-        self._copies = [
-            self._layout.views(self._block.array(np.uint8, (size,), CACHE_LINE + copy * size))
-            for copy in range(2)
-        ]
+        versions, copies = self._memory.arrays
+        self._version, self._begun = versions[:1], versions[1:]
+        self._copies = [self._layout.views(copy) for copy in copies]

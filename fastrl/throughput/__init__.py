@@ -1,11 +1,13 @@
 """How many environment steps per second are sampled, and how many the machine would allow."""
 
-from fastrl.throughput.benchmark import Report, run_throughput
+from fastrl.throughput.benchmark import Column, Report, run_throughput
 from fastrl.throughput.limits import Limit, LimitProbe
-from fastrl.throughput.measure import Measurement, Protocol, measure
+from fastrl.throughput.measure import Measurement, Protocol, Training, measure
 from fastrl.throughput.scaling_plan import Network, ScalingPlan, Workload, plan_scaling
+from fastrl.throughput.updates import UpdateProbe, UpdateTimes
 
 __all__ = [
+    "Column",
     "Limit",
     "LimitProbe",
     "Measurement",
@@ -13,6 +15,9 @@ __all__ = [
     "Protocol",
     "Report",
     "ScalingPlan",
+    "Training",
+    "UpdateProbe",
+    "UpdateTimes",
     "Workload",
     "measure",
     "plan_scaling",

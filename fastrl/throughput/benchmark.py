@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from statistics import median
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,11 +23,31 @@ from fastrl.sampling.build import env_factory, make_plan, make_sampler, require_
 from fastrl.sampling.stats import SHARES
 from fastrl.spec import EnvSpec, Topology
 from fastrl.system import machine, usable_cores, versions
-from fastrl.throughput.limits import LimitProbe
+from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
-from fastrl.throughput.measure import Measurement, Protocol, measure
+from fastrl.throughput.measure import Measurement, Protocol, Training, measure
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
+
+COLUMNS = {
+    "environment": "environment",
+    "policy": "with policy",
+    "training": "with training",
+}
+"""The three speeds, and how they are called in tables."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the three speeds of a configuration.
+
+    Attributes:
+        mode: ``sync`` or ``async``.
+        measurement: What was measured.
+    """
+
+    mode: str
+    measurement: Measurement
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,8 @@ class Report:
         mode: ``sync`` or ``async``.
         measurement: What was measured.
         command: The command line that repeats it.
+        columns: With training: the speed of the environments with random actions, that with the
+            policy, which is ``measurement``, and that of training from end to end, by `COLUMNS`.
     """
 
     env: str
@@ -51,26 +75,19 @@ class Report:
     mode: str
     measurement: Measurement
     command: str
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
-        found = self.measurement
         about = ("env", "rollout_length", "policy", "device", "mode", "command")
         return {
             **{name: getattr(self, name) for name in about},
             "topology": self.topology.sizes,
-            "frames": found.frames,
-            "fps_median": found.fps_median,
-            "fps_min": min(found.fps),
-            "fps_max": max(found.fps),
-            "fps": found.fps,
-            "limit_fps": found.limit_fps,
-            "limits": [asdict(limit) | {"fps": limit.fps} for limit in found.limits],
-            "efficiency": found.efficiency,
-            "start_s": found.start_s,
-            "time_shares": found.shares,
-            "handoff_us": found.handoff_us,
-            "memory_mib": {name: asdict(memory) for name, memory in found.memory.items()},
+            **_to_dict(self.measurement),
+            "columns": {
+                name: {"mode": column.mode, **_to_dict(column.measurement)}
+                for name, column in self.columns.items()
+            },
             "machine": machine(),
             "versions": versions(),
             "date": datetime.now(UTC).date().isoformat(),
@@ -78,7 +95,35 @@ class Report:
 
     def to_rich(self) -> Group:
         """Return the tables that the command line prints."""
-        return Group(self._summary(), self._workers())
+        tables = [self._summary(), self._workers(self.measurement, "Where the time went")]
+        if "training" in self.columns:
+            tables.insert(0, self._speeds())
+            trained = self.columns["training"].measurement
+            tables.append(self._workers(trained, "Where the time went while training"))
+        return Group(*tables)
+
+    def _speeds(self) -> Table:
+        """Return the three speeds, each beside its limit."""
+        table = Table(title=f"Steps per second of {self.env}", title_justify="left")
+        table.add_column("")
+        for name in self.columns:
+            table.add_column(COLUMNS[name], justify="right")
+        found = [column.measurement for column in self.columns.values()]
+        rows = {
+            "steps per second": [f"{each.fps_median:,.0f}" for each in found],
+            "over the windows": [f"{min(x.fps):,.0f} … {max(x.fps):,.0f}" for x in found],
+            "limit": [_number(each.limit_fps) for each in found],
+            "share of the limit": [_share(each.efficiency) for each in found],
+            "on one core": [*map(_added_time, COLUMNS, found)],
+            "mode": [column.mode for column in self.columns.values()],
+        }
+        trained = self.columns["training"].measurement
+        if trained.products_limit_fps is not None:
+            rows["limit with torch's products only"] = ["", "", _number(trained.products_limit_fps)]
+            rows["share of that limit"] = ["", "", _share(trained.products_efficiency)]
+        for label, cells in rows.items():
+            table.add_row(label, *cells)
+        return table
 
     def _summary(self) -> Table:
         found, topology = self.measurement, self.topology
@@ -100,6 +145,8 @@ class Report:
                 f"env + {limit.t_policy_s * 1e6:.2f} µs policy))"
             )
             rows["sampling efficiency"] = f"{found.efficiency:.1%}"
+        if "training" in self.columns and (update := self._update()):
+            rows["update"] = update
         for woken, median_us in found.handoff_us.items():
             rows[f"handoff to {woken.replace('-', ' ')}"] = f"{median_us:.0f} µs median"
         rows["machine"] = f"{machine()['cpu']}, {machine()['cores']} cores"
@@ -107,9 +154,24 @@ class Report:
             table.add_row(label, value)
         return table
 
-    def _workers(self) -> Table:
-        found = self.measurement
-        table = Table(title="Where the time went", title_justify="left")
+    def _update(self) -> str:
+        """Return in words what an update takes; empty where that was not measured."""
+        limits = self.columns["training"].measurement.limits
+        times = [limit.learning for limit in limits if limit.learning is not None]
+        if not times:
+            return ""
+        text = f"{1e6 * median(each.t_learn_s for each in times):.2f} µs per step on one core"
+        shares = [each.products_share for each in times if each.products_share is not None]
+        rates = [each.flop / each.t_products_s for each in times if each.flop and each.t_products_s]
+        if shares and rates:
+            text += (
+                f"; its matrix products take torch {median(shares):.0%} of that, at "
+                f"{median(rates) / 1e9:,.0f} GFLOP/s"
+            )
+        return text
+
+    def _workers(self, found: Measurement, title: str) -> Table:
+        table = Table(title=title, title_justify="left")
         table.add_column("process")
         for label in (*SHARES, "MiB unique", "MiB in use"):
             table.add_column(label, justify="right")
@@ -120,12 +182,62 @@ class Report:
         return table
 
 
+def has_limit(config: Config) -> bool:
+    """Return whether the limit can be measured: only that of this machine's cores can."""
+    on_cores = config.sampler.kind != "device" or config.sampler.devices == ("cpu",)
+    return on_cores and config.cluster is None
+
+
+def _to_dict(found: Measurement) -> dict[str, Any]:
+    """Return a measurement as plain JSON types."""
+    return {
+        "frames": found.frames,
+        "fps_median": found.fps_median,
+        "fps_min": min(found.fps),
+        "fps_max": max(found.fps),
+        "fps": found.fps,
+        "limit_fps": found.limit_fps,
+        "limits": [
+            asdict(limit) | {"fps": limit.fps, "products_fps": limit.products_fps}
+            for limit in found.limits
+        ],
+        "efficiency": found.efficiency,
+        "products_limit_fps": found.products_limit_fps,
+        "products_efficiency": found.products_efficiency,
+        "start_s": found.start_s,
+        "time_shares": found.shares,
+        "handoff_us": found.handoff_us,
+        "memory_mib": {name: asdict(memory) for name, memory in found.memory.items()},
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _added_time(column: str, found: Measurement) -> str:
+    """Return the time per step that a column adds to the one before; empty where not measured."""
+    times_of: dict[str, Callable[[Limit], float | None]] = {
+        "environment": lambda limit: limit.t_step_s,
+        "policy": lambda limit: limit.t_policy_s,
+        "training": lambda limit: limit.learning.t_learn_s if limit.learning else None,
+    }
+    times = [time for limit in found.limits if (time := times_of[column](limit)) is not None]
+    plus = "" if column == "environment" else "+ "
+    return f"{plus}{median(times) * 1e6:.2f} µs" if times else ""
+
+
 def run_throughput(
     config: Config,
     protocol: Protocol,
     *,
     with_limit: bool = False,
     random_actions: bool = False,
+    train: Config | None = None,
     console: Console | None = None,
     command: str = "",
 ) -> Report:
@@ -136,13 +248,16 @@ def run_throughput(
         protocol: How long to measure.
         with_limit: Measure the physical limit next to every window.
         random_actions: Sample without a policy.
+        train: Measure the environments with random actions and training from end to end as well,
+            each in as many windows: ``config`` with the ``sampler.mode`` of training.
         console: Where to show frames per second live; nowhere by default.
         command: The command line that repeats this test.
 
     Raises:
         EnvError: The environment cannot be built.
         WorkerError: A worker failed.
-        ConfigError: The sampler is one for debugging, or the limit of a GPU was requested.
+        ConfigError: The sampler is one for debugging, the limit of a GPU was requested, or
+            training on a cluster.
     """
     taken("run_throughput", config, Config, "load_config reads one from a file")
     instance("protocol", protocol, Protocol)
@@ -153,33 +268,65 @@ def run_throughput(
         raise ConfigError(
             "sampler.kind: throughput is measured with 'process' or 'device', got 'serial'"
         )
-    if with_limit and kind == "device" and config.sampler.devices != ("cpu",):
-        raise ConfigError("the limit of a GPU cannot be measured, only that of the cores")
-    if with_limit and config.cluster is not None:
-        raise ConfigError("the limit of a cluster cannot be measured, only that of this machine")
+    if with_limit and not has_limit(config):
+        where = "a GPU" if config.cluster is None else "a cluster"
+        raise ConfigError(f"the limit of {where} cannot be measured, only that of these cores")
+    if train is not None and (random_actions or config.cluster is not None):
+        problem = "random actions" if random_actions else "a cluster"
+        raise ConfigError(f"training is measured with a policy and on this machine, not {problem}")
     if not random_actions:
         check_model_class(config.model)
     plan = make_plan(config, random_actions=random_actions)
     policy = "random" if random_actions else policy_name(config, plan)
-    sampler = make_sampler(config, plan)
-    with ExitStack() as stack:
-        stack.callback(sampler.close)
-        live = stack.enter_context(LiveFps(console))
-        probe = None
-        if with_limit:
-            with live.showing("starting bare environments …"):
-                probe = stack.enter_context(LimitProbe(plan, env_factory(config), usable_cores()))
-        measurement = measure(sampler, protocol, probe, live)
+    with LiveFps(console) as live:
+        test = _Test(protocol, live, with_limit)
+        columns: dict[str, Column] = {}
+        if train is not None:
+            bare = make_plan(config, random_actions=True, env_spec=plan.env_spec)
+            columns["environment"] = Column(config.sampler.mode, test.measured(config, bare)[0])
+        found, topology = test.measured(config, plan)
+        if train is not None:
+            columns["policy"] = Column(config.sampler.mode, found)
+            train = train.for_throughput()
+            training = Training(train, plan.env_spec, with_limit=with_limit)
+            trained, _ = test.measured(train, plan, training)
+            columns["training"] = Column(train.sampler.mode, trained)
     return Report(
         env=config.env.id,
-        topology=sampler.topology,
+        topology=topology,
         rollout_length=plan.rollout_length,
         policy=policy,
         device=",".join(plan.devices) if plan.build_model else "cpu",
         mode=config.sampler.mode,
-        measurement=measurement,
+        measurement=found,
         command=command,
+        columns=columns,
     )
+
+
+@dataclass(frozen=True)
+class _Test:
+    """What the measurements of one test have in common."""
+
+    protocol: Protocol
+    live: LiveFps
+    with_limit: bool
+
+    def measured(
+        self, config: Config, plan: SamplingPlan, training: Training | None = None
+    ) -> tuple[Measurement, Topology]:
+        """Return what a sampler of a plan does, and its topology, which a cluster decides."""
+        weights = None if training is None else training.learner.weights()
+        with ExitStack() as stack:
+            sampler = make_sampler(config, plan, weights)
+            stack.callback(sampler.close)
+            probe = None
+            if self.with_limit:
+                with self.live.showing("starting bare environments …"):
+                    probe = LimitProbe(plan, env_factory(config), usable_cores())
+                stack.callback(probe.close)
+            found = measure(sampler, self.protocol, probe, self.live, training)
+            return found, sampler.topology
 
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:

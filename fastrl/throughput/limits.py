@@ -5,6 +5,8 @@ the bare environment with every core busy, resets included; ``t_policy`` the pol
 frame at its best batch size on one core, 0 where a GPU runs it. A bare environment has no wrappers
 but those that it is configured or built with. fastrl's own environments are measured as a batch
 of as many as a worker steps at once.
+
+With training it is ``cores / (t_step + t_policy + t_learn)``; see `UpdateTimes` for ``t_learn``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from fastrl.models.inference import PolicyOutput, RandomEngine
 from fastrl.shared.table import Table
 from fastrl.spaces import flatten
 from fastrl.spec import ACTION_MASK, EnvSpec, Topology
+from fastrl.throughput.updates import UpdateTimes, mean_time
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 from fastrl.workers.processes import Connection, pipe
@@ -63,16 +66,34 @@ class Limit:
         cores: Cores that step.
         t_step_s: Seconds per step of the bare environment on one busy core.
         t_policy_s: Seconds per frame of the policy on one core.
+        learning: Times of an update on one core; None without training, and where another device
+            learns.
     """
 
     cores: int
     t_step_s: float
     t_policy_s: float
+    learning: UpdateTimes | None = None
 
     @property
     def fps(self) -> float:
-        """Frames per second that no sampler on these cores can exceed."""
-        return self.cores / (self.t_step_s + self.t_policy_s)
+        """Frames per second that no sampler on these cores can exceed, with training or without.
+
+        With training they are steps that are sampled and learnt from, by updates as fast as this
+        learner's is alone on a core.
+        """
+        t_learn_s = 0.0 if self.learning is None else self.learning.t_learn_s
+        return self.cores / (self.t_step_s + self.t_policy_s + t_learn_s)
+
+    @property
+    def products_fps(self) -> float | None:
+        """The same with updates that take no longer than their matrix products; None if unknown.
+
+        It is the speed at which nothing but these products would take time, as torch computes them.
+        """
+        if self.learning is None or self.learning.t_products_s is None:
+            return None
+        return self.cores / (self.t_step_s + self.t_policy_s + self.learning.t_products_s)
 
 
 class LimitProbe(Closing):
@@ -267,7 +288,7 @@ def _bare_policy(plan: SamplingPlan) -> _Measure:
     calls = _policy_calls(plan)
 
     def measure(seconds: float) -> float:
-        return min(_mean_time(call, seconds / len(calls)) / size for size, call in calls)
+        return min(mean_time(call, seconds / len(calls)) / size for size, call in calls)
 
     return measure
 
@@ -290,21 +311,6 @@ def _policy_calls(plan: SamplingPlan) -> list[tuple[int, Callable[[], None]]]:
         call = partial(runner.serve, [PolicyRequest(0, 0, 0, size)])
         call()
         calls.append((size, call))
-        if _mean_time(call, 0.0) > _MAX_POLICY_CALL_S:
+        if mean_time(call, 0.0) > _MAX_POLICY_CALL_S:
             break
     return calls
-
-
-def _mean_time(call: Callable[[], None], seconds: float) -> float:
-    """Return the mean time of the calls that fit into ``seconds``, and of three at least.
-
-    The mean, since environment steps and frames per second are means, too: where the machine's
-    speed varies, nothing runs at the speed of the fastest call for long.
-    """
-    start, calls = time.perf_counter(), 0
-    while True:
-        call()
-        calls += 1
-        passed = time.perf_counter() - start
-        if calls >= 3 and passed > seconds:
-            return passed / calls

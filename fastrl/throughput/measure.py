@@ -1,27 +1,30 @@
-"""Measures how many environment steps per second a sampler makes, without a learner.
+"""Measures how many environment steps per second a sampler makes, without a learner or with one.
 
 Environment steps are counted over windows of wall time that start after warm-up. The time of resets
-counts, resets themselves do not, and a step counts once with any frame-skip.
+counts, resets themselves do not, and a step counts once with any frame-skip. With a learner those
+steps count that were learnt from, in whole updates.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fastrl.arguments import finite_number, whole
 from fastrl.closing import Closing
+from fastrl.config import Config
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
 from fastrl.shared.table import NUM_BANKS
+from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.meter import ThroughputMeter
+from fastrl.throughput.updates import UpdateProbe, endless_learner
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Measurement:
 
     Attributes:
         start_s: From starting the workers to their first transition.
-        frames: Environment steps within the windows.
+        frames: Environment steps within the windows, sampled or learnt from.
         fps: Frames per second of each window.
         limits: The limit measured next to each window; empty if it was not measured.
         shares: Per worker, share of the windows' time by activity.
@@ -90,6 +93,41 @@ class Measurement:
         pairs = zip(self.fps, self.limits, strict=True)
         return float(np.median([fps / limit.fps for fps, limit in pairs]))
 
+    @property
+    def products_limit_fps(self) -> float | None:
+        """Median of `Limit.products_fps`, None where it was not measured."""
+        found = [limit.products_fps for limit in self.limits if limit.products_fps is not None]
+        return float(np.median(found)) if found else None
+
+    @property
+    def products_efficiency(self) -> float | None:
+        """Median over the windows of FPS / `Limit.products_fps`."""
+        pairs = zip(self.fps, self.limits, strict=False)
+        found = [fps / limit.products_fps for fps, limit in pairs if limit.products_fps]
+        return float(np.median(found)) if found else None
+
+
+class Training:
+    """A learner to be measured together with a sampler, in a run that does not end.
+
+    Attributes:
+        learner: Learns from each rollout.
+        alone: Times its updates on one core; None if they are not timed.
+
+    Args:
+        config: The run.
+        env_spec: Spaces of the environment.
+        with_limit: Time updates alone on one core as well, if the learner computes on the CPU.
+
+    Raises:
+        ConfigError: The algorithm or the model cannot be built.
+    """
+
+    def __init__(self, config: Config, env_spec: EnvSpec, *, with_limit: bool) -> None:
+        self.learner = endless_learner(config, env_spec)
+        is_timed = with_limit and config.algorithm.device == "cpu"
+        self.alone = UpdateProbe(config, env_spec) if is_timed else None
+
 
 _MOMENT_S = 0.05
 _LONG_WARM_UP = 5
@@ -101,35 +139,38 @@ def measure(
     protocol: Protocol,
     probe: LimitProbe | None = None,
     live: LiveFps | None = None,
+    training: Training | None = None,
 ) -> Measurement:
     """Measure a sampler that has not been started yet; it is left running.
 
     Args:
         sampler: What to measure; one of worker processes in windows that end with any step, any
-            other in whole rollouts.
+            other, and with training, in whole rollouts.
         protocol: How long to measure.
         probe: Measures the limit before every window, while the sampler is paused.
         live: Shows the speed.
+        training: Learns from each rollout, with whose weights the sampler was made.
 
     Raises:
         WorkerError: A worker failed.
+        FastrlError: Learning diverged.
     """
     live, result = live or LiveFps(None), Measurement()
     windows = []
-    with _Windows(sampler) as source:
+    with _Windows(sampler, training) as source:
         live.watch(source.readings, source.starting)
         result.start_s = _warm_up(sampler, source, protocol.warm_up_s)
         for _ in range(protocol.repeats):
             if probe is not None:
                 with live.showing("measuring the limit …"):
-                    sampler.pause()
-                    result.limits.append(probe.measure(protocol.seconds / 2))
+                    result.limits.append(source.limit(probe, protocol.seconds / 2))
             windows.append(source.window(protocol.seconds))
         details = sampler.stats(details=True)
         result.memory = {**details.memory, **memory_of(source.meter.pids() if source.meter else {})}
-    result.fps = [window.steps_per_s for window in windows]
-    spent = sum(windows[1:], start=windows[0])
-    result.frames, result.shares = spent.frames, spent.time_shares
+    result.fps = [window.fps for window in windows]
+    spent = sum((window.spent for window in windows[1:]), start=windows[0].spent)
+    result.frames = sum(window.steps for window in windows)
+    result.shares = spent.time_shares
     result.handoff_us = dict(details.handoff_us)
     return result
 
@@ -157,8 +198,26 @@ def _has_made(sampler: Sampler, steps: int) -> bool:
     return bool(made.min() >= per_worker)
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What happened in one window.
+
+    Attributes:
+        spent: What the workers did.
+        steps: Environment steps that were sampled, or learnt from.
+    """
+
+    spent: SamplerStats
+    steps: int
+
+    @property
+    def fps(self) -> float:
+        """Steps per second."""
+        return self.steps * 1e9 / max(self.spent.time_ns, 1)
+
+
 class _Windows(Closing):
-    """Measures from a step to a step of worker processes, and any other sampler in whole rollouts.
+    """Measures from a step to a step of worker processes, and anything else in whole rollouts.
 
     Attributes:
         meter: The throughput process, which reads the counters of worker processes.
@@ -166,40 +225,69 @@ class _Windows(Closing):
         starting: Returns the progress of the start in words.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    def __init__(self, sampler: Sampler, training: Training | None = None) -> None:
+        self._sampler, self._training = sampler, training
         self.meter: ThroughputMeter | None = None
         self.readings: list[SamplerStats] = []
+        self._learnt: list[int] = []
         self.starting: Callable[[], str] | None = None
         if isinstance(sampler, ProcessSampler):
-            self.meter, self.starting = ThroughputMeter(sampler.counters), sampler.starting
-            self.readings = self.meter.readings
+            self.starting = sampler.starting
+            if training is None:
+                self.meter = ThroughputMeter(sampler.counters)
+                self.readings = self.meter.readings
 
     def sample(self) -> None:
-        """Sample for a moment, or a rollout."""
-        if isinstance(self._sampler, ProcessSampler):
+        """Sample for a moment, or a rollout, and learn from it."""
+        if self.meter is not None:
+            assert isinstance(self._sampler, ProcessSampler)
             self._sampler.sample_for(_MOMENT_S)
-        else:
-            self._sampler.collect()
-            self.readings.append(self._sampler.stats())
+            return
+        rollout = self._sampler.collect()
+        if self._training is not None:
+            learner = self._training.learner
+            learner.update(rollout)
+            self._sampler.publish(learner.weights())
+            self._learnt.append(learner.steps)
+        self.readings.append(self._sampler.stats())
 
-    def window(self, seconds: float) -> SamplerStats:
-        """Return the statistics of a window.
+    def limit(self, probe: LimitProbe, seconds: float) -> Limit:
+        """Pause the sampler and measure the limit; a rollout in between is not learnt from."""
+        training = self._training
+        if training is None or training.alone is None:
+            self._sampler.pause()
+            return probe.measure(seconds)
+        rollout = self._sampler.collect()
+        self._sampler.pause()
+        updates = training.alone.measure(rollout, training.learner.state_dict(), seconds)
+        return replace(probe.measure(seconds), learning=updates)
+
+    def window(self, seconds: float) -> _Window:
+        """Return what happens in a window.
 
         It begins and ends with a step, so that steps which take long are counted as a whole.
         """
+        if self._training is not None:
+            # Banks that were filled during a pause.
+            for _ in range(NUM_BANKS):
+                self.sample()
         seen, first, start_ns = max(1, len(self.readings)), None, time.monotonic_ns()
         while True:
             self.sample()
-            for before, now in pairwise(self.readings[seen - 1 :]):
+            for now in range(seen, len(self.readings)):
                 seen += 1
-                if now.frames == before.frames:
+                if self._steps(now) == self._steps(now - 1):
                     continue
-                first = first or now
-                if now.time_ns - first.time_ns >= seconds * 1e9:
-                    return now - first
+                first = now if first is None else first
+                spent = self.readings[now] - self.readings[first]
+                if spent.time_ns >= seconds * 1e9:
+                    return _Window(spent, self._steps(now) - self._steps(first))
             if self.meter is not None:
                 self.meter.check(start_ns)
+
+    def _steps(self, reading: int) -> int:
+        """Return the steps that were sampled, or learnt from, until a reading."""
+        return self._learnt[reading] if self._learnt else self.readings[reading].frames
 
     def close(self) -> None:
         """End the throughput process."""

@@ -282,6 +282,9 @@ def plan_scaling(
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()
+    # Its update is that of a whole rollout.
+    sampler = config.sampler.model_copy(update={"wait": "all"})
+    config = config.model_copy(update={"sampler": sampler})
     require_environments(config)
     plan = make_plan(config)
     learn_s, parameter_bytes = _measured_update(config, plan)

@@ -89,9 +89,8 @@ class RunJournal:
             row = self._window.row(self._idle_s())
             row["restarts"] = self._num_faults
             self._log.write("training", row)
-            if self._times is not None:
-                self._times.write(row)
-            self._progress.show(row)
+            limits = {} if self._times is None else self._times.write(row)
+            self._progress.show(row, limits)
             for sign in self._signs.found_in(row):
                 self._progress.remark(sign)
 

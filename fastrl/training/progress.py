@@ -43,6 +43,7 @@ class Progress:
         self._console, self._title, self._total_steps = console, title, total_steps
         self._every_s, self._printed_s = every_s, time.perf_counter()
         self._row: Row = {}
+        self._limits: Mapping[str, float] = {}
         self._evaluation = ""
         self._activity: Callable[[], str] = lambda: "starting workers …"
         self._begun = threading.Event()
@@ -56,9 +57,14 @@ class Progress:
         if not self._begun.is_set():
             self._end_start()
 
-    def show(self, row: Row) -> None:
-        """Show a row of training metrics: in the panel at once, as a line if one is due."""
-        self._row = row
+    def show(self, row: Row, limits: Mapping[str, float] | None = None) -> None:
+        """Show a row of training metrics: in the panel at once, as a line if one is due.
+
+        Args:
+            row: The metrics.
+            limits: What `WorkerTimes.write` returned; shown in the panel.
+        """
+        self._row, self._limits = row, limits or {}
         if self._is_due():
             self._print(self._line())
 
@@ -171,6 +177,7 @@ class Progress:
         return {
             "steps/s": f"{row['fps']:,.0f} end to end   {row['sampling_fps']:,.0f} sampling   "
             f"{row['learning_fps']:,.0f} learning",
+            **self._limit(row),
             "time": f"{row['sampling_share']:.0%} waiting for rollouts   "
             f"{row['learning_share']:.0%} learning   policy lag {row['policy_lag']:.2g}",
             "return": f"{_number(row, 'return_mean')}   length {_number(row, 'length_mean')}   "
@@ -178,6 +185,19 @@ class Progress:
             "losses": _numbers(row, _LOSSES),
             "update": _numbers(row, _HEALTH),
         }
+
+    def _limit(self, row: Row) -> Mapping[str, str]:
+        limits = self._limits
+        if not limits:
+            return {}
+        sampled, trained = (
+            f"{limits[name]:,.0f} {label} ({row[reached] / limits[name]:.0%})"
+            for name, label, reached in (
+                ("policy", "with policy", "sampling_fps"),
+                ("training", "with training", "fps"),
+            )
+        )
+        return {"limit": f"{limits['environment']:,.0f} environment   {sampled}   {trained}"}
 
     def _time_left(self) -> str:
         fps = float(self._row.get("fps", 0.0))

@@ -20,8 +20,9 @@ class WorkerTimes:
     """Replaces ``workers.json`` with what the workers did between two rows of metrics.
 
     The limit is ``cores / (t_step + t_policy + t_learn)``, with the times of this window: the
-    speed at which all cores would step, run the policy or learn, and never wait. It is an estimate,
-    since a process that waits for a core counts as busy.
+    speed at which all cores would step, run the policy or learn, and never wait. Without training
+    it is that without ``t_learn``, and of the environments alone that without ``t_policy``. They
+    are estimates, since a process that waits for a core counts as busy.
 
     Args:
         path: The file.
@@ -38,18 +39,24 @@ class WorkerTimes:
         self._has_limit = config.cluster is None and config.sampler.kind != "device"
         self._seen = sampler.stats()
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Write the file; ``row`` is the row of metrics of the window that ends now.
 
+        Returns:
+            The limits in steps per second: ``environment``, ``policy`` and ``training``; empty
+            where they are unknown.
+
         Raises:
-            WriteError: It cannot be written.
+            WriteError: The file cannot be written.
         """
         before, self._seen = self._seen, self._sampler.stats()
         spent = self._seen - before
+        limits = self._limits(spent, row) if self._has_limit else {}
         found: dict[str, Any] = {
             "steps": row["steps"],
             "fps": row["fps"],
-            "limit_fps": self._limit(spent, row) if self._has_limit else None,
+            "limit_fps": limits.get("training"),
+            "limits_fps": limits,
             "activities": list(SHARES),
             "workers": {
                 worker: [round(share, _DIGITS) for share in shares.values()]
@@ -58,12 +65,23 @@ class WorkerTimes:
         }
         with writing(self._path):
             write_atomically(self._path, (json.dumps(found) + "\n").encode())
+        return limits
 
-    def _limit(self, spent: SamplerStats, row: Mapping[str, Any]) -> float | None:
-        """Return the limit in steps per second; None where nothing was sampled."""
-        busy_ns = int(spent.stepping_ns.sum())
-        if self._infers_here:
-            busy_ns += int(spent.inference_ns.sum())
-        learning = self._learner_cores * row["learning_share"]
-        busy = busy_ns / max(spent.time_ns, 1) + learning
-        return float(row["fps"] * max(1.0, self._cores / busy)) if busy_ns else None
+    def _limits(self, spent: SamplerStats, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return the limits; none where nothing was sampled."""
+        stepping_ns, steps = int(spent.stepping_ns.sum()), spent.frames
+        if not stepping_ns or not steps:
+            return {}
+        inference_ns = int(spent.inference_ns.sum()) if self._infers_here else 0
+        learning_ns = self._learner_cores * row["learning_share"] * spent.time_ns
+        busy_s = {
+            "environment": stepping_ns / steps / 1e9,
+            "policy": (stepping_ns + inference_ns) / steps / 1e9,
+        }
+        learnt_steps = max(row["fps"] * spent.time_ns / 1e9, 1.0)
+        busy_s["training"] = busy_s["policy"] + learning_ns / learnt_steps / 1e9
+        # Processes that wait for a core are no reason for a limit below what was reached.
+        training = max(self._cores / busy_s["training"], float(row["fps"]))
+        policy = max(self._cores / busy_s["policy"], float(row["sampling_fps"]), training)
+        environment = max(self._cores / busy_s["environment"], policy)
+        return {"environment": environment, "policy": policy, "training": training}

@@ -22,7 +22,7 @@ from typing import Literal
 
 from fastrl.closing import Closing
 from fastrl.config import Config
-from fastrl.errors import FastrlError
+from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import build_learner
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.sampling.faults import Fault
@@ -245,6 +245,8 @@ class Workbench(Closing):
         start_limit_s: float | None = None,
     ) -> None:
         require_environments(config)
+        if config.sampler.wait != "all":
+            raise ConfigError("sampler.wait: must be all for tuning, which measures whole rollouts")
         # Of a cluster, this machine is tuned.
         config = config.model_copy(update={"cluster": None})
         self._config, self._objective, self._limit_s = config, objective, limit_s

@@ -82,13 +82,7 @@ class ConcurrentEnvs:
         seed: int | Sequence[int | None] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Infos]:
-        """Start an episode in every environment, or in some, all at once.
-
-        Args:
-            seed: One for each, or the first of consecutive ones; None takes those that `seed` was
-                given, if any.
-            options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
-                out: it selects the environments to reset.
+        """Start an episode in every environment, or in some; see `FastVectorEnv.reset`.
 
         Raises:
             ArgumentError: Seeds or mask do not fit; no environment was reset.
@@ -99,10 +93,7 @@ class ConcurrentEnvs:
         return self._vector.reset_wait()
 
     async def step(self, actions: Any) -> StepResult:
-        """Step every environment once, all at once.
-
-        Args:
-            actions: A sample of ``action_space``: arrays, lists, or tensors of torch.
+        """Step all environments at once; see `FastVectorEnv.step`.
 
         Raises:
             ArgumentError: The actions do not fit; no environment was stepped.
@@ -126,12 +117,7 @@ class ConcurrentEnvs:
         return await self.call(name)
 
     async def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment.
-
-        Args:
-            name: Its name.
-            values: A list or tuple holds one value per environment, anything else is for all.
-        """
+        """Set an attribute of every environment; see `FastVectorEnv.set_attr`."""
         await self.parallel(partial(set_attribute, name=name), values)
 
     async def parallel(
@@ -143,7 +129,7 @@ class ConcurrentEnvs:
 
         Args:
             function: Plain, or a coroutine function.
-            arguments: A list or tuple holds one per environment, anything else is for all.
+            arguments: As in `FastVectorEnv.parallel`.
 
         Raises:
             ArgumentError: There is not one argument per environment.

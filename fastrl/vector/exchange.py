@@ -8,7 +8,6 @@ checked as a whole before any environment is stepped, then split.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, one_line
-from fastrl.shared.memory import Shared, SharedBlock, align
+from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.vector_plan import InstanceSpec
@@ -30,10 +29,8 @@ NO_RESET = -1
 UNSEEDED = -2
 """In `Exchange.reset_seed`: reset this environment without a seed."""
 
-_Array = tuple[tuple[int, ...], np.dtype[Any]]
 _MISFITS = (TypeError, KeyError, ValueError, IndexError)
 _OBJECT = np.dtype(object)
-_OBJECTS: list[_Array] = [((), _OBJECT)]
 
 
 class Exchange(Shared):
@@ -56,11 +53,12 @@ class Exchange(Shared):
 
     def __init__(self, spec: InstanceSpec, num_envs: int, *, shared: bool) -> None:
         self.num_envs, self.fits_rows = num_envs, spec.fits_rows
-        self._observation = _arrays(spec.observation_space) if self.fits_rows else _OBJECTS
-        self._action = _arrays(spec.action_space) if self.fits_rows else _OBJECTS
-        self._block: SharedBlock | None = None
-        if shared:
-            self._block = SharedBlock(sum(map(self._size, self._layout())))
+        observation = self._arrays(spec.observation_space)
+        flag, reward = ((num_envs,), np.bool_), ((num_envs,), np.float64)
+        bank = [*observation, reward, flag, flag]
+        action, seed = self._arrays(spec.action_space), ((num_envs,), np.int64)
+        self._bank_size = len(bank)
+        self._rows = SharedArrays([*bank * NUM_BANKS, *action, seed], shared=shared)
         self._share()
         self.reset_seed.fill(NO_RESET)
 
@@ -69,30 +67,16 @@ class Exchange(Shared):
         for index, each in zip(envs, objects, strict=True):
             rows[0][index] = each
 
-    def _layout(self) -> list[_Array]:
-        """Return shape and dtype of one row of every array."""
-        flags = [((), np.dtype(np.bool_))] * 2
-        bank = [*self._observation, ((), np.dtype(np.float64)), *flags]
-        return [*bank * NUM_BANKS, *self._action, ((), np.dtype(np.int64))]
-
-    def _size(self, array: _Array) -> int:
-        shape, dtype = array
-        shared = 0 if dtype == _OBJECT else self.num_envs * math.prod(shape) * dtype.itemsize
-        return align(shared)
+    def _arrays(self, space: spaces.Space[Any]) -> list[tuple[tuple[int, ...], Any]]:
+        """Return shape and dtype of the rows of a space; without `fits_rows` they hold objects."""
+        if not self.fits_rows:
+            return [((self.num_envs,), _OBJECT)]
+        return [
+            ((self.num_envs, *(leaf.shape or ())), leaf.dtype) for leaf in leaves(space).values()
+        ]
 
     def _attach(self) -> None:
-        arrays: list[NDArray[Any]] = []
-        start = 0
-        for shape, dtype in self._layout():
-            whole = (self.num_envs, *shape)
-            if dtype == _OBJECT:
-                arrays.append(np.full(whole, None, dtype))
-            elif self._block is None:
-                arrays.append(np.zeros(whole, dtype))
-            else:
-                arrays.append(self._block.array(dtype, whole, start))
-            start += self._size((shape, dtype))
-        size = len(self._observation) + 3
+        arrays, size = self._rows.arrays.copy(), self._bank_size
         if not self.fits_rows:  # objects are copied before they are returned: one row is enough
             arrays[size] = arrays[0]
         self.action = tuple(arrays[NUM_BANKS * size : -1])
@@ -101,11 +85,6 @@ class Exchange(Shared):
             StepViews(self.action, tuple(part[:-3]), part[-3], part[-2], part[-1], ())
             for part in (arrays[bank * size : (bank + 1) * size] for bank in range(NUM_BANKS))
         ]
-
-
-def _arrays(space: Any) -> list[_Array]:
-    found = leaves(space).values()
-    return [(tuple(leaf.shape or ()), np.dtype(leaf.dtype)) for leaf in found]
 
 
 class ActionRows:

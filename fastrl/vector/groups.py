@@ -126,24 +126,19 @@ class EnvGroup(StepLoop):
         index = env_index - self.envs.start
         self._at[0] = env_index
         views, seeds = self._views[bank], self._exchange.reset_seed
+        if (seed := int(seeds[env_index])) != NO_RESET:
+            seeds[env_index], views.reward[index] = NO_RESET, 0.0
+            return self._start(index, None if seed == UNSEEDED else seed, None, views)
         observations: list[Any] = [None] * len(self.envs)
         infos = list(observations)
-        reward: Any = 0.0
-        seed = int(seeds[env_index])
+        step = self._next_step(index)
+        self._clock.advance_one(index)
+        action = single_action(self._spec.action_space, views.action, index)
+        observations[index], reward, terminated, truncated, infos[index] = step(action)
+        flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
         views.terminated[index] = views.truncated[index] = False
-        if seed != NO_RESET:
-            seeds[env_index] = NO_RESET
-            observations[index], infos[index] = self._reset(
-                index, None if seed == UNSEEDED else seed, None
-            )
-        else:
-            step = self._next_step(index)
-            self._clock.advance_one(index)
-            action = single_action(self._spec.action_space, views.action, index)
-            observations[index], reward, terminated, truncated, infos[index] = step(action)
-            flags = bool(terminated), bool(truncated) or self._clock.is_due(index)
-            if any(flags):
-                self._end(index, flags, observations, infos, views)
+        if any(flags):
+            self._end(index, flags, observations, infos, views)
         _check_info("step", infos[index])
         self._writer.write_one(index, observations[index], views.observation)
         self._write_rewards([reward], views.reward[index : index + 1], index)
@@ -160,11 +155,8 @@ class EnvGroup(StepLoop):
         views = self._views[bank]
         infos: dict[int, dict[str, Any]] = {}
         for index in np.flatnonzero(mask).tolist():
-            observation, info = self._reset(index, seeds[index], options)
-            if info:
+            if info := self._start(index, seeds[index], options, views):
                 infos[self._first + index] = info
-            views.terminated[index] = views.truncated[index] = False
-            self._writer.write_one(index, observation, views.observation)
         return gather(infos)
 
     def apply(
@@ -193,6 +185,15 @@ class EnvGroup(StepLoop):
         envs, self._whole = self._whole, []
         self._claim.release()
         close_all(envs, self.begin_close)
+
+    def _start(
+        self, index: int, seed: int | None, options: Mapping[str, Any] | None, views: StepViews
+    ) -> dict[str, Any]:
+        """Begin an episode of one environment and write its row; return its info."""
+        observation, info = self._reset(index, seed, options)
+        views.terminated[index] = views.truncated[index] = False
+        self._writer.write_one(index, observation, views.observation)
+        return info
 
     def _reset(
         self, index: int, seed: int | None, options: Mapping[str, Any] | None
@@ -329,6 +330,7 @@ class NativeGroup:
     ) -> None:
         self.envs, self._at = envs, at
         self._vector, self._family = vector, native.family
+        self._called = _WithBatch(vector)
         self._single_infos = native.family.infos_of_single if native.as_single else None
         self.begin_close: Callable[[], None] = lambda: None
         at[0] = envs.start
@@ -391,13 +393,14 @@ class NativeGroup:
         views.terminated[chosen] = views.truncated[chosen] = False
         return self._columns(infos or {}, chosen)
 
-    def call(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], mask: Sequence[bool]
+    def apply(
+        self, function: Callable[[Any, Any], Any], _: Sequence[Any], mask: Sequence[bool]
     ) -> list[Any]:
-        """Call a method of the batch that returns one value per environment, or read one."""
-        batched = getattr(self._vector, "batched", self._vector)
-        found = getattr(self._vector if hasattr(self._vector, name) else batched, name)
-        found = found(*args, **kwargs) if callable(found) else found
+        """Return ``function(batch, None)`` for the environments that ``mask`` selects.
+
+        Where it holds one value for each environment, these are returned.
+        """
+        found = function(self._called, None)
         whole = not isinstance(found, list | tuple | np.ndarray) or len(found) != len(mask)
         values = [found] * len(mask) if whole else list(found)
         return [value for value, wanted in zip(values, mask, strict=True) if wanted]
@@ -430,6 +433,16 @@ class NativeGroup:
             elif len(here):
                 columns[key] = (indices, np.asarray(values)[here])
         return {key: column for key, column in columns.items() if column[0]}
+
+
+class _WithBatch:
+    """The attributes of a vector environment, and those of its batch that it lacks."""
+
+    def __init__(self, vector: Vector) -> None:
+        self._vector, self._batched = vector, getattr(vector, "batched", vector)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vector if hasattr(self._vector, name) else self._batched, name)
 
 
 class _Copied:

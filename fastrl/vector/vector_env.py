@@ -118,8 +118,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Start an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None lets each
-                continue its own random stream.
+            seed: One for each environment, or the first of consecutive ones; None takes those
+                that `seed` was given, if any, else each continues its own random stream.
             options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
                 out: it selects the environments to reset.
 
@@ -549,10 +549,6 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         self, name: str, indices: Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:
         check_call(name, "the vector environment")
-        if self.plan.native is not None:
-            request = Request("call", (name, args, kwargs), (self._mask(indices),))
-            self._ask("call_async", request, name)
-            return
         function = partial(attribute, name=name, args=args, kwargs=kwargs)
         self._apply("call_async", function, [None] * self.num_envs, indices, name)
 
@@ -565,21 +561,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         what: str,
     ) -> None:
         """Begin ``function(env, argument)`` in some environments; ``arguments`` are of all."""
-        per_env = (arguments, self._mask(indices))
-        self._ask(
-            caller,
-            Request("apply", (function,), per_env, caller=caller.removesuffix("_async")),
-            what,
-        )
-
-    def _ask(self, name: str, request: Request, what: str) -> None:
-        self._begin(name, "call")
+        chosen, user_call = set(indices), caller.removesuffix("_async")
+        mask = [index in chosen for index in range(self.num_envs)]
+        self._begin(caller, "call")
         with self._explaining(f"call to '{what}'"):
-            self._driver.begin(request)
-
-    def _mask(self, indices: Sequence[int]) -> list[bool]:
-        chosen = set(indices)
-        return [index in chosen for index in range(self.num_envs)]
+            self._driver.begin(Request("apply", (function,), (arguments, mask), caller=user_call))
 
     def _answers(self, name: str, pending: str, doing: str, timeout: float | None) -> list[Any]:
         self._expect(name, pending)

@@ -17,7 +17,7 @@ from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.errors import cause
 from fastrl.global_streams import seed_global_streams
-from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock, align
+from fastrl.shared.memory import CACHE_LINE, Shared, SharedArrays
 from fastrl.shared.signals import Signal, SignalArray
 from fastrl.vector.driver import ErrorAnswer, Request
 from fastrl.vector.exchange import Exchange
@@ -68,8 +68,9 @@ class Control(Shared):
     def __init__(self, num_workers: int, num_envs: int) -> None:
         self.num_workers, self.num_envs = num_workers, num_envs
         self._signals = SignalArray(num_workers + 1)
-        rings = align(8 * num_workers * (2 * _INTS + 3 * num_envs))
-        self._block = SharedBlock(rings + num_workers * MAILBOX)
+        rings = [((num_workers, *shape), np.int64) for shape in ((num_envs,), (num_envs, 2))]
+        lines, boxes = ((num_workers, 2, _INTS), np.int64), ((num_workers, MAILBOX), np.uint8)
+        self._memory = SharedArrays([lines, *rings, boxes])
         self._share()
 
     @property
@@ -141,15 +142,9 @@ class Control(Shared):
         self.answered.post()
 
     def _attach(self) -> None:
-        workers, envs = self.num_workers, self.num_envs
-        lines = self._block.array(np.int64, (workers, 2, _INTS))
-        start = lines.nbytes
+        lines, self._sent, self._ready, boxes = self._memory.arrays
         # Elements of a memoryview cost half of what they cost in an array.
         self.orders, self.answers = ([each[line].data for each in lines] for line in (0, 1))
-        self._sent = self._block.array(np.int64, (workers, envs), start)
-        self._ready = self._block.array(np.int64, (workers, envs, 2), start + self._sent.nbytes)
-        start = align(start + self._sent.nbytes + self._ready.nbytes)
-        boxes = self._block.array(np.uint8, (workers, MAILBOX), start)
         self.boxes = [box.data for box in boxes]
 
 

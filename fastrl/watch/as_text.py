@@ -102,6 +102,7 @@ def _one_run(run: dict[str, Any]) -> list[RenderableType]:
         for worker, shares in run["workers"].items():
             table.add_row(worker, *(f"{share:.0%}" for share in shares))
         parts.append(table)
+    parts += _speeds(run)
     shares = run["shares"]
     if shares["learning"] is not None and shares["sampling"] is not None:
         parts.append(
@@ -110,6 +111,22 @@ def _one_run(run: dict[str, Any]) -> list[RenderableType]:
     if run["videos"]:
         parts.append(Text(f"video: {run['name']}/videos/{run['videos'][0]}"))
     return parts
+
+
+def _speeds(run: dict[str, Any]) -> list[RenderableType]:
+    """Return the speeds of a run beside their limits; nothing where there are none."""
+    limits = run["limits_fps"]
+    if not limits:
+        return []
+    reached = {"environment": None, "policy": run["sampling_fps"], "training": run["fps"]}
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("steps/s", no_wrap=True)
+    for name in ("environment", "with policy", "with training"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("limit", *map(_number, limits.values()))
+    table.add_row("reached", *(_number(reached[name]) for name in limits))
+    table.add_row("share", *(_share(reached[name], limits[name]) for name in limits))
+    return [table]
 
 
 def _differences(found: dict[str, Any]) -> list[RenderableType]:

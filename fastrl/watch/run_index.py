@@ -291,7 +291,9 @@ class RunIndex:
             "return_mean": _number(latest.get("return_mean")),
             "evaluation": _number(evaluated.get("return_mean")),
             "fps": _number(latest.get("fps")),
+            "sampling_fps": _number(latest.get("sampling_fps")),
             "limit_fps": _number(run.workers.get("limit_fps")),
+            "limits_fps": _limits(run.workers.get("limits_fps")),
             "faults": run.num_faults,
             "videos": list(run.videos),
             "trend": _numbers(_thinned(curve[1], 40)),
@@ -387,6 +389,14 @@ def _thinned(values: NDArray[np.float64], at_most: int) -> NDArray[np.float64]:
 
 def _numbers(values: NDArray[np.float64]) -> list[float]:
     return [float(f"{value:.{_DIGITS}g}") for value in values.tolist()]
+
+
+def _limits(value: object) -> dict[str, float]:
+    """Return the three limits of ``workers.json``; none where one is missing or no number."""
+    given = value if isinstance(value, dict) else {}
+    names = ("environment", "policy", "training")
+    found = {name: given[name] for name in names if is_number(given.get(name))}
+    return found if len(found) == len(names) else {}
 
 
 def _number(value: object) -> float | None:

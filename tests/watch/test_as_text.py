@@ -44,10 +44,13 @@ def test_text_has_what_the_page_has_and_fits(runs, width):
         "env-worker-1",
         "49%",
         "31% learning",
+        "with training",
+        "8,000",
         "seed",
     ):
         assert part in text
     assert re.search(r" [67]\d%", text)  # of the limit
+    assert re.search(r"share +– +60% +[67]\d%", text)
     assert "faults: 1" in text
     assert "killed by signal 9" in text
     assert max(map(len, text.splitlines())) <= width

@@ -38,7 +38,8 @@ def test_runs_are_shown_on_screens_of_any_width(serve, runs, width, scheme):
         browser.wait_for(f"{DRAWN} >= 4")
         browser.wait_for("document.querySelectorAll('.worker').length == 3")
         text = browser.run("return document.body.innerText")
-        for part in ("learning_rate=0.5", "of the limit", "No worker has failed", "1 running"):
+        shown = ("learning_rate=0.5", "of the limit", "of 5000 steps/s", "1 running")
+        for part in (*shown, "No worker has failed"):
             assert part in text
         assert browser.run("return document.documentElement.scrollWidth") == width
         ground = browser.run("return getComputedStyle(document.body).backgroundColor")

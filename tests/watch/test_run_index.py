@@ -116,6 +116,8 @@ def test_workers_speed_and_limit_of_a_run(serve, tmp_path):
     assert run["activities"] == ["stepping", "inference", "waiting", "handoff"]
     assert run["workers"]["env-worker-0"] == [0.52, 0.21, 0.24, 0.03]
     assert run["limit_fps"] == 2900.0
+    assert run["limits_fps"] == {"environment": 8000.0, "policy": 5000.0, "training": 2900.0}
+    assert run["sampling_fps"] == 3000.0
     assert 1900 <= run["fps"] <= 2100
     assert run["shares"] == {"sampling": 0.63, "learning": 0.31}
 
@@ -151,6 +153,8 @@ def test_differences_name_keys_and_values_of_each_run(serve, tmp_path):
         ("metrics.jsonl", '{"steps": 1, "kind": "training", "fps": 1e999, "return_mean": NaN}\n'),
         ("metrics.jsonl", "[" * 100_000 + "\n"),
         ("workers.json", '{"activities": ["a"], "workers": {"w": [1, 2]}, "limit_fps": "x"}'),
+        ("workers.json", '{"activities": [], "workers": {}, "limits_fps": {"policy": NaN}}'),
+        ("workers.json", '{"activities": [], "workers": {}, "limits_fps": [1, 2]}'),
         ("faults.jsonl", '{"at": {}, "cause": 3}\nnot json\n'),
         ("faults.jsonl", '{"at": NaN, "worker": NaN}\n'),
         ("workers.json", '{"activities": ["a"], "workers": {"w": [NaN]}, "limit_fps": NaN}'),

@@ -268,6 +268,18 @@ function showSpeed(run) {
         "aria-valuemax": 100, "aria-valuenow": Math.round(100 * share),
       }, bar));
   }
+  const limits = run.limits_fps;
+  if (limits.training) {
+    const speeds = [
+      ["Environment", null, limits.environment],
+      ["With policy", run.sampling_fps, limits.policy],
+      ["With training", run.fps, limits.training],
+    ];
+    parts.push(make("dl", { className: "facts-row" }, ...speeds.map(([name, reached, limit]) =>
+      make("div", {}, make("dt", { textContent: name }),
+        make("dd", {}, reached ? number(reached) : "–", " ",
+          make("small", { textContent: `of ${number(limit)} steps/s` }))))));
+  }
   const workers = Object.entries(run.workers);
   const rows = workers.length > MOST_WORKERS ? meansByKind(workers) : workers;
   const colours = run.activities.map((activity) => `var(--${activity})`);

@@ -1,0 +1,269 @@
+"""Samples environments of uneven speed: a slow worker contributes less and delays no other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrl.arguments import finite_number
+from fastrl.closing import build_all, close_all
+from fastrl.envs.calls import EnvCall
+from fastrl.envs.state import State, StateError
+from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.sampling.faults import Fault, FaultPolicy
+from fastrl.sampling.joined import JoinedBank, joined_episodes
+from fastrl.sampling.process_sampler import ProcessSampler
+from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.stats import SamplerStats, memory_of
+from fastrl.shared.rollouts import Rollout
+from fastrl.shared.table import NUM_BANKS
+from fastrl.workers.plan import SamplingPlan
+from fastrl.workers.watchdog import Deadlines
+
+_POLL_S = 0.001
+"""How often it is checked whether a part is complete."""
+_CHECK_S = 0.1
+"""How often workers are checked meanwhile."""
+_WORKER = "env-worker-0"
+"""What each part calls its worker."""
+
+
+class UnevenSampler(Sampler):
+    """Collects rollouts from a share of the env workers; see `Sampler` for the contract.
+
+    Each env worker fills rollouts of T steps at its own pace, in a `ProcessSampler` of its own.
+    `collect` waits until a share of them has completed one, and returns all that are complete side
+    by side. The others stay under way and come with a later rollout. So B changes from rollout to
+    rollout; `Rollout.slots` says which slots of the run they are.
+
+    Nothing is dropped or repeated: the parts of a slot are consecutive, each transition is in one
+    of them, and an episode continues in the next part of its slot, however many rollouts later. A
+    slot contributes as many steps as its worker makes; per slot its steps and episodes are those
+    that it would have alone. The mean over a rollout is therefore weighted by speed, and that over
+    the first episodes of a run favours short and fast ones.
+
+    A slow part is sampled with the weights of its first step. `Rollout.policy_version` tells them.
+
+    Args:
+        plan: What to sample; without model workers.
+        state_dict: First parameters; by default those of a freshly built model.
+        wait: Share of the env workers that a rollout waits for, above 0 and at most 1.
+        deadlines: After how long a worker without progress has failed.
+        faults: How often failed workers are replaced; by default never.
+        debug: Poison banks; see `TableSampler`.
+        check_numbers: See `TableSampler`.
+
+    Raises:
+        ConfigError: The plan has model workers, or shares a run with other samplers; or ``wait`` is
+            out of range.
+        FastrlError: There is not enough memory.
+    """
+
+    def __init__(
+        self,
+        plan: SamplingPlan,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        wait: float,
+        deadlines: Deadlines | None = None,
+        faults: FaultPolicy | None = None,
+        debug: bool = False,
+        check_numbers: bool = True,
+    ) -> None:
+        if finite_number("wait", wait, above=0) > 1:
+            raise ConfigError(f"wait must be at most 1, got {wait:g}")
+        topology = plan.topology
+        if topology.num_model_workers:
+            raise ConfigError("sampler.wait: must be all with model workers, which serve in step")
+        if topology.run_envs is not None:
+            raise ConfigError("sampler.wait: must be all with several learners")
+        self.env_spec, self.topology = plan.env_spec, topology
+        self.rollout_length = plan.rollout_length
+        self._plan, self._closed, self._next_rollout = plan, False, 0
+        self._enough = math.ceil(wait * topology.num_env_workers)
+        self._checked_s = 0.0
+        self._arrived: dict[int, Rollout] = {}
+        self._banks: dict[int, JoinedBank] = {}
+        if plan.build_model is not None and state_dict is None:
+            state_dict = plan.build_model().state_dict()
+        found = FaultPolicy() if faults is None else faults
+
+        def part(worker: int) -> ProcessSampler:
+            return ProcessSampler(
+                _part_of(plan, worker),
+                state_dict,
+                asynchronous=True,
+                deadlines=deadlines,
+                faults=_renaming(found, worker),
+                debug=debug,
+                check_numbers=check_numbers,
+            )
+
+        self._parts = build_all(map(part, range(topology.num_env_workers)))
+
+    def start(self) -> None:
+        """Start the workers without waiting for them; see `Sampler`."""
+        self._check_open()
+        with self._closing_on_error():
+            for part in self._parts:
+                part.start()
+
+    def collect(self) -> Rollout:
+        """Return the parts of all workers that have completed one; see `Sampler`."""
+        self.start()
+        with self._closing_on_error():
+            self._receive(is_due=True)
+            while len(self._arrived) < self._enough:
+                time.sleep(_POLL_S)
+                self._receive(is_due=time.monotonic() > self._checked_s + _CHECK_S)
+            return self._assembled()
+
+    def _receive(self, is_due: bool) -> None:
+        """Take what is complete; check the workers of all other parts where that is due."""
+        now_s = time.monotonic()
+        for worker, part in enumerate(self._parts):
+            if worker not in self._arrived and (is_due or part.is_complete):
+                with _named(worker):
+                    rollout = part.collect_until(now_s)
+                if rollout is not None:
+                    self._arrived[worker] = rollout
+        if is_due:
+            self._checked_s = now_s
+
+    def _assembled(self) -> Rollout:
+        """Copy what has arrived into the next bank."""
+        arrived = dict(sorted(self._arrived.items()))
+        self._arrived.clear()
+        index = self._next_rollout
+        self._next_rollout += 1
+        size = self.topology.envs_per_worker
+        sizes = [size] * len(arrived)
+        bank = self._banks.get(index % NUM_BANKS)
+        if bank is None or bank.num_slots != sum(sizes):
+            bank = self._banks[index % NUM_BANKS] = JoinedBank(self._plan, sum(sizes))
+        bank.fill([self._parts[worker].packed(part) for worker, part in arrived.items()], sizes)
+        restarted = [part.restarted for part in arrived.values() if part.restarted is not None]
+        return Rollout(
+            bank.fields,
+            episodes=joined_episodes(
+                [part.episodes for part in arrived.values()], np.cumsum([0, *sizes])
+            ),
+            index=index,
+            restarted=torch.cat(restarted),
+            slots=torch.cat([torch.arange(w * size, (w + 1) * size) for w in arrived]),
+        )
+
+    def stats(self, *, details: bool = False) -> SamplerStats:
+        """See `Sampler`."""
+        counters = np.concatenate([part.counters.snapshot() for part in self._parts])
+        memory = memory_of(self.pids()) if details and not self._closed else {}
+        names = tuple(_name(worker) for worker in range(len(self._parts)))
+        return SamplerStats.of_counters(time.monotonic_ns(), names, counters, memory=memory)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of every worker by name."""
+        return {
+            _name(worker): pid
+            for worker, part in enumerate(self._parts)
+            for pid in part.pids().values()
+        }
+
+    def pause(self, timeout_s: float = 120.0) -> None:
+        """See `Sampler`; the rollouts in progress may be incomplete."""
+        self._check_open()
+        self._each(lambda part: part.pause(timeout_s))
+
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """See `Sampler`; waits for the rollouts in progress."""
+        self._check_open()
+        self._each(lambda part: part.call_envs(calls))
+
+    def get_state(self) -> State | None:
+        """See `Sampler`."""
+        self._check_open()
+        if self._next_rollout:
+            raise StateError("sampler.mode is async: a rollout is always under way")
+        return None
+
+    def set_state(self, state: State) -> None:
+        """See `Sampler`; there are no such states."""
+        raise StateError("with sampler.wait environments cannot continue from a state")
+
+    def publish(self, state_dict: Mapping[str, Tensor]) -> int:
+        """See `Sampler`; each worker gets them with its next part."""
+        return max([part.publish(state_dict) for part in self._parts])
+
+    def close(self) -> None:
+        """End all workers, killing them after two seconds; see `Sampler`."""
+        self._closed = True
+        # Together, so that one does not wait for the end of another.
+        for part in self._parts:
+            part.ask_to_end()
+        close_all(self._parts)
+
+    def _each(self, use: Callable[[ProcessSampler], None]) -> None:
+        with self._closing_on_error():
+            for worker, part in enumerate(self._parts):
+                with _named(worker):
+                    use(part)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FastrlError("this sampler is closed; make a new one to continue")
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # the first error matters
+                self.close()
+            raise
+
+
+def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:
+    """Return the plan of one env worker, with the seeds and noise that it has in the whole."""
+    whole = plan.topology
+    topology = replace(
+        whole,
+        num_env_workers=1,
+        by_slot=True,
+        first_env=whole.first_env + worker * whole.envs_per_worker,
+        run_envs=whole.num_envs,
+    )
+    return replace(plan, topology=topology)
+
+
+def _name(worker: int) -> str:
+    return f"env-worker-{worker}"
+
+
+def _renaming(faults: FaultPolicy, worker: int) -> FaultPolicy:
+    """Return the policy of one part, whose faults name the worker of the whole."""
+    report = faults.on_fault
+    if report is None:
+        return faults
+
+    def renamed(fault: Fault) -> None:
+        cause = fault.cause.replace(_WORKER, _name(worker))
+        report(replace(fault, worker=_name(worker), cause=cause))
+
+    return replace(faults, on_fault=renamed)
+
+
+@contextmanager
+def _named(worker: int) -> Iterator[None]:
+    """Let errors of one part name the worker of the whole."""
+    try:
+        yield
+    except WorkerError as error:
+        error.worker = _name(worker)
+        error.args = (str(error.args[0]).replace(_WORKER, error.worker), *error.args[1:])
+        raise
