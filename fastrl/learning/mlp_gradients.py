@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastrl.errors import ConfigError
 from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, ObjectiveSettings, Scheduled
 from fastrl.learning.experience import Batch
@@ -235,7 +236,7 @@ class MLPGradientEngine(KnownLossEngine):
         shares = threads > 1 and model.critic_body is not None
         self._pool = ThreadPoolExecutor(1, "value") if shares else None
         self._mailbox = np.zeros(kernel.NUM_LETTERS, np.int64)
-        self._served: Future[None] | None = None
+        self._served: Future[bool] | None = None
         self._minibatches = 0
         super().__init__(algorithm, model)
 
@@ -325,6 +326,7 @@ class MLPGradientEngine(KnownLossEngine):
         return records.ctypes.data
 
     def _take(self, *batch: Any) -> None:
+        """Keep the batch, and describe it to the kernel."""
         super()._take(*batch)
         found = {
             "inputs": self._inputs.data_ptr(),
@@ -348,7 +350,12 @@ class MLPGradientEngine(KnownLossEngine):
             self._mailbox[:] = 0
             self._program["mailbox"] = self._mailbox.ctypes.data
             self._served = self._pool.submit(kernel.run, self._program_address, 0, 0)
-        kernel.run(self._program_address, index.data_ptr(), len(index))
+        index = index.to(torch.int64).contiguous()
+        if not len(index) or not kernel.run(self._program_address, index.data_ptr(), len(index)):
+            raise ConfigError(
+                "minibatches of an algorithm must be rows of the batch, at least one, from 0 to "
+                f"{len(self._inputs) - 1}"
+            )
 
     def backward(self) -> None:
         """Do nothing: `forward` has written the gradient."""

@@ -456,11 +456,13 @@ _SOURCES = (__file__, products.__file__, objective_kernels.__file__, lanes.__fil
 
 
 @cached_kernel([Path(source) for source in _SOURCES], nogil=True)
-def run(digest: int) -> Callable[[int, int, int], None]:
+def run(digest: int) -> Callable[[int, int, int], bool]:
     """Return the kernel."""
 
-    def run(program_address: int, index: int, rows: int) -> None:
+    def run(program_address: int, index: int, rows: int) -> bool:
         """Write the gradient of a minibatch, and its metrics; or serve another thread.
+
+        Returns whether it could: a row may be none of the batch.
 
         Args:
             program_address: Address of a `PROGRAM` record.
@@ -473,7 +475,10 @@ def run(digest: int) -> Callable[[int, int, int], None]:
         towers = carray(pointer(program.towers), program.num_towers, TOWER)
         if rows == 0:
             _serve(program, towers)
-            return
+            return True
+        for row in range(rows):
+            if not 0 <= read_int64(index + 8 * row) < program.num_rows:
+                return False
         metrics = carray(pointer(program.metrics), len(METRICS), np.float64)
         settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
         metrics[:] = 0.0
@@ -485,5 +490,6 @@ def run(digest: int) -> Callable[[int, int, int], None]:
             for i in range(program.num_towers):
                 _pass(program, towers[i], index, rows)
         finish(metrics, rows, settings)
+        return True
 
     return run

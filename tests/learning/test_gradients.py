@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 
 from fastrl.config import A2CConfig, ModelConfig, PPOConfig
+from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm
 from fastrl.learning.experience import Batch, Minibatch
@@ -239,6 +240,28 @@ def test_second_thread_changes_no_number(name):
             engine.release()
     alone, together = torch.stack(found).chunk(2)
     assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("rows", [[], [ROWS], [3, -1]], ids=str)
+def test_rows_outside_the_batch_are_one_line(rows):
+    model = model_of(DISCRETE)
+    FlatParameters(model.parameters())
+    engine = MLPGradientEngine(CLIPPED, model)
+    engine.load(batch_of(DISCRETE, model), scheduled(CLIPPED))
+    with pytest.raises(ConfigError, match=r"must be rows of the batch.* from 0 to 49"):
+        engine.forward(torch.tensor(rows, dtype=torch.int64))
+
+
+def test_rows_may_be_any_integers_in_any_layout():
+    model = model_of(DISCRETE)
+    flat = FlatParameters(model.parameters())
+    engine = MLPGradientEngine(CLIPPED, model)
+    engine.load(batch_of(DISCRETE, model), scheduled(CLIPPED))
+    found = []
+    for index in (torch.arange(0, ROWS, 2), torch.arange(ROWS, dtype=torch.int32)[::2]):
+        engine.forward(index)
+        found.append(flat.gradient.clone())
+    assert torch.equal(*found)
 
 
 def test_ratio_of_an_unchanged_policy_is_1():
