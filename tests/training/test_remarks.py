@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gymnasium
@@ -274,7 +275,17 @@ def test_a_run_and_its_resumption_say_once_each_what_is_seldom_meant(tmp_path, c
     assert capsys.readouterr().err.count(line) == 1
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def configurations():
+    """Yield one configuration of each environment, and the others as slow."""
+    seen = set()
+    for path in sorted(Path("configs").glob("*.yaml")):
+        env_id = re.search(r"^env:\n(?:  .*\n)*?  id: (\S+)", path.read_text(), re.MULTILINE)
+        name = env_id[1] if env_id else path.stem
+        yield pytest.param(path, id=path.stem, marks=pytest.mark.slow if name in seen else ())
+        seen.add(name)
+
+
+@pytest.mark.parametrize("path", list(configurations()))
 def test_committed_configurations_get_no_remark(path):
     config = load_config(path)
     needed = {"LunarLander": "Box2D", "minigrid": "minigrid", "popgym": "popgym"}

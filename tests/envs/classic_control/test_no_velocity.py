@@ -89,7 +89,7 @@ def test_python_environment_is_gymnasiums_without_velocities(name, columns):
     np.testing.assert_array_equal(again.reset(seed=3)[0], task.reset(seed=3)[0])
 
 
-@ALL
+@FIRST
 def test_every_way_to_build_knows_them(name, columns):
     for each in (name, f"fastrl/{name}"):
         with fastrl.make_vec(each, 2) as envs:

@@ -210,7 +210,13 @@ def test_vmap_over_noise_over_params_and_over_both(name):
     assert_equal(resets, env.reset(noise, params))
 
 
-@ALL
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("CartPole-v1", "Pendulum-v1") else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_step_is_one_graph(name):
     env, params, _, state, noise = started(name, 3)
     actions = some_actions(env, 3)
