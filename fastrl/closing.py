@@ -47,6 +47,21 @@ def closed_after(held: Closable) -> Iterator[None]:
     held.close()
 
 
+@contextmanager
+def closing_on_error(
+    held: Closable, but: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Close if the block raises something else than ``but``; its error takes precedence."""
+    try:
+        yield
+    except but:
+        raise
+    except BaseException:
+        with suppress(Exception):
+            held.close()
+        raise
+
+
 def build_all(built: Iterable[Held]) -> list[Held]:
     """Return all that ``built`` yields; if it raises, close those that it has yielded."""
     held: list[Held] = []

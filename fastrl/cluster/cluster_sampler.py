@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl.closing import closing_on_error
 from fastrl.cluster.connection import Connection
 from fastrl.cluster.member import Member, Seat
 from fastrl.cluster.node_sampler import Collected, Opening, SentRollout, packages
@@ -106,7 +106,7 @@ class ClusterSampler(Sampler):
         self._check_open()
         if self._begun:
             return
-        with self._closing_on_error():
+        with closing_on_error(self):
             self._check_store()
             self._roster.begin()
             self._begun = True
@@ -115,7 +115,7 @@ class ClusterSampler(Sampler):
     def collect(self) -> Rollout:
         """Return the rollouts of the nodes, one beside the other; see `Sampler`."""
         self.start()
-        with self._closing_on_error():
+        with closing_on_error(self):
             self._roster.look()
             self._request()
             until_s = time.monotonic() + self._config.sampler.start_timeout_s
@@ -235,7 +235,7 @@ class ClusterSampler(Sampler):
     def pause(self, timeout_s: float = 120.0) -> None:
         """See `Sampler`."""
         self._check_open()
-        with self._closing_on_error():
+        with closing_on_error(self):
             list(self._asked("pause", timeout_s, timeout_s=timeout_s))
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
@@ -337,15 +337,6 @@ class ClusterSampler(Sampler):
     def _check_open(self) -> None:
         if self._closed:
             raise FastrlError("this sampler is closed; make a new one to continue")
-
-    @contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            with suppress(Exception):  # the first error matters
-                self.close()
-            raise
 
     def _check_store(self) -> None:
         """Reject an object store that holds too few rollouts.

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastrl.arguments import instance, seconds
+from fastrl.closing import closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import StateError
 from fastrl.errors import EnvError, WorkerError
@@ -73,7 +74,7 @@ class ProcessSampler(TableSampler):
         self._pool = WorkerPool(
             self._context, self._episodes, self._deadlines, self._faults, self._history
         )
-        with self._closing_on_error():
+        with closing_on_error(self):
             self._pool.start()
         if self._asynchronous:
             self._permit()
@@ -113,7 +114,7 @@ class ProcessSampler(TableSampler):
         self.start()
         self._context.handoff.resume()
         self._permit()
-        with self._closing_on_error():
+        with closing_on_error(self):
             return self._sealed() if self._wait_until_sealed(self._next_rollout, until_s) else None
 
     @property
@@ -132,7 +133,7 @@ class ProcessSampler(TableSampler):
         if not handoff.paused[0]:
             self._pauses += 1
             handoff.paused[0] = self._pauses
-        with self._closing_on_error():
+        with closing_on_error(self):
             for signal in handoff.permits:
                 signal.post()
             self._wait_until_at_rest(names[: topology.num_env_workers], timeout_s, until_s)
@@ -147,7 +148,7 @@ class ProcessSampler(TableSampler):
             return
         handoff = self._context.handoff
         handoff.resume()
-        with self._closing_on_error(but=EnvError):
+        with closing_on_error(self, but=EnvError):
             # If a rollout is in progress, the next `collect` would wait for it as well.
             while not handoff.is_sealed(self._permitted - 1, self.rollout_length):
                 self._pool.check()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fastrl.closing import close_all
+from fastrl.closing import close_all, closing_on_error
 from fastrl.envs.calls import EnvCall, pack_calls
 from fastrl.global_streams import StreamsOfWorkers
 from fastrl.sampling.table_sampler import TableSampler
@@ -46,7 +46,7 @@ class SerialSampler(TableSampler):
         """Build the environments and the policy; see `Sampler`. A failure closes the sampler."""
         self._check_open()
         if not self._steppers:
-            with self._closing_on_error(), self._streams.borrowed():
+            with closing_on_error(self), self._streams.borrowed():
                 self._build()
 
     def _build(self) -> None:
@@ -94,7 +94,7 @@ class SerialSampler(TableSampler):
         """See `Sampler`."""
         self.start()
         rollout = self._next_rollout
-        with self._closing_on_error(), self._streams.borrowed():
+        with closing_on_error(self), self._streams.borrowed():
             self._before_filling(rollout)
             for worker, stepper in enumerate(self._steppers):
                 self._streams.turn_to(worker)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -180,20 +180,6 @@ class TableSampler(BaseSampler):
         """Free the shared memory; existing rollouts stay valid."""
         super().close()
         self._context.close()
-
-    @contextmanager
-    def _closing_on_error(
-        self, but: type[Exception] | tuple[type[Exception], ...] = ()
-    ) -> Iterator[None]:
-        """Close if the block raises something else than ``but``."""
-        try:
-            yield
-        except but:
-            raise
-        except BaseException:
-            with suppress(Exception):  # the first error matters
-                self.close()
-            raise
 
     def _before_filling(self, rollout: int) -> None:
         if self._debug:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrl.arguments import finite_number
-from fastrl.closing import build_all, close_all
+from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
@@ -111,14 +111,14 @@ class UnevenSampler(Sampler):
     def start(self) -> None:
         """Start the workers without waiting for them; see `Sampler`."""
         self._check_open()
-        with self._closing_on_error():
+        with closing_on_error(self):
             for part in self._parts:
                 part.start()
 
     def collect(self) -> Rollout:
         """Return the parts of all workers that have completed one; see `Sampler`."""
         self.start()
-        with self._closing_on_error():
+        with closing_on_error(self):
             self._receive(is_due=True)
             while len(self._arrived) < self._enough:
                 time.sleep(_POLL_S)
@@ -209,7 +209,7 @@ class UnevenSampler(Sampler):
         close_all(self._parts)
 
     def _each(self, use: Callable[[ProcessSampler], None]) -> None:
-        with self._closing_on_error():
+        with closing_on_error(self):
             for worker, part in enumerate(self._parts):
                 with _named(worker):
                     use(part)
@@ -217,15 +217,6 @@ class UnevenSampler(Sampler):
     def _check_open(self) -> None:
         if self._closed:
             raise FastrlError("this sampler is closed; make a new one to continue")
-
-    @contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            with suppress(Exception):  # the first error matters
-                self.close()
-            raise
 
 
 def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:
