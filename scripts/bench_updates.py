@@ -3,8 +3,8 @@
     python scripts/bench_updates.py --json results/bench_updates.json
 
 PPO with its own loss and with an equal custom one take turns on the same rollout, in one process
-and one thread: an MLP of two layers of 64, which the compiled kernels know, and the usual conv net
-over 64 × 64 pixels, for which both losses go through autograd. Then two hidden layers of 64 take
+and one thread: an MLP of two layers of 64, whose network is compiled for both losses, and the usual
+conv net over 64 × 64 pixels, for which both go through autograd. Then two hidden layers of 64 take
 turns with one and a memory of 64: their rates of floating-point operations, six for each weight and
 step. Times are CPU time, so that other processes disturb little.
 """
@@ -32,13 +32,14 @@ from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import random_rollout, remembered_rollout
 
-NETS: Mapping[str, tuple[EnvSpec, int, int]] = {
-    "mlp": (EnvSpec("numbers", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2)), 64, 64),
-    "conv": (EnvSpec("pixels", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(17)),
-             16, 16),
-}  # fmt: skip
-"""Environment, T and B."""
-MINIBATCH = 64
+NUMBERS = EnvSpec("numbers", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2))
+PIXELS = EnvSpec("pixels", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(17))
+NETS = {
+    "mlp": (NUMBERS, 64, 64, 64),
+    "mlp of 1024 rows": (NUMBERS, 64, 64, 1024),
+    "conv": (PIXELS, 16, 16, 64),
+}
+"""Environment, T, B, and rows of a minibatch."""
 
 
 class Custom(PPO):
@@ -58,10 +59,10 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
-    for net, (spec, steps, slots) in NETS.items():
-        times = measure(losses_of(spec, steps, slots), args.rounds, args.updates)
+    for net, (spec, steps, slots, size) in NETS.items():
+        times = measure(losses_of(spec, steps, slots, size), args.rounds, args.updates)
         ratios = [a / b for a, b in zip(times["custom"], times["built-in"], strict=True)]
-        of_net = {"net": net, "minibatches": steps * slots // MINIBATCH}
+        of_net = {"net": net, "minibatches": steps * slots // size}
         rows += [
             {**of_net, "method": name, **quantity("update_ms", found)}
             for name, found in times.items()
@@ -76,9 +77,11 @@ def main() -> int:
     return 0
 
 
-def losses_of(spec: EnvSpec, steps: int, slots: int) -> dict[str, tuple[Learner, Rollout]]:
+def losses_of(
+    spec: EnvSpec, steps: int, slots: int, size: int
+) -> dict[str, tuple[Learner, Rollout]]:
     """Return learners with either loss, and what they learn from."""
-    section = PPOConfig(epochs=1, minibatch_size=MINIBATCH, torch_threads=1)
+    section = PPOConfig(epochs=1, minibatch_size=size, torch_threads=1)
     config = Config(env=EnvConfig(id="none"), algorithm=section)
     found = {}
     for name, algorithm in {"built-in": PPO(section), "custom": Custom(section)}.items():

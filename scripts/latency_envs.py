@@ -10,24 +10,33 @@ import numpy as np
 from gymnasium import spaces
 
 LENGTH = 10
-"""Steps of an episode."""
+"""Steps of an episode, unless it says another number."""
 
 
 class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """Ends every episode after 10 steps.
+    """Episodes of a fixed length.
 
     Args:
         step_s: Duration of a step.
         steps_per_reset: How many times as long a reset takes.
         busy: Compute, which needs a core, rather than sleep, as one waits for a server.
+        length: Steps of an episode.
+        size: Numbers of an observation.
     """
 
-    observation_space = spaces.Box(0, 1, (4,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, step_s: float, steps_per_reset: int = 0, busy: bool = False) -> None:
+    def __init__(
+        self,
+        step_s: float,
+        steps_per_reset: int = 0,
+        busy: bool = False,
+        length: int = LENGTH,
+        size: int = 4,
+    ) -> None:
+        self.observation_space = spaces.Box(0, 1, (size,), np.float32)
         self._step_s, self._reset_s, self._busy = step_s, steps_per_reset * step_s, busy
-        self._steps = 0
+        self._steps, self._length = 0, length
 
     def reset(
         self, *, seed: int | None = None, options: dict | None = None
@@ -36,13 +45,14 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
         super().reset(seed=seed)
         self._pass(self._reset_s)
         self._steps = 0
-        return np.zeros(4, np.float32), {}
+        return np.zeros(self.observation_space.shape, np.float32), {}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take the time of a step."""
         self._pass(self._step_s)
         self._steps += 1
-        return np.zeros(4, np.float32), 1.0, self._steps >= LENGTH, False, {}
+        observation = np.zeros(self.observation_space.shape, np.float32)
+        return observation, 1.0, self._steps >= self._length, False, {}
 
     def _pass(self, seconds: float) -> None:
         if not self._busy:

@@ -26,6 +26,7 @@ from fastrl.learning.gradients import (
     ShardedEngine,
     why_not_sharded,
 )
+from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
 from fastrl.learning.optimizers import FlatParameters, Optimizer, build_optimizer
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.reward_scaling import RewardScaler
@@ -365,7 +366,15 @@ class Learner:
             if self._has_memory:
                 return SequenceGradientEngine(algorithm, policy)
             return mlp_gradients.MLPGradientEngine(algorithm, policy, self._kernel_threads)
-        self._log_slower("gradients are computed by autograd, not by the compiled kernels", why)
+        why_network = None if chosen else why_not_network(model)
+        if not chosen and why_network is None:
+            self._log_slower(
+                "the loss is differentiated by autograd, only its network compiled", why
+            )
+            return MLPNetworkEngine(algorithm, cast(ActorCritic, model), self._parameters)
+        self._log_slower(
+            "gradients are computed by autograd, not by the compiled kernels", why_network or why
+        )
         threads = self._torch_threads
         if threads > 1 and not section.compile:
             why = why_not_sharded(algorithm, model)

@@ -15,66 +15,47 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrl.errors import ConfigError
 from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, ObjectiveSettings, Scheduled
 from fastrl.learning.experience import Batch
-from fastrl.learning.gradients import GradientEngine, custom_forward
+from fastrl.learning.gradients import GradientEngine
+from fastrl.learning.mlp_program import (
+    MLPProgram,
+    columns_of_others,
+    encoded,
+    why_not_described,
+)
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
-from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
 from fastrl.models.policy import PolicyModel
 from fastrl.models.recurrent import RecurrentCore
 from fastrl.spec import ACTION_MASK
 
 _NOTHING = torch.empty(0)
-_ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: kernel.TANH, nn.ReLU: kernel.RELU}
 
 
 def why_not(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
     """Return why `MLPGradientEngine` cannot be used; None if it can.
 
-    The loss must be the one that the kernels implement. The model must compute what an
-    `ActorCritic` computes, in float32 on the CPU, over vectors of numbers and choices, with tanh or
-    ReLU, and have one action leaf: a single categorical, or a plain Gaussian whose standard
-    deviation does not depend on the state. The size of GRU and LSTM must be a multiple of `LANES`.
+    The loss must be the one that the kernels implement, and the model one that can be described;
+    see `why_not_described`. It must have one action leaf: a single categorical, or a plain Gaussian
+    whose standard deviation does not depend on the state. The size of GRU and LSTM must be a
+    multiple of `LANES`.
     """
     if algorithm.known_objective() is None:
         return f"the loss of {type(algorithm).__name__} is custom"
-    custom = custom_forward(model)
-    if custom is not None:
-        return custom
+    why = why_not_described(model)
+    if why is not None:
+        return why
     assert isinstance(model, ActorCritic)
-    parameters = list(model.parameters())
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in parameters):
-        return "parameters are not all float32 on the CPU"
-    if not all(p.requires_grad for p in parameters):
+    if not all(p.requires_grad for p in model.parameters()):
         return "some parameters are frozen"
-    return (
-        _unknown_layer(model)
-        or _unknown_core(model)
-        or _unknown_part(list(model.distribution.parts.values()))
-    )
-
-
-def _unknown_layer(model: ActorCritic) -> str | None:
-    bodies = [body for body in (model.actor_body, model.critic_body) if body is not None]
-    encoders = model.actor_body.encoders
-    if any(type(encoder) not in (VectorEncoder, OneHotEncoder) for encoder in encoders):
-        return "an observation is neither a vector nor a choice"
-    if any(encoder.is_wide and not body.gathers for body in bodies for encoder in encoders):
-        return "a choice with many options is observed without hidden layers"
-    if any(
-        type(layer) not in (nn.Linear, nn.Tanh, nn.ReLU) for body in bodies for layer in body.mlp
-    ):
-        return "the activation is neither tanh nor relu"
-    if any(type(head) is not nn.Linear for head in (model.actor_head, model.critic_head)):
-        return "a head is not a single linear layer"
-    return None
+    return _unknown_core(model) or _unknown_part(list(model.distribution.parts.values()))
 
 
 def _unknown_core(model: ActorCritic) -> str | None:
@@ -109,8 +90,7 @@ class KnownLossEngine(GradientEngine):
         settings_of = algorithm.known_objective()
         assert settings_of is not None
         self._model, self._settings_of = model, settings_of
-        vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
-        self._others, self._has_options = torch.cat([vectors, narrow]).sort().values, len(wide) > 0
+        self._others, self._has_options = columns_of_others(model)
         ((self._leaf, part),) = model.distribution.parts.items()
         self._categorical = isinstance(part, Categoricals)
         self._width = part.sizes[0] if isinstance(part, Categoricals) else part.num_noise
@@ -122,25 +102,14 @@ class KnownLossEngine(GradientEngine):
     @torch.no_grad()
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
         """Take a batch; normalise its observations once, as their statistics stay the same."""
-        encoders: Any = self._model.actor_body.encoders
-        leaves = batch.observation.values()
-        encoded, options, first = [torch.empty(len(batch), 0)], [], 0
-        for encoder, normalizer, leaf in zip(
-            encoders, self._model.normalizers, leaves, strict=True
-        ):
-            if encoder.is_wide:
-                options.append(encoder.columns(leaf) + first)
-            else:
-                encoded.append(encoder(normalizer(leaf)))
-            first += encoder.num_features
-        inputs = encoded[1] if len(encoded) == 2 else torch.cat(encoded, dim=1)
+        inputs, options = encoded(self._model, list(batch.observation.values()))
         action = batch.action[self._leaf]
         action = action.flatten() if self._categorical else action.reshape(len(action), -1)
         columns = torch.stack([batch.fields[name] for name in COLUMNS], dim=-1)
         mask = batch.fields.get(ACTION_MASK)
         self._take(
             inputs,
-            torch.cat(options, dim=1) if options else None,
+            options,
             action,
             columns,
             mask if self._categorical else None,
@@ -166,7 +135,7 @@ class KnownLossEngine(GradientEngine):
             valid: ``[N, options] bool``, or None where all actions are.
             settings: Weights and bounds of the loss.
         """
-        self._inputs, self._options = inputs.contiguous(), options
+        self._inputs, self._options = inputs, options
         self._action = action.to(torch.int64 if self._categorical else torch.float32).contiguous()
         self._columns, self._valid = columns, None if valid is None else valid.contiguous()
         self._settings = _as_array(settings)
@@ -242,116 +211,33 @@ class MLPGradientEngine(KnownLossEngine):
 
     def _build(self, model: ActorCritic) -> None:
         """Describe the model to the kernel."""
-        self._memory: list[Any] = []
-        actor, critic = model.actor_body, model.critic_body
-        if critic is None:
-            heads = (model.actor_head, model.critic_head)
-            towers = [self._tower(actor, heads, policy=-2, value=-1)]
-        else:
-            towers = [
-                self._tower(actor, (model.actor_head,), policy=-1),
-                self._tower(critic, (model.critic_head,), value=-1),
-            ]
-        self._program = np.zeros(1, kernel.PROGRAM)
-        self._program["towers"], self._program["num_towers"] = (
-            self._kept(np.concatenate(towers)),
-            len(towers),
-        )
-        self._program["num_inputs"], self._program["width"] = len(self._others), self._width
-        self._program["kind"] = kernel.CATEGORICAL if self._categorical else kernel.GAUSSIAN
+        kind = kernel.CATEGORICAL if self._categorical else kernel.GAUSSIAN
+        self._program = MLPProgram(model, _gradient_of, kind)
         if self._log_std.grad is not None:
-            self._program["log_std_gradient"] = self._log_std.grad.data_ptr()
-        self._program_address = self._program.ctypes.data
-
-    def _tower(
-        self, body: Body, heads: Sequence[nn.Linear], policy: int = 0, value: int = 0
-    ) -> NDArray[Any]:
-        """Return the record of a body and its heads; which is whose head counts from the end."""
-        inputs = kernel.padded(len(self._others))
-        source = self._buffer(inputs, kernel.TILE), self._buffer(kernel.TILE, inputs), 0
-        tower = np.zeros(1, kernel.TOWER)
-        tower["features"], tower["rows"] = source[:2]
-        modules = list(body.mlp)
-        layers: list[tuple[Any, int]] = [
-            (linear, _ACTIVATIONS[type(activation)])
-            for linear, activation in zip(modules[::2], modules[1::2], strict=True)
-        ]
-        layers += [(head, kernel.IDENTITY) for head in heads]
-        records = np.zeros(len(layers), kernel.LAYER)
-        for number, (linear, activation) in enumerate(layers):
-            outputs, record = kernel.padded(linear.out_features), records[number]
-            is_hidden, has_options = number < len(modules) // 2, not number and self._has_options
-            num_inputs = len(self._others) if not number else linear.in_features
-            target, gradient = (self._buffer(outputs, kernel.TILE) for _ in range(2))
-            rows = self._buffer(kernel.TILE, outputs) if is_hidden else 0
-            found = {
-                "weight": linear.weight.data_ptr(),
-                "bias": linear.bias.data_ptr(),
-                "weight_gradient": linear.weight.grad.data_ptr(),
-                "bias_gradient": linear.bias.grad.data_ptr(),
-                "num_inputs": num_inputs if has_options else linear.in_features,
-                "num_outputs": linear.out_features,
-                "activation": activation,
-                "source": source[0],
-                "source_rows": source[1],
-                "source_gradient": source[2],
-                "is_last_reader": number == len(layers) - 1 or is_hidden,
-                "target": target,
-                "target_rows": rows,
-                "gradient": gradient,
-                "sums": self._buffer(outputs, kernel.padded(linear.in_features)),
-            }
-            if has_options:
-                found["num_options"] = linear.in_features - num_inputs
-                found["others"] = self._others.data_ptr()
-                found["narrow"] = self._buffer(outputs, kernel.padded(num_inputs))
-            for name, content in found.items():
-                record[name] = content
-            if is_hidden:
-                source = target, rows, gradient
-        tower["layers"], tower["num_layers"] = self._kept(records), len(layers)
-        tower["policy"] = len(layers) + policy if policy else -1
-        tower["value"] = len(layers) + value if value else -1
-        return tower
-
-    def _buffer(self, rows: int, columns: int) -> int:
-        """Return the address of new zeros, ``[rows, columns] float32``."""
-        zeros = torch.zeros(max(1, rows), max(1, columns))
-        self._memory.append(zeros)
-        return zeros.data_ptr()
-
-    def _kept(self, records: NDArray[Any]) -> int:
-        """Return the address of records, which are kept as long as the engine."""
-        self._memory.append(records)
-        return records.ctypes.data
+            self._program.write(log_std_gradient=self._log_std.grad.data_ptr())
 
     def _take(self, *batch: Any) -> None:
         """Keep the batch, and describe it to the kernel."""
         super()._take(*batch)
-        found = {
-            "inputs": self._inputs.data_ptr(),
-            "options": 0 if self._options is None else self._options.data_ptr(),
-            "num_choices": 0 if self._options is None else self._options.shape[1],
-            "action": self._action.data_ptr(),
-            "valid": 0 if self._valid is None else self._valid.data_ptr(),
-            "num_rows": len(self._inputs),
-            "columns": self._columns.data_ptr(),
-            "settings": self._settings.ctypes.data,
-        }
-        for name, content in found.items():
-            self._program[name] = content
+        self._program.read(self._inputs, self._options)
+        self._program.write(
+            action=self._action.data_ptr(),
+            valid=0 if self._valid is None else self._valid.data_ptr(),
+            columns=self._columns.data_ptr(),
+            settings=self._settings.ctypes.data,
+        )
         self._minibatches = 0
 
     def _compute(self, index: Tensor, log_std: Tensor, metrics: Tensor) -> None:
-        self._program["log_std"], self._program["metrics"] = log_std.data_ptr(), metrics.data_ptr()
+        self._program.write(log_std=log_std.data_ptr(), metrics=metrics.data_ptr())
         self._minibatches += 1
         # A single minibatch takes no longer than to wake the other thread.
         if self._pool is not None and self._minibatches == 2:
             self._mailbox[:] = 0
-            self._program["mailbox"] = self._mailbox.ctypes.data
-            self._served = self._pool.submit(kernel.run, self._program_address, 0, 0)
+            self._program.write(mailbox=self._mailbox.ctypes.data)
+            self._served = self._pool.submit(kernel.run, self._program.address, 0, 0)
         index = index.to(torch.int64).contiguous()
-        if not len(index) or not kernel.run(self._program_address, index.data_ptr(), len(index)):
+        if not len(index) or not self._program.run(index):
             raise ConfigError(
                 "minibatches of an algorithm must be rows of the batch, at least one, from 0 to "
                 f"{len(self._inputs) - 1}"
@@ -366,7 +252,13 @@ class MLPGradientEngine(KnownLossEngine):
         if self._served is not None:
             self._mailbox[0] = kernel.STOP
             self._served.result()
-            self._served, self._program["mailbox"] = None, 0
+            self._program.write(mailbox=0)
+            self._served = None
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _as_array(settings: ObjectiveSettings) -> NDArray[np.float64]:

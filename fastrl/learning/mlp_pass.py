@@ -5,7 +5,9 @@ tile each feature's numbers are contiguous, ``buffer[feature, row] float32``: ro
 registers, forward and backward, as in `fastrl.models.inference.mlp_kernel`. Only the gradient of
 weights, which is a sum over rows, reads the inputs of a layer row by row.
 
-What to compute is described by the records below, which `mlp_gradients` fills: mostly addresses.
+What to compute is described by the records below, which `mlp_program` fills: mostly addresses.
+For a loss that is not compiled it is computed in two calls: the outputs, and from the gradient by
+them that of the weights.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ TILE = 64
 _TILE_BYTES = 4 * TILE
 
 IDENTITY, TANH, RELU = range(3)
-CATEGORICAL, GAUSSIAN = range(2)
+CATEGORICAL, GAUSSIAN, OUTPUTS, GRADIENTS = range(4)
+"""What to compute: the known loss and its gradient, for either kind of action; the outputs of the
+heads; or the gradient of the weights from that by the outputs."""
 INVALID = float(np.finfo(np.float32).min)
 """Logit of an invalid action: less any other logit its exponential is exactly 0, and times that it
 is 0, unlike -inf. Logits of the network are far above it."""
@@ -83,8 +87,8 @@ PROGRAM = _record(
     "num_inputs",
     "options",  # [N, num_choices] int64: columns of the first layers' weights
     "num_choices",
-    "kind",  # of the action
-    "width",  # logits, or numbers of an action
+    "kind",  # of what is computed
+    "width",  # outputs of the policy's head: logits, or numbers of an action
     "action",  # [N] int64, or [N, width] float32
     "valid",  # [N, width] bool, or 0 where all actions are
     "log_std",  # [width] float32
@@ -93,9 +97,15 @@ PROGRAM = _record(
     "columns",  # [N, 4] float32; see `objective_kernels.COLUMNS`
     "settings",  # [5] float64
     "metrics",  # [6] float64
+    "outputs",  # [rows, width] float32: of the policy's head, or the gradient by them
+    "values",  # [rows] float32: of the value's head, or the gradient by them
     "mailbox",  # [NUM_LETTERS] int64, or 0 where one thread computes all
 )
-"""What is computed for the minibatches of one batch of N rows."""
+"""What is computed for the minibatches of one batch of N rows.
+
+`OUTPUTS` and `GRADIENTS` need no actions, columns, settings or metrics, other kinds no outputs and
+values.
+"""
 
 NUM_LETTERS = 24
 """Numbers of a mailbox; what different threads write is in different lines of the cache."""
@@ -350,6 +360,53 @@ def _value_loss(program: Record, layer: Record, index: int, count: int, rows: in
 
 
 @jitted
+def _copy_head(program: Record, layer: Record, memory: int, first: int, count: int) -> None:
+    """Copy outputs of a head for a tile to memory, or the gradient by them from there.
+
+    Args:
+        program: Its kind says which.
+        layer: The head.
+        memory: Address of ``[rows, outputs] float32``.
+        first: Row at which the tile begins.
+        count: Rows of the tile.
+    """
+    width = layer.num_outputs
+    for row in range(count):
+        start = memory + 4 * (first + row) * width
+        for output in range(width):
+            offset = output * _TILE_BYTES + 4 * row
+            if program.kind == OUTPUTS:
+                write_float32(start + 4 * output, read_float32(layer.target + offset))
+            else:
+                write_float32(layer.gradient + offset, read_float32(start + 4 * output))
+
+
+@jitted
+def _head(
+    program: Record,
+    layer: Record,
+    is_policy: bool,
+    index: int,
+    first: int,
+    count: int,
+    mean: float,
+    scale: float,
+    rows: int,
+) -> None:
+    """Compute the loss of a tile and its gradient by the outputs of a head, or copy one of them."""
+    if program.kind >= OUTPUTS:
+        memory = program.outputs if is_policy else program.values
+        _copy_head(program, layer, memory, first, count)
+    elif is_policy:
+        _policy_loss(program, layer, index, count, mean, scale, rows)
+    else:
+        _value_loss(program, layer, index, count, rows)
+    for output in range(layer.num_outputs):
+        for row in range(count, padded(count)):
+            write_float32(layer.gradient + output * _TILE_BYTES + 4 * row, float32(0.0))
+
+
+@jitted
 def _begin(layer: Record) -> None:
     """Set the sums over rows to zero, and find the weights of inputs among options."""
     inputs, options = layer.num_inputs, layer.num_options
@@ -381,10 +438,10 @@ def _end(layer: Record) -> None:
 
 @jitted
 def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
-    """Compute a tower's part of the loss and of the gradient for the rows at ``index``."""
+    """Compute a tower's part of what is asked for, for the rows at ``index``."""
     layers = carray(pointer(tower.layers), tower.num_layers, LAYER)
     mean, scale = 0.0, 1.0
-    if tower.policy >= 0:
+    if program.kind < OUTPUTS and tower.policy >= 0:
         columns = carray(pointer(program.columns), (program.num_rows, 4), np.float32)
         settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
         mean, scale = moments(carray(pointer(index), rows, np.int64), columns, settings)
@@ -395,24 +452,14 @@ def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
         _gather(program, tower, chosen, count)
         for i in range(tower.num_layers):
             _forward(program, layers[i], chosen, count)
-        if tower.policy >= 0:
-            _policy_loss(program, layers[tower.policy], chosen, count, mean, scale, rows)
-        if tower.value >= 0:
-            _value_loss(program, layers[tower.value], chosen, count, rows)
         for i in range(tower.num_layers - 1, -1, -1):
             if i == tower.policy or i == tower.value:
-                _clear_rest(layers[i], count)
-            _backward(program, layers[i], chosen, count)
+                is_policy = i == tower.policy
+                _head(program, layers[i], is_policy, chosen, first, count, mean, scale, rows)
+            if program.kind != OUTPUTS:
+                _backward(program, layers[i], chosen, count)
     for i in range(tower.num_layers):
         _end(layers[i])
-
-
-@jitted
-def _clear_rest(layer: Record, count: int) -> None:
-    """Write zeros for the rows that a head's tile lacks."""
-    for output in range(layer.num_outputs):
-        for row in range(count, padded(count)):
-            write_float32(layer.gradient + output * _TILE_BYTES + 4 * row, float32(0.0))
 
 
 @jitted
@@ -460,7 +507,7 @@ def run(digest: int) -> Callable[[int, int, int], bool]:
     """Return the kernel."""
 
     def run(program_address: int, index: int, rows: int) -> bool:
-        """Write the gradient of a minibatch, and its metrics; or serve another thread.
+        """Write what `PROGRAM` describes for a minibatch; or serve another thread.
 
         Returns whether it could: a row may be none of the batch.
 
@@ -479,9 +526,11 @@ def run(digest: int) -> Callable[[int, int, int], bool]:
         for row in range(rows):
             if not 0 <= read_int64(index + 8 * row) < program.num_rows:
                 return False
+        has_loss = program.kind == CATEGORICAL or program.kind == GAUSSIAN
         metrics = carray(pointer(program.metrics), len(METRICS), np.float64)
         settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
-        metrics[:] = 0.0
+        if has_loss:
+            metrics[:] = 0.0
         if program.kind == GAUSSIAN:
             carray(pointer(program.log_std_gradient), program.width, np.float32)[:] = 0.0
         if program.mailbox:
@@ -489,7 +538,8 @@ def run(digest: int) -> Callable[[int, int, int], bool]:
         else:
             for i in range(program.num_towers):
                 _pass(program, towers[i], index, rows)
-        finish(metrics, rows, settings)
+        if has_loss:
+            finish(metrics, rows, settings)
         return True
 
     return run

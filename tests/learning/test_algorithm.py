@@ -204,9 +204,8 @@ def test_a_subclass_with_another_loss_takes_no_way_that_knows_only_the_first(cap
     learner = build_learner(config_of(PPOConfig()), DISCRETE, None, Penalised(section))
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "gradients are computed by autograd, not by the compiled kernels: "
+        "the loss is differentiated by autograd, only its network compiled: "
         "the loss of Penalised is custom",
-        "minibatches are not shared among 2 threads: Penalised.is_mean_over_rows is not set",
     ]
     assert learner.update(random_rollout(DISCRETE, learner.model))["spread"] >= 0
 
@@ -220,6 +219,17 @@ def test_nothing_is_warned_of_without_custom_code(model, warned, caplog, monkeyp
     build_learner(config_of(PPOConfig(), **model), DISCRETE)
     levels = [record.levelno for record in caplog.records]
     assert levels == ([logging.INFO] if model else [])
+
+
+def test_what_no_engine_supports_is_named(caplog, monkeypatch):
+    monkeypatch.setattr(once, "is_first", lambda what: True)
+    section = PPOConfig(torch_threads=2, epochs=1)
+    build_learner(config_of(PPOConfig(), activation="gelu"), DISCRETE, None, Penalised(section))
+    assert [record.getMessage() for record in caplog.records] == [
+        "gradients are computed by autograd, not by the compiled kernels: "
+        "the activation is neither tanh nor relu",
+        "minibatches are not shared among 2 threads: Penalised.is_mean_over_rows is not set",
+    ]
 
 
 class Custom(ActorCritic):

@@ -13,10 +13,11 @@ from gymnasium import spaces
 from fastrl.config import A2CConfig, ModelConfig, PPOConfig
 from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
-from fastrl.learning.algorithm import Algorithm
+from fastrl.learning.algorithm import Algorithm, Loss
 from fastrl.learning.experience import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
 from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
+from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ppo import PPO
 from fastrl.models import ActorCritic
@@ -82,9 +83,38 @@ MODELS = {
 ROWS = 50
 
 
-def model_of(spec: EnvSpec, seed: int = 0, **config) -> ActorCritic:
+class Twice(PPO):
+    """A custom loss that evaluates the policy twice: the second time on other observations."""
+
+    def __init__(self) -> None:
+        super().__init__(PPOConfig(entropy_coef=0.01))
+
+    def loss(self, minibatch, policy):
+        total, metrics = super().loss(minibatch, policy)
+        shifted = {
+            path: leaf + 0.1 if leaf.dtype.is_floating_point else leaf
+            for path, leaf in minibatch.observation.items()
+        }
+        outputs, value = policy(shifted)
+        return Loss(total + 0.1 * outputs.square().mean() + value.sin().mean(), metrics)
+
+
+class Smooth(Algorithm[A2CConfig]):
+    """Penalises the gradient of its loss by the parameters, and that of values by observations."""
+
+    def loss(self, minibatch, policy):
+        log_prob, _, value = minibatch.evaluate(policy)
+        weight = policy.actor_head.weight
+        (by_weight,) = torch.autograd.grad(log_prob.mean(), weight, create_graph=True)
+        leaf = minibatch.observation[""].clone().requires_grad_()
+        (by_leaf,) = torch.autograd.grad(policy({"": leaf})[1].sum(), leaf, create_graph=True)
+        total = value.mean() + by_weight.square().sum() + by_leaf.square().mean()
+        return Loss(total, {"slope": by_leaf.square().mean()})
+
+
+def model_of(spec: EnvSpec, bounds="clip", seed: int = 0, **config) -> ActorCritic:
     torch.manual_seed(seed)
-    model = ActorCritic(spec, ModelConfig(**{"shared_body": False, **config}))
+    model = ActorCritic(spec, ModelConfig(**{"shared_body": False, **config}), bounds)
     for parameter in model.parameters():
         # Heads start near 0, where many mistakes would not show.
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -159,6 +189,58 @@ def test_mlp_engine_equals_autograd(name, algorithm):
     flat = FlatParameters(model.parameters())
     # Rounding to float32 moves either of them by up to 1e-6 from the gradient in float64.
     check(MLPGradientEngine(algorithm, model), algorithm, flat, model, batch, tolerance=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "bounds", "config", "tolerance"),
+    [
+        *((spec, "clip", config, 2e-6) for spec, config in MODELS.values()),
+        (CONTINUOUS, "squash", {}, 2e-6),
+        # Differences of the outputs are multiplied by the square of exp(-log_std).
+        (CONTINUOUS, "clip", {"log_std": "state"}, 2e-5),
+        (TWO_CHOICES, "clip", {"shared_body": True}, 2e-6),
+        (NESTED, "clip", {"activation": "relu"}, 2e-6),
+    ],
+    ids=[*MODELS, "squash", "state", "two choices", "nested"],
+)
+def test_compiled_network_of_any_loss_equals_autograd(spec, bounds, config, tolerance):
+    model = model_of(spec, bounds, **config)
+    batch = batch_of(spec, model, rows=130)
+    assert why_not_network(model) is None
+    flat = FlatParameters(model.parameters())
+    check(MLPNetworkEngine(Twice(), model, flat), Twice(), flat, model, batch, tolerance)
+
+
+def test_losses_may_differentiate_the_network_twice_or_by_observations():
+    model = model_of(CONTINUOUS)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    algorithm = Smooth(A2CConfig())
+    check(MLPNetworkEngine(algorithm, model, flat), algorithm, flat, model, batch, 1e-5)
+
+
+def test_frozen_parameters_of_a_compiled_network_stay():
+    model = model_of(DISCRETE)
+    for parameter in model.critic_body.parameters():
+        parameter.requires_grad_(False)
+    flat = FlatParameters(p for p in model.parameters() if p.requires_grad)
+    engine = MLPNetworkEngine(PLAIN, model, flat)
+    engine.load(batch_of(DISCRETE, model), scheduled(PLAIN))
+    engine.forward(torch.arange(8))
+    engine.backward()
+    assert flat.gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.critic_body.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"activation": "gelu"}, "the activation is neither tanh nor relu"),
+        ({"recurrent": "gru", "recurrent_size": 64}, "the policy has a memory"),
+    ],
+)
+def test_other_networks_are_not_compiled_for_custom_losses(config, why):
+    assert why_not_network(ActorCritic(DISCRETE, ModelConfig(**config))) == why
 
 
 @ALL_LOSSES

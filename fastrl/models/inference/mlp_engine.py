@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,15 +123,15 @@ class MlpEngine(InferenceEngine):
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = copy.deepcopy(model).cpu()
-        self._act = Program(self._model)
-        self._values = Program(self._model, values_only=True)
+        self._program = Program(self._model)
+        self._state = self._model.state_dict()
         compile_kernel()
 
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy parameters in; calls that are already bound use them from then on."""
-        self._model.load_state_dict(state_dict)
-        self._act.pack()
-        self._values.pack()
+        # Module.load_state_dict takes ten times as long.
+        torch._foreach_copy_(list(self._state.values()), [state_dict[x] for x in self._state])
+        self._program.pack()
 
     def draw_noise(
         self, shape: tuple[int, ...], generator: torch.Generator | None = None
@@ -156,10 +156,10 @@ class MlpEngine(InferenceEngine):
         noise_shape = (rows, self._model.distribution.noise_size)
         further: dict[str, list[View]] = {}
         if mask is not None:
-            mask_shape = (rows, self._act.num_choices)
+            mask_shape = (rows, self._program.num_choices)
             further["mask"] = [_view("mask", mask, mask_shape, torch.bool)]
         return self._call(
-            self._act,
+            self._program.address,
             rows,
             noise=[_view("noise", noise, noise_shape)],
             log_prob=[_view("log_prob", out.outputs["log_prob"], (rows,))],
@@ -177,7 +177,7 @@ class MlpEngine(InferenceEngine):
     ) -> Callable[[], None]:
         """Return a call that writes the value of ``observation`` into ``out``."""
         return self._call(
-            self._values,
+            self._program.value_address,
             len(out),
             value=[_view("value", out, (len(out),))],
             leaves=list(self._observation_views(observation, len(out))),
@@ -187,21 +187,28 @@ class MlpEngine(InferenceEngine):
         )
 
     def _call(
-        self, program: Program, rows: int, owners: tuple[object, ...], **views: list[View]
+        self, program: int, rows: int, owners: tuple[object, ...], **views: list[View]
     ) -> Callable[[], Any]:
-        """Return a call of the kernel for views by the names of `kernel.CALL`."""
+        """Return a call of the kernel for views by the names of `kernel.CALL`.
+
+        Args:
+            program: Address of a `kernel.PROGRAM`.
+            rows: Of the batch.
+            owners: Of the memory of the views.
+            **views: By the names of `kernel.CALL`.
+        """
         records = {name: record(kernel.VIEW, *found) for name, found in views.items()}
         call = record(kernel.CALL)
         call["rows"] = rows
         for name, views_record in records.items():
             call[name] = address(views_record)
-        bound = _Call(kernel.run, program.address, address(call))
+        bound = _Call(kernel.run, program, address(call))
         bound.owners = (self, call, records, owners)
-        return functools.partial(_checked, bound) if program.observes_choices else bound
+        return functools.partial(_checked, bound) if self._program.observes_choices else bound
 
     def _state_view(self, name: str, state: Tensor | None, rows: int) -> list[View]:
         """Return the view of a state; none without a memory."""
-        size = self._act.state_size
+        size = self._program.state_size
         if state is None and size == 0:
             return []
         return [_view(name, torch.empty(0) if state is None else state, (rows, size))]
@@ -272,76 +279,136 @@ def _buffer(features: int) -> Tensor:
     return torch.zeros(max(1, features), LANES)
 
 
-def _of_linears(*linears: nn.Linear) -> Tensor:
+def _numbered(model: ActorCritic) -> ActorCritic:
+    """Return a copy of which each parameter is its place in a vector of all, counted from 1."""
+    numbered, first = copy.deepcopy(model).double(), 1
+    for parameter in numbered.parameters():
+        numbers = torch.arange(first, first + parameter.numel(), dtype=torch.float64)
+        parameter.data = numbers.view_as(parameter)
+        first += parameter.numel()
+    return numbered
+
+
+def _of_linears(*linears: nn.Linear) -> list[Tensor]:
     """Return biases and weights ``[outputs, 1 + inputs]`` of modules side by side."""
-    return torch.cat([torch.cat([x.bias[:, None], x.weight], dim=1) for x in linears])
+    return [torch.cat([torch.cat([x.bias[:, None], x.weight], dim=1) for x in linears])]
 
 
-def _of_cell(layers: nn.RNNBase, number: int) -> Tensor:
-    """Return those of a recurrent layer, ``[4 · size, 1 + inputs + size]``; see `kernel.CELL`."""
+def _of_cell(layers: nn.RNNBase, number: int) -> list[Tensor]:
+    """Return terms of those of a recurrent layer, ``[4 · size, 1 + inputs + size]`` each.
+
+    See `kernel.CELL` for the order of the outputs.
+    """
     by_features, by_output, bias, output_bias = layers.all_weights[number]
+    features = torch.cat([bias[:, None], by_features, torch.zeros_like(by_output)], 1)
+    output = torch.cat([output_bias[:, None], torch.zeros_like(by_features), by_output], 1)
     if isinstance(layers, nn.LSTM):
-        return torch.cat([(bias + output_bias)[:, None], by_features, by_output], 1)
-    size = layers.hidden_size
-    features = torch.cat([bias[:, None], by_features, torch.zeros(len(bias), size)], 1)
-    nothing = torch.zeros_like(by_features)
-    output = torch.cat([output_bias[:, None], nothing, by_output], 1)
-    gates = (features + output)[: 2 * size]
-    return torch.cat([gates, features[2 * size :], output[2 * size :]])
+        return [features, output]
+    gates = 2 * layers.hidden_size
+    nothing = torch.zeros_like(features[gates:])
+    return [
+        torch.cat([features, nothing]),
+        torch.cat([output[:gates], nothing, output[gates:]]),
+    ]
 
 
 @dataclass
-class _PackedLayer:
-    """One layer of the network; ``matrix`` returns its biases and weights."""
+class _Layer:
+    """One layer of the network.
 
-    matrix: Callable[[], Tensor]
+    Attributes:
+        places: Where the parameters are whose sum is a weight, ``[tiles, 1 + inputs, TILE] int64``
+            for each term; 0 for none.
+        activation: Of the kernel.
+        source: Buffer of the inputs.
+        target: Buffer of the outputs.
+        cell: The `kernel.CELL` of a recurrent layer.
+        wide: What a `kernel.LAYER` says of wide choices.
+    """
+
+    places: list[Tensor]
     activation: int
     source: Tensor
     target: Tensor
-    weights: Tensor
     cell: NDArray[Any] | None = None
     wide: tuple[int, int, int] = (0, 0, 0)
 
     @classmethod
     def over(
-        cls, source: Tensor, matrix: Callable[[], Tensor], activation: int = kernel.IDENTITY
-    ) -> _PackedLayer:
-        outputs, columns = matrix().shape
-        tiles = -(-outputs // kernel.TILE)
-        weights = torch.zeros(tiles, columns, kernel.TILE)
-        return cls(matrix, activation, source, _buffer(tiles * kernel.TILE), weights)
+        cls, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
+    ) -> _Layer:
+        """Return a layer whose weights ``[outputs, 1 + inputs]`` are a sum of numbered ones."""
+        outputs, columns = terms[0].shape
+        tiles, width = -(-outputs // kernel.TILE), kernel.TILE
+        places = []
+        for term in terms:
+            padded = torch.zeros(tiles * width, columns, dtype=torch.int64)
+            padded[:outputs] = term.long()
+            places.append(padded.view(tiles, width, columns).transpose(1, 2).contiguous())
+        return cls(places, activation, source, _buffer(tiles * width))
 
-    def pack(self) -> None:
-        """Copy the modules' parameters; outputs that fill up the last tile stay 0."""
-        tiles, columns, width = self.weights.shape
-        rows, padded = self.matrix(), torch.zeros(tiles * width, columns)
-        padded[: len(rows)] = rows.detach()
-        self.weights.copy_(padded.view(tiles, width, columns).transpose(1, 2))
-
-    def record(self) -> tuple[int, ...]:
-        """Return a `kernel.LAYER`."""
-        addresses = (self.source.data_ptr(), self.target.data_ptr(), self.weights.data_ptr())
-        tiles, columns, _ = self.weights.shape
+    def record(self, weights: int) -> tuple[int, ...]:
+        """Return a `kernel.LAYER` for weights at an address."""
+        addresses = (self.source.data_ptr(), self.target.data_ptr(), weights)
+        tiles, columns, _ = self.places[0].shape
         cell = 0 if self.cell is None else address(self.cell)
         num_inputs = columns - 1 - self.wide[-1]
         return (*addresses, num_inputs, tiles, self.activation, cell, *self.wide)
 
 
-class Program:
-    """Buffers, packed parameters and records for one policy, or for its value alone.
+class _Weights:
+    """The weights of layers in the order in which the kernel reads them.
 
     Args:
-        model: Supported policy, whose parameters `pack` reads.
-        values_only: Leave the policy out.
+        model: Its parameters become views of one vector.
+        layers: Made from its `_numbered` copy.
+
+    Attributes:
+        addresses: Of the weights of each layer.
+    """
+
+    def __init__(self, model: ActorCritic, layers: Sequence[_Layer]) -> None:
+        parameters = list(model.parameters())
+        zero = torch.zeros(1)
+        self._vector = torch.cat(
+            [zero, *(parameter.detach().flatten() for parameter in parameters)]
+        )
+        parts = self._vector[1:].split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.data = part.view_as(parameter)
+        sizes = [layer.places[0].numel() for layer in layers]
+        self._first = torch.cat([layer.places[0].flatten() for layer in layers])
+        self._second: Tensor | None = None
+        if any(len(layer.places) > 1 for layer in layers):
+            seconds = [
+                (layer.places[1:] or [torch.zeros_like(layer.places[0])])[0] for layer in layers
+            ]
+            self._second = torch.cat([places.flatten() for places in seconds])
+        self._packed = torch.zeros(len(self._first))
+        self.addresses = [part.data_ptr() for part in self._packed.split(sizes)]
+
+    def pack(self) -> None:
+        """Copy the model's parameters."""
+        torch.index_select(self._vector, 0, self._first, out=self._packed)
+        if self._second is not None:
+            self._packed += self._vector.index_select(0, self._second)
+
+
+class Program:
+    """Buffers, packed parameters and records for one policy.
+
+    Args:
+        model: Supported policy, whose parameters `pack` reads; they become views of one vector.
 
     Attributes:
         address: Of the `kernel.PROGRAM` record.
+        value_address: Of the record that computes only the value.
         state_size: Of the model's state.
         num_choices: Columns of a mask.
         observes_choices: Whether a leaf of the observation is one.
     """
 
-    def __init__(self, model: ActorCritic, values_only: bool = False) -> None:
+    def __init__(self, model: ActorCritic) -> None:
         self._model = model
         vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
         self._order, specs = torch.cat([vectors, narrow, wide]), model.observation_specs.values()
@@ -351,18 +418,21 @@ class Program:
         self._wide, self._options = (options.data_ptr(), num_wide, len(wide)), options
         self.observes_choices = bool(choices)
         self._noise = _buffer(model.distribution.noise_size)
-        self._layers: list[_PackedLayer] = []
+        self._layers: list[_Layer] = []
         self.state_size = sum(core.state_size for core in model.cores)
         self._states = _buffer(self.state_size), _buffer(self.state_size)
-        outputs, value = self._network(values_only)
+        with torch.no_grad():
+            outputs, value, num_skipped = self._network(_numbered(model))
+        self._weights = _Weights(model, self._layers)
         self._constants: list[tuple[Tensor, int]] = []
         self._bounds: list[Tensor] = []
         self.num_choices = 0
-        parts = [] if values_only else list(self._parts(outputs))
+        parts = list(self._parts(outputs))
         self._scratch = _buffer(1 + max((part[3] for part in parts), default=0))
         self._statistics = torch.zeros(len(vectors), 2)
         self._normalised = any(isinstance(n, RunningNormalizer) for n in model.normalizers)
-        self._layer_records = record(kernel.LAYER, *(layer.record() for layer in self._layers))
+        layers = zip(self._layers, self._weights.addresses, strict=True)
+        self._layer_records = record(kernel.LAYER, *(layer.record(at) for layer, at in layers))
         self._part_records = record(kernel.PART, *parts)
         self._record = np.zeros(1, kernel.PROGRAM)
         self._record["inputs"] = self._inputs.data_ptr()
@@ -381,13 +451,17 @@ class Program:
         self._record["value"] = value
         self._record["state"], self._record["next_state"] = (x.data_ptr() for x in self._states)
         self.address = address(self._record)
+        self._value_record = self._record.copy()
+        self._value_record["layers"] = address(self._layer_records[num_skipped:])
+        self._value_record["num_layers"] = len(self._layers) - num_skipped
+        self._value_record["num_parts"] = 0
+        self.value_address = address(self._value_record)
         self.pack()
 
     @torch.no_grad()
     def pack(self) -> None:
         """Copy the model's parameters and running statistics to where the kernel reads them."""
-        for layer in self._layers:
-            layer.pack()
+        self._weights.pack()
         bounded = self._model.distribution.bounded_log_std()
         for constants, first in self._constants:
             log_std = bounded[first : first + len(constants) // 2]
@@ -399,49 +473,53 @@ class Program:
             self._statistics[:, 0] = torch.cat([n.mean.flatten() for n in normalizers])
             self._statistics[:, 1] = torch.cat([n.scale().flatten() for n in normalizers])
 
-    def _network(self, values_only: bool) -> tuple[int, int]:
-        """Add all layers; return where they leave the actor's outputs and the value."""
-        model = self._model
-        critic_body = model.critic_body or model.actor_body
-        critic_core = model.actor_core if model.critic_body is None else model.critic_core
-        if values_only:
-            return 0, self._chain(critic_body, critic_core, model.critic_head)
+    def _network(self, model: ActorCritic) -> tuple[int, int, int]:
+        """Add all layers of a numbered model.
+
+        Returns where they leave the actor's outputs and the value, and the number of the first
+        layer that the value needs.
+        """
         if model.critic_body is None:
             heads = model.actor_head, model.critic_head
             outputs = self._chain(model.actor_body, model.actor_core, *heads)
-            return outputs, outputs + model.distribution.num_parameters * LANE_BYTES
+            return outputs, outputs + model.distribution.num_parameters * LANE_BYTES, 0
         outputs = self._chain(model.actor_body, model.actor_core, model.actor_head)
-        return outputs, self._chain(critic_body, critic_core, model.critic_head)
+        first = len(self._layers)
+        value = self._chain(model.critic_body, model.critic_core, model.critic_head, is_critic=True)
+        return outputs, value, first
 
-    def _chain(self, body: Body, core: Core | None, *heads: nn.Linear) -> int:
+    def _chain(
+        self, body: Body, core: Core | None, *heads: nn.Linear, is_critic: bool = False
+    ) -> int:
         """Add the layers of a body, its memory and heads; return the address of their outputs."""
         source, modules = self._inputs, list(body.mlp)
         for linear, activation in zip(modules[::2], modules[1::2], strict=True):
             assert isinstance(linear, nn.Linear)
-            matrix = functools.partial(_of_linears, linear)
-            self._add(source, matrix, _ACTIVATIONS[type(activation)])
+            self._add(source, _of_linears(linear), _ACTIVATIONS[type(activation)])
             source = self._layers[-1].target
         if isinstance(core, RecurrentCore):
-            source = self._recurrent(source, core)
-        self._add(source, functools.partial(_of_linears, *heads))
+            source = self._recurrent(source, core, is_critic)
+        self._add(source, _of_linears(*heads))
         return self._layers[-1].target.data_ptr()
 
     def _add(
-        self, source: Tensor, matrix: Callable[[], Tensor], activation: int = kernel.IDENTITY
+        self, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
     ) -> None:
         """Add a layer."""
         if source is not self._inputs:
-            self._layers.append(_PackedLayer.over(source, matrix, activation))
+            self._layers.append(_Layer.over(source, terms, activation))
             return
-        layer = _PackedLayer.over(source, functools.partial(self._ordered, matrix), activation)
+        layer = _Layer.over(source, self._ordered(terms), activation)
         layer.wide = self._wide
         self._layers.append(layer)
 
-    def _ordered(self, matrix: Callable[[], Tensor]) -> Tensor:
+    def _ordered(self, terms: Sequence[Tensor]) -> list[Tensor]:
         """Return the columns of biases and weights of the inputs as buffers have them."""
-        found, width = matrix(), len(self._order)
-        bias, inputs, state = found.split([1, width, found.shape[1] - 1 - width], 1)
-        return torch.cat([bias, inputs[:, self._order], state], 1)
+        width, found = len(self._order), []
+        for term in terms:
+            bias, inputs, state = term.split([1, width, term.shape[1] - 1 - width], 1)
+            found.append(torch.cat([bias, inputs[:, self._order], state], 1))
+        return found
 
     def _choices(self, vectors: int, options: int) -> Iterator[tuple[int, ...]]:
         """Yield a `kernel.CHOICE` for each observed one; they write into these buffers."""
@@ -455,16 +533,16 @@ class Program:
                     yield start, size, vectors, 0, 0
                     vectors += size * LANE_BYTES
 
-    def _recurrent(self, source: Tensor, core: RecurrentCore) -> Tensor:
+    def _recurrent(self, source: Tensor, core: RecurrentCore, is_critic: bool) -> Tensor:
         """Add a memory; return the buffer of its output."""
         layers, size = core.layers, core.layers.hidden_size
-        first = 0 if core is self._model.actor_core else self._states[0].shape[0] - core.state_size
+        first = self._states[0].shape[0] - core.state_size if is_critic else 0
         for number in range(layers.num_layers):
-            matrix = functools.partial(_of_cell, layers, number)
+            terms = _of_cell(layers, number)
             if source is self._inputs:
-                matrix = functools.partial(self._ordered, matrix)
+                terms = self._ordered(terms)
             num_features = layers.all_weights[number][0].shape[1]
-            layer = _PackedLayer.over(_buffer(num_features + size), matrix)
+            layer = _Layer.over(_buffer(num_features + size), terms)
             before, after = (state[first + number * size :] for state in self._states)
             cells = (0, 0)
             if isinstance(layers, nn.LSTM):
