@@ -377,11 +377,7 @@ def _names_reset_mask(reset: Any) -> bool:
 
 
 def _flags_lost_lives(env: VectorEnv[Any, Any, Any], mode: AutoresetMode, name: str) -> bool:
-    """Return whether the loss of a life ends an episode, and the game goes on without a reset.
-
-    Raises:
-        EnvError: It does, and overwrites the last observations of these episodes.
-    """
+    """Return whether the loss of a life ends an episode, and the game goes on without a reset."""
     kwargs = getattr(env.unwrapped.spec, "kwargs", None) or {}
     is_ale = type(env.unwrapped).__name__ == _ALE
     if not is_ale or not kwargs.get("life_loss_info") or kwargs.get("episodic_life"):

@@ -98,11 +98,7 @@ def distribution(specification: object, where: str) -> Distribution:
 
 
 def numbers(value: object, where: str) -> Numbers:
-    """Return finite numbers as an array.
-
-    Raises:
-        EnvError: They are something else.
-    """
+    """Return finite numbers as an array; raise an `EnvError` for anything else."""
     try:
         found = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

@@ -39,16 +39,7 @@ def known_wrapper(env: VectorWrapper[Any, Any, Any, Any, Any]) -> Wrapped | None
 
 
 def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
-    """Check that a wrapper and an environment are both of single or both of vector environments.
-
-    Args:
-        wrapper: A class, or anything else, which is accepted.
-        env: The environment.
-        name: Its id.
-
-    Raises:
-        EnvError: One is of single environments, and the other of vector environments.
-    """
+    """Raise an `EnvError` if only one of a wrapper and an environment is of vector environments."""
     while isinstance(wrapper, functools.partial):
         wrapper = wrapper.func
     if not inspect.isclass(wrapper):

@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import (
-    Rows,
-    StepViews,
-    check_restart,
-    step_shapes,
-    wrong_shapes,
-)
+from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.classic_control import control_kernels
 from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
 from fastrl.envs.classic_control.episode_starts import new_streams, peek, reset_parameters
@@ -106,7 +100,7 @@ class ClassicControlBatch:
         action = self.spec.action_space
         self._num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
         self._convert = None if self._num_actions else converter.batch
-        self._shapes = step_shapes(self.spec, num_envs)
+        self._shapes = BatchShapes(self.spec, num_envs)
         self._parts = self._allocate(options, params)
         self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
         self.started = False
@@ -117,9 +111,8 @@ class ClassicControlBatch:
         Raises:
             EnvError: There is not one seed per environment, or the observations do not fit.
         """
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        check_restart(self.spec, self.num_envs, observation)
+        self._shapes.check_seeds(seeds)
+        self._shapes.check_restart(observation)
         for envs, batch in self._parts:
             batch.noise[:] = new_streams(seeds[envs])
         self.started = True
@@ -184,7 +177,7 @@ class ClassicControlBatch:
         """
         if chosen is None:
             chosen = np.ones(self.num_envs, np.bool_)
-        check_restart(self.spec, self.num_envs, observation, chosen)
+        self._shapes.check_restart(observation, chosen)
         streams = None if seeds is None else iter(new_streams(seeds).T)
         for envs, batch in self._parts:
             if streams is not None:
@@ -304,8 +297,7 @@ class ClassicControlBatch:
             rows[envs] = batch.params[self._randomized_rows].T
 
     def _bind(self, views: StepViews) -> Views:
-        if (found := views.shapes) != self._shapes:
-            raise wrong_shapes(self.spec, self._shapes, found)
+        self._shapes.check_views(views)
         if self._convert is None:
             action = views.action[0].view()
             # Actions come writable and not; the compiler would make a version for either.
@@ -328,11 +320,7 @@ def _part(views: Views, envs: slice) -> Views:
 
 
 def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
-    """Reject discrete actions ``[n]`` that are not int64 from 0 to ``num_actions`` - 1.
-
-    Raises:
-        EnvError: Names the first, and its environment.
-    """
+    """Raise an `EnvError` for discrete actions ``[n]`` that are not int64 in the action space."""
     if actions.dtype != np.int64:
         raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
     if control_kernels.count_outside(actions, num_actions):

@@ -49,16 +49,7 @@ def _outputs(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def reset_parameters(
     name: str, options: Mapping[str, Any], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the parameters that options of gymnasium's ``reset`` stand for.
-
-    Args:
-        name: Id of gymnasium's environment.
-        options: Defaults follow from the parameters.
-        params: Parameters by name: a number, or an array ``[n]``.
-
-    Raises:
-        EnvError: An option is unknown or not a number, or the bounds are in the wrong order.
-    """
+    """Return the parameters that options of gymnasium's ``reset`` set, or raise an `EnvError`."""
     known = tuple(_PENDULUM) if "reset_angle" in params else ("low", "high")
     for key, value in options.items():
         if key not in known:

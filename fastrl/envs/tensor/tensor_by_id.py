@@ -72,11 +72,7 @@ def make_tensor(
 
 
 def compiled_factory(config: EnvConfig) -> EnvFactory:
-    """Return the factory of the environments as compiled loops, for the CPU.
-
-    Raises:
-        EnvError: There is no tensor environment of this id.
-    """
+    """Return the factory of the environments as compiled loops, for the CPU."""
     family, name = _found(config)
     return dataclasses.replace(EnvFactory.from_config(config), id=family.prefix + name)
 

@@ -37,7 +37,6 @@ class TensorPolicy(Protocol):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return the noise ``[*shape, …] float32`` that `act` consumes."""
-        ...
 
     def act(
         self,
@@ -51,11 +50,9 @@ class TensorPolicy(Protocol):
 
         The mask, ``[*, choices] bool``, is passed only where the environment has masks.
         """
-        ...
 
     def value(self, weights: Weights, observation: Leaves, state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``; only where ``outputs`` has it."""
-        ...
 
 
 class ModulePolicy:
