@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastrl.cli.inputs import option
 from fastrl.cli.learn import CheckpointName, Run
 from fastrl.cli.output import note, write
 
@@ -47,8 +48,7 @@ def pull(
         ),
     ] = None,
     revision: Annotated[
-        str | None,
-        typer.Option("--revision", metavar="NAME", help="A branch, tag or commit on the hub."),
+        str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
     ] = None,
 ) -> None:
     """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
