@@ -176,11 +176,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Return the versions of the installed packages that measurements depend on.
-
-    Args:
-        *others: Further packages, such as those of peers that were measured.
-    """
+    """Return the versions of the installed packages that measurements depend on."""
     own = installed_version()
     found = {} if own is None else {"fastrl": own}
     for package in (*_PACKAGES, *others):
@@ -191,17 +187,13 @@ def versions(*others: str) -> dict[str, str]:
     return found
 
 
-def circumstances(*others: str) -> dict[str, Any]:
-    """Return machine, versions, date (UTC) and command line, saved with every measurement.
-
-    Args:
-        *others: See `versions`.
-    """
+def circumstances(*others: str, command: str | None = None) -> dict[str, Any]:
+    """Return machine, versions, date (UTC) and command line, saved with every measurement."""
     return {
         "machine": machine(),
         "versions": versions(*others),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]) if command is None else command,
     }
 
 

@@ -29,6 +29,7 @@ from fastrl.errors import FastrlError
 from fastrl.training.durable import (
     json_bytes,
     read_bounded,
+    read_object,
     sync_directory,
     write_and_sync,
     write_durably,
@@ -185,11 +186,8 @@ class CheckpointStore:
 
     def best(self) -> dict[str, Any] | None:
         """Return what `save_best` was given, and the ``checkpoint``; None before the first."""
-        try:
-            found = json.loads(read_bounded(self._directory / _BEST, _MOST_JSON_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
-        mean = found.get("return_mean") if isinstance(found, dict) else None
+        found = read_object(self._directory / _BEST)
+        mean = found.get("return_mean")
         is_whole = isinstance(mean, float | int) and math.isfinite(mean)
         return found if is_whole and found.get("checkpoint") in self.names() else None
 

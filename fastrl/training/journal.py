@@ -30,19 +30,7 @@ def described(fault: Fault) -> tuple[dict[str, Any], str]:
 
 
 class RunJournal:
-    """Writes and shows updates and evaluations as rows of metrics, and worker failures.
-
-    Args:
-        config: Says how often there is a row.
-        run: Has the file of workers that failed.
-        log: Where rows are written.
-        progress: Where they are shown.
-        window: Adds up what happened since the last row.
-        signs: Which rows of metrics are reported as a sign that nothing is learnt.
-
-    Raises:
-        WriteError: ``faults.jsonl`` is not a file.
-    """
+    """Writes and shows updates and evaluations as rows of metrics, and worker failures."""
 
     def __init__(
         self,
@@ -122,11 +110,7 @@ class RunJournal:
         self._progress.show_evaluation(result, steps)
 
     def _earlier_faults(self) -> int:
-        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read.
-
-        Raises:
-            OSError: The file is a directory or a pipe, to which no failure can be appended.
-        """
+        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read."""
         try:
             return read_bounded(self._faults).count(b"\n") if self._faults.exists() else 0
         except OSError as error:

@@ -99,9 +99,6 @@ def draw_curves(
         ylabel: Label of the vertical axis.
         title: Of the picture.
         finals: Final evaluations by the same labels, drawn as points.
-
-    Raises:
-        ConfigError: The file cannot be written.
     """
     import matplotlib as mpl
 
@@ -181,11 +178,7 @@ def _width(label: str) -> int:
 
 
 def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
-    """Return a metric of a run.
-
-    Raises:
-        ConfigError: There is none, or it cannot be read.
-    """
+    """Return a metric of a run; raise a `ConfigError` if it has none, or none that can be read."""
     curve, others = _read(path, kind, metric)
     if len(curve[0]):
         return curve

@@ -272,11 +272,8 @@ def _on_nodes(
 ) -> TrainedRun:
     """Train with a rank on each node of the cluster.
 
-    Args:
-        config: With a section ``cluster``.
-        lead: What this process does, which is rank 0; called with ``ranks``.
-        follow: What the others do, called alike.
-        again: What this process does after the death of a rank where ``cluster.elastic`` is true.
+    This process, rank 0, calls ``lead``, the others ``follow``; after the death of a rank, where
+    ``cluster.elastic`` is true, this one calls ``again``. Each is called with ``ranks``.
     """
     from fastrl.cluster.node_ranks import NodeRanks
 

@@ -173,12 +173,7 @@ class TrainedPolicy:
         return torch.from_numpy(array).reshape(n, size)
 
     def _with_mask(self, observation: Any, mask: Any) -> Any:
-        """Return the observation with its mask, which may be in it or beside it.
-
-        Raises:
-            ConfigError: It is missing, or the environment has none.
-            EnvError: It does not fit the actions.
-        """
+        """Return the observation with its mask, which may be in it or beside it."""
         spec = self.env_spec
         if spec.action_mask is None:
             if mask is not None:

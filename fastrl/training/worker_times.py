@@ -40,15 +40,7 @@ class WorkerTimes:
         self._seen = sampler.stats()
 
     def write(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Write the file; ``row`` is the row of metrics of the window that ends now.
-
-        Returns:
-            The limits in steps per second: ``environment``, ``policy`` and ``training``; empty
-            where they are unknown.
-
-        Raises:
-            WriteError: The file cannot be written.
-        """
+        """Write the file from a row of metrics; return the limits in steps per second by name."""
         before, self._seen = self._seen, self._sampler.stats()
         spent = self._seen - before
         limits = self._limits(spent, row) if self._has_limit else {}
