@@ -13,7 +13,6 @@ class Closable(Protocol):
 
     def close(self) -> object:
         """Release them."""
-        ...
 
 
 Held = TypeVar("Held", bound=Closable)

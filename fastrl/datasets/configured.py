@@ -28,11 +28,7 @@ def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
 
 
 def named_dataset(config: Config) -> tuple[Path, int | None, str]:
-    """Return the path of the dataset, its number of episodes, and the key that names it.
-
-    Raises:
-        ConfigError: The configuration names none, or its id cannot be found.
-    """
+    """Return path, number of episodes and key of the dataset, or raise a `ConfigError`."""
     section = config.dataset
     if section is None:
         raise ConfigError("dataset: must name demonstrations, got null")

@@ -289,11 +289,7 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
 
 
 def _check_masks(demonstrations: Demonstrations, what: str) -> None:
-    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
-
-    Raises:
-        ConfigError: Names the first such step.
-    """
+    """Raise a `ConfigError` for the first action that its own mask forbids."""
     spec = demonstrations.env_spec
     _, mask = spec.split_mask(demonstrations.observation)
     if mask is None:

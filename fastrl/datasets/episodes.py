@@ -19,16 +19,10 @@ _OBSERVATION, _ACTION, _FIELD = "observation/", "action/", "field/"
 
 
 class EpisodeCutter:
-    """Collects a fixed number of whole episodes from each slot.
+    """Collects a fixed number of whole episodes from each slot, with further ``fields``.
 
     The first episodes that end among all slots would be short ones. Here each slot contributes its
     first ones, however long they are.
-
-    Args:
-        env_spec: The environment.
-        num_slots: B.
-        episodes: How many, divided among the slots.
-        fields: Names of further fields ``[T, B, *]`` of the rollouts to keep.
     """
 
     def __init__(
@@ -83,12 +77,7 @@ class EpisodeCutter:
 
 
 class EpisodeBuilder:
-    """Collects the steps of a single environment into an episode.
-
-    Args:
-        env_spec: The environment.
-        action_bounds: How the dataset keeps actions inside a bounded ``Box``.
-    """
+    """Collects the steps of a single environment into an episode of a dataset."""
 
     def __init__(self, env_spec: EnvSpec, action_bounds: ActionBounds = "clip") -> None:
         self._env_spec = env_spec

@@ -109,11 +109,7 @@ class DatasetSummary:
 
 
 def check_picture(picture: Path) -> None:
-    """Reject a picture of an unknown format.
-
-    Raises:
-        ConfigError: Its name does not end in one of `FORMATS`.
-    """
+    """Raise a `ConfigError` unless a picture's name ends in one of `FORMATS`."""
     if picture.suffix.lower() not in FORMATS:
         raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
 

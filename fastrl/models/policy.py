@@ -57,14 +57,12 @@ class PolicyModel(Protocol):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
-        ...
 
     def initial_state(self, n: int) -> Tensor:
         """Return the states ``[n, size] float32`` in which episodes begin.
 
         A class without this method counts as a policy without a memory; see `initial_state`.
         """
-        ...
 
     def act(
         self,
@@ -77,7 +75,6 @@ class PolicyModel(Protocol):
 
         ``log_prob`` is that of the actions, in nats.
         """
-        ...
 
     def evaluate(
         self,
@@ -96,40 +93,32 @@ class PolicyModel(Protocol):
             keep: ``[L, b] bool``; None where no episode begins within a sequence.
             mask: See the class.
         """
-        ...
 
     def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``; only where ``outputs`` has it."""
-        ...
 
     def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the state ``[b, size]`` after a sequence; its arguments are those of `evaluate`.
 
         Only ``algorithm.recompute_states_each_epoch`` needs it, and a policy with a memory.
         """
-        ...
 
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
         """Return the most probable actions, and the next state; ``outputs`` may be empty."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors that are published to the workers; of ``torch.nn.Module``."""
-        ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Take published parameters; of ``torch.nn.Module``."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return what the optimiser changes; of ``torch.nn.Module``."""
-        ...
 
     def to(self, device: torch.device) -> Any:
         """Move to a device, in place; of ``torch.nn.Module``."""
-        ...
 
 
 _MOST_NAMES = 6

@@ -126,11 +126,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         )
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
-        """Reset all environments with these seeds, and seed their action spaces.
-
-        Args:
-            seed: One for each environment, or the first of consecutive ones.
-        """
+        """Reset all environments with these seeds, and seed their action spaces."""
         seeds = checked_seeds(seed, self.env_num)
         for space, each in zip(self._spaces["action_space"], seeds, strict=True):
             space.seed(each)

@@ -453,11 +453,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return found
 
     def _take_spaces(self, whole: Space[Any], single: Space[Any]) -> None:
-        """Use the caller's observation spaces.
-
-        Raises:
-            ArgumentError: The space of one environment has another shape or dtype.
-        """
+        """Use the caller's observation spaces, or raise an `ArgumentError` if they do not fit."""
         found = self.single_observation_space
         if not is_space_dtype_shape_equiv(single, found):
             raise ArgumentError(
@@ -514,11 +510,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return torch.from_numpy(array) if self.output == "torch" else array
 
     def _flip(self, *, keep: bool = False) -> None:
-        """Write into the other bank from now on, so that the last results stay as they are.
-
-        Args:
-            keep: Copy the observations, as some environments are not going to write theirs.
-        """
+        """Write into the other bank from now on; ``keep`` copies the observations to it."""
         last, self._bank = self._bank, (self._bank + 1) % NUM_BANKS
         if keep:
             banks = self._banks
