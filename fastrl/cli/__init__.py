@@ -17,7 +17,7 @@ from typer.exceptions import Abort, TyperException
 from fastrl.cli.completion import completion, prepare_completion
 from fastrl.cli.examples import epilog
 from fastrl.cli.inputs import split_arguments
-from fastrl.cli.learn import evaluate, export, plot, record, resume, sweep, train
+from fastrl.cli.learn import evaluate, export, plot, pull, push, record, resume, sweep, train
 from fastrl.cli.output import (
     complain,
     drop_lost_output,
@@ -25,7 +25,6 @@ from fastrl.cli.output import (
     replace_unknown_characters,
     write,
 )
-from fastrl.cli.sharing import pull, push
 from fastrl.cli.show import config, convert, dataset, doctor, envs, new, plugins
 from fastrl.cli.speed import throughput, tune
 from fastrl.cli.watching import play, watch

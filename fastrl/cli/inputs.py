@@ -16,13 +16,9 @@ from fastrl.imports import look_beside
 
 
 def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
-    """Return an option that takes a value.
+    """Return an option of these ``flags`` that takes a value, which its help calls ``metavar``.
 
-    Args:
-        flags: Its names, such as ``--output -o``.
-        metavar: What stands for the value in its help.
-        text: Its help.
-        **limits: Those of `typer.Option`.
+    ``text`` is the help; ``limits`` are further arguments of `typer.Option`.
     """
     return typer.Option(*flags.split(), metavar=metavar, help=text, **limits)
 

@@ -468,3 +468,54 @@ def _describe(result: EvaluationResult) -> str:
         f"return {result.return_mean:,.1f} ± {result.return_std:,.1f} over "
         f"{len(result.returns)} episodes, {result.length_mean:,.0f} steps each{info}{remark}"
     )
+
+
+Repo = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO",
+        help="owner/name on the Hugging Face hub (extra 'hub'), or a folder such as ./name.",
+    ),
+]
+
+
+def push(
+    run: Run,
+    repo: Repo,
+    checkpoint: CheckpointName = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository, if it is missing.")
+    ] = False,
+) -> None:
+    """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
+
+    What training resumes from stays here. 'hf auth login' logs in to the hub.
+    """
+    from fastrl.training import push_run
+
+    write(push_run(run, repo, checkpoint=checkpoint, private=private))
+
+
+def pull(
+    repo: Repo,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            help="A new directory; by default runs/ and the last part of REPO.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
+    ] = None,
+) -> None:
+    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    from fastrl.training import pull_run
+    from fastrl.training.run_directory import read_config
+    from fastrl.training.trust import named_code
+
+    path = pull_run(repo, directory, revision=revision)
+    write(str(path))
+    if named := named_code(read_config(path)):
+        note(f"it imports {', '.join(named)}: read that code before you use the run with --trust")

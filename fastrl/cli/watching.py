@@ -162,10 +162,10 @@ def play(
     """
     check_output("--record", record, directory=True)
     with loading():
-        from fastrl.envs.screens import draw_without_screen, has_screen
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer
         from fastrl.play.game import play as play_game
         from fastrl.play.key_map import key_map
+        from fastrl.system import draw_without_screen, has_screen
 
     if record is not None:
         from fastrl.datasets import check_new_dataset

@@ -81,13 +81,9 @@ class DatasetSummary:
         return table
 
     def draw(self, picture: Path) -> None:
-        """Write histograms of returns and lengths.
+        """Write histograms of returns and lengths to a .png, .pdf or .svg file.
 
-        Args:
-            picture: A file that ends in .png, .pdf or .svg.
-
-        Raises:
-            ConfigError: It ends in something else, or cannot be written.
+        Raises a `ConfigError` for another suffix, or where the file cannot be written.
         """
         check_picture(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,14 +111,7 @@ def check_picture(picture: Path) -> None:
 
 
 def summarize(path: str | Path) -> DatasetSummary:
-    """Read a dataset and return what it contains.
-
-    Args:
-        path: Directory of the dataset, or of several parts.
-
-    Raises:
-        ConfigError: There is no dataset, or it is damaged.
-    """
+    """Return what a dataset contains; raise a `ConfigError` if it is missing or damaged."""
     files = open_dataset(path)
     returns: list[float] = []
     lengths: list[int] = []

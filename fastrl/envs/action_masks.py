@@ -212,14 +212,9 @@ def find_source(env: Any) -> MaskSource:
 
 
 def source_of(env: Any, info: Any) -> MaskSource | None:
-    """Return where a single or vector environment has masks; None without any.
+    """Return where an environment has masks, by what a reset returned; None without any.
 
-    Args:
-        env: The environment.
-        info: What a reset returned.
-
-    Raises:
-        EnvError: A mask does not fit the actions.
+    Raises an `EnvError` for a mask that does not fit the actions.
     """
     observes = observes_mask(env)
     if observes is not False:
@@ -373,13 +368,7 @@ class VectorMasks:
     def latest(self, env: Any, infos: Any, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the masks after a step or a reset, ``[n, choices] bool``.
 
-        Args:
-            env: The vector environment.
-            infos: What the step or the reset returned, in gymnasium's vector form.
-            needed: ``[n]``: which environments must have one.
-
-        Raises:
-            EnvError: One is missing or does not fit.
+        Raises an `EnvError` where one does not fit, or one of the environments ``needed`` has none.
         """
         if self._source == "method":
             return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])

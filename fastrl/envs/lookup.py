@@ -36,15 +36,10 @@ def attribute(path: str, key: str) -> Any:
 
 
 def callee(named: Any, key: str) -> Any:
-    """Return the callable that a user names.
+    """Return the callable that a user names; raise an `EnvError` that names the ``key``.
 
-    Args:
-        named: An import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
-            the callable itself.
-        key: Where the user wrote it, such as ``env.wrappers``.
-
-    Raises:
-        EnvError: See `attribute`; or it does not take a keyword argument.
+    ``named`` is an import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
+    the callable itself.
     """
     if isinstance(named, str):
         return attribute(named, key)

@@ -96,16 +96,10 @@ class ObservationWriter:
     def fitting(
         self, number: int, found: NDArray[Any], dtype: np.dtype[Any], indices: Sequence[int]
     ) -> NDArray[Any]:
-        """Return a leaf of several environments' observations, after a check of its numbers.
+        """Return a leaf ``[k, *shape]`` as ``dtype``, after a check that its numbers fit.
 
-        Args:
-            number: Of the leaf, in the order of the space.
-            found: ``[k, *shape]``.
-            dtype: Of the rows that it is written into.
-            indices: Of the k environments.
-
-        Raises:
-            EnvError: A number does not fit the dtype; names the environment's index.
+        ``indices`` are those of the k environments, of which an `EnvError` names one, and
+        ``number`` is that of the leaf in the order of the space.
         """
         limit = self._limit(number, dtype)
         if found.dtype == limit:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastrl.errors import FastrlError
 from fastrl.json_lines import object_of
-from fastrl.system import free_bytes
+from fastrl.system import free_bytes, sync
 
 _MODE = 0o666
 """Of new files, before the umask."""
@@ -54,7 +54,7 @@ def write_durably(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     write_and_sync(partial, content)
     partial.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -142,12 +142,3 @@ def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def sync_directory(path: Path) -> None:
-    """Return once the names in a directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

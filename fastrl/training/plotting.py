@@ -93,12 +93,7 @@ def draw_curves(
 ) -> None:
     """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
 
-    Args:
-        curves: Of all seeds, by label.
-        output: A file that ends in .png, .pdf or .svg.
-        ylabel: Label of the vertical axis.
-        title: Of the picture.
-        finals: Final evaluations by the same labels, drawn as points.
+    Curves of all seeds, and final evaluations, drawn as points, are given by label.
     """
     import matplotlib as mpl
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from fastrl.envs.animation import Frame, FrameWriter, open_animation
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
+from fastrl.system import draw_without_screen
 from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.trained_policy import TrainedPolicy

@@ -140,13 +140,7 @@ class Saver:
 def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
     """Return the directory of a run, and the name of one of its checkpoints.
 
-    Args:
-        run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
-        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
-            there is one, else the last.
-
-    Raises:
-        ConfigError: There is no such run.
+    Arguments are those of `evaluate_run`. Raises a `ConfigError` if there is no such run.
     """
     if checkpoint is None and isinstance(run, str | Path):
         given = Path(run)

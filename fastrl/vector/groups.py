@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from fastrl.closing import close_all
 from fastrl.envs.batched_env import Columns, StepViews, renumber
 from fastrl.envs.classic_control.screen import quicken
-from fastrl.envs.episode_clock import NEVER
 from fastrl.envs.family import Vector
-from fastrl.envs.gym_loop import StepLoop
+from fastrl.envs.gym_loop import NEVER, StepLoop
 from fastrl.envs.rows import ObservationWriter
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.envs.wrappers import watchers

@@ -179,15 +179,7 @@ class MujocoBatchedEnv(ABC):
         """Look up what the functions below need, once the model is loaded."""
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw where one environment's episode starts.
-
-        Args:
-            generator: The environment's own, as gymnasium seeds it.
-
-        Returns:
-            qpos: ``[nq]``.
-            qvel: ``[nv]``.
-        """
+        """Draw where an episode starts, qpos ``[nq]`` and qvel ``[nv]``, as gymnasium does."""
         return self.physics.initial_qpos, np.zeros(self.physics.model.nv)
 
     def tracked(self, now: Fields) -> Any:
@@ -228,11 +220,7 @@ class MujocoBatchedEnv(ABC):
     def restart(self, observation: Rows) -> None:
         """Start an episode in every environment from the environments' random streams.
 
-        Args:
-            observation: One array ``[n, size]``, written.
-
-        Raises:
-            EnvError: They were never seeded by `reset`.
+        Raises an `EnvError` if they were never seeded by `reset`.
         """
         self._check_seeded()
         self._start_all(observation, first=False)

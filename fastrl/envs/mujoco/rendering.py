@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import brief, is_whole, nearest_or_all, whole
 from fastrl.envs.mujoco.physics import Physics
-from fastrl.envs.screens import has_screen
 from fastrl.errors import EnvError
+from fastrl.system import has_screen
 
 _BACKENDS = ("glfw", "egl", "osmesa")
 _GREATEST_SIDE = 16_384

@@ -15,10 +15,10 @@ from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
 from fastrl.envs.mujoco.rendering import Photographer, View, camera
 from fastrl.envs.mujoco.robot_checks import parse
-from fastrl.envs.screens import draw_without_screen
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.registry import NAMESPACE
+from fastrl.system import draw_without_screen
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
     env.id: env

@@ -58,7 +58,7 @@ class TensorPolicy(Protocol):
 class ModulePolicy:
     """A ``torch.nn.Module`` with the methods ``draw_noise``, ``act`` and ``value``.
 
-    The module only lends its structure: what it computes with are the weights of each call.
+    The weights of each call take the place of its own.
     """
 
     def __init__(self, model: Any) -> None:
@@ -106,7 +106,7 @@ class ModulePolicy:
 
 
 class RandomPolicy:
-    """Draws every valid action with equal probability; what it is worth is said to be 0."""
+    """Draws every valid action with equal probability; its value is 0."""
 
     def __init__(self, spec: EnvSpec) -> None:
         """Draw actions of ``spec.action_space``.
