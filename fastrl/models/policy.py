@@ -35,7 +35,7 @@ class PolicyModel(Protocol):
     size is 0. Samplers keep it between the steps of an episode, and pass that of `initial_state`
     at the first step. The learner passes sequences, ``[L, b, *]`` for L steps of b environments,
     with the state before the first step, and ``keep``, which is False where an episode begins:
-    ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` goes on with `initial_state`.
+    ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` restarts at `initial_state`.
 
     ``mask`` says which actions are valid, ``[*, choices] bool``, with the choices of all discrete
     leaves of the action space one after the other; None where all are. It is not among the leaves
@@ -179,14 +179,9 @@ def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:
 
 
 def check_model_class(config: ModelConfig, own_class: Any = None) -> Any:
-    """Return the class that ``class_path`` names after a check of its arguments; None for none.
+    """Return the class that ``class_path`` names, None for none; see `build_model`.
 
-    Args:
-        config: The network.
-        own_class: The class, if it has been imported already.
-
-    Raises:
-        ConfigError: It cannot be imported, or does not take its arguments.
+    Raises a `ConfigError` if it cannot be imported, or does not take ``model.kwargs``.
     """
     if config.class_path is None:
         return None
@@ -223,13 +218,8 @@ def state_size(model: PolicyModel) -> int:
 def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Load parameters and buffers into a model.
 
-    Args:
-        model: The model.
-        state_dict: By name.
-        what: Where they come from, for the error.
-
-    Raises:
-        FastrlError: They are those of another model; names the first tensors that differ.
+    Raises a `FastrlError` if they are those of another model; it says ``what`` they come from and
+    names the first tensors that differ.
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}

@@ -31,7 +31,7 @@ class Display(Protocol):
         """Return the keys that are pressed now."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait this long, and while it is not seen; return whether it goes on."""
+        """Wait this long, and while it is hidden; return False once it is closed."""
 
 
 class Player(Protocol):

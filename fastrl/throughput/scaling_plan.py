@@ -266,16 +266,9 @@ class ScalingPlan:
 def plan_scaling(
     config: Config, steps_per_s: float, most_nodes: int, network: Network
 ) -> ScalingPlan:
-    """Measure updates on this machine, and plan for up to some number of machines like it.
+    """Measure updates on this machine, and plan for up to ``most_nodes`` machines like it.
 
-    Args:
-        config: The run.
-        steps_per_s: What this machine samples, see `fastrl.throughput.run_throughput`.
-        most_nodes: The largest number of machines.
-        network: Between them.
-
-    Raises:
-        FastrlError: The environment, the model or the algorithm cannot be built.
+    This machine samples ``steps_per_s``; see `fastrl.throughput.run_throughput`.
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()

@@ -74,11 +74,8 @@ class Resets:
     ) -> float:
         """Return how long a window would have taken with the usual number of resets.
 
-        Args:
-            spent_s: Length of the window.
-            spent: Its counters.
-            in_parallel: Environments that can be reset at the same time.
-            idle_s: Idle time of cores, in which they could have reset.
+        ``in_parallel`` environments can be reset at the same time, and idle cores could have reset
+        for ``idle_s``.
         """
         missing = self.per_step * float(spent.frames) - float(spent.episodes.sum())
         more_s = missing * self.seconds / in_parallel

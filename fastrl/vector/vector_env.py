@@ -226,12 +226,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
         """Begin a reset of every environment, whose observations `recv` returns as they come.
 
-        Args:
-            seed: As in `reset`.
-
-        Raises:
-            ArgumentError: Seeds do not fit, or observations or actions are not arrays of fixed
-                size.
+        Raises an `ArgumentError` if seeds do not fit, or observations or actions are not arrays of
+        fixed size.
         """
         seeds = checked_seeds(seed, self.num_envs)
         self._check_rows("async_reset")
