@@ -34,17 +34,7 @@ def nearest_or_all(name: str, known: Iterable[str]) -> str:
 
 
 def instance(name: str, value: T, kind: type[Any], remedy: str = "") -> T:
-    """Return an argument that must be of a class.
-
-    Args:
-        name: The argument.
-        value: Its value.
-        kind: The class.
-        remedy: Where to get an instance, for the error.
-
-    Raises:
-        ArgumentError: It is something else.
-    """
+    """Return a value of the class ``kind``, or raise an `ArgumentError` that ends with a remedy."""
     article = "an" if kind.__name__[0] in "AEIO" else "a"
     return _instance(f"{name} must be {article}", value, kind, remedy)
 
@@ -62,33 +52,21 @@ def _instance(rule: str, value: T, kind: type[Any], remedy: str) -> T:
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:
-    """Return an argument that must be callable.
-
-    Raises:
-        ArgumentError: It is not.
-    """
+    """Return an argument that must be callable; raise an `ArgumentError` if it is not."""
     if not callable(value):
         raise ArgumentError(f"{name} must be a function, got {brief(value)}")
     return value  # type: ignore[no-any-return]
 
 
 def methods(name: str, value: object, wanted: Sequence[str]) -> None:
-    """Check that an argument has some methods.
-
-    Raises:
-        ArgumentError: It lacks one.
-    """
+    """Raise an `ArgumentError` if an argument lacks one of some methods."""
     lacking = [each for each in wanted if not callable(getattr(value, each, None))]
     if lacking:
         raise ArgumentError(f"{name} must have {', '.join(lacking)}, got {brief(value)}")
 
 
 def one_of(name: str, value: T, allowed: Sequence[str | None]) -> T:
-    """Return an argument that must be one of some words, which may include None.
-
-    Raises:
-        ArgumentError: It is not; suggests the nearest.
-    """
+    """Return one of some words, which may include None; raise an `ArgumentError` for others."""
     if (value is None or isinstance(value, str)) and value in allowed:
         return value
     words = " or ".join("None" if word is None else f"'{word}'" for word in allowed)
@@ -104,11 +82,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 def whole(
     name: str, value: object, at_least: int = 1, at_most: float = 2**62, hint: str = ""
 ) -> int:
-    """Return an argument that must be a whole number, Python's or NumPy's, as Python's.
-
-    Raises:
-        ArgumentError: It is not a whole number, too small or too large.
-    """
+    """Return a whole number of Python or NumPy as Python's, or raise an `ArgumentError`."""
     if not is_whole(value) or value < at_least:
         raise ArgumentError(
             f"{name} must be a whole number of at least {at_least}{hint}, got {brief(value)}"
@@ -124,11 +98,7 @@ def at_least_one(name: str, value: object) -> int:
 
 
 def whole_attributes(owner: object, names: Iterable[str], at_least: int = 1) -> None:
-    """Check that attributes of a dataclass are whole numbers; NumPy's become Python's.
-
-    Raises:
-        ArgumentError: Names the first that is not.
-    """
+    """Make attributes of a dataclass Python's whole numbers, or raise an `ArgumentError`."""
     for name in names:
         object.__setattr__(owner, name, whole(name, getattr(owner, name), at_least))
 
@@ -141,11 +111,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 def finite_number(
     name: str, value: object, at_least: float = -math.inf, above: float = -math.inf
 ) -> float:
-    """Return an argument that must be a finite number, at least or above a bound.
-
-    Raises:
-        ArgumentError: It is not.
-    """
+    """Return a finite number, at least or above a bound, or raise an `ArgumentError`."""
     if _is_number(value) and value >= at_least and above < value < math.inf:
         return value
     bound = f" of at least {at_least:g}" if at_least > above else ""
@@ -154,22 +120,14 @@ def finite_number(
 
 
 def seconds(name: str, value: object) -> float:
-    """Return an argument that must be a duration above 0, which may be infinite.
-
-    Raises:
-        ArgumentError: It is not.
-    """
+    """Return a duration above 0, which may be infinite, or raise an `ArgumentError`."""
     if _is_number(value) and value > 0:
         return value
     raise ArgumentError(f"{name} must be a number of seconds above 0, got {brief(value)}")
 
 
 def same_shapes(**tensors: Any) -> None:
-    """Check that all tensors have the shape of the first.
-
-    Raises:
-        ArgumentError: Names the first that has another one.
-    """
+    """Raise an `ArgumentError` for the first tensor with another shape than the first of all."""
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.shape != reference.shape:

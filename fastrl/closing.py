@@ -13,7 +13,6 @@ class Closable(Protocol):
 
     def close(self) -> object:
         """Release them."""
-        ...
 
 
 Held = TypeVar("Held", bound=Closable)
@@ -75,14 +74,9 @@ def build_all(built: Iterable[Held]) -> list[Held]:
 
 
 def close_all(held: Iterable[Closable], begin: Callable[[], None] = lambda: None) -> None:
-    """Close all, the last first, even if some raise.
+    """Close all, the last first, even if some raise; the last exception is raised at the end.
 
-    Args:
-        held: What to close.
-        begin: Called just before each close.
-
-    Raises:
-        Exception: The last that was raised.
+    ``begin`` is called just before each close.
     """
     with ExitStack() as stack:
         for each in held:

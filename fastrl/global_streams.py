@@ -19,11 +19,7 @@ StreamsState = tuple[Any, Any, torch.Tensor]
 
 
 def seed_global_streams(sequence: np.random.SeedSequence) -> None:
-    """Seed the streams of this process, those of torch on GPUs included.
-
-    Args:
-        sequence: Equal sequences give equal streams.
-    """
+    """Seed the streams of this process, those of torch on GPUs included."""
     torch.manual_seed(_seed_on_cpu(sequence))
 
 

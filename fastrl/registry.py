@@ -122,13 +122,7 @@ def register(
 def entry(kind: str, name: str, key: str = "") -> Entry:
     """Return the entry of a name; import plug-ins if it is not known yet.
 
-    Args:
-        kind: One of `KINDS`.
-        name: The name.
-        key: The key of the configuration, for errors.
-
-    Raises:
-        ConfigError: The name is unknown; suggests the nearest.
+    Raises a `ConfigError` for an unknown name, with the ``key`` that names it and the nearest name.
     """
     _load_builtin()
     if (kind, name) not in _entries:
@@ -145,13 +139,7 @@ def entry(kind: str, name: str, key: str = "") -> Entry:
 def find(kind: str, name: str, key: str) -> Any:
     """Return the registered object of a name, imported if necessary.
 
-    Args:
-        kind: One of `KINDS`.
-        name: The name.
-        key: The key of the configuration, for errors.
-
-    Raises:
-        ConfigError: The name is unknown, or the object cannot be imported.
+    Raises a `ConfigError`, with the ``key``, for an unknown name or a failed import.
     """
     return _imported(entry(kind, name, key).thing, key)
 
@@ -166,16 +154,9 @@ def chosen(kind: str, choice: str, key: str) -> Any:
 
 
 def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:
-    """Call a chosen object; an error of users' code becomes one line.
+    """Call a chosen object; an error of users' code becomes a `ConfigError` of one line.
 
-    Args:
-        thing: The result of `find` or `chosen`.
-        where: The key and its value, for errors.
-        *arguments: Positional arguments of the call.
-        **kwargs: Keyword arguments of the call.
-
-    Raises:
-        ConfigError: Users' code raised an error that is not fastrl's.
+    ``where`` is the key and its value, for errors.
     """
     try:
         return thing(*arguments, **kwargs)
@@ -188,16 +169,9 @@ def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:
 
 
 def check_arguments(thing: Any, problem: str, /, *arguments: Any, **kwargs: Any) -> None:
-    """Check, without a call, that a chosen object takes some arguments.
+    """Raise a `ConfigError` that begins with ``problem`` unless an object takes these arguments.
 
-    Args:
-        thing: The result of `find` or `chosen`; one without a known signature passes.
-        problem: The beginning of the error.
-        *arguments: Positional arguments, or placeholders.
-        **kwargs: Keyword arguments.
-
-    Raises:
-        ConfigError: It does not take them, or cannot be called.
+    The object is not called; one without a known signature passes.
     """
     try:
         with suppress(ValueError):  # of classes and functions in C

@@ -28,6 +28,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+_WITHOUT = {"MUJOCO_GL": "egl", "SDL_VIDEODRIVER": "dummy"}
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "crafter", "numba", "ale-py")
 
 # Limit, usage, and the file caches in it, which the kernel frees on demand: in versions 2 and 1
@@ -138,12 +139,7 @@ def torch_threads(number: int) -> Iterator[None]:
 def existing_device(device: torch.device | str, key: str = "") -> torch.device:
     """Return a device, after a check that torch finds it on this machine.
 
-    Args:
-        device: The device, or its name.
-        key: The configuration key that names it, for errors.
-
-    Raises:
-        ConfigError: It is not a device, or this machine does not have it.
+    Raises a `ConfigError` that names the configuration's ``key``.
     """
     import torch
 
@@ -176,11 +172,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Return the versions of the installed packages that measurements depend on.
-
-    Args:
-        *others: Further packages, such as those of peers that were measured.
-    """
+    """Return the versions of the installed packages that measurements depend on."""
     own = installed_version()
     found = {} if own is None else {"fastrl": own}
     for package in (*_PACKAGES, *others):
@@ -191,17 +183,13 @@ def versions(*others: str) -> dict[str, str]:
     return found
 
 
-def circumstances(*others: str) -> dict[str, Any]:
-    """Return machine, versions, date (UTC) and command line, saved with every measurement.
-
-    Args:
-        *others: See `versions`.
-    """
+def circumstances(*others: str, command: str | None = None) -> dict[str, Any]:
+    """Return machine, versions, date (UTC) and command line, saved with every measurement."""
     return {
         "machine": machine(),
         "versions": versions(*others),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]) if command is None else command,
     }
 
 
@@ -272,3 +260,29 @@ def _cpu_name() -> str:
     lines = _read(Path("/proc/cpuinfo")).splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def sync(path: Path) -> None:
+    """Return once a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def has_screen() -> bool:
+    """Return whether windows can be opened here, by the environment variables."""
+    return not sys.platform.startswith("linux") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+def draw_without_screen() -> None:
+    """Let MuJoCo and pygame, which try a window first, draw without a screen.
+
+    What the user has chosen for them (``MUJOCO_GL``, ``SDL_VIDEODRIVER``) stays.
+    """
+    if not has_screen():
+        for name, value in _WITHOUT.items():
+            os.environ.setdefault(name, value)

@@ -50,7 +50,6 @@ OWNERS = {
     "typer": {
         "cli",
         "cli.completion",
-        "cli.sharing",
         "cli.learn",
         "cli.inputs",
         "cli.show",

@@ -17,7 +17,7 @@ from typer.exceptions import Abort, TyperException
 from fastrl.cli.completion import completion, prepare_completion
 from fastrl.cli.examples import epilog
 from fastrl.cli.inputs import split_arguments
-from fastrl.cli.learn import evaluate, export, plot, record, resume, sweep, train
+from fastrl.cli.learn import evaluate, export, plot, pull, push, record, resume, sweep, train
 from fastrl.cli.output import (
     complain,
     drop_lost_output,
@@ -25,7 +25,6 @@ from fastrl.cli.output import (
     replace_unknown_characters,
     write,
 )
-from fastrl.cli.sharing import pull, push
 from fastrl.cli.show import config, convert, dataset, doctor, envs, new, plugins
 from fastrl.cli.speed import throughput, tune
 from fastrl.cli.watching import play, watch
@@ -75,13 +74,10 @@ for _each in app.registered_commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
+    """Run a command and return its exit code; without ``arguments`` that of the process.
 
     The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which gets one line
     on standard error, and 130 after Ctrl-C.
-
-    Args:
-        arguments: The arguments after ``fastrl``; None for those of the process.
     """
     # Waiting threads of torch must sleep: if they spin on a busy machine, an update of a conv net
     # takes minutes. OpenMP reads this once.

@@ -158,7 +158,7 @@ def _gpu(about: str) -> Iterator[Diagnosis]:
 
 def _opengl(about: str) -> Iterator[Diagnosis]:
     from fastrl.envs.env_factory import EnvFactory
-    from fastrl.envs.screens import draw_without_screen
+    from fastrl.system import draw_without_screen
 
     draw_without_screen()
     try:

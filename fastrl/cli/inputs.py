@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastrl.errors import ConfigError
 from fastrl.imports import look_beside
 
-EnvOption = Annotated[
-    str | None, typer.Option("--env", metavar="ID", help="Environment id.", show_default=False)
-]
+
+def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
+    """Return an option of these ``flags`` that takes a value, which its help calls ``metavar``.
+
+    ``text`` is the help; ``limits`` are further arguments of `typer.Option`.
+    """
+    return typer.Option(*flags.split(), metavar=metavar, help=text, **limits)
+
+
+EnvOption = Annotated[str | None, option("--env", "ID", "Environment id.", show_default=False)]
 ConfigArguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -25,17 +34,13 @@ ConfigArguments = Annotated[
 ]
 
 
+def command_line() -> str:
+    """Return the command line of this process, which repeats it."""
+    return shlex.join(["fastrl", *sys.argv[1:]])
+
+
 def check_output(option: str, file: Path | None, *, directory: bool = False) -> None:
-    """Reject an output that cannot be written, before time is spent on its content.
-
-    Args:
-        option: The option that names it, such as ``--json``.
-        file: The output; None for no output.
-        directory: Whether the output is a directory, which may not exist yet.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
+    """Raise a `ConfigError` for an output that cannot be written, before time is spent on it."""
     if file is None:
         return
     if directory and file.exists() and not file.is_dir():
@@ -54,15 +59,8 @@ def split_arguments(
 ) -> tuple[Path | None, list[str]]:
     """Return the configuration file among the arguments of a command, and the overrides.
 
-    An argument that is neither a file nor ``key=value`` is the id of an environment. From here on,
-    modules beside the file can be imported.
-
-    Args:
-        arguments: Of the command.
-        env: The id of the option ``--env``.
-
-    Raises:
-        ConfigError: There are two files or two ids.
+    An argument that is neither a file nor ``key=value`` is the id of an environment; more than one
+    file or id is a `ConfigError`. From here on, modules beside the file can be imported.
     """
     files: list[str] = []
     ids: list[str] = [] if env is None else [env]

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastrl.cli.completion import names_of_runs
-from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import QuietConsole, loading, note, show_tables, write, write_wrapped
+from fastrl.cli.inputs import (
+    ConfigArguments,
+    EnvOption,
+    check_output,
+    command_line,
+    option,
+    split_arguments,
+)
+from fastrl.cli.output import (
+    QuietConsole,
+    loading,
+    note,
+    show_tables,
+    write,
+    write_json,
+    write_wrapped,
+)
 from fastrl.errors import ConfigError
 from fastrl.live_display import waiting
 from fastrl.workers.descent import without_hangups
@@ -35,10 +47,7 @@ Run = Annotated[
         autocompletion=names_of_runs,
     ),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", metavar="INT", min=0, max=2**32 - 1, help="Seed of the episodes."),
-]
+Seed = Annotated[int | None, option("--seed", "INT", "Seed of the episodes.", min=0, max=2**32 - 1)]
 Sampled = Annotated[
     bool, typer.Option("--sampled", help="Sample actions instead of taking the likeliest.")
 ]
@@ -52,10 +61,10 @@ AsJson = Annotated[
 ]
 CheckpointName = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--checkpoint",
-        metavar="NAME",
-        help="'last', 'best' or a name under checkpoints/; by default the best, if there is one.",
+        "NAME",
+        "'last', 'best' or a name under checkpoints/; by default the best, if there is one.",
     ),
 ]
 
@@ -65,8 +74,7 @@ def train(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
     name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Name of the run's directory under runs/."),
+        str | None, option("--name", "NAME", "Name of the run's directory under runs/.")
     ] = None,
     fresh: Annotated[
         bool,
@@ -110,10 +118,7 @@ def resume(
         typer.Argument(metavar="KEY=VALUE", help="Changes, such as total_steps=2e6."),
     ] = None,
     checkpoint: Annotated[
-        str,
-        typer.Option(
-            "--checkpoint", metavar="NAME", help="Where to continue; newer ones are set aside."
-        ),
+        str, option("--checkpoint", "NAME", "Where to continue; newer ones are set aside.")
     ] = "last",
     trust: Trust = False,
     quiet: Quiet = False,
@@ -138,45 +143,33 @@ def sweep(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
     seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds", metavar="FIRST:END", help="Seeds, such as 0:5, which is 0 to 4, or 0,3,7."
-        ),
+        str | None, option("--seeds", "FIRST:END", "Seeds, such as 0:5, which is 0 to 4, or 0,3,7.")
     ] = None,
     over: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--over",
-            metavar="KEY=VALUE,VALUE",
-            help="Values of a key; given several times, all combinations run.",
+            "KEY=VALUE,VALUE",
+            "Values of a key; given several times, all combinations run.",
         ),
     ] = None,
     space: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--space",
-            metavar="FILE",
-            help="YAML of ranges from which Optuna draws values instead (extra 'sweep').",
+            "FILE",
+            "YAML of ranges from which Optuna draws values instead (extra 'sweep').",
         ),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(
-            "--jobs",
-            metavar="INT",
-            min=1,
-            help="Trials at a time, which share the cores (one each).",
-        ),
+        option("--jobs", "INT", "Trials at a time, which share the cores (one each).", min=1),
     ] = None,
     directory: Annotated[
         Path | None,
-        typer.Option(
-            "--dir", metavar="DIR", help="Where to write; by default under runs/, by its content."
-        ),
+        option("--dir", "DIR", "Where to write; by default under runs/, by its content."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
-    ] = None,
+    json_file: Annotated[Path | None, option("--json", "FILE", "Write the result here.")] = None,
 ) -> int:
     """Train with several seeds and values side by side, and compare what they learn.
 
@@ -195,10 +188,10 @@ def sweep(
     plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
     running = Sweep(plan, directory, jobs)
     note(str(running))
-    report = running.run(lambda trial: note(str(trial)), shlex.join(["fastrl", *sys.argv[1:]]))
+    report = running.run(lambda trial: note(str(trial)), command_line())
     show_tables(report.to_rich())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(report.to_dict(), json_file)
     if picture := report.draw():
         note(str(picture))
     if running.interrupted is not None:
@@ -210,8 +203,7 @@ def sweep(
 def evaluate(
     run: Run,
     episodes: Annotated[
-        int | None,
-        typer.Option("--episodes", metavar="INT", min=1, max=_EPISODES, help="Episodes to play."),
+        int | None, option("--episodes", "INT", "Episodes to play.", min=1, max=_EPISODES)
     ] = None,
     sampled: Sampled = False,
     seed: Seed = None,
@@ -234,7 +226,7 @@ def evaluate(
     )
     if as_json:
         about = {"checkpoint": found.checkpoint, "steps": found.steps}
-        write(json.dumps(about | _as_json(found.result), indent=2))
+        write_json(about | _as_json(found.result))
         return
     write_wrapped(f"{found.checkpoint}, after {found.steps:,} steps: {_describe(found.result)}")
 
@@ -243,36 +235,36 @@ def record(
     run: Run,
     video: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--video",
-            metavar="FILE",
-            help="An .mp4 (extra 'video') or .gif; by default under the run's videos/.",
+            "FILE",
+            "An .mp4 (extra 'video') or .gif; by default under the run's videos/.",
         ),
     ] = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--dataset",
-            metavar="DIR",
-            help="Write a dataset in Minari's format instead (extra 'minari'), with all workers.",
+            "DIR",
+            "Write a dataset in Minari's format instead (extra 'minari'), with all workers.",
         ),
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--episodes",
-            metavar="INT",
+            "INT",
+            "Episodes to record; by default 1 in a video and 100 in a dataset.",
             min=1,
             max=_EPISODES,
-            help="Episodes to record; by default 1 in a video and 100 in a dataset.",
         ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--policy",
-            metavar="PATH",
-            help="With --dataset, a function 'package.module:name' of an observation plays; RUN "
+            "PATH",
+            "With --dataset, a function 'package.module:name' of an observation plays; RUN "
             "is then an environment's id or a YAML file.",
         ),
     ] = None,
@@ -309,7 +301,7 @@ def record(
             trust=trust,
         )
     if as_json:
-        write(json.dumps({"video": str(path), "returns": returns}, indent=2))
+        write_json({"video": str(path), "returns": returns})
         return
     played = ", ".join(f"{value:,.1f}" for value in returns)
     write(f"{path}: return {played}")
@@ -353,7 +345,7 @@ def _record_dataset(
     steps = int(found.lengths.sum())
     if as_json:
         about = {"dataset": str(found.path), "steps": steps, "returns": found.returns.tolist()}
-        write(json.dumps(about, indent=2))
+        write_json(about)
         return
     write(
         f"{found.path}: {len(found.lengths):,} episodes, {steps:,} steps, return "
@@ -364,15 +356,9 @@ def _record_dataset(
 
 def export(
     run: Run,
-    format: Annotated[
-        str,
-        typer.Option("--format", metavar="NAME", help="'torchscript', or 'onnx' (extra 'onnx')."),
-    ],
+    format: Annotated[str, option("--format", "NAME", "'torchscript', or 'onnx' (extra 'onnx').")],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="By default policy.pt or .onnx of the run."
-        ),
+        Path | None, option("--output -o", "FILE", "By default policy.pt or .onnx of the run.")
     ] = None,
     checkpoint: CheckpointName = None,
     trust: Trust = False,
@@ -396,18 +382,17 @@ def plot(
             autocompletion=names_of_runs,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write the picture.")
-    ] = Path("learning_curves.png"),
+    output: Annotated[Path, option("--output -o", "FILE", "Where to write the picture.")] = Path(
+        "learning_curves.png"
+    ),
     evaluation: Annotated[
         bool, typer.Option("--evaluation", help="Plot evaluations instead of training returns.")
     ] = False,
     metric: Annotated[
-        str, typer.Option("--metric", metavar="NAME", help="What to plot, such as info/is_success.")
+        str, option("--metric", "NAME", "What to plot, such as info/is_success.")
     ] = "return_mean",
     title: Annotated[
-        str | None,
-        typer.Option("--title", metavar="TEXT", help="By default the keys that all runs share."),
+        str | None, option("--title", "TEXT", "By default the keys that all runs share.")
     ] = None,
 ) -> None:
     """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
@@ -428,7 +413,7 @@ def _report(trained: TrainedRun, leads: bool, as_json: bool) -> int:
     if not leads:
         return 0 if outcome.interrupted is None else _EXIT_SIGNAL + outcome.interrupted.value
     if as_json:
-        write(json.dumps({"run": str(trained.path), **outcome.summary(config)}, indent=2))
+        write_json({"run": str(trained.path), **outcome.summary(config)})
     else:
         _describe_run(trained)
     if outcome.interrupted is not None:
@@ -483,3 +468,54 @@ def _describe(result: EvaluationResult) -> str:
         f"return {result.return_mean:,.1f} ± {result.return_std:,.1f} over "
         f"{len(result.returns)} episodes, {result.length_mean:,.0f} steps each{info}{remark}"
     )
+
+
+Repo = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO",
+        help="owner/name on the Hugging Face hub (extra 'hub'), or a folder such as ./name.",
+    ),
+]
+
+
+def push(
+    run: Run,
+    repo: Repo,
+    checkpoint: CheckpointName = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository, if it is missing.")
+    ] = False,
+) -> None:
+    """Share a policy: weights, configuration, versions, metrics, and a page with curve and video.
+
+    What training resumes from stays here. 'hf auth login' logs in to the hub.
+    """
+    from fastrl.training import push_run
+
+    write(push_run(run, repo, checkpoint=checkpoint, private=private))
+
+
+def pull(
+    repo: Repo,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            help="A new directory; by default runs/ and the last part of REPO.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, option("--revision", "NAME", "A branch, tag or commit on the hub.")
+    ] = None,
+) -> None:
+    """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
+    from fastrl.training import pull_run
+    from fastrl.training.run_directory import read_config
+    from fastrl.training.trust import named_code
+
+    path = pull_run(repo, directory, revision=revision)
+    write(str(path))
+    if named := named_code(read_config(path)):
+        note(f"it imports {', '.join(named)}: read that code before you use the run with --trust")

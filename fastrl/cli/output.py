@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import textwrap
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.measure import Measurement
@@ -38,6 +41,15 @@ def write(text: str) -> None:
     QuietConsole(soft_wrap=True).out(text, highlight=False)
 
 
+def write_json(tree: Any, file: Path | None = None) -> None:
+    """Write a result as JSON, into a file if one is given."""
+    text = json.dumps(tree, indent=2)
+    if file is None:
+        write(text)
+    else:
+        file.write_text(f"{text}\n", encoding="utf-8")
+
+
 def write_wrapped(text: str) -> None:
     """Write a result; on a terminal in lines of its width, broken between words."""
     console = QuietConsole()
@@ -54,12 +66,7 @@ def note(text: str) -> None:
 
 
 def complain(text: str, kind: str) -> None:
-    """Write an error on standard error.
-
-    Args:
-        text: The error; lines after the first one are a worker's traceback.
-        kind: The section of ``docs/errors.md`` about it.
-    """
+    """Write an error on standard error; ``kind`` is its section of ``docs/errors.md``."""
     line, newline, rest = text.partition("\n")
     note(f"fastrl: error: {line} [{kind}]{newline}{rest}")
 
@@ -73,12 +80,7 @@ def table_console() -> Console:
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:
-    """Print a table, or a group of them; as lines where the terminal is too narrow for columns.
-
-    Args:
-        shown: What to print.
-        console: By default `table_console`.
-    """
+    """Print tables, as lines where the terminal is too narrow for columns."""
     console = console or table_console()
     for part in shown.renderables if isinstance(shown, Group) else (shown,):
         is_wide = Measurement.get(console, console.options, part).maximum >= console.width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,8 +11,8 @@ import typer
 from rich.table import Table
 
 from fastrl import registry
-from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import loading, note, show_tables, write
+from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, option, split_arguments
+from fastrl.cli.output import loading, note, show_tables, write, write_json
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -35,7 +34,7 @@ def config(
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
     if schema:
-        write(json.dumps(config_schema(), indent=2))
+        write_json(config_schema())
         return
     path, overrides = split_arguments(arguments, env)
     found = load_config(path, overrides)
@@ -45,12 +44,9 @@ def config(
 def dataset(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory of a dataset.")],
     picture: Annotated[
-        Path | None,
-        typer.Option("--picture", metavar="FILE", help="Draw returns and lengths here."),
+        Path | None, option("--picture", "FILE", "Draw returns and lengths here.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers here.")
-    ] = None,
+    json_file: Annotated[Path | None, option("--json", "FILE", "Write all numbers here.")] = None,
 ) -> None:
     """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
     check_output("--picture", picture)
@@ -66,7 +62,7 @@ def dataset(
         found.draw(picture)
         note(str(picture))
     if json_file is not None:
-        json_file.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(found.to_dict(), json_file)
 
 
 def convert(
@@ -79,16 +75,15 @@ def convert(
     ] = None,
     algorithm: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--algorithm",
-            metavar="NAME",
-            help="ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.",
+            "NAME",
+            "ppo, a2c, ppo_lstm or ppo_mask; by default the name of the file.",
         ),
     ] = None,
     env: EnvOption = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write the configuration here."),
+        Path | None, option("--output -o", "FILE", "Write the configuration here.")
     ] = None,
 ) -> None:
     """Convert hyperparameters of rl-baselines3-zoo to a configuration.
@@ -164,7 +159,7 @@ def doctor(
         if not as_json:
             write(str(diagnosis))
     if as_json:
-        write(json.dumps([asdict(diagnosis) for diagnosis in found], indent=2))
+        write_json([asdict(diagnosis) for diagnosis in found])
     return EXIT_FAILS if any(diagnosis.level == "fails" for diagnosis in found) else 0
 
 

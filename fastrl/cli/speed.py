@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastrl.arguments import brief
-from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, split_arguments
-from fastrl.cli.output import QuietConsole, loading, note, show_tables
+from fastrl.cli.inputs import (
+    ConfigArguments,
+    EnvOption,
+    check_output,
+    command_line,
+    option,
+    split_arguments,
+)
+from fastrl.cli.output import QuietConsole, loading, note, show_tables, write_json
 from fastrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,54 +33,44 @@ _BUDGET_HELP = "Time to spend, such as 90s or 5m; starting takes some seconds at
 _BUSY = 0.25
 """Share of the cores that others may use without a warning."""
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result here.")
-]
+JsonFile = Annotated[Path | None, option("--json", "FILE", "Write the result here.")]
 
 
 def throughput(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
     envs_per_worker: Annotated[
-        int | None, typer.Option("-n", metavar="INT", help="Environments per env worker (64).")
+        int | None, option("-n", "INT", "Environments per env worker (64).")
     ] = None,
     num_env_workers: Annotated[
-        int | None, typer.Option("-N", metavar="INT", help="Env workers (one per core).")
+        int | None, option("-N", "INT", "Env workers (one per core).")
     ] = None,
     num_model_workers: Annotated[
-        int | None,
-        typer.Option("-M", metavar="INT", help="Model workers; 0: env workers run the policy."),
+        int | None, option("-M", "INT", "Model workers; 0: env workers run the policy.")
     ] = None,
     groups: Annotated[
-        int | None,
-        typer.Option("--groups", metavar="INT", help="Groups per env worker, stepped in turn."),
+        int | None, option("--groups", "INT", "Groups per env worker, stepped in turn.")
     ] = None,
     device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="DEVICE", help="Where the policy runs: cpu or cuda."),
+        str | None, option("--device", "DEVICE", "Where the policy runs: cpu or cuda.")
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--mode",
-            metavar="MODE",
-            help="async, which is the default, or sync: all workers wait for each other.",
+            "MODE",
+            "async, which is the default, or sync: all workers wait for each other.",
         ),
     ] = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.1, help="Length of a window.")
-    ] = 5.0,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="INT", min=1, help="Number of windows.")
-    ] = 5,
+    seconds: Annotated[float, option("--seconds", "S", "Length of a window.", min=0.1)] = 5.0,
+    repeats: Annotated[int, option("--repeats", "INT", "Number of windows.", min=1)] = 5,
     warm_up: Annotated[
         float,
-        typer.Option(
+        option(
             "--warm-up",
-            metavar="S",
+            "S",
+            "Seconds before the first window, from the first steps on; long episodes need more.",
             min=0,
-            help="Seconds before the first window, from the first steps on; long episodes need "
-            "more.",
         ),
     ] = 1.0,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="Random actions.")] = False,
@@ -93,20 +87,20 @@ def throughput(
     ] = False,
     plan_nodes: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--plan-nodes",
-            metavar="INT",
+            "INT",
+            "Plan training on up to so many machines: which cluster.mode, and its limit.",
             min=1,
             max=10_000,
-            help="Plan training on up to so many machines: which cluster.mode, and its limit.",
         ),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--network",
-            metavar="SPEED",
-            help="Of their links: 10Gb, which is the default, or 1.2GB. With a section cluster it "
+            "SPEED",
+            "Of their links: 10Gb, which is the default, or 1.2GB. With a section cluster it "
             "is measured.",
         ),
     ] = None,
@@ -153,7 +147,7 @@ def throughput(
         random_actions=no_policy,
         train=configured if train else None,
         console=QuietConsole(stderr=True),
-        command=shlex.join(["fastrl", *sys.argv[1:]]),
+        command=command_line(),
     )
     planned = None
     if plan_nodes is not None:
@@ -165,39 +159,27 @@ def throughput(
 def tune(
     arguments: ConfigArguments = None,
     env: EnvOption = None,
-    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help=_BUDGET_HELP)] = "120s",
+    budget: Annotated[str, option("--budget", "TIME", _BUDGET_HELP)] = "120s",
     objective: Annotated[
         str,
-        typer.Option(
-            "--objective",
-            metavar="fps|train_fps",
-            help="fps: sampling alone; train_fps: with the learner.",
-        ),
+        option("--objective", "fps|train_fps", "fps: sampling alone; train_fps: with the learner."),
     ] = "fps",
     batch: Annotated[
-        str | None,
-        typer.Option("--batch", metavar="B|LO:HI", help="Keep N * n, the number of environments."),
+        str | None, option("--batch", "B|LO:HI", "Keep N * n, the number of environments.")
     ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Write an overlay beside CONFIG: CONFIG.tuned.yaml.")
     ] = False,
-    overlay: Annotated[
-        Path | None, typer.Option("--overlay", metavar="FILE", help="Write the overlay here.")
-    ] = None,
+    overlay: Annotated[Path | None, option("--overlay", "FILE", "Write the overlay here.")] = None,
     json_file: JsonFile = None,
-    plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Write plots here.")
-    ] = None,
+    plots: Annotated[Path | None, option("--plots", "DIR", "Write plots here.")] = None,
     study: Annotated[
-        Path | None,
-        typer.Option("--study", metavar="FILE", help="Keep trials here, as JSON lines."),
+        Path | None, option("--study", "FILE", "Keep trials here, as JSON lines.")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Discard earlier trials instead of continuing.")
     ] = False,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="INT", min=0, help="Seed of the search.")
-    ] = 0,
+    seed: Annotated[int, option("--seed", "INT", "Seed of the search.", min=0)] = 0,
 ) -> int:
     """Find the fastest way to sample an environment with a policy on this machine.
 
@@ -211,8 +193,8 @@ def tune(
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
     overlays = _overlays(path, write, overlay)
-    for option, file in (("--json", json_file), ("--study", study)):
-        check_output(option, file)
+    for flag, file in (("--json", json_file), ("--study", study)):
+        check_output(flag, file)
     check_output("--plots", plots, directory=True)
     with loading():
         from fastrl.tuning.study import Study, cached_study
@@ -227,7 +209,7 @@ def tune(
     )
     _warn_if_busy()
     interrupted = False
-    command = shlex.join(["fastrl", *sys.argv[1:]])
+    command = command_line()
     name = study_name(config, options)
     # An unusable file is an error where the user named it, and a remark for the user's cache.
     kept = Study(study, name, fresh=fresh) if study else cached_study(name, note, fresh=fresh)
@@ -259,7 +241,7 @@ def _show(
         show_tables(planned.to_rich())
         found["scaling"] = planned.to_dict()
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(found, json_file)
 
 
 def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path]:
@@ -269,25 +251,15 @@ def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path
         if path is None:
             raise ConfigError("--write needs a CONFIG file to write beside; or use --overlay FILE")
         files["--write"] = path.with_suffix(".tuned.yaml")
-    for option, file in files.items():
-        check_output(option, file)
+    for flag, file in files.items():
+        check_output(flag, file)
         if file is not None and path is not None and file.resolve() == path.resolve():
-            raise ConfigError(f"{option}: '{file}' is the configuration; name another file")
+            raise ConfigError(f"{flag}: '{file}' is the configuration; name another file")
     return [file for file in files.values() if file is not None]
 
 
 def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
-    """Write a YAML file that refines a base by a candidate, and turns tuning off.
-
-    Args:
-        path: What to write.
-        base: The file that ``config`` was read from, perhaps with overrides; None for none.
-        config: Names the environment.
-        candidate: The keys of its section ``sampler``.
-
-    Raises:
-        WriteError: The file cannot be written.
-    """
+    """Write a YAML file that refines a base, or none, by a candidate, and turns tuning off."""
     from fastrl.config import load_config
     from fastrl.config.text import dump_yaml
     from fastrl.training.durable import write_durably, writing

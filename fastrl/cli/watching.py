@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from fastrl.cli.inputs import check_output, split_arguments
+from fastrl.cli.inputs import check_output, option, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
-from fastrl.cli.output import QuietConsole, loading, note, table_console, write
+from fastrl.cli.output import QuietConsole, loading, note, table_console, write, write_json
 from fastrl.errors import ConfigError
 from fastrl.live_display import waiting
 
@@ -41,10 +40,10 @@ Runs = Annotated[
 
 Host = Annotated[
     str,
-    typer.Option(
+    option(
         "--host",
-        metavar="ADDRESS",
-        help="Address of the page; another than the loopback one needs the token it prints.",
+        "ADDRESS",
+        "Address of the page; another than the loopback one needs the token it prints.",
     ),
 ]
 
@@ -60,13 +59,7 @@ def watch(
     host: Host = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(
-            "--port",
-            metavar="INT",
-            min=0,
-            max=65535,
-            help="Its port; by default 8765 or a free one.",
-        ),
+        option("--port", "INT", "Its port; by default 8765 or a free one.", min=0, max=65535),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the address alone.")] = False,
 ) -> None:
@@ -79,7 +72,7 @@ def watch(
 
     index = RunIndex(runs or ["runs"])
     if as_json:
-        write(json.dumps(index.everything(), indent=2))
+        write_json(index.everything())
     elif terminal:
         from fastrl.watch.as_text import show
 
@@ -134,15 +127,14 @@ def play(
         bool, typer.Option("--keyboard", help="Play a run's environment yourself.")
     ] = False,
     keys: Annotated[
-        Path | None,
-        typer.Option("--keys", metavar="FILE", help="YAML of keys and actions, such as 'left: 0'."),
+        Path | None, option("--keys", "FILE", "YAML of keys and actions, such as 'left: 0'.")
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--record",
-            metavar="DIR",
-            help="Write whole episodes as a dataset in Minari's format (extra 'minari').",
+            "DIR",
+            "Write whole episodes as a dataset in Minari's format (extra 'minari').",
         ),
     ] = None,
     page: Annotated[
@@ -150,17 +142,10 @@ def play(
     ] = False,
     fps: Annotated[
         float | None,
-        typer.Option(
-            "--fps",
-            metavar="STEPS",
-            min=0.1,
-            max=1000,
-            help="Steps per second; by default its own.",
-        ),
+        option("--fps", "STEPS", "Steps per second; by default its own.", min=0.1, max=1000),
     ] = None,
     episodes: Annotated[
-        int | None,
-        typer.Option("--episodes", metavar="INT", min=1, help="How many; by default until Ctrl-C."),
+        int | None, option("--episodes", "INT", "How many; by default until Ctrl-C.", min=1)
     ] = None,
     seed: Seed = None,
     sampled: Sampled = False,
@@ -168,10 +153,7 @@ def play(
     trust: Trust = False,
     host: Host = "127.0.0.1",
     port: Annotated[
-        int | None,
-        typer.Option(
-            "--port", metavar="INT", min=0, max=65535, help="Of the page; 8766 or a free one."
-        ),
+        int | None, option("--port", "INT", "Of the page; 8766 or a free one.", min=0, max=65535)
     ] = None,
 ) -> None:
     """Watch a trained policy play, or play an environment with the keyboard.
@@ -180,10 +162,10 @@ def play(
     """
     check_output("--record", record, directory=True)
     with loading():
-        from fastrl.envs.screens import draw_without_screen, has_screen
         from fastrl.play.game import KeyboardPlayer, PolicyPlayer
         from fastrl.play.game import play as play_game
         from fastrl.play.key_map import key_map
+        from fastrl.system import draw_without_screen, has_screen
 
     if record is not None:
         from fastrl.datasets import check_new_dataset

@@ -76,11 +76,7 @@ def conflict(key: str, problem: str) -> PydanticCustomError:
 
 
 def registered(kind: str, name: str, key: str = "") -> registry.Entry:
-    """Return the registered entry of a name; the error names a key of the section, if given.
-
-    Raises:
-        PydanticCustomError: Nothing is.
-    """
+    """Return the registered entry of a name, or raise a `PydanticCustomError` at a key."""
     try:
         return registry.entry(kind, name)
     except ConfigError as error:

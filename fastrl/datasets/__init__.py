@@ -1,10 +1,11 @@
 """Demonstrations: episodes in Minari's format, written and read as tensors."""
 
-from fastrl.datasets.configured import load_dataset, named_dataset
 from fastrl.datasets.demonstrations import (
     HELD_OUT,
     Demonstrations,
+    load_dataset,
     load_demonstrations,
+    named_dataset,
     open_checked,
 )
 from fastrl.datasets.files import DatasetWriter, Episode, check_new_dataset, local_dataset

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import brief, whole
-from fastrl.datasets.files import DatasetFiles, open_dataset
+from fastrl.config import Config
+from fastrl.datasets.files import DatasetFiles, local_dataset, open_dataset
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.spaces import flatten, leaves
@@ -135,14 +136,7 @@ def open_checked(
 ) -> DatasetFiles:
     """Return a dataset after a check of its spaces and its number of episodes.
 
-    Args:
-        path: As for `load_demonstrations`.
-        env_spec: As for `load_demonstrations`.
-        episodes: As for `load_demonstrations`.
-        key: As for `load_demonstrations`.
-
-    Raises:
-        ConfigError: As for `load_demonstrations`, except for what is in the episodes.
+    Arguments and errors are those of `load_demonstrations`, which also checks the episodes.
     """
     if episodes is not None:
         whole("episodes", episodes)
@@ -169,14 +163,10 @@ def spec_of(files: DatasetFiles) -> EnvSpec:
 
 
 def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") -> list[str]:
-    """Return how the spaces of a dataset differ from those of an environment, one text for each.
+    """Return how the spaces of a dataset differ from those that are wanted, one text for each.
 
     Numbers of different types that are stored alike are equal. Bounds of observations may differ.
-
-    Args:
-        found: Of the dataset.
-        wanted: Of the environment.
-        what: What the dataset is called.
+    ``what`` names the dataset.
     """
     differences = []
     for kind in ("observation", "action"):
@@ -289,11 +279,7 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
 
 
 def _check_masks(demonstrations: Demonstrations, what: str) -> None:
-    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
-
-    Raises:
-        ConfigError: Names the first such step.
-    """
+    """Raise a `ConfigError` for the first action that its own mask forbids."""
     spec = demonstrations.env_spec
     _, mask = spec.split_mask(demonstrations.observation)
     if mask is None:
@@ -312,3 +298,21 @@ def _check_masks(demonstrations: Demonstrations, what: str) -> None:
         row = int(wrong.nonzero()[0])
         episode = int(demonstrations.episode[row])
         raise ConfigError(f"{what} takes an action in episode {episode} that its mask forbids")
+
+
+def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
+    """Return the checked demonstrations of the section ``dataset``, or raise a `ConfigError`."""
+    path, episodes, key = named_dataset(config)
+    return load_demonstrations(
+        path, env_spec, episodes=episodes, action_bounds=config.env.action_bounds, key=key
+    )
+
+
+def named_dataset(config: Config) -> tuple[Path, int | None, str]:
+    """Return path, number of episodes and key of the dataset, or raise a `ConfigError`."""
+    section = config.dataset
+    if section is None:
+        raise ConfigError("dataset: must name demonstrations, got null")
+    key = "dataset.id" if section.path is None else "dataset.path"
+    path = local_dataset(section.id or "", key) if section.path is None else Path(section.path)
+    return path, section.episodes, key

@@ -25,6 +25,7 @@ from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
 from fastrl.spaces import leaves, unflatten
 from fastrl.spec import EnvSpec
+from fastrl.system import sync
 
 Arrays = Mapping[str, NDArray[Any]]
 _HOST, _CONNECT_S = ("huggingface.co", 443), 10.0
@@ -183,10 +184,10 @@ class DatasetWriter:
         with self._writing():
             self._storage.update_metadata(self._about)
             for file in (self._partial / _DATA).iterdir():
-                _sync(file)
-            _sync(self._partial / _DATA)
+                sync(file)
+            sync(self._partial / _DATA)
             self._partial.rename(self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
 
 @dataclass(frozen=True)
@@ -270,12 +271,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
 def local_dataset(dataset_id: str, key: str = "id") -> Path:
     """Return the directory of a dataset of Minari's collection, downloaded if it is not here.
 
-    Args:
-        dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
-        key: What names it, for errors.
-
-    Raises:
-        ConfigError: It is not here and cannot be downloaded.
+    Raises a `ConfigError`, which names the ``key``, if it cannot be downloaded.
     """
     minari = _minari()
     try:
@@ -356,12 +352,3 @@ def _registered(env_id: str) -> Any:
     """Return gymnasium's spec of an id, by which minari builds the environment again, or None."""
     registered = gymnasium.registry.get(env_id)
     return registered if isinstance(getattr(registered, "entry_point", None), str) else None
-
-
-def _sync(path: Path) -> None:
-    """Return once a file or the names in a directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

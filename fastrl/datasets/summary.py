@@ -81,13 +81,9 @@ class DatasetSummary:
         return table
 
     def draw(self, picture: Path) -> None:
-        """Write histograms of returns and lengths.
+        """Write histograms of returns and lengths to a .png, .pdf or .svg file.
 
-        Args:
-            picture: A file that ends in .png, .pdf or .svg.
-
-        Raises:
-            ConfigError: It ends in something else, or cannot be written.
+        Raises a `ConfigError` for another suffix, or where the file cannot be written.
         """
         check_picture(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -109,24 +105,13 @@ class DatasetSummary:
 
 
 def check_picture(picture: Path) -> None:
-    """Reject a picture of an unknown format.
-
-    Raises:
-        ConfigError: Its name does not end in one of `FORMATS`.
-    """
+    """Raise a `ConfigError` unless a picture's name ends in one of `FORMATS`."""
     if picture.suffix.lower() not in FORMATS:
         raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
 
 
 def summarize(path: str | Path) -> DatasetSummary:
-    """Read a dataset and return what it contains.
-
-    Args:
-        path: Directory of the dataset, or of several parts.
-
-    Raises:
-        ConfigError: There is no dataset, or it is damaged.
-    """
+    """Return what a dataset contains; raise a `ConfigError` if it is missing or damaged."""
     files = open_dataset(path)
     returns: list[float] = []
     lengths: list[int] = []

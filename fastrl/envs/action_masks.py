@@ -148,13 +148,7 @@ def uniform_numbers(count: int = 1024) -> Iterator[float]:
 def random_actions(
     env: Env, info: Mapping[str, Any], count: int = 50
 ) -> Callable[[Any, Mapping[str, Any]], Any]:
-    """Return a function from the last observation and info to a random action, valid if masked.
-
-    Args:
-        env: After a reset.
-        info: What the reset returned.
-        count: How many different samples are drawn.
-    """
+    """Return a function from the latest observation and info to a random, valid action."""
     env.action_space.seed(0)
     samples = itertools.cycle([env.action_space.sample() for _ in range(count)])
     uniform, space = uniform_numbers(), env.action_space
@@ -218,14 +212,9 @@ def find_source(env: Any) -> MaskSource:
 
 
 def source_of(env: Any, info: Any) -> MaskSource | None:
-    """Return where a single or vector environment has masks; None without any.
+    """Return where an environment has masks, by what a reset returned; None without any.
 
-    Args:
-        env: The environment.
-        info: What a reset returned.
-
-    Raises:
-        EnvError: A mask does not fit the actions.
+    Raises an `EnvError` for a mask that does not fit the actions.
     """
     observes = observes_mask(env)
     if observes is not False:
@@ -264,12 +253,7 @@ def _is_flat(env: Env) -> bool:
 
 
 class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Adds the mask of valid actions to the observation, or makes it one array of bits there.
-
-    Args:
-        env: The environment.
-        source: Where it has its masks.
-    """
+    """Adds the mask of valid actions to the observation, or makes it one array of bits there."""
 
     def __init__(self, env: Env, source: MaskSource) -> None:
         super().__init__(env)
@@ -332,10 +316,6 @@ class InfoMasks:
 
     Attributes:
         problem: Why the latest are no masks; None where they are.
-
-    Args:
-        space: Of the actions of one environment.
-        num_envs: n.
     """
 
     def __init__(self, space: spaces.Space[Any], num_envs: int) -> None:
@@ -345,11 +325,7 @@ class InfoMasks:
 
     @property
     def rows(self) -> NDArray[np.bool_] | None:
-        """``[n, choices] bool``; None where infos had none.
-
-        Raises:
-            EnvError: They do not fit the actions.
-        """
+        """``[n, choices] bool``, None where infos had none; raise an `EnvError` for misfits."""
         if self.problem is not None:
             raise self.problem
         return self._rows
@@ -383,13 +359,7 @@ class InfoMasks:
 
 
 class VectorMasks:
-    """The latest masks of a vector environment that does not observe them.
-
-    Args:
-        source: Where it has them.
-        space: Of the actions of one environment.
-        num_envs: n.
-    """
+    """The latest masks of a vector environment that does not observe them."""
 
     def __init__(self, source: MaskSource, space: spaces.Space[Any], num_envs: int) -> None:
         self._source, self._space, self._num_envs = source, space, num_envs
@@ -398,13 +368,7 @@ class VectorMasks:
     def latest(self, env: Any, infos: Any, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the masks after a step or a reset, ``[n, choices] bool``.
 
-        Args:
-            env: The vector environment.
-            infos: What the step or the reset returned, in gymnasium's vector form.
-            needed: ``[n]``: which environments must have one.
-
-        Raises:
-            EnvError: One is missing or does not fit.
+        Raises an `EnvError` where one does not fit, or one of the environments ``needed`` has none.
         """
         if self._source == "method":
             return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])

@@ -24,12 +24,10 @@ class HasSpaces(Protocol):
     @property
     def observation_space(self) -> spaces.Space[Any]:
         """Space of one environment's observation."""
-        ...
 
     @property
     def action_space(self) -> spaces.Space[Any]:
         """Space of one environment's action."""
-        ...
 
 
 class Claim:
@@ -43,15 +41,7 @@ class Claim:
         self._held: dict[int, Any] = {}
 
     def add(self, env: Any, index: int) -> None:
-        """Claim an environment.
-
-        Args:
-            env: A single, vector or batched environment.
-            index: Its index in messages, a different one for each.
-
-        Raises:
-            EnvError: It, or what it wraps, is claimed already.
-        """
+        """Claim an environment, ``index`` in messages, or raise an `EnvError` if it is claimed."""
         base = _innermost(env)
         with _LOCK:
             owner = _OWNERS.get(id(base))
@@ -81,16 +71,9 @@ _OWNERS: WeakValueDictionary[int, Claim] = WeakValueDictionary()
 
 
 def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool = False) -> None:
-    """Reject an environment that differs from the first.
+    """Raise an `EnvError` that names the first difference of an environment's spaces.
 
-    Args:
-        env: The environment.
-        first: Has the spaces of the others.
-        who: Name of ``env`` in messages.
-        different: Whether the bounds of observations may differ.
-
-    Raises:
-        EnvError: It has other spaces; names the first difference.
+    If they may be ``different``, the bounds of observations are not compared.
     """
     for kind in ("observation_space", "action_space"):
         found: Any = getattr(env, kind, None)

@@ -21,11 +21,9 @@ class FrameWriter(Protocol):
 
     def append_data(self, frame: Frame) -> None:
         """Add ``[height, width, 3] uint8``."""
-        ...
 
     def close(self) -> None:
         """Finish the file."""
-        ...
 
 
 class GifWriter:
@@ -36,11 +34,7 @@ class GifWriter:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Open the file, for ``fps`` pictures per second.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """Open the file, for ``fps`` pictures per second; raise an `OSError` if that fails."""
         self._file = path.open("wb")
         self._fps = fps
         self._count = 0
@@ -90,11 +84,7 @@ class GifWriter:
 
 
 def open_animation(path: Path, fps: float) -> FrameWriter:
-    """Return a writer of a GIF where the path ends in .gif, else of an MP4.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Return a writer of a GIF where the path ends in .gif, else of an MP4."""
     if path.suffix.lower() == ".gif":
         return GifWriter(path, fps)
     import imageio.v2 as imageio

@@ -72,48 +72,38 @@ class StepViews:
         return tuple(map(_SHAPE, (*self.action, *self.observation, *flat, *self.final_observation)))
 
 
-def step_shapes(spec: EnvSpec, num_envs: int) -> tuple[tuple[int, ...], ...]:
-    """Return the `StepViews.shapes` of n environments."""
-    seen = [(num_envs, *leaf.shape) for leaf in spec.observation.values()]
-    action = [(num_envs, *leaf.shape) for leaf in spec.action.values()]
-    return (*action, *seen, *[(num_envs,)] * 3, *seen)
+class BatchShapes:
+    """Checks the arrays given to a batch of n environments: compiled code checks no bounds."""
 
+    def __init__(self, spec: EnvSpec, num_envs: int) -> None:
+        self._spec, self._num_envs = spec, num_envs
+        seen = tuple((num_envs, *leaf.shape) for leaf in spec.observation.values())
+        action = [(num_envs, *leaf.shape) for leaf in spec.action.values()]
+        self._seen, self._views = seen, (*action, *seen, *[(num_envs,)] * 3, *seen)
 
-def wrong_shapes(
-    spec: EnvSpec,
-    expected: tuple[tuple[int, ...], ...],
-    found: tuple[tuple[int, ...], ...],
-) -> EnvError:
-    """Return the error of views that do not fit: compiled code checks no array bounds."""
-    return EnvError(
-        f"'{spec.id}' steps action, observation, reward, terminated, truncated and "
-        f"final_observation of shapes {', '.join(map(str, expected))}; got "
-        f"{', '.join(map(str, found))}"
-    )
+    def check_views(self, views: StepViews) -> None:
+        """Raise an `EnvError` for views of other shapes than those of n environments."""
+        if (found := views.shapes) != self._views:
+            raise EnvError(
+                f"'{self._spec.id}' steps action, observation, reward, terminated, truncated and "
+                f"final_observation of shapes {', '.join(map(str, self._views))}; got "
+                f"{', '.join(map(str, found))}"
+            )
 
+    def check_seeds(self, seeds: Sequence[int]) -> None:
+        """Raise an `EnvError` unless there is one seed per environment."""
+        if len(seeds) != self._num_envs:
+            raise EnvError(f"expected {self._num_envs} seeds, got {len(seeds)}")
 
-def check_restart(
-    spec: EnvSpec, num_envs: int, observation: Rows, chosen: NDArray[np.bool_] | None = None
-) -> None:
-    """Reject rows or a mask that do not fit n environments.
-
-    Args:
-        spec: Of the environments.
-        num_envs: Number of environments, n.
-        observation: Per leaf ``[n, *shape]``.
-        chosen: ``[n]`` bool: which episodes begin.
-
-    Raises:
-        EnvError: Names the expected and the given shape.
-    """
-    expected = tuple((num_envs, *leaf.shape) for leaf in spec.observation.values())
-    found = tuple(leaf.shape for leaf in observation)
-    if found != expected:
-        raise EnvError(f"'{spec.id}': expected observations of shapes {expected}, got {found}")
-    if chosen is not None and (chosen.shape != (num_envs,) or chosen.dtype != np.bool_):
-        raise EnvError(
-            f"'{spec.id}': expected a mask ({num_envs},) bool, got {chosen.shape} {chosen.dtype}"
-        )
+    def check_restart(self, rows: Rows, chosen: NDArray[np.bool_] | None = None) -> None:
+        """Raise an `EnvError` for observations, or a mask ``[n]`` bool, of another shape."""
+        name, shape = self._spec.id, (self._num_envs,)
+        if (found := tuple(map(_SHAPE, rows))) != self._seen:
+            raise EnvError(f"'{name}': expected observations of shapes {self._seen}, got {found}")
+        if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
+            raise EnvError(
+                f"'{name}': expected a mask {shape} bool, got {chosen.shape} {chosen.dtype}"
+            )
 
 
 @runtime_checkable
@@ -147,7 +137,6 @@ class BatchedEnv(Protocol):
             seeds: One seed per environment; later episodes continue its random stream.
             observation: Per leaf ``[n, *shape]``, written.
         """
-        ...
 
     def step(self, views: StepViews) -> None:
         """Step every environment once with ``views.action``; see `StepViews` for what is written.
@@ -155,11 +144,9 @@ class BatchedEnv(Protocol):
         Raises:
             EnvError: An environment raised or broke its contract; names it by index.
         """
-        ...
 
     def close(self) -> None:
         """Free the resources of the environments; safe to call twice."""
-        ...
 
 
 class NumberTable(NamedTuple):
@@ -194,12 +181,7 @@ _NAMED = re.compile(r"env (\d+)\b")
 def renumber(error: EnvError, first: int) -> int | None:
     """Make the error of a batch, which counts from 0, name an environment of the run.
 
-    Args:
-        error: Changed in place, if it begins with an environment's index.
-        first: Index of the batch's first environment in the run.
-
-    Returns:
-        The index that it names now, None if it names none.
+    The batch begins with environment ``first``. Returns the index, None if the error names none.
     """
     # The text after the first colon may be the environment's.
     head, colon, tail = str(error).partition(": ")

@@ -37,8 +37,8 @@ from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.family import Family, family_of, own_families
 from fastrl.envs.gym_loop import GymLoop
-from fastrl.envs.gym_vector import GymVector
-from fastrl.envs.legacy_gym import LegacyGymEnv, build_legacy, wrapped_by
+from fastrl.envs.gym_vector import GymVector, check_wrapper
+from fastrl.envs.legacy_gym import OLD_NUMPY, LegacyGymEnv, build_legacy, wrapped_by
 from fastrl.envs.lookup import (
     callee,
     check_call,
@@ -47,14 +47,12 @@ from fastrl.envs.lookup import (
     registered_spec,
     takes_argument,
 )
-from fastrl.envs.old_numpy import OLD_NUMPY
 from fastrl.envs.previous_step import BatchWithPrevious, PreviousActionReward, spec_with_previous
-from fastrl.envs.screens import draw_without_screen
-from fastrl.envs.vector_wrappers import check_wrapper
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
 from fastrl.spec import EnvSpec, MaskSource
+from fastrl.system import draw_without_screen
 
 if TYPE_CHECKING:
     from fastrl.config import EnvConfig

@@ -22,7 +22,6 @@ from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import Claim, HasSpaces, check_spaces
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.envs.calls import EnvCall
-from fastrl.envs.episode_clock import EpisodeClock
 from fastrl.envs.rows import ObservationWriter, number_of
 from fastrl.envs.state import State, StateError, layers_state, load_layers_state
 from fastrl.errors import USERS_FAILURES, EnvError, cause
@@ -82,13 +81,7 @@ class StepLoop:
         views: StepViews,
         write: Callable[[list[Any]], None],
     ) -> list[Any]:
-        """Step every environment once; return their infos.
-
-        Args:
-            actions: One for each.
-            views: Where rewards and flags are written.
-            write: Writes the observations.
-        """
+        """Step every environment once, ``write`` the observations, and return the infos."""
         # After a step of a simulator the caches hold little of what follows, so that each call of a
         # Python function costs a microsecond or two: hence few of them.
         steps, at, clock = self._steps, self._at, self._clock
@@ -325,3 +318,68 @@ class GymLoop(StepLoop):
         raise EnvError(
             f"env {self._at[0]} of '{self.spec.id}' raised in step({shown}): {cause(error)}"
         ) from error
+
+
+NEVER = 2**62
+"""The limit of an environment without one."""
+
+
+class EpisodeClock:
+    """Counts steps of some environments against their time limits.
+
+    A step of all of them costs one addition and one comparison until the first episode is due; an
+    array of counters would cost as much as a cheap environment.
+
+    Args:
+        limits: Steps after which each environment's episode is truncated; None for no limit.
+
+    Attributes:
+        now: Steps of all environments; a caller that steps them all adds one.
+        next_due: No episode is due before ``now`` is this.
+    """
+
+    def __init__(self, limits: Sequence[int | None]) -> None:
+        self.now, self.next_due = 0, 0
+        self._begun = [0] * len(limits)
+        self.limit(limits)
+
+    def limit(self, limits: Sequence[int | None]) -> None:
+        """Set new limits for all environments."""
+        self._limits = [NEVER if limit is None else limit for limit in limits]
+        self._settle()
+
+    def restart(self, index: int) -> None:
+        """Begin an environment's episode."""
+        self._begun[index] = self.now
+        # A bound that is too early costs one check. Limits may differ, so this one may be earlier.
+        self.next_due = min(self.next_due, self.now + self._limits[index])
+
+    def elapsed(self, index: int) -> int:
+        """Return how many steps an environment's episode has had."""
+        return self.now - self._begun[index]
+
+    def advance_one(self, index: int) -> None:
+        """Count a step of one environment."""
+        self._begun[index] -= 1
+        self.next_due = min(self.next_due, self._begun[index] + self._limits[index])
+
+    def resume(self, elapsed: Sequence[int]) -> None:
+        """Continue episodes that have had these numbers of steps."""
+        self._begun = [self.now - int(steps) for steps in elapsed]
+        self._settle()
+
+    def due(self) -> Sequence[int]:
+        """Return the environments whose episodes have had all their steps."""
+        if self.now < self.next_due:
+            return ()
+        self._settle()
+        return [index for index in range(len(self._limits)) if self.is_due(index)]
+
+    def is_due(self, index: int) -> bool:
+        """Return whether an environment's episode has had all its steps."""
+        return self.elapsed(index) >= self._limits[index]
+
+    def _settle(self) -> None:
+        """Compute when the next episode is due."""
+        ends = (begun + limit for begun, limit in zip(self._begun, self._limits, strict=True))
+        self.next_due = min(ends, default=self.now + 1)

@@ -7,8 +7,9 @@ object with ``reset``, ``step`` and the two spaces, and a class of gym's is know
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gymnasium
@@ -19,7 +20,6 @@ from gymnasium.utils import seeding
 from gymnasium.wrappers import TimeLimit
 
 from fastrl.envs.lookup import takes_argument
-from fastrl.envs.old_numpy import OLD_NUMPY
 from fastrl.errors import USERS_FAILURES, EnvError, SpaceError
 
 _WATCHING = frozenset({"TimeLimit", "OrderEnforcing", "PassiveEnvChecker"})
@@ -358,3 +358,62 @@ _CONVERTERS: dict[str, Callable[[Any], spaces.Space[Any]]] = {
     ),
     "Tuple": lambda space: spaces.Tuple([convert_space(child) for child in space.spaces]),
 }
+
+
+_REMOVED: Mapping[str, Any] = {
+    "bool8": np.bool_,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "object": object,
+    "str": str,
+    "int0": np.intp,
+    "uint0": np.uintp,
+    "float_": np.float64,
+    "complex_": np.complex128,
+    "string_": np.bytes_,
+    "unicode_": np.str_,
+    "Inf": np.inf,
+    "Infinity": np.inf,
+    "infty": np.inf,
+    "PINF": np.inf,
+    "NINF": -np.inf,
+    "NaN": np.nan,
+    "NAN": np.nan,
+    "alltrue": np.all,
+    "sometrue": np.any,
+    "product": np.prod,
+    "cumproduct": np.cumprod,
+    "round_": np.round,
+}
+
+
+class _OldNumpy(threading.local):
+    """Provides the names that NumPy 2 removed, for the thread that is inside of the context.
+
+    Gym 0.26 itself uses ``np.bool8`` in its checker and ``np.float_`` in its Acrobot. The context
+    may be nested.
+    """
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        _extend_numpy()
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
+OLD_NUMPY = _OldNumpy()
+
+
+@cache
+def _extend_numpy() -> None:
+    """Let NumPy's lookup of missing attributes find the removed names; it keeps its own errors."""
+    missing = vars(np)["__getattr__"]
+
+    def look_up(name: str) -> Any:
+        return _REMOVED[name] if OLD_NUMPY.depth and name in _REMOVED else missing(name)
+
+    vars(np)["__getattr__"] = look_up

@@ -22,16 +22,7 @@ from fastrl.imports import import_module, is_of_standard_library
 
 
 def attribute(path: str, key: str) -> Any:
-    """Return the object at ``package.module:name``.
-
-    Args:
-        path: Import path; the name may be dotted.
-        key: Where the user wrote it, such as ``env.wrappers``.
-
-    Raises:
-        EnvError: The path is malformed, the module cannot be imported or lacks the name, or the
-            object is Python's own.
-    """
+    """Return the object at ``package.module:name``, or raise an `EnvError` that names ``key``."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise EnvError(f"{key}: '{path}' is not an import path; write 'package.module:name'")
@@ -45,15 +36,10 @@ def attribute(path: str, key: str) -> Any:
 
 
 def callee(named: Any, key: str) -> Any:
-    """Return the callable that a user names.
+    """Return the callable that a user names; raise an `EnvError` that names the ``key``.
 
-    Args:
-        named: An import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
-            the callable itself.
-        key: Where the user wrote it, such as ``env.wrappers``.
-
-    Raises:
-        EnvError: See `attribute`; or it does not take a keyword argument.
+    ``named`` is an import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
+    the callable itself.
     """
     if isinstance(named, str):
         return attribute(named, key)
@@ -71,11 +57,7 @@ def callee(named: Any, key: str) -> Any:
 
 
 def check_call(named: Mapping[Any, Any], key: str) -> None:
-    """Check that a mapping is one of ``path`` and ``kwargs``.
-
-    Raises:
-        EnvError: It is another one.
-    """
+    """Raise an `EnvError` unless a mapping is one of ``path`` and ``kwargs``."""
     path, kwargs = named.get("path"), named.get("kwargs", {})
     is_called = isinstance(path, str) or callable(path)
     if not (is_called and isinstance(kwargs, Mapping) and named.keys() <= {"path", "kwargs"}):
@@ -129,11 +111,7 @@ def factory(path: str, key: str) -> Callable[..., Any] | None:
 
 
 def registered_spec(path: str) -> GymnasiumSpec:
-    """Return the registered specification of ``Id``, or of ``module:Id``, which is imported.
-
-    Raises:
-        EnvError: The id is unknown; names the nearest one, or the extra that is missing.
-    """
+    """Return the specification of ``Id`` or ``module:Id``; raise an `EnvError` with a hint."""
     module_name, _, name = path.rpartition(":")
     if module_name:
         _import(module_name, f"'{path}'")
@@ -158,13 +136,9 @@ def registered_spec(path: str) -> GymnasiumSpec:
 def takes_argument(
     function: Callable[..., Any], name: str, *, by_any_name: bool = False, unknown: bool = False
 ) -> bool:
-    """Return whether ``function`` has a parameter of this name.
+    """Return whether a function has a parameter of this name, or ``**kwargs`` if ``by_any_name``.
 
-    Args:
-        function: The function.
-        name: Of the argument.
-        by_any_name: Whether ``**kwargs`` count.
-        unknown: The result for functions whose signature cannot be read.
+    For functions whose signature cannot be read the result is ``unknown``.
     """
     try:
         parameters = inspect.signature(function).parameters

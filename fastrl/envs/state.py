@@ -82,11 +82,7 @@ class StateError(EnvError):
 
 
 def pack(state: State) -> bytes:
-    """Return a state as bytes, in the format of safetensors.
-
-    Raises:
-        StateError: It holds something that is not plain data; the message says where.
-    """
+    """Return a state as bytes of safetensors; raise a `StateError` where it is not plain data."""
     arrays: dict[str, NDArray[Any]] = {}
     tree = _described(state, "", 0, arrays)
     try:
@@ -98,11 +94,7 @@ def pack(state: State) -> bytes:
 
 
 def unpack(content: bytes) -> State:
-    """Return the state that `pack` made these bytes of; arrays are new and writable.
-
-    Raises:
-        StateError: The bytes are others.
-    """
+    """Return the state in the bytes of `pack`, as new arrays; raise a `StateError` for others."""
     try:
         arrays = safetensors.numpy.load(content)
         tree = json.loads(arrays[_TREE].tobytes())
@@ -253,21 +245,13 @@ def _needs(method: Any, count: int) -> bool:
 
 
 def state_of(env: Any) -> State:
-    """Return the state of an environment, a wrapper or a batch that has the two methods.
-
-    Raises:
-        StateError: It has not, or its ``get_state`` raised.
-    """
+    """Return the state of an environment, a wrapper or a batch, or raise a `StateError`."""
     with _blaming(env, "get_state"):
         return env.get_state()
 
 
 def load_state(env: Any, state: State) -> None:
-    """Restore the state of an environment, a wrapper or a batch that has the two methods.
-
-    Raises:
-        StateError: It has not, or its ``set_state`` raised.
-    """
+    """Restore the state of an environment, a wrapper or a batch, or raise a `StateError`."""
     with _blaming(env, "set_state"):
         env.set_state(state)
 
@@ -285,11 +269,7 @@ def _blaming(env: Any, method: str) -> Iterator[None]:
 
 
 def layers_state(env: Any) -> State:
-    """Return the state of a single or vector environment of gymnasium and of all its wrappers.
-
-    Raises:
-        StateError: A layer cannot be saved; names it.
-    """
+    """Return the state of an environment and its wrappers; a `StateError` names the layer."""
     layers = list(_layers(env))
     return {
         "layers": [[_name(layer), _packed(layer)] for layer in layers],
@@ -299,11 +279,7 @@ def layers_state(env: Any) -> State:
 
 
 def load_layers_state(env: Any, state: State) -> None:
-    """Bring an environment and all its wrappers, built alike and reset, into a state.
-
-    Raises:
-        StateError: The state is another environment's, or a ``set_state`` raised.
-    """
+    """Restore the state of an environment and its wrappers; a `StateError` names the layer."""
     layers = list(_layers(env))
     names, found = [_name(layer) for layer in layers], [name for name, _ in state["layers"]]
     if names != found:
@@ -323,11 +299,7 @@ def load_layers_state(env: Any, state: State) -> None:
 
 
 def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[Any]:
-    """Return the array ``name`` of a state, which must have the shape and dtype of ``like``.
-
-    Raises:
-        StateError: It is missing, or another.
-    """
+    """Return an array of a state; raise a `StateError` unless it has ``like``'s shape and dtype."""
     found = state.get(name) if isinstance(state, Mapping) else None
     if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (like.shape, like.dtype):
         got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none"

@@ -36,11 +36,9 @@ class Painter(Protocol):
 
     def picture(self, index: int) -> Frame:
         """Return the picture ``[height, width, 3]`` of one environment."""
-        ...
 
     def close(self) -> None:
         """Free what drawing took."""
-        ...
 
 
 class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):

@@ -35,7 +35,7 @@ class PolicyModel(Protocol):
     size is 0. Samplers keep it between the steps of an episode, and pass that of `initial_state`
     at the first step. The learner passes sequences, ``[L, b, *]`` for L steps of b environments,
     with the state before the first step, and ``keep``, which is False where an episode begins:
-    ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` goes on with `initial_state`.
+    ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` restarts at `initial_state`.
 
     ``mask`` says which actions are valid, ``[*, choices] bool``, with the choices of all discrete
     leaves of the action space one after the other; None where all are. It is not among the leaves
@@ -57,14 +57,12 @@ class PolicyModel(Protocol):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return the noise ``[*shape, noise_size] float32`` that `act` consumes."""
-        ...
 
     def initial_state(self, n: int) -> Tensor:
         """Return the states ``[n, size] float32`` in which episodes begin.
 
         A class without this method counts as a policy without a memory; see `initial_state`.
         """
-        ...
 
     def act(
         self,
@@ -77,7 +75,6 @@ class PolicyModel(Protocol):
 
         ``log_prob`` is that of the actions, in nats.
         """
-        ...
 
     def evaluate(
         self,
@@ -96,40 +93,32 @@ class PolicyModel(Protocol):
             keep: ``[L, b] bool``; None where no episode begins within a sequence.
             mask: See the class.
         """
-        ...
 
     def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``; only where ``outputs`` has it."""
-        ...
 
     def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the state ``[b, size]`` after a sequence; its arguments are those of `evaluate`.
 
         Only ``algorithm.recompute_states_each_epoch`` needs it, and a policy with a memory.
         """
-        ...
 
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
         """Return the most probable actions, and the next state; ``outputs`` may be empty."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors that are published to the workers; of ``torch.nn.Module``."""
-        ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Take published parameters; of ``torch.nn.Module``."""
-        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return what the optimiser changes; of ``torch.nn.Module``."""
-        ...
 
     def to(self, device: torch.device) -> Any:
         """Move to a device, in place; of ``torch.nn.Module``."""
-        ...
 
 
 _MOST_NAMES = 6
@@ -190,14 +179,9 @@ def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:
 
 
 def check_model_class(config: ModelConfig, own_class: Any = None) -> Any:
-    """Return the class that ``class_path`` names after a check of its arguments; None for none.
+    """Return the class that ``class_path`` names, None for none; see `build_model`.
 
-    Args:
-        config: The network.
-        own_class: The class, if it has been imported already.
-
-    Raises:
-        ConfigError: It cannot be imported, or does not take its arguments.
+    Raises a `ConfigError` if it cannot be imported, or does not take ``model.kwargs``.
     """
     if config.class_path is None:
         return None
@@ -234,13 +218,8 @@ def state_size(model: PolicyModel) -> int:
 def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Load parameters and buffers into a model.
 
-    Args:
-        model: The model.
-        state_dict: By name.
-        what: Where they come from, for the error.
-
-    Raises:
-        FastrlError: They are those of another model; names the first tensors that differ.
+    Raises a `FastrlError` if they are those of another model; it says ``what`` they come from and
+    names the first tensors that differ.
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}

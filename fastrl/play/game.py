@@ -26,15 +26,12 @@ class Display(Protocol):
 
     def show(self, frame: Frame, text: str) -> None:
         """Show a picture ``[height, width, 3] uint8`` with a line of text."""
-        ...
 
     def pressed(self) -> frozenset[str]:
         """Return the keys that are pressed now."""
-        ...
 
     def wait(self, seconds: float) -> bool:
-        """Wait this long, and while it is not seen; return whether it goes on."""
-        ...
+        """Wait this long, and while it is hidden; return False once it is closed."""
 
 
 class Player(Protocol):
@@ -42,24 +39,16 @@ class Player(Protocol):
 
     def begin(self) -> None:
         """Begin an episode."""
-        ...
 
     def is_ready(self, pressed: frozenset[str]) -> bool:
         """Return whether the episode may begin."""
-        ...
 
     def act(self, observation: Any, pressed: frozenset[str]) -> Any:
         """Return an action, as the environment accepts it."""
-        ...
 
 
 class PolicyPlayer:
-    """A trained policy.
-
-    Args:
-        policy: The policy.
-        deterministic: Whether it takes its most probable action rather than a sample.
-    """
+    """Plays a trained policy: its most probable actions, or samples."""
 
     def __init__(self, policy: TrainedPolicy, *, deterministic: bool) -> None:
         self._policy, self._deterministic = policy, deterministic
@@ -82,11 +71,7 @@ class PolicyPlayer:
 
 
 class KeyboardPlayer:
-    """Someone at a keyboard; an episode begins with the first key.
-
-    Args:
-        keys: Maps the pressed keys to an action.
-    """
+    """Plays by the pressed keys; an episode begins with the first key."""
 
     def __init__(self, keys: KeyMap) -> None:
         self._keys = keys

@@ -24,14 +24,7 @@ _ALIASES = {"return": "enter", "left shift": "shift", "right shift": "shift"} | 
 
 
 class PlayWindow:
-    """A window; Escape closes it.
-
-    Args:
-        title: Of the window.
-
-    Raises:
-        ConfigError: pygame is missing, or opens no window here.
-    """
+    """A window, which Escape closes; raises a `ConfigError` if pygame cannot open one."""
 
     def __init__(self, title: str) -> None:
         try:

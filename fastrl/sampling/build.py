@@ -32,6 +32,7 @@ from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
 
 Weights = Mapping[str, Tensor] | None
+OnFault = Callable[[Fault], None] | None
 
 _SPINS = 300
 """About 40 µs, longer than a handoff to a peer that is awake."""
@@ -147,7 +148,7 @@ def make_sampler(
     config: Config,
     plan: SamplingPlan | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
-    on_fault: Callable[[Fault], None] | None = None,
+    on_fault: OnFault = None,
 ) -> Sampler:
     """Return the sampler of a configuration; use it in a ``with`` block.
 
@@ -177,10 +178,7 @@ def make_sampler(
 
 
 def process_sampler(
-    config: Config,
-    plan: SamplingPlan,
-    weights: Weights,
-    on_fault: Callable[[Fault], None] | None,
+    config: Config, plan: SamplingPlan, weights: Weights, on_fault: OnFault
 ) -> Sampler:
     """Return a sampler with worker processes."""
     slowest_s = max(config.env.step_timeout_s, config.env.reset_timeout_s)
@@ -203,10 +201,7 @@ def process_sampler(
 
 
 def serial_sampler(
-    config: Config,
-    plan: SamplingPlan,
-    weights: Weights,
-    on_fault: Callable[[Fault], None] | None,
+    config: Config, plan: SamplingPlan, weights: Weights, on_fault: OnFault
 ) -> Sampler:
     """Return a sampler without worker processes."""
     debug, check_numbers = config.sampler.debug, _checks_numbers(config)
@@ -214,10 +209,7 @@ def serial_sampler(
 
 
 def device_sampler(
-    config: Config,
-    plan: SamplingPlan,
-    weights: Weights,
-    on_fault: Callable[[Fault], None] | None,
+    config: Config, plan: SamplingPlan, weights: Weights, on_fault: OnFault
 ) -> Sampler:
     """Return a sampler with everything on one device."""
     device = plan.device(0)
@@ -232,10 +224,7 @@ def device_sampler(
 
 
 def dataset_sampler(
-    config: Config,
-    plan: SamplingPlan,
-    weights: Weights,
-    on_fault: Callable[[Fault], None] | None,
+    config: Config, plan: SamplingPlan, weights: Weights, on_fault: OnFault
 ) -> Sampler:
     """Return a sampler of demonstrations in place of environments."""
     demonstrations = load_dataset(config, plan.env_spec)

@@ -48,7 +48,6 @@ class Sampler(Protocol):
             FastrlError: The sampler was closed, or the system lacks memory, descriptors or
                 processes.
         """
-        ...
 
     @abstractmethod
     def collect(self) -> Rollout:
@@ -62,7 +61,6 @@ class Sampler(Protocol):
             EnvError: In this process, an environment failed; or a number is not finite.
             FastrlError: The sampler was closed.
         """
-        ...
 
     @abstractmethod
     def stats(self, *, details: bool = False) -> SamplerStats:
@@ -71,7 +69,6 @@ class Sampler(Protocol):
         Args:
             details: Add latencies and memory, which takes milliseconds per worker.
         """
-        ...
 
     @abstractmethod
     def pause(self, timeout_s: float = 120.0) -> None:
@@ -83,7 +80,6 @@ class Sampler(Protocol):
             WorkerError: A worker failed, or was still busy after ``timeout_s``.
             FastrlError: The sampler was closed.
         """
-        ...
 
     @abstractmethod
     def get_state(self) -> State | None:
@@ -99,7 +95,6 @@ class Sampler(Protocol):
             StateError: An environment cannot be saved, or a rollout is in progress.
             FastrlError: The sampler was closed.
         """
-        ...
 
     @abstractmethod
     def set_state(self, state: State) -> None:
@@ -108,7 +103,6 @@ class Sampler(Protocol):
         Raises:
             StateError: It belongs to another plan; nothing was changed.
         """
-        ...
 
     @abstractmethod
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
@@ -124,7 +118,6 @@ class Sampler(Protocol):
             WorkerError: A worker failed too often.
             FastrlError: The sampler was closed.
         """
-        ...
 
     @abstractmethod
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
@@ -133,12 +126,10 @@ class Sampler(Protocol):
         Raises:
             FastrlError: The sampler draws random actions, or the parameters are another model's.
         """
-        ...
 
     @abstractmethod
     def close(self) -> None:
         """End all workers and free their resources; safe to call twice."""
-        ...
 
     def __enter__(self) -> Self:
         """Start sampling."""

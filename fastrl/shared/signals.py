@@ -32,11 +32,9 @@ class Signal(Protocol):
 
     def post(self) -> None:
         """Add one permit and wake a waiter, if any."""
-        ...
 
     def try_wait(self) -> bool:
         """Take a permit if there is one, without blocking."""
-        ...
 
     def wait(self, timeout_s: float, spins: int = 0) -> bool:
         """Take a permit, blocking at most ``timeout_s``; return whether one was taken.
@@ -46,7 +44,6 @@ class Signal(Protocol):
             spins: Attempts before blocking (about 0.15 µs each); they occupy a core, so they pay
                 only where one is free.
         """
-        ...
 
 
 class SignalArray(Shared):

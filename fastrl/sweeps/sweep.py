@@ -14,6 +14,7 @@ from typing import Any
 
 from fastrl.arguments import at_least_one
 from fastrl.errors import ConfigError, FastrlError
+from fastrl.json_lines import object_of
 from fastrl.sweeps.optuna_search import OptunaSearch
 from fastrl.sweeps.sweep_plan import Pins, SweepPlan
 from fastrl.sweeps.sweep_report import (
@@ -286,17 +287,12 @@ class Sweep:
 
 def _rows(log: Path) -> list[dict[str, Any]]:
     """Return the complete rows of a sweep's file, and end a row that a crash has cut."""
-    rows: list[dict[str, Any]] = []
     with writing(log, ConfigError):
         content = read_bounded(log) if log.exists() else b""
         if content and not content.endswith(b"\n"):
             with log.open("ab") as file:
                 file.write(b"\n")
-    for line in content.split(b"\n"):
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            rows += [row] if isinstance(row, dict) else []
-    return rows
+    return [row for line in content.split(b"\n") if (row := object_of(line)) is not None]
 
 
 def _difference(row: Mapping[str, Any], plan: SweepPlan) -> str:

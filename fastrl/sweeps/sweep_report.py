@@ -8,15 +8,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
 from fastrl.errors import ConfigError
-from fastrl.system import machine, versions
-from fastrl.training.durable import read_bounded
+from fastrl.system import circumstances
+from fastrl.training.durable import read_object
 from fastrl.training.evaluation import INFO, RETURN_MEAN
 from fastrl.training.metrics import read_rows
 from fastrl.training.plotting import plot_runs, read_curve
@@ -76,27 +75,19 @@ def read_result(
     metric: str,
     ended: tuple[State, str] | None = None,
 ) -> TrialResult | None:
-    """Return the outcome of a run from its files; None where it has not finished.
+    """Return the outcome of a trial from its run's files; None where it has not finished.
 
-    Args:
-        number: Of the trial.
-        values: Of the trial.
-        path: The run's directory.
-        metric: ``evaluation.metric``.
-        ended: State and error of a trial that has ended without finishing.
+    ``ended`` says how it has ended without finishing.
     """
-    summary: dict[str, Any] | None = None
-    with suppress(OSError, ValueError):
-        summary = json.loads(read_bounded(path / "summary.json"))
-    if summary is None and ended is None:
+    summary = read_object(path / "summary.json")
+    if not summary and ended is None:
         return None
     finished: tuple[State, str] = ("finished", "")
-    state, error = finished if summary is not None or ended is None else ended
+    state, error = finished if summary or ended is None else ended
     trained = training_values(path, metric)
     score = _score(summary, metric) if summary else None
     if score is None and trained:
         score = trained[-1][1]
-    summary = summary or {}
     steps = summary.get("steps", trained[-1][0] if trained else 0)
     return TrialResult(
         number, values, path, state, error, score, steps, float(summary.get("wall_s", 0.0))
@@ -189,10 +180,7 @@ class SweepReport:
             "best": self.best.number if self.best else None,
             "groups": groups,
             "trials": trials,
-            "machine": machine(),
-            "versions": versions("optuna"),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": self.command,
+            **circumstances("optuna", command=self.command),
         }
 
     def to_rich(self) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from statistics import median
 from typing import Any
@@ -22,7 +21,7 @@ from fastrl.models.policy import check_model_class
 from fastrl.sampling.build import env_factory, make_plan, make_sampler, require_environments
 from fastrl.sampling.stats import SHARES
 from fastrl.spec import EnvSpec, Topology
-from fastrl.system import machine, usable_cores, versions
+from fastrl.system import circumstances, machine, usable_cores
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.measure import Measurement, Protocol, Training, measure
@@ -79,7 +78,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON types."""
-        about = ("env", "rollout_length", "policy", "device", "mode", "command")
+        about = ("env", "rollout_length", "policy", "device", "mode")
         return {
             **{name: getattr(self, name) for name in about},
             "topology": self.topology.sizes,
@@ -88,9 +87,7 @@ class Report:
                 name: {"mode": column.mode, **_to_dict(column.measurement)}
                 for name, column in self.columns.items()
             },
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
+            **circumstances(command=self.command),
         }
 
     def to_rich(self) -> Group:

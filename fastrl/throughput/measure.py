@@ -43,11 +43,7 @@ class Protocol:
     warm_up_s: float = 1.0
 
     def __post_init__(self) -> None:
-        """Reject measurements without windows, and invalid durations.
-
-        Raises:
-            ConfigError: There are no windows, or a duration is not positive and finite.
-        """
+        """Raise a `ConfigError` for no windows, or an invalid duration."""
         finite_number("seconds", self.seconds, above=0)
         whole("repeats", self.repeats)
         finite_number("warm_up_s", self.warm_up_s, at_least=0)

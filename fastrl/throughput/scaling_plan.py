@@ -22,6 +22,7 @@ from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
 from fastrl.learning.torch_threads import learner_threads
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
+from fastrl.shared.table import Layout
 from fastrl.system import torch_threads
 from fastrl.workers.plan import SamplingPlan
 
@@ -62,11 +63,7 @@ class Workload:
     overlaps: bool = False
 
     def __post_init__(self) -> None:
-        """Reject figures that no machine has.
-
-        Raises:
-            ConfigError: One is not positive and finite.
-        """
+        """Raise a `ConfigError` for a figure that is not positive and finite."""
         for name in ("steps_per_s", "bytes_per_step", "learn_s_per_step", "parameter_bytes"):
             finite_number(name, getattr(self, name), above=0)
         whole("rollout_steps", self.rollout_steps)
@@ -269,16 +266,9 @@ class ScalingPlan:
 def plan_scaling(
     config: Config, steps_per_s: float, most_nodes: int, network: Network
 ) -> ScalingPlan:
-    """Measure updates on this machine, and plan for up to some number of machines like it.
+    """Measure updates on this machine, and plan for up to ``most_nodes`` machines like it.
 
-    Args:
-        config: The run.
-        steps_per_s: What this machine samples, see `fastrl.throughput.run_throughput`.
-        most_nodes: The largest number of machines.
-        network: Between them.
-
-    Raises:
-        FastrlError: The environment, the model or the algorithm cannot be built.
+    This machine samples ``steps_per_s``; see `fastrl.throughput.run_throughput`.
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()
@@ -305,12 +295,7 @@ def plan_scaling(
 
 def rollout_bytes(plan: SamplingPlan) -> int:
     """Return the size of a rollout of one machine."""
-    sizes = (plan.rollout_length, plan.topology.num_envs)
-    return sum(
-        math.prod(each.shape(spec, *sizes)) * spec.dtype.itemsize
-        for each in plan.schema
-        for spec in each.leaves.values()
-    )
+    return Layout(plan.schema, plan.rollout_length, plan.topology.num_envs).num_bytes
 
 
 def _measured_update(config: Config, plan: SamplingPlan) -> tuple[float, int]:

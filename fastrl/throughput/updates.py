@@ -116,11 +116,7 @@ class UpdateProbe:
 
 
 def endless_learner(config: Config, env_spec: EnvSpec) -> Learner:
-    """Return the learner of a run whose schedules stay near their first values.
-
-    Raises:
-        ConfigError: The algorithm or the model cannot be built.
-    """
+    """Return the learner of a run whose schedules stay near their first values."""
     return build_learner(config.model_copy(update={"total_steps": _ENDLESS}), env_spec)
 
 

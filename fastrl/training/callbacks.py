@@ -283,11 +283,7 @@ class RunExtensions:
                 raise
 
     def end(self, context: RunContext, *, run_has_failed: bool) -> None:
-        """Call ``on_end`` of all callbacks that have started.
-
-        Raises:
-            CallbackError: One raised, the first of them; logged instead if the run has failed.
-        """
+        """Call ``on_end`` of all that have started; raise or log their first `CallbackError`."""
         failures = []
         for name in self._started:
             try:
@@ -301,11 +297,7 @@ class RunExtensions:
             _LOGGER.warning("%s", failure)
 
     def transformed(self, rollout: Rollout) -> Rollout:
-        """Return a rollout after all transforms, in their order.
-
-        Raises:
-            CallbackError: A transform raised, or returned something that cannot be learnt from.
-        """
+        """Return a rollout after all transforms; a `CallbackError` names one that failed."""
         for name, transform in self._transforms.items():
             with _naming("transform", name, "its call"):
                 found = transform(rollout)
@@ -314,11 +306,7 @@ class RunExtensions:
         return rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what further steps depend on: dicts and bytes that cannot run code.
-
-        Raises:
-            CallbackError: A state cannot be saved; names its owner.
-        """
+        """Return dicts and bytes that cannot run code; a `CallbackError` names an owner."""
         return {
             "callbacks": _states("callback", self._callbacks),
             "transforms": _states("transform", self._transforms),
@@ -326,11 +314,7 @@ class RunExtensions:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; an empty one is that of the beginning. Log states without an owner.
-
-        Raises:
-            CallbackError: A callback or a transform rejects its state; names it.
-        """
+        """Restore a state, and log parts without an owner; raise a `CallbackError`."""
         _load_states("callback", self._callbacks, state.get("callbacks", {}))
         _load_states("transform", self._transforms, state.get("transforms", {}))
         if "env_calls" in state:
@@ -339,12 +323,7 @@ class RunExtensions:
 
 @contextmanager
 def _naming(kind: str, name: str, where: str) -> Iterator[None]:
-    """Turn what a callback or a transform raises into one line that names it and its method.
-
-    Raises:
-        CallbackError: It raised.
-        WorkerError: A worker failed too often when its environments were called.
-    """
+    """Turn an error in user code into a `CallbackError` of one line that names its method."""
     try:
         yield
     except WorkerError:
@@ -356,11 +335,7 @@ def _naming(kind: str, name: str, where: str) -> Iterator[None]:
 
 
 def check_extensions(config: Config) -> None:
-    """Check the callbacks and transforms that a configuration names, without building any.
-
-    Raises:
-        ConfigError: One cannot be imported, or does not take its arguments.
-    """
+    """Raise a `ConfigError` if a callback or transform cannot be imported or called."""
     for kind, entries in (("callback", config.callbacks), ("transform", config.transforms)):
         for _ in _imported(kind, entries):
             pass
@@ -434,11 +409,7 @@ def _load_states(kind: str, things: Mapping[str, Any], states: Mapping[str, byte
 
 
 def _check(name: str, before: Rollout, after: Any) -> None:
-    """Reject what a transform returns unless it is a rollout of the same size.
-
-    Raises:
-        CallbackError: Names the transform and the field.
-    """
+    """Raise a `CallbackError` unless a transform returned a rollout of the same size."""
     if not isinstance(after, Rollout):
         raise CallbackError(
             f"transform '{name}' must return a Rollout, got a {type(after).__name__}; "

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from fastrl.errors import FastrlError
+from fastrl.system import sync
 from fastrl.training.durable import (
     json_bytes,
     read_bounded,
-    sync_directory,
+    read_object,
     write_and_sync,
     write_durably,
     writing,
@@ -103,14 +104,9 @@ class Checkpoint:
 
     @classmethod
     def of_files(cls, contents: Mapping[str, bytes], path: Path) -> Checkpoint:
-        """Return the checkpoint that has these files.
+        """Return the checkpoint that has these files, see `files`; ``path`` is for errors.
 
-        Args:
-            contents: As `files` returns them.
-            path: Of its directory, for errors.
-
-        Raises:
-            CheckpointError: A file is missing, damaged or foreign.
+        Raises a `CheckpointError` if a file is missing, damaged or foreign.
         """
         meta = _checked_meta(contents[_META], path)
         for name in _named(meta):
@@ -163,15 +159,7 @@ class CheckpointStore:
         return final
 
     def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
-        """Save a checkpoint as the best one.
-
-        Args:
-            checkpoint: The best one.
-            about: Plain JSON types: how it evaluated.
-
-        Raises:
-            CheckpointError: It cannot be written.
-        """
+        """Save a checkpoint as the best one, with plain JSON about how it evaluated."""
         final = self.save(checkpoint)
         with _writing(final):
             tree = {"checkpoint": checkpoint.name, **about}
@@ -185,23 +173,16 @@ class CheckpointStore:
 
     def best(self) -> dict[str, Any] | None:
         """Return what `save_best` was given, and the ``checkpoint``; None before the first."""
-        try:
-            found = json.loads(read_bounded(self._directory / _BEST, _MOST_JSON_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
-        mean = found.get("return_mean") if isinstance(found, dict) else None
+        found = read_object(self._directory / _BEST)
+        mean = found.get("return_mean")
         is_whole = isinstance(mean, float | int) and math.isfinite(mean)
         return found if is_whole and found.get("checkpoint") in self.names() else None
 
     def load(self, name: str) -> Checkpoint:
-        """Read a checkpoint.
+        """Return the checkpoint of a name, ``last`` or ``best``.
 
-        Args:
-            name: As in `names`, or ``last`` or ``best``.
-
-        Raises:
-            CheckpointError: There is none of that name, or it is damaged, foreign or newer than
-                this version of fastrl; names an older one to resume from.
+        Raises a `CheckpointError` if there is none, or it is damaged, foreign or newer than this
+        version of fastrl; it names an older one to resume from.
         """
         chosen = self.resolve(name)
         try:
@@ -259,13 +240,13 @@ class CheckpointStore:
             # On a full disk the space is needed.
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        sync_directory(self._directory)
+        sync(self._directory)
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
         partial.mkdir(parents=True)
         for name, content in checkpoint.files().items():
             write_and_sync(partial / name, content)
-        sync_directory(partial)
+        sync(partial)
 
     def _prune(self) -> None:
         names, best = self.names(), self.best()

@@ -11,15 +11,17 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fastrl.errors import FastrlError
-from fastrl.system import free_bytes
+from fastrl.json_lines import object_of
+from fastrl.system import free_bytes, sync
 
 _MODE = 0o666
 """Of new files, before the umask."""
+_MOST_OBJECT_BYTES = 2**24
 _IS_LINK = "it is a symbolic link"
 _NO_FILE = "it is not a regular file"
 
@@ -32,13 +34,7 @@ class WriteError(FastrlError):
 
 @contextmanager
 def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") -> Iterator[None]:
-    """Turn an `OSError` into one line that names the file being written.
-
-    Args:
-        path: The file.
-        kind: Type of the error that is raised.
-        what: Precedes the path in its message.
-    """
+    """Turn an `OSError` into an error of a ``kind`` that names the file in one line."""
     try:
         yield
     except OSError as error:
@@ -46,12 +42,7 @@ def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") ->
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its missing parents.
-
-    Raises:
-        NotADirectoryError: One of them is a file.
-        OSError: It cannot be made.
-    """
+    """Make a directory and its missing parents; raise a `NotADirectoryError` for a file."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -63,7 +54,7 @@ def write_durably(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     write_and_sync(partial, content)
     partial.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -86,11 +77,7 @@ def write_and_sync(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file, which is made if it is missing.
-
-    Raises:
-        OSError: It cannot be opened, is a symbolic link or not a regular file.
-    """
+    """Append a line of JSON to a file; raise an `OSError` also for a symbolic link."""
     descriptor = open_inside(path, os.O_WRONLY | os.O_APPEND)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -102,14 +89,10 @@ def json_bytes(tree: Mapping[str, Any]) -> bytes:
 
 
 def read_bounded(path: Path, at_most: int | None = None) -> bytes:
-    """Return the content of a file.
-
-    Args:
-        path: The file; a pipe, which would block, is an error.
-        at_most: Its largest size in bytes; by default the free memory.
+    """Return the content of a file of ``at_most`` some bytes, by default the free memory.
 
     Raises:
-        OSError: It cannot be read, or is larger.
+        OSError: It cannot be read, is larger, or is a pipe, which would block.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, _NO_FILE, str(path))
@@ -119,12 +102,15 @@ def read_bounded(path: Path, at_most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-def open_inside(path: Path, flags: int) -> int:
-    """Open a file, which is made if it is missing, and return a descriptor.
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a small file; empty where there is none that can be read."""
+    with suppress(OSError):
+        return object_of(read_bounded(path, _MOST_OBJECT_BYTES)) or {}
+    return {}
 
-    Args:
-        path: The file.
-        flags: How, such as ``os.O_RDWR``.
+
+def open_inside(path: Path, flags: int) -> int:
+    """Open a regular file, which is made if it is missing, and return a descriptor.
 
     Raises:
         OSError: It cannot be opened, is a symbolic link or not a regular file.
@@ -144,15 +130,7 @@ def open_inside(path: Path, flags: int) -> int:
 
 
 def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
-    """Reject a directory, which may be a link itself, that contains symbolic links.
-
-    Args:
-        directory: The directory.
-        ignored: Names of entries in it that may have links.
-
-    Raises:
-        OSError: Names one of them.
-    """
+    """Raise an `OSError` for a symbolic link in a directory, except below ``ignored`` names."""
     for folder, folders, files in os.walk(directory, onerror=_raise):
         if Path(folder) == directory:
             folders[:] = [name for name in folders if name not in ignored]
@@ -164,12 +142,3 @@ def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def sync_directory(path: Path) -> None:
-    """Return once the names in a directory are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ pictures and videos. No file of it can run code, and no other file is taken from
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import secrets
 import shutil
@@ -25,7 +24,7 @@ from fastrl.config.text import dump_yaml
 from fastrl.errors import ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
-from fastrl.training.durable import make_directory, read_bounded, write_and_sync, writing
+from fastrl.training.durable import make_directory, read_object, write_and_sync, writing
 from fastrl.training.plotting import plot_runs
 from fastrl.training.run_directory import named_run, read_config, require_own_files
 from fastrl.training.saver import locate
@@ -202,7 +201,7 @@ class _Shared:
         return "\n".join(parts)
 
     def _rows(self, found: Checkpoint, store: CheckpointStore) -> Iterator[str]:
-        summary = _json(self.directory / "summary.json")
+        summary = read_object(self.directory / "summary.json")
         best = store.best()
         if best is not None and best["checkpoint"] == found.name:
             yield f"| return when it was chosen as the best | {best['return_mean']:,.1f} |"
@@ -213,16 +212,14 @@ class _Shared:
         if isinstance(speed := summary.get("steps_per_s"), float | int):
             yield f"| steps/s | {speed:,.0f} |"
         yield f"| seed | {self.config.seed} |"
-        for package, number in _json(self.directory / "versions.json").get("versions", {}).items():
+        for package, number in (
+            read_object(self.directory / "versions.json").get("versions", {}).items()
+        ):
             yield f"| {package} | {number} |"
 
 
 class _Hub:
-    """Repositories on the hub; the token stays with huggingface_hub.
-
-    Raises:
-        ConfigError: That package is missing.
-    """
+    """Repositories on the hub; the token stays with huggingface_hub."""
 
     def __init__(self) -> None:
         try:
@@ -262,11 +259,7 @@ class _Hub:
 
 @contextmanager
 def _reporting() -> Iterator[None]:
-    """Turn an error of the hub, of the network or of the disk into one line.
-
-    Raises:
-        ConfigError: There was one.
-    """
+    """Turn an error of the hub, the network or the disk into a `ConfigError` of one line."""
     try:
         yield
     except Exception as error:  # of the client or of its HTTP library, which have no common type
@@ -276,11 +269,7 @@ def _reporting() -> Iterator[None]:
 
 
 def _folder(repo: str | Path) -> Path | None:
-    """Return the folder that a repository is, or None for one on the hub.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Return a folder, or None for a repository on the hub; raise a `ConfigError` otherwise."""
     if isinstance(repo, Path):
         return repo
     taken("repo", repo, str, "name owner/name or a folder")
@@ -293,11 +282,7 @@ def _folder(repo: str | Path) -> Path | None:
 
 @contextmanager
 def _new_directory(directory: Path) -> Iterator[Path]:
-    """Provide an empty directory beside one that it becomes, unless there is an error.
-
-    Raises:
-        ConfigError: The directory is not empty, or cannot be made.
-    """
+    """Provide an empty directory that becomes ``directory``, which may hold no files."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"'{directory}' is not empty; name a new directory")
     parent = directory.absolute().parent
@@ -334,10 +319,3 @@ def _require_run(place: Path, repo: str | Path) -> None:
         raise ConfigError(f"'{repo}' has no run of fastrl: there is no config.yaml in it")
     read_config(place)
     CheckpointStore(place / "checkpoints").load("last")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(read_bounded(file, 2**24))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fastrl.config import Config
-from fastrl.sampling import Fault, Sampler
-from fastrl.training.durable import append_line, read_bounded, writing
+from fastrl.sampling import Fault, Sampler, SamplerStats
+from fastrl.sampling.stats import SHARES
+from fastrl.system import usable_cores
+from fastrl.training.durable import append_line, read_bounded, write_atomically, writing
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import MetricsLog
 from fastrl.training.progress import Progress
 from fastrl.training.remarks import LearningSigns
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
-from fastrl.training.worker_times import WorkerTimes
 
 FINAL = "final_evaluation"
 """Kind of the row of the evaluation after the last step, which plays other episodes."""
@@ -30,19 +33,7 @@ def described(fault: Fault) -> tuple[dict[str, Any], str]:
 
 
 class RunJournal:
-    """Writes and shows updates and evaluations as rows of metrics, and worker failures.
-
-    Args:
-        config: Says how often there is a row.
-        run: Has the file of workers that failed.
-        log: Where rows are written.
-        progress: Where they are shown.
-        window: Adds up what happened since the last row.
-        signs: Which rows of metrics are reported as a sign that nothing is learnt.
-
-    Raises:
-        WriteError: ``faults.jsonl`` is not a file.
-    """
+    """Writes and shows updates and evaluations as rows of metrics, and worker failures."""
 
     def __init__(
         self,
@@ -122,11 +113,7 @@ class RunJournal:
         self._progress.show_evaluation(result, steps)
 
     def _earlier_faults(self) -> int:
-        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read.
-
-        Raises:
-            OSError: The file is a directory or a pipe, to which no failure can be appended.
-        """
+        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read."""
         try:
             return read_bounded(self._faults).count(b"\n") if self._faults.exists() else 0
         except OSError as error:
@@ -146,3 +133,69 @@ class RunJournal:
             return None if self._sampler is None else 0.0
         before, self._seen = self._seen, self._sampler.stats()
         return float((self._seen - before).waiting_ns.mean()) / 1e9
+
+
+_DIGITS = 4
+
+
+class WorkerTimes:
+    """Replaces ``workers.json`` with what the workers did between two rows of metrics.
+
+    The limit is ``cores / (t_step + t_policy + t_learn)``, with the times of this window: the
+    speed at which all cores would step, run the policy or learn, and never wait. Without training
+    it is that without ``t_learn``, and of the environments alone that without ``t_policy``. They
+    are estimates, since a process that waits for a core counts as busy.
+
+    Args:
+        path: The file.
+        sampler: Has the workers.
+        config: Says on which devices the policy and the learner compute.
+        learner_threads: Threads of the learner.
+    """
+
+    def __init__(self, path: Path, sampler: Sampler, config: Config, learner_threads: int) -> None:
+        self._path, self._sampler, self._cores = path, sampler, usable_cores()
+        self._learner_cores = learner_threads if config.algorithm.device == "cpu" else 0
+        self._infers_here = config.sampler.device == "cpu"
+        # Steps on other machines, or on a device, take none of these cores.
+        self._has_limit = config.cluster is None and config.sampler.kind != "device"
+        self._seen = sampler.stats()
+
+    def write(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Write the file from a row of metrics; return the limits in steps per second by name."""
+        before, self._seen = self._seen, self._sampler.stats()
+        spent = self._seen - before
+        limits = self._limits(spent, row) if self._has_limit else {}
+        found: dict[str, Any] = {
+            "steps": row["steps"],
+            "fps": row["fps"],
+            "limit_fps": limits.get("training"),
+            "limits_fps": limits,
+            "activities": list(SHARES),
+            "workers": {
+                worker: [round(share, _DIGITS) for share in shares.values()]
+                for worker, shares in spent.time_shares.items()
+            },
+        }
+        with writing(self._path):
+            write_atomically(self._path, (json.dumps(found) + "\n").encode())
+        return limits
+
+    def _limits(self, spent: SamplerStats, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return the limits; none where nothing was sampled."""
+        stepping_ns, steps = int(spent.stepping_ns.sum()), spent.frames
+        if not stepping_ns or not steps:
+            return {}
+        inference_ns = int(spent.inference_ns.sum()) if self._infers_here else 0
+        learning_ns = self._learner_cores * row["learning_share"] * spent.time_ns
+        busy_s = {
+            "environment": stepping_ns / steps / 1e9,
+            "policy": (stepping_ns + inference_ns) / steps / 1e9,
+        }
+        learnt_steps = max(row["fps"] * spent.time_ns / 1e9, 1.0)
+        busy_s["training"] = busy_s["policy"] + learning_ns / learnt_steps / 1e9
+        # Processes that wait for a core are no reason for a limit below what was reached.
+        training = max(self._cores / busy_s["training"], float(row["fps"]))
+        policy = max(self._cores / busy_s["policy"], float(row["sampling_fps"]), training)
+        environment = max(self._cores / busy_s["environment"], policy)
+        return {"environment": environment, "policy": policy, "training": training}

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from fastrl.training.durable import (
     WriteError,
     append_line,
     read_bounded,
+    read_object,
     write_durably,
     writing,
 )
@@ -48,25 +49,13 @@ class Sink(Protocol):
 
     def write(self, kind: str, row: Row) -> None:
         """Write a row of metrics, which has ``steps``; ``kind`` is training or evaluation."""
-        ...
 
     def close(self) -> None:
         """Write what is still buffered."""
-        ...
 
 
 class MetricsLog:
-    """Writes each row to every sink.
-
-    Args:
-        run: The run's directory.
-        config: The run's configuration.
-        steps: Of the checkpoint that training resumes from: later rows are dropped.
-
-    Raises:
-        WriteError: They cannot be written, or a custom logger fails, now or later.
-        ConfigError: Weights & Biases does not start, or a logger does not return a `Sink`.
-    """
+    """Writes each row to every sink; rows later than the checkpoint's ``steps`` are dropped."""
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
         self._path = run.metrics
@@ -121,12 +110,7 @@ def _logger(path: str) -> Any:
 
 
 class _CustomSink:
-    """A custom logger, whose failures end the run with one line.
-
-    Raises:
-        ConfigError: It lacks a method of `Sink`.
-        WriteError: It fails.
-    """
+    """A custom logger, whose failures are a `WriteError` of one line."""
 
     def __init__(self, path: str, build: Callable[[], Sink]) -> None:
         self._where = f"logging.loggers: '{path}'"
@@ -155,13 +139,7 @@ class _CustomSink:
 
 
 class JsonLines:
-    """One JSON object per line: ``kind`` and the row; null for values that are not finite.
-
-    Args:
-        run: The run's directory, which has the file.
-        config: The run's configuration.
-        steps: Later rows are dropped, and so is one that a killed process left unfinished.
-    """
+    """One JSON object per line: ``kind`` and the row; null for values that are not finite."""
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
         self._path = run.metrics
@@ -178,13 +156,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files with one scalar per number.
-
-    Args:
-        run: The run's directory, in which they go.
-        config: The run's configuration.
-        steps: TensorBoard hides the values of later steps in earlier files.
-    """
+    """Event files with one scalar per number; values later than ``steps`` are hidden."""
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
         # Takes a sixth of a second to import.
@@ -309,13 +281,9 @@ class WeightsAndBiases:
 
 def _wandb_id(run: RunDirectory) -> str | None:
     """Return the id that this directory has at Weights & Biases, or None."""
-    if not run.wandb.is_file():
-        return None
-    with suppress(OSError, ValueError, RecursionError):
-        known = json.loads(run.wandb.read_text(encoding="utf-8"))
-        if isinstance(known, dict) and known.get("inode") == run.path.stat().st_ino:
-            return str(known["id"]) if known.get("id") else None
-    return None
+    known = read_object(run.wandb)
+    is_own = known.get("inode") == run.path.stat().st_ino
+    return str(known["id"]) if is_own and known.get("id") else None
 
 
 def _is_finite(value: object) -> bool:
@@ -326,12 +294,7 @@ _OURS = (JsonLines, TensorBoard, WeightsAndBiases)
 
 
 def check_loggers(settings: LoggingConfig) -> None:
-    """Reject loggers that cannot be built before anything is written.
-
-    Raises:
-        ConfigError: A package is missing, or a logger cannot be imported or does not take its
-            arguments.
-    """
+    """Raise a `ConfigError` for a logger that cannot be built, before anything is written."""
     for path, kwargs in _loggers(settings):
         if path == "wandb" and find_spec("wandb") is None:
             raise ConfigError(
@@ -342,11 +305,7 @@ def check_loggers(settings: LoggingConfig) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file of metrics, if there is one; skip incomplete rows.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Yield the rows of a JSONL file of metrics, if there is one; skip incomplete rows."""
     if not path.exists():
         return
     for line in read_bounded(path).split(b"\n"):

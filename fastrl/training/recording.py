@@ -14,12 +14,12 @@ import numpy as np
 
 from fastrl.envs.animation import Frame, FrameWriter, open_animation
 from fastrl.envs.env_factory import EnvFactory
-from fastrl.envs.screens import draw_without_screen
 from fastrl.errors import ConfigError, EnvError
 from fastrl.global_streams import seeded_streams
 from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
+from fastrl.system import draw_without_screen
 from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.trained_policy import TrainedPolicy
@@ -51,11 +51,6 @@ class Recorder:
         Args:
             model: The policy, on the CPU.
             path: Ends in .mp4 or .gif; its directory is made.
-
-        Raises:
-            ConfigError: The format is unknown, its encoder is missing, or the file cannot be
-                written.
-            EnvError: The environment cannot be rendered, raised or broke its contract.
         """
         draw_without_screen()
         returns: list[float] = []
@@ -72,11 +67,7 @@ class Recorder:
         return returns
 
     def check(self) -> None:
-        """Render the first observation of an episode.
-
-        Raises:
-            EnvError: That is not possible here.
-        """
+        """Render the first observation; raise an `EnvError` if that is not possible here."""
         draw_without_screen()
         with closing(self._drawable()) as env:
             env.reset(seed=self.protocol.episode_seeds()[0])
@@ -115,11 +106,7 @@ def video_suffix() -> str:
 
 
 def check_video_path(path: Path) -> None:
-    """Reject a file that cannot become a video, before anything is played.
-
-    Raises:
-        ConfigError: The format is unknown, or its encoder is missing.
-    """
+    """Raise a `ConfigError` for a file that cannot become a video, before anything is played."""
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"'{path}' must end in {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
@@ -139,11 +126,7 @@ def _writer(path: Path, fps: float) -> FrameWriter:
 
 
 def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
-    """Return the picture of an environment, ``[height, width, 3] uint8``; small ones enlarged.
-
-    Raises:
-        EnvError: It cannot be drawn.
-    """
+    """Return an environment's picture ``[height, width, 3] uint8``, small ones enlarged."""
     try:
         frame = np.asarray(env.render())
     except Exception as error:  # renderers raise many types, mostly for reasons of the machine

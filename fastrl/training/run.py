@@ -272,11 +272,8 @@ def _on_nodes(
 ) -> TrainedRun:
     """Train with a rank on each node of the cluster.
 
-    Args:
-        config: With a section ``cluster``.
-        lead: What this process does, which is rank 0; called with ``ranks``.
-        follow: What the others do, called alike.
-        again: What this process does after the death of a rank where ``cluster.elastic`` is true.
+    This process, rank 0, calls ``lead``, the others ``follow``; after the death of a rank, where
+    ``cluster.elastic`` is true, this one calls ``again``. Each is called with ``ranks``.
     """
     from fastrl.cluster.node_ranks import NodeRanks
 
@@ -377,16 +374,7 @@ def open_game(
 ) -> tuple[EnvFactory, TrainedPolicy]:
     """Return what builds the environment in which a run is evaluated, and a policy of the run.
 
-    Args:
-        run: As for `evaluate_run`.
-        checkpoint: As for `evaluate_run`.
-        seed: Of sampled actions; None for a random one.
-        trust: As for `resume`.
-
-    Raises:
-        ConfigError: There is no such run, or it would import code that this user has not trusted.
-        CheckpointError: The checkpoint is missing, damaged or foreign.
-        EnvError: The environment cannot be built.
+    Arguments are those of `load_policy`. Raises an `EnvError` if the environment cannot be built.
     """
     _, config, found = opened_run(run, checkpoint, trust)
     factory, env_spec, model = _policy(config, found)
@@ -496,17 +484,7 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
 def opened_run(
     run: str | Path, checkpoint: str | None, trust: bool
 ) -> tuple[Path, Config, Checkpoint]:
-    """Return the directory of a run, its configuration and a checkpoint.
-
-    Args:
-        run: As for `evaluate_run`.
-        checkpoint: As for `evaluate_run`.
-        trust: As for `resume`.
-
-    Raises:
-        ConfigError: There is no such run, or it would import code that this user has not trusted.
-        CheckpointError: The checkpoint is missing, damaged or foreign.
-    """
+    """Return the directory of a run, its configuration and a checkpoint; see `evaluate_run`."""
     path, name = locate(run, checkpoint)
     config = read_config(path)
     if not trust:

@@ -112,10 +112,6 @@ class TrainingSession:
         callbacks: Beside those of the configuration.
         ranks: Those that train together. Rank 0 writes, evaluates and calls the callbacks; the
             others follow its decisions.
-
-    Raises:
-        FastrlError: The environment or the model cannot be built, a package is missing, or the
-            checkpoint is that of another run.
     """
 
     def __init__(
@@ -224,11 +220,7 @@ class TrainingSession:
         return rollout
 
     def after_update(self, update: Update) -> bool:
-        """Report an update and save if it is due; return whether training ends.
-
-        Raises:
-            StopSignal: An interrupt broke off a callback.
-        """
+        """Report an update and save if it is due; return whether training ends."""
         if self._journal is None:
             self._window.add(update)
             decision: State = None
@@ -419,9 +411,6 @@ class TrainingSession:
         """Evaluate the policy that passed, else the last one; return None if interrupted.
 
         The best one so far plays the same episodes, and the better of the two is kept.
-
-        Raises:
-            WorkerError: The evaluation process failed again and again.
         """
         result = None
         with suppress(StopSignal):
@@ -436,11 +425,7 @@ class TrainingSession:
         return result
 
     def _play(self, policy: Checkpoint) -> EvaluationResult:
-        """Play the final evaluation of a policy.
-
-        Raises:
-            StopSignal: It was interrupted.
-        """
+        """Play the final evaluation of a policy; raise a `StopSignal` if interrupted."""
         final = final_protocol(self._config)
         what = f"evaluating the policy of {policy.steps:,} steps"
         self._progress.say(f"{what} over {final.episodes} episodes …")
@@ -454,23 +439,14 @@ class TrainingSession:
 
 
 def check_named_code(config: Config) -> None:
-    """Check the loggers, callbacks, transforms and the model before an environment is built.
-
-    Raises:
-        ConfigError: One cannot be imported, does not take its arguments, or needs a package.
-    """
+    """Raise a `ConfigError` for code that cannot be imported, before anything is built."""
     check_loggers(config.logging)
     check_extensions(config)
     check_model_class(config.model)
 
 
 def evaluation_factory(config: Config, env_spec: EnvSpec | None = None) -> EnvFactory:
-    """Return the factory of the environments in which policies are evaluated.
-
-    Args:
-        config: Of the run.
-        env_spec: The environment that was probed; None where it was not.
-    """
+    """Return the factory of evaluation's environments, with the masks of a probed spec."""
     factory = env_factory(config)
     if env_spec is not None:
         factory = factory.with_masks_of(env_spec)
@@ -499,11 +475,7 @@ def final_protocol(config: Config) -> EvaluationProtocol:
 
 
 def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
-    """Reject `evaluation.env_kwargs` that change the observation or action space.
-
-    Raises:
-        ConfigError: Names what differs.
-    """
+    """Raise a `ConfigError` for `evaluation.env_kwargs` that change a space."""
     for kind in ("observation", "action"):
         if getattr(evaluated, kind) != getattr(sampled, kind):
             raise ConfigError(
@@ -514,11 +486,7 @@ def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
 
 
 def _check_metric(config: Config, env_spec: EnvSpec) -> None:
-    """Reject an `evaluation.metric` that the environment does not report.
-
-    Raises:
-        ConfigError: Names what it does report.
-    """
+    """Raise a `ConfigError` for an `evaluation.metric` that the environment does not report."""
     metric = config.evaluation.metric
     if metric == RETURN_MEAN or metric.removeprefix(INFO) in env_spec.episode_info:
         return

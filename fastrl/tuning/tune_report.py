@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from fastrl.sampling.stats import SHARES
-from fastrl.system import machine, versions
+from fastrl.system import circumstances
 from fastrl.tuning.search import Finding
 from fastrl.tuning.space import Candidate
 from fastrl.tuning.study import Notes
@@ -112,10 +111,7 @@ class TuneReport:
             "trials": trials,
             "time_shares": notes.shares or None,
             "wall_s": self.wall_s,
-            "machine": machine(),
-            "versions": versions(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": self.command,
+            **circumstances(command=self.command),
         }
 
     def to_rich(self) -> Group:

@@ -10,7 +10,6 @@ corrected to that rate.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import threading
@@ -23,14 +22,14 @@ from typing import Literal
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.learning import build_learner
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
 from fastrl.shared.schema import Schema
-from fastrl.shared.table import NUM_BANKS
+from fastrl.shared.table import NUM_BANKS, Layout
 from fastrl.system import free_bytes, usable_cores
+from fastrl.throughput.updates import endless_learner
 from fastrl.tuning.space import Candidate, with_candidate
 from fastrl.tuning.study import Notes, Sample, TrialError
 from fastrl.workers.plan import SamplingPlan
@@ -59,13 +58,7 @@ class Resets:
     def seen(
         cls, spent: SamplerStats, envs_per_group: int, time_limit: int | None = None
     ) -> Resets:
-        """Return what the counters of a window show.
-
-        Args:
-            spent: The counters.
-            envs_per_group: Environments that are stepped together.
-            time_limit: Steps after which episodes end at the latest.
-        """
+        """Return what the counters of a window show; episodes end after ``time_limit`` steps."""
         steps, episodes = float(spent.frames), float(spent.episodes.sum())
         group_steps, ending = steps / envs_per_group, float(spent.ending_steps.sum())
         at_least = 1 / time_limit if time_limit else 0.0
@@ -81,11 +74,8 @@ class Resets:
     ) -> float:
         """Return how long a window would have taken with the usual number of resets.
 
-        Args:
-            spent_s: Length of the window.
-            spent: Its counters.
-            in_parallel: Environments that can be reset at the same time.
-            idle_s: Idle time of cores, in which they could have reset.
+        ``in_parallel`` environments can be reset at the same time, and idle cores could have reset
+        for ``idle_s``.
         """
         missing = self.per_step * float(spent.frames) - float(spent.episodes.sum())
         more_s = missing * self.seconds / in_parallel
@@ -111,11 +101,7 @@ class MemoryNeed:
 
     def of(self, c: Candidate) -> int:
         """Return the bytes that a candidate needs."""
-        table = NUM_BANKS * sum(
-            math.prod(field.shape(spec, self.rollout_length, c.num_envs)) * spec.dtype.itemsize
-            for field in self.schema
-            for spec in field.leaves.values()
-        )
+        table = NUM_BANKS * Layout(self.schema, self.rollout_length, c.num_envs).num_bytes
         processes = c.num_env_workers + c.num_model_workers
         return table + processes * self.process_bytes + c.num_envs * self.env_bytes
 
@@ -131,9 +117,8 @@ class _Rig:
         self._is_late, self._learner = threading.Event(), None
         self._learnt_s, self._learnt_steps = 0.0, 0
         if objective == "train_fps":
-            # Its schedules must not end. Built before the sampler, which holds shared memory.
-            endless = config.model_copy(update={"total_steps": 2**60})
-            self._learner = build_learner(endless, plan.env_spec)
+            # Built before the sampler, which holds shared memory.
+            self._learner = endless_learner(config, plan.env_spec)
         sampler = make_sampler(config, plan, on_fault=self._on_fault)
         assert isinstance(sampler, ProcessSampler), "only sampler.kind: process is tuned"
         self._sampler = sampler
@@ -166,11 +151,7 @@ class _Rig:
         return Sample(steps / usual_s, notes)
 
     def calibrate(self, seconds: float, time_limit: int | None) -> tuple[Resets, int]:
-        """Sample until most environments have ended a few episodes, for at most some time.
-
-        Returns:
-            What resets cost, and the bytes that a worker holds alone.
-        """
+        """Sample a few episodes per environment; return costs of resets, and bytes per worker."""
         stats, enough = self._sampler.stats, _ENDS_PER_ENV * self._topology.num_envs
         with self._limited(self._limit_s):
             first, until_s = stats(), time.perf_counter() + seconds
@@ -258,11 +239,7 @@ class Workbench(Closing):
         self.plan = make_plan(config)
 
     def __call__(self, candidate: Candidate, seconds: float) -> Sample:
-        """Return a window of a candidate, while the others are paused.
-
-        Raises:
-            FastrlError: It cannot be built, crashed, or needs too much memory or time.
-        """
+        """Return a window of a candidate, while the others are paused; errors are its failure."""
         rig = self._rigs.pop(candidate, None)
         if rig is None:
             while len(self._rigs) >= _RUNNING:
@@ -281,9 +258,6 @@ class Workbench(Closing):
         """Measure with few environments how fast they are, what resets cost, and their memory.
 
         The speed decides how long the rollouts of trials may be.
-
-        Returns:
-            The memory that candidates need.
         """
         plan, groups = self.plan, candidate.groups
         n = min(8, candidate.envs_per_worker) // groups * groups or groups

@@ -163,11 +163,7 @@ class ProcessDriver(Driver):
         return request.part(envs), actions
 
     def _send_payload(self, worker: int, payload: bytes) -> None:
-        """Send the payload of an order; if the worker has died, the wait for its answer raises.
-
-        Raises:
-            EnvTimeoutError: The worker did not read it within the deadline.
-        """
+        """Send an order's payload; raise an `EnvTimeoutError` if the worker does not read it."""
         if len(payload) < _PIPE_BYTES:
             self._send(worker, payload)
             return
@@ -228,12 +224,7 @@ class ProcessDriver(Driver):
                 raise self._silent(timeout_s)
 
     def _check_workers(self) -> None:
-        """Check all workers.
-
-        Raises:
-            ClosedEnvironmentError: Another thread has closed the vector environment.
-            EnvFailure: One raised or died.
-        """
+        """Raise an `EnvFailure` of a worker, or an error if another thread has closed all."""
         self._check_open()
         try:
             self._supervisor.check()

@@ -111,11 +111,7 @@ class Sb3VecEnv(Adapter, VecEnv):
         return [found[index] for index in chosen]
 
     def _masks(self, indices: Indices) -> list[NDArray[np.bool_]]:
-        """Return the masks of some environments, ``[choices] bool`` each.
-
-        Raises:
-            AttributeError: There are none.
-        """
+        """Return ``[choices] bool`` of some environments, or raise an `AttributeError`."""
         if not self.envs.has_action_masks:
             raise AttributeError(METHOD)
         masks = self.envs.action_masks()

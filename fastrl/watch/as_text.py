@@ -22,12 +22,7 @@ _STYLES = {"running": "green", "finished": "dim", "stopped": "red"}
 
 
 def show(index: RunIndex, console: Console) -> None:
-    """Print the runs; on a terminal again and again, until none is being trained.
-
-    Args:
-        index: The runs.
-        console: Where to.
-    """
+    """Print the runs; on a terminal again and again, until none is being trained."""
     if console.is_terminal and _is_any_running(index):
         with LiveDisplay(console, lambda: as_text(index, console.width), 1 / _EVERY_S):
             pause = threading.Event()
@@ -40,12 +35,7 @@ def show(index: RunIndex, console: Console) -> None:
 
 
 def as_text(index: RunIndex, width: int) -> Group:
-    """Return what is known of all runs, and of the latest one that is being trained.
-
-    Args:
-        index: The runs.
-        width: Columns of the terminal.
-    """
+    """Return all runs, and the latest in training, as text of ``width`` columns."""
     overview = index.overview()
     runs = overview["runs"]
     if not runs:

@@ -43,6 +43,6 @@ def test_shares_of_each_worker_add_up(tmp_path, sampler):
 
 def test_a_single_busy_process_is_far_from_the_limit_of_several_cores(tmp_path, monkeypatch):
     cores = 8 * usable_cores()
-    monkeypatch.setattr("fastrl.training.worker_times.usable_cores", lambda: cores)
+    monkeypatch.setattr("fastrl.training.journal.usable_cores", lambda: cores)
     found = workers_of(tmp_path / "run", sampler=SAMPLERS["serial"])
     assert found["limit_fps"] >= found["fps"] * cores / 2

@@ -198,7 +198,7 @@ def test_training_that_cannot_be_set_up_gives_its_memory_back(monkeypatch):
     def refuse(*_):
         raise ConfigError("no learner")
 
-    monkeypatch.setattr(workbench, "build_learner", refuse)
+    monkeypatch.setattr(workbench, "endless_learner", refuse)
     config = load_config(None, [*TINY, "sampler.rollout_length=8"])
     with Workbench(config, "train_fps") as bench:
         gc.collect()  # or what other tests have dropped is closed meanwhile

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +14,14 @@ from fastrl.arguments import instance
 from fastrl.envs.classic_control import control_kernels
 from fastrl.envs.classic_control.control_batch import LARGEST, require_choices
 from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
-from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed
+from fastrl.envs.tensor.base import Info, Limited, TensorEnv, TensorWrapper, Timed
 from fastrl.errors import EnvError
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
 
 
-class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
+class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
     """A tensor environment whose `step` is one compiled loop; equal to rounding, and pure as well.
 
     For n float32 environments on the CPU with one time limit; neither `torch.func.vmap`,
@@ -30,42 +29,10 @@ class CompiledEnv(TensorEnv[S, P], Generic[S, P]):
     """
 
     def __init__(self, env: TensorEnv[S, P]) -> None:
-        """Compile ``env``.
-
-        Raises:
-            EnvError: It is differentiable.
-        """
+        """Compile ``env``; raise an `EnvError` if it is differentiable."""
         if env.differentiable:
             raise EnvError(f"'{env.spec.id}' is either differentiable or compiled, not both")
-        self.spec, self.noise_size = env.spec, env.noise_size
-        self.state_type, self.params_type = env.state_type, env.params_type
-        self._env = env
-        super().__init__()
-
-    def default_params(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> P:
-        """See `TensorEnv.default_params`."""
-        return self._env.default_params(dtype, device)
-
-    def initial(self, noise: Tensor, params: P) -> S:
-        """See `TensorEnv.initial`."""
-        return self._env.initial(noise, params)
-
-    def transition(self, state: S, action: Tensor, params: P) -> tuple[S, Tensor, Tensor]:
-        """See `TensorEnv.transition`; not compiled."""
-        return self._env.transition(state, action, params)
-
-    def observe(self, state: S) -> Any:
-        """See `TensorEnv.observe`."""
-        return self._env.observe(state)
-
-    def within(self, bounds: Bounds) -> Self:
-        """See `TensorEnv.within`."""
-        found = copy.copy(self)
-        found._env = self._env.within(bounds)
-        found.spec = found._env.spec
-        return found
+        super().__init__(env)
 
     def step(
         self, state: S, action: Tensor, noise: Tensor, params: P

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,12 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from fastrl.arguments import whole
+from fastrl.arguments import brief, nearest, whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import (
-    Rows,
-    StepViews,
-    check_restart,
-    step_shapes,
-    wrong_shapes,
-)
+from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.classic_control import control_kernels
 from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
-from fastrl.envs.classic_control.episode_starts import new_streams, peek, reset_parameters
+from fastrl.envs.classic_control.loop_ops import GOLDEN, MIX_1, MIX_2
 from fastrl.envs.state import State, fitting
 from fastrl.envs.tensor.base import TensorEnv, wrong_choice
 from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable
@@ -36,6 +31,7 @@ _SAVED = ("state", "time", "noise", "params")
 """Arrays of `EnvArrays` that change, the last one only where parameters are randomised."""
 LARGEST = 2**31 - 1
 """Greatest time limit in steps: time is kept as int32."""
+_PENDULUM = {"x_init": "reset_angle", "y_init": "reset_speed"}
 _GREATEST = float(np.finfo(np.float32).max)
 
 
@@ -66,7 +62,7 @@ class Options:
 class ClassicControlBatch:
     """n environments of one kind; a `BatchedEnv`.
 
-    What an environment does depends on its own seed and actions alone; see `episode_starts`.
+    What an environment does depends on its own seed and actions alone; see `new_streams`.
 
     Attributes:
         spec: What each environment observes and accepts.
@@ -106,7 +102,7 @@ class ClassicControlBatch:
         action = self.spec.action_space
         self._num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
         self._convert = None if self._num_actions else converter.batch
-        self._shapes = step_shapes(self.spec, num_envs)
+        self._shapes = BatchShapes(self.spec, num_envs)
         self._parts = self._allocate(options, params)
         self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
         self.started = False
@@ -117,9 +113,8 @@ class ClassicControlBatch:
         Raises:
             EnvError: There is not one seed per environment, or the observations do not fit.
         """
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        check_restart(self.spec, self.num_envs, observation)
+        self._shapes.check_seeds(seeds)
+        self._shapes.check_restart(observation)
         for envs, batch in self._parts:
             batch.noise[:] = new_streams(seeds[envs])
         self.started = True
@@ -184,7 +179,7 @@ class ClassicControlBatch:
         """
         if chosen is None:
             chosen = np.ones(self.num_envs, np.bool_)
-        check_restart(self.spec, self.num_envs, observation, chosen)
+        self._shapes.check_restart(observation, chosen)
         streams = None if seeds is None else iter(new_streams(seeds).T)
         for envs, batch in self._parts:
             if streams is not None:
@@ -304,8 +299,7 @@ class ClassicControlBatch:
             rows[envs] = batch.params[self._randomized_rows].T
 
     def _bind(self, views: StepViews) -> Views:
-        if (found := views.shapes) != self._shapes:
-            raise wrong_shapes(self.spec, self._shapes, found)
+        self._shapes.check_views(views)
         if self._convert is None:
             action = views.action[0].view()
             # Actions come writable and not; the compiler would make a version for either.
@@ -328,11 +322,7 @@ def _part(views: Views, envs: slice) -> Views:
 
 
 def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
-    """Reject discrete actions ``[n]`` that are not int64 from 0 to ``num_actions`` - 1.
-
-    Raises:
-        EnvError: Names the first, and its environment.
-    """
+    """Raise an `EnvError` for discrete actions ``[n]`` that are not int64 in the action space."""
     if actions.dtype != np.int64:
         raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
     if control_kernels.count_outside(actions, num_actions):
@@ -366,3 +356,68 @@ def _numbers(name: str, value: object, num_envs: int) -> NDArray[np.float64]:
             f"env.kwargs.{name}: expected a finite number, or {num_envs} of them, got {value!r}"
         )
     return numbers
+
+
+def new_streams(seeds: Sequence[int]) -> NDArray[np.uint64]:
+    """Return uint64 ``[2, n]``: the key of each seed's stream, and 0 numbers drawn from it.
+
+    Number c of the stream with key k is SplitMix64's output c from state k (Steele, Lea and Flood
+    2014, https://doi.org/10.1145/2660193.2660195), of which the upper 24 bits make a float32 in
+    [0, 1). The key is the first output from the seed, so that streams of neighbouring seeds are
+    unrelated. Only the count is stored, and an environment's numbers do not depend on the others.
+    """
+    states = np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
+    return np.stack([_outputs(states), np.zeros_like(states)])
+
+
+def peek(streams: NDArray[np.uint64], envs: Any, size: int) -> NDArray[np.float32]:
+    """Return the next ``size`` numbers of m streams, ``[m, size]``, without drawing them.
+
+    ``envs`` selects from the streams ``[2, n]``: a slice, a mask or indices.
+    """
+    keys, counts = (stream[envs, None] for stream in streams)
+    numbers = counts + np.arange(size, dtype=np.uint64)
+    states: NDArray[np.uint64] = keys + numbers * np.uint64(GOLDEN)
+    return (_outputs(states) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def _outputs(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = states + np.uint64(GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
+    return z ^ (z >> np.uint64(31))
+
+
+def reset_parameters(
+    name: str, options: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the parameters that options of gymnasium's ``reset`` set, or raise an `EnvError`."""
+    known = tuple(_PENDULUM) if "reset_angle" in params else ("low", "high")
+    for key, value in options.items():
+        if key not in known:
+            hint = nearest(str(key), known) or f"; it knows {' and '.join(known)}"
+            raise EnvError(f"'{name}' knows no reset option '{key}'{hint}")
+        if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(float(value)):
+            raise EnvError(f"reset option '{key}' must be a number, got {brief(value)}")
+        if key in _PENDULUM and value < 0:
+            raise EnvError(f"reset option '{key}' must not be negative, got {float(value)}")
+    if "reset_angle" in params:
+        return {_PENDULUM[key]: float(value) for key, value in options.items()}
+    if "reset_low" in params:
+        low, high = _reset_bounds(options, params["reset_low"], params["reset_high"])
+        return {"reset_low": low, "reset_high": high}
+    center, bound = params["reset_center"], params["reset_bound"]
+    low, high = _reset_bounds(options, center - bound, center + bound)
+    return {"reset_center": (low + high) / 2, "reset_bound": (high - low) / 2}
+
+
+def _reset_bounds(options: Mapping[str, Any], low: Any, high: Any) -> tuple[Any, Any]:
+    low, high = (
+        float(options[key]) if key in options else value
+        for key, value in (("low", low), ("high", high))
+    )
+    if np.any(low > high):
+        raise EnvError(
+            f"reset option 'low' must not be above 'high', got {np.max(low)} and {np.min(high)}"
+        )
+    return low, high

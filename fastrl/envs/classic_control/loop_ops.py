@@ -160,7 +160,7 @@ def _drawn(noise: Any, env: Any, index: Any) -> Any:
         return lambda noise, env, index: noise[env, index]
 
     def of_stream(noise: NDArray[Any], env: int, index: int) -> Any:
-        # SplitMix64 (Steele, Lea and Flood 2014), as in `episode_starts`.
+        # SplitMix64 (Steele, Lea and Flood 2014), as in `new_streams`.
         z = noise[0, env] + (noise[1, env] + uint64(index) + uint64(1)) * uint64(GOLDEN)
         z = (z ^ (z >> uint64(30))) * uint64(MIX_1)
         z = (z ^ (z >> uint64(27))) * uint64(MIX_2)

@@ -11,13 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from fastrl.arguments import is_whole, nearest_or_all
-from fastrl.envs.batched_env import (
-    Rows,
-    StepViews,
-    check_restart,
-    step_shapes,
-    wrong_shapes,
-)
+from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import rules
 from fastrl.envs.crafter_native.picture import render_scratch
@@ -73,11 +67,7 @@ class CrafterOptions:
 
     @classmethod
     def of(cls, **options: Any) -> CrafterOptions:
-        """Return the options that a user has written, checked.
-
-        Raises:
-            EnvError: There is no such option, or its value is impossible.
-        """
+        """Return the options that a user has written; raise an `EnvError` for an invalid one."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -129,7 +119,7 @@ class CrafterBatch:
         self.num_envs = num_envs
         layout = geometry(options.view, options.size)
         self.spec = _spec(options, layout)
-        self._shapes = step_shapes(self.spec, num_envs)
+        self._shapes = BatchShapes(self.spec, num_envs)
         self._dtypes = [leaf.numpy_dtype for leaf in self.spec.observation.values()]
         self._rewarded = options.reward
         self._symbolic = options.symbolic
@@ -173,8 +163,7 @@ class CrafterBatch:
         Raises:
             EnvError: There is not one seed per environment.
         """
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        self._shapes.check_seeds(seeds)
         self._seeds = [int(seed) for seed in seeds]
         self._episodes = [0] * self.num_envs
         self._outcome.achievements[:] = 0
@@ -199,7 +188,7 @@ class CrafterBatch:
             EnvError: The environments were never reset, or an array does not fit.
         """
         self._check_seeded()
-        check_restart(self.spec, self.num_envs, observation, chosen)
+        self._shapes.check_restart(observation, chosen)
         which = np.flatnonzero(np.ones(self.num_envs) if chosen is None else chosen).tolist()
         for index, seed in zip(which, seeds or (), strict=seeds is not None):
             self._seeds[index], self._episodes[index] = int(seed), 0
@@ -222,8 +211,7 @@ class CrafterBatch:
                 Or the environments were never reset, or the views do not fit.
         """
         self._check_seeded()
-        if (found := views.shapes) != self._shapes:
-            raise wrong_shapes(self.spec, self._shapes, found)
+        self._shapes.check_views(views)
         if views.action[0].dtype.kind not in "iu":
             raise EnvError(f"actions are of dtype {views.action[0].dtype}; expected int64")
         self._see_ahead()
@@ -328,11 +316,7 @@ class CrafterBatch:
             self._game = self._game._replace(daylight=self._daylight.table)
 
     def _screens(self, rows: Rows) -> Screens:
-        """Return rows in the types that kernels take, which do not depend on what is observed.
-
-        Raises:
-            EnvError: They are of another dtype.
-        """
+        """Return rows in the types that kernels take; raise an `EnvError` for other dtypes."""
         found = [leaf.dtype for leaf in rows]
         if rows and found != self._dtypes:
             raise EnvError(f"'{self.spec.id}' writes observations {self._dtypes}, got {found}")

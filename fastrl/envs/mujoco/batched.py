@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import is_whole, whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.envs.batched_env import Rows, StepViews, check_restart, step_shapes, wrong_shapes
+from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import Photographer, View
@@ -152,7 +152,7 @@ class MujocoBatchedEnv(ABC):
             _action_space(self.physics),
             _limit(max_episode_steps, self.time_limit),
         )
-        self._shapes = step_shapes(self.spec, num_envs)
+        self._shapes = BatchShapes(self.spec, num_envs)
         self._actions = ActionConverter(self.spec.action_space, action_bounds)
         self._limit = self.spec.max_episode_steps or _NEVER
         self._clock = 0
@@ -179,15 +179,7 @@ class MujocoBatchedEnv(ABC):
         """Look up what the functions below need, once the model is loaded."""
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw where one environment's episode starts.
-
-        Args:
-            generator: The environment's own, as gymnasium seeds it.
-
-        Returns:
-            qpos: ``[nq]``.
-            qvel: ``[nv]``.
-        """
+        """Draw where an episode starts, qpos ``[nq]`` and qvel ``[nv]``, as gymnasium does."""
         return self.physics.initial_qpos, np.zeros(self.physics.model.nv)
 
     def tracked(self, now: Fields) -> Any:
@@ -216,8 +208,7 @@ class MujocoBatchedEnv(ABC):
         Raises:
             EnvError: There is not one seed per environment.
         """
-        if len(seeds) != self.num_envs:
-            raise EnvError(f"expected {self.num_envs} seeds, got {len(seeds)}")
+        self._shapes.check_seeds(seeds)
         self._generators = [np_random(int(seed))[0] for seed in seeds]
         # A stream of their own, so that the draws of `initial` are gymnasium's either way.
         self._parameter_generators = [
@@ -229,11 +220,7 @@ class MujocoBatchedEnv(ABC):
     def restart(self, observation: Rows) -> None:
         """Start an episode in every environment from the environments' random streams.
 
-        Args:
-            observation: One array ``[n, size]``, written.
-
-        Raises:
-            EnvError: They were never seeded by `reset`.
+        Raises an `EnvError` if they were never seeded by `reset`.
         """
         self._check_seeded()
         self._start_all(observation, first=False)
@@ -247,8 +234,7 @@ class MujocoBatchedEnv(ABC):
                 or shape.
         """
         self._check_seeded()
-        if (found := views.shapes) != self._shapes:
-            raise wrong_shapes(self.spec, self._shapes, found)
+        self._shapes.check_views(views)
         physics, now = self.physics, self.physics.now
         action = self._actions.batch(views.action)
         now.ctrl[:] = action
@@ -343,7 +329,7 @@ class MujocoBatchedEnv(ABC):
         self._actions = ActionConverter(self.spec.action_space, None)
 
     def _start_all(self, observation: Rows, *, first: bool) -> None:
-        check_restart(self.spec, self.num_envs, observation)
+        self._shapes.check_restart(observation)
         self._clock = 0
         # The model may have been given other time steps since.
         self.dt = _dt(self.physics, self._nstep)
@@ -398,12 +384,7 @@ class SingleMujocoEnv(SingleBatchedEnv):
     def __init__(
         self, batched: MujocoBatchedEnv, view: View, render_mode: str | None = None
     ) -> None:
-        """Take over ``batched``, which holds a single environment.
-
-        Raises:
-            ArgumentError: The render mode is unknown.
-            EnvError: ``batched`` holds several.
-        """
+        """Take over ``batched``, which holds a single environment; see `SingleBatchedEnv`."""
         super().__init__(
             batched,
             exact=True,

@@ -7,7 +7,9 @@ is ``mjSTATE_INTEGRATION``, warm start included: stepping it equals stepping a s
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest
-from fastrl.envs.mujoco.libmujoco import CONTACT_FORCES_PLUGIN, register_contact_forces
 from fastrl.envs.mujoco.simulations import Rows, new_batch
-from fastrl.envs.mujoco_clock import untimed
+from fastrl.envs.mujoco_clock import mujoco_library, untimed
 from fastrl.envs.state import State, fitting
 from fastrl.errors import EnvError, one_line
 
@@ -278,3 +279,68 @@ def _failed(where: str, error: RuntimeError) -> EnvError:
     # A batch names the first one: "sim 3: …".
     text = one_line(error, None).replace("sim ", "env ", 1)
     return EnvError(f"MuJoCo failed in {where}: {text}")
+
+
+CONTACT_FORCES_PLUGIN = "fastrl.contact_forces"
+
+_Int = ctypes.c_int
+_Pointer = ctypes.c_void_p
+_Nstate = ctypes.CFUNCTYPE(_Int, _Pointer, _Int)
+_Init = ctypes.CFUNCTYPE(_Int, _Pointer, _Pointer, _Int)
+_Reset = ctypes.CFUNCTYPE(None, _Pointer, _Pointer, _Pointer, _Int)
+_Compute = ctypes.CFUNCTYPE(None, _Pointer, _Pointer, _Int, _Int)
+
+
+class _Plugin(ctypes.Structure):
+    """``mjpPlugin`` of mjplugin.h; every callback is a pointer, null where there is none."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("nattribute", _Int),
+        ("attributes", _Pointer),
+        ("capabilityflags", _Int),
+        ("needstage", _Int),
+        ("nstate", _Nstate),
+        ("nsensordata", _Pointer),
+        ("init", _Init),
+        ("destroy", _Pointer),
+        ("copy", _Pointer),
+        ("reset", _Reset),
+        ("compute", _Compute),
+        ("advance", _Pointer),
+        ("visualize", _Pointer),
+        ("actuator_act_dot", _Pointer),
+        ("sdf", _Pointer * 5),
+    )
+
+
+@cache
+def register_contact_forces() -> _Plugin:
+    """Register an engine plugin that evaluates ``mj_rnePostConstraint`` as a step ends.
+
+    `mj_step` leaves ``cfrc_ext``, ``cfrc_int`` and ``cacc`` alone unless a sensor needs them, and
+    such a sensor sees only the first stage of a Runge-Kutta step. Called from where plugins
+    advance, they equal those of a call after the step. The C function serves as the
+    callback itself: no Python runs in a step. An evaluation takes 0.4 µs on the ant's model, of
+    25 µs per substep.
+
+    Returns:
+        The registered plugin; the cache keeps its callbacks alive.
+
+    Raises:
+        EnvError: MuJoCo's library cannot be found, or refused the plugin.
+    """
+    library = mujoco_library()
+    if library is None:
+        raise EnvError(f"cannot find MuJoCo's library in {Path(mujoco.__file__).parent}")
+    plugin = _Plugin()
+    library.mjp_defaultPlugin(ctypes.byref(plugin))
+    plugin.name = CONTACT_FORCES_PLUGIN.encode()
+    plugin.nstate = _Nstate(lambda model, instance: 0)
+    plugin.init = _Init(lambda model, state, instance: 0)
+    plugin.reset = _Reset(lambda model, state, memory, instance: None)
+    plugin.compute = _Compute(lambda model, state, instance, capability: None)
+    plugin.advance = ctypes.cast(library.mj_rnePostConstraint, _Pointer)
+    if library.mjp_registerPlugin(ctypes.byref(plugin)) < 0:
+        raise EnvError(f"MuJoCo {mujoco.__version__} refused the plugin {CONTACT_FORCES_PLUGIN}")
+    return plugin

@@ -87,11 +87,7 @@ class _Rule:
         self.values[row, self.elements] = value
 
     def check(self) -> None:
-        """Reject a distribution with values that the field cannot take.
-
-        Raises:
-            EnvError: Names such a value.
-        """
+        """Raise an `EnvError` for a distribution with values that the field cannot take."""
         kept = self.values[0].copy()
         try:
             for end in self.distribution.ends:
@@ -118,11 +114,7 @@ class Randomization:
     """Draws the parameters of n simulations."""
 
     def __init__(self, physics: Physics, specification: Mapping[str, Any]) -> None:
-        """Check a specification and give every simulation its own copy of the fields it names.
-
-        Raises:
-            EnvError: A field, option or distribution is unknown or does not fit.
-        """
+        """Give every simulation its own copy of the fields; raise an `EnvError` for misfits."""
         if not isinstance(specification, Mapping):
             raise EnvError(f"randomize: expected a mapping of fields, got {specification!r}")
         self._physics = physics

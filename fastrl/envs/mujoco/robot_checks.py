@@ -22,11 +22,7 @@ class Parameters:
 
 
 def parse(name: str, params: type[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the keyword arguments as an instance of ``params``.
-
-    Raises:
-        EnvError: One is unknown, or of another kind than its default.
-    """
+    """Return keyword arguments as an instance of ``params``; raise an `EnvError` for misfits."""
     known = {field.name: field for field in fields(params)}
     for key, value in kwargs.items():
         if key not in known:

@@ -15,10 +15,10 @@ from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
 from fastrl.envs.mujoco.rendering import Photographer, View, camera
 from fastrl.envs.mujoco.robot_checks import parse
-from fastrl.envs.screens import draw_without_screen
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.registry import NAMESPACE
+from fastrl.system import draw_without_screen
 
 ENVIRONMENTS: Mapping[str, type[MujocoBatchedEnv]] = {
     env.id: env
@@ -125,11 +125,7 @@ def make_single(
 
 
 def _view(kwargs: Mapping[str, Any]) -> View:
-    """Return the view that gymnasium's keyword arguments describe.
-
-    Raises:
-        EnvError: One does not fit, or there are two cameras.
-    """
+    """Return the view that gymnasium's arguments describe; raise an `EnvError` for misfits."""
     camera_id, camera_name = kwargs.get("camera_id"), kwargs.get("camera_name")
     if camera_id is not None and camera_name is not None:
         raise EnvError("camera_id and camera_name name two cameras; leave one out")

@@ -28,7 +28,6 @@ class Timed(Protocol):
     @property
     def time(self) -> Tensor:
         """``[*]`` int32: steps since the episode began."""
-        ...
 
 
 class Limited(Protocol):
@@ -37,7 +36,6 @@ class Limited(Protocol):
     @property
     def max_episode_steps(self) -> Tensor:
         """``[*]`` int32: steps after which an episode is truncated."""
-        ...
 
 
 S = TypeVar("S", bound=Timed)
@@ -253,6 +251,48 @@ class TensorEnv(ABC, Generic[S, P]):
 
     def _gradients_flow(self) -> bool:
         return self.differentiable and torch.is_grad_enabled()
+
+
+class TensorWrapper(TensorEnv[S, P], Generic[S, P]):
+    """A tensor environment that changes another one, whose methods it has otherwise.
+
+    Args:
+        env: The other one.
+    """
+
+    def __init__(self, env: TensorEnv[Any, P]) -> None:
+        self.params_type, self.state_type = env.params_type, env.state_type
+        self.noise_size, self.supports_gradients = env.noise_size, env.supports_gradients
+        self._wrap(env)
+        super().__init__(differentiable=env.differentiable)
+
+    def _wrap(self, env: TensorEnv[Any, P]) -> None:
+        """Set the environment and the ``spec`` that follows from it."""
+        self._env, self.spec = env, env.spec
+
+    def within(self, bounds: Bounds) -> Self:
+        """See `TensorEnv.within`."""
+        found = copy.copy(self)
+        found._wrap(self._env.within(bounds))
+        return found
+
+    def default_params(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> P:
+        """See `TensorEnv.default_params`."""
+        return self._env.default_params(dtype, device)
+
+    def initial(self, noise: Tensor, params: P) -> S:
+        """See `TensorEnv.initial`."""
+        return cast(S, self._env.initial(noise, params))
+
+    def transition(self, state: S, action: Tensor, params: P) -> tuple[S, Tensor, Tensor]:
+        """See `TensorEnv.transition`."""
+        return self._env.transition(state, action, params)
+
+    def observe(self, state: S) -> Any:
+        """See `TensorEnv.observe`."""
+        return self._env.observe(state)
 
 
 def _require_shape(name: str, given: Tensor, time: Tensor, own: tuple[int, ...]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.envs.previous_step import ACTION, REWARD, ActionVector, spec_with_previous
-from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed, columns
+from fastrl.envs.tensor.base import Info, Limited, TensorEnv, TensorWrapper, Timed, columns
 
 S = TypeVar("S", bound=Timed)
 P = TypeVar("P", bound=Limited)
@@ -36,36 +35,20 @@ class PreviousState(NamedTuple):
         return time
 
 
-class TensorEnvWithPrevious(TensorEnv[PreviousState, P], Generic[S, P]):
-    """A tensor environment whose observations have the previous action and reward.
-
-    See `fastrl.envs.previous_step`.
+class TensorEnvWithPrevious(TensorWrapper[PreviousState, P], Generic[S, P]):
+    """Observes the previous action and reward as well; see `fastrl.envs.previous_step`.
 
     Args:
         env: The environment, whose actions are one ``Discrete`` or a vector.
     """
 
     def __init__(self, env: TensorEnv[S, P]) -> None:
-        self.params_type, self.state_type = env.params_type, PreviousState
-        self.noise_size, self.supports_gradients = env.noise_size, env.supports_gradients
-        self._take(env)
-        super().__init__(differentiable=env.differentiable)
+        super().__init__(env)
+        self.state_type = PreviousState
 
-    def within(self, bounds: Bounds) -> Self:
-        """See `TensorEnv.within`."""
-        found = copy.copy(self)
-        found._take(self._env.within(bounds))
-        return found
-
-    def _take(self, env: TensorEnv[S, P]) -> None:
+    def _wrap(self, env: TensorEnv[Any, P]) -> None:
         self._env, self.spec = env, spec_with_previous(env.spec)
         self._size = ActionVector(env.spec.action_space).size
-
-    def default_params(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> P:
-        """See `TensorEnv.default_params`."""
-        return self._env.default_params(dtype, device)
 
     def initial(self, noise: Tensor, params: P) -> PreviousState:
         """See `TensorEnv.initial`."""

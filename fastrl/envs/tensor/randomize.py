@@ -5,7 +5,6 @@ A specification maps parameters to distributions; see `fastrl.envs.parameter_dis
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,15 @@ from torch import Tensor
 
 from fastrl.arguments import nearest_or_all
 from fastrl.envs.parameter_distributions import Distribution, distribution
-from fastrl.envs.tensor.base import Bounds, Info, Limited, TensorEnv, Timed, columns
+from fastrl.envs.tensor.base import (
+    Bounds,
+    Info,
+    Limited,
+    TensorEnv,
+    TensorWrapper,
+    Timed,
+    columns,
+)
 from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
@@ -94,11 +101,7 @@ def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:
 
 
 def exposed(spec: EnvSpec, count: int) -> EnvSpec:
-    """Return the spec of an environment that also observes ``count`` randomised parameters.
-
-    Raises:
-        EnvError: There are none.
-    """
+    """Return the spec of an environment that also observes ``count`` randomised parameters."""
     if count == 0:
         raise EnvError("there are no parameters to expose where env.randomize is empty")
     params = spaces.Box(-np.inf, np.inf, (count,))
@@ -123,7 +126,7 @@ class RandomizedState(NamedTuple):
         return cast(Tensor, self.inner.time)
 
 
-class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
+class Randomized(TensorWrapper[RandomizedState, P], Generic[S, P]):
     """An environment that draws some parameters anew for every episode.
 
     They are part of the state, and ``info["params"]`` of a step has those of the state that the
@@ -147,32 +150,18 @@ class Randomized(TensorEnv[RandomizedState, P], Generic[S, P]):
             EnvError: A parameter or distribution is unknown, its numbers do not fit, or it draws
                 impossible values.
         """
-        self.params_type = env.params_type
-        self.state_type = RandomizedState
-        self.supports_gradients = env.supports_gradients
         self._quantiles, bounds = quantiles(specification, randomizable(env))
-        self.names = tuple(self._quantiles)
-        self.noise_size = env.noise_size + len(self.names)
-        self._exposes = expose
-        self._take(env.within(bounds))
-        super().__init__(differentiable=env.differentiable)
+        self.names, self._exposes = tuple(self._quantiles), expose
+        super().__init__(env.within(bounds))
+        self.state_type, self.noise_size = RandomizedState, env.noise_size + len(self.names)
 
     def within(self, bounds: Bounds) -> Self:
         """See `TensorEnv.within`; randomised parameters keep the bounds of their distributions."""
-        own = {name: both for name, both in bounds.items() if name not in self.names}
-        found = copy.copy(self)
-        found._take(self._env.within(own))
-        return found
+        return super().within({k: both for k, both in bounds.items() if k not in self.names})
 
-    def _take(self, env: TensorEnv[S, P]) -> None:
+    def _wrap(self, env: TensorEnv[Any, P]) -> None:
         self._env = env
         self.spec = exposed(env.spec, len(self.names)) if self._exposes else env.spec
-
-    def default_params(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> P:
-        """See `TensorEnv.default_params`."""
-        return self._env.default_params(dtype, device)
 
     def initial(self, noise: Tensor, params: P) -> RandomizedState:
         """See `TensorEnv.initial`; the last columns of noise are the parameters'."""

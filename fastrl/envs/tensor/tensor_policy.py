@@ -37,7 +37,6 @@ class TensorPolicy(Protocol):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Return the noise ``[*shape, …] float32`` that `act` consumes."""
-        ...
 
     def act(
         self,
@@ -51,17 +50,15 @@ class TensorPolicy(Protocol):
 
         The mask, ``[*, choices] bool``, is passed only where the environment has masks.
         """
-        ...
 
     def value(self, weights: Weights, observation: Leaves, state: Tensor | None = None) -> Tensor:
         """Return the value ``[*]``; only where ``outputs`` has it."""
-        ...
 
 
 class ModulePolicy:
     """A ``torch.nn.Module`` with the methods ``draw_noise``, ``act`` and ``value``.
 
-    The module only lends its structure: what it computes with are the weights of each call.
+    The weights of each call take the place of its own.
     """
 
     def __init__(self, model: Any) -> None:
@@ -109,7 +106,7 @@ class ModulePolicy:
 
 
 class RandomPolicy:
-    """Draws every valid action with equal probability; what it is worth is said to be 0."""
+    """Draws every valid action with equal probability; its value is 0."""
 
     def __init__(self, spec: EnvSpec) -> None:
         """Draw actions of ``spec.action_space``.

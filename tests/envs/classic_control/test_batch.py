@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.envs.batched_env import BatchedEnv, StepViews
-from fastrl.envs.classic_control.control_batch import ClassicControlBatch, Options
-from fastrl.envs.classic_control.episode_starts import new_streams, peek
+from fastrl.envs.classic_control.control_batch import (
+    ClassicControlBatch,
+    Options,
+    new_streams,
+    peek,
+)
 from fastrl.envs.tensor import Randomized, make_tensor
 from fastrl.errors import ArgumentError, EnvError, SpaceError
 from tests.envs.classic_control.gymnasium_twin import FIRST, NAMES

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastrl.envs.classic_control.episode_starts import new_streams, peek
+from fastrl.envs.classic_control.control_batch import new_streams, peek
 
 
 def test_outputs_are_those_of_the_published_generator():
