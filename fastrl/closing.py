@@ -74,9 +74,14 @@ def build_all(built: Iterable[Held]) -> list[Held]:
 
 
 def close_all(held: Iterable[Closable], begin: Callable[[], None] = lambda: None) -> None:
-    """Close all, the last first, even if some raise; the last exception is raised at the end.
+    """Close all, the last first, even if some raise.
 
-    ``begin`` is called just before each close.
+    Args:
+        held: What to close.
+        begin: Called just before each close.
+
+    Raises:
+        Exception: The last that was raised.
     """
     with ExitStack() as stack:
         for each in held:

@@ -61,6 +61,10 @@ def labels_of(names: Sequence[str], trees: Sequence[Mapping[str, Any]]) -> tuple
 
     Environment and algorithm are the title where all agree, else part of the labels. Of the keys
     that differ, labels name those that distinguish most configurations.
+
+    Args:
+        names: As `curve_name` returns them.
+        trees: The `shared_keys` of each.
     """
     is_same = len(set(names)) == 1
     parts: list[tuple[str, ...]] = [() if is_same else (name,) for name in names]

@@ -19,7 +19,11 @@ StreamsState = tuple[Any, Any, torch.Tensor]
 
 
 def seed_global_streams(sequence: np.random.SeedSequence) -> None:
-    """Seed the streams of this process, those of torch on GPUs included."""
+    """Seed the streams of this process, those of torch on GPUs included.
+
+    Args:
+        sequence: Equal sequences give equal streams.
+    """
     torch.manual_seed(_seed_on_cpu(sequence))
 
 

@@ -21,7 +21,11 @@ DISTRIBUTION = "fastrl-torch"
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module; raise an `ImportError` also for one of Python's standard library."""
+    """Import a module that a configuration names.
+
+    Raises:
+        ImportError: It cannot be imported, or belongs to Python's standard library.
+    """
     if _is_standard(name):
         raise ImportError(f"'{name}' is part of Python's standard library", name=name)
     try:
@@ -35,8 +39,13 @@ def import_module(name: str) -> ModuleType:
 def import_object(path: str, key: str) -> Any:
     """Return the object at ``package.module:name``; the name may be dotted.
 
+    Args:
+        path: The import path.
+        key: The key of the configuration that names it, for errors.
+
     Raises:
-        ConfigError: It cannot be imported, or is part of the standard library.
+        ConfigError: It is not an import path, cannot be imported, or is part of the standard
+            library.
     """
     where = f"{key}: '{path}'"
     module, colon, name = path.partition(":")

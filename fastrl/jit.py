@@ -113,10 +113,14 @@ class _NoCache(_NullCache):  # type: ignore[misc]
 
 
 def cached_njit(function: Function, **options: Any) -> Function:
-    """Compile with `numba.njit` on the first call and cache the result on disk for later processes.
+    """Compile with numba on the first call and cache the result on disk for later processes.
 
     If it cannot be cached, each process compiles it. The function must not call compiled functions
     of other files; for those see `cached_kernel`.
+
+    Args:
+        function: What to compile.
+        **options: Arguments of ``numba.njit``.
     """
     compiled: Any = njit(**options)(function)
     try:
@@ -158,8 +162,12 @@ def cached_kernel(
     """Compile a function of several files as `cached_njit` does, and again when one changes.
 
     Numba finds a cached function by its file, and does not notice changes of functions that it
-    calls in other files. So the decorated function takes a digest of ``sources``, all files, and
-    returns the function to compile, which refers to the digest and so has it in its key.
+    calls in other files. So the decorated function takes a digest of all files and returns the
+    function to compile, which refers to the digest and so has it in its key.
+
+    Args:
+        sources: All files that are compiled into the function.
+        **options: Arguments of ``numba.njit``.
     """
     digest = digest_of(sources)
 
@@ -173,6 +181,10 @@ def compiled_by_torch(function: Function, **options: Any) -> Function:
     """Compile with ``torch.compile`` on the first call; if that fails, log it and run uncompiled.
 
     It fails without a writable directory with free space, or on a CPU without a C++ compiler.
+
+    Args:
+        function: What to compile.
+        **options: Arguments of ``torch.compile``.
     """
     import torch
 

@@ -74,7 +74,13 @@ class LiveDisplay(Live):
 
 
 class NotebookDisplay:
-    """A display in the output of a notebook's cell: HTML that is replaced, without widgets."""
+    """A display in the output of a notebook's cell, as HTML that is replaced.
+
+    It needs no widgets, so it works in every notebook.
+
+    Args:
+        shown: Returns what to draw; called in another thread.
+    """
 
     def __init__(self, shown: Callable[[], RenderableType]) -> None:
         self._shown = shown
@@ -130,7 +136,14 @@ def display_on(
     *,
     handles_sigterm: bool = True,
 ) -> LiveDisplay | NotebookDisplay | None:
-    """Return a display for a terminal or a notebook; None where lines must do."""
+    """Return a display for a terminal or a notebook; None where lines must do.
+
+    Args:
+        console: Where to; None for nowhere.
+        shown: As for `LiveDisplay`.
+        refresh_per_second: On a terminal.
+        handles_sigterm: As for `LiveDisplay`.
+    """
     if console is not None and console.is_terminal:
         return LiveDisplay(console, shown, refresh_per_second, handles_sigterm=handles_sigterm)
     return NotebookDisplay(shown) if console is not None and console.is_jupyter else None
@@ -141,6 +154,11 @@ def waiting(
     console: Console | None, text: str, *, handles_sigterm: bool = False
 ) -> Iterator[Spinner | None]:
     """Show on a terminal or in a notebook what is waited for; erased at the end.
+
+    Args:
+        console: Where to; nowhere if None, or if lines must do.
+        text: What is waited for.
+        handles_sigterm: See `LiveDisplay`.
 
     Yields:
         The spinner, whose text may be updated; None where nothing is shown.

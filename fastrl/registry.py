@@ -122,7 +122,13 @@ def register(
 def entry(kind: str, name: str, key: str = "") -> Entry:
     """Return the entry of a name; import plug-ins if it is not known yet.
 
-    Raises a `ConfigError` for an unknown name, with the ``key`` that names it and the nearest name.
+    Args:
+        kind: One of `KINDS`.
+        name: The name.
+        key: The key of the configuration, for errors.
+
+    Raises:
+        ConfigError: The name is unknown; suggests the nearest.
     """
     _load_builtin()
     if (kind, name) not in _entries:
@@ -139,7 +145,13 @@ def entry(kind: str, name: str, key: str = "") -> Entry:
 def find(kind: str, name: str, key: str) -> Any:
     """Return the registered object of a name, imported if necessary.
 
-    Raises a `ConfigError`, with the ``key``, for an unknown name or a failed import.
+    Args:
+        kind: One of `KINDS`.
+        name: The name.
+        key: The key of the configuration, for errors.
+
+    Raises:
+        ConfigError: The name is unknown, or the object cannot be imported.
     """
     return _imported(entry(kind, name, key).thing, key)
 
@@ -154,9 +166,16 @@ def chosen(kind: str, choice: str, key: str) -> Any:
 
 
 def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:
-    """Call a chosen object; an error of users' code becomes a `ConfigError` of one line.
+    """Call a chosen object; an error of users' code becomes one line.
 
-    ``where`` is the key and its value, for errors.
+    Args:
+        thing: The result of `find` or `chosen`.
+        where: The key and its value, for errors.
+        *arguments: Positional arguments of the call.
+        **kwargs: Keyword arguments of the call.
+
+    Raises:
+        ConfigError: Users' code raised an error that is not fastrl's.
     """
     try:
         return thing(*arguments, **kwargs)
@@ -169,9 +188,16 @@ def call(thing: Any, where: str, *arguments: Any, **kwargs: Any) -> Any:
 
 
 def check_arguments(thing: Any, problem: str, /, *arguments: Any, **kwargs: Any) -> None:
-    """Raise a `ConfigError` that begins with ``problem`` unless an object takes these arguments.
+    """Check, without a call, that a chosen object takes some arguments.
 
-    The object is not called; one without a known signature passes.
+    Args:
+        thing: The result of `find` or `chosen`; one without a known signature passes.
+        problem: The beginning of the error.
+        *arguments: Positional arguments, or placeholders.
+        **kwargs: Keyword arguments.
+
+    Raises:
+        ConfigError: It does not take them, or cannot be called.
     """
     try:
         with suppress(ValueError):  # of classes and functions in C

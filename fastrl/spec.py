@@ -129,7 +129,14 @@ class EnvSpec:
         return split_mask(observation, self.action_mask)
 
     def has_valid(self, mask: Array) -> Array:
-        """Return ``[*] bool``: whether masks ``[*, choices]`` leave an option for each choice."""
+        """Return whether a mask leaves an option for each of `choices`.
+
+        Args:
+            mask: ``[*, choices]``, of NumPy or torch.
+
+        Returns:
+            ``[*] bool``.
+        """
         start = self.choices[0]
         valid: Any = mask[..., :start].any(-1)
         for size in self.choices[1:]:

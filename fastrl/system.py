@@ -139,7 +139,12 @@ def torch_threads(number: int) -> Iterator[None]:
 def existing_device(device: torch.device | str, key: str = "") -> torch.device:
     """Return a device, after a check that torch finds it on this machine.
 
-    Raises a `ConfigError` that names the configuration's ``key``.
+    Args:
+        device: The device, or its name.
+        key: The configuration key that names it, for errors.
+
+    Raises:
+        ConfigError: It is not a device, or this machine does not have it.
     """
     import torch
 
@@ -172,7 +177,11 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*others: str) -> dict[str, str]:
-    """Return the versions of the installed packages that measurements depend on."""
+    """Return the versions of the installed packages that measurements depend on.
+
+    Args:
+        *others: Further packages, such as those of peers that were measured.
+    """
     own = installed_version()
     found = {} if own is None else {"fastrl": own}
     for package in (*_PACKAGES, *others):

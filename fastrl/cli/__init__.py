@@ -74,10 +74,13 @@ for _each in app.registered_commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; without ``arguments`` that of the process.
+    """Run a command and return its exit code.
 
     The code is 0 for success, 1 after the failure of a worker, 2 for bad input, which gets one line
     on standard error, and 130 after Ctrl-C.
+
+    Args:
+        arguments: The arguments after ``fastrl``; None for those of the process.
     """
     # Waiting threads of torch must sleep: if they spin on a busy machine, an update of a conv net
     # takes minutes. OpenMP reads this once.

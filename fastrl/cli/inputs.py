@@ -40,7 +40,16 @@ def command_line() -> str:
 
 
 def check_output(option: str, file: Path | None, *, directory: bool = False) -> None:
-    """Raise a `ConfigError` for an output that cannot be written, before time is spent on it."""
+    """Reject an output that cannot be written, before time is spent on its content.
+
+    Args:
+        option: The option that names it, such as ``--json``.
+        file: The output; None for no output.
+        directory: Whether the output is a directory, which may not exist yet.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
     if file is None:
         return
     if directory and file.exists() and not file.is_dir():
@@ -59,8 +68,15 @@ def split_arguments(
 ) -> tuple[Path | None, list[str]]:
     """Return the configuration file among the arguments of a command, and the overrides.
 
-    An argument that is neither a file nor ``key=value`` is the id of an environment; more than one
-    file or id is a `ConfigError`. From here on, modules beside the file can be imported.
+    An argument that is neither a file nor ``key=value`` is the id of an environment. From here on,
+    modules beside the file can be imported.
+
+    Args:
+        arguments: Of the command.
+        env: The id of the option ``--env``.
+
+    Raises:
+        ConfigError: There are two files or two ids.
     """
     files: list[str] = []
     ids: list[str] = [] if env is None else [env]

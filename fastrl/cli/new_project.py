@@ -11,7 +11,14 @@ FILES = Path(__file__).parent / "project"
 
 
 def write_project(directory: Path) -> list[Path]:
-    """Write the files of a project into a new or empty directory, and return their paths."""
+    """Write the files of a project into a directory, which may not hold any yet.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: There are files already, or the directory cannot be written.
+    """
     with writing(directory, ConfigError):
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):

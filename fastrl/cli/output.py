@@ -66,7 +66,12 @@ def note(text: str) -> None:
 
 
 def complain(text: str, kind: str) -> None:
-    """Write an error on standard error; ``kind`` is its section of ``docs/errors.md``."""
+    """Write an error on standard error.
+
+    Args:
+        text: The error; lines after the first one are a worker's traceback.
+        kind: The section of ``docs/errors.md`` about it.
+    """
     line, newline, rest = text.partition("\n")
     note(f"fastrl: error: {line} [{kind}]{newline}{rest}")
 
@@ -80,7 +85,12 @@ def table_console() -> Console:
 
 
 def show_tables(shown: Group | Table, console: Console | None = None) -> None:
-    """Print tables, as lines where the terminal is too narrow for columns."""
+    """Print a table, or a group of them; as lines where the terminal is too narrow for columns.
+
+    Args:
+        shown: What to print.
+        console: By default `table_console`.
+    """
     console = console or table_console()
     for part in shown.renderables if isinstance(shown, Group) else (shown,):
         is_wide = Measurement.get(console, console.options, part).maximum >= console.width

@@ -259,7 +259,17 @@ def _overlays(path: Path | None, write: bool, overlay: Path | None) -> list[Path
 
 
 def write_overlay(path: Path, base: Path | None, config: Config, candidate: Candidate) -> None:
-    """Write a YAML file that refines a base, or none, by a candidate, and turns tuning off."""
+    """Write a YAML file that refines a base by a candidate, and turns tuning off.
+
+    Args:
+        path: What to write.
+        base: The file that ``config`` was read from, perhaps with overrides; None for none.
+        config: Names the environment.
+        candidate: The keys of its section ``sampler``.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
     from fastrl.config import load_config
     from fastrl.config.text import dump_yaml
     from fastrl.training.durable import write_durably, writing

@@ -76,7 +76,11 @@ def conflict(key: str, problem: str) -> PydanticCustomError:
 
 
 def registered(kind: str, name: str, key: str = "") -> registry.Entry:
-    """Return the registered entry of a name, or raise a `PydanticCustomError` at a key."""
+    """Return the registered entry of a name; the error names a key of the section, if given.
+
+    Raises:
+        PydanticCustomError: Nothing is.
+    """
     try:
         return registry.entry(kind, name)
     except ConfigError as error:

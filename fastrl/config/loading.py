@@ -193,7 +193,15 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
 
 
 def read_text(path: Path, where: str = "") -> str:
-    """Return the text of a configuration file, or raise a `ConfigError`; ``where`` precedes it."""
+    """Return the text of a configuration file.
+
+    Args:
+        path: The file.
+        where: What precedes its path in errors.
+
+    Raises:
+        ConfigError: It is missing, too large or not text.
+    """
     try:
         if not path.is_file():
             raise ConfigError(f"{where}{path}: {_why_no_file(path)}")

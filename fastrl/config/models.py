@@ -262,10 +262,13 @@ class SamplerConfig(Section):
         return None if self.num_env_workers == "auto" else self.num_env_workers
 
     def topology(self, cores: int | None = None) -> Topology:
-        """Return who steps and who infers, with ``auto`` resolved for some number of cores.
+        """Return who steps and who infers, with ``auto`` resolved.
 
-        By default these are the usable cores of this machine. Raises a `ConfigError` where they are
-        too few for the model workers.
+        Args:
+            cores: Of the machine; by default the usable ones of this one.
+
+        Raises:
+            ConfigError: ``num_env_workers`` is auto, and too small here for the model workers.
         """
         # fastrl.spec imports torch, which takes seconds; see the module's docstring.
         from fastrl.errors import ConfigError

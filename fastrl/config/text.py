@@ -115,9 +115,15 @@ for _sequence in (list, tuple):
 
 
 def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:
-    """Return the tree of a YAML text, None where it is empty, or raise a `ConfigError`.
+    """Return the tree of a YAML text; None where it is empty.
 
-    The error names the ``origin`` of the text, and the line if it is ``numbered``.
+    Args:
+        text: One YAML document.
+        origin: Where the text comes from, for the error message.
+        numbered: Whether the error message names the line.
+
+    Raises:
+        ConfigError: The text is not YAML, or uses more of it than a configuration may.
     """
     return _parsed(text, _Loader, origin, numbered)
 

@@ -63,9 +63,12 @@ def convert_entry(
 
     Args:
         file: Such as ``hyperparams/ppo.yml``.
-        entry: Its name in the file; None for the only one.
+        entry: Its name in the file, mostly an environment's id; None for the only one.
         algorithm: One of `ALGORITHMS`; by default the name of the file.
         env: The id of the environment; by default the entry's name.
+
+    Raises:
+        ConfigError: The file or the entry cannot be read, or makes no valid configuration.
     """
     path = Path(file)
     tree = parse_foreign_yaml(read_text(path), str(path))

@@ -136,7 +136,14 @@ def open_checked(
 ) -> DatasetFiles:
     """Return a dataset after a check of its spaces and its number of episodes.
 
-    Arguments and errors are those of `load_demonstrations`, which also checks the episodes.
+    Args:
+        path: As for `load_demonstrations`.
+        env_spec: As for `load_demonstrations`.
+        episodes: As for `load_demonstrations`.
+        key: As for `load_demonstrations`.
+
+    Raises:
+        ConfigError: As for `load_demonstrations`, except for what is in the episodes.
     """
     if episodes is not None:
         whole("episodes", episodes)
@@ -163,10 +170,14 @@ def spec_of(files: DatasetFiles) -> EnvSpec:
 
 
 def space_differences(found: EnvSpec, wanted: EnvSpec, what: str = "dataset") -> list[str]:
-    """Return how the spaces of a dataset differ from those that are wanted, one text for each.
+    """Return how the spaces of a dataset differ from those of an environment, one text for each.
 
     Numbers of different types that are stored alike are equal. Bounds of observations may differ.
-    ``what`` names the dataset.
+
+    Args:
+        found: Of the dataset.
+        wanted: Of the environment.
+        what: What the dataset is called.
     """
     differences = []
     for kind in ("observation", "action"):
@@ -279,7 +290,11 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
 
 
 def _check_masks(demonstrations: Demonstrations, what: str) -> None:
-    """Raise a `ConfigError` for the first action that its own mask forbids."""
+    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
+
+    Raises:
+        ConfigError: Names the first such step.
+    """
     spec = demonstrations.env_spec
     _, mask = spec.split_mask(demonstrations.observation)
     if mask is None:
@@ -301,7 +316,15 @@ def _check_masks(demonstrations: Demonstrations, what: str) -> None:
 
 
 def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
-    """Return the checked demonstrations of the section ``dataset``, or raise a `ConfigError`."""
+    """Return the demonstrations that the section ``dataset`` names, checked.
+
+    Args:
+        config: A configuration with that section.
+        env_spec: The environment, whose spaces they must have.
+
+    Raises:
+        ConfigError: There are none, or they do not fit the environment.
+    """
     path, episodes, key = named_dataset(config)
     return load_demonstrations(
         path, env_spec, episodes=episodes, action_bounds=config.env.action_bounds, key=key
@@ -309,7 +332,11 @@ def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
 
 
 def named_dataset(config: Config) -> tuple[Path, int | None, str]:
-    """Return path, number of episodes and key of the dataset, or raise a `ConfigError`."""
+    """Return the path of the dataset, its number of episodes, and the key that names it.
+
+    Raises:
+        ConfigError: The configuration names none, or its id cannot be found.
+    """
     section = config.dataset
     if section is None:
         raise ConfigError("dataset: must name demonstrations, got null")

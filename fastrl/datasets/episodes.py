@@ -19,10 +19,16 @@ _OBSERVATION, _ACTION, _FIELD = "observation/", "action/", "field/"
 
 
 class EpisodeCutter:
-    """Collects a fixed number of whole episodes from each slot, with further ``fields``.
+    """Collects a fixed number of whole episodes from each slot.
 
     The first episodes that end among all slots would be short ones. Here each slot contributes its
     first ones, however long they are.
+
+    Args:
+        env_spec: The environment.
+        num_slots: B.
+        episodes: How many, divided among the slots.
+        fields: Names of further fields ``[T, B, *]`` of the rollouts to keep.
     """
 
     def __init__(
@@ -77,7 +83,12 @@ class EpisodeCutter:
 
 
 class EpisodeBuilder:
-    """Collects the steps of a single environment into an episode of a dataset."""
+    """Collects the steps of a single environment into an episode.
+
+    Args:
+        env_spec: The environment.
+        action_bounds: How the dataset keeps actions inside a bounded ``Box``.
+    """
 
     def __init__(self, env_spec: EnvSpec, action_bounds: ActionBounds = "clip") -> None:
         self._env_spec = env_spec
@@ -100,9 +111,13 @@ class EpisodeBuilder:
         self._observe(observation)
 
     def finish(self, *, terminated: bool) -> Episode:
-        """Return the episode, whose last step was terminal or not.
+        """Return the episode.
 
-        Raises an `EnvError` for a discrete action outside the space.
+        Args:
+            terminated: Whether the last step ended in a terminal state.
+
+        Raises:
+            EnvError: A discrete action is not one of the space.
         """
         observed = [np.stack(column) for column in zip(*self._observations, strict=True)]
         acted = tuple(np.stack(column) for column in zip(*self._actions, strict=True))
@@ -126,8 +141,11 @@ class EpisodeBuilder:
 def fragments(env_spec: EnvSpec, rollout: Rollout) -> Iterator[Episode]:
     """Yield the parts of episodes that lie within a rollout, slot by slot.
 
-    A part whose episode continues in the next rollout counts as truncated. The rollout needs the
-    field ``final_observation``.
+    A part whose episode goes on in the next rollout is as if it was truncated.
+
+    Args:
+        env_spec: The environment.
+        rollout: With the field ``final_observation``.
     """
     final = _by_path(env_spec, rollout.final_observation)
     after = {path: leaf[-1] for path, leaf in _by_path(env_spec, rollout.observation).items()}

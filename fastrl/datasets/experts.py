@@ -65,7 +65,11 @@ class Demonstrator(nn.Module):
 
 
 class MostProbable(Demonstrator):
-    """The most probable actions of a policy."""
+    """The most probable actions of a policy.
+
+    Args:
+        model: The policy.
+    """
 
     def __init__(self, model: PolicyModel) -> None:
         super().__init__()
@@ -88,6 +92,11 @@ class FunctionPolicy(Demonstrator):
 
     Observations are those of gymnasium, with the mask of valid actions where there is one, and
     actions those that the environment accepts.
+
+    Args:
+        env_spec: The environment.
+        function: Called with one observation after the other.
+        action_bounds: How samplers keep actions inside a bounded ``Box``.
     """
 
     def __init__(
@@ -104,7 +113,11 @@ class FunctionPolicy(Demonstrator):
     def mode(
         self, observation: Leaves, state: Tensor | None = None, mask: Tensor | None = None
     ) -> PolicyStep:
-        """Return the function's actions; raise a `FastrlError` for anything else."""
+        """Return the function's actions.
+
+        Raises:
+            FastrlError: The function returned something that is not an action.
+        """
         spec = self._env_spec
         given = dict(observation)
         if mask is not None and spec.action_mask is not None:
@@ -123,7 +136,11 @@ class FunctionPolicy(Demonstrator):
         return PolicyStep(dict(zip(spec.action, sampled, strict=True)), {}, state)
 
     def check(self, observation: Any) -> None:
-        """Raise a `FastrlError` unless the function returns an action for an observation."""
+        """Call the function with the observation of one environment.
+
+        Raises:
+            FastrlError: It returned something that is not an action.
+        """
         self._converter.sampled(tuple(leaf[None] for leaf in self._action(observation)))
 
     def _action(self, observation: Any) -> list[Any]:
@@ -152,7 +169,18 @@ def try_function(
     env_spec: EnvSpec,
     action_bounds: ActionBounds,
 ) -> None:
-    """Call a function with a first observation, before workers run it; raise a `ConfigError`."""
+    """Call a function with the first observation of an environment, before workers run it.
+
+    Args:
+        function: As for `FunctionPolicy`.
+        where: The option and the path that name it, for errors.
+        factory: Builds the environment.
+        env_spec: The environment.
+        action_bounds: As for `FunctionPolicy`.
+
+    Raises:
+        ConfigError: It raised, or returned something that is not an action.
+    """
     policy = FunctionPolicy(env_spec, function, action_bounds)
     try:
         env = factory.with_masks_of(env_spec).single()
@@ -171,8 +199,13 @@ def try_function(
 class AsPlayed(Demonstrator):
     """The actions of another policy as its environment would execute them.
 
-    Both policies keep actions inside a bounded ``Box``: the expert as ``bounds`` says, and the one
-    that learns from it as ``own_bounds`` says.
+    Two policies may keep actions inside a bounded ``Box`` in different ways.
+
+    Args:
+        expert: The policy.
+        env_spec: The environment.
+        bounds: How the expert's actions are kept inside.
+        own_bounds: How the actions of the policy that learns from it are.
     """
 
     def __init__(
@@ -208,9 +241,20 @@ class AsPlayed(Demonstrator):
 
 
 class Mixture(Demonstrator):
-    """A policy without a memory that learns, and an expert, each with a share of the actions.
+    """A policy that learns and an expert, each of which takes a share of the actions.
 
-    Every step draws anew who acts. The expert's actions are outputs, by `label_names`.
+    Every step draws anew who acts.
+
+    Attributes:
+        outputs: The expert's action in each step, by `label_names`.
+        learner: The policy, without a memory.
+        expert: The expert.
+
+    Args:
+        env_spec: The environment.
+        learner: See the attribute.
+        expert: See the attribute.
+        share: Of the steps in which the expert acts.
     """
 
     def __init__(

@@ -271,7 +271,12 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
 def local_dataset(dataset_id: str, key: str = "id") -> Path:
     """Return the directory of a dataset of Minari's collection, downloaded if it is not here.
 
-    Raises a `ConfigError`, which names the ``key``, if it cannot be downloaded.
+    Args:
+        dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
+        key: What names it, for errors.
+
+    Raises:
+        ConfigError: It is not here and cannot be downloaded.
     """
     minari = _minari()
     try:

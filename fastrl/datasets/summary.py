@@ -81,9 +81,13 @@ class DatasetSummary:
         return table
 
     def draw(self, picture: Path) -> None:
-        """Write histograms of returns and lengths to a .png, .pdf or .svg file.
+        """Write histograms of returns and lengths.
 
-        Raises a `ConfigError` for another suffix, or where the file cannot be written.
+        Args:
+            picture: A file that ends in .png, .pdf or .svg.
+
+        Raises:
+            ConfigError: It ends in something else, or cannot be written.
         """
         check_picture(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,13 +109,24 @@ class DatasetSummary:
 
 
 def check_picture(picture: Path) -> None:
-    """Raise a `ConfigError` unless a picture's name ends in one of `FORMATS`."""
+    """Reject a picture of an unknown format.
+
+    Raises:
+        ConfigError: Its name does not end in one of `FORMATS`.
+    """
     if picture.suffix.lower() not in FORMATS:
         raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
 
 
 def summarize(path: str | Path) -> DatasetSummary:
-    """Return what a dataset contains; raise a `ConfigError` if it is missing or damaged."""
+    """Read a dataset and return what it contains.
+
+    Args:
+        path: Directory of the dataset, or of several parts.
+
+    Raises:
+        ConfigError: There is no dataset, or it is damaged.
+    """
     files = open_dataset(path)
     returns: list[float] = []
     lengths: list[int] = []

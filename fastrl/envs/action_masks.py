@@ -148,7 +148,13 @@ def uniform_numbers(count: int = 1024) -> Iterator[float]:
 def random_actions(
     env: Env, info: Mapping[str, Any], count: int = 50
 ) -> Callable[[Any, Mapping[str, Any]], Any]:
-    """Return a function from the latest observation and info to a random, valid action."""
+    """Return a function from the last observation and info to a random action, valid if masked.
+
+    Args:
+        env: After a reset.
+        info: What the reset returned.
+        count: How many different samples are drawn.
+    """
     env.action_space.seed(0)
     samples = itertools.cycle([env.action_space.sample() for _ in range(count)])
     uniform, space = uniform_numbers(), env.action_space
@@ -212,9 +218,14 @@ def find_source(env: Any) -> MaskSource:
 
 
 def source_of(env: Any, info: Any) -> MaskSource | None:
-    """Return where an environment has masks, by what a reset returned; None without any.
+    """Return where a single or vector environment has masks; None without any.
 
-    Raises an `EnvError` for a mask that does not fit the actions.
+    Args:
+        env: The environment.
+        info: What a reset returned.
+
+    Raises:
+        EnvError: A mask does not fit the actions.
     """
     observes = observes_mask(env)
     if observes is not False:
@@ -253,7 +264,12 @@ def _is_flat(env: Env) -> bool:
 
 
 class MaskInObservation(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Adds the mask of valid actions to the observation, or makes it one array of bits there."""
+    """Adds the mask of valid actions to the observation, or makes it one array of bits there.
+
+    Args:
+        env: The environment.
+        source: Where it has its masks.
+    """
 
     def __init__(self, env: Env, source: MaskSource) -> None:
         super().__init__(env)
@@ -316,6 +332,10 @@ class InfoMasks:
 
     Attributes:
         problem: Why the latest are no masks; None where they are.
+
+    Args:
+        space: Of the actions of one environment.
+        num_envs: n.
     """
 
     def __init__(self, space: spaces.Space[Any], num_envs: int) -> None:
@@ -325,7 +345,11 @@ class InfoMasks:
 
     @property
     def rows(self) -> NDArray[np.bool_] | None:
-        """``[n, choices] bool``, None where infos had none; raise an `EnvError` for misfits."""
+        """``[n, choices] bool``; None where infos had none.
+
+        Raises:
+            EnvError: They do not fit the actions.
+        """
         if self.problem is not None:
             raise self.problem
         return self._rows
@@ -359,7 +383,13 @@ class InfoMasks:
 
 
 class VectorMasks:
-    """The latest masks of a vector environment that does not observe them."""
+    """The latest masks of a vector environment that does not observe them.
+
+    Args:
+        source: Where it has them.
+        space: Of the actions of one environment.
+        num_envs: n.
+    """
 
     def __init__(self, source: MaskSource, space: spaces.Space[Any], num_envs: int) -> None:
         self._source, self._space, self._num_envs = source, space, num_envs
@@ -368,7 +398,13 @@ class VectorMasks:
     def latest(self, env: Any, infos: Any, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the masks after a step or a reset, ``[n, choices] bool``.
 
-        Raises an `EnvError` where one does not fit, or one of the environments ``needed`` has none.
+        Args:
+            env: The vector environment.
+            infos: What the step or the reset returned, in gymnasium's vector form.
+            needed: ``[n]``: which environments must have one.
+
+        Raises:
+            EnvError: One is missing or does not fit.
         """
         if self._source == "method":
             return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])

@@ -41,7 +41,15 @@ class Claim:
         self._held: dict[int, Any] = {}
 
     def add(self, env: Any, index: int) -> None:
-        """Claim an environment, ``index`` in messages, or raise an `EnvError` if it is claimed."""
+        """Claim an environment.
+
+        Args:
+            env: A single, vector or batched environment.
+            index: Its index in messages, a different one for each.
+
+        Raises:
+            EnvError: It, or what it wraps, is claimed already.
+        """
         base = _innermost(env)
         with _LOCK:
             owner = _OWNERS.get(id(base))
@@ -71,9 +79,16 @@ _OWNERS: WeakValueDictionary[int, Claim] = WeakValueDictionary()
 
 
 def check_spaces(env: HasSpaces, first: HasSpaces, who: str, *, different: bool = False) -> None:
-    """Raise an `EnvError` that names the first difference of an environment's spaces.
+    """Reject an environment that differs from the first.
 
-    If they may be ``different``, the bounds of observations are not compared.
+    Args:
+        env: The environment.
+        first: Has the spaces of the others.
+        who: Name of ``env`` in messages.
+        different: Whether the bounds of observations may differ.
+
+    Raises:
+        EnvError: It has other spaces; names the first difference.
     """
     for kind in ("observation_space", "action_space"):
         found: Any = getattr(env, kind, None)

@@ -34,7 +34,11 @@ class GifWriter:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Open the file, for ``fps`` pictures per second; raise an `OSError` if that fails."""
+        """Open the file, for ``fps`` pictures per second.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         self._file = path.open("wb")
         self._fps = fps
         self._count = 0
@@ -84,7 +88,11 @@ class GifWriter:
 
 
 def open_animation(path: Path, fps: float) -> FrameWriter:
-    """Return a writer of a GIF where the path ends in .gif, else of an MP4."""
+    """Return a writer of a GIF where the path ends in .gif, else of an MP4.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     if path.suffix.lower() == ".gif":
         return GifWriter(path, fps)
     import imageio.v2 as imageio

@@ -182,8 +182,15 @@ def _clipped_and_stacked(env: Env, reward_clipping: bool, stack_num: int) -> Env
 def atari_game(name: str, **kwargs: Any) -> Env:
     """Build a game that `AtariPreprocessing` can be wrapped around: one frame per step.
 
-    It does not copy its screen, in colour, after every single frame. The preprocessing uses none of
-    these copies, a fifth of the step: it asks ALE for the two screens that it needs.
+    It does not copy its screen, in colour, after every single frame. The preprocessing uses
+    none of these copies, a fifth of the step: it asks ALE for the two screens that it needs.
+
+    Args:
+        name: ALE's id.
+        **kwargs: Those of the game.
+
+    Raises:
+        EnvError: ALE is not installed or has no such game.
     """
     spec = registered_spec(name)
     create = gymnasium.envs.registration.load_env_creator(spec.entry_point)  # type: ignore[arg-type]

@@ -181,7 +181,12 @@ _NAMED = re.compile(r"env (\d+)\b")
 def renumber(error: EnvError, first: int) -> int | None:
     """Make the error of a batch, which counts from 0, name an environment of the run.
 
-    The batch begins with environment ``first``. Returns the index, None if the error names none.
+    Args:
+        error: Changed in place, if it begins with an environment's index.
+        first: Index of the batch's first environment in the run.
+
+    Returns:
+        The index that it names now, None if it names none.
     """
     # The text after the first colon may be the environment's.
     head, colon, tail = str(error).partition(": ")

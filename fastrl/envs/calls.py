@@ -67,7 +67,14 @@ def _access(owner: Any) -> tuple[Callable[..., Any], ...]:
 
 
 def make_call(env: BatchedEnv, call: EnvCall) -> None:
-    """Make a call in every environment of a batch, by its own ``make_call`` where it has one."""
+    """Make a call in n environments.
+
+    Batches of separate environments have a method ``make_call`` of their own; other batches are
+    called themselves.
+
+    Raises:
+        EnvError: An environment has no such method or attribute, or raised; names it.
+    """
     own = getattr(env, "make_call", None)
     if own is not None:
         own(call)
@@ -85,10 +92,18 @@ def latest(calls: Iterable[EnvCall]) -> list[EnvCall]:
 
 
 def pack_calls(calls: Iterable[EnvCall]) -> bytes:
-    """Return calls as bytes that cannot run code; raise a `StateError` if one is not plain data."""
+    """Return calls as bytes that cannot run code.
+
+    Raises:
+        StateError: An argument is not plain data.
+    """
     return pack([(each.name, tuple(each.args), dict(each.kwargs), each.sets) for each in calls])
 
 
 def unpack_calls(content: bytes) -> list[EnvCall]:
-    """Return the calls in the bytes of `pack_calls`; raise a `StateError` for other bytes."""
+    """Return the calls in the bytes of `pack_calls`; arguments are new objects.
+
+    Raises:
+        StateError: The bytes are others.
+    """
     return [EnvCall(*each) for each in unpack(content)]

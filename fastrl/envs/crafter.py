@@ -83,7 +83,11 @@ class CrafterEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(
         self, action: np.int64 | int
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Take one of the 17 actions; raise an `EnvError` for any other number."""
+        """Take one of the 17 actions.
+
+        Raises:
+            EnvError: It is outside the space; the original would count negative ones from the end.
+        """
         if not 0 <= action < len(constants.actions):
             last = len(constants.actions) - 1
             raise EnvError(f"'Crafter-v1': action {action} is not one of 0 to {last}")
@@ -116,7 +120,12 @@ class _OrderedSet(dict[Any, None]):
 
 
 class _World(engine.World):  # type: ignore[misc]
-    """A world whose chunks list their creatures in the order in which they came."""
+    """A world whose chunks list their creatures in the order in which they came.
+
+    Args:
+        area: Columns and rows.
+        reach: Creatures move where their distance from the player is below it.
+    """
 
     def __init__(self, area: tuple[int, int], reach: int) -> None:
         self._reach = reach

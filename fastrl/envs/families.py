@@ -74,7 +74,11 @@ class NativeFamily(Family):
         action_bounds: ActionBounds = "clip",
         **kwargs: Any,
     ) -> BatchedEnv:
-        """Build n environments; see `Family.build`."""
+        """Build n environments; see `Family.build`.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit.
+        """
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         if randomize:
@@ -95,7 +99,11 @@ class NativeFamily(Family):
         return cast("Vector", self.call("make_vec", name, num_envs=num_envs, **given))
 
     def call(self, function: str, name: str, /, **kwargs: Any) -> Any:
-        """Call a function of the module."""
+        """Call a function of the module.
+
+        Raises:
+            EnvError: An argument is unknown or does not fit.
+        """
         return getattr(importlib.import_module(self.module), function)(name, **kwargs)
 
     def register(self) -> None:
@@ -326,7 +334,11 @@ class VectorEnvs(Family):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> Vector:
-        """Build the vector environment of an id; raise an `EnvError` if the id has none."""
+        """Build a vector environment.
+
+        Raises:
+            EnvError: The id has none.
+        """
         spec = registered_spec(name)
         if spec.vector_entry_point is None:
             raise EnvError(f"'{name}' has no vector environment of its own; write the id '{name}'")
@@ -353,7 +365,11 @@ class EnvPool(Family):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> Vector:
-        """Build a vector environment, if EnvPool is installed and has it."""
+        """Build a vector environment.
+
+        Raises:
+            EnvError: EnvPool is not installed, or has no such environment.
+        """
         envpool = self.imported(self.prefix + name)
         known = envpool.list_all_envs()
         if name not in known:

@@ -81,7 +81,13 @@ class StepLoop:
         views: StepViews,
         write: Callable[[list[Any]], None],
     ) -> list[Any]:
-        """Step every environment once, ``write`` the observations, and return the infos."""
+        """Step every environment once; return their infos.
+
+        Args:
+            actions: One for each.
+            views: Where rewards and flags are written.
+            write: Writes the observations.
+        """
         # After a step of a simulator the caches hold little of what follows, so that each call of a
         # Python function costs a microsecond or two: hence few of them.
         steps, at, clock = self._steps, self._at, self._clock

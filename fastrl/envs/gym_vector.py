@@ -386,7 +386,11 @@ def _names_reset_mask(reset: Any) -> bool:
 
 
 def _flags_lost_lives(env: VectorEnv[Any, Any, Any], mode: AutoresetMode, name: str) -> bool:
-    """Return whether the loss of a life ends an episode, and the game continues without a reset."""
+    """Return whether the loss of a life ends an episode, and the game goes on without a reset.
+
+    Raises:
+        EnvError: It does, and overwrites the last observations of these episodes.
+    """
     kwargs = getattr(env.unwrapped.spec, "kwargs", None) or {}
     is_ale = type(env.unwrapped).__name__ == _ALE
     if not is_ale or not kwargs.get("life_loss_info") or kwargs.get("episodic_life"):
@@ -455,7 +459,16 @@ def known_wrapper(env: VectorWrapper[Any, Any, Any, Any, Any]) -> Wrapped | None
 
 
 def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
-    """Raise an `EnvError` if only one of a wrapper and an environment is of vector environments."""
+    """Check that a wrapper and an environment are both of single or both of vector environments.
+
+    Args:
+        wrapper: A class, or anything else, which is accepted.
+        env: The environment.
+        name: Its id.
+
+    Raises:
+        EnvError: One is of single environments, and the other of vector environments.
+    """
     while isinstance(wrapper, functools.partial):
         wrapper = wrapper.func
     if not inspect.isclass(wrapper):

@@ -22,7 +22,16 @@ from fastrl.imports import import_module, is_of_standard_library
 
 
 def attribute(path: str, key: str) -> Any:
-    """Return the object at ``package.module:name``, or raise an `EnvError` that names ``key``."""
+    """Return the object at ``package.module:name``.
+
+    Args:
+        path: Import path; the name may be dotted.
+        key: Where the user wrote it, such as ``env.wrappers``.
+
+    Raises:
+        EnvError: The path is malformed, the module cannot be imported or lacks the name, or the
+            object is Python's own.
+    """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise EnvError(f"{key}: '{path}' is not an import path; write 'package.module:name'")
@@ -36,10 +45,15 @@ def attribute(path: str, key: str) -> Any:
 
 
 def callee(named: Any, key: str) -> Any:
-    """Return the callable that a user names; raise an `EnvError` that names the ``key``.
+    """Return the callable that a user names.
 
-    ``named`` is an import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
-    the callable itself.
+    Args:
+        named: An import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
+            the callable itself.
+        key: Where the user wrote it, such as ``env.wrappers``.
+
+    Raises:
+        EnvError: See `attribute`; or it does not take a keyword argument.
     """
     if isinstance(named, str):
         return attribute(named, key)
@@ -57,7 +71,11 @@ def callee(named: Any, key: str) -> Any:
 
 
 def check_call(named: Mapping[Any, Any], key: str) -> None:
-    """Raise an `EnvError` unless a mapping is one of ``path`` and ``kwargs``."""
+    """Check that a mapping is one of ``path`` and ``kwargs``.
+
+    Raises:
+        EnvError: It is another one.
+    """
     path, kwargs = named.get("path"), named.get("kwargs", {})
     is_called = isinstance(path, str) or callable(path)
     if not (is_called and isinstance(kwargs, Mapping) and named.keys() <= {"path", "kwargs"}):
@@ -111,7 +129,11 @@ def factory(path: str, key: str) -> Callable[..., Any] | None:
 
 
 def registered_spec(path: str) -> GymnasiumSpec:
-    """Return the specification of ``Id`` or ``module:Id``; raise an `EnvError` with a hint."""
+    """Return the registered specification of ``Id``, or of ``module:Id``, which is imported.
+
+    Raises:
+        EnvError: The id is unknown; names the nearest one, or the extra that is missing.
+    """
     module_name, _, name = path.rpartition(":")
     if module_name:
         _import(module_name, f"'{path}'")
@@ -136,9 +158,13 @@ def registered_spec(path: str) -> GymnasiumSpec:
 def takes_argument(
     function: Callable[..., Any], name: str, *, by_any_name: bool = False, unknown: bool = False
 ) -> bool:
-    """Return whether a function has a parameter of this name, or ``**kwargs`` if ``by_any_name``.
+    """Return whether ``function`` has a parameter of this name.
 
-    For functions whose signature cannot be read the result is ``unknown``.
+    Args:
+        function: The function.
+        name: Of the argument.
+        by_any_name: Whether ``**kwargs`` count.
+        unknown: The result for functions whose signature cannot be read.
     """
     try:
         parameters = inspect.signature(function).parameters

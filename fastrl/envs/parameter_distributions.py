@@ -69,9 +69,14 @@ class Distribution:
 
 
 def distribution(specification: object, where: str) -> Distribution:
-    """Return the distribution that a configuration describes; see this module's docstring.
+    """Return the distribution that a configuration describes.
 
-    Raises an `EnvError` that says ``where`` the user wrote it.
+    Args:
+        specification: See this module's docstring.
+        where: Where the user wrote it, such as ``env.randomize.length``.
+
+    Raises:
+        EnvError: It is unknown, or its numbers do not fit.
     """
     if not isinstance(specification, Mapping) or len(specification) != 1:
         raise EnvError(
@@ -93,7 +98,11 @@ def distribution(specification: object, where: str) -> Distribution:
 
 
 def numbers(value: object, where: str) -> Numbers:
-    """Return finite numbers as an array; raise an `EnvError` for anything else."""
+    """Return finite numbers as an array.
+
+    Raises:
+        EnvError: They are something else.
+    """
     try:
         found = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):

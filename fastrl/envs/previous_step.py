@@ -75,7 +75,11 @@ def _choices(leaf: spaces.Space[Any]) -> list[int]:
 
 
 def with_previous(space: spaces.Space[Any], action_space: spaces.Space[Any]) -> spaces.Dict:
-    """Return the space with the previous action and reward, unless it has such a key already."""
+    """Return the space of observations with the previous action and reward.
+
+    Raises:
+        EnvError: The observation is a ``Dict`` that has such a key already.
+    """
     own = list(space.items()) if isinstance(space, spaces.Dict) else [("observation", space)]
     for key, _ in own:
         if key in (ACTION, REWARD):
@@ -97,6 +101,14 @@ class BatchWithPrevious:
     """A `BatchedEnv` whose observations have the previous action and reward.
 
     It has no state of its own: all it adds is in the observations.
+
+    Attributes:
+        spec: What each environment observes and accepts.
+        num_envs: Number of environments, n.
+
+    Args:
+        env: The batch, which is closed by `close`.
+        bounds: How ``env`` keeps actions inside a bounded ``Box``.
     """
 
     def __init__(self, env: BatchedEnv, bounds: ActionBounds = "clip") -> None:

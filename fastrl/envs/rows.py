@@ -78,7 +78,11 @@ class ObservationWriter:
         return write
 
     def write_one(self, index: int, observation: Any, rows: Rows) -> None:
-        """Write an observation into row ``index``; raise an `EnvError` if it does not fit."""
+        """Write the observation of environment ``index`` into row ``index``.
+
+        Raises:
+            EnvError: The observation does not fit; names the index.
+        """
         self._at[0] = self._first + index
         if not self._nested:
             rows[0][index] = self._checked(index, observation, 0, rows[0])
@@ -96,10 +100,16 @@ class ObservationWriter:
     def fitting(
         self, number: int, found: NDArray[Any], dtype: np.dtype[Any], indices: Sequence[int]
     ) -> NDArray[Any]:
-        """Return a leaf ``[k, *shape]`` as ``dtype``, after a check that its numbers fit.
+        """Return a leaf of several environments' observations, after a check of its numbers.
 
-        ``indices`` are those of the k environments, of which an `EnvError` names one, and
-        ``number`` is that of the leaf in the order of the space.
+        Args:
+            number: Of the leaf, in the order of the space.
+            found: ``[k, *shape]``.
+            dtype: Of the rows that it is written into.
+            indices: Of the k environments.
+
+        Raises:
+            EnvError: A number does not fit the dtype; names the environment's index.
         """
         limit = self._limit(number, dtype)
         if found.dtype == limit:
@@ -157,7 +167,11 @@ def beyond(found: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[np.bool_] | Non
 
 
 def number_of(reward: Any, index: int) -> float:
-    """Return a reward, or an array of one, as a number; raise an `EnvError` for anything else."""
+    """Return a reward, which may be an array of one number, as a number.
+
+    Raises:
+        EnvError: It is not a number; names the environment ``index``.
+    """
     try:
         return float(np.asarray(reward).item())
     except (TypeError, ValueError, OverflowError):

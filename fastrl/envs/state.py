@@ -82,7 +82,11 @@ class StateError(EnvError):
 
 
 def pack(state: State) -> bytes:
-    """Return a state as bytes of safetensors; raise a `StateError` where it is not plain data."""
+    """Return a state as bytes, in the format of safetensors.
+
+    Raises:
+        StateError: It holds something that is not plain data; the message says where.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     tree = _described(state, "", 0, arrays)
     try:
@@ -94,7 +98,11 @@ def pack(state: State) -> bytes:
 
 
 def unpack(content: bytes) -> State:
-    """Return the state in the bytes of `pack`, as new arrays; raise a `StateError` for others."""
+    """Return the state that `pack` made these bytes of; arrays are new and writable.
+
+    Raises:
+        StateError: The bytes are others.
+    """
     try:
         arrays = safetensors.numpy.load(content)
         tree = json.loads(arrays[_TREE].tobytes())
@@ -245,13 +253,21 @@ def _needs(method: Any, count: int) -> bool:
 
 
 def state_of(env: Any) -> State:
-    """Return the state of an environment, a wrapper or a batch, or raise a `StateError`."""
+    """Return the state of an environment, a wrapper or a batch that has the two methods.
+
+    Raises:
+        StateError: It has not, or its ``get_state`` raised.
+    """
     with _blaming(env, "get_state"):
         return env.get_state()
 
 
 def load_state(env: Any, state: State) -> None:
-    """Restore the state of an environment, a wrapper or a batch, or raise a `StateError`."""
+    """Restore the state of an environment, a wrapper or a batch that has the two methods.
+
+    Raises:
+        StateError: It has not, or its ``set_state`` raised.
+    """
     with _blaming(env, "set_state"):
         env.set_state(state)
 
@@ -269,7 +285,11 @@ def _blaming(env: Any, method: str) -> Iterator[None]:
 
 
 def layers_state(env: Any) -> State:
-    """Return the state of an environment and its wrappers; a `StateError` names the layer."""
+    """Return the state of a single or vector environment of gymnasium and of all its wrappers.
+
+    Raises:
+        StateError: A layer cannot be saved; names it.
+    """
     layers = list(_layers(env))
     return {
         "layers": [[_name(layer), _packed(layer)] for layer in layers],
@@ -279,7 +299,11 @@ def layers_state(env: Any) -> State:
 
 
 def load_layers_state(env: Any, state: State) -> None:
-    """Restore the state of an environment and its wrappers; a `StateError` names the layer."""
+    """Bring an environment and all its wrappers, built alike and reset, into a state.
+
+    Raises:
+        StateError: The state is another environment's, or a ``set_state`` raised.
+    """
     layers = list(_layers(env))
     names, found = [_name(layer) for layer in layers], [name for name, _ in state["layers"]]
     if names != found:
@@ -299,7 +323,11 @@ def load_layers_state(env: Any, state: State) -> None:
 
 
 def fitting(state: Mapping[str, Any], name: str, like: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of a state; raise a `StateError` unless it has ``like``'s shape and dtype."""
+    """Return the array ``name`` of a state, which must have the shape and dtype of ``like``.
+
+    Raises:
+        StateError: It is missing, or another.
+    """
     found = state.get(name) if isinstance(state, Mapping) else None
     if not isinstance(found, np.ndarray) or (found.shape, found.dtype) != (like.shape, like.dtype):
         got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none"

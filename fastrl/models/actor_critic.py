@@ -244,7 +244,11 @@ class ActorCritic(nn.Module):
         return arguments if self.has_memory else ()
 
     def _core_states(self, state: Tensor | None) -> tuple[Tensor, ...]:
-        """Return the state of each core; raise a `FastrlError` if there is no state."""
+        """Return the state of each core, one after the other.
+
+        Raises:
+            FastrlError: There is no state.
+        """
         cores = (
             [self.actor_core] if self.critic_body is None else [self.actor_core, self.critic_core]
         )

@@ -55,7 +55,17 @@ def orthogonal(layer: nn.Module, gain: float) -> None:
 def mlp(
     inputs: int, hidden_sizes: Sequence[int], activation: str, key: str = "hidden_sizes"
 ) -> nn.Sequential:
-    """Return linear layers, each followed by the activation; the identity without layers."""
+    """Return linear layers, each followed by the activation; the identity without layers.
+
+    Args:
+        inputs: Number of input features.
+        hidden_sizes: Width of each layer.
+        activation: One of `ACTIVATIONS`.
+        key: Key of the model's section that gives the widths, for errors.
+
+    Raises:
+        ConfigError: A layer does not fit into memory.
+    """
     layers: list[nn.Module] = []
     for outputs in hidden_sizes:
         require_memory(inputs * outputs, f"model.{key}")
@@ -65,7 +75,15 @@ def mlp(
 
 
 def require_memory(num_weights: int, what: str) -> None:
-    """Raise a `ConfigError` for a layer that does not fit into memory with its gradients."""
+    """Reject a layer that does not fit into memory, before the kernel kills the process.
+
+    Args:
+        num_weights: Of the layer.
+        what: Key of the configuration, or space, that makes it so large.
+
+    Raises:
+        ConfigError: It does not fit with its gradients and the optimiser's averages.
+    """
     if _COPIES * 4 * num_weights > free_bytes():
         size = f"{4 * num_weights / 2**20:,.0f} MiB"
         raise ConfigError(f"{what}: a layer of {size} does not fit here")

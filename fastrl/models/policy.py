@@ -179,9 +179,14 @@ def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:
 
 
 def check_model_class(config: ModelConfig, own_class: Any = None) -> Any:
-    """Return the class that ``class_path`` names, None for none; see `build_model`.
+    """Return the class that ``class_path`` names after a check of its arguments; None for none.
 
-    Raises a `ConfigError` if it cannot be imported, or does not take ``model.kwargs``.
+    Args:
+        config: The network.
+        own_class: The class, if it has been imported already.
+
+    Raises:
+        ConfigError: It cannot be imported, or does not take its arguments.
     """
     if config.class_path is None:
         return None
@@ -218,8 +223,13 @@ def state_size(model: PolicyModel) -> int:
 def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: str) -> None:
     """Load parameters and buffers into a model.
 
-    Raises a `FastrlError` if they are those of another model; it says ``what`` they come from and
-    names the first tensors that differ.
+    Args:
+        model: The model.
+        state_dict: By name.
+        what: Where they come from, for the error.
+
+    Raises:
+        FastrlError: They are those of another model; names the first tensors that differ.
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}

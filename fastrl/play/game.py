@@ -48,7 +48,12 @@ class Player(Protocol):
 
 
 class PolicyPlayer:
-    """Plays a trained policy: its most probable actions, or samples."""
+    """A trained policy.
+
+    Args:
+        policy: The policy.
+        deterministic: Whether it takes its most probable action rather than a sample.
+    """
 
     def __init__(self, policy: TrainedPolicy, *, deterministic: bool) -> None:
         self._policy, self._deterministic = policy, deterministic
@@ -71,7 +76,11 @@ class PolicyPlayer:
 
 
 class KeyboardPlayer:
-    """Plays by the pressed keys; an episode begins with the first key."""
+    """Someone at a keyboard; an episode begins with the first key.
+
+    Args:
+        keys: Maps the pressed keys to an action.
+    """
 
     def __init__(self, keys: KeyMap) -> None:
         self._keys = keys

@@ -47,6 +47,14 @@ class KeyMap:
 
     Attributes:
         keys: All keys that it knows, in their order.
+
+    Args:
+        actions: Of keys, joined by ``+`` where several are pressed together; see `NO_KEY`.
+        space: That of the actions.
+        origin: Where they come from, for errors.
+
+    Raises:
+        ConfigError: A key is unknown, or an action is not of the space.
     """
 
     def __init__(
@@ -69,7 +77,17 @@ class KeyMap:
 
 
 def key_map(env: gymnasium.Env[Any, Any], env_id: str, file: Path | None) -> KeyMap:
-    """Return the keys of an environment: those of a file, its own, or fastrl's for its id."""
+    """Return the keys of an environment: those of a file, its own, or fastrl's for its id.
+
+    Args:
+        env: The environment; ``get_keys_to_action``, if it has that, returns its own keys, as
+            `gymnasium.utils.play` has them.
+        env_id: Its id.
+        file: YAML such as ``left: 0``; None for none.
+
+    Raises:
+        ConfigError: There are none, or they do not fit.
+    """
     if file is not None:
         return KeyMap(_read(file), env.action_space, str(file))
     if env.has_wrapper_attr("get_keys_to_action"):

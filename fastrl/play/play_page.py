@@ -29,9 +29,16 @@ _PAGE = {"/": "play.html", "/play.js": "play.js", "/play.css": "play.css"}
 
 
 class PlayPage(PageServer):
-    """Serves the page in a thread; the game waits while no browser shows it; see `PageServer`.
+    """Serves the page in a thread; the game waits while no browser shows it.
 
-    It offers the ``keys`` as buttons, for screens without a keyboard.
+    Args:
+        title: Of the page.
+        keys: Keys that the page offers as buttons, for screens without a keyboard.
+        host: The address; see `PageServer`.
+        port: Its port; 0 for a free one.
+
+    Raises:
+        ConfigError: The address cannot be used.
     """
 
     def __init__(

@@ -24,7 +24,14 @@ _ALIASES = {"return": "enter", "left shift": "shift", "right shift": "shift"} | 
 
 
 class PlayWindow:
-    """A window, which Escape closes; raises a `ConfigError` if pygame cannot open one."""
+    """A window; Escape closes it.
+
+    Args:
+        title: Of the window.
+
+    Raises:
+        ConfigError: pygame is missing, or opens no window here.
+    """
 
     def __init__(self, title: str) -> None:
         try:

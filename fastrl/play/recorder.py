@@ -30,6 +30,14 @@ def record_episodes(
     episodes are kept, and the exception is raised once the dataset is complete. Must be called
     from the main thread.
 
+    Args:
+        played: Episodes with their steps; the iterator ends when the display is closed.
+        path: The dataset, a directory that does not exist yet.
+        env_spec: The environment.
+        action_bounds: How actions are kept inside a bounded ``Box``.
+        player: Who played, for the metadata.
+        report: Called with each episode.
+
     Raises:
         ConfigError: No episode was finished, so there is no dataset; or it cannot be written.
         FastrlError: The environment failed.

@@ -78,7 +78,11 @@ class SearchSpace(Section):
 
 
 def load_space(file: Path) -> SearchSpace:
-    """Return the search space of a YAML file, or raise a `ConfigError` of one line."""
+    """Return the search space of a YAML file.
+
+    Raises:
+        ConfigError: One line that names the file, the key and the mistake; or Optuna is missing.
+    """
     _optuna()
     try:
         tree = parse_yaml(read_bounded(file, _MOST_BYTES).decode(), str(file))
@@ -98,6 +102,10 @@ class OptunaSearch:
     """Draws the values of trials, and prunes those that fall behind.
 
     It lives in memory and is made again, from what the sweep has kept, when the sweep goes on.
+
+    Args:
+        space: What is drawn, and how.
+        seed: Of the sampler.
 
     Raises:
         ConfigError: Optuna is missing, or rejects the sampler, the pruner or a range.
@@ -120,7 +128,12 @@ class OptunaSearch:
         )
 
     def ask(self, number: int, known: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """Return the values of a trial, ``known`` ones again; None if there are no more."""
+        """Return the values of a trial; None if there are no more.
+
+        Args:
+            number: Of the trial.
+            known: Values that it was given earlier and is given again.
+        """
         if number >= self._space.trials:
             return None
         draws = self._space.space

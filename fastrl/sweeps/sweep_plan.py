@@ -91,7 +91,11 @@ class SweepPlan:
         return load_config(self.path, self.overrides)
 
     def config(self, values: Values) -> Config:
-        """Return the configuration of a trial."""
+        """Return the configuration of a trial.
+
+        Raises:
+            ConfigError: It is not valid.
+        """
         return load_config(self.path, self.changes(values))
 
     def changes(self, values: Values) -> list[str]:
@@ -123,7 +127,11 @@ class SweepPlan:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of ``0:5``, which is 0 to 4, or of ``0,3,7``, or raise a `ConfigError`."""
+    """Return the seeds of ``0:5``, which is 0 to 4, or of ``0,3,7``.
+
+    Raises:
+        ConfigError: They are written otherwise.
+    """
     ends = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", text)
     if ends is not None and 0 < int(ends[2]) - int(ends[1]) <= _MOST_TRIALS:
         return list(range(int(ends[1]), int(ends[2])))
@@ -133,7 +141,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the values by key of ``key=value,value`` texts, or raise a `ConfigError`."""
+    """Return the values by key of ``key=value,value`` texts, the values in YAML.
+
+    Raises:
+        ConfigError: A text is written otherwise, or a key is there twice.
+    """
     found: dict[str, list[Any]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
@@ -151,7 +163,11 @@ def parse_over(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the grid of the options ``--seeds`` and ``--over``, or raise a `ConfigError`."""
+    """Return the grid of the options ``--seeds`` and ``--over``.
+
+    Raises:
+        ConfigError: One is written wrongly, the seed is in both, or there are too many trials.
+    """
     grid = parse_over(over)
     if seeds is not None:
         if SEED in grid:

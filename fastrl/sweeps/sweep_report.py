@@ -75,9 +75,14 @@ def read_result(
     metric: str,
     ended: tuple[State, str] | None = None,
 ) -> TrialResult | None:
-    """Return the outcome of a trial from its run's files; None where it has not finished.
+    """Return the outcome of a run from its files; None where it has not finished.
 
-    ``ended`` says how it has ended without finishing.
+    Args:
+        number: Of the trial.
+        values: Of the trial.
+        path: The run's directory.
+        metric: ``evaluation.metric``.
+        ended: State and error of a trial that has ended without finishing.
     """
     summary = read_object(path / "summary.json")
     if not summary and ended is None:

@@ -118,9 +118,13 @@ def _environment() -> dict[str, str]:
 
 
 def shares(jobs: int) -> list[list[int]]:
-    """Return the cores of each of ``jobs`` processes: all, and each core once if they suffice.
+    """Return the cores of each of some processes: all of them, and each core once if they suffice.
 
-    The lists are empty where a process cannot be bound to cores.
+    Args:
+        jobs: Number of processes.
+
+    Returns:
+        Lists of cores; empty ones where a process cannot be bound to cores.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return [[] for _ in range(jobs)]

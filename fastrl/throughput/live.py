@@ -37,7 +37,12 @@ class LiveFps:
     def watch(
         self, readings: Sequence[SamplerStats], starting: Callable[[], str] | None = None
     ) -> None:
-        """Show the growing list of readings, and until there are steps what ``starting`` says."""
+        """Show these readings from now on.
+
+        Args:
+            readings: The sampler's statistics at each moment so far; the list grows.
+            starting: Returns the progress of the start in words; shown until there are steps.
+        """
         self._readings, self._starting = readings, starting or self._starting
 
     @contextmanager

@@ -43,7 +43,11 @@ class Protocol:
     warm_up_s: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise a `ConfigError` for no windows, or an invalid duration."""
+        """Reject measurements without windows, and invalid durations.
+
+        Raises:
+            ConfigError: There are no windows, or a duration is not positive and finite.
+        """
         finite_number("seconds", self.seconds, above=0)
         whole("repeats", self.repeats)
         finite_number("warm_up_s", self.warm_up_s, at_least=0)

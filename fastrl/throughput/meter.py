@@ -33,6 +33,10 @@ class ThroughputMeter(Closing):
 
     Attributes:
         readings: All readings so far, oldest first.
+
+    Args:
+        counters: The board to read.
+        interval_s: Time between readings.
     """
 
     def __init__(self, counters: CounterBoard, interval_s: float = 0.05) -> None:

@@ -63,7 +63,11 @@ class Workload:
     overlaps: bool = False
 
     def __post_init__(self) -> None:
-        """Raise a `ConfigError` for a figure that is not positive and finite."""
+        """Reject figures that no machine has.
+
+        Raises:
+            ConfigError: One is not positive and finite.
+        """
         for name in ("steps_per_s", "bytes_per_step", "learn_s_per_step", "parameter_bytes"):
             finite_number(name, getattr(self, name), above=0)
         whole("rollout_steps", self.rollout_steps)
@@ -266,9 +270,16 @@ class ScalingPlan:
 def plan_scaling(
     config: Config, steps_per_s: float, most_nodes: int, network: Network
 ) -> ScalingPlan:
-    """Measure updates on this machine, and plan for up to ``most_nodes`` machines like it.
+    """Measure updates on this machine, and plan for up to some number of machines like it.
 
-    This machine samples ``steps_per_s``; see `fastrl.throughput.run_throughput`.
+    Args:
+        config: The run.
+        steps_per_s: What this machine samples, see `fastrl.throughput.run_throughput`.
+        most_nodes: The largest number of machines.
+        network: Between them.
+
+    Raises:
+        FastrlError: The environment, the model or the algorithm cannot be built.
     """
     whole("most_nodes", most_nodes)
     config = config.for_throughput()

@@ -116,7 +116,11 @@ class UpdateProbe:
 
 
 def endless_learner(config: Config, env_spec: EnvSpec) -> Learner:
-    """Return the learner of a run whose schedules stay near their first values."""
+    """Return the learner of a run whose schedules stay near their first values.
+
+    Raises:
+        ConfigError: The algorithm or the model cannot be built.
+    """
     return build_learner(config.model_copy(update={"total_steps": _ENDLESS}), env_spec)
 
 

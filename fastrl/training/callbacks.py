@@ -283,7 +283,11 @@ class RunExtensions:
                 raise
 
     def end(self, context: RunContext, *, run_has_failed: bool) -> None:
-        """Call ``on_end`` of all that have started; raise or log their first `CallbackError`."""
+        """Call ``on_end`` of all callbacks that have started.
+
+        Raises:
+            CallbackError: One raised, the first of them; logged instead if the run has failed.
+        """
         failures = []
         for name in self._started:
             try:
@@ -297,7 +301,11 @@ class RunExtensions:
             _LOGGER.warning("%s", failure)
 
     def transformed(self, rollout: Rollout) -> Rollout:
-        """Return a rollout after all transforms; a `CallbackError` names one that failed."""
+        """Return a rollout after all transforms, in their order.
+
+        Raises:
+            CallbackError: A transform raised, or returned something that cannot be learnt from.
+        """
         for name, transform in self._transforms.items():
             with _naming("transform", name, "its call"):
                 found = transform(rollout)
@@ -306,7 +314,11 @@ class RunExtensions:
         return rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Return dicts and bytes that cannot run code; a `CallbackError` names an owner."""
+        """Return what further steps depend on: dicts and bytes that cannot run code.
+
+        Raises:
+            CallbackError: A state cannot be saved; names its owner.
+        """
         return {
             "callbacks": _states("callback", self._callbacks),
             "transforms": _states("transform", self._transforms),
@@ -314,7 +326,11 @@ class RunExtensions:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state, and log parts without an owner; raise a `CallbackError`."""
+        """Restore a state; an empty one is that of the beginning. Log states without an owner.
+
+        Raises:
+            CallbackError: A callback or a transform rejects its state; names it.
+        """
         _load_states("callback", self._callbacks, state.get("callbacks", {}))
         _load_states("transform", self._transforms, state.get("transforms", {}))
         if "env_calls" in state:
@@ -323,7 +339,12 @@ class RunExtensions:
 
 @contextmanager
 def _naming(kind: str, name: str, where: str) -> Iterator[None]:
-    """Turn an error in user code into a `CallbackError` of one line that names its method."""
+    """Turn what a callback or a transform raises into one line that names it and its method.
+
+    Raises:
+        CallbackError: It raised.
+        WorkerError: A worker failed too often when its environments were called.
+    """
     try:
         yield
     except WorkerError:
@@ -335,7 +356,11 @@ def _naming(kind: str, name: str, where: str) -> Iterator[None]:
 
 
 def check_extensions(config: Config) -> None:
-    """Raise a `ConfigError` if a callback or transform cannot be imported or called."""
+    """Check the callbacks and transforms that a configuration names, without building any.
+
+    Raises:
+        ConfigError: One cannot be imported, or does not take its arguments.
+    """
     for kind, entries in (("callback", config.callbacks), ("transform", config.transforms)):
         for _ in _imported(kind, entries):
             pass
@@ -409,7 +434,11 @@ def _load_states(kind: str, things: Mapping[str, Any], states: Mapping[str, byte
 
 
 def _check(name: str, before: Rollout, after: Any) -> None:
-    """Raise a `CallbackError` unless a transform returned a rollout of the same size."""
+    """Reject what a transform returns unless it is a rollout of the same size.
+
+    Raises:
+        CallbackError: Names the transform and the field.
+    """
     if not isinstance(after, Rollout):
         raise CallbackError(
             f"transform '{name}' must return a Rollout, got a {type(after).__name__}; "

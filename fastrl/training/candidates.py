@@ -29,6 +29,13 @@ class Candidates:
 
     Attributes:
         passed: The first policy whose evaluation reached ``evaluation.stop_at``, and the result.
+
+    Args:
+        config: Says how often, and when to stop.
+        evaluator: Plays.
+        store: Keeps the best one.
+        snapshot: Returns a checkpoint of the run as it is now.
+        report: Called with each result, and the steps of the policy.
     """
 
     def __init__(
@@ -79,6 +86,11 @@ class Candidates:
 
         Both play the same episodes, which are more and others than those of the candidates: the
         highest of many means over few episodes overestimates its policy.
+
+        Args:
+            final: The policy that the run ended with.
+            result: Its evaluation.
+            play: Evaluates a policy in the same episodes.
         """
         best = self._best()
         if best is not None and best.steps != final.steps:

@@ -104,9 +104,14 @@ class Checkpoint:
 
     @classmethod
     def of_files(cls, contents: Mapping[str, bytes], path: Path) -> Checkpoint:
-        """Return the checkpoint that has these files, see `files`; ``path`` is for errors.
+        """Return the checkpoint that has these files.
 
-        Raises a `CheckpointError` if a file is missing, damaged or foreign.
+        Args:
+            contents: As `files` returns them.
+            path: Of its directory, for errors.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or foreign.
         """
         meta = _checked_meta(contents[_META], path)
         for name in _named(meta):
@@ -159,7 +164,15 @@ class CheckpointStore:
         return final
 
     def save_best(self, checkpoint: Checkpoint, about: Mapping[str, Any]) -> Path:
-        """Save a checkpoint as the best one, with plain JSON about how it evaluated."""
+        """Save a checkpoint as the best one.
+
+        Args:
+            checkpoint: The best one.
+            about: Plain JSON types: how it evaluated.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
         final = self.save(checkpoint)
         with _writing(final):
             tree = {"checkpoint": checkpoint.name, **about}
@@ -179,10 +192,14 @@ class CheckpointStore:
         return found if is_whole and found.get("checkpoint") in self.names() else None
 
     def load(self, name: str) -> Checkpoint:
-        """Return the checkpoint of a name, ``last`` or ``best``.
+        """Read a checkpoint.
 
-        Raises a `CheckpointError` if there is none, or it is damaged, foreign or newer than this
-        version of fastrl; it names an older one to resume from.
+        Args:
+            name: As in `names`, or ``last`` or ``best``.
+
+        Raises:
+            CheckpointError: There is none of that name, or it is damaged, foreign or newer than
+                this version of fastrl; names an older one to resume from.
         """
         chosen = self.resolve(name)
         try:

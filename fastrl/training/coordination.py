@@ -36,7 +36,11 @@ def together(ranks: Ranks) -> Iterator[None]:
 
 
 def require_alike(ranks: Ranks, config: Config) -> None:
-    """Raise a `ConfigError` if a rank has another configuration or version of a package."""
+    """Compare this run on all ranks.
+
+    Raises:
+        ConfigError: Another rank has another configuration, or another version of a package.
+    """
     if ranks.size == 1:
         return
     own = {"the configuration": config_to_yaml(config), **versions()}
@@ -121,8 +125,11 @@ def meet(
 ) -> tuple[Episodes, float]:
     """Return the episodes that ended on all ranks, and the mean lag of their policies.
 
-    All ranks call this once per update; one that has broken off its rollout has none, and says
-    which signal it was ``asked`` by.
+    Args:
+        ranks: All of them, which call this once per update.
+        rollout: What this rank sampled; None if it has broken that off.
+        lag: That of this rank's policy.
+        asked: The signal because of which it was broken off.
 
     Raises:
         StopSignal: A rank has broken off its rollout; with the signal.
@@ -153,7 +160,16 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def joined_environments(ranks: Ranks, own: bytes | None, reason: str) -> tuple[bytes | None, str]:
-    """Return the states of all ranks' environments as one, or None and the reason."""
+    """Return the states of all ranks' environments as one, or why there is none.
+
+    Args:
+        ranks: All of them, which call this together.
+        own: The state of this rank's; None if there is none.
+        reason: Why; empty where no episode has begun.
+
+    Raises:
+        WorkerError: A rank is lost.
+    """
     found = ranks.gather([own, reason])
     if ranks.size == 1 or any(state is None for state, _ in found):
         return own if ranks.size == 1 else None, max(why for _, why in found)

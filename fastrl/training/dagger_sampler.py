@@ -52,6 +52,12 @@ class DAggerSampler(Sampler):
     from: observations, the expert's actions, and rewards. Its episodes are the parts of episodes
     within that rollout. A run that resumes reads them, and drops those that are newer than its
     checkpoint.
+
+    Args:
+        sampler: Samples the mixture.
+        expert: Of the mixture.
+        config: The run, with its directory.
+        plan: Of the run; its policy is the one that learns.
     """
 
     def __init__(
@@ -179,7 +185,11 @@ def dagger_sampler(
     weights: Mapping[str, Tensor] | None,
     on_fault: Callable[[Fault], None] | None,
 ) -> Sampler:
-    """Return the sampler of DAgger around the one that ``sampler.kind`` names."""
+    """Return the sampler of DAgger around the one that ``sampler.kind`` names.
+
+    Raises:
+        ConfigError: The expert is missing or does not fit.
+    """
     assert isinstance(config.algorithm, DAggerConfig)
     expert, build = load_expert(config, plan.env_spec), plan.build_model
     assert build is not None
@@ -203,7 +213,11 @@ def dagger_sampler(
 
 
 def check_expert(config: Config, env_spec: EnvSpec) -> None:
-    """Raise a `ConfigError` if DAgger's expert does not fit, before the run has a directory."""
+    """Check the expert of a run of DAgger, before the run has a directory.
+
+    Raises:
+        ConfigError: It is missing or does not fit, or the sampler runs no expert.
+    """
     if not isinstance(config.algorithm, DAggerConfig):
         return
     if config.sampler.kind == "device":
@@ -219,7 +233,15 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
 
 
 def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
-    """Return DAgger's expert, or raise a `ConfigError` if it does not fit or is not trusted."""
+    """Return the expert of a run of DAgger.
+
+    Args:
+        config: The run.
+        env_spec: The environment.
+
+    Raises:
+        ConfigError: It is missing, of other spaces, or would import code that is not trusted.
+    """
     section, bounds = config.algorithm, config.env.action_bounds
     assert isinstance(section, DAggerConfig)
     if section.expert_policy is not None:

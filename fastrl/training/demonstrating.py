@@ -109,9 +109,20 @@ def record_function(
 ) -> RecordedDataset:
     """Write episodes of a function from observations to actions as a dataset.
 
-    The configuration names the environment and the workers, and ``policy`` the function,
-    ``package.module:function``. Workers call it with the observation of one environment, and it
-    returns an action that this accepts. Further arguments and errors are those of `record_dataset`.
+    Args:
+        config: Names the environment and the workers.
+        policy: ``package.module:function``, called in the workers with the observation of one
+            environment; returns an action that it accepts.
+        path: As for `record_dataset`.
+        episodes: As for `record_dataset`.
+        seed: As for `record_dataset`.
+        console: As for `record_dataset`.
+
+    Raises:
+        ConfigError: The function cannot be imported, raises or returns no action for a first
+            observation, the dataset exists, or minari is not installed.
+        EnvError: The environment cannot be built, or broke its contract.
+        WorkerError: A worker failed, or the function raised.
     """
     taken("record_function", config, Config, "load_config reads one from a file")
     function = import_object(policy, "--policy")

@@ -34,7 +34,13 @@ class WriteError(FastrlError):
 
 @contextmanager
 def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") -> Iterator[None]:
-    """Turn an `OSError` into an error of a ``kind`` that names the file in one line."""
+    """Turn an `OSError` into one line that names the file being written.
+
+    Args:
+        path: The file.
+        kind: Type of the error that is raised.
+        what: Precedes the path in its message.
+    """
     try:
         yield
     except OSError as error:
@@ -42,7 +48,12 @@ def writing(path: Path, kind: type[FastrlError] = WriteError, what: str = "") ->
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its missing parents; raise a `NotADirectoryError` for a file."""
+    """Make a directory and its missing parents.
+
+    Raises:
+        NotADirectoryError: One of them is a file.
+        OSError: It cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -77,7 +88,11 @@ def write_and_sync(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line of JSON to a file; raise an `OSError` also for a symbolic link."""
+    """Append a line of JSON to a file, which is made if it is missing.
+
+    Raises:
+        OSError: It cannot be opened, is a symbolic link or not a regular file.
+    """
     descriptor = open_inside(path, os.O_WRONLY | os.O_APPEND)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -89,10 +104,14 @@ def json_bytes(tree: Mapping[str, Any]) -> bytes:
 
 
 def read_bounded(path: Path, at_most: int | None = None) -> bytes:
-    """Return the content of a file of ``at_most`` some bytes, by default the free memory.
+    """Return the content of a file.
+
+    Args:
+        path: The file; a pipe, which would block, is an error.
+        at_most: Its largest size in bytes; by default the free memory.
 
     Raises:
-        OSError: It cannot be read, is larger, or is a pipe, which would block.
+        OSError: It cannot be read, or is larger.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, _NO_FILE, str(path))
@@ -110,7 +129,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def open_inside(path: Path, flags: int) -> int:
-    """Open a regular file, which is made if it is missing, and return a descriptor.
+    """Open a file, which is made if it is missing, and return a descriptor.
+
+    Args:
+        path: The file.
+        flags: How, such as ``os.O_RDWR``.
 
     Raises:
         OSError: It cannot be opened, is a symbolic link or not a regular file.
@@ -130,7 +153,15 @@ def open_inside(path: Path, flags: int) -> int:
 
 
 def require_no_links(directory: Path, ignored: Collection[str] = ()) -> None:
-    """Raise an `OSError` for a symbolic link in a directory, except below ``ignored`` names."""
+    """Reject a directory, which may be a link itself, that contains symbolic links.
+
+    Args:
+        directory: The directory.
+        ignored: Names of entries in it that may have links.
+
+    Raises:
+        OSError: Names one of them.
+    """
     for folder, folders, files in os.walk(directory, onerror=_raise):
         if Path(folder) == directory:
             folders[:] = [name for name in folders if name not in ignored]

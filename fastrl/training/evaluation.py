@@ -56,7 +56,11 @@ class EvaluationProtocol:
     cuts_bad_numbers: bool = False
 
     def __post_init__(self) -> None:
-        """Raise a `ConfigError` for a value that is out of range."""
+        """Reject values that are out of range.
+
+        Raises:
+            ConfigError: Names one.
+        """
         whole("episodes", self.episodes, at_most=1_000_000)
         whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
         if self.max_steps is not None:

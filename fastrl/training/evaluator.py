@@ -74,6 +74,10 @@ class Evaluator:
 
     A process that fails, or makes no step for `STALL_S`, is replaced and the request repeated. If
     it fails again and again, methods raise `WorkerError`.
+
+    Args:
+        plan: What to play.
+        state_dict: Any parameters of the policy; fixes their names and shapes.
     """
 
     def __init__(self, plan: EvaluationPlan, state_dict: Mapping[str, Tensor]) -> None:
@@ -103,8 +107,12 @@ class Evaluator:
         """Evaluate these parameters in other episodes than the plan's, and wait for the result.
 
         Not while another evaluation is running. Training is over: the process has the usual
-        priority, and uses the threads of a learner. ``watch`` is called with the number of
-        episodes and of steps played.
+        priority, and uses the threads of a learner.
+
+        Args:
+            state_dict: Parameters of the policy.
+            protocol: What is played.
+            watch: Called repeatedly with the number of episodes and of steps played.
         """
         if self._gives_way:
             # Only some users may raise the priority of a process, so another one plays.

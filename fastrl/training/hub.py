@@ -219,7 +219,11 @@ class _Shared:
 
 
 class _Hub:
-    """Repositories on the hub; the token stays with huggingface_hub."""
+    """Repositories on the hub; the token stays with huggingface_hub.
+
+    Raises:
+        ConfigError: That package is missing.
+    """
 
     def __init__(self) -> None:
         try:
@@ -259,7 +263,11 @@ class _Hub:
 
 @contextmanager
 def _reporting() -> Iterator[None]:
-    """Turn an error of the hub, the network or the disk into a `ConfigError` of one line."""
+    """Turn an error of the hub, of the network or of the disk into one line.
+
+    Raises:
+        ConfigError: There was one.
+    """
     try:
         yield
     except Exception as error:  # of the client or of its HTTP library, which have no common type
@@ -269,7 +277,11 @@ def _reporting() -> Iterator[None]:
 
 
 def _folder(repo: str | Path) -> Path | None:
-    """Return a folder, or None for a repository on the hub; raise a `ConfigError` otherwise."""
+    """Return the folder that a repository is, or None for one on the hub.
+
+    Raises:
+        ConfigError: It is neither.
+    """
     if isinstance(repo, Path):
         return repo
     taken("repo", repo, str, "name owner/name or a folder")
@@ -282,7 +294,11 @@ def _folder(repo: str | Path) -> Path | None:
 
 @contextmanager
 def _new_directory(directory: Path) -> Iterator[Path]:
-    """Provide an empty directory that becomes ``directory``, which may hold no files."""
+    """Provide an empty directory beside one that it becomes, unless there is an error.
+
+    Raises:
+        ConfigError: The directory is not empty, or cannot be made.
+    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"'{directory}' is not empty; name a new directory")
     parent = directory.absolute().parent

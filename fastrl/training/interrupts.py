@@ -49,13 +49,18 @@ class Interrupts:
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def breakable(self) -> AbstractContextManager[None]:
-        """Raise a `StopSignal` in the block when a request comes, or has come."""
+        """Break off the block when a request comes, or has come.
+
+        Raises:
+            StopSignal: A request came.
+        """
         return self._in("breakable")
 
     def awaited(self, usual_s: float) -> AbstractContextManager[None]:
         """Break off the block if it takes longer than `HURRY_S` after a request.
 
-        What usually takes longer than that is broken off at once.
+        Args:
+            usual_s: How long it usually takes. If that is longer, a request breaks it off at once.
 
         Raises:
             StopSignal: It did, or a request had come before.
@@ -63,7 +68,11 @@ class Interrupts:
         return self._in("breakable" if usual_s > HURRY_S else "awaited")
 
     def hurried(self) -> AbstractContextManager[None]:
-        """Raise a `StopSignal` in a block that lasts longer than `HURRY_S` after SIGTERM."""
+        """Break off the block if it takes longer than `HURRY_S` after SIGTERM.
+
+        Raises:
+            StopSignal: It did.
+        """
         return self._in("hurried")
 
     @contextmanager

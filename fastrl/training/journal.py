@@ -33,7 +33,19 @@ def described(fault: Fault) -> tuple[dict[str, Any], str]:
 
 
 class RunJournal:
-    """Writes and shows updates and evaluations as rows of metrics, and worker failures."""
+    """Writes and shows updates and evaluations as rows of metrics, and worker failures.
+
+    Args:
+        config: Says how often there is a row.
+        run: Has the file of workers that failed.
+        log: Where rows are written.
+        progress: Where they are shown.
+        window: Adds up what happened since the last row.
+        signs: Which rows of metrics are reported as a sign that nothing is learnt.
+
+    Raises:
+        WriteError: ``faults.jsonl`` is not a file.
+    """
 
     def __init__(
         self,
@@ -113,7 +125,11 @@ class RunJournal:
         self._progress.show_evaluation(result, steps)
 
     def _earlier_faults(self) -> int:
-        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read."""
+        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read.
+
+        Raises:
+            OSError: The file is a directory or a pipe, to which no failure can be appended.
+        """
         try:
             return read_bounded(self._faults).count(b"\n") if self._faults.exists() else 0
         except OSError as error:
@@ -162,7 +178,15 @@ class WorkerTimes:
         self._seen = sampler.stats()
 
     def write(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Write the file from a row of metrics; return the limits in steps per second by name."""
+        """Write the file; ``row`` is the row of metrics of the window that ends now.
+
+        Returns:
+            The limits in steps per second: ``environment``, ``policy`` and ``training``; empty
+            where they are unknown.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
         before, self._seen = self._seen, self._sampler.stats()
         spent = self._seen - before
         limits = self._limits(spent, row) if self._has_limit else {}

@@ -55,7 +55,17 @@ class Sink(Protocol):
 
 
 class MetricsLog:
-    """Writes each row to every sink; rows later than the checkpoint's ``steps`` are dropped."""
+    """Writes each row to every sink.
+
+    Args:
+        run: The run's directory.
+        config: The run's configuration.
+        steps: Of the checkpoint that training resumes from: later rows are dropped.
+
+    Raises:
+        WriteError: They cannot be written, or a custom logger fails, now or later.
+        ConfigError: Weights & Biases does not start, or a logger does not return a `Sink`.
+    """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int = 0) -> None:
         self._path = run.metrics
@@ -110,7 +120,12 @@ def _logger(path: str) -> Any:
 
 
 class _CustomSink:
-    """A custom logger, whose failures are a `WriteError` of one line."""
+    """A custom logger, whose failures end the run with one line.
+
+    Raises:
+        ConfigError: It lacks a method of `Sink`.
+        WriteError: It fails.
+    """
 
     def __init__(self, path: str, build: Callable[[], Sink]) -> None:
         self._where = f"logging.loggers: '{path}'"
@@ -139,7 +154,13 @@ class _CustomSink:
 
 
 class JsonLines:
-    """One JSON object per line: ``kind`` and the row; null for values that are not finite."""
+    """One JSON object per line: ``kind`` and the row; null for values that are not finite.
+
+    Args:
+        run: The run's directory, which has the file.
+        config: The run's configuration.
+        steps: Later rows are dropped, and so is one that a killed process left unfinished.
+    """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
         self._path = run.metrics
@@ -156,7 +177,13 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files with one scalar per number; values later than ``steps`` are hidden."""
+    """Event files with one scalar per number.
+
+    Args:
+        run: The run's directory, in which they go.
+        config: The run's configuration.
+        steps: TensorBoard hides the values of later steps in earlier files.
+    """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
         # Takes a sixth of a second to import.
@@ -294,7 +321,12 @@ _OURS = (JsonLines, TensorBoard, WeightsAndBiases)
 
 
 def check_loggers(settings: LoggingConfig) -> None:
-    """Raise a `ConfigError` for a logger that cannot be built, before anything is written."""
+    """Reject loggers that cannot be built before anything is written.
+
+    Raises:
+        ConfigError: A package is missing, or a logger cannot be imported or does not take its
+            arguments.
+    """
     for path, kwargs in _loggers(settings):
         if path == "wandb" and find_spec("wandb") is None:
             raise ConfigError(
@@ -305,7 +337,11 @@ def check_loggers(settings: LoggingConfig) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a JSONL file of metrics, if there is one; skip incomplete rows."""
+    """Yield the rows of a JSONL file of metrics, if there is one; skip incomplete rows.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     if not path.exists():
         return
     for line in read_bounded(path).split(b"\n"):

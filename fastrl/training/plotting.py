@@ -93,7 +93,15 @@ def draw_curves(
 ) -> None:
     """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
 
-    Curves of all seeds, and final evaluations, drawn as points, are given by label.
+    Args:
+        curves: Of all seeds, by label.
+        output: A file that ends in .png, .pdf or .svg.
+        ylabel: Label of the vertical axis.
+        title: Of the picture.
+        finals: Final evaluations by the same labels, drawn as points.
+
+    Raises:
+        ConfigError: The file cannot be written.
     """
     import matplotlib as mpl
 
@@ -173,7 +181,11 @@ def _width(label: str) -> int:
 
 
 def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
-    """Return a metric of a run; raise a `ConfigError` if it has none, or none that can be read."""
+    """Return a metric of a run.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
     curve, others = _read(path, kind, metric)
     if len(curve[0]):
         return curve

@@ -28,7 +28,14 @@ _UNKNOWN = "-:--:--"
 
 
 class Progress:
-    """Shows the latest metrics inside a ``with`` block, as plain lines every ``every_s``."""
+    """Shows the latest metrics inside a ``with`` block.
+
+    Args:
+        console: Where to; None for nowhere.
+        title: What is trained.
+        total_steps: Steps of the whole run.
+        every_s: Time between plain lines.
+    """
 
     def __init__(
         self, console: Console | None, title: str, total_steps: int, every_s: float
@@ -51,7 +58,12 @@ class Progress:
             self._end_start()
 
     def show(self, row: Row, limits: Mapping[str, float] | None = None) -> None:
-        """Show metrics and the limits of `WorkerTimes`: at once in a panel, else when due."""
+        """Show a row of training metrics: in the panel at once, as a line if one is due.
+
+        Args:
+            row: The metrics.
+            limits: What `WorkerTimes.write` returned; shown in the panel.
+        """
         self._row, self._limits = row, limits or {}
         if self._is_due():
             self._print(self._line())
@@ -79,7 +91,11 @@ class Progress:
             self._print(activity)
 
     def watch_start(self, starting: Callable[[], str]) -> None:
-        """Show what ``starting`` returns until the first update; may be in another thread."""
+        """Show the progress of the start until the first update.
+
+        Args:
+            starting: Returns it in words; may be called in another thread.
+        """
         self._activity = starting
         if self._live is None and self._console is not None:
             self._thread = start_thread("progress", self._print_start, starting)
@@ -189,7 +205,12 @@ class Progress:
 
 
 def estimate(episodes: int) -> Callable[[int, int], str]:
-    """Start a clock; return a function from played episodes and steps to progress in words."""
+    """Start the clock of an evaluation of this many episodes.
+
+    Returns:
+        Maps the number of episodes and of steps played so far to the progress in words, with an
+        estimate of the time left once an episode has ended.
+    """
     began_s = time.perf_counter()
 
     def after(done: int, steps: int) -> str:
@@ -204,7 +225,11 @@ def estimate(episodes: int) -> Callable[[int, int], str]:
 def watched_episodes(
     console: Console | None, episodes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show progress in a ``with`` block, as told by calls with episodes and steps played."""
+    """Show the progress of an evaluation on a terminal or in a notebook.
+
+    Yields:
+        A function to call with the number of episodes and of steps played, as often as you like.
+    """
     progress_after, shown_s = estimate(episodes), -math.inf
     with waiting(console, "building environments …") as spinner:
 

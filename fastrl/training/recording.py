@@ -51,6 +51,11 @@ class Recorder:
         Args:
             model: The policy, on the CPU.
             path: Ends in .mp4 or .gif; its directory is made.
+
+        Raises:
+            ConfigError: The format is unknown, its encoder is missing, or the file cannot be
+                written.
+            EnvError: The environment cannot be rendered, raised or broke its contract.
         """
         draw_without_screen()
         returns: list[float] = []
@@ -67,7 +72,11 @@ class Recorder:
         return returns
 
     def check(self) -> None:
-        """Render the first observation; raise an `EnvError` if that is not possible here."""
+        """Render the first observation of an episode.
+
+        Raises:
+            EnvError: That is not possible here.
+        """
         draw_without_screen()
         with closing(self._drawable()) as env:
             env.reset(seed=self.protocol.episode_seeds()[0])
@@ -106,7 +115,11 @@ def video_suffix() -> str:
 
 
 def check_video_path(path: Path) -> None:
-    """Raise a `ConfigError` for a file that cannot become a video, before anything is played."""
+    """Reject a file that cannot become a video, before anything is played.
+
+    Raises:
+        ConfigError: The format is unknown, or its encoder is missing.
+    """
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"'{path}' must end in {' or '.join(_SUFFIXES)}")
     if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
@@ -126,7 +139,11 @@ def _writer(path: Path, fps: float) -> FrameWriter:
 
 
 def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
-    """Return an environment's picture ``[height, width, 3] uint8``, small ones enlarged."""
+    """Return the picture of an environment, ``[height, width, 3] uint8``; small ones enlarged.
+
+    Raises:
+        EnvError: It cannot be drawn.
+    """
     try:
         frame = np.asarray(env.render())
     except Exception as error:  # renderers raise many types, mostly for reasons of the machine

@@ -48,7 +48,11 @@ def remarks(
 ) -> Iterator[str]:
     """Yield what fastrl guessed, and settings that are valid and yet seldom intended.
 
-    ``trained_with`` is the configuration with which the run has made its ``steps``, if it has.
+    Args:
+        config: Of the run.
+        env_spec: Of its environment.
+        trained_with: Its configuration until now, if it was trained before.
+        steps: Environment steps that it was trained for until now.
     """
     if config.model.class_path is None:
         yield from describe_images(env_spec.input_space, config.model)
@@ -70,7 +74,12 @@ def remarks(
 
 
 def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:
-    """Yield a line for each leaf ``[T+1, B, *shape]`` of numbers too far from 0 for float32."""
+    """Yield a line for each leaf whose values are so far from 0 that float32 loses differences.
+
+    Args:
+        observation: Of a rollout, nested like the space; leaves ``[T+1, B, *shape]``.
+        env_spec: Of the environment.
+    """
     space = env_spec.observation_space
     for (path, leaf), rows in zip(leaves(space).items(), flatten(space, observation), strict=True):
         if not isinstance(leaf, spaces.Box) or np.can_cast(leaf.dtype, np.float32, "safe"):
@@ -172,7 +181,12 @@ def _of(path: str) -> str:
 
 
 class LearningSigns:
-    """Reports, once each, signs in the metrics that a policy does not learn."""
+    """Reports, once each, signs in the metrics that a policy does not learn.
+
+    Args:
+        value_coef: ``algorithm.value_coef``.
+        is_body_shared: Whether policy and value share a body, where a large value loss dominates.
+    """
 
     def __init__(self, value_coef: float, is_body_shared: bool) -> None:
         self._value_coef, self._is_body_shared = value_coef, is_body_shared

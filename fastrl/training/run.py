@@ -272,8 +272,11 @@ def _on_nodes(
 ) -> TrainedRun:
     """Train with a rank on each node of the cluster.
 
-    This process, rank 0, calls ``lead``, the others ``follow``; after the death of a rank, where
-    ``cluster.elastic`` is true, this one calls ``again``. Each is called with ``ranks``.
+    Args:
+        config: With a section ``cluster``.
+        lead: What this process does, which is rank 0; called with ``ranks``.
+        follow: What the others do, called alike.
+        again: What this process does after the death of a rank where ``cluster.elastic`` is true.
     """
     from fastrl.cluster.node_ranks import NodeRanks
 
@@ -374,7 +377,16 @@ def open_game(
 ) -> tuple[EnvFactory, TrainedPolicy]:
     """Return what builds the environment in which a run is evaluated, and a policy of the run.
 
-    Arguments are those of `load_policy`. Raises an `EnvError` if the environment cannot be built.
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        seed: Of sampled actions; None for a random one.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+        EnvError: The environment cannot be built.
     """
     _, config, found = opened_run(run, checkpoint, trust)
     factory, env_spec, model = _policy(config, found)
@@ -484,7 +496,17 @@ def _load(store: CheckpointStore, checkpoint: str) -> Checkpoint:
 def opened_run(
     run: str | Path, checkpoint: str | None, trust: bool
 ) -> tuple[Path, Config, Checkpoint]:
-    """Return the directory of a run, its configuration and a checkpoint; see `evaluate_run`."""
+    """Return the directory of a run, its configuration and a checkpoint.
+
+    Args:
+        run: As for `evaluate_run`.
+        checkpoint: As for `evaluate_run`.
+        trust: As for `resume`.
+
+    Raises:
+        ConfigError: There is no such run, or it would import code that this user has not trusted.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+    """
     path, name = locate(run, checkpoint)
     config = read_config(path)
     if not trust:

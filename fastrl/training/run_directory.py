@@ -82,7 +82,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> RunDirectory:
-        """Make the directory of a new run; raise a `ConfigError` if it is in use."""
+        """Make the directory of a new run and write its configuration and versions.
+
+        Raises:
+            ConfigError: It holds a run or other files already, is in use, or cannot be written.
+        """
         with writing(path, ConfigError):
             make_directory(path)
         run = cls(path, locked(path))
@@ -104,7 +108,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Lock a run's directory to resume it; raise a `ConfigError` if it is in use."""
+        """Lock the directory of a run, to resume it.
+
+        Raises:
+            ConfigError: It is not a run, is in use, or has links that lead out of it.
+        """
         run = cls(path, locked(path))
         try:
             require_own_files(path)
@@ -161,7 +169,11 @@ def _replace(file: Path, content: bytes | None) -> None:
 
 
 def find_run(name: str | Path) -> Path:
-    """Return the directory of a run, given by its path or its name, or raise a `ConfigError`."""
+    """Return the directory of a run, given by its path or by its name under ``runs/``.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
     if not isinstance(name, str | Path):
         raise ConfigError(f"a run is given by its directory or its name, got {brief(name)}")
     path = Path(name)
@@ -178,7 +190,11 @@ def find_run(name: str | Path) -> Path:
 
 
 def require_own_files(path: Path) -> None:
-    """Raise a `ConfigError` for symbolic links in a run's directory, except those of wandb."""
+    """Reject the directory of a run that holds symbolic links, except those of wandb.
+
+    Raises:
+        ConfigError: It holds one.
+    """
     try:
         require_no_links(path, ignored=("wandb",))
     except OSError as error:
@@ -192,6 +208,9 @@ def make_run_directory(config: Config, name: str | None) -> RunDirectory:
     """Make the directory of a new run at `new_run_path`; its ``config.yaml`` has it as ``run_dir``.
 
     Runs that start in the same second get different directories.
+
+    Raises:
+        ConfigError: As for `new_run_path` and `RunDirectory.create`.
     """
     is_named = name is not None or config.run_dir is not None
     path = new_run_path(config, name)
@@ -204,7 +223,11 @@ def make_run_directory(config: Config, name: str | None) -> RunDirectory:
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return a run's configuration with overrides; errors name missing plug-ins."""
+    """Return the configuration of the run in ``path``, with changes laid over it.
+
+    Raises:
+        ConfigError: It is not valid; names plug-ins that the run had and that are not installed.
+    """
     try:
         return load_config(path / "config.yaml", overrides)
     except ConfigError as error:
@@ -228,7 +251,12 @@ def _lost_plugins(path: Path) -> str:
 def new_run_path(config: Config, name: str | None) -> Path:
     """Return the path of a new run: ``run_dir``, or a new directory under ``runs/``.
 
-    Its name is by default made from the configuration and the time.
+    Args:
+        config: Names the environment, the algorithm and the seed.
+        name: Of the directory under ``runs/``; by default made from the configuration and the time.
+
+    Raises:
+        ConfigError: The name is not a plain file name, or there is a ``run_dir`` as well.
     """
     if name is not None:
         if config.run_dir is not None:
@@ -247,7 +275,15 @@ def new_run_path(config: Config, name: str | None) -> Path:
 
 
 def named_run(name: str, option: str) -> Path:
-    """Return the path of a run under ``runs/``; raise a `ConfigError` for an invalid name."""
+    """Return the path of a run of a name under ``runs/``.
+
+    Args:
+        name: The name.
+        option: Where it is from, for errors.
+
+    Raises:
+        ConfigError: It is not a plain file name.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"{option} '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
@@ -257,7 +293,11 @@ def named_run(name: str, option: str) -> Path:
 
 
 def check_new_run(config: Config, name: str | None) -> None:
-    """Raise a `ConfigError` for a name or directory that a new run cannot have."""
+    """Reject a new run whose name or directory cannot be used, before time is spent on it.
+
+    Raises:
+        ConfigError: As for `new_run_path`, or the directory is in use or holds other files.
+    """
     path = new_run_path(config, name)
     if path.is_dir():
         os.close(locked(path))

@@ -42,7 +42,11 @@ def spec_to_json(spec: EnvSpec) -> str | None:
 
 
 def read_spec(file: Path) -> EnvSpec | None:
-    """Return the `EnvSpec` of a file, None without one; raise a `CheckpointError` for damage."""
+    """Return the `EnvSpec` in a file of `spec_to_json`; None where there is no file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     if not file.exists():
         return None
     try:
@@ -66,7 +70,11 @@ def read_spec(file: Path) -> EnvSpec | None:
 
 
 def _tree_of(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return a space as plain JSON types; raise a `TypeError` for keys that JSON lacks."""
+    """Return a supported space as plain JSON types.
+
+    Raises:
+        TypeError: A key of a ``Dict`` is neither text nor a number.
+    """
     if isinstance(space, spaces.Dict):
         if not all(isinstance(key, str | int) for key in space.spaces):
             raise TypeError("a key that JSON does not have")

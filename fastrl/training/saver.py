@@ -31,7 +31,16 @@ _BETWEEN = "the run was stopped in the middle of a rollout or an update"
 
 
 class Saver:
-    """Takes checkpoints of a run, when asked and when they are due."""
+    """Takes checkpoints of a run, when asked and when they are due.
+
+    Args:
+        config: The run.
+        learner: What is saved.
+        window: Counts time and episodes.
+        store: Where checkpoints are kept.
+        extensions: Have states, too.
+        ranks: Those that save together; rank 0 writes.
+    """
 
     def __init__(
         self,
@@ -111,7 +120,12 @@ class Saver:
             return None, _BETWEEN
 
     def save(self) -> None:
-        """Save the run as it is: all ranks together, or rank 0 alone once one is lost."""
+        """Save the run as it is: all ranks together, or rank 0 alone once one is lost.
+
+        Raises:
+            CheckpointError: It cannot be written.
+            WorkerError: A rank is lost.
+        """
         updates = self._learner.updates
         if self._ranks.size > 1 and self._ranks.lost is None:
             self._taken = (updates, *joined_environments(self._ranks, *self._take(updates)))
@@ -130,7 +144,13 @@ class Saver:
         return by_steps or by_time
 
     def take_over(self) -> None:
-        """Save in place of rank 0, which has died; callbacks keep the state that it saved."""
+        """Save in place of rank 0, which has died.
+
+        Callbacks and transforms will resume from the last checkpoint of rank 0.
+
+        Raises:
+            CheckpointError: There is none here, or it cannot be written.
+        """
         extensions = self._store.load("last").state.get("extensions", {})
         snapshot = self.snapshot()
         state = {**snapshot.state, "extensions": extensions}
@@ -140,7 +160,13 @@ class Saver:
 def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
     """Return the directory of a run, and the name of one of its checkpoints.
 
-    Arguments are those of `evaluate_run`. Raises a `ConfigError` if there is no such run.
+    Args:
+        run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
+            there is one, else the last.
+
+    Raises:
+        ConfigError: There is no such run.
     """
     if checkpoint is None and isinstance(run, str | Path):
         given = Path(run)
@@ -156,6 +182,10 @@ def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:
     """Load the parameters and statistics of another run; return a line that names it.
 
     Nothing that the other run's configuration names is imported. Rank 0 alone reads the run.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint, or it is of another model.
+        WorkerError: A rank is lost.
     """
     try:
         where = locate(run) if ranks.leads else None
@@ -172,7 +202,11 @@ def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:
 
 
 def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
-    """Return the checkpoint of rank 0 on all ranks, which may not see its directory."""
+    """Return the checkpoint of rank 0 on all ranks, which may not see its directory.
+
+    Raises:
+        WorkerError: A rank is lost.
+    """
     if ranks.size == 1:
         return checkpoint
     found = ranks.broadcast(checkpoint and [checkpoint.name, checkpoint.files()])
@@ -222,7 +256,11 @@ def without_callbacks(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def resume_episodes(sampler: Sampler, checkpoint: Checkpoint, config: Config, ranks: Ranks) -> str:
-    """Restore the running episodes in a sampler, or return why new ones begin instead."""
+    """Restore the running episodes of a checkpoint in a sampler that is not started yet.
+
+    Returns:
+        Why new ones begin instead; empty where they are restored, or where none were running.
+    """
     if checkpoint.environments is None:
         return str(checkpoint.about.get(_UNSAVED, "the checkpoint is of a former version"))
     if not config.checkpoint.environments:
@@ -239,7 +277,11 @@ def resume_episodes(sampler: Sampler, checkpoint: Checkpoint, config: Config, ra
 
 
 def check_environment(checkpoint: Checkpoint, config: Config) -> None:
-    """Raise a `CheckpointError` for a checkpoint of a run in another environment."""
+    """Reject a checkpoint of a run in another environment.
+
+    Raises:
+        CheckpointError: It is one.
+    """
     env = checkpoint.about.get("env")
     if env != config.env.id:
         raise CheckpointError(
@@ -249,7 +291,11 @@ def check_environment(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def load_model(model: PolicyModel, checkpoint: Checkpoint) -> None:
-    """Load the parameters of a checkpoint; raise a `CheckpointError` if they do not fit."""
+    """Load the parameters of a checkpoint into a model.
+
+    Raises:
+        CheckpointError: They are another model's.
+    """
     try:
         load_parameters(model, checkpoint.model, f"checkpoint {checkpoint.name}")
     except FastrlError as error:

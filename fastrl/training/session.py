@@ -112,6 +112,10 @@ class TrainingSession:
         callbacks: Beside those of the configuration.
         ranks: Those that train together. Rank 0 writes, evaluates and calls the callbacks; the
             others follow its decisions.
+
+    Raises:
+        FastrlError: The environment or the model cannot be built, a package is missing, or the
+            checkpoint is that of another run.
     """
 
     def __init__(
@@ -220,7 +224,11 @@ class TrainingSession:
         return rollout
 
     def after_update(self, update: Update) -> bool:
-        """Report an update and save if it is due; return whether training ends."""
+        """Report an update and save if it is due; return whether training ends.
+
+        Raises:
+            StopSignal: An interrupt broke off a callback.
+        """
         if self._journal is None:
             self._window.add(update)
             decision: State = None
@@ -411,6 +419,9 @@ class TrainingSession:
         """Evaluate the policy that passed, else the last one; return None if interrupted.
 
         The best one so far plays the same episodes, and the better of the two is kept.
+
+        Raises:
+            WorkerError: The evaluation process failed again and again.
         """
         result = None
         with suppress(StopSignal):
@@ -425,7 +436,11 @@ class TrainingSession:
         return result
 
     def _play(self, policy: Checkpoint) -> EvaluationResult:
-        """Play the final evaluation of a policy; raise a `StopSignal` if interrupted."""
+        """Play the final evaluation of a policy.
+
+        Raises:
+            StopSignal: It was interrupted.
+        """
         final = final_protocol(self._config)
         what = f"evaluating the policy of {policy.steps:,} steps"
         self._progress.say(f"{what} over {final.episodes} episodes …")
@@ -439,14 +454,23 @@ class TrainingSession:
 
 
 def check_named_code(config: Config) -> None:
-    """Raise a `ConfigError` for code that cannot be imported, before anything is built."""
+    """Check the loggers, callbacks, transforms and the model before an environment is built.
+
+    Raises:
+        ConfigError: One cannot be imported, does not take its arguments, or needs a package.
+    """
     check_loggers(config.logging)
     check_extensions(config)
     check_model_class(config.model)
 
 
 def evaluation_factory(config: Config, env_spec: EnvSpec | None = None) -> EnvFactory:
-    """Return the factory of evaluation's environments, with the masks of a probed spec."""
+    """Return the factory of the environments in which policies are evaluated.
+
+    Args:
+        config: Of the run.
+        env_spec: The environment that was probed; None where it was not.
+    """
     factory = env_factory(config)
     if env_spec is not None:
         factory = factory.with_masks_of(env_spec)
@@ -475,7 +499,11 @@ def final_protocol(config: Config) -> EvaluationProtocol:
 
 
 def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
-    """Raise a `ConfigError` for `evaluation.env_kwargs` that change a space."""
+    """Reject `evaluation.env_kwargs` that change the observation or action space.
+
+    Raises:
+        ConfigError: Names what differs.
+    """
     for kind in ("observation", "action"):
         if getattr(evaluated, kind) != getattr(sampled, kind):
             raise ConfigError(
@@ -486,7 +514,11 @@ def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
 
 
 def _check_metric(config: Config, env_spec: EnvSpec) -> None:
-    """Raise a `ConfigError` for an `evaluation.metric` that the environment does not report."""
+    """Reject an `evaluation.metric` that the environment does not report.
+
+    Raises:
+        ConfigError: Names what it does report.
+    """
     metric = config.evaluation.metric
     if metric == RETURN_MEAN or metric.removeprefix(INFO) in env_spec.episode_info:
         return

@@ -30,10 +30,17 @@ def choose(
     state: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> PolicyStep:
-    """Return one action for each observation, ``[n, *shape]`` by path, and the next state.
+    """Return one action for each observation, as the policy outputs it.
 
-    The leaves of the observation are on the device of the policy. The ``generator`` draws the noise
-    of sampled actions; None takes the most probable ones. See `fastrl.spaces.action_specs`.
+    Args:
+        model: The policy.
+        observation: Leaves ``[n, *shape]`` by path, on the device of the policy.
+        generator: Draws the noise of sampled actions; None for the most probable actions.
+        state: ``[n, size]``: of a policy with a memory.
+        mask: ``[n, choices] bool``: which actions are valid; None for all.
+
+    Returns:
+        Actions ``[n, *shape]`` by path, see `fastrl.spaces.action_specs`, and the next state.
     """
     given = only_given(state=state, mask=mask)
     if generator is None:
@@ -166,7 +173,12 @@ class TrainedPolicy:
         return torch.from_numpy(array).reshape(n, size)
 
     def _with_mask(self, observation: Any, mask: Any) -> Any:
-        """Return the observation with its mask, which may be in it or beside it."""
+        """Return the observation with its mask, which may be in it or beside it.
+
+        Raises:
+            ConfigError: It is missing, or the environment has none.
+            EnvError: It does not fit the actions.
+        """
         spec = self.env_spec
         if spec.action_mask is None:
             if mask is not None:

@@ -53,7 +53,11 @@ def named_code(config: Config) -> list[str]:
 
 
 def sign(directory: Path, config: Config) -> None:
-    """Mark a run as this user's, unless the user's data directory cannot be written."""
+    """Mark a run as this user's, unless the user's data directory cannot be written.
+
+    Raises:
+        WriteError: The run's directory cannot be written.
+    """
     key = _key(make=True)
     if key is not None:
         with writing(directory / SIGNATURE):
@@ -61,7 +65,11 @@ def sign(directory: Path, config: Config) -> None:
 
 
 def require_trust(directory: Path, config: Config) -> None:
-    """Raise a `ConfigError` for a run from elsewhere that would import code, and name it."""
+    """Reject the directory of a run from elsewhere whose configuration would import code.
+
+    Raises:
+        ConfigError: The run has no signature of this user; names what would be imported.
+    """
     named = named_code(config)
     if not named or _is_signed(directory, config):
         return

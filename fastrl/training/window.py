@@ -47,7 +47,11 @@ class Update:
 
 
 class EpisodeInfo:
-    """Counts and averages what environments report of their episodes (`Episodes.info`)."""
+    """Counts and averages what environments report of their episodes (`Episodes.info`).
+
+    Args:
+        totals: Of the episodes before now.
+    """
 
     def __init__(self, totals: Totals | None = None) -> None:
         self._totals = {name: list(counts) for name, counts in (totals or {}).items()}
@@ -97,6 +101,12 @@ class Window:
         steps: Environment steps in the window.
         episodes: Episodes that have ended in the whole run.
         info: What their environments reported.
+
+    Args:
+        wall_s: Time of the run before now.
+        episodes: Episodes before now.
+        info: What their environments reported.
+        latest: What `latest` returned before now.
     """
 
     def __init__(

@@ -73,6 +73,13 @@ class TuneOptions:
 class Tuning(Closing):
     """A tuning, which may be interrupted at any time; use it in a ``with`` block.
 
+    Args:
+        config: What to tune.
+        options: What for.
+        study: Keeps the trials.
+        watch: Called after every trial.
+        command: The command line, for the report.
+
     Raises:
         ConfigError: There is nothing to tune, or no candidate has the requested batch.
         EnvError: The environment cannot be built.

@@ -58,7 +58,13 @@ class Resets:
     def seen(
         cls, spent: SamplerStats, envs_per_group: int, time_limit: int | None = None
     ) -> Resets:
-        """Return what the counters of a window show; episodes end after ``time_limit`` steps."""
+        """Return what the counters of a window show.
+
+        Args:
+            spent: The counters.
+            envs_per_group: Environments that are stepped together.
+            time_limit: Steps after which episodes end at the latest.
+        """
         steps, episodes = float(spent.frames), float(spent.episodes.sum())
         group_steps, ending = steps / envs_per_group, float(spent.ending_steps.sum())
         at_least = 1 / time_limit if time_limit else 0.0
@@ -74,8 +80,11 @@ class Resets:
     ) -> float:
         """Return how long a window would have taken with the usual number of resets.
 
-        ``in_parallel`` environments can be reset at the same time, and idle cores could have reset
-        for ``idle_s``.
+        Args:
+            spent_s: Length of the window.
+            spent: Its counters.
+            in_parallel: Environments that can be reset at the same time.
+            idle_s: Idle time of cores, in which they could have reset.
         """
         missing = self.per_step * float(spent.frames) - float(spent.episodes.sum())
         more_s = missing * self.seconds / in_parallel
@@ -151,7 +160,11 @@ class _Rig:
         return Sample(steps / usual_s, notes)
 
     def calibrate(self, seconds: float, time_limit: int | None) -> tuple[Resets, int]:
-        """Sample a few episodes per environment; return costs of resets, and bytes per worker."""
+        """Sample until most environments have ended a few episodes, for at most some time.
+
+        Returns:
+            What resets cost, and the bytes that a worker holds alone.
+        """
         stats, enough = self._sampler.stats, _ENDS_PER_ENV * self._topology.num_envs
         with self._limited(self._limit_s):
             first, until_s = stats(), time.perf_counter() + seconds
@@ -239,7 +252,11 @@ class Workbench(Closing):
         self.plan = make_plan(config)
 
     def __call__(self, candidate: Candidate, seconds: float) -> Sample:
-        """Return a window of a candidate, while the others are paused; errors are its failure."""
+        """Return a window of a candidate, while the others are paused.
+
+        Raises:
+            FastrlError: It cannot be built, crashed, or needs too much memory or time.
+        """
         rig = self._rigs.pop(candidate, None)
         if rig is None:
             while len(self._rigs) >= _RUNNING:
@@ -258,6 +275,9 @@ class Workbench(Closing):
         """Measure with few environments how fast they are, what resets cost, and their memory.
 
         The speed decides how long the rollouts of trials may be.
+
+        Returns:
+            The memory that candidates need.
         """
         plan, groups = self.plan, candidate.groups
         n = min(8, candidate.envs_per_worker) // groups * groups or groups

@@ -14,6 +14,11 @@ from fastrl.vector.vector_env import FastVectorEnv
 class Adapter:
     """A `FastVectorEnv` behind the interface of another library.
 
+    Args:
+        envs: What `fastrl.make_vec` returned.
+        library: Its name, for messages.
+        autoreset: The mode that the library expects.
+
     Attributes:
         envs: The vector environment; closed by `close`.
 
@@ -39,7 +44,11 @@ class Adapter:
         self.envs.close()
 
     def _chosen(self, indices: Any) -> list[int]:
-        """Return indices from 0 of some environments, or raise an `ArgumentError`."""
+        """Return the selected environments; None selects all, -1 is the last one.
+
+        Raises:
+            ArgumentError: They are not whole numbers, or out of range.
+        """
         count = self.envs.num_envs
         found = np.arange(count) if indices is None else np.atleast_1d(np.array(indices))
         if not found.size:

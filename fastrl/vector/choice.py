@@ -82,6 +82,14 @@ def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[
 
     One environment is timed for a twentieth of a second with random actions. Threads are for
     environments that wait. Where the gain of processes is not clear, they are tried.
+
+    Args:
+        plan: What is built.
+        wanted: Number of workers that the caller asks for, or None.
+        start: Starts a trial.
+
+    Raises:
+        EnvFailure: The environment raised, or a call overran its deadline.
     """
     num_envs, cores = plan.num_envs, usable_cores()
     if num_envs == 1:
@@ -179,7 +187,11 @@ def trial(
 
 
 def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
-    """Return a function that draws actions for environments after a reset, valid ones if masked."""
+    """Return a function that draws actions of all environments, valid ones where they have masks.
+
+    Args:
+        envs: After a reset.
+    """
     envs.action_space.seed(0)
     samples = itertools.cycle([envs.action_space.sample() for _ in range(5)])
     try:
@@ -235,7 +247,12 @@ def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
 
 
 def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCost:
-    """Time an environment; ``begin`` is called with the name of each kind of call before it."""
+    """Time an environment.
+
+    Args:
+        env: What to time.
+        begin: Called with the name of each kind of call before it is made.
+    """
     begin("reset()")
     seen, info = env.reset(seed=0)
     draw = random_actions(env, info)

@@ -51,7 +51,12 @@ class Request:
         return replace(self, per_env=tuple(each[rows] for each in self.per_env))
 
     def serve(self, group: Group, at: Any) -> Any:
-        """Return a group's result, or unless fatal, its error; element 0 of ``at`` is at fault."""
+        """Return what the method of a group returns; for an error, unless fatal, an `ErrorAnswer`.
+
+        Args:
+            group: Some environments.
+            at: Element 0 is the index of the environment that an error comes from.
+        """
         try:
             return getattr(group, self.method)(*self.common, *self.per_env)
         except Exception as error:

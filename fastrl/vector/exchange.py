@@ -36,8 +36,11 @@ _OBJECT = np.dtype(object)
 class Exchange(Shared):
     """Two banks of results, and one of actions; sent to workers when they are started.
 
-    Observations and actions without arrays of fixed size are a row of Python objects, of which each
-    process has its own; all else may be ``shared`` by processes.
+    Args:
+        spec: Has the spaces of observations and actions. Without arrays of fixed size these are a
+            row of Python objects, of which each process has its own.
+        num_envs: B.
+        shared: Whether processes share the memory.
 
     Attributes:
         banks: What environments return: ``reward`` is float64, ``final_observation`` is empty, and
@@ -85,7 +88,12 @@ class Exchange(Shared):
 
 
 class ActionRows:
-    """Writes batches of actions into rows; rejects those that do not fit."""
+    """Writes batches of actions into rows; rejects those that do not fit.
+
+    Args:
+        space: Of one action.
+        exchange: Has the rows.
+    """
 
     def __init__(self, space: spaces.Space[Any], exchange: Exchange) -> None:
         self._space, self._rows = space, exchange.action
@@ -95,7 +103,15 @@ class ActionRows:
         self._only = self._rows[0] if list(self._leaves) == [""] else None
 
     def write(self, actions: Any) -> None:
-        """Write the actions of all environments, or raise an `ArgumentError` before any step."""
+        """Write the actions of all environments.
+
+        Args:
+            actions: A sample of the batched action space; arrays, lists, or tensors of torch on
+                any device.
+
+        Raises:
+            ArgumentError: The shape or dtype is wrong; no environment was stepped.
+        """
         only = self._only
         if (
             only is not None
@@ -115,7 +131,11 @@ class ActionRows:
             row[...] = value
 
     def write_some(self, actions: Any, indices: NDArray[np.intp]) -> None:
-        """Write actions ``[len(indices), *shape]`` per leaf, or raise an `ArgumentError`."""
+        """Write the actions of some environments: ``[len(indices), *shape]`` per leaf.
+
+        Raises:
+            ArgumentError: The shape or dtype is wrong; no environment was stepped.
+        """
         for row, value in zip(self._rows, self._checked(actions, len(indices)), strict=True):
             row[indices] = value
 

@@ -40,8 +40,16 @@ class EnvGroup(StepLoop):
     """Some environments of a plan.
 
     Steps and resets bypass gymnasium's checker, order enforcer and time limit on the outside, whose
-    work this loop does; everything else is called on the whole environment. The first of them may
-    have been built before.
+    work this loop does; everything else is called on the whole environment.
+
+    Args:
+        plan: What to build.
+        spec: What every environment must agree with.
+        exchange: Where actions are read and results written.
+        envs: Indices of the environments.
+        first: The first of them, if it has been built.
+        at: Element 0 is always the index of the environment that is being stepped, reset or
+            called, to explain errors and timeouts.
 
     Attributes:
         begin_close: Called just before each environment is closed.
@@ -267,7 +275,11 @@ class _ObjectWriter:
 
 
 def check_call(name: str, owner: str) -> None:
-    """Raise an `ArgumentError` for a method that must be called on all environments together."""
+    """Reject a call of a method that must be called on all environments together.
+
+    Raises:
+        ArgumentError: It is a method of an environment's life.
+    """
     if name in ("reset", "step", "close"):
         raise ArgumentError(f"call('{name}') is rejected; use {name}() of {owner}")
 
@@ -295,7 +307,13 @@ def _check_info(method: str, info: object) -> None:
 class NativeGroup:
     """A batch behind the interface of `EnvGroup`.
 
-    fastrl's own batches write straight into the rows; the results of others are copied.
+    Args:
+        vector: The batch, whose environments are stepped together. fastrl's own batches write
+            straight into the rows; the results of others are copied.
+        exchange: Where actions are read and results written.
+        envs: Indices of the environments.
+        at: Element 0 is the index of the environment that an error names, else of the first.
+        native: How the batch was built.
 
     Attributes:
         begin_close: Called just before the batch is closed.

@@ -23,7 +23,11 @@ _MAPS = Path("/proc/self/maps")
 
 
 class TorchThreads:
-    """Ends torch's idle threads where that saves more than starting them again costs."""
+    """Ends torch's idle threads where that saves more than starting them again costs.
+
+    Args:
+        workers: How many processes or threads step environments.
+    """
 
     def __init__(self, workers: int) -> None:
         self._workers, self._cores = workers, usable_cores()

@@ -79,7 +79,12 @@ def gather_rows(indices: list[int], rows: Sequence[Mapping[str, Any]]) -> Column
 
 
 def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
-    """Return the infos of ``num_envs`` environments, of `gather`, in gymnasium's vector form."""
+    """Return the infos of all environments in gymnasium's vector form.
+
+    Args:
+        parts: From `gather`; no environment is in two of them.
+        num_envs: Number of environments: the length of every array.
+    """
     if isinstance(parts[0], NumberTable) and (joined := _joined(parts, num_envs)):
         return joined
     found: dict[str, list[tuple[list[int], Any]]] = {}

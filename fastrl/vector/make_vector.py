@@ -175,7 +175,11 @@ def make_vec(
 def _start_single(
     plan: VectorPlan, num_workers: int | None, start: Start, batch_error: Exception | None
 ) -> FastVectorEnv:
-    """Start single environments on the backend that suits them, or raise ``batch_error``."""
+    """Start single environments on the backend that suits them.
+
+    Raises:
+        Exception: ``batch_error``, why there is no batch, if these cannot be built either.
+    """
     try:
         if num_workers is not None:
             at_least_one("num_workers", num_workers)
@@ -239,7 +243,13 @@ def make_concurrent(
 
 
 def _start(plan: VectorPlan, backend: str, **arguments: Any) -> FastVectorEnv:
-    """Start a plan on a backend, with arguments of `FastVectorEnv`."""
+    """Start a plan on a backend.
+
+    Args:
+        plan: What to build.
+        backend: Its name.
+        **arguments: Those of `FastVectorEnv`.
+    """
     several = backend == "native" and plan.num_workers > 1
     try:
         driver = _DRIVERS["processes" if several else backend](plan)
@@ -266,6 +276,9 @@ def _native(
     """Return the plan of the batch that behaves like the single environments of a recipe.
 
     Without a ``mode`` it has the default mode, or else one that it supports.
+
+    Raises:
+        ArgumentError: There is none, or the environments have several ids.
     """
     if not recipe.is_uniform:
         names = ", ".join(dict.fromkeys(one_line(each) for each in recipe.ids))

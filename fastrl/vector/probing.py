@@ -22,7 +22,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class CallDeadline:
-    """Which call of an environment is under way, and its deadline."""
+    """Which call of an environment is under way, and its deadline.
+
+    Args:
+        plan: Has the deadlines.
+    """
 
     def __init__(self, plan: VectorPlan) -> None:
         self._timeout_s = plan.timeout_s
@@ -47,8 +51,13 @@ def within_deadlines(
 
     Threads cannot be killed: one whose environment hangs is abandoned, and ends with the process.
 
+    Args:
+        plan: Has the environment and the deadlines.
+        look: A context that builds an environment, yields what it finds, and closes it.
+
     Raises:
         EnvTimeoutError: A call overran its deadline; names it.
+        Exception: What ``look`` raises.
     """
     if sys.platform == "darwin" and plan.factories[0].kwargs.get("render_mode") == "human":
         # Windows belong to the main thread there.

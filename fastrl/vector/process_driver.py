@@ -163,7 +163,11 @@ class ProcessDriver(Driver):
         return request.part(envs), actions
 
     def _send_payload(self, worker: int, payload: bytes) -> None:
-        """Send an order's payload; raise an `EnvTimeoutError` if the worker does not read it."""
+        """Send the payload of an order; if the worker has died, the wait for its answer raises.
+
+        Raises:
+            EnvTimeoutError: The worker did not read it within the deadline.
+        """
         if len(payload) < _PIPE_BYTES:
             self._send(worker, payload)
             return
@@ -224,7 +228,12 @@ class ProcessDriver(Driver):
                 raise self._silent(timeout_s)
 
     def _check_workers(self) -> None:
-        """Raise an `EnvFailure` of a worker, or an error if another thread has closed all."""
+        """Check all workers.
+
+        Raises:
+            ClosedEnvironmentError: Another thread has closed the vector environment.
+            EnvFailure: One raised or died.
+        """
         self._check_open()
         try:
             self._supervisor.check()

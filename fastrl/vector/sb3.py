@@ -111,7 +111,11 @@ class Sb3VecEnv(Adapter, VecEnv):
         return [found[index] for index in chosen]
 
     def _masks(self, indices: Indices) -> list[NDArray[np.bool_]]:
-        """Return ``[choices] bool`` of some environments, or raise an `AttributeError`."""
+        """Return the masks of some environments, ``[choices] bool`` each.
+
+        Raises:
+            AttributeError: There are none.
+        """
         if not self.envs.has_action_masks:
             raise AttributeError(METHOD)
         masks = self.envs.action_masks()

@@ -193,7 +193,12 @@ class _Worker(DaemonThread):
         self.stop()
 
     def has_closed(self, asked_s: float, timeout_s: float) -> bool:
-        """Return whether the thread ends within the deadline of each environment's close."""
+        """Wait for the thread to close its environments; return whether it has ended.
+
+        Args:
+            asked_s: When it was asked to close its environments.
+            timeout_s: How long each of them may take to close.
+        """
         while not self.join(self._left_s(asked_s, timeout_s)):
             # It may have begun to close its next environment meanwhile.
             if not self._left_s(asked_s, timeout_s):

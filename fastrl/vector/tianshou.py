@@ -62,10 +62,18 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         }
 
     def reset(self, env_id: Indices = None, **kwargs: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Start an episode in every environment, or in some; return observations and infos.
+        """Start an episode in every environment, or in some.
 
-        Every environment gets ``seed`` and ``options`` of ``kwargs`` as they are. Errors are those
-        of `FastVectorEnv.reset`.
+        Args:
+            env_id: The environments; all by default.
+            kwargs: ``seed`` and ``options``, which every environment gets as they are.
+
+        Returns:
+            Observations and infos, one each per environment.
+
+        Raises:
+            ArgumentError: Arguments do not fit.
+            EnvFailure: An environment raised, died or overran the deadline.
         """
         if unknown := set(kwargs) - {"seed", "options"}:
             raise ArgumentError(f"reset takes seed and options, got {', '.join(sorted(unknown))}")
@@ -82,9 +90,18 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         return self._rows(observation, self.env_num)[indices], found
 
     def step(self, action: Any, id: Indices = None) -> Step:
-        """Step all environments, or those of ``id``; return results in this order.
+        """Step all environments, or some, once.
 
-        Errors are those of `FastVectorEnv.step`.
+        Args:
+            action: One for each of them.
+            id: The environments; all by default.
+
+        Returns:
+            Observations, rewards, terminated, truncated and infos, in the order of ``id``.
+
+        Raises:
+            ArgumentError: The actions do not fit; no environment was stepped.
+            EnvFailure: An environment raised, died or overran the deadline.
         """
         if action is None:
             raise ArgumentError("step: these environments all answer at once, so None is no action")
@@ -109,7 +126,11 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         )
 
     def seed(self, seed: int | list[int] | None = None) -> list[list[int] | None]:
-        """Reset all environments with these seeds, and seed their action spaces."""
+        """Reset all environments with these seeds, and seed their action spaces.
+
+        Args:
+            seed: One for each environment, or the first of consecutive ones.
+        """
         seeds = checked_seeds(seed, self.env_num)
         for space, each in zip(self._spaces["action_space"], seeds, strict=True):
             space.seed(each)

@@ -78,7 +78,11 @@ class Recipe:
         env_kwargs: EnvKwargs | None,
         seed: int,
     ) -> Recipe:
-        """Check what `fastrl.make_vec` builds; raise an `ArgumentError` for misfits."""
+        """Check the arguments of `fastrl.make_vec` that say what to build.
+
+        Raises:
+            ArgumentError: An environment is neither an id nor a factory, or numbers do not match.
+        """
         several = isinstance(env, Sequence) and not isinstance(env, str)
         ids: list[Any] = list(env) if several else [env]  # type: ignore[arg-type]
         given = []
@@ -119,7 +123,11 @@ class Recipe:
         different_spaces: bool = False,
         **deadlines: float,
     ) -> VectorPlan:
-        """Return the plan of single environments for one worker, or raise an `ArgumentError`."""
+        """Return the plan of single environments, which one worker steps.
+
+        Raises:
+            ArgumentError: Wrappers or deadlines are of the wrong kind.
+        """
         if isinstance(wrappers, str) or not isinstance(wrappers, Sequence | None):
             raise ArgumentError(
                 f"wrappers must be a list of callables or paths, got {one_line(wrappers)}"
@@ -154,7 +162,14 @@ class Recipe:
 def _kwargs_of_each(env_kwargs: EnvKwargs | None, num_envs: int, seed: int) -> list[dict[str, Any]]:
     """Return the parameters of every environment, a single mapping where all are the same.
 
-    What environment i draws depends on ``seed`` and i, not on their number.
+    Args:
+        env_kwargs: The same for all, perhaps with distributions; one mapping per environment; or a
+            function of the index.
+        num_envs: Number of environments.
+        seed: Of the draws; what environment i draws does not depend on their number.
+
+    Raises:
+        ArgumentError: There is not one mapping per environment, or a distribution does not fit.
     """
     seed = whole("env_kwargs_seed", seed, 0, math.inf)
     if env_kwargs is None:
@@ -203,7 +218,11 @@ def _drawn(name: str, value: Any, rng: np.random.Generator) -> Any:
 
 
 def _is_distribution(value: object) -> bool:
-    """Return whether a value is a distribution; raise an `ArgumentError` for a misspelt name."""
+    """Return whether a value is a distribution.
+
+    Raises:
+        ArgumentError: It has the form of one, and nearly the name.
+    """
     if not isinstance(value, Mapping) or len(value) != 1:
         return False
     kind = next(iter(value))
@@ -221,7 +240,14 @@ def joined(
     vector_kwargs: Any = None,
     autoreset_mode: AutoresetMode | str | None = None,
 ) -> tuple[str, AutoresetMode | None, bool, ObservationMode | None]:
-    """Return backend, autoreset mode, ``copy`` and observation mode, under whichever name given."""
+    """Join arguments of `fastrl.make_vec` with those of `gymnasium.make_vec` that mean the same.
+
+    Returns:
+        Backend, autoreset mode, ``copy`` and observation mode; the defaults where none was given.
+
+    Raises:
+        ArgumentError: One is unknown, or two contradict each other.
+    """
     one_of("backend", backend, get_args(Backend))
     by_mode: list[tuple[str, Any]] = []
     if vectorization_mode is not None:
@@ -308,7 +334,15 @@ class MaskTypeError(ArgumentError, TypeError):
 
 
 def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """Return one seed per environment: as given, or consecutive from a first one, or None."""
+    """Return one seed per environment.
+
+    Args:
+        seed: One for each, or the first of consecutive ones, or None for none.
+        num_envs: Number of environments.
+
+    Raises:
+        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
+    """
     if seed is None:
         return [None] * num_envs
     if isinstance(seed, int | np.integer):
@@ -323,13 +357,21 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
 
 
 def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:
-    """Raise an `ArgumentError` if a batch would get seeds for some environments only."""
+    """Reject seeds for only some of the environments that a batch must reset.
+
+    Raises:
+        ArgumentError: Some have a seed and some have none.
+    """
     if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
         raise ArgumentError("seed: native environments need one for each, or none")
 
 
 def checked_options(options: object) -> dict[str, Any] | None:
-    """Return a copy of the options of a reset; raise an `ArgumentError` unless a mapping."""
+    """Return a copy of the options of a reset.
+
+    Raises:
+        ArgumentError: They are not a mapping.
+    """
     if options is not None and not isinstance(options, Mapping):
         raise ArgumentError(f"options must be a mapping, got {brief(options)}")
     return None if options is None else dict(options)
@@ -338,7 +380,17 @@ def checked_options(options: object) -> dict[str, Any] | None:
 def checked_mask(
     options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
 ) -> NDArray[np.bool_]:
-    """Remove and return ``reset_mask`` of the options of a reset; by default all are reset."""
+    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
+
+    Args:
+        options: Of the reset.
+        num_envs: Number of environments.
+        was_reset: Whether all environments were reset before.
+
+    Raises:
+        ArgumentError: It is not an array ``[num_envs]`` of bool, selects no environment, or leaves
+            out environments that were never reset.
+    """
     if options is None or "reset_mask" not in options:
         return np.ones(num_envs, np.bool_)
     mask = options.pop("reset_mask")

@@ -226,8 +226,12 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
         """Begin a reset of every environment, whose observations `recv` returns as they come.
 
-        Raises an `ArgumentError` if seeds do not fit, or observations or actions are not arrays of
-        fixed size.
+        Args:
+            seed: As in `reset`.
+
+        Raises:
+            ArgumentError: Seeds do not fit, or observations or actions are not arrays of fixed
+                size.
         """
         seeds = checked_seeds(seed, self.num_envs)
         self._check_rows("async_reset")
@@ -449,7 +453,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return found
 
     def _take_spaces(self, whole: Space[Any], single: Space[Any]) -> None:
-        """Use the caller's observation spaces, or raise an `ArgumentError` if they do not fit."""
+        """Use the caller's observation spaces.
+
+        Raises:
+            ArgumentError: The space of one environment has another shape or dtype.
+        """
         found = self.single_observation_space
         if not is_space_dtype_shape_equiv(single, found):
             raise ArgumentError(
@@ -506,7 +514,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return torch.from_numpy(array) if self.output == "torch" else array
 
     def _flip(self, *, keep: bool = False) -> None:
-        """Write into the other bank from now on; ``keep`` copies the observations to it."""
+        """Write into the other bank from now on, so that the last results stay as they are.
+
+        Args:
+            keep: Copy the observations, as some environments are not going to write theirs.
+        """
         last, self._bank = self._bank, (self._bank + 1) % NUM_BANKS
         if keep:
             banks = self._banks

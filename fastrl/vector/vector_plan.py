@@ -119,7 +119,11 @@ class InstanceSpec:
 
     @classmethod
     def of(cls, env: Any, name: str) -> InstanceSpec:
-        """Return what an environment says of itself; raise an `EnvError` if it lacks a space."""
+        """Return what a single or a vector environment says of itself.
+
+        Raises:
+            EnvError: It lacks a space.
+        """
         is_batch = hasattr(env, "single_observation_space")
         found: list[spaces.Space[Any]] = []
         for kind in ("observation_space", "action_space"):
@@ -178,7 +182,12 @@ class VectorPlan:
     stream: int | None = None
 
     def build(self, index: int) -> Env:
-        """Build the single environment ``index`` in its wrappers."""
+        """Build the single environment ``index``.
+
+        Raises:
+            EnvError: It cannot be built; says what would be right.
+            ArgumentError: A wrapper returns no environment.
+        """
         env = self.factories[index % len(self.factories)].single()
         for wrapper in self.wrappers:
             wrap = callee(wrapper, "wrappers")

@@ -52,14 +52,17 @@ class Control(Shared):
 
     The caller writes the first line; the worker writes the second, and its mailbox. Rings hold the
     environments that were sent to a worker, and those that are ready, each with a flag that says
-    whether its info is in the pipe; as many as there are environments may wait in one. As in
-    `fastrl.workers.handoff`, the counts are authoritative and signals only wake, so surplus posts
-    do no harm.
+    whether its info is in the pipe. As in `fastrl.workers.handoff`, the counts are authoritative
+    and signals only wake, so surplus posts do no harm.
 
     Attributes:
         orders: The first line of each worker, a memoryview.
         answers: The second one.
         boxes: The mailbox of each worker, a memoryview.
+
+    Args:
+        num_workers: Number of worker processes.
+        num_envs: Number of environments: as many may wait in a ring.
     """
 
     def __init__(self, num_workers: int, num_envs: int) -> None:

@@ -22,7 +22,12 @@ _STYLES = {"running": "green", "finished": "dim", "stopped": "red"}
 
 
 def show(index: RunIndex, console: Console) -> None:
-    """Print the runs; on a terminal again and again, until none is being trained."""
+    """Print the runs; on a terminal again and again, until none is being trained.
+
+    Args:
+        index: The runs.
+        console: Where to.
+    """
     if console.is_terminal and _is_any_running(index):
         with LiveDisplay(console, lambda: as_text(index, console.width), 1 / _EVERY_S):
             pause = threading.Event()
@@ -35,7 +40,12 @@ def show(index: RunIndex, console: Console) -> None:
 
 
 def as_text(index: RunIndex, width: int) -> Group:
-    """Return all runs, and the latest in training, as text of ``width`` columns."""
+    """Return what is known of all runs, and of the latest one that is being trained.
+
+    Args:
+        index: The runs.
+        width: Columns of the terminal.
+    """
     overview = index.overview()
     runs = overview["runs"]
     if not runs:

@@ -44,7 +44,7 @@ _HEADERS = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves a page and what it needs, to those who may see it; port 0 is a free one.
+    """Serves a page and what it needs, to those who may see it.
 
     An address other than the loopback one needs a token: in the query of the first request, and in
     a cookie from then on.
@@ -52,6 +52,11 @@ class PageServer(ThreadingHTTPServer):
     Attributes:
         host: The address.
         token: What each request needs; empty on the loopback address.
+
+    Args:
+        request: Answers requests.
+        host: See above.
+        port: Its port; 0 for a free one.
 
     Raises:
         ConfigError: The address cannot be used.
@@ -120,7 +125,16 @@ class PageRequest(BaseHTTPRequestHandler):
     timeout = 30.0  # of connections on which nothing is requested
 
     def answer(self, path: str, given: Mapping[str, str]) -> None:
-        """Answer a request that is allowed; raise a `KeyError`, or a `ValueError` for its query."""
+        """Answer a request that is allowed.
+
+        Args:
+            path: Without the query.
+            given: The parameters of the query.
+
+        Raises:
+            KeyError: There is no such thing.
+            ValueError: A parameter is wrong.
+        """
         raise KeyError(path)
 
     def do_GET(self) -> None:

@@ -18,7 +18,15 @@ _MOST_BYTES = 2**28
 
 @contextmanager
 def directory_below(root: Path, *parts: str) -> Iterator[int]:
-    """Open a directory below another, which alone may be a link, and yield its descriptor."""
+    """Open a directory below another one and yield its descriptor.
+
+    Args:
+        root: The directory, which may be a symbolic link itself.
+        *parts: Names of the directories from there on.
+
+    Raises:
+        OSError: It cannot be opened, or a part is a symbolic link or not a plain name.
+    """
     descriptor = os.open(root, _DIRECTORY)
     try:
         for part in parts:
@@ -31,7 +39,15 @@ def directory_below(root: Path, *parts: str) -> Iterator[int]:
 
 @contextmanager
 def open_below(root: Path, *parts: str) -> Iterator[BinaryIO]:
-    """Open a file below a directory for reading; an `OSError` also for links on the way."""
+    """Open a file below a directory for reading.
+
+    Args:
+        root: The directory, which may be a symbolic link itself.
+        *parts: Names of the directories between, and of the file.
+
+    Raises:
+        OSError: As for `directory_below`, or it is not a regular file.
+    """
     with directory_below(root, *parts[:-1]) as directory:
         descriptor = _open(parts[-1], _FILE, directory)
     with os.fdopen(descriptor, "rb") as file:
@@ -47,7 +63,12 @@ def _open(name: str, flags: int, directory: int) -> int:
 
 
 class GrowingFile:
-    """The lines of a file that another process appends to, or replaces; see `open_below`."""
+    """The lines of a file that another process appends to, or replaces.
+
+    Args:
+        root: See `open_below`.
+        *parts: The same.
+    """
 
     def __init__(self, root: Path, *parts: str) -> None:
         self._root, self._parts = root, parts
@@ -76,7 +97,12 @@ class GrowingFile:
 
 
 class ReplacedFile:
-    """The content of a small file that another process replaces; see `open_below`."""
+    """The content of a small file that another process replaces.
+
+    Args:
+        root: See `open_below`.
+        *parts: The same.
+    """
 
     _MOST_BYTES = 2**20
 

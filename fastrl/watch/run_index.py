@@ -135,7 +135,11 @@ class RunIndex:
             return {"version": self._version, "groups": [each for each in found if each]}
 
     def details(self, name: str) -> dict[str, Any]:
-        """Return what is shown of one run alone, or raise a `KeyError`."""
+        """Return what is shown of one run alone.
+
+        Raises:
+            KeyError: There is no such run.
+        """
         with self._lock:
             self.refresh()
             run = self._named(name)
@@ -192,7 +196,11 @@ class RunIndex:
             return found | known
 
     def open_video(self, name: str, video: str) -> tuple[Any, str]:
-        """Return what opens a video of a run, and its content type, or raise a `KeyError`."""
+        """Return a context manager that opens a video of a run, and its content type.
+
+        Raises:
+            KeyError: There is no such video.
+        """
         with self._lock:
             self.refresh()
             root, parts = self._named(name).path_of_video(video)
@@ -296,7 +304,11 @@ _FAULT_KEYS = ("at", "worker", "cause", "remote_traceback")
 
 
 def _directory(place: str | Path) -> Path:
-    """Return a directory by its path or its name under ``runs/``, or raise a `ConfigError`."""
+    """Return a directory given by its path, or by its name under ``runs/``.
+
+    Raises:
+        ConfigError: There is none.
+    """
     for candidate in (Path(place), RUNS / place):
         with suppress(OSError, ValueError):
             if candidate.is_dir():

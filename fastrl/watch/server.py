@@ -28,7 +28,19 @@ Answer = Callable[[Mapping[str, str]], Any]
 
 
 class WatchServer(PageServer):
-    """Serves the page, the data of an ``index`` of runs, and their videos; see `PageServer`."""
+    """Serves the page, the data of an index of runs, and their videos.
+
+    Attributes:
+        index: The runs.
+
+    Args:
+        index: See above.
+        host: The address.
+        port: Its port; 0 for a free one.
+
+    Raises:
+        ConfigError: The address cannot be used.
+    """
 
     def __init__(self, index: RunIndex, host: str = LOOPBACK, port: int = 0) -> None:
         self.index = index

@@ -54,6 +54,11 @@ class WatchedRun:
         num_faults: The number of all of them.
         changes: How often something has changed.
         workers: The content of ``workers.json``; empty where there is none.
+
+    Args:
+        root: The directory below which everything is read.
+        parts: Names of the directories from there to the run.
+        name: See above.
     """
 
     def __init__(self, root: Path, parts: tuple[str, ...], name: str) -> None:
@@ -126,7 +131,11 @@ class WatchedRun:
         return rows[-1] if rows else {}
 
     def path_of_video(self, video: str) -> tuple[Path, tuple[str, ...]]:
-        """Return what `open_below` opens a video with, or raise a `KeyError`."""
+        """Return what `open_below` opens a video with.
+
+        Raises:
+            KeyError: There is no such video.
+        """
         if video not in self._videos:
             raise KeyError(video)
         return self._root, (*self._parts, "videos", video)
@@ -230,10 +239,13 @@ class WatchedRun:
 
 
 def _parsed(text: str, origin: str) -> dict[str, Any]:
-    """Return the tree of a configuration, or raise a `ConfigError`.
+    """Return the tree of a configuration.
 
     Reading YAML takes most of the time of a new run. So its sections are read one by one, and those
     that other runs have as well only once.
+
+    Raises:
+        ConfigError: It is not YAML.
     """
     tree: dict[str, Any] = {}
     try:

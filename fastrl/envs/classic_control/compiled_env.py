@@ -29,7 +29,11 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
     """
 
     def __init__(self, env: TensorEnv[S, P]) -> None:
-        """Compile ``env``; raise an `EnvError` if it is differentiable."""
+        """Compile ``env``.
+
+        Raises:
+            EnvError: It is differentiable.
+        """
         if env.differentiable:
             raise EnvError(f"'{env.spec.id}' is either differentiable or compiled, not both")
         super().__init__(env)

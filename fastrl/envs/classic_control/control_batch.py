@@ -322,7 +322,11 @@ def _part(views: Views, envs: slice) -> Views:
 
 
 def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:
-    """Raise an `EnvError` for discrete actions ``[n]`` that are not int64 in the action space."""
+    """Reject discrete actions ``[n]`` that are not int64 from 0 to ``num_actions`` - 1.
+
+    Raises:
+        EnvError: Names the first, and its environment.
+    """
     if actions.dtype != np.int64:
         raise EnvError(f"actions are of dtype {actions.dtype}; expected int64")
     if control_kernels.count_outside(actions, num_actions):
@@ -391,7 +395,16 @@ def _outputs(states: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def reset_parameters(
     name: str, options: Mapping[str, Any], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the parameters that options of gymnasium's ``reset`` set, or raise an `EnvError`."""
+    """Return the parameters that options of gymnasium's ``reset`` stand for.
+
+    Args:
+        name: Id of gymnasium's environment.
+        options: Defaults follow from the parameters.
+        params: Parameters by name: a number, or an array ``[n]``.
+
+    Raises:
+        EnvError: An option is unknown or not a number, or the bounds are in the wrong order.
+    """
     known = tuple(_PENDULUM) if "reset_angle" in params else ("low", "high")
     for key, value in options.items():
         if key not in known:

@@ -61,7 +61,11 @@ def make_single(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> SingleBatchedEnv:
-    """Build one environment without a time limit, which `gymnasium.make` adds; see `make_vec`."""
+    """Build one environment without a time limit, which `gymnasium.make` adds; see `make_vec`.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
     options = _options({"action_bounds": None, **kwargs, "max_episode_steps": LARGEST})
     batch = ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options)
 

@@ -89,7 +89,12 @@ class MountainCarContinuousNoVel(_NoVelocity, MountainCarContinuous):  # type: i
 
 
 class Columns(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Observes the ``columns`` of an environment's vector, in their order."""
+    """Observes some columns of an environment's vector.
+
+    Args:
+        env: The environment.
+        columns: Which, in the order in which they are observed.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any], columns: Sequence[int]) -> None:
         RecordConstructorArgs.__init__(self, columns=columns)

@@ -105,9 +105,15 @@ class Renderer:
 
 
 def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
-    """Write pictures ``[height, width, 3] uint8`` as an animation to a .gif or .mp4 file.
+    """Write pictures as an animation.
 
-    Raises an `EnvError` for another format, a missing package, or ``fps`` that is not positive.
+    Args:
+        frames: ``[height, width, 3] uint8`` each.
+        path: Ends in .gif or .mp4.
+        fps: Pictures per second.
+
+    Raises:
+        EnvError: The format is unknown, a package for it is missing, or ``fps`` is not positive.
     """
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise EnvError(f"'{path}' must end in .gif or .mp4")

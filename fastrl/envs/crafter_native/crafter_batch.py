@@ -67,7 +67,11 @@ class CrafterOptions:
 
     @classmethod
     def of(cls, **options: Any) -> CrafterOptions:
-        """Return the options that a user has written; raise an `EnvError` for an invalid one."""
+        """Return the options that a user has written, checked.
+
+        Raises:
+            EnvError: There is no such option, or its value is impossible.
+        """
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -316,7 +320,11 @@ class CrafterBatch:
             self._game = self._game._replace(daylight=self._daylight.table)
 
     def _screens(self, rows: Rows) -> Screens:
-        """Return rows in the types that kernels take; raise an `EnvError` for other dtypes."""
+        """Return rows in the types that kernels take, which do not depend on what is observed.
+
+        Raises:
+            EnvError: They are of another dtype.
+        """
         found = [leaf.dtype for leaf in rows]
         if rows and found != self._dtypes:
             raise EnvError(f"'{self.spec.id}' writes observations {self._dtypes}, got {found}")

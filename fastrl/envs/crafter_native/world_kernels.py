@@ -59,9 +59,13 @@ class Screens(NamedTuple):
 
 @compiled
 def _advance(here: World, action: int, daylight: float, reach: int) -> float:
-    """Step one world, whose ``steps`` already count this step, and return the reward.
+    """Step one world without its picture, and return the reward.
 
-    Objects fewer steps than ``reach`` away from the player act. Draws no picture.
+    Args:
+        here: The world; its ``steps`` already count this step.
+        action: What the player does, ``0 <= action < 17``.
+        daylight: Between 0 and 1.
+        reach: Objects fewer steps than this away from the player act.
     """
     record = here.record
     # Objects that appear in this step act in the next one.

@@ -123,7 +123,11 @@ def saved(worlds: World) -> State:
 
 
 def load(worlds: World, state: State) -> None:
-    """Bring worlds into a state of `saved`; raise a `StateError` if it does not fit them."""
+    """Bring worlds into a state that `saved` returned.
+
+    Raises:
+        StateError: It is of other worlds, or one in which compiled code would leave its arrays.
+    """
     used = len(state["objects"]["kind"][0])
     parts: Any = worlds._asdict()
     parts |= {f"record/{name}": worlds.record[name] for name in RECORD.names or ()}  # type: ignore[index]

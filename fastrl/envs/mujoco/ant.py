@@ -137,7 +137,11 @@ class AntV4(AntV5):
 
 
 def _body(model: mujoco.MjModel, which: int | str) -> int:
-    """Return the index of a body; raise an `EnvError` if the model has none of this name."""
+    """Return the index of a body.
+
+    Raises:
+        EnvError: The model has no such body.
+    """
     index = (
         which
         if isinstance(which, int)

@@ -179,7 +179,15 @@ class MujocoBatchedEnv(ABC):
         """Look up what the functions below need, once the model is loaded."""
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Draw where an episode starts, qpos ``[nq]`` and qvel ``[nv]``, as gymnasium does."""
+        """Draw where one environment's episode starts.
+
+        Args:
+            generator: The environment's own, as gymnasium seeds it.
+
+        Returns:
+            qpos: ``[nq]``.
+            qvel: ``[nv]``.
+        """
         return self.physics.initial_qpos, np.zeros(self.physics.model.nv)
 
     def tracked(self, now: Fields) -> Any:
@@ -220,7 +228,11 @@ class MujocoBatchedEnv(ABC):
     def restart(self, observation: Rows) -> None:
         """Start an episode in every environment from the environments' random streams.
 
-        Raises an `EnvError` if they were never seeded by `reset`.
+        Args:
+            observation: One array ``[n, size]``, written.
+
+        Raises:
+            EnvError: They were never seeded by `reset`.
         """
         self._check_seeded()
         self._start_all(observation, first=False)
@@ -384,7 +396,12 @@ class SingleMujocoEnv(SingleBatchedEnv):
     def __init__(
         self, batched: MujocoBatchedEnv, view: View, render_mode: str | None = None
     ) -> None:
-        """Take over ``batched``, which holds a single environment; see `SingleBatchedEnv`."""
+        """Take over ``batched``, which holds a single environment.
+
+        Raises:
+            ArgumentError: The render mode is unknown.
+            EnvError: ``batched`` holds several.
+        """
         super().__init__(
             batched,
             exact=True,

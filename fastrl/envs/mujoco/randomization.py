@@ -87,7 +87,11 @@ class _Rule:
         self.values[row, self.elements] = value
 
     def check(self) -> None:
-        """Raise an `EnvError` for a distribution with values that the field cannot take."""
+        """Reject a distribution with values that the field cannot take.
+
+        Raises:
+            EnvError: Names such a value.
+        """
         kept = self.values[0].copy()
         try:
             for end in self.distribution.ends:
@@ -114,7 +118,11 @@ class Randomization:
     """Draws the parameters of n simulations."""
 
     def __init__(self, physics: Physics, specification: Mapping[str, Any]) -> None:
-        """Give every simulation its own copy of the fields; raise an `EnvError` for misfits."""
+        """Check a specification and give every simulation its own copy of the fields it names.
+
+        Raises:
+            EnvError: A field, option or distribution is unknown or does not fit.
+        """
         if not isinstance(specification, Mapping):
             raise EnvError(f"randomize: expected a mapping of fields, got {specification!r}")
         self._physics = physics

@@ -203,7 +203,11 @@ def _arrange(
 
 
 def camera(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
-    """Return the camera of a view; raise an `EnvError` if the model has none of this name."""
+    """Return the camera of a view: one of the model's, or a free one.
+
+    Raises:
+        EnvError: The model has no such camera.
+    """
     wanted = -1 if view.camera_config is not None else view.camera
     names = [model.camera(index).name for index in range(model.ncam)]
     if isinstance(wanted, str):
@@ -224,7 +228,11 @@ def camera(model: mujoco.MjModel, view: View) -> mujoco.MjvCamera:
 
 
 def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:
-    """Return a renderer and its OpenGL context; raise an `EnvError` if none works."""
+    """Return a renderer and the OpenGL context that it draws in.
+
+    Raises:
+        EnvError: None works.
+    """
     failures = []
     for name in _candidates():
         gl = None
@@ -246,7 +254,11 @@ def _open(model: mujoco.MjModel, view: View) -> tuple[mujoco.MjrContext, Any]:
 
 
 def _candidates() -> tuple[str, ...]:
-    """Return the backends to try; raise an `EnvError` if ``MUJOCO_GL`` names no usable one."""
+    """Return the backends to try.
+
+    Raises:
+        EnvError: ``MUJOCO_GL`` names none of them, or one that needs a screen and there is none.
+    """
     asked = os.environ.get("MUJOCO_GL", "").lower()
     screen = has_screen()
     if asked and asked not in _BACKENDS:

@@ -22,7 +22,11 @@ class Parameters:
 
 
 def parse(name: str, params: type[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return keyword arguments as an instance of ``params``; raise an `EnvError` for misfits."""
+    """Return the keyword arguments as an instance of ``params``.
+
+    Raises:
+        EnvError: One is unknown, or of another kind than its default.
+    """
     known = {field.name: field for field in fields(params)}
     for key, value in kwargs.items():
         if key not in known:

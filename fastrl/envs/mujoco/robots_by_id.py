@@ -125,7 +125,11 @@ def make_single(
 
 
 def _view(kwargs: Mapping[str, Any]) -> View:
-    """Return the view that gymnasium's arguments describe; raise an `EnvError` for misfits."""
+    """Return the view that gymnasium's keyword arguments describe.
+
+    Raises:
+        EnvError: One does not fit, or there are two cameras.
+    """
     camera_id, camera_name = kwargs.get("camera_id"), kwargs.get("camera_name")
     if camera_id is not None and camera_name is not None:
         raise EnvError("camera_id and camera_name name two cameras; leave one out")

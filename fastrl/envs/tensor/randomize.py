@@ -101,7 +101,11 @@ def _switched(name: str, value: Any, words: Mapping[str, float]) -> Any:
 
 
 def exposed(spec: EnvSpec, count: int) -> EnvSpec:
-    """Return the spec of an environment that also observes ``count`` randomised parameters."""
+    """Return the spec of an environment that also observes ``count`` randomised parameters.
+
+    Raises:
+        EnvError: There are none.
+    """
     if count == 0:
         raise EnvError("there are no parameters to expose where env.randomize is empty")
     params = spaces.Box(-np.inf, np.inf, (count,))

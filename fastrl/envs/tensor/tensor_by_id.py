@@ -72,16 +72,25 @@ def make_tensor(
 
 
 def compiled_factory(config: EnvConfig) -> EnvFactory:
-    """Return the factory of the environments as compiled loops, for the CPU."""
+    """Return the factory of the environments as compiled loops, for the CPU.
+
+    Raises:
+        EnvError: There is no tensor environment of this id.
+    """
     family, name = _found(config)
     return dataclasses.replace(EnvFactory.from_config(config), id=family.prefix + name)
 
 
 def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, Any], Any]:
-    """Return the environment of ``env.id`` as pure functions, and its parameters on a device.
+    """Return the environment as pure functions, and its parameters.
 
-    The keys ``kwargs`` are parameters by name, a number each, and ``expose_params``; see
-    `fastrl.envs.tensor.randomize`. Raises an `EnvError` where they do not fit.
+    Args:
+        config: Its ``kwargs`` are parameters by name, a number each, and ``expose_params``; see
+            `fastrl.envs.tensor.randomize`.
+        device: Where the parameters are to be.
+
+    Raises:
+        EnvError: There is no tensor environment of this id, or an argument does not fit.
     """
     _found(config)
     if config.wrappers:
