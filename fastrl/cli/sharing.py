@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastrl.cli.learn import CheckpointName, Run
-from fastrl.cli.output import note, write
+from fastrl.cli.output import loading, note, write
 
 Repo = Annotated[
     str,
@@ -31,7 +31,8 @@ def push(
 
     What training resumes from stays here. 'hf auth login' logs in to the hub.
     """
-    from fastrl.training import push_run
+    with loading():
+        from fastrl.training import push_run
 
     write(push_run(run, repo, checkpoint=checkpoint, private=private))
 
@@ -52,9 +53,10 @@ def pull(
     ] = None,
 ) -> None:
     """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
-    from fastrl.training import pull_run
-    from fastrl.training.run_directory import read_config
-    from fastrl.training.trust import named_code
+    with loading():
+        from fastrl.training import pull_run
+        from fastrl.training.run_directory import read_config
+        from fastrl.training.trust import named_code
 
     path = pull_run(repo, directory, revision=revision)
     write(str(path))

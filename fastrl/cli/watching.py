@@ -15,9 +15,8 @@ import typer
 
 from fastrl.cli.inputs import check_output, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
-from fastrl.cli.output import QuietConsole, loading, note, table_console, write
+from fastrl.cli.output import loading, note, show_wait, write
 from fastrl.errors import ConfigError
-from fastrl.live_display import waiting
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
@@ -81,6 +80,7 @@ def watch(
     if as_json:
         write(json.dumps(index.everything(), indent=2))
     elif terminal:
+        from fastrl.cli.consoles import table_console
         from fastrl.watch.as_text import show
 
         show(index, table_console())
@@ -190,7 +190,7 @@ def play(
 
         check_new_dataset(record)
     draw_without_screen()
-    with waiting(QuietConsole(stderr=True), "building the environment …"):
+    with show_wait("building the environment …"):
         factory, policy = _game_of(arguments, checkpoint, seed, trust)
         recorder = None if record is None else _Recorder(factory, record)
     with closing(factory.single(render_mode="rgb_array")) as env:
