@@ -185,16 +185,42 @@ def test_any_arguments_are_success_or_one_line(run, arguments):
     assert (code == 0 and out) or (code == 2 and len(err.splitlines()) == 1)
 
 
-def test_command_line_answers_before_torch_is_loaded():
+HEAVY = {"gymnasium", "matplotlib", "numba", "numpy", "rich", "torch", "yaml"}
+"""Packages, each of which takes longer to import than a command's help."""
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "--help"], ["new", "project"]])
+def test_quick_commands_need_none_of_the_large_packages(command, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "fastrl", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "fastrl", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
         check=True,
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "fastrl.cli" in imported
-    assert not imported & {"torch", "gymnasium", "numpy"}
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", ["train CartPole-v1", "eval reach", "push reach ./shared"])
+def test_terminal_shows_that_a_command_is_loading_before_torch_is_loaded(command):
+    code = """
+import sys
+from fastrl.cli import learn, main, sharing
+
+def loading():
+    print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
+    raise SystemExit
+
+learn.loading = sharing.loading = loading
+main(sys.argv[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path):

@@ -8,14 +8,16 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import fastrl
 from fastrl import registry
-from fastrl.cli import main
+from fastrl.cli import app, main, split_arguments
 from fastrl.config import load_config
 from fastrl.training.metrics import read_rows
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = get_command(app).commands
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -48,6 +50,22 @@ def test_scripts_and_configurations_that_are_named_exist():
         missing = [name for name in {*named} - made_here if not (ROOT / name).exists()]
         lost += [f"{name_of(page)}: {name}" for name in missing]
     assert lost == []
+
+
+def test_commands_are_valid_and_set_keys_that_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for page in PAGES:
+        blocks = re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        lines = "".join(code for language, code in blocks if not language).splitlines()
+        for name, rest in re.findall(r"^fastrl (\w+)([^>|\n]*)", "\n".join(lines), re.MULTILINE):
+            words = shlex.split(rest, comments=True)
+            # Raises an error for unknown options, and for missing or additional arguments.
+            given = COMMANDS[name].make_context(name, words).params
+            if given.get("arguments") and "env" in given:
+                path, overrides = split_arguments(given["arguments"], given["env"])
+                # Other files are the reader's.
+                if path is None or path.parent.name == "configs":
+                    load_config(path, overrides)
 
 
 def test_python_is_python():

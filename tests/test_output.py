@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fastrl.cli.output import QuietConsole, show_tables
+from fastrl.cli.consoles import QuietConsole, show_tables
 from fastrl.sampling.stats import Memory
 from fastrl.spec import Topology
 from fastrl.throughput.benchmark import Report

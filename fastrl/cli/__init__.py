@@ -1,6 +1,7 @@
 """The command line: commands, and one place that turns errors into a line and an exit code.
 
-torch and gymnasium take seconds to import, so each command imports what it needs when it runs.
+torch and gymnasium take seconds to import, so each command imports what it needs when it runs, and
+shows meanwhile that it is loading.
 """
 
 from __future__ import annotations

@@ -17,16 +17,15 @@ from fastrl.cli.inputs import (
     split_arguments,
 )
 from fastrl.cli.output import (
-    QuietConsole,
     loading,
     note,
-    show_tables,
+    progress_console,
+    show_wait,
     write,
     write_json,
     write_wrapped,
 )
 from fastrl.errors import ConfigError
-from fastrl.live_display import waiting
 from fastrl.workers.descent import without_hangups
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def train(
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import train as train_run
 
-    console = None if quiet else QuietConsole(stderr=True)
+    console = None if quiet else progress_console()
     ranks = ranks_of_environment()
     if resolved.sampler.tune_s is not None and ranks.size > 1:
         ranks.close()
@@ -130,7 +129,7 @@ def resume(
         from fastrl.training import resume as resume_run
 
     changes = overrides or ()
-    console = None if quiet else QuietConsole(stderr=True)
+    console = None if quiet else progress_console()
     ranks = ranks_of_environment()
     trained = resume_run(
         run, changes, checkpoint=checkpoint, trust=trust, console=console, ranks=ranks
@@ -181,6 +180,7 @@ def sweep(
     check_output("--json", json_file)
     check_output("--dir", directory, directory=True)
     with loading():
+        from fastrl.cli.consoles import show_tables
         from fastrl.sweeps import Sweep, SweepPlan, load_space
         from fastrl.sweeps.sweep_plan import make_grid
 
@@ -222,7 +222,7 @@ def evaluate(
         seed=seed,
         checkpoint=checkpoint,
         trust=trust,
-        console=QuietConsole(stderr=True),
+        console=progress_console(),
     )
     if as_json:
         about = {"checkpoint": found.checkpoint, "steps": found.steps}
@@ -290,7 +290,7 @@ def record(
     with loading():
         from fastrl.training import record_run
 
-    with waiting(QuietConsole(stderr=True), "recording …"):
+    with show_wait("recording …"):
         path, returns = record_run(
             run,
             video,
@@ -324,7 +324,7 @@ def _record_dataset(
         from fastrl.training import record_dataset, record_function
 
     check_new_dataset(dataset)
-    console = QuietConsole(stderr=True)
+    console = progress_console()
     if policy is None:
         found = record_dataset(
             run,
@@ -368,7 +368,7 @@ def export(
     with loading():
         from fastrl.training import export_run
 
-    with waiting(QuietConsole(stderr=True), "exporting …"):
+    with show_wait("exporting …"):
         path = export_run(run, format, output, checkpoint=checkpoint, trust=trust)
     write(str(path))
 
@@ -402,7 +402,7 @@ def plot(
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output '{output}' must end in {', '.join(FORMATS)}")
     check_output("--output", output)
-    with waiting(QuietConsole(stderr=True), "drawing …"):
+    with show_wait("drawing …"):
         plot_runs(runs, output, "evaluation" if evaluation else "training", metric, title)
     write(str(output))
 
@@ -491,7 +491,8 @@ def push(
 
     What training resumes from stays here. 'hf auth login' logs in to the hub.
     """
-    from fastrl.training import push_run
+    with loading():
+        from fastrl.training import push_run
 
     write(push_run(run, repo, checkpoint=checkpoint, private=private))
 
@@ -511,9 +512,10 @@ def pull(
     ] = None,
 ) -> None:
     """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
-    from fastrl.training import pull_run
-    from fastrl.training.run_directory import read_config
-    from fastrl.training.trust import named_code
+    with loading():
+        from fastrl.training import pull_run
+        from fastrl.training.run_directory import read_config
+        from fastrl.training.trust import named_code
 
     path = pull_run(repo, directory, revision=revision)
     write(str(path))

@@ -1,44 +1,47 @@
-"""Output of the command line: results go to standard output, all else to standard error."""
+"""Output of the command line: results go to standard output, all else to standard error.
+
+rich takes longer to import than all else that ``fastrl --help`` needs, so only functions that draw
+import it.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import sys
 import textwrap
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console, Group
-from rich.measure import Measurement
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
-from fastrl.live_display import waiting
-
-_NARROW = 60
-"""Columns of a terminal below which a table is printed as lines."""
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-class QuietConsole(Console):
-    """A console that becomes quiet once its reader has closed; rich's would end the process."""
+def progress_console() -> Console:
+    """Return a console on standard error, which becomes quiet once its reader has closed."""
+    from fastrl.cli.consoles import QuietConsole
 
-    def on_broken_pipe(self) -> None:
-        """Continue without output, as training matters more."""
-        self.quiet = True
+    return QuietConsole(stderr=True)
+
+
+def show_wait(text: str, *, handles_sigterm: bool = False) -> AbstractContextManager[object]:
+    """Show on a terminal what is waited for; see `fastrl.live_display.waiting`."""
+    from fastrl.live_display import waiting
+
+    return waiting(progress_console(), text, handles_sigterm=handles_sigterm)
 
 
 def loading() -> AbstractContextManager[object]:
     """Show on a terminal that packages are imported, which takes seconds."""
-    return waiting(QuietConsole(stderr=True), "loading …", handles_sigterm=True)
+    return show_wait("loading …", handles_sigterm=True)
 
 
 def write(text: str) -> None:
     """Write a result without wrapping and colours."""
-    QuietConsole(soft_wrap=True).out(text, highlight=False)
+    _put(text, sys.stdout)
 
 
 def write_json(tree: Any, file: Path | None = None) -> None:
@@ -52,17 +55,24 @@ def write_json(tree: Any, file: Path | None = None) -> None:
 
 def write_wrapped(text: str) -> None:
     """Write a result; on a terminal in lines of its width, broken between words."""
-    console = QuietConsole()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         write(text)
         return
-    for line in textwrap.wrap(text, console.width, subsequent_indent="  ", break_on_hyphens=False):
+    width = shutil.get_terminal_size().columns
+    for line in textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False):
         write(line)
 
 
 def note(text: str) -> None:
     """Write a remark on standard error."""
-    QuietConsole(stderr=True, soft_wrap=True).out(text, highlight=False)
+    _put(text, sys.stderr)
+
+
+def _put(text: str, stream: TextIO) -> None:
+    """Write lines at once; not where their reader has gone, as the work matters more."""
+    with suppress(BrokenPipeError):
+        stream.write(f"{text}\n")
+        stream.flush()
 
 
 def complain(text: str, kind: str) -> None:
@@ -74,46 +84,6 @@ def complain(text: str, kind: str) -> None:
     """
     line, newline, rest = text.partition("\n")
     note(f"fastrl: error: {line} [{kind}]{newline}{rest}")
-
-
-def table_console() -> Console:
-    """Return a console of the terminal's width; of 200 columns in a pipe."""
-    console = QuietConsole(markup=False, highlight=False)
-    return (
-        console if console.is_terminal else QuietConsole(markup=False, highlight=False, width=200)
-    )
-
-
-def show_tables(shown: Group | Table, console: Console | None = None) -> None:
-    """Print a table, or a group of them; as lines where the terminal is too narrow for columns.
-
-    Args:
-        shown: What to print.
-        console: By default `table_console`.
-    """
-    console = console or table_console()
-    for part in shown.renderables if isinstance(shown, Group) else (shown,):
-        is_wide = Measurement.get(console, console.options, part).maximum >= console.width
-        if isinstance(part, Table) and is_wide and console.width < _NARROW:
-            _list(part, console)
-        else:
-            console.print(part)
-
-
-def _list(table: Table, console: Console) -> None:
-    """Print each row as lines: the first cell, then the others with their column's header."""
-
-    def say(text: object, indent: int) -> None:
-        console.print(Padding(Text(str(text), overflow="fold"), (0, 0, 0, indent)))
-
-    if table.title:
-        say(table.title, 0)
-    heads = [str(column.header) if table.show_header else "" for column in table.columns]
-    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
-        say(str(first).strip(), 0)
-        for head, cell in zip(heads[1:], others, strict=True):
-            if str(cell):
-                say(f"{head}: {cell}".removeprefix(": "), 2)
 
 
 def replace_unknown_characters() -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from fastrl import registry
 from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, option, split_arguments
-from fastrl.cli.output import loading, note, show_tables, write, write_json
+from fastrl.cli.output import loading, note, write, write_json
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -52,6 +50,7 @@ def dataset(
     check_output("--picture", picture)
     check_output("--json", json_file)
     with loading():
+        from fastrl.cli.consoles import show_tables
         from fastrl.datasets.summary import check_picture, summarize
 
     if picture is not None:
@@ -120,6 +119,9 @@ def envs(
     come from.
     """
     with loading():
+        from rich.table import Table
+
+        from fastrl.cli.consoles import show_tables
         from fastrl.envs.catalogue import list_environments
 
         found = list_environments(pattern)
@@ -178,6 +180,11 @@ def new(
 
 def plugins() -> None:
     """List what configurations can choose by name, and its source."""
+    from rich.table import Table
+
+    from fastrl import registry
+    from fastrl.cli.consoles import show_tables
+
     table = Table("kind", "name", "source", box=None, pad_edge=False)
     found, broken = registry.entries(), registry.broken()
     if broken:

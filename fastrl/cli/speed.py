@@ -18,7 +18,7 @@ from fastrl.cli.inputs import (
     option,
     split_arguments,
 )
-from fastrl.cli.output import QuietConsole, loading, note, show_tables, write_json
+from fastrl.cli.output import loading, note, progress_console, write_json
 from fastrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def throughput(
         with_limit=limit or (train and has_limit(resolved)),
         random_actions=no_policy,
         train=configured if train else None,
-        console=QuietConsole(stderr=True),
+        console=progress_console(),
         command=command_line(),
     )
     planned = None
@@ -235,6 +235,8 @@ def _show(
     report: Report | TuneReport, json_file: Path | None, planned: ScalingPlan | None = None
 ) -> None:
     """Print the tables of a report, and write it as JSON where that is asked for."""
+    from fastrl.cli.consoles import show_tables
+
     show_tables(report.to_rich())
     found = report.to_dict()
     if planned is not None:
@@ -325,7 +327,6 @@ class _Lines:
     """Prints every trial on standard error."""
 
     def __init__(self) -> None:
-        self._console = QuietConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._spent_s = 0.0
 
     def __call__(self, trial: Trial) -> None:
@@ -337,4 +338,4 @@ class _Lines:
         else:
             ratio = trial.fps / trial.reference_fps
             found = f"{trial.fps:>12,.0f} frames/s  {ratio:.2f} × {trial.reference.label}"
-        self._console.print(f"{self._spent_s:5.0f} s  {trial.candidate.label:<32} {found}")
+        note(f"{self._spent_s:5.0f} s  {trial.candidate.label:<32} {found}")

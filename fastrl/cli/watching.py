@@ -14,9 +14,8 @@ import typer
 
 from fastrl.cli.inputs import check_output, option, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
-from fastrl.cli.output import QuietConsole, loading, note, table_console, write, write_json
+from fastrl.cli.output import loading, note, show_wait, write, write_json
 from fastrl.errors import ConfigError
-from fastrl.live_display import waiting
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
@@ -74,6 +73,7 @@ def watch(
     if as_json:
         write_json(index.everything())
     elif terminal:
+        from fastrl.cli.consoles import table_console
         from fastrl.watch.as_text import show
 
         show(index, table_console())
@@ -172,7 +172,7 @@ def play(
 
         check_new_dataset(record)
     draw_without_screen()
-    with waiting(QuietConsole(stderr=True), "building the environment …"):
+    with show_wait("building the environment …"):
         factory, policy = _game_of(arguments, checkpoint, seed, trust)
         recorder = None if record is None else _Recorder(factory, record)
     with closing(factory.single(render_mode="rgb_array")) as env:

@@ -221,7 +221,7 @@ class WeightsAndBiases:
     Its id is drawn once and kept in ``wandb.json``, with the inode of the directory: a copy of the
     directory is another run. Each row is one step there, counted from 0, so that dropping later
     rows rewinds that run. Where the server cannot rewind, a new run there gets all rows that are
-    kept.
+    kept. Videos of evaluations go with the next row.
 
     Args:
         run: The run's directory.
@@ -256,6 +256,8 @@ class WeightsAndBiases:
             "dir": str(run.path),
             "config": config.model_dump(mode="json"),
         }
+        self._videos = run.videos
+        self._shown_ns, _ = _newest(run.videos)
         rows = list(read_rows(run.metrics))
         kept = [row for row in rows if row["steps"] <= steps]
         known = _wandb_id(run)
@@ -299,7 +301,15 @@ class WeightsAndBiases:
         """Log each number as ``kind/name``."""
         finite = {name: value for name, value in row.items() if _is_finite(value)}
         named = {f"{kind}/{name}": value for name, value in finite.items()}
-        self._run.log({**named, "steps": row["steps"]})
+        self._run.log({**named, **self._new_video(), "steps": row["steps"]})
+
+    def _new_video(self) -> dict[str, Any]:
+        """Return the latest video, unless it has been sent or is older than this session."""
+        made_ns, video = _newest(self._videos)
+        if made_ns <= self._shown_ns:
+            return {}
+        self._shown_ns = made_ns
+        return {"evaluation/video": importlib.import_module("wandb").Video(video)}
 
     def close(self) -> None:
         """Finish the upload."""
@@ -311,6 +321,12 @@ def _wandb_id(run: RunDirectory) -> str | None:
     known = read_object(run.wandb)
     is_own = known.get("inode") == run.path.stat().st_ino
     return str(known["id"]) if is_own and known.get("id") else None
+
+
+def _newest(videos: Path) -> tuple[int, str]:
+    """Return when the latest video was made, and its path; 0 where there is none."""
+    found = ((path.stat().st_mtime_ns, str(path)) for path in videos.glob("step_*"))
+    return max(found, default=(0, ""))
 
 
 def _is_finite(value: object) -> bool:

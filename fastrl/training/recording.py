@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,7 @@ class Recorder:
             frames = self._frames(env, model, returns)
             # The first frame shows whether it can be rendered, before a file is made.
             first = next(frames)
-            with closing(_writer(path, fps)) as writer:
+            with _appearing_whole(path), closing(_writer(path, fps)) as writer:
                 writer.append_data(first)
                 for frame in frames:
                     writer.append_data(frame)
@@ -129,13 +129,30 @@ def check_video_path(path: Path) -> None:
         )
 
 
+def _unfinished(path: Path) -> Path:
+    """Return where a video is written until it is complete; `fastrl watch` shows no hidden file."""
+    return path.with_name(f".{path.name}")
+
+
+@contextmanager
+def _appearing_whole(path: Path) -> Iterator[None]:
+    """Move a video to its place at the end of the block; discard it after an error."""
+    try:
+        yield
+        with writing(path, ConfigError):
+            _unfinished(path).replace(path)
+    finally:
+        with suppress(OSError):
+            _unfinished(path).unlink(missing_ok=True)
+
+
 def _writer(path: Path, fps: float) -> FrameWriter:
     check_video_path(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
     with writing(path, ConfigError):
         make_directory(path.parent)
-        return open_animation(path, fps)
+        return open_animation(_unfinished(path), fps)
 
 
 def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:

@@ -203,7 +203,8 @@ class WatchedRun:
         ):
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and Path(entry.name).suffix in VIDEOS:
+                is_video = Path(entry.name).suffix in VIDEOS and not entry.name.startswith(".")
+                if stat.S_ISREG(status.st_mode) and is_video:
                     found.append((status.st_mtime, entry.name))
         before = self._videos
         self._videos = [name for _, name in sorted(found, reverse=True)]

@@ -7,6 +7,13 @@ class UsageError(Exception):
     """What the package raises for wrong arguments."""
 
 
+class Video:
+    """A video of a row."""
+
+    def __init__(self, path):
+        self.name = path.rpartition("/")[2]
+
+
 class FakeWandb:
     """Stands for the package.
 
@@ -17,6 +24,8 @@ class FakeWandb:
     Args:
         rewinds: Whether the server can rewind runs.
     """
+
+    Video = Video
 
     def __init__(self, rewinds=True):
         self.rewinds, self.runs, self.started = rewinds, {}, []

@@ -127,6 +127,21 @@ def test_wandb_takes_project_entity_group_and_tags(run, wandb):
     assert {name: started[name] for name in options} == options
 
 
+def test_wandb_gets_each_video_of_an_evaluation_once(run, wandb):
+    run.videos.mkdir()
+    (run.videos / "step_1.gif").touch()
+    log = log_of(run, wandb=True)
+    log.write("training", {"steps": 5})
+    (run.videos / ".step_5.gif").touch()  # not finished
+    (run.videos / "step_5.gif").touch()
+    for steps in (6, 7):
+        log.write("training", {"steps": steps})
+    log.close()
+    (rows,) = wandb.runs.values()
+    videos = [row.get("evaluation/video") for row in rows]
+    assert [video and video.name for video in videos] == [None, "step_5.gif", None]
+
+
 def test_unknown_options_of_wandb_are_one_line(run, wandb):
     loggers = [{"path": "wandb", "kwargs": {"projekt": "poles"}}]
     with pytest.raises(ConfigError, match=r"loggers: .wandb. does not take .*projekt"):

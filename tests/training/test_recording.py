@@ -136,3 +136,19 @@ def test_renderer_that_fails_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(EnvError, match="cannot be drawn here: no display at all"):
         recorder()(model(), tmp_path / "x.gif")
     assert not list(tmp_path.iterdir())
+
+
+def test_video_appears_when_it_is_complete_and_not_after_an_error(tmp_path, monkeypatch):
+    real, seen = Clockwork.render, []
+
+    def failing(self):
+        seen.append([path.name for path in tmp_path.iterdir()])
+        if len(seen) > 3:
+            raise RuntimeError("lost")
+        return real(self)
+
+    monkeypatch.setattr(Clockwork, "render", failing)
+    with pytest.raises(EnvError, match="lost"):
+        recorder()(model(), tmp_path / "x.gif")
+    assert [".x.gif"] in seen
+    assert not list(tmp_path.iterdir())

@@ -271,14 +271,13 @@ function showSpeed(run) {
   const limits = run.limits_fps;
   if (limits.training) {
     const speeds = [
-      ["Environment", null, limits.environment],
-      ["With policy", run.sampling_fps, limits.policy],
-      ["With training", run.fps, limits.training],
+      ["Environment alone", limits.environment, "steps/s at most"],
+      ["With policy", run.sampling_fps, `of ${number(limits.policy)} steps/s`],
+      ["With training", run.fps, `of ${number(limits.training)} steps/s`],
     ];
-    parts.push(make("dl", { className: "facts-row" }, ...speeds.map(([name, reached, limit]) =>
+    parts.push(make("dl", { className: "facts-row" }, ...speeds.map(([name, fps, remark]) =>
       make("div", {}, make("dt", { textContent: name }),
-        make("dd", {}, reached ? number(reached) : "–", " ",
-          make("small", { textContent: `of ${number(limit)} steps/s` }))))));
+        make("dd", {}, fps ? number(fps) : "–", " ", make("small", { textContent: remark }))))));
   }
   const workers = Object.entries(run.workers);
   const rows = workers.length > MOST_WORKERS ? meansByKind(workers) : workers;
@@ -299,8 +298,8 @@ function showSpeed(run) {
   if (!rows.length && !hasLearner) parts.push(make("p", { className: "muted", textContent: "No row of metrics yet." }));
   else {
     parts.push(make("p", { className: "note", textContent:
-      "Since the row of metrics before the latest one. The percentages at the right are the time that is not waited. " +
-      "At the limit, all cores would step, run the policy or learn all the time." }));
+      "Since the row of metrics before the latest one. At the right is the share of time not spent waiting. " +
+      "At the limit, every core would step, run the policy or learn all the time." }));
   }
   byId("speed").replaceChildren(...parts);
 }
