@@ -128,7 +128,7 @@ def throughput(
         raise ConfigError("--plan-nodes plans training: leave out --no-policy")
     if train and no_policy:
         raise ConfigError("--train measures random actions as well: leave out --no-policy")
-    links, cluster = Network.parse(network or "10Gb"), configured.cluster
+    links, cluster = Network.parse("10Gb" if network is None else network), configured.cluster
     if plan_nodes is not None and cluster is not None:
         # The plan follows from this machine alone.
         overrides.append("cluster=null")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -15,7 +15,7 @@ import typer
 from fastrl.cli.inputs import check_output, option, split_arguments
 from fastrl.cli.learn import CheckpointName, Sampled, Seed, Trust
 from fastrl.cli.output import loading, note, show_wait, write, write_json
-from fastrl.errors import ConfigError
+from fastrl.errors import ConfigError, EnvError
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
@@ -220,16 +220,27 @@ def _game_of(
 ) -> tuple[EnvFactory, TrainedPolicy | None]:
     """Return what builds the environment, and the policy where a run is named."""
     from fastrl.config import load_config
+    from fastrl.envs.lookup import registered_spec
     from fastrl.sampling import env_factory
     from fastrl.training.run import open_game
     from fastrl.training.run_directory import find_run
 
-    is_run = Path(arguments[0]).is_dir()
-    with suppress(ConfigError):
-        is_run = is_run or bool(find_run(arguments[0]))
+    first = arguments[0]
+    no_run = ""
+    try:
+        is_run = Path(first).is_dir() or bool(find_run(first))
+    except ConfigError as error:
+        is_run, no_run = False, str(error)
     if is_run and len(arguments) == 1:
-        return open_game(arguments[0], checkpoint=checkpoint, seed=seed, trust=trust)
-    return env_factory(load_config(*split_arguments(arguments))), None
+        return open_game(first, checkpoint=checkpoint, seed=seed, trust=trust)
+    config = load_config(*split_arguments(arguments))
+    factory = env_factory(config)
+    if no_run and config.env.id == first and factory.family is None and ":" not in first:
+        try:
+            registered_spec(first)
+        except EnvError as error:
+            raise ConfigError(f"{no_run}; {error}") from None
+    return factory, None
 
 
 def _display(

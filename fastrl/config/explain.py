@@ -129,7 +129,9 @@ def _locate(
     for number, part in enumerate(error["loc"], 1):
         node = value_at(tree, key)
         is_there = value_at(node, (part,), ...) is not ...
-        if not is_there and (error["type"] != "missing" or number < len(error["loc"])):
+        is_last = number == len(error["loc"])
+        # The first part is a section, which may be left out.
+        if key and not is_there and (error["type"] != "missing" or not is_last):
             inner = [each for each in inner if each.__name__ == part] or inner
             continue
         key = (*key, part)

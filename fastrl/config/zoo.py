@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,8 @@ def convert_entry(
     name, keys = _entry(tree, entry, str(path))
     if name == "atari" and env is None:
         raise ConfigError("entry 'atari' is of all games: name one, such as --env ALE/Pong-v5")
-    found = Converted({"total_steps": 1_000_000, "env": {"id": env or name}})
+    env_id = name if env is None else env
+    found = Converted({"total_steps": 1_000_000, "env": {"id": env_id}})
     _convert(keys, algorithm, found)
     # A wrong value is reported by the key that it was converted to.
     load_config(None, [f"{key}={json.dumps(value)}" for key, value in found.tree.items()])
@@ -100,6 +102,11 @@ def _entry(tree: Any, entry: str | None, origin: str) -> tuple[str, dict[str, An
     keys = tree[name]
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(f"{origin}: entry '{name}' is not a mapping of hyperparameters")
+    if strange := [key for key, value in keys.items() if not _is_plain(value)]:
+        raise ConfigError(
+            f"{origin}: entry '{name}': {strange[0]} must be a number, a text, or a list or "
+            "mapping of these"
+        )
     return name, dict(keys)
 
 
@@ -157,10 +164,10 @@ _SCHEDULED = {
 
 
 def _total_steps(value: Any, found: Converted) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         found.put("total_steps", int(value))
     else:
-        found.remark("n_timesteps", value, "is no number: total_steps is a million")
+        found.remark("n_timesteps", value, "is not a finite number: total_steps is a million")
 
 
 def _environment(keys: dict[str, Any], found: Converted) -> None:
@@ -168,13 +175,15 @@ def _environment(keys: dict[str, Any], found: Converted) -> None:
     kwargs = _value(keys.pop("env_kwargs", None)) or {}
     wrappers = keys.pop("env_wrapper", None) or []
     frames = keys.pop("frame_stack", None)
-    wrappers = [wrappers] if isinstance(wrappers, str | dict) else list(wrappers)
+    wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
     entries = []
     for wrapper in wrappers:
         ((path, arguments),) = (
             wrapper.items() if isinstance(wrapper, dict) and len(wrapper) == 1 else [(wrapper, {})]
         )
-        if path == _ATARI_WRAPPER and frames == _ATARI_FRAMES and not kwargs:
+        if not isinstance(arguments, dict | None):
+            found.remark("env_wrapper", wrapper)
+        elif path == _ATARI_WRAPPER and frames == _ATARI_FRAMES and not kwargs:
             frames = None
             kwargs = {"name": found.tree["env"]["id"], "episodic_life": True}
             kwargs |= {"reward_clipping": True, **(arguments or {})}
@@ -325,9 +334,10 @@ def _value(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > _MOST_DIGITS:
         return value
     try:
-        return _literal(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError):
+        found = _literal(ast.parse(value.strip(), mode="eval").body)
+    except (SyntaxError, TypeError, ValueError, RecursionError):
         return value
+    return found if _is_plain(found) else value
 
 
 def _literal(node: ast.expr) -> Any:
@@ -343,3 +353,12 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Name | ast.Attribute):
         return ast.unparse(node)
     return ast.literal_eval(node)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether JSON has a value, whose mappings have keys of text."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

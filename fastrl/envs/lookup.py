@@ -142,7 +142,7 @@ def registered_spec(path: str) -> GymnasiumSpec:
             family.import_ids(name)
     if name not in gymnasium.registry:
         if not module_name:
-            hint = nearest(name, gymnasium.registry, cutoff=0.0)
+            hint = nearest(name, gymnasium.registry) or "; 'fastrl envs' lists what can be built"
             raise EnvError(f"unknown environment '{name}'{hint}")
         module = importlib.import_module(module_name)
         if hasattr(module, name):

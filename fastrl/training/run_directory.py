@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrl import registry
-from fastrl.arguments import brief
+from fastrl.arguments import brief, nearest
 from fastrl.config import Config, config_to_yaml, load_config
 from fastrl.config.models import RUNS
 from fastrl.errors import ConfigError, FastrlError
@@ -185,7 +185,9 @@ def find_run(name: str | Path) -> Path:
     hint = ""
     with suppress(OSError):  # another process may remove some
         recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
-        hint = f"; the latest is {recent[-1].parent}" if recent else ""
+        hint = nearest(str(name), (file.parent.name for file in recent))
+        if recent and not hint:
+            hint = f"; the latest is {recent[-1].parent}"
     raise ConfigError(f"'{name}' is not the directory of a run{hint}")
 
 

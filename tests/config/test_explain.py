@@ -277,3 +277,8 @@ def test_long_value_is_cut():
 )
 def test_a_word_of_a_key_suggests_the_keys_of_its_section(key, meant):
     assert refusal(f"{key}=3") == f"{key}: unknown key; did you mean {meant}?"
+
+
+def test_a_section_that_is_left_out_is_named():
+    told = refusal("algorithm.name=bc").removeprefix("configuration: ")
+    assert told.startswith("dataset: must name demonstrations with algorithm.name: bc")

@@ -196,6 +196,23 @@ def test_expressions_are_read_and_never_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "remark"),
+    [
+        ("n_timesteps", ".inf", "n_timesteps: inf is not a finite number"),
+        ("env_wrapper", "5", "env_wrapper: 5 has no counterpart"),
+        ("env_wrapper", "[a.b: [1]]", "env_wrapper: {'a.b': [1]} has no counterpart"),
+        ("policy_kwargs", '"{[1]: 2}"', "policy_kwargs: '{[1]: 2}' has no counterpart"),
+        ("policy_kwargs", "\"dict(net_arch=b'x')\"", "policy_kwargs: "),
+    ],
+)
+def test_values_without_a_meaning_are_remarks(tmp_path, key, value, remark):
+    file = tmp_path / "ppo.yml"
+    file.write_text(f"CartPole-v1: {{{key}: {value}}}")
+    remarks = convert_entry(file).remarks
+    assert any(each.startswith(remark) for each in remarks)
+
+
+@pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["none.yml"], "none.yml: no such file"),
@@ -207,6 +224,7 @@ def test_expressions_are_read_and_never_run(tmp_path):
         (["tagged.yml", "--algorithm", "ppo"], "could not determine a constructor"),
         (["list.yml", "--algorithm", "ppo"], "holds no entries"),
         (["wrong.yml", "--algorithm", "ppo"], "algorithm.gamma"),
+        (["binary.yml", "--algorithm", "ppo"], "entry 'A-v1': seed must be a number, a text, or"),
         (["flat.yml", "--algorithm", "ppo"], "entry 'a' is not a mapping"),
         (["ppo.yml", "CartPole-v1", "-o", "."], "--output: '.' is a directory"),
     ],
@@ -214,7 +232,11 @@ def test_expressions_are_read_and_never_run(tmp_path):
 def test_bad_input_is_one_line(zoo, monkeypatch, capsys, arguments, problem):
     monkeypatch.chdir(zoo)
     contents = {"broken": "a: [", "tagged": "a: !!python/name:os.abort ''", "list": "[1]"}
-    contents |= {"wrong": "A-v1: {gamma: much}", "flat": "a: 1"}
+    contents |= {
+        "wrong": "A-v1: {gamma: much}",
+        "flat": "a: 1",
+        "binary": "A-v1: {seed: !!binary aGk=}",
+    }
     for name, text in contents.items():
         (zoo / f"{name}.yml").write_text(text)
     assert main(["convert", *arguments]) == 2

@@ -173,7 +173,7 @@ def test_a_run_from_elsewhere_is_not_played_without_trust(trained, capsys):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["no-such-env"], "'no-such-env'"),
+        (["no-such-env"], "is not the directory of a run; unknown environment 'no-such-env'; "),
         (["Blackjack-v1", "--keyboard"], "no keys are known for 'Blackjack-v1'"),
         (["CartPole-v1", "--keys", "none.yaml"], "--keys: 'none.yaml' cannot be read"),
     ],

@@ -64,6 +64,8 @@ def test_run_is_found_by_path_and_by_name(tmp_path, monkeypatch):
     assert find_run(tmp_path / "runs" / "mine") == tmp_path / "runs" / "mine"
     with pytest.raises(ConfigError, match=r"'other' is not .*; the latest is runs/mine"):
         find_run("other")
+    with pytest.raises(ConfigError, match=r"'mind' is not .*; did you mean 'mine'\?"):
+        find_run("mind")
     with pytest.raises(ConfigError, match="is not the directory of a run"):
         find_run("\0")
 
