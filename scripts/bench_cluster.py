@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument("--json", type=output)
     args = parser.parse_args()
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    # As workers without Ray have: by default Ray lets other processes run first.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     measured: dict[str, Callable[[], Row]] = {}
     for env_id, names in _SAMPLED.items():
         for learns, name in zip((False, True), names, strict=True):

@@ -79,6 +79,8 @@ class Connection(Closing):
         given: dict[str, Any] = {"address": address}
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # By default Ray's workers, which sample here, have the niceness 15.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             given |= {"num_cpus": usable_cores(), "include_dashboard": False}
         elif address != "auto":
             _check_reachable(address)

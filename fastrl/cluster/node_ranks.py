@@ -12,9 +12,10 @@ import cloudpickle
 
 from fastrl.closing import Closing
 from fastrl.cluster.connection import Connection, Node, NodeLostError
-from fastrl.cluster.node_sampler import packages, require_packages
+from fastrl.cluster.node_sampler import packages, require_packages, unpickled
+from fastrl.cluster.peer import Answering
 from fastrl.config import Config
-from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.errors import WorkerError
 from fastrl.learning.ranks import Ranks, leading_ranks, ranks_at
 
 _LOGGER = logging.getLogger(__name__)
@@ -25,36 +26,29 @@ Follow = Callable[..., Any]
 """What the ranks of other nodes do; called with the keyword argument ``ranks``."""
 
 
-class RankActor:
-    """One rank on a node; every answer is a `FastrlError`, or None if all is well."""
+class RankActor(Answering):
+    """One rank on a node; see `Answering`, but that `run` takes as long as the run."""
 
     def __init__(self) -> None:
         self._follow: Follow | None = None
 
-    def prepare(self, wanted: dict[str, str], content: bytes) -> FastrlError | None:
+    def prepare(self, wanted: dict[str, str], content: bytes) -> None:
         """Import what the run needs.
 
         Args:
             wanted: The driver's `packages`.
             content: A `Follow`, of cloudpickle.
-        """
-        try:
-            require_packages(wanted)
-            self._follow = cloudpickle.loads(content)
-        except (ImportError, AttributeError) as error:
-            return ConfigError(f"lacks what the run imports: {error}")
-        except FastrlError as error:
-            return error
-        return None
 
-    def run(self, rank: int, size: int, address: str, port: int) -> FastrlError | None:
+        Raises:
+            ConfigError: Versions differ, or something cannot be imported here.
+        """
+        require_packages(wanted)
+        self._follow = unpickled(content)
+
+    def run(self, rank: int, size: int, address: str, port: int) -> None:
         """Follow rank 0 to the end of the run; see `fastrl.learning.ranks.ranks_at`."""
         assert self._follow is not None, "the driver prepares it first"
-        try:
-            self._follow(ranks=ranks_at(rank, size, address, port))
-        except FastrlError as error:
-            return error
-        return None
+        self._follow(ranks=ranks_at(rank, size, address, port))
 
 
 class NodeRanks(Closing):
@@ -98,7 +92,8 @@ class NodeRanks(Closing):
             def start(port: int) -> None:
                 place = len(nodes) + 1, self._connection.address, port
                 runs.extend(
-                    actor.run.remote(rank, *place) for rank, actor in enumerate(actors, start=1)
+                    actor.ask.remote("run", rank, *place)
+                    for rank, actor in enumerate(actors, start=1)
                 )
 
             ranks = leading_ranks(len(nodes) + 1, self._connection.address, start)
@@ -137,7 +132,7 @@ class NodeRanks(Closing):
     def _prepare(self, nodes: list[Node], actors: list[Any], follow: Follow) -> None:
         content = cloudpickle.dumps(follow)
         asked = {
-            actor.prepare.remote(packages(), content): node
+            actor.ask.remote("prepare", packages(), content): node
             for node, actor in zip(nodes, actors, strict=True)
         }
         timeout_s = self._config.sampler.start_timeout_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.cluster.peer import Answering
 from fastrl.config import Config
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError
 from fastrl.sampling.build import env_factory, make_sampler
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.process_sampler import ProcessSampler
@@ -104,26 +105,26 @@ def require_packages(wanted: dict[str, str]) -> None:
         raise ConfigError(f"has {here}, but the driver has {there}; install the same versions")
 
 
-class NodeSampler:
-    """Samples on one node as its driver asks; every answer is a value or a `FastrlError`.
+def unpickled(content: bytes) -> Any:
+    """Return what the driver has pickled by cloudpickle.
 
-    Calls come one after the other. Each returns soon, so that the driver knows a node by its
-    silence to be lost.
+    Raises:
+        ConfigError: A module that it needs cannot be imported here.
     """
+    try:
+        return cloudpickle.loads(content)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"lacks what the run imports: {error}") from error
+
+
+class NodeSampler(Answering):
+    """Samples on one node as its driver asks; see `Answering`."""
 
     def __init__(self) -> None:
         self._sampler: ProcessSampler | None = None
         self._weights: WeightLayout | None = None
         self._version = 0
         self._faults: list[Fault] = []
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Return what a method of this class returns, or the error that it raises."""
-        call: Callable[..., Any] = getattr(self, method)
-        try:
-            return call(*arguments)
-        except FastrlError as error:
-            return error
 
     def open(self, wanted: dict[str, str], content: bytes) -> str:
         """Make the sampler of an `Opening`.
@@ -140,11 +141,7 @@ class NodeSampler:
             EnvError: The environment cannot be built here, or has other spaces.
         """
         require_packages(wanted)
-        try:
-            opening: Opening = cloudpickle.loads(content)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"lacks what the run imports: {error}") from error
-        return self._open(opening)
+        return self._open(unpickled(content))
 
     def _open(self, opening: Opening) -> str:
         config, plan = opening.config, opening.plan

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastrl.arguments import at_least_one
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.json_lines import object_of
 from fastrl.sweeps.optuna_search import OptunaSearch
 from fastrl.sweeps.sweep_plan import Pins, SweepPlan
@@ -24,7 +25,7 @@ from fastrl.sweeps.sweep_report import (
     read_result,
     training_values,
 )
-from fastrl.sweeps.trial_process import TrialProcess, shares
+from fastrl.sweeps.trial_process import CoreShare, Share, StartedTrial, shares
 from fastrl.system import usable_cores
 from fastrl.training.durable import append_line, make_directory, read_bounded, writing
 from fastrl.training.interrupts import Interrupts
@@ -33,6 +34,7 @@ from fastrl.training.run_directory import locked
 LOG = "sweep.jsonl"
 """What a sweep keeps: its plan, the values of its trials, and how they ended."""
 _POLL_S = 0.1
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,8 +43,8 @@ class _Running:
 
     number: int
     values: dict[str, Any]
-    process: TrialProcess
-    cores: list[int]
+    share: Share
+    process: StartedTrial
     metrics_bytes: int = 0
     is_pruned: bool = False
 
@@ -61,7 +63,7 @@ class Sweep:
     Args:
         plan: What runs.
         directory: By default `SweepPlan.directory`.
-        jobs: Trials that run at a time; by default one per core.
+        jobs: Trials that run at a time, in a cluster on each machine; by default one per core.
 
     Raises:
         ConfigError: ``jobs`` is not a number of trials.
@@ -75,18 +77,23 @@ class Sweep:
         self.interrupted: signal.Signals | None = None
         self._plan, self._metric = plan, plan.base.evaluation.metric
         self._count = plan.space.trials if plan.space else sum(1 for _ in plan.combinations())
-        jobs = min(usable_cores(), self._count) if jobs is None else at_least_one("jobs", jobs)
-        self._shares = shares(jobs)
+        self._jobs = jobs if jobs is None else at_least_one("jobs", jobs)
         self._results: dict[int, TrialResult] = {}
+        self._free: list[Share] = []
+        self._lost: list[tuple[int, dict[str, Any]]] = []
         self._pins = Pins()
         self._pins.of(plan.base)
 
     def __str__(self) -> str:
         """Return what it will do, in one line."""
-        sizes = sorted({len(cores) for cores in self._shares})
+        said = f"{self.directory}: {self._count} trials"
+        if (cluster := self._plan.given.cluster) is not None:
+            return f"{said} on the machines of the cluster '{cluster.address}'"
+        found = self._own_shares()
+        sizes = sorted({len(share.cores) for share in found})
         cores = f"{' or '.join(map(str, sizes))} core{'s' if sizes != [1] else ''} each"
         where = "shared cores" if sizes == [0] else cores
-        return f"{self.directory}: {self._count} trials, {len(self._shares)} at a time on {where}"
+        return f"{said}, {len(found)} at a time on {where}"
 
     def run(self, on_end: Callable[[TrialResult], None], command: str = "") -> SweepReport:
         """Run the trials until all have ended, or until Ctrl-C or SIGTERM.
@@ -98,9 +105,28 @@ class Sweep:
             command: The command line that repeats it.
 
         Raises:
-            ConfigError: The directory holds something else, or another process runs this sweep.
+            ConfigError: The directory holds something else, another process runs this sweep, or
+                the cluster cannot be used.
+            WorkerError: No machine of the cluster is left.
             WriteError: A file cannot be written.
         """
+        with self._shares() as self._free:
+            return self._run_all(on_end, command)
+
+    def _own_shares(self) -> list[CoreShare]:
+        jobs = min(usable_cores(), self._count) if self._jobs is None else self._jobs
+        return [CoreShare(cores) for cores in shares(jobs)]
+
+    def _shares(self) -> AbstractContextManager[list[Share]]:
+        """Return the shares of this machine, or of all machines of a cluster."""
+        if self._plan.given.cluster is None:
+            return nullcontext([*self._own_shares()])
+        # With it comes the package ray.
+        from fastrl.sweeps.node_trials import node_shares
+
+        return node_shares(self._plan.given, self.directory / LOG, self._count, self._jobs)
+
+    def _run_all(self, on_end: Callable[[TrialResult], None], command: str) -> SweepReport:
         with writing(self.directory, ConfigError):
             make_directory(self.directory)
         lock = locked(self.directory)
@@ -191,29 +217,25 @@ class Sweep:
         interrupts: Interrupts,
         on_end: Callable[[TrialResult], None],
     ) -> None:
-        """Keep as many trials running as there are shares of the cores."""
-        free = list(self._shares)
+        """Keep as many trials running as there are shares of the cores.
+
+        A trial whose machine is lost continues on another share.
+        """
         running: list[_Running] = []
         try:
             while True:
-                while free and interrupts.requested is None and (new := next(waiting, None)):
-                    started = self._started(*new, free[-1], on_end)
-                    if started is None:
-                        self._tell(search, new[0])
-                    else:
-                        free.pop()
-                        running.append(started)
+                is_stopping = interrupts.requested is not None
+                if not is_stopping:
+                    self._fill(waiting, running, search, on_end)
                 if not running:
                     return
                 time.sleep(_POLL_S)
                 for trial in list(running):
-                    if interrupts.requested is not None:
+                    if is_stopping:
                         trial.process.stop()
                     if trial.process.ended:
                         running.remove(trial)
-                        free.append(trial.cores)
-                        self._finish(trial, interrupts.requested is not None, on_end)
-                        self._tell(search, trial.number)
+                        self._finish(trial, is_stopping, search, on_end)
                     elif search is not None and self._falls_behind(trial, search):
                         trial.is_pruned = True
                         trial.process.stop()
@@ -221,11 +243,36 @@ class Sweep:
             for trial in running:
                 trial.process.kill()
 
+    def _fill(
+        self,
+        waiting: Iterator[tuple[int, dict[str, Any]]],
+        running: list[_Running],
+        search: OptunaSearch | None,
+        on_end: Callable[[TrialResult], None],
+    ) -> None:
+        """Start trials on all free shares.
+
+        Raises:
+            WorkerError: The machines of all shares are lost, with trials to run.
+        """
+        while self._free:
+            new = self._lost.pop() if self._lost else next(waiting, None)
+            if new is None:
+                return
+            trial = self._started(*new, self._free[-1], on_end)
+            if trial is None:
+                self._tell(search, new[0])
+            else:
+                self._free.pop()
+                running.append(trial)
+        if not running:
+            raise WorkerError("cluster", "no machine is left; the same command continues the sweep")
+
     def _started(
         self,
         number: int,
         values: dict[str, Any],
-        cores: list[int],
+        share: Share,
         on_end: Callable[[TrialResult], None],
     ) -> _Running | None:
         """Start or resume a trial; return None if that fails."""
@@ -243,13 +290,22 @@ class Sweep:
             self._end(TrialResult(number, values, path, "failed", str(error)), on_end)
             return None
         beside = self._plan.path.resolve().parent if self._plan.path else None
-        process = TrialProcess(arguments, cores, path.with_suffix(".log"), beside)
-        return _Running(number, values, process, cores)
+        process = share.start(arguments, path.with_suffix(".log"), beside)
+        return _Running(number, values, share, process)
 
     def _finish(
-        self, trial: _Running, is_stopped: bool, on_end: Callable[[TrialResult], None]
+        self,
+        trial: _Running,
+        is_stopped: bool,
+        search: OptunaSearch | None,
+        on_end: Callable[[TrialResult], None],
     ) -> None:
-        """Record how a trial ended."""
+        """Record how a trial ended, or keep it to run again."""
+        if trial.process.is_lost and not is_stopped:
+            _LOGGER.warning("trial %d is started again: %s", trial.number, trial.process.problem())
+            self._lost.append((trial.number, trial.values))
+            return
+        self._free.append(trial.share)
         path = self._path(trial.number)
         end: tuple[State, str] = ("failed", trial.process.problem())
         if trial.is_pruned or is_stopped:
@@ -257,6 +313,7 @@ class Sweep:
         result = read_result(trial.number, trial.values, path, self._metric, end)
         assert result is not None
         self._end(result, on_end)
+        self._tell(search, trial.number)
 
     def _end(self, result: TrialResult, on_end: Callable[[TrialResult], None]) -> None:
         self._results[result.number] = result

@@ -65,10 +65,6 @@ class SweepPlan:
                 raise ConfigError(f"{key}: a sweep cannot vary it")
         if self.base.run_dir is not None:
             raise ConfigError("run_dir: a sweep makes the directory of each trial; use --dir")
-        if self.base.cluster is not None:
-            raise ConfigError(
-                "cluster: a sweep runs its trials side by side on this machine; leave it out"
-            )
         for values in self.combinations():
             self.config(values)
         if self.space is not None:
@@ -86,9 +82,17 @@ class SweepPlan:
                     raise ConfigError(f"--space: {error}") from None
 
     @cached_property
-    def base(self) -> Config:
-        """The configuration without the values of a trial."""
+    def given(self) -> Config:
+        """The configuration without the values of a trial; its section ``cluster`` is the sweep's.
+
+        Each trial runs on one machine, without that section.
+        """
         return load_config(self.path, self.overrides)
+
+    @cached_property
+    def base(self) -> Config:
+        """The configuration of the trials without their values."""
+        return self.given.model_copy(update={"cluster": None})
 
     def config(self, values: Values) -> Config:
         """Return the configuration of a trial.
@@ -101,7 +105,9 @@ class SweepPlan:
     def changes(self, values: Values) -> list[str]:
         """Return what is laid over the file for a trial, ``section.key=value`` each."""
         # JSON is YAML, and has numbers with all their digits.
-        return [*self.overrides, *(f"{key}={json.dumps(each)}" for key, each in values.items())]
+        chosen = [f"{key}={json.dumps(each)}" for key, each in values.items()]
+        alone = [] if self.given.cluster is None else ["cluster=null"]
+        return [*self.overrides, *chosen, *alone]
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the values of each trial of a grid; the first seed with all others comes first."""

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 from fastrl.errors import one_line
 from fastrl.system import usable_cores
@@ -28,6 +30,39 @@ _ERROR = "fastrl: error: "
 _TAIL_BYTES = 4096
 
 
+class StartedTrial(Protocol):
+    """A run that has been started, such as a `TrialProcess`.
+
+    Attributes:
+        is_lost: Whether it has ended because its machine does not answer.
+    """
+
+    is_lost: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def stop(self) -> None:
+        """Ask the run to save and end."""
+
+    def kill(self) -> None:
+        """End it now, and with it its workers; safe to call twice."""
+
+    def problem(self) -> str:
+        """Return in one line why it failed."""
+        ...
+
+
+class Share(Protocol):
+    """Some cores, on which one trial runs at a time."""
+
+    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> StartedTrial:
+        """Start a trial; see `TrialProcess`."""
+        ...
+
+
 class TrialProcess:
     """A run in a process that ends with this one, at the latest.
 
@@ -40,10 +75,15 @@ class TrialProcess:
         log: File that its output is appended to.
         beside: Directory of modules that it may import besides; None for none.
 
+    Attributes:
+        is_lost: Whether it has ended because its machine does not answer: never, on this one.
+
     Raises:
         WriteError: The file cannot be written.
         OSError: No process can be started.
     """
+
+    is_lost = False
 
     def __init__(
         self, arguments: Sequence[str], cores: Sequence[int], log: Path, beside: Path | None
@@ -61,7 +101,7 @@ class TrialProcess:
             self._begin = output.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, json.dumps(order)],
-                env=_environment(),
+                env=os.environ | environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -106,29 +146,45 @@ class TrialProcess:
         return f"ended with exit code {code}; see '{self._log}'"
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of a trial, in which torch counts the cores of the whole machine.
+def environment() -> dict[str, str]:
+    """Return the environment variable of a trial by which torch counts the cores of the machine.
 
     It decomposes matrices, and so makes orthogonal weights, by another algorithm with one thread.
     """
-    found = dict(os.environ)
-    if hasattr(os, "sched_getaffinity"):
-        found.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    return found
+    name = "OMP_NUM_THREADS"
+    if not hasattr(os, "sched_getaffinity"):
+        return {}
+    return {name: os.environ.get(name, str(len(os.sched_getaffinity(0))))}
 
 
-def shares(jobs: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class CoreShare:
+    """Some cores of this machine, on which one trial runs at a time.
+
+    Attributes:
+        cores: Empty where processes cannot be bound to cores.
+    """
+
+    cores: list[int]
+
+    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> TrialProcess:
+        """Start a trial; see `TrialProcess`."""
+        return TrialProcess(arguments, self.cores, log, beside)
+
+
+def shares(jobs: int, most: int | None = None) -> list[list[int]]:
     """Return the cores of each of some processes: all of them, and each core once if they suffice.
 
     Args:
         jobs: Number of processes.
+        most: How many cores there are for all of them; by default those of the machine.
 
     Returns:
         Lists of cores; empty ones where a process cannot be bound to cores.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return [[] for _ in range(jobs)]
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))[:most]
     # A quota may allow less time than there are cores; each process then sees its part of it.
     usable = min(len(cores), max(jobs, usable_cores()))
     if jobs > usable:

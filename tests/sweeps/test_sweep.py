@@ -90,7 +90,6 @@ def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
         (["--over", "algorithm.gama=0.9"], "did you mean algorithm.gamma?"),
         (["--over", "seed=1", "--seeds", "1"], "--seeds and --over seed=…: give one of them"),
         (["--seeds", "0:2", "run_dir=here"], "run_dir: a sweep makes the directory"),
-        (["--seeds", "0:2", "cluster.address=auto"], "cluster: a sweep runs its trials"),
         (["--over", "cluster.nodes=1,2"], "cluster.nodes: a sweep cannot vary it"),
         (["--seeds", "0:2", "env.id=NoSuch-v0"], "NoSuch"),
     ],

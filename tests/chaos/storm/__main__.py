@@ -1,6 +1,7 @@
 """Faults at random moments, and what came of them: the long form of ``tests/chaos``.
 
 python -m tests.chaos.storm --faults 200 --kills 100 --fuzz 10000 --json results/chaos.json
+python -m tests.chaos.storm --rank-kills 20 --json results/chaos.json
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> int:
     parser = Parser(__doc__, prog="storm")
     parser.add_argument("--faults", type=whole, default=0, help="in one training run")
     parser.add_argument("--kills", type=whole, default=0, help="of a whole training run")
+    parser.add_argument("--rank-kills", type=whole, default=0, help="of one of two ranks")
     parser.add_argument("--fuzz", type=whole, default=0, help="configurations")
     parser.add_argument("--max-seconds", type=duration, default=3600.0, help="for each part")
     parser.add_argument("--seed", type=whole, default=0)
@@ -42,6 +44,10 @@ def main() -> int:
             parts["faults"] = storm(Path(directory), args.faults, args.max_seconds, args.seed)
         if args.kills:
             parts["kills"] = kills(Path(directory), args.kills, args.max_seconds, args.seed)
+        if args.rank_kills:
+            path = Path(directory) / "ranks"
+            path.mkdir()
+            parts["rank_kills"] = kills(path, args.rank_kills, args.max_seconds, args.seed, ranks=2)
         if args.fuzz:
             parts["fuzz"] = fuzz_configurations(args.fuzz, args.max_seconds, args.seed)
     print(json.dumps(parts, indent=2))
@@ -114,9 +120,9 @@ def _kind(cause: str) -> str:
     return f"{kind}: {rest}"
 
 
-def kills(directory: Path, times: int, max_s: float, seed: int) -> dict[str, Any]:
-    """Kill a whole run again and again, and resume it each time."""
-    found = kill_again_and_again(directory, times, max_s, seed)
+def kills(directory: Path, times: int, max_s: float, seed: int, ranks: int = 1) -> dict[str, Any]:
+    """Kill a run, or one of its ranks, again and again, and resume it each time."""
+    found = kill_again_and_again(directory, times, max_s, seed, ranks)
     return {
         "seconds": found.seconds,
         "killed": found.killed,
@@ -124,6 +130,7 @@ def kills(directory: Path, times: int, max_s: float, seed: int) -> dict[str, Any
         "interval_steps": found.interval_steps,
         "lost_steps_mean": statistics.fmean(found.lost_steps),
         "lost_steps_max": max(found.lost_steps),
+        "ends_s_max": max(found.ends_s),
         "left_processes": found.left_processes,
         "left_files_in_dev_shm": found.left_files,
         "as_promised": found.resumed == found.killed - 1

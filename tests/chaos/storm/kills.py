@@ -1,10 +1,10 @@
-"""Kills whole training runs with SIGKILL at random moments, and resumes them."""
+"""Kills training runs, or one of their ranks, at random moments, and resumes them."""
 
 from __future__ import annotations
 
 import os
 import random
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +18,8 @@ from fastrl.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parents[3]
 _START_S = 120.0
+_END_S = 60.0
+"""Twice the deadline of a rank that gives no sign of life."""
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Kills:
         interval_steps: Steps between checkpoints, and one rollout.
         left_processes: Processes of a killed run that outlived it.
         left_files: New names in /dev/shm after it.
+        ends_s: From each kill to the end of the last rank.
         seconds: How long all of it took.
     """
 
@@ -40,11 +43,17 @@ class Kills:
     interval_steps: int = 0
     left_processes: int = 0
     left_files: int = 0
+    ends_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 0) -> Kills:
-    """Train CartPole with all kinds of processes; kill it, resume it, and look what is left."""
+def kill_again_and_again(
+    directory: Path, times: int, max_s: float, seed: int = 0, ranks: int = 1
+) -> Kills:
+    """Train CartPole with all kinds of processes; kill it, resume it, and look what is left.
+
+    Of several ranks one is killed. The others must save and end, each with exit code 1.
+    """
     pick, found = random.Random(seed), Kills()
     run, began_s = directory / "run", time.monotonic()
     config = load_config(
@@ -67,28 +76,45 @@ def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 
         ],
     )
     save_config(config, directory / "config.yaml")
-    found.interval_steps = 4096 + 256
+    # The other ranks save what is learnt.
+    found.interval_steps = 256 + (4096 if ranks == 1 else 0)
     reached = 0
     while found.killed < times and time.monotonic() - began_s < max_s:
         before = _saved_steps(run)
         arguments = ["resume", str(run)] if before is not None else ["train", "config.yaml"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fastrl", *arguments],
-            cwd=directory if before is None else ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        port = _free_port()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "fastrl", *arguments],
+                cwd=directory if before is None else ROOT,
+                env=os.environ | _place(rank, ranks, port),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for rank in range(ranks)
+        ]
         # Rows of the run before are there until this one has started: only beyond them is it sure.
-        if not _trains_beyond(run, reached, process):
-            process.kill()
+        if not _trains_beyond(run, reached, processes[0]):
+            for process in processes:
+                process.kill()
             raise RuntimeError(f"'{run}' did not go on from {before} steps")
         found.resumed += before is not None
         time.sleep(pick.uniform(0.0, 1.0))
-        family = [process.pid, *(each.pid for each in psutil.Process(process.pid).children(True))]
-        files = _shared_names()
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        family = [
+            each.pid
+            for process in processes
+            for top in [psutil.Process(process.pid)]
+            for each in (top, *top.children(True))
+        ]
+        files, killed_s = _shared_names(), time.monotonic()
+        victim = processes.pop(pick.randrange(ranks))
+        victim.kill()
+        victim.wait()
+        codes = [process.wait(_END_S) for process in processes]
+        if set(codes) - {1}:
+            raise RuntimeError(f"the other ranks ended with the exit codes {codes}")
+        found.ends_s.append(time.monotonic() - killed_s)
         found.killed += 1
         found.left_processes += _left(family)
         found.left_files += len(_shared_names() - files)
@@ -96,6 +122,17 @@ def kill_again_and_again(directory: Path, times: int, max_s: float, seed: int = 
         found.lost_steps.append(reached - (_saved_steps(run) or 0))
     found.seconds = time.monotonic() - began_s
     return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """Return the variables by which torchrun tells a process which rank it is."""
+    place = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
 
 
 def _trains_beyond(run: Path, steps: int, process: subprocess.Popen[bytes]) -> bool:

@@ -1,0 +1,230 @@
+"""Trials on the nodes of a Ray cluster, in a directory that all machines share."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastrl.cluster.connection import Connection, Node, NodeLostError
+from fastrl.cluster.node_sampler import packages, require_packages
+from fastrl.cluster.peer import Answering, Peer
+from fastrl.config import Config
+from fastrl.errors import ConfigError, FastrlError
+from fastrl.sweeps.trial_process import Share, TrialProcess, environment, shares
+
+_ASKED_S = 1.0
+"""After how long a node answers, whether its trial has ended or not."""
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a node needs to run a trial.
+
+    Attributes:
+        arguments: Of ``fastrl``.
+        share: Number of the share of the node's cores.
+        jobs: Number of shares.
+        cores: Of the node that Ray may use.
+        log: File of the trial's output.
+        beside: See `TrialProcess`.
+        directory: The working directory of the sweep.
+        sweep: A file that the sweep has written, by which the node sees that they share a disk.
+        environment: Variables that decide what is learnt.
+    """
+
+    arguments: Sequence[str]
+    share: int
+    jobs: int
+    cores: int
+    log: Path
+    beside: Path | None
+    directory: str
+    sweep: Path
+    environment: Mapping[str, str]
+
+
+class TrialActor(Answering):
+    """Runs one trial on a node; see `Answering`."""
+
+    def __init__(self) -> None:
+        self._process: TrialProcess | None = None
+
+    def open(self, wanted: dict[str, str], order: Order) -> None:
+        """Start the trial.
+
+        Args:
+            wanted: The driver's `packages`.
+            order: What runs.
+
+        Raises:
+            ConfigError: Versions differ, or the sweep's directory is not here.
+            WriteError: The log cannot be written.
+        """
+        require_packages(wanted)
+        if not order.sweep.is_file() or not Path(order.directory).is_dir():
+            raise ConfigError(
+                f"does not see '{order.sweep.parent}' and '{order.directory}'; a sweep over a "
+                "cluster runs in a directory that all machines share"
+            )
+        os.chdir(order.directory)
+        os.environ |= order.environment
+        cores = shares(order.jobs, order.cores)[order.share]
+        self._process = TrialProcess(order.arguments, cores, order.log, order.beside)
+
+    def watch(self, seconds: float, stops: bool) -> str | None:
+        """Wait for the end of the trial; return its `TrialProcess.problem`, None while it runs.
+
+        Args:
+            seconds: How long to wait.
+            stops: Whether to ask the run to save and end.
+        """
+        assert self._process is not None, "the driver opens it first"
+        if stops:
+            self._process.stop()
+        until_s = time.monotonic() + seconds
+        while not self._process.ended:
+            if time.monotonic() > until_s:
+                return None
+            time.sleep(_POLL_S)
+        return self._process.problem()
+
+
+class NodeTrial:
+    """A trial on a node, with the methods of `TrialProcess`.
+
+    Attributes:
+        is_lost: Whether it has ended because the node does not answer.
+
+    Args:
+        peer: Its actor.
+        connection: To the cluster.
+        order: What runs.
+        config: The run, with a section ``cluster``.
+    """
+
+    def __init__(self, peer: Peer, connection: Connection, order: Order, config: Config) -> None:
+        assert config.cluster is not None
+        self.is_lost = False
+        self._peer, self._connection = peer, connection
+        self._timeout_s = _ASKED_S + config.cluster.node_timeout_s
+        self._stops, self._problem = False, ""
+        self._has_ended = False
+        peer.ask(config.sampler.start_timeout_s, "open", packages(), order)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended; asks the node again when it has answered.
+
+        Raises:
+            ConfigError: The node lacks something; names the node.
+        """
+        if self._has_ended:
+            return True
+        try:
+            self._look()
+        except NodeLostError as error:
+            self.is_lost = True
+            self._end(f"{self._peer} {error}")
+        except FastrlError as error:
+            raise type(error)(f"{self._peer}: {error}") from error
+        return self._has_ended
+
+    def _look(self) -> None:
+        if not self._connection.ready([self._peer.reference], 0.0):
+            self._peer.check()
+            return
+        problem = self._peer.answer()
+        if problem is not None:
+            self._end(problem)
+        else:
+            self._peer.ask(self._timeout_s, "watch", _ASKED_S, self._stops)
+
+    def _end(self, problem: str) -> None:
+        self._has_ended, self._problem = True, problem
+        self.kill()
+
+    def stop(self) -> None:
+        """Ask the run to save and end, within a second."""
+        self._stops = True
+
+    def kill(self) -> None:
+        """End it now, and with it its workers; safe to call twice."""
+        self._peer.kill()
+
+    def problem(self) -> str:
+        """Return in one line why it failed."""
+        return self._problem
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """Some cores of a node, on which one trial runs at a time.
+
+    Attributes:
+        node: Where they are.
+        index: Number of this share of the node.
+        jobs: Number of shares of the node.
+        connection: To the cluster.
+        config: The run, with a section ``cluster``.
+        sweep: A file in the directory of the sweep.
+    """
+
+    node: Node
+    index: int
+    jobs: int
+    connection: Connection
+    config: Config
+    sweep: Path
+
+    def start(self, arguments: Sequence[str], log: Path, beside: Path | None) -> NodeTrial:
+        """Start a trial; see `TrialProcess`."""
+        order = Order(
+            arguments=arguments,
+            share=self.index,
+            jobs=self.jobs,
+            cores=self.node.cores,
+            log=log,
+            beside=beside,
+            directory=os.getcwd(),
+            sweep=self.sweep.resolve(),
+            environment=environment(),
+        )
+        peer = Peer(self.connection, self.node, TrialActor, self.node.cores // self.jobs)
+        return NodeTrial(peer, self.connection, order, self.config)
+
+
+@contextmanager
+def node_shares(config: Config, sweep: Path, count: int, jobs: int | None) -> Iterator[list[Share]]:
+    """Join a cluster for this block; yield the shares of all nodes, the last is to be used first.
+
+    Args:
+        config: The run, with a section ``cluster``.
+        sweep: A file in the directory of the sweep.
+        count: Of trials.
+        jobs: Trials on each node at a time, at most one per core; by default as many as there may
+            be.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or no node has a core.
+    """
+    assert config.cluster is not None
+    address, most = config.cluster.address, config.cluster.nodes
+    with Connection(address) as connection:
+        nodes = connection.nodes()
+        nodes = nodes if most == "all" else nodes[:most]
+        if not nodes:
+            raise ConfigError(f"cluster.address: no node of '{address}' has a core")
+        jobs = jobs or math.ceil(count / len(nodes))
+        found: list[NodeShare] = [
+            NodeShare(node, index, min(jobs, node.cores), connection, config, sweep)
+            for node in nodes
+            for index in range(min(jobs, node.cores))
+        ]
+        found.sort(key=lambda share: -share.index)
+        yield [*found]
