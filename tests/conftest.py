@@ -17,7 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from fastrl.config import Config, EnvConfig, PPOConfig, SamplerConfig
 
 # The cores of CI are shared, so how long an example takes says nothing about the code.
-settings.register_profile("fastrl", deadline=None, print_blob=True)
+settings.register_profile("fastrl", deadline=None, print_blob=True, max_examples=25)
+# Many more examples: pytest --hypothesis-profile=long.
+settings.register_profile("long", settings.get_profile("fastrl"), max_examples=500)
 settings.load_profile("fastrl")
 
 # A shell starts what runs in its background deaf to Ctrl-C, and every process inherits that.

@@ -172,7 +172,7 @@ def test_defect_of_fastrl_keeps_its_traceback(run_raising):
         run_raising(ZeroDivisionError())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arguments=st.lists(
         st.text(max_size=12)

@@ -51,6 +51,7 @@ def test_size_of_dev_shm_does_not_matter(tmp_path):
     assert code == 0, errors
 
 
+@pytest.mark.slow  # in one process: tests/training/test_stops.py
 @needs_mounts
 def test_full_disk_is_one_line_and_the_checkpoints_before_are_whole(tmp_path):
     (tmp_path / "run").mkdir()
@@ -81,7 +82,7 @@ def test_read_only_run_is_one_line(tmp_path):
     assert errors.splitlines()[-1] == line
 
 
-@pytest.mark.parametrize("limit", [12, 36])
+@pytest.mark.parametrize("limit", [pytest.param(12, marks=pytest.mark.slow), 36])
 def test_lack_of_descriptors_is_one_line(tmp_path, limit):
     done = subprocess.run(
         ["sh", "-c", f"ulimit -n {limit}; exec {sys.executable} -m fastrl {TRAIN}32"],

@@ -51,7 +51,11 @@ def sample_in_a_storm(topology, faults, seed, asynchronous=True, max_s=100.0):
 
 
 @pytest.mark.parametrize(
-    ("topology", "asynchronous"), [(Topology(4, 2, 0, 1), True), (Topology(4, 2, 1, 2), False)]
+    ("topology", "asynchronous"),
+    [
+        pytest.param(Topology(4, 2, 0, 1), True, marks=pytest.mark.slow),
+        (Topology(4, 2, 1, 2), False),
+    ],
 )
 def test_not_one_transition_is_misplaced_in_a_storm(topology, asynchronous):
     found, ledger = sample_in_a_storm(topology, faults=6, seed=1, asynchronous=asynchronous)

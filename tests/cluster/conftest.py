@@ -1,4 +1,4 @@
-"""A Ray cluster of several raylets on this machine, one for each file of tests."""
+"""One Ray cluster of several raylets on this machine, for all tests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import pytest
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def raylets():
     """`Raylets` of which the first has no cores: it is that of the driver."""
     from tests.cluster.raylets import Raylets
 
     with Raylets() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(raylets):
+    """Two raylets of two cores: all those that sample."""
+    return raylets.two()

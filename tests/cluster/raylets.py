@@ -18,9 +18,14 @@ _HEALTH_CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshol
 
 
 class Raylets:
-    """A head without cores, and raylets that come and go."""
+    """A head without cores, and raylets that come and go.
+
+    Attributes:
+        nodes: The raylets with cores.
+    """
 
     def __enter__(self) -> Self:
+        self.nodes: list[Any] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._cluster = Cluster(
@@ -50,11 +55,21 @@ class Raylets:
         """Start a raylet."""
         node = self._cluster.add_node(num_cpus=cores, object_store_memory=store_mib * 2**20)
         wait_until(lambda: any(x["NodeID"] == node.node_id and x["Alive"] for x in ray.nodes()))
+        self.nodes.append(node)
         return node
 
     def remove(self, node: Any) -> None:
         """Kill a raylet; one that is frozen as well."""
         self._cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+
+    def two(self) -> list[Any]:
+        """Start and kill raylets until there are two; return `nodes`."""
+        for node in self.nodes[2:]:
+            self.remove(node)
+        while len(self.nodes) < 2:
+            self.add()
+        return self.nodes
 
 
 def raylet(node: Any) -> psutil.Process:

@@ -56,9 +56,9 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(raylets):
+def watched(raylets, nodes):
     """Two nodes; each test leaves two."""
-    nodes, faults = [raylets.add(), raylets.add()], []
+    faults = []
     plan = make_plan(run(raylets))
     with make_sampler(run(raylets), plan, on_fault=faults.append) as sampler:
         made = Watched(sampler, faults)
@@ -118,9 +118,9 @@ def test_a_frozen_actor_is_lost_after_the_deadline_and_its_node_used_again(watch
 
 
 def test_a_node_that_joins_takes_the_place_of_one_that_was_killed(watched):
-    watched.nodes.append(watched.raylets.add())
+    watched.raylets.add()
     watched.all(12)
-    gone = watched.nodes.pop(0)
+    gone = watched.nodes[0]
     process = actor(gone)
     family = [process, *process.children(recursive=True)]
     watched.raylets.remove(gone)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 pytest.importorskip("ray")
 
 from fastrl.cluster.link import link_bytes_per_s
+from fastrl.config import load_config
+from fastrl.training import train
 from tests.cluster.raylets import actor, wait_until
 
 pytestmark = pytest.mark.ray
@@ -26,12 +28,6 @@ evaluation: {episodes: 2, final_episodes: 4}
 logging: {tensorboard: false, every_steps: 384}
 """
 STEPS = 20 * 384
-
-
-@pytest.fixture(scope="module")
-def nodes(raylets):
-    """Two of two cores, beside the driver."""
-    return [raylets.add(), raylets.add()]
 
 
 @pytest.fixture
@@ -81,12 +77,12 @@ class Started:
         """That it has learnt from."""
         return int(json.loads((self.run / "summary.json").read_text())["steps"])
 
-    @property
-    def parameters(self):
-        """Of the last checkpoint."""
-        last = max((self.run / "checkpoints").glob("step_*"))
-        found = load_file(last / "model.safetensors")
-        return torch.cat([each.flatten().double() for each in found.values()])
+
+def parameters_of(run):
+    """Of the last checkpoint."""
+    last = max((run / "checkpoints").glob("step_*"))
+    found = load_file(last / "model.safetensors")
+    return torch.cat([each.flatten().double() for each in found.values()])
 
 
 def test_a_run_on_two_nodes_ends_although_one_is_lost(raylets, nodes, start):
@@ -111,9 +107,10 @@ def test_learners_on_all_nodes_learn_what_one_learns(raylets, nodes, start):
     learners = [actor(node, "RankActor") for node in nodes]
     workers = [each for learner in learners for each in learner.children(recursive=True)]
     many.ended()
-    one = start("one", steps)
-    one.ended()
-    torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-6, atol=2e-6)
+    one = train(load_config(many.run.parent / "run.yaml", [steps, f"run_dir={many.run}-of-one"]))
+    torch.testing.assert_close(
+        parameters_of(many.run), parameters_of(one.path), rtol=1e-6, atol=2e-6
+    )
     wait_until(lambda: not any(map(psutil.Process.is_running, [*learners, *workers])))
 
 

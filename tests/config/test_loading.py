@@ -318,7 +318,7 @@ def _one_line_or_config(*arguments) -> None:
     assert text or (message.isprintable() and len(message.splitlines()) == 1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=_TREES)
 def test_any_tree_is_a_configuration_or_one_line(write, tree):
     _one_line_or_config(write("fuzz.yaml", yaml.safe_dump(tree)))
@@ -333,14 +333,13 @@ def _real_keys() -> list[str]:
     ]
 
 
-@settings(max_examples=150)
 @given(key=st.sampled_from(_real_keys()), tree=_TREES, more=st.text(max_size=4))
 def test_any_value_of_any_key_is_a_configuration_or_one_line(key, tree, more):
     _one_line_or_config(None, [ENV, f"{key}={json.dumps(tree)}"])
     _one_line_or_config(None, [ENV, f"{key}{more}={json.dumps(tree)}"])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`#? \n\tab01.~<=", max_size=60)
 )

@@ -25,7 +25,7 @@ def written(path, fps, count):
         ]
 
 
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(
     fps=st.one_of(st.sampled_from([15, 30, 50, 60, 67, 125, 167, 500]), st.floats(0.5, 1000.0)),
     count=st.integers(1, 60),

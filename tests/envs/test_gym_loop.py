@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.envs import EnvFactory, GymLoop
@@ -86,7 +86,6 @@ def _known(kind, tag, episode, step):
     return (-1, -1, step) if kind == "discrete" else (tag, episode, step)
 
 
-@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     limit=st.integers(1, 9),
@@ -252,7 +251,6 @@ def test_floats_are_not_written_into_integers():
 INTEGERS = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint32, np.int64, np.bool_]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(INTEGERS),
     st.sampled_from([np.int64, np.int32, np.int16, np.uint16, None]),

@@ -46,7 +46,7 @@ def test_every_autoreset_mode_gives_the_stream_of_the_loop(mode, kind):
     assert found.episodes > 20
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     mode=st.sampled_from(MODES),
     seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),

@@ -167,7 +167,7 @@ def test_users_wrappers_stay_in_order():
     assert decode("vector", (stream.observations[3][0][0],)).step == 6
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(factors=st.lists(st.integers(-9, 9), max_size=3), limit=st.integers(1, 9))
 def test_wrappers_take_their_arguments_from_a_configuration(factors, limit):
     scaled = [{"path": SCALED, "kwargs": {"factor": factor}} for factor in factors]

@@ -70,7 +70,7 @@ def test_gym_s_environments_move_like_gymnasium_s(name, made):
 
 
 @pytest.mark.parametrize("kind", old_gym.ALL)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seeds=st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=2, unique=True))
 def test_seed_decides_what_happens(kind, seeds):
     factory = EnvFactory(kind)

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
@@ -55,13 +55,11 @@ def assert_same(one, other):
 
 
 @given(TREES)
-@settings(max_examples=100, deadline=None)
 def test_plain_data_come_back_as_they_were(state):
     assert_same(state, unpack(pack(state)))
 
 
 @given(st.binary(max_size=100))
-@settings(max_examples=50, deadline=None)
 def test_other_bytes_are_an_error(content):
     with pytest.raises(StateError, match="the state is damaged"):
         unpack(content)

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from fastrl.learning.ranks import Ranks, ranks_at
+from fastrl.workers.processes import _context
 
 WITHIN_S = 120.0
+CONTEXT = _context()
+"""Starts processes by the fork server of workers, which has imported torch already."""
 Crew = Callable[..., list[Any]]
 """Called with the number of ranks, a function and its arguments; returns the result of each rank.
 
@@ -25,7 +27,7 @@ The function is importable, and gets the `Ranks` before its arguments.
 @contextmanager
 def crew(most: int) -> Iterator[Crew]:
     """Up to so many processes."""
-    with ProcessPoolExecutor(most, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(most, CONTEXT) as pool:
         yield partial(_on_ranks, pool)
 
 

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from fastrl.learning import build_learner
 from fastrl.learning.ranks import Ranks, ranks_at, ranks_of_environment
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
-from tests.learning.crew import WITHIN_S, Crew, alone, crew, free_port
+from tests.learning.crew import CONTEXT, WITHIN_S, Crew, alone, crew, free_port
 from tests.learning.synthetic import (
     CONTINUOUS,
     DISCRETE,
@@ -30,7 +29,7 @@ from tests.learning.synthetic import (
     remembered_rollout,
 )
 
-UPDATES, SLOTS, STEPS = 50, 4, 16
+UPDATES, SLOTS, STEPS = 25, 4, 16
 PPO = PPOConfig(
     epochs=2, minibatch_size=20, normalize_rewards=True, entropy_coef=0.01, target_kl=9e-6
 )
@@ -154,9 +153,9 @@ def freeze(rank: int, port: int, said: Any) -> None:
 
 
 def test_frozen_rank_counts_as_dead_and_lets_the_others_end():
-    context, port = get_context("spawn"), free_port()
-    said = context.SimpleQueue()
-    ranks = [context.Process(target=freeze, args=(rank, port, said)) for rank in range(2)]
+    port = free_port()
+    said = CONTEXT.SimpleQueue()
+    ranks = [CONTEXT.Process(target=freeze, args=(rank, port, said)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     ranks[0].join(WITHIN_S)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.learning import returns
@@ -22,6 +22,7 @@ from fastrl.learning.returns import (
 )
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+many = settings(max_examples=100)
 
 
 @dataclass
@@ -103,6 +104,7 @@ def test_vtrace_bounds_are_taken_from_the_settings():
     assert advantage.flatten().tolist() == pytest.approx([3 * (1 + 0.5 * 3), 3])
 
 
+@many
 @given(cases())
 def test_gae_equals_slow_oracle(case):
     found = gae(case.reward, case.value, case.next_value, case.ended, case.gamma, case.trace_lambda)
@@ -114,6 +116,7 @@ def test_gae_equals_slow_oracle(case):
         assert math.isclose(found[t, b], expected, rel_tol=1e-4, abs_tol=1e-5)
 
 
+@many
 @given(cases())
 def test_vtrace_targets_equal_slow_oracle(case):
     """Equation 1 as it stands there, with its sum and product."""
@@ -132,6 +135,7 @@ def test_vtrace_targets_equal_slow_oracle(case):
         assert math.isclose(found[s, b], expected, rel_tol=1e-4, abs_tol=1e-5)
 
 
+@many
 @given(cases())
 def test_gae_with_lambda_0_is_the_td_error(case):
     found = gae(case.reward, case.value, case.next_value, case.ended, case.gamma, 0.0)
@@ -140,6 +144,7 @@ def test_gae_with_lambda_0_is_the_td_error(case):
     )
 
 
+@many
 @given(cases())
 def test_gae_with_lambda_1_is_return_minus_value(case):
     # Along an episode the next value is the next step's.
@@ -150,6 +155,7 @@ def test_gae_with_lambda_1_is_return_minus_value(case):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+@many
 @given(cases())
 def test_vtrace_on_policy_is_the_discounted_return(case):
     following = torch.where(case.ended, case.next_value, case.value.roll(-1, 0))
@@ -169,6 +175,7 @@ def test_vtrace_on_policy_is_the_discounted_return(case):
     )
 
 
+@many
 @given(cases())
 def test_sums_so_far_equal_a_step_by_step_count_across_rollouts(case):
     cut = len(case.reward) // 2
@@ -187,6 +194,7 @@ def test_sums_so_far_equal_a_step_by_step_count_across_rollouts(case):
     np.testing.assert_allclose(carried, running, rtol=1e-4, atol=1e-5)
 
 
+@many
 @given(cases())
 def test_stepwise_scan_equals_the_compiled_one(case):
     torch.testing.assert_close(
@@ -258,6 +266,7 @@ def test_values_without_the_last_one_are_refused():
 
 
 @pytest.mark.gpu
+@many
 @given(cases())
 def test_gpu_gives_what_the_cpu_gives(case):
     arguments = (case.reward, case.value, case.next_value, case.ended)

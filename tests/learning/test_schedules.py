@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import A2CConfig, Config, EnvConfig, PPOConfig, SamplerConfig
@@ -44,7 +44,6 @@ def test_every_scheduled_number_may_have_every_shape(name, shape, shares):
     assert schedules.at(name, 1300) == pytest.approx(0.5 * shares[-1])
 
 
-@settings(max_examples=50)
 @given(st.integers(0, 3000), st.integers(1, 2000), st.floats(1e-6, 1))
 def test_linear_without_warmup_is_the_plain_formula_to_the_last_bit(steps, total, rate):
     schedules = schedules_of(total, learning_rate=rate, learning_rate_schedule="linear")
@@ -94,7 +93,6 @@ def test_rate_changes_by_a_factor_outside_the_margin_of_the_target(kl, factor):
     assert schedules.at("learning_rate", 0) == pytest.approx(1e-3 * factor)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.sampled_from([0.1, 0.01, 0.001]), max_size=30))
 def test_rate_stays_within_its_bounds_and_leaves_them_at_once(divergences):
     schedules = schedules_of(**ADAPTIVE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import A2CConfig, PPOConfig
@@ -57,7 +57,6 @@ def vector_of(learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
 
-@settings(max_examples=40)
 @given(
     kind=st.sampled_from(["gru", "lstm"]),
     spec=st.sampled_from([DISCRETE, CONTINUOUS, NESTED]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributions as td
 
@@ -33,7 +33,6 @@ SPACES = {
 seeds = st.integers(0, 2**31 - 1)
 scales = st.sampled_from([0.01, 1.0, 5.0])
 names = st.sampled_from(sorted(SPACES))
-few = settings(max_examples=25)
 bounds = st.sampled_from(["clip", "squash"])
 
 
@@ -73,7 +72,6 @@ def torch_distribution(leaf, parameters, log_std, squash):
     return td.Independent(gaussian, len(leaf.shape))
 
 
-@few
 @given(names, bounds, seeds, scales, st.sampled_from([(), (7,), (2, 3)]))
 def test_samples_have_the_stored_shapes_and_dtypes(name, action_bounds, seed, scale, leading):
     distribution, parameters, noise = a_batch(SPACES[name], action_bounds, seed, scale, leading)
@@ -89,7 +87,6 @@ def test_samples_have_the_stored_shapes_and_dtypes(name, action_bounds, seed, sc
     assert torch.equal(distribution.entropy(parameters), entropy)
 
 
-@few
 @given(seeds, scales)
 def test_discrete_agrees_with_torch(seed, scale):
     distribution, parameters, noise = a_batch(spaces.Discrete(5), "clip", seed, scale)
@@ -103,7 +100,6 @@ def test_discrete_agrees_with_torch(seed, scale):
     torch.testing.assert_close(expected.log_prob(mode), expected.log_prob(expected.mode))
 
 
-@few
 @given(seeds, scales)
 def test_multi_discrete_agrees_with_torch(seed, scale):
     sizes = [2, 5, 3]
@@ -119,7 +115,6 @@ def test_multi_discrete_agrees_with_torch(seed, scale):
         torch.testing.assert_close(chosen, part.log_prob(part.mode))
 
 
-@few
 @given(seeds, scales)
 def test_multi_binary_agrees_with_torch(seed, scale):
     space = spaces.MultiBinary((2, 2))
@@ -133,7 +128,6 @@ def test_multi_binary_agrees_with_torch(seed, scale):
     )
 
 
-@few
 @given(seeds, scales)
 def test_box_agrees_with_torch(seed, scale):
     distribution, parameters, noise = a_batch(BOX, "clip", seed, scale)
@@ -146,7 +140,6 @@ def test_box_agrees_with_torch(seed, scale):
     torch.testing.assert_close(distribution.entropy(parameters), expected.entropy().float())
 
 
-@few
 @given(seeds, st.sampled_from([0.01, 1.0]))
 def test_squashed_box_agrees_with_torch(seed, scale):
     distribution, parameters, noise = a_batch(BOX, "squash", seed, scale)
@@ -186,7 +179,6 @@ def test_gradients_reach_the_log_std_through_log_prob_and_entropy():
             assert (gradient != 0).all()
 
 
-@few
 @given(seeds, bounds)
 def test_leaves_of_a_nested_space_are_independent(seed, action_bounds):
     distribution, parameters, noise = a_batch(NESTED, action_bounds, seed, 1.0)
@@ -256,7 +248,6 @@ def test_impossible_categories_are_never_sampled(uniform, logits):
     assert parameters.softmax(-1)[0, index] > 0
 
 
-@few
 @given(seeds, st.integers(1, 300), st.floats(0, 1, width=32))
 def test_the_sampled_index_is_in_range(seed, size, uniform):
     generator = torch.Generator().manual_seed(seed)
@@ -318,7 +309,6 @@ def test_log_std_is_used_within_bounds_and_as_it_is_there(action_bounds):
         assert (gradient == 0).all()
 
 
-@few
 @given(st.floats(-20, 19), st.floats(0.1, 20), st.floats(0.01, 0.99), bounds)
 def test_bounds_are_approached_and_the_first_value_is_exact(low, width, share, action_bounds):
     high = min(low + width, 20.0)
@@ -342,7 +332,6 @@ def test_bounded_log_std_has_slope_1_in_the_middle_and_comes_back_from_its_bound
     assert (slope > 0.01).all()
 
 
-@few
 @given(seeds, scales, bounds, st.booleans())
 def test_state_dependent_gaussians_are_those_with_their_own_log_std(
     seed, scale, action_bounds, is_bounded

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import ModelConfig
@@ -124,7 +124,6 @@ def test_images_that_no_usual_convolution_fits_are_refused():
     assert Body(image((5, 6, 3)), config).num_features == 512
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.permutations("HWCS"), st.integers(0, 2), st.integers(7, 12), st.integers(7, 12))
 def test_every_pixel_lands_in_its_place(letters, left_out, height, width):
     letters = "".join(letters)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.models import ActionDistribution
@@ -14,7 +14,6 @@ from fastrl.models.inference import PolicyOutput, RandomEngine
 from fastrl.spaces import leaves, num_choices
 from fastrl.spec import EnvSpec
 
-few = settings(max_examples=25, deadline=None)
 sizes = st.integers(1, 6)
 leaf_spaces = st.one_of(
     st.builds(spaces.Discrete, sizes, start=st.integers(-2, 2)),
@@ -62,7 +61,6 @@ def chosen_options(space, action):
     return torch.cat(found, 1).bool()
 
 
-@few
 @given(nested_spaces, st.integers(0, 2**31), st.sampled_from([0.1, 3.0, 60.0]))
 def test_sampled_random_and_most_probable_actions_are_valid(space, seed, scale):
     distribution, parameters, noise, mask = a_case(space, seed, scale)
@@ -82,7 +80,6 @@ def bits_of(space):
     return spaces.MultiBinary(sum(num_choices(space)))
 
 
-@few
 @given(nested_spaces, st.integers(0, 2**31))
 def test_log_prob_entropy_and_gradients_equal_those_of_the_valid_options_alone(space, seed):
     distribution, parameters, noise, mask = a_case(space, seed)
@@ -126,7 +123,6 @@ def test_log_prob_entropy_and_gradients_equal_those_of_the_valid_options_alone(s
         assert (got[~mask] == 0).all()
 
 
-@few
 @given(st.lists(sizes, min_size=1, max_size=3), st.integers(0, 2**31))
 def test_probabilities_of_all_valid_actions_sum_to_one(options, seed):
     space = spaces.MultiDiscrete(options)

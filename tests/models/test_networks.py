@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import ModelConfig
@@ -68,7 +68,6 @@ def test_bytes_are_scaled_to_one():
     torch.testing.assert_close(encode(image((128,)), ram), scaled)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32, np.float64]),
     st.integers(-(2**15), 2**16 - 1),

@@ -2,13 +2,12 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.models import RunningNormalizer
 
 
-@settings(max_examples=25)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 1000))
 def test_statistics_do_not_depend_on_how_the_data_is_split(sizes, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import ModelConfig
@@ -65,7 +65,6 @@ def test_the_state_holds_every_core_and_layer(kind, shared, layers):
     assert step.state.abs().sum(0).all()
 
 
-@settings(max_examples=40)
 @given(
     kind=st.sampled_from(["gru", "lstm"]),
     spec=st.sampled_from([DISCRETE, CONTINUOUS, NESTED]),

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import Config, EnvConfig, SamplerConfig
@@ -214,7 +214,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), VALUES, st.booleans()), max_size=6))
 def test_latest_calls_are_kept_in_order_and_come_back_as_they_were(found):
     calls = [EnvCall(name, (value,), {}, sets) for name, value, sets in found]

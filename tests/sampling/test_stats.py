@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -71,7 +71,6 @@ def test_details_name_every_process_and_both_ends_of_a_handoff(models):
     assert sampler.stats().frames == 8 * 8 * rollouts
 
 
-@settings(max_examples=25, deadline=None)
 @given(first=COUNTERS, second=COUNTERS, third=COUNTERS)
 def test_windows_add_up_and_so_do_workers(first, second, third):
     a, b, c = (

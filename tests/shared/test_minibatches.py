@@ -1,12 +1,13 @@
 """Minibatches cover a rollout exactly once per epoch."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.shared.minibatches import minibatches
 
 
+@settings(max_examples=100)
 @given(st.integers(1, 200), st.integers(1, 250), st.integers(0, 2**32))
 def test_every_transition_appears_exactly_once_per_epoch(num_transitions, size, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.shared.rollouts import EpisodeTracker
@@ -35,6 +35,7 @@ def runs(draw):
     return rng.integers(-3, 4, size=shape).astype(np.float32), ends
 
 
+@settings(max_examples=100)
 @given(runs())
 def test_episodes_equal_those_of_a_step_by_step_count(run):
     rewards, ends = run

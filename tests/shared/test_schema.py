@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.errors import ConfigError, FastrlError
@@ -43,6 +43,7 @@ def held(table, bank, field):
     return [tensor for each, _, tensor in found if each is field]
 
 
+@settings(max_examples=100)
 @given(st.lists(FIELDS, max_size=4, unique_by=lambda field: field.name))
 def test_any_field_comes_out_of_a_bank_as_it_went_in(extras):
     schema = Schema(SPEC, extras=extras)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.errors import FastrlError
@@ -47,6 +47,7 @@ def test_no_two_fields_share_a_byte():
     assert len(spans) == NUM_BANKS * Schema(SPEC).num_tensors
 
 
+@settings(max_examples=100)
 @given(
     st.integers(1, 5),
     st.integers(1, 9),

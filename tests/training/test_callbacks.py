@@ -209,17 +209,16 @@ def test_schedules_are_read_and_set_from_the_next_update_on(whole, tmp_path):
     assert next_rates[:2] == (usual[1], 0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("lerning_rate", 0.1), ("learning_rate", -1.0), ("learning_rate", float("nan")), (3, 0.1)],
-)
-def test_schedules_that_cannot_be_are_told(tmp_path, name, value):
+def test_schedules_that_cannot_be_are_told(tmp_path):
+    wrong = {"lerning_rate": 0.1, "learning_rate": -1.0, "clip_range": float("nan"), 3: 0.1}
+
     class Setting(Heard):
         def on_update(self, context, update):
-            context.set_schedule(name, value)
+            for name, value in wrong.items():
+                with pytest.raises(ConfigError, match=r"^set_schedule: .* got"):
+                    context.set_schedule(name, value)
 
-    with pytest.raises(CallbackError, match=r"Setting' failed in on_update: set_schedule: .* got"):
-        train(climbing(tmp_path / "run"), callbacks=[Setting()])
+    train(climbing(tmp_path / "run", total_steps=64), callbacks=[Setting()])
 
 
 @pytest.mark.parametrize("kind", ["serial", "processes"])
@@ -411,24 +410,29 @@ class Calling(Heard):
         self.call(context)
 
 
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
+def test_calls_that_cannot_be_made_are_told(tmp_path):
+    wrong = [
         (lambda c: c.call_envs("fly"), "env 0 of '.*' has no method 'fly'"),
         (lambda c: c.set_env_attribute("wings", 2), "env 0 of '.*' has no attribute 'wings'"),
-        (lambda c: c.call_envs("set_level", 99), r"env 0 .* raised in set_level\(\): ValueError: "),
         (lambda c: c.call_envs("set_level", object()), r"call_envs\('set_level'\) cannot be saved"),
         (lambda c: c.set_env_attribute("level", print), r"set_env_attribute\('level'\) cannot be"),
         (lambda c: c.call_envs("reset"), "call_envs: the name must be text, and none of reset"),
         (lambda c: c.call_envs(3), "call_envs: the name must be text"),
-    ],
-)
-def test_calls_that_cannot_be_made_end_the_run_saved(tmp_path, call, told):
-    # In worker processes where a worker raises; the other ones are rejected before.
-    kind = "processes" if "raised" in told else "serial"
-    config = climbing(tmp_path / "run", sampler=sampler(kind))
-    with pytest.raises(CallbackError, match=f"Calling' failed in on_update: {told}"):
-        train(config, callbacks=[Calling(call)])
+    ]
+
+    def call(context):
+        for each, told in wrong:
+            with pytest.raises(FastrlError, match=f"^{told}"):
+                each(context)
+
+    train(climbing(tmp_path / "run", total_steps=64), callbacks=[Calling(call)])
+
+
+def test_call_that_raises_in_an_environment_ends_the_run_saved(tmp_path):
+    config = climbing(tmp_path / "run", sampler=sampler("processes"))
+    told = r"Calling' failed in on_update: env 0 .* raised in set_level\(\): ValueError: "
+    with pytest.raises(CallbackError, match=told):
+        train(config, callbacks=[Calling(lambda context: context.call_envs("set_level", 99))])
     last = CheckpointStore(tmp_path / "run" / "checkpoints").load("last")
     assert (last.steps, last.environments is not None) == (64, True)
 

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import CheckpointConfig, Config, EnvConfig, EvaluationConfig
@@ -90,7 +90,6 @@ def test_newest_policy_that_fell_due_meanwhile_is_evaluated_next(scene):
 
 
 @given(st.lists(st.booleans(), min_size=3, max_size=30))
-@settings(max_examples=30, deadline=None)
 def test_last_policy_that_fell_due_is_always_evaluated(answered):
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastrl.training.candidates._POLL_S", 0.0)

@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 
@@ -243,14 +245,18 @@ def test_run_goes_through_the_hub_and_evaluates_to_the_digit(hub, tmp_path):
         assert TOKEN.encode() not in content
 
 
-def test_hub_that_rejects_or_is_gone_is_one_line(hub, run, tmp_path):
-    command = ["push", str(run), "someone/theirs"]
-    ((code, _, err),) = called(hub, tmp_path, [command], HF_TOKEN="hf_wrong")
-    assert code == 2
-    assert err.startswith("fastrl: error: hub: ")
-    assert err.endswith("; log in with 'hf auth login' [config]\n")
-    gone = "http://127.0.0.1:1"
-    ((code, _, err),) = called(hub, tmp_path, [["pull", "a/b"]], HF_ENDPOINT=gone)
-    assert (code, len(err.splitlines())) == (2, 1)
-    assert err.startswith("fastrl: error: hub: ")
-    assert not (tmp_path / "runs").exists()
+def test_hub_that_rejects_or_is_gone_is_one_line(hub, run, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setenv("NO_PROXY", "*")
+    api = huggingface_hub.HfApi
+    for url, token, command in (
+        (hub.url, "hf_wrong", ["push", "run", "someone/theirs"]),
+        ("http://127.0.0.1:1", TOKEN, ["pull", "a/b"]),
+    ):
+        monkeypatch.setattr(huggingface_hub, "HfApi", partial(api, endpoint=url, token=token))
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("fastrl: error: hub: ")
+        assert len(err.splitlines()) == 1
+        assert ("; log in with 'hf auth login' [config]" in err) == (token != TOKEN)
+    assert not (run.parent / "runs").exists()

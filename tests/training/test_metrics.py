@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -180,7 +180,6 @@ SESSIONS = st.tuples(st.integers(0, 8), st.integers(0, 4), st.booleans(), st.boo
 
 
 @given(st.lists(SESSIONS, min_size=1, max_size=5))
-@settings(max_examples=25, deadline=None)
 def test_wandb_has_the_rows_of_the_file_whatever_was_taken_back(sessions):
     fake = FakeWandb()
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl import Config, EnvSpec, load_config
@@ -105,7 +105,6 @@ def test_range_to_which_nearly_all_first_actions_are_clipped_is_named(bounds):
 
 
 @given(st.floats(0.1, 25), st.floats(-0.5, 0.5))
-@settings(max_examples=25, deadline=None)
 def test_usual_ranges_of_actions_get_no_remark(half, shift):
     low, high = half * (shift - 1), half * (shift + 1)
     assert remarked(acts_in(low, high)) == []
@@ -222,7 +221,6 @@ def test_observations_that_float32_blurs_are_named(start):
     st.floats(-1e10, 1e10) | st.floats(-1e5, 1e5),
     st.floats(1e-4, 1e3),
 )
-@settings(max_examples=40, deadline=None)
 def test_observations_without_a_remark_keep_their_differences_and_the_advice_helps(start, step):
     rows = walk(start, step)
     stored = rows.astype(np.float32).astype(np.float64)

@@ -57,7 +57,7 @@ SPACES = st.recursive(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(space=SPACES, limit=st.one_of(st.none(), st.integers(1, 9)))
 def test_spaces_come_back_as_they_were(tmp_path_factory, space, limit):
     file = tmp_path_factory.mktemp("spec") / "spaces.json"

@@ -126,6 +126,7 @@ def test_training_goes_on_when_its_terminal_is_closed(on_a_terminal):
     assert last_steps(path) > 64
 
 
+@pytest.mark.slow
 def test_start_goes_on_when_its_terminal_is_closed(on_a_terminal):
     process, _, path = on_a_terminal
     while not psutil.Process(process.pid).children():  # the first look at the environment

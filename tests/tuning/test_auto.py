@@ -285,7 +285,7 @@ candidates = json_values | st.fixed_dictionaries(
 FIXTURES_ARE_KEPT = [HealthCheck.function_scoped_fixture]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=FIXTURES_ARE_KEPT)
+@settings(max_examples=10, suppress_health_check=FIXTURES_ARE_KEPT)
 @given(best=candidates, enough_s=json_values, data=st.data())
 def test_whatever_the_file_says_the_run_is_a_possible_one(kept, best, enough_s, data):
     path, again = kept

@@ -63,7 +63,7 @@ def best_so_far(report):
     return line.get_ydata()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(machine=st.integers(0, 9), drift=st.floats(0, 1), seed=st.integers(0, 99))
 def test_figures_of_a_drifting_machine_agree(machine, drift, seed):
     report = tuned_on_paper(machine, drift, seed)

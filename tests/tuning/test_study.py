@@ -162,7 +162,7 @@ TRIAL = {
 }
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(said=st.fixed_dictionaries({k: st.just(v) | json_values for k, v in TRIAL.items()}))
 def test_whatever_trials_say_a_search_goes_on(tmp_path_factory, said):
     path = tmp_path_factory.mktemp("study") / "study.jsonl"

@@ -33,10 +33,10 @@ def assert_blamed(error, odd, action):
     assert "\n" not in str(error.args[0])
 
 
-@pytest.mark.parametrize("odd", range(3))
 @pytest.mark.parametrize("kind", MISFITS)
 @pytest.mark.parametrize("backend", CHEAP)
-def test_misfit_of_a_step(backend, kind, odd):
+def test_misfit_of_a_step(backend, kind):
+    odd = list(MISFITS).index(kind) % 3
     with make(backend, kind, odd) as envs:
         envs.reset(seed=10)
         envs.step(ACTIONS)
@@ -55,7 +55,7 @@ def test_misfit_of_a_step_in_a_process(kind):
     assert_blamed(caught.value, 1, 4)
 
 
-@pytest.mark.parametrize("kind", MISFITS)
+@pytest.mark.parametrize("kind", ["shape", "no reward", "error"])
 @pytest.mark.parametrize("backend", CHEAP)
 def test_misfit_of_an_environment_that_was_sent(backend, kind):
     with make(backend, kind, 1) as envs:

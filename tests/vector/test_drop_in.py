@@ -143,7 +143,7 @@ def test_ids_alone_give_the_steps_of_gymnasiums_make_vec():
     assert stepped_alike(fastrl.make_vec("CartPole-v1", 3), theirs) >= 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     ending=st.sampled_from(["terminated", "truncated", "alternate"]),

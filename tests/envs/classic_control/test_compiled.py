@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastrl.envs.tensor import RandomPolicy, Rollouts, make_tensor
@@ -93,7 +93,6 @@ SPOILT = ("longer", "shorter", "one row", "more axes", "float64", "elsewhere", "
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-@settings(max_examples=40)
 @given(st.data(), st.sampled_from(SPOILT))
 def test_what_compiled_code_would_misread_is_refused(name, data, how):
     env, given_ = arguments_of(name)

@@ -99,7 +99,7 @@ def assert_equal_to_rounding(ours, name, states, actions):
 
 @pytest.mark.parametrize("step", [tensor_step, batch_step])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, derandomize=True)
+@settings(derandomize=True)
 @given(data=st.data())
 def test_step_from_any_state_equals_gymnasium(name, step, data):
     strategy = st.lists(st.tuples(STATES[name], ACTIONS[name]), min_size=NUM_ENVS)

@@ -108,11 +108,16 @@ def drive():
     return Driver
 
 
-@pytest.fixture(params=["mjbatch", "mujoco"], autouse=True)
+BOTH = pytest.mark.parametrize("backend", ["mjbatch", "mujoco"], indirect=True)
+"""With each of what can step simulations."""
+
+
+@pytest.fixture(autouse=True)
 def backend(request, monkeypatch):
-    """Run each test with both of what can step simulations."""
-    if request.param == "mujoco":
+    """Step simulations by mjbatch where it is installed, or by the parameter of a test."""
+    chosen = getattr(request, "param", None)
+    if chosen == "mujoco":
         monkeypatch.setattr(simulations, "accelerator", lambda: None)
-    elif simulations.accelerator() is None:
+    elif chosen == "mjbatch" and simulations.accelerator() is None:
         pytest.skip("mjbatch is not installed, or made for another version of MuJoCo")
-    return request.param
+    return chosen

@@ -10,6 +10,7 @@ import pytest
 from fastrl.envs import BatchedEnv, EnvFactory
 from fastrl.envs.mujoco import build
 from fastrl.errors import ArgumentError, EnvError
+from tests.envs.mujoco.conftest import BOTH
 from tests.envs.stepping import views
 
 
@@ -149,6 +150,7 @@ def test_limit_of_minus_one_is_none(jumper_class):
     assert jumper_class(1, -1).spec.max_episode_steps is None
 
 
+@BOTH
 def test_float32_rows_hold_the_rounded_float64_ones(drive):
     exact = drive(build("Ant-v5", 2)).run(20)
     rounded = drive(build("Ant-v5", 2), np.float32).run(20)
@@ -157,6 +159,7 @@ def test_float32_rows_hold_the_rounded_float64_ones(drive):
     assert np.array_equal(rounded, exact.astype(np.float32))
 
 
+@BOTH
 def test_seeds_decide_every_episode(jumper_class, drive):
     first, again = (drive(jumper_class(3, max_episode_steps=4)).run(30, seed=3) for _ in range(2))
     other = drive(jumper_class(3, max_episode_steps=4)).run(30, seed=4)
@@ -165,6 +168,7 @@ def test_seeds_decide_every_episode(jumper_class, drive):
     assert not np.array_equal(first, other)
 
 
+@BOTH
 @pytest.mark.parametrize("name", ["Hopper-v5", "Humanoid-v5"])
 def test_an_environment_does_not_depend_on_its_neighbours(name, drive):
     alone = drive(build(name, 1)).run(60)
@@ -180,6 +184,7 @@ def test_an_environment_does_not_depend_on_its_neighbours(name, drive):
     assert np.array_equal(alone[:, 0], among)
 
 
+@BOTH
 def test_threads_change_nothing(drive):
     alone = drive(build("Ant-v5", 8)).run(40)
     shared = drive(build("Ant-v5", 8, num_threads=2)).run(40)

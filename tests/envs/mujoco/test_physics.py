@@ -11,6 +11,10 @@ import pytest
 
 from fastrl.envs.mujoco import Physics
 from fastrl.errors import EnvError
+from tests.envs.mujoco.conftest import BOTH
+
+pytestmark = BOTH
+
 
 ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 

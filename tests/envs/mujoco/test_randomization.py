@@ -14,6 +14,9 @@ import fastrl
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import build
 from fastrl.errors import EnvError, FastrlError
+from tests.envs.mujoco.conftest import BOTH
+
+pytestmark = BOTH
 
 
 def test_step_with_drawn_parameters_is_that_of_gymnasium_with_the_same_model(drive):

@@ -8,8 +8,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from fastrl.envs.mujoco import build, simulations
-from tests.envs.mujoco.conftest import Driver
+from fastrl.envs.mujoco import ENVIRONMENTS, build, simulations
+from tests.envs.mujoco.conftest import BOTH, Driver
 
 RANDOMIZE = {
     "body_mass": {"scale": {"uniform": [0.8, 1.2]}},
@@ -18,9 +18,15 @@ RANDOMIZE = {
 }
 
 
+RANDOMIZED = ("HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5")
+
+
 @pytest.mark.parametrize("backend", ["mjbatch"], indirect=True)
-@pytest.mark.parametrize("randomize", [None, RANDOMIZE], ids=["alike", "randomised"])
-@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5"])
+@pytest.mark.parametrize(
+    ("name", "randomize"),
+    [*((name, None) for name in ENVIRONMENTS), *((name, RANDOMIZE) for name in RANDOMIZED)],
+    ids=lambda value: value if isinstance(value, str) else "randomised" if value else "alike",
+)
 def test_both_ways_to_step_give_the_same_bits(name, randomize, backend, monkeypatch):
     def play():
         return Driver(build(name, 3, max_episode_steps=15, randomize=randomize)).run(40)
@@ -54,7 +60,7 @@ def test_robots_are_built_without_mjbatch(why, backend, fresh_choice, monkeypatc
     assert np.isfinite(Driver(env).run(3)).all()
 
 
-@pytest.mark.parametrize("backend", ["mjbatch", "mujoco"], indirect=True)
+@BOTH
 @pytest.mark.parametrize("name", ["efc_force", "contact", "nonsense", "__class__", "ncon"])
 def test_fields_without_a_fixed_size_are_not_bound(name, backend, jumper_class):
     model = jumper_class(1).physics.model

@@ -129,7 +129,6 @@ def test_an_engine_gives_what_the_model_gives(engine, name):
             assert_agrees(model, Batch(model, rows).run(running))
 
 
-@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 70), max_size=4),
     st.sampled_from(["tanh", "relu", "elu", "silu"]),
