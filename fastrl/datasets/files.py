@@ -104,6 +104,8 @@ class DatasetWriter:
         self.path, self._env_spec = Path(path), env_spec
         check_new_dataset(path)
         minari = _minari()
+        for space in (env_spec.observation_space, env_spec.action_space):
+            _require_plain_keys(space)
         # Absolute, since minari looks for the files of a relative path below that path.
         self._partial = self.path.absolute().with_name(f".{self.path.name}.partial")
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
@@ -351,6 +353,19 @@ def _dataset_id(path: Path) -> str:
     """Return the id under which minari finds a dataset of this directory in its collection."""
     name = re.sub(r"[^-\w]+", "-", path.name) or "dataset"
     return name if _WHOLE_NAME.fullmatch(name) else f"{name}-v0"
+
+
+def _require_plain_keys(space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Dict):
+        for key in space:
+            if "/" in str(key):
+                raise ConfigError(
+                    f"a dataset cannot have the key '{key}': HDF5 takes '/' for a path; rename it"
+                )
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.values() if isinstance(space, spaces.Dict) else space
+        for part in parts:
+            _require_plain_keys(part)
 
 
 def _registered(env_id: str) -> Any:

@@ -243,6 +243,9 @@ def _run(
         with contextlib.suppress(OSError):  # the reader may have ended
             report.send((_clipped(lack or cause(error), _SUMMARY_CHARS), trace))
         sys.exit(1)
+    finally:
+        # The fork server would adopt what environments have started.
+        end_descendants()
 
 
 def _clipped(text: str, limit: int) -> str:

@@ -113,6 +113,14 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
         DatasetWriter(tmp_path / "set", spec)
 
 
+def test_a_key_that_files_cannot_have_is_one_line_at_once(tmp_path):
+    observed = spaces.Tuple([spaces.Dict({"a": FLOATS, "a/b": FLOATS})])
+    spec = EnvSpec("Some-v0", observed, spaces.Discrete(2))
+    with pytest.raises(ConfigError, match="cannot have the key 'a/b'"):
+        DatasetWriter(tmp_path / "set", spec)
+    assert not any(tmp_path.iterdir())
+
+
 def test_several_parts_are_one_dataset(tmp_path):
     spec = EnvSpec("Some-v0", FLOATS, ACTIONS["box"])
     for number in (1, 0):

@@ -386,6 +386,19 @@ def assert_gone(pids, within_s=60.0):
         time.sleep(0.05)
 
 
+def start_a_program(place, fails):
+    place.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+    if fails:
+        raise ValueError("it failed")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_worker_has_started_ends_with_it(supervisor, tmp_path, fails):
+    supervisor.start("worker-0", start_a_program, tmp_path / "pid", fails)
+    wait_for_error(supervisor)
+    assert_gone([int((tmp_path / "pid").read_text())])
+
+
 @pytest.mark.parametrize(
     "number",
     [
