@@ -313,7 +313,7 @@ def _of_cell(layers: nn.RNNBase, number: int) -> list[Tensor]:
 
 
 @dataclass
-class _Layer:
+class _PackedLayer:
     """One layer of the network.
 
     Attributes:
@@ -336,7 +336,7 @@ class _Layer:
     @classmethod
     def over(
         cls, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
-    ) -> _Layer:
+    ) -> _PackedLayer:
         """Return a layer whose weights ``[outputs, 1 + inputs]`` are a sum of numbered ones."""
         outputs, columns = terms[0].shape
         tiles, width = -(-outputs // kernel.TILE), kernel.TILE
@@ -367,7 +367,7 @@ class _Weights:
         addresses: Of the weights of each layer.
     """
 
-    def __init__(self, model: ActorCritic, layers: Sequence[_Layer]) -> None:
+    def __init__(self, model: ActorCritic, layers: Sequence[_PackedLayer]) -> None:
         parameters = list(model.parameters())
         zero = torch.zeros(1)
         self._vector = torch.cat(
@@ -418,7 +418,7 @@ class Program:
         self._wide, self._options = (options.data_ptr(), num_wide, len(wide)), options
         self.observes_choices = bool(choices)
         self._noise = _buffer(model.distribution.noise_size)
-        self._layers: list[_Layer] = []
+        self._layers: list[_PackedLayer] = []
         self.state_size = sum(core.state_size for core in model.cores)
         self._states = _buffer(self.state_size), _buffer(self.state_size)
         with torch.no_grad():
@@ -507,9 +507,9 @@ class Program:
     ) -> None:
         """Add a layer."""
         if source is not self._inputs:
-            self._layers.append(_Layer.over(source, terms, activation))
+            self._layers.append(_PackedLayer.over(source, terms, activation))
             return
-        layer = _Layer.over(source, self._ordered(terms), activation)
+        layer = _PackedLayer.over(source, self._ordered(terms), activation)
         layer.wide = self._wide
         self._layers.append(layer)
 
@@ -542,7 +542,7 @@ class Program:
             if source is self._inputs:
                 terms = self._ordered(terms)
             num_features = layers.all_weights[number][0].shape[1]
-            layer = _Layer.over(_buffer(num_features + size), terms)
+            layer = _PackedLayer.over(_buffer(num_features + size), terms)
             before, after = (state[first + number * size :] for state in self._states)
             cells = (0, 0)
             if isinstance(layers, nn.LSTM):
