@@ -208,13 +208,13 @@ def test_quick_commands_need_none_of_the_large_packages(command, tmp_path):
 def test_terminal_shows_that_a_command_is_loading_before_torch_is_loaded(command):
     code = """
 import sys
-from fastrl.cli import learn, main, sharing
+from fastrl.cli import learn, main
 
 def loading():
     print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
     raise SystemExit
 
-learn.loading = sharing.loading = loading
+learn.loading = loading
 main(sys.argv[1:])
 """
     done = subprocess.run(
