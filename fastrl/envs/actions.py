@@ -86,6 +86,11 @@ class ActionConverter:
             path: _convert(leaf, bounds, path) for path, leaf in leaves(space).items()
         }
         self._only = self._converts.get("")
+        self._scalars = {
+            path
+            for path, leaf in leaves(space).items()
+            if isinstance(leaf, spaces.Box) and not leaf.shape
+        }
         # Elements of an array of scalars are copies already.
         self._as_stored = (
             isinstance(space, spaces.Discrete) and space.start == 0 and space.dtype == np.int64
@@ -116,8 +121,8 @@ class ActionConverter:
         if self._as_stored:
             return list(rows[0])
         if self._only is not None:
-            return list(self._only(rows[0]))
-        columns = {path: list(array) for path, array in self._arrays(rows).items()}
+            return self._each("", self._only(rows[0]))
+        columns = {path: self._each(path, array) for path, array in self._arrays(rows).items()}
         return [
             unflatten(self._space, dict(zip(columns, parts, strict=True)))
             for parts in zip(*columns.values(), strict=True)
@@ -137,6 +142,12 @@ class ActionConverter:
         """
         found = zip(leaves(self._space).items(), rows, strict=True)
         return [_sampled(leaf, array, self._bounds, path) for (path, leaf), array in found]
+
+    def _each(self, path: str, rows: NDArray[Any]) -> list[Any]:
+        """Return one action per environment, an array also for a ``Box`` without dimensions."""
+        if path in self._scalars:
+            return [rows[index, ...] for index in range(len(rows))]
+        return list(rows)
 
     def _arrays(self, rows: Rows) -> dict[str, NDArray[Any]]:
         pairs = zip(self._converts.items(), rows, strict=True)

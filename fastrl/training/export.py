@@ -136,7 +136,8 @@ class _Converter(nn.Module):
             half_width = (leaf.high.astype(np.float64) - leaf.low) / 2
             numbers = {"low": leaf.low, "high": leaf.high, "half_width": half_width}
         for name, array in numbers.items():
-            self.register_buffer(name, torch.from_numpy(array.copy()))
+            # An operation on arrays of no dimensions returns a scalar.
+            self.register_buffer(name, torch.from_numpy(np.array(array)))
 
     def forward(self, action: Tensor) -> Tensor:
         if not self._is_box:

@@ -86,11 +86,16 @@ class TrainedPolicy:
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(whole("seed", seed, 0))
         self._state_size = state_size(model)
         self._observed = leaves(env_spec.observation_space)
         self._writer = ObservationWriter(env_spec.observation_space)
         self._converter = ActionConverter(env_spec.action_space, action_bounds)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle for another process, with the random stream of sampled actions."""
+        known = self.model, self.env_spec, self.action_bounds, self._generator.get_state()
+        return _restored, known
 
     def act(
         self,
@@ -232,6 +237,14 @@ class TrainedPolicy:
         arrays = zip(self.env_spec.action, flatten(space, action), strict=True)
         tensors = {path: torch.as_tensor(array, device=device) for path, array in arrays}
         return unflatten(space, tensors)
+
+
+def _restored(
+    model: PolicyModel, env_spec: EnvSpec, action_bounds: ActionBounds, stream: Tensor
+) -> TrainedPolicy:
+    policy = TrainedPolicy(model, env_spec, action_bounds)
+    policy._generator.set_state(stream)
+    return policy
 
 
 def _array(value: Any, path: str) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from fastrl import export_run, load_policy
 from fastrl.cli import main
@@ -14,7 +15,9 @@ from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
 from fastrl.models import ActorCritic
 from fastrl.spaces import flatten
+from fastrl.spec import EnvSpec
 from fastrl.training import export, train
+from fastrl.training.trained_policy import TrainedPolicy
 from tests.training.clockwork import small_run
 from tests.training.spacious import KINDS
 from tests.training.test_policy import leaves_of, samples, stacked
@@ -46,6 +49,19 @@ def test_torchscript_acts_as_the_policy(spacious_run, tmp_path, kind):
         found = module(*map(torch.from_numpy, rows))
         found = found if isinstance(found, tuple) else (found,)
         assert_same([each.detach().numpy() for each in found], wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("bounds", ["clip", "squash"])
+def test_an_action_without_dimensions_is_exported(tmp_path, bounds):
+    space = spaces.Box(-1, 1, ())
+    spec = EnvSpec("Some-v0", spaces.Box(-1, 1, (2,)), space)
+    policy = TrainedPolicy(ActorCritic(spec, ModelConfig(), bounds).eval(), spec, bounds)
+    export.export(policy, "torchscript", tmp_path / "policy.pt")
+    action, _ = policy.act(np.zeros(2, np.float32))
+    assert space.contains(action)
+    loaded = torch.jit.load(tmp_path / "policy.pt")
+    np.testing.assert_allclose(loaded(torch.zeros(1, 2)).detach().numpy(), action[None], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["squashed", "nested", "multi_discrete"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -78,6 +80,19 @@ def test_one_observation_gives_one_action_that_is_a_row_of_the_batch(spacious_ru
         assert action_space.contains(action)
         for alone, column in zip(leaves_of(action_space, action), columns, strict=True):
             np.testing.assert_allclose(alone, column[row], rtol=1e-5, atol=1e-6)
+
+
+def test_a_policy_travels_with_its_random_stream(spacious_run):
+    _, space = KINDS["nested"]
+    policy = load_policy(spacious_run("nested"), seed=3)
+    observation = samples("nested", 1)[0]
+    policy.act(observation, deterministic=False)
+    copies = pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)
+    wanted, _ = policy.act(observation, deterministic=False)
+    for each in copies:
+        found, _ = each.act(observation, deterministic=False)
+        pairs = zip(leaves_of(space, found), leaves_of(space, wanted), strict=True)
+        assert all((one == other).all() for one, other in pairs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -221,3 +236,8 @@ def test_damaged_spaces_are_one_line(trained, tmp_path, change):
     with pytest.raises(CheckpointError, match=r"spaces\.json' is damaged: ") as caught:
         load_policy(run)
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_that_is_no_number_is_one_line(spacious_run):
+    with pytest.raises(ConfigError, match="^seed must be a whole number of at least 0, got 'x'"):
+        load_policy(spacious_run("discrete"), seed="x")
