@@ -73,6 +73,7 @@ SHARED_FILE_NAMES: dict[str, str] = {}
 """Names that several files have, and why they may."""
 
 
+@cache
 def name_of(path: Path) -> str:
     """Return a module's name inside fastrl, empty for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -94,16 +95,19 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Yield the full names of all that a module imports: in functions and for types as well."""
+@cache
+def imports_of(path: Path) -> list[str]:
+    """Return the full names of all that a module imports: in functions and for types as well."""
+    found = []
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = ["fastrl", *name_of(path).split(".")][: -node.level or None]
             start = ".".join(package) if node.level else ""
             module = ".".join(part for part in (start, node.module) if part)
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def own_imports_of(path: Path) -> Iterator[str]:
@@ -180,12 +184,11 @@ def test_no_modules_import_each_other():
 def write_room(directory, monkeypatch, **texts):
     """Write the modules of ``fastrl.room``, and have the functions of this file read them."""
     paths = [directory / "room" / f"{name}.py" for name in texts]
-    (directory / "room").mkdir(exist_ok=True)
+    (directory / "room").mkdir(parents=True)
     for path, text in zip(paths, texts.values(), strict=True):
         path.write_text(text)
     monkeypatch.setattr(f"{__name__}.PACKAGE", directory)
     monkeypatch.setattr(f"{__name__}.MODULES", paths)
-    tree_of.cache_clear()
     return paths
 
 
@@ -204,7 +207,7 @@ def test_a_cycle_of_imports_for_types_is_seen(tmp_path, monkeypatch):
     }
     paths = write_room(tmp_path, monkeypatch, **texts)
     assert set(cycle_in(paths)) == {"room.a", "room.b", "room.c"}
-    assert not cycle_in(write_room(tmp_path, monkeypatch, **texts | {"c": ""}))
+    assert not cycle_in(write_room(tmp_path / "cured", monkeypatch, **texts | {"c": ""}))
 
 
 def test_packages_are_imported_by_their_owners_only():

@@ -97,7 +97,7 @@ def files_of(tmp_path):
     return sorted((tmp_path / "__pycache__").glob("simple.triple*.nb*"))
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     damage=st.sampled_from(["emptied", "cut", "zeros", "flipped", "other", "removed"]),
     which=st.sampled_from([(0,), (1,), (0, 1)]),

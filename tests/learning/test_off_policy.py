@@ -168,12 +168,11 @@ def test_compiled_kernels_are_used(algorithm):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("sign", [1, -1], ids=["reward", "reward with its sign flipped"])
 @pytest.mark.parametrize(
-    ("algorithm", "updates"),
+    ("algorithm", "sign", "updates"),
     [
-        (APPOConfig(learning_rate=3e-3, minibatch_size=32, epochs=4), 40),
-        (ImpalaConfig(learning_rate=1e-2), 100),
+        (APPOConfig(learning_rate=3e-3, minibatch_size=32, epochs=4), 1, 40),
+        (ImpalaConfig(learning_rate=1e-2), -1, 100),
     ],
     ids=NAMES,
 )

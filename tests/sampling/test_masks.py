@@ -64,11 +64,16 @@ def check(rollout, spec):
     return (seen[..., 1] * 100).round().long()
 
 
-@pytest.mark.parametrize("random_actions", [False, True])
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+SPACES = [("discrete", "info"), ("multi", "method"), ("nested", "key"), ("nested", "info")]
+
+
 @pytest.mark.parametrize(
-    ("actions", "source"),
-    [("discrete", "info"), ("multi", "method"), ("nested", "key"), ("nested", "info")],
+    ("topology", "actions", "source", "random_actions"),
+    [
+        *(("serial", *space, random) for space in SPACES for random in (False, True)),
+        *(("process", *space, number % 2 == 0) for number, space in enumerate(SPACES[1:3])),
+        *(("model worker", *space, number % 2 == 1) for number, space in enumerate(SPACES[1:3])),
+    ],
 )
 def test_every_action_is_valid_and_every_mask_that_of_its_step(
     topology, actions, source, random_actions

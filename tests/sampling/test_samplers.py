@@ -26,6 +26,8 @@ TOPOLOGIES = [
 # Those in which every value of N, M and groups meets the values of the others.
 FEW = [Topology(4, *each) for each in ((1, 0, 2), (1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 0, 1))]
 FEW.append(Topology(4, 3, 2, 2))
+MIXED = [(topology, number % 2 == 1) for number, topology in enumerate(FEW)]
+"""Each synchronous or asynchronous."""
 ROLLOUTS = 5
 
 
@@ -35,8 +37,7 @@ def collect_and_check(sampler, plan, nested=False):
         ledger.check(sampler.collect(), nested)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("topology", FEW, ids=str)
+@pytest.mark.parametrize(("topology", "asynchronous"), MIXED, ids=str)
 def test_every_transition_lands_in_its_slot(topology, asynchronous):
     plan = make_plan(topology, rollout_length=7)
     with ProcessSampler(plan, asynchronous=asynchronous, debug=True) as sampler:

@@ -51,6 +51,11 @@ def orders(run):
     return [json.loads(line) for line in (run / "orders.jsonl").read_text().splitlines()]
 
 
+def assert_gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
 def until(condition, timeout_s=150.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -170,19 +175,24 @@ def test_what_depends_on_the_cores_is_that_of_the_whole_machine(monkeypatch, cor
 
 
 @pytest.mark.timeout(300)  # it starts programs in turn
-def test_ctrl_c_ends_the_trials_and_the_same_command_continues(sweep):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_sweep_that_is_ended_ends_its_trials_and_the_same_command_continues(sweep, number, code):
     options = ["--dir", "all", "--over", "algorithm.gamma=0.75,0.7", "--jobs", "1"]
     command = [sys.executable, "-c", CODE, "sweep", "--env", "CartPole-v1", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: Path("all/trial-000/metrics.jsonl").exists())
-        process.send_signal(signal.SIGINT)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert "trial 0 (algorithm.gamma=0.75) stopped" in err
-    assert "the same command continues" in err
+    assert process.returncode == code
+    assert children
+    assert_gone(children)
+    if number == signal.SIGINT:
+        assert "trial 0 (algorithm.gamma=0.75) stopped" in err
+        assert "the same command continues" in err
     assert not Path("all/trial-001").exists()
     Path("cured").touch()
     assert sweep(*options)[0] == 0
@@ -300,30 +310,6 @@ def test_a_trial_learns_what_train_learns(tmp_path, monkeypatch):
     ]
     assert models[0].read_bytes() == models[1].read_bytes()
     assert trial.state == "finished"
-
-
-@pytest.mark.timeout(300)  # it starts programs in turn
-def test_nothing_is_left_of_a_killed_sweep_and_the_same_command_continues(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    Path("slow").touch()
-    command = [sys.executable, "-m", "fastrl", "sweep", "--seeds", "0:1", "--dir", "all"]
-    command += ["--env", "tests.sweeps.slow_cartpole:SlowCartPole", *TINY]
-    command += ["sampler.num_env_workers=1", "logging.every_steps=64", "checkpoint.every_steps=64"]
-    run = Path("all/trial-000")
-    process = subprocess.Popen(command)
-    try:
-        until((run / "metrics.jsonl").exists)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 2
-    finally:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
-    Path("slow").unlink()
-    assert cli.main(command[3:]) == 0
-    assert json.loads((run / "summary.json").read_text())["steps"] == 256
 
 
 def test_spaces_and_grids_exclude_each_other(tmp_path):

@@ -198,16 +198,6 @@ def test_run_whose_rank_is_killed_twenty_times_always_resumes(tmp_path):
     goes_on(run)
 
 
-@pytest.mark.slow
-def test_ranks_that_differ_end_with_one_line(tmp_path):
-    command = ["train", *RUN, ENDLESS, f"run_dir={tmp_path / 'run'}"]
-    with started([[*command, "algorithm.gamma=0.9"], command]) as ranks:
-        for code, (line,) in map(ended, ranks):
-            assert code == 2
-            assert "rank 1 differs from rank 0 in the configuration" in line
-    assert not (tmp_path / "run").exists()
-
-
 def two_ranks() -> Ranks:
     """One of two, without the other."""
     ranks = Ranks()

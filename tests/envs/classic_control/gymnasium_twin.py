@@ -21,7 +21,7 @@ FIRST = [
     name if name in ("CartPole-v1", "Pendulum-v1") else pytest.param(name, marks=pytest.mark.slow)
     for name in NAMES
 ]
-"""For what torch compiles for half a minute: a task of each kind of action, and slowly the rest."""
+"""For what takes long: a task of each kind of action, and slowly the rest."""
 
 
 class GymnasiumTwin:
