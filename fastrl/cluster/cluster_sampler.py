@@ -35,7 +35,7 @@ from fastrl.spec import Topology
 from fastrl.workers.plan import SamplingPlan
 
 _SLICE_S = 0.2
-"""How long one wait for answers lasts, between which deadlines and nodes are checked."""
+"""How long one wait for answers lasts; deadlines and nodes are checked between waits."""
 _ASKED_S = 1.0
 """After how long a node answers, whether its rollout is complete or not."""
 _INLINE_BYTES = 65536
@@ -142,9 +142,9 @@ class ClusterSampler(Sampler):
         member.ask(timeout_s, "collect", _ASKED_S, *weights)
 
     def _continue(self) -> None:
-        """Ask late nodes again; those that have just joined only if there are no others.
+        """Ask late nodes again, and new ones only where no other node is sampling.
 
-        Otherwise the rollouts of all others would wait for the first one of a node.
+        An update would otherwise wait for the first rollout of a node that has just joined.
         """
         for member in self._under_way():
             if not member.asked:
@@ -178,7 +178,7 @@ class ClusterSampler(Sampler):
             self._roster.delivered(member)
 
     def _assembled(self) -> Rollout:
-        """Copy what has arrived into the next bank, which frees it on the nodes."""
+        """Copy what has arrived into the next bank, so that object stores can free it."""
         arrived = sorted(self._arrived.values(), key=lambda each: each[0].seat.topology.first_env)
         self._arrived.clear()
         index = self._next_rollout
@@ -212,7 +212,7 @@ class ClusterSampler(Sampler):
             raise FastrlError("this sampler has no policy: its actions are random")
         vector = self._weights.pack(state_dict)
         self._version += 1
-        # References of requests under way keep the one before.
+        # Requests under way hold references to the version before.
         is_small = len(vector) <= _INLINE_BYTES
         self._sent = vector if is_small else self._connection.put(vector)
         self._vector = vector
@@ -301,7 +301,7 @@ class ClusterSampler(Sampler):
     def _asked(
         self, method: str, *arguments: Any, timeout_s: float | None = None
     ) -> list[tuple[Member, Any]]:
-        """Return the answers of all nodes to a request, after their requests under way."""
+        """Send a request to each node once it is idle; return the answers of all."""
         timeout_s = self._settings.node_timeout_s + (timeout_s or 0.0)
         found: dict[Member, Any] = {}
         waiting, asked = list(self._roster), set()
@@ -339,10 +339,10 @@ class ClusterSampler(Sampler):
             raise FastrlError("this sampler is closed; make a new one to continue")
 
     def _check_store(self) -> None:
-        """Reject an object store that holds too few rollouts.
+        """Reject an object store that is too small for the rollouts of the run.
 
         Raises:
-            ConfigError: Says which, and how large it must be.
+            ConfigError: Names the node, and the size that it needs.
         """
         nodes = self._connection.nodes()
         sizes = [self._num_bytes(self._config.sampler.topology(node.cores)) for node in nodes]
@@ -366,8 +366,8 @@ def _check(config: Config) -> None:
     assert config.cluster is not None
     if config.cluster.mode == "gradients":
         raise ConfigError(
-            "cluster.mode: with gradients each node has a sampler of its own, see fastrl train; "
-            "one sampler for the whole cluster needs rollouts"
+            "cluster.mode: with gradients, fastrl train starts a sampler and a learner on each "
+            "node; one sampler for the whole cluster needs rollouts"
         )
     if config.sampler.kind != "process":
         raise ConfigError(

@@ -61,8 +61,9 @@ class Connection(Closing):
     def __init__(self, address: str) -> None:
         if address.startswith("ray://"):
             raise ConfigError(
-                f"cluster.address: {address} would send every rollout through one process; run "
-                "fastrl on a machine of the cluster with cluster.address=auto"
+                f"cluster.address: must be local, auto or host:port, got '{address}', which would "
+                "send everything through one process; run fastrl on a machine of the cluster with "
+                "cluster.address=auto"
             )
         try:
             import ray
@@ -91,12 +92,12 @@ class Connection(Closing):
                 )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise ConfigError(
-                f"cluster.address: '{address}' is no cluster that this process can join: "
+                f"cluster.address: this process cannot join the cluster '{address}': "
                 f"{one_line(error, 300)}"
             ) from error
 
     def nodes(self) -> list[Node]:
-        """Return the nodes that Ray holds for alive and that have cores, this one first.
+        """Return the nodes with cores that Ray reports as alive, this machine's first.
 
         Raises:
             WorkerError: The head of the cluster does not answer.
@@ -140,7 +141,7 @@ class Connection(Closing):
         return self._ray.put(value)
 
     def ready(self, references: Sequence[Any], seconds: float) -> list[Any]:
-        """Return those whose answers are here, after at most some seconds."""
+        """Wait at most ``seconds`` for an answer; return the references that are ready."""
         found: list[Any] = self._ray.wait(list(references), num_returns=1, timeout=seconds)[0]
         if len(references) > 1 and found:
             found = self._ray.wait(list(references), num_returns=len(references), timeout=0)[0]
@@ -150,7 +151,7 @@ class Connection(Closing):
         """Return an answer.
 
         Raises:
-            NodeLostError: There will be none.
+            NodeLostError: It is lost.
         """
         try:
             return self._ray.get(reference, timeout=seconds)
@@ -187,7 +188,7 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _ours() -> Iterator[None]:
-    """Keep this process's signal handlers, which Ray replaces, and its warnings out of the way."""
+    """Restore this process's signal handlers, which Ray replaces, and hide Ray's warnings."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with warnings.catch_warnings():

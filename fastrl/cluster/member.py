@@ -13,11 +13,11 @@ from fastrl.spec import Topology
 
 
 class Seat:
-    """A share of the run's slots, which a node holds, and after it another one of the same size.
+    """A range of the run's slots that one node fills, and another of its size if that is lost.
 
     Attributes:
         name: ``node-0``, ….
-        topology: Of the sampler that holds it; has its first slot.
+        topology: Of the node's sampler; ``first_env`` is the first slot.
 
     Args:
         index: Of the seat.
@@ -37,15 +37,15 @@ class Seat:
 
     @property
     def counters(self) -> NDArray[np.int64]:
-        """``[workers, Counter] int64``: what all holders have done."""
+        """``[workers, Counter] int64``: what the workers of all its nodes have done."""
         return self._before + self._now
 
     def update(self, counters: NDArray[np.int64]) -> None:
-        """Set what the present holder has done."""
+        """Set what the workers of the present node have done."""
         self._now = np.array(counters)
 
     def leave(self) -> None:
-        """Let the next holder count from 0."""
+        """Keep the counts so far; those of the next node are added."""
         self._before, self._now = self.counters, np.zeros_like(self._before)
 
 
@@ -53,9 +53,9 @@ class Member(Peer):
     """The sampler of one node, with at most one request under way; see `Peer`.
 
     Attributes:
-        seat: What it holds.
+        seat: The slots that it fills.
         samples: Whether its sampler is made.
-        is_late: Whether it has begun a rollout and not returned it yet.
+        is_late: Whether it has begun a rollout and did not complete it within a request.
 
     Args:
         connection: To the cluster.

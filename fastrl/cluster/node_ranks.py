@@ -20,7 +20,7 @@ from fastrl.learning.ranks import Ranks, leading_ranks, ranks_at
 
 _LOGGER = logging.getLogger(__name__)
 _END_S = 30.0
-"""How long ranks may take to end after rank 0 has."""
+"""How long the other ranks may take to end after rank 0."""
 
 Follow = Callable[..., Any]
 """What the ranks of other nodes do; called with the keyword argument ``ranks``."""
@@ -126,7 +126,9 @@ class NodeRanks(Closing):
             total, unit = self._config.topology.num_envs, self._config.sampler.unit
             while found and total % (unit * (len(found) + 1)):
                 idle = found.pop().host
-                _LOGGER.warning("%s is idle: sampler.num_envs does not divide among all", idle)
+                _LOGGER.warning(
+                    "%s is left idle: sampler.num_envs cannot be divided among all machines", idle
+                )
         return found
 
     def _prepare(self, nodes: list[Node], actors: list[Any], follow: Follow) -> None:
@@ -155,7 +157,7 @@ class NodeRanks(Closing):
                 )
 
     def _wait(self, runs: list[Any], seconds: float) -> None:
-        """Wait until the ranks have ended, so that their workers end in peace."""
+        """Wait until the ranks have ended, so that they close their workers themselves."""
         until_s = time.monotonic() + seconds
         while runs and (left_s := until_s - time.monotonic()) > 0:
             ready = self._connection.ready(runs, left_s)

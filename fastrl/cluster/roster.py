@@ -19,9 +19,9 @@ from fastrl.spec import Topology
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 1.0
-"""How often nodes that have joined or ended are looked for."""
+"""How often the list of the cluster's nodes is read."""
 _LONGEST_BREAK_S = 60.0
-"""Before a node that fails again and again is tried once more."""
+"""The longest pause before a node that keeps failing is tried again."""
 
 
 @dataclass
@@ -63,10 +63,10 @@ class Roster(Closing):
         return iter(sorted(found, key=lambda member: member.seat.topology.first_env))
 
     def begin(self) -> None:
-        """Open a sampler on every node there is, and wait for all.
+        """Make a sampler on every node, and wait until all of them are ready.
 
         Raises:
-            FastrlError: One cannot be opened, or there is no node.
+            FastrlError: One cannot be made, or there is no node.
         """
         self.look()
         while not all(member.samples for member in self._members.values()):
@@ -76,7 +76,7 @@ class Roster(Closing):
         self._begun = True
 
     def look(self) -> None:
-        """Open samplers on nodes that have joined or are back, and drop those that have ended."""
+        """Make samplers on nodes that have joined or are back; drop nodes that have left."""
         now_s = time.monotonic()
         if now_s < self._looked_s + _LOOK_S:
             return
@@ -95,10 +95,10 @@ class Roster(Closing):
         """Return the members that have answered within some seconds, and their answers.
 
         An answer is a `FastrlError` if the node raised one. Members without an answer within their
-        deadline are lost. Those that have been opened are kept and not returned.
+        deadline are lost. Answers of samplers that were being made are handled here.
 
         Raises:
-            FastrlError: One of the first nodes cannot be opened.
+            FastrlError: The sampler of one of the first nodes cannot be made.
         """
         asked = {member.reference: member for member in self._members.values() if member.asked}
         if not asked:
@@ -137,7 +137,7 @@ class Roster(Closing):
             _LOGGER.warning("%s begins new episodes: %s", member, answer)
 
     def delivered(self, member: Member) -> None:
-        """Note that a node samples well."""
+        """Note that a node has sampled a rollout, which ends its failures in a row."""
         self._failures.pop(member.node.id, None)
 
     def lose(self, member: Member, cause: str) -> None:
@@ -154,7 +154,7 @@ class Roster(Closing):
         self._lost(member, cause, failures.count)
 
     def close(self) -> None:
-        """End all members: in peace if they answer soon."""
+        """Close the samplers of all members; kill those that take too long."""
         ending, timeout_s = list(self._members.values()), self._config.env.close_timeout_s + 2.0
         until_s = time.monotonic() + timeout_s
         for member in ending:

@@ -24,13 +24,17 @@ from fastrl.errors import ConfigError, WorkerError, one_line
 DEADLINE_S = 30.0
 """Without a sign of life for so long a rank counts as dead."""
 START_S = 120.0
-"""Deadline for all ranks to be there."""
+"""How long all ranks may take to join."""
 _BEAT_S = 0.2
+"""How often a rank gives a sign of life."""
 _POLL_S = 0.5
+"""How often a rank that waits checks whether another one is lost."""
 _SILENT_S = 3.0
-"""The deadline once a connection has broken, and for peers to see why a rank ends."""
+"""The deadline once a connection has broken, and for peers to read why a rank ends."""
 _LONGEST = 2000
+"""Characters of the reason for which a rank ends."""
 _FOREVER = timedelta(days=365)
+"""Timeout of the process group, which must not end it: `Ranks` has its own deadlines."""
 
 
 class Requests(Protocol):
@@ -60,11 +64,11 @@ class Ranks:
         size: See the attribute.
         store: The key-value store of all ranks; None for a rank on its own.
         local_rank: Number of this process on its machine, and of its GPU.
-        host: Who has the store, for errors: ``rank 0`` or a launcher.
+        host: Which process has the store, for errors: ``rank 0`` or a launcher.
         deadline_s: See `DEADLINE_S`.
 
     Raises:
-        WorkerError: The other ranks have not come within `START_S`.
+        WorkerError: The other ranks have not joined within `START_S`.
     """
 
     def __init__(
@@ -297,7 +301,7 @@ class Ranks:
 
 
 def _abandon(group: Any) -> None:
-    """Keep a process group for ever: its destructor waits for operations with a dead rank."""
+    """Never free a process group, whose destructor would wait for a rank that is dead."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     if torch.cuda.is_available():
         nccl = group._get_backend(torch.device("cuda"))
@@ -327,7 +331,7 @@ def ranks_at(
 
     Raises:
         ArgumentError: A number is out of range.
-        WorkerError: The other ranks have not come within `START_S`.
+        WorkerError: The other ranks have not joined within `START_S`.
     """
     whole("size", size)
     whole("rank", rank, at_least=0)
@@ -348,7 +352,7 @@ def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Rank
         start: Starts them; called with the port at which they find this process.
 
     Raises:
-        WorkerError: The other ranks have not come within `START_S`.
+        WorkerError: The other ranks have not joined within `START_S`.
     """
     store = _store(address, 0, is_master=True)
     start(store.port)
@@ -360,7 +364,7 @@ def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
 
     Raises:
         ConfigError: Variables are missing or wrong.
-        WorkerError: The other ranks have not come within `START_S`.
+        WorkerError: The other ranks have not joined within `START_S`.
     """
     size = _number(environment, "WORLD_SIZE", 1)
     if size == 1:

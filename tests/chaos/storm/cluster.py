@@ -20,7 +20,11 @@ from typing import Any
 
 import psutil
 
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+}
 
 from fastrl.config import ClusterConfig, Config, load_config
 from fastrl.sampling import make_sampler
