@@ -21,9 +21,9 @@ def brief(value: object, width: int = 60) -> str:
     return one_line(value, width, repr)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``; did you mean '…'?`` with the known name most like ``name``, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
