@@ -289,6 +289,24 @@ def _joined(spec: EnvSpec, parts: list[dict[str, NDArray[Any]]]) -> Demonstratio
     )
 
 
+def are_allowed(spec: EnvSpec, action: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    """Return which actions a mask allows, ``[n] bool``.
+
+    Args:
+        spec: Of the environment.
+        action: Per leaf ``[n, *shape]``, as a policy samples it.
+        mask: ``[n, choices] bool``.
+    """
+    chosen = [
+        action[path].flatten(1) if leaf.shape else action[path][:, None]
+        for path, leaf in leaves(spec.action_space).items()
+        if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete)
+    ]
+    sizes = torch.tensor(spec.choices)
+    columns = torch.cat(chosen, 1) + sizes.cumsum(0) - sizes
+    return mask.gather(1, columns).all(1)
+
+
 def _check_masks(demonstrations: Demonstrations, what: str) -> None:
     """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
 
@@ -299,16 +317,7 @@ def _check_masks(demonstrations: Demonstrations, what: str) -> None:
     _, mask = spec.split_mask(demonstrations.observation)
     if mask is None:
         return
-    chosen = [
-        demonstrations.action[path].flatten(1)
-        if leaf.shape
-        else demonstrations.action[path][:, None]
-        for path, leaf in leaves(spec.action_space).items()
-        if isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete)
-    ]
-    sizes = torch.tensor(spec.choices)
-    columns = torch.cat(chosen, 1) + sizes.cumsum(0) - sizes
-    wrong = ~mask.gather(1, columns).all(1)
+    wrong = ~are_allowed(spec, demonstrations.action, mask)
     if wrong.any():
         row = int(wrong.nonzero()[0])
         episode = int(demonstrations.episode[row])

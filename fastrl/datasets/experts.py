@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrl.arguments import brief
+from fastrl.datasets.demonstrations import are_allowed
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
@@ -116,7 +117,7 @@ class FunctionPolicy(Demonstrator):
         """Return the function's actions.
 
         Raises:
-            FastrlError: The function returned something that is not an action.
+            FastrlError: The function returned something that is not an action, or an invalid one.
         """
         spec = self._env_spec
         given = dict(observation)
@@ -130,18 +131,33 @@ class FunctionPolicy(Demonstrator):
             self._action(unflatten(spec.observation_space, {k: v[row] for k, v in arrays.items()}))
             for row in range(len(next(iter(arrays.values()))))
         ]
-        rows = tuple(np.stack(column) for column in zip(*chosen, strict=True))
         device = next(iter(observation.values())).device
-        sampled = (torch.from_numpy(leaf).to(device) for leaf in self._converter.sampled(rows))
-        return PolicyStep(dict(zip(spec.action, sampled, strict=True)), {}, state)
+        sampled = self._sampled(chosen, None if mask is None else mask.cpu())
+        return PolicyStep({path: leaf.to(device) for path, leaf in sampled.items()}, {}, state)
 
     def check(self, observation: Any) -> None:
         """Call the function with the observation of one environment.
 
         Raises:
-            FastrlError: It returned something that is not an action.
+            FastrlError: It returned something that is not an action, or an invalid one.
         """
-        self._converter.sampled(tuple(leaf[None] for leaf in self._action(observation)))
+        key = self._env_spec.action_mask
+        mask = None if key is None else torch.as_tensor(observation[key])[None] != 0
+        self._sampled([self._action(observation)], mask)
+
+    def _sampled(self, chosen: list[list[Any]], mask: Tensor | None) -> dict[str, Tensor]:
+        """Return actions of n environments as a policy samples them, per leaf ``[n, *shape]``."""
+        rows = tuple(np.stack(column) for column in zip(*chosen, strict=True))
+        sampled = map(torch.from_numpy, self._converter.sampled(rows))
+        action = dict(zip(self._env_spec.action, sampled, strict=True))
+        if mask is not None and not are_allowed(self._env_spec, action, mask).all():
+            raise FastrlError(f"{self._name} returned an action that the mask forbids")
+        return action
+
+    @property
+    def _name(self) -> str:
+        name: str = getattr(self._function, "__name__", "the policy")
+        return name
 
     def _action(self, observation: Any) -> list[Any]:
         """Return the leaves of an action."""
@@ -155,9 +171,9 @@ class FunctionPolicy(Demonstrator):
         if [leaf.shape for leaf in found] != wanted or not all(
             leaf.dtype.kind in "biuf" and np.isfinite(leaf).all() for leaf in found
         ):
-            name = getattr(self._function, "__name__", "the policy")
             raise FastrlError(
-                f"{name} returned {brief(action)}, which is not an action of {spec.action_space}"
+                f"{self._name} returned {brief(action)}, which is not an action of "
+                f"{spec.action_space}"
             )
         return found
 

@@ -33,6 +33,11 @@ def by_parts(observation):
     return {"move": np.float32([0.25, step % 4 / 4]), "key": 2 + step % 4}
 
 
+def first_invalid(observation):
+    """The first action that the mask forbids, or the first of all."""
+    return 3 + int(np.argmin(observation["action_mask"]))
+
+
 def first_valid(observation):
     """The first action that the mask allows."""
     return 3 + int(np.flatnonzero(observation["action_mask"])[0])

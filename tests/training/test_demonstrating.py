@@ -73,6 +73,8 @@ def test_masks_travel_along(tmp_path):
     _, mask = found.env_spec.split_mask(found.observation)
     assert mask.dtype == torch.bool
     assert mask.gather(1, found.action[""][:, None]).all()
+    with pytest.raises(ConfigError, match="first_invalid returned an action that the mask forbids"):
+        record_function(config, "tests.datasets.playing:first_invalid", tmp_path / "other")
 
 
 def test_a_run_is_recorded_with_what_its_policy_puts_out(tmp_path):
