@@ -102,13 +102,17 @@ def check_counts(name, task, directory):
 
 
 @pytest.mark.parametrize(
-    "name", ["single-env", "gymnasium-sync", "gymnasium-async", "fastrl-default"]
+    "name",
+    [
+        *("gymnasium-sync", "fastrl-default"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("single-env", "gymnasium-async")),
+    ],
 )
 def test_counts_every_step_no_reset_and_leaves_no_process(name, task, tmp_path):
     check_counts(name, task, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["sb3-dummy", "sb3-subproc"])
+@pytest.mark.parametrize("name", ["sb3-dummy", pytest.param("sb3-subproc", marks=pytest.mark.slow)])
 def test_sb3_counts_every_step_no_reset_and_leaves_no_process(name, task, tmp_path):
     pytest.importorskip("stable_baselines3")
     check_counts(name, task, tmp_path)

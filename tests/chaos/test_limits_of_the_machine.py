@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fastrl.training.checkpoint import CheckpointStore
-
 ROOT = Path(__file__).parents[2]
 TRAIN = (
     "train env.id=CartPole-v1 run_dir=run sampler.envs_per_worker=2 sampler.num_env_workers=1 "
@@ -49,24 +47,6 @@ def test_size_of_dev_shm_does_not_matter(tmp_path):
         tmp_path, f"mount -t tmpfs -o size=4k none /dev/shm && {{fastrl}} {TRAIN}32"
     )
     assert code == 0, errors
-
-
-@pytest.mark.slow  # in one process: tests/training/test_stops.py
-@needs_mounts
-def test_full_disk_is_one_line_and_the_checkpoints_before_are_whole(tmp_path):
-    (tmp_path / "run").mkdir()
-    code, errors = shell(
-        tmp_path,
-        f"mount -t tmpfs -o size=256k none run && {{fastrl}} {TRAIN}4096 checkpoint.keep_last=99; "
-        "code=$?; mkdir saved && cp -r run/checkpoints saved; exit $code",
-    )
-    assert code == 2
-    (line,) = [line for line in errors.splitlines() if "error" in line]
-    assert "cannot be written: No space left on device [" in line
-    store = CheckpointStore(tmp_path / "saved" / "checkpoints")
-    assert store.names()
-    for name in store.names():
-        store.load(name)
 
 
 @pytest.mark.slow
