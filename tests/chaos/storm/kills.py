@@ -178,5 +178,6 @@ def _is_alive(pid: int) -> bool:
 
 
 def _shared_names() -> set[str]:
-    directory = Path("/dev/shm")
-    return {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    # Semaphores of multiprocessing are those of other programs: fastrl's have no name.
+    names = {entry.name for entry in Path("/dev/shm").glob("*")}
+    return {name for name in names if not name.startswith("sem.mp-")}
