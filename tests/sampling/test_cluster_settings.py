@@ -18,15 +18,7 @@ def plan():
 @pytest.mark.parametrize(
     ("section", "sampler", "problem"),
     [
-<<<<<<< HEAD
-        (
-            {"address": "ray://head:10001"},
-            {},
-            r"cluster\.address: .*'ray://.* cluster\.address=auto",
-        ),
-=======
         ({"address": "ray://head:10001"}, {}, r"cluster\.address: .*'ray://.*=auto"),
->>>>>>> cluster
         (
             {"address": "head"},
             {},
