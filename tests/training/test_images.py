@@ -13,6 +13,8 @@ SETTINGS = {
         "algorithm.epochs=4",
         "algorithm.minibatch_size=128",
         "algorithm.learning_rate=1e-3",
+        # Without it some seeds never try one of the four answers.
+        "algorithm.entropy_coef=0.01",
         "sampler.rollout_length=32",
         "total_steps=8192",
     ],
