@@ -113,7 +113,10 @@ class SamplerStats:
 
     @property
     def time_shares(self) -> dict[str, dict[str, float]]:
-        """Share of each worker's time by activity, see `SHARES`."""
+        """Share of each worker's time by activity, see `SHARES`.
+
+        All are 0 for a worker that has completed no activity, such as a long wait.
+        """
         times = np.stack([getattr(self, name) for name in SHARES.values()], axis=1)
         shares = times / np.maximum(times.sum(axis=1, keepdims=True), 1)
         return {

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import fastrl
-from fastrl.config import SamplerConfig
+from fastrl.config import LoggingConfig, SamplerConfig
 from fastrl.system import usable_cores
 from tests.training.clockwork import small_run
 
@@ -22,7 +22,9 @@ SAMPLERS = {
 
 def workers_of(path, **changes):
     """Train and return the content of ``workers.json``."""
-    fastrl.train(small_run(path, **changes))
+    # The window is the whole run, in which every worker completes something.
+    logging = LoggingConfig(tensorboard=False, every_steps=512)
+    fastrl.train(small_run(path, logging=logging, **changes))
     assert not (path / ".workers.json.partial").exists()
     return json.loads((path / "workers.json").read_text())
 
