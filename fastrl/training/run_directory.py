@@ -298,12 +298,19 @@ def check_new_run(config: Config, name: str | None) -> None:
     """Reject a new run whose name or directory cannot be used, before time is spent on it.
 
     Raises:
-        ConfigError: As for `new_run_path`, or the directory is in use or holds other files.
+        ConfigError: As for `new_run_path`, or the directory is in use, holds other files or cannot
+            be made.
     """
     path = new_run_path(config, name)
     if path.is_dir():
         os.close(locked(path))
         _reject_used(path)
+        return
+    above = next(each for each in (path, *path.parents) if os.path.exists(each))
+    if not above.is_dir():
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is not a directory")
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is read-only")
 
 
 def locked(path: Path) -> int:

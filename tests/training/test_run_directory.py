@@ -9,7 +9,13 @@ import pytest
 from fastrl.config import Config, EnvConfig, load_config
 from fastrl.errors import ConfigError
 from fastrl.training import run_directory, train
-from fastrl.training.run_directory import RunDirectory, find_run, new_run_path, read_config
+from fastrl.training.run_directory import (
+    RunDirectory,
+    check_new_run,
+    find_run,
+    new_run_path,
+    read_config,
+)
 from fastrl.training.session import TrainingSession
 from tests.training.clockwork import small_run
 
@@ -54,6 +60,9 @@ def test_file_in_the_way_is_one_line(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="cannot be written: "):
         RunDirectory.create(tmp_path / "run", small_run(tmp_path))
+    for path in (tmp_path / "run", tmp_path / "run" / "inner"):
+        with pytest.raises(ConfigError, match=r"cannot be made: '.*run' is not a directory"):
+            check_new_run(small_run(path), None)
 
 
 def test_run_is_found_by_path_and_by_name(tmp_path, monkeypatch):
