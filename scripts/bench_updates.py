@@ -11,6 +11,7 @@ step. Times are CPU time, so that other processes disturb little.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from bench.results import Row, quantity, write
 from bench.rounds import interleaved
-from command_line import Parser, count, output, run
+from command_line import ROOT, Parser, count, output, run
 from gymnasium import spaces
 
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig
@@ -30,7 +31,10 @@ from fastrl.learning.ppo import PPO
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
-from tests.learning.synthetic import random_rollout, remembered_rollout
+
+sys.path[:0] = [str(ROOT)]
+
+from tests.learning.synthetic import random_rollout, remembered_rollout  # noqa: E402
 
 NUMBERS = EnvSpec("numbers", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2))
 PIXELS = EnvSpec("pixels", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(17))

@@ -50,7 +50,12 @@ SIZES: dict[str, tuple[str, str, Sequence[int]]] = {
     "episode": ("steps of an episode", "env.kwargs.length", [5, 20, 100, 500]),
 }
 """Label, key and values of each size."""
-COLUMNS = ("environment", "policy", "training")
+COLUMNS = {
+    "environment": "environments alone",
+    "policy": "with policy",
+    "training": "with training",
+}
+"""The three speeds, and their labels."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,15 +99,16 @@ def _over(size: str, args: argparse.Namespace) -> list[Row]:
 
 def _draw(found: Found, path: Path) -> None:
     panels = []
-    for size, (label, _, _) in SIZES.items():
+    for size, (label, _, values) in SIZES.items():
         lines: dict[str, plots.Line] = {}
-        for column in COLUMNS:
+        for column, name in COLUMNS.items():
             rows = select(found["results"], size=size, column=column)
-            values = [row["value"] for row in rows]
-            lines[f"with {column}"] = values, [row["fps_median"] for row in rows]
-            lines[f"{plots.IDEAL}: {column}"] = values, [row["limit_fps_median"] for row in rows]
-        panels.append(plots.Panel(f"over {label}", label, "steps per second", lines))
-    plots.curves([panels[:3], panels[3:]], path, f"{plots.where(found)}; dotted: the limit")
+            measured = [row["value"] for row in rows]
+            lines[name] = measured, [row["fps_median"] for row in rows]
+            lines[f"{plots.IDEAL}: {column}"] = measured, [row["limit_fps_median"] for row in rows]
+        speed = "steps per second"
+        panels.append(plots.Panel(f"over {label}", label, speed, lines, ticks=values))
+    plots.curves([panels[:3], panels[3:]], path, f"{plots.where(found)}; ideal: the limits")
 
 
 def _parser() -> argparse.ArgumentParser:

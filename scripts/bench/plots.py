@@ -20,13 +20,23 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes, with lines by label; ``log`` is for both axes."""
+    """One pair of axes.
+
+    Attributes:
+        title: Above the axes.
+        xlabel: Below them.
+        ylabel: Beside them.
+        lines: By label.
+        log: Whether both axes are logarithmic.
+        ticks: Marks of a logarithmic x, beside a y from 0, in place of ``log``.
+    """
 
     title: str
     xlabel: str
     ylabel: str
     lines: Mapping[str, Line] = field(default_factory=dict)
     log: bool = True
+    ticks: Sequence[float] = ()
 
 
 def curves(rows: Sequence[Sequence[Panel]], path: Path, title: str = "") -> None:
@@ -77,7 +87,11 @@ def _draw(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
         elif label.startswith(IDEAL):
             colour, style = INK, ":"
         axes.plot(x, y, style, color=colour, linewidth=width, markersize=3, label=label)
-    if panel.log:
+    if panel.ticks:
+        axes.set(xscale="log", ylim=(0, None))
+        axes.set_xticks(panel.ticks, [f"{tick:,}" for tick in panel.ticks])
+        axes.minorticks_off()
+    elif panel.log:
         axes.set(xscale="log", yscale="log")
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.set_title(panel.title, fontsize=10)
