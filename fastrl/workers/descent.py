@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -29,6 +29,8 @@ OF_GROUPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 """Signals that a terminal or a scheduler sends to all processes of a run at once."""
+_MARK = "FASTRL_WORKER"
+"""Variable of the environment of all programs that a worker starts."""
 _MOST_ROUNDS = 100
 """Limit of attempts to kill a tree that keeps starting processes."""
 
@@ -162,6 +164,24 @@ def descendants_of(pids: Iterable[int]) -> list[psutil.Process]:
                 roots.add(each.pid)
                 found.append(each)
     return found
+
+
+def mark_programs(mark: str) -> None:
+    """Let `marked` find the programs that this process starts from now on."""
+    os.environ[_MARK] = mark
+
+
+def marked(marks: Container[str]) -> list[psutil.Process]:
+    """Return the descendants of this process that began under some marks, and their descendants.
+
+    They are found also after the process that has started them was killed.
+    """
+    found: list[psutil.Process] = []
+    for each in _descendants():
+        with contextlib.suppress(psutil.Error, OSError):
+            if each.environ().get(_MARK) in marks:
+                found.append(each)
+    return found + descendants_of([each.pid for each in found])
 
 
 def end_all(found: Iterable[psutil.Process]) -> None:

@@ -32,6 +32,7 @@ from fastrl.workers.descent import (
     NoThreadError,
     end_descendants,
     ignore_signal,
+    mark_programs,
     start_thread,
 )
 from fastrl.workers.handoff import StopRequestedError
@@ -118,7 +119,7 @@ def start_process(
     name: str,
     target: Callable[..., None],
     args: tuple[Any, ...],
-    settings: tuple[Connection, Connection, int, int],
+    settings: tuple[Connection, Connection, int, int, str],
 ) -> Process:
     """Start a process that runs ``target(*args)``.
 
@@ -210,6 +211,7 @@ def _run(
     lifeline: Connection,
     torch_threads: int,
     depth: int,
+    mark: str,
 ) -> None:
     """Run a worker, and report what it raises. Entry point of every process.
 
@@ -220,6 +222,7 @@ def _run(
         lifeline: Closed when the process that started this one ends.
         torch_threads: Intra-op threads of torch.
         depth: See `depth`.
+        mark: See `mark_programs`.
     """
     import torch
 
@@ -227,6 +230,7 @@ def _run(
     _depth = depth
     _forget_server()
     _ignore_group_signals()
+    mark_programs(mark)
     if sys.platform.startswith("linux"):  # for ps and top, which show 15 bytes
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
     keep_freed_memory()

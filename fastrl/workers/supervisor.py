@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+import uuid
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import cloudpickle
 
 from fastrl.errors import FastrlError, WorkerError
 from fastrl.system import lack_of_memory
-from fastrl.workers.descent import descendants_of, end_all
+from fastrl.workers.descent import descendants_of, end_all, marked
 from fastrl.workers.processes import (
     Connection,
     Process,
@@ -45,6 +46,7 @@ _DEEPEST = 2
 class _Child:
     process: Process
     report: Connection
+    mark: str
     reported: tuple[str, str] | None = None
 
 
@@ -108,8 +110,10 @@ class Supervisor:
             )
         receive, send = pipe()
         with contextlib.closing(send):
-            settings = (send, self._lifeline_read, self._torch_threads, depth() + 1)
-            self._children[name] = _Child(start_process(name, target, args, settings), receive)
+            mark = uuid.uuid4().hex
+            settings = (send, self._lifeline_read, self._torch_threads, depth() + 1, mark)
+            process = start_process(name, target, args, settings)
+            self._children[name] = _Child(process, receive, mark)
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker by name."""
@@ -143,9 +147,10 @@ class Supervisor:
         raise late
 
     def failures(self) -> list[WorkerError]:
-        """Remove every worker that raised, was killed or ended; return the errors.
+        """Remove every worker that raised, was killed or ended, and end what it has started.
 
-        The first one is the likeliest cause of the others. Their names may be used again.
+        Returns the errors, of which the first one is the likeliest cause of the others. The names
+        may be used again.
         """
         return [self._remove(name) for name in self._failed()]
 
@@ -172,6 +177,7 @@ class Supervisor:
         child = self._children.pop(name)
         error = _error_of(name, child)
         _collect(child)
+        end_all(marked({child.mark}))
         return error
 
     def stop(self) -> None:
@@ -274,7 +280,7 @@ def _end(
     if os.getpid() != owner:
         return
     pids = [child.process.pid or 0 for child in children.values()]
-    started_by_them = descendants_of(pids)
+    started_by_them = descendants_of(pids) + marked({child.mark for child in children.values()})
     try:
         request_stop()
         _wait(children, *limits)

@@ -386,17 +386,38 @@ def assert_gone(pids, within_s=60.0):
         time.sleep(0.05)
 
 
-def start_a_program(place, fails):
-    place.write_text(str(subprocess.Popen(["sleep", "60"]).pid))
-    if fails:
+def start_a_program(place, end):
+    program = subprocess.Popen(["sh", "-c", "env -i sleep 60 & echo $!; wait"], stdout=-1)
+    place.write_text(f"{program.pid} {program.stdout.readline().decode()}")
+    if end == "raise":
         raise ValueError("it failed")
+    if end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_a_worker_has_started_ends_with_it(supervisor, tmp_path, fails):
-    supervisor.start("worker-0", start_a_program, tmp_path / "pid", fails)
-    wait_for_error(supervisor)
-    assert_gone([int((tmp_path / "pid").read_text())])
+@pytest.mark.parametrize("end", ["return", "raise", "kill"])
+def test_what_a_worker_has_started_ends_with_it(supervisor, tmp_path, end):
+    supervisor.start("worker-0", start_a_program, tmp_path / "pid", end)
+    while not supervisor.failures():
+        time.sleep(0.01)
+    assert_gone([int(pid) for pid in (tmp_path / "pid").read_text().split()], within_s=10.0)
+
+
+def test_a_supervisor_ends_only_what_its_own_worker_has_started(supervisor, tmp_path):
+    place = tmp_path / "pid"
+    place.write_text("")
+    supervisor.start("worker-0", start_a_program_and_wait, place)
+    other = Supervisor(request_stop=lambda: None)
+    other.start("worker-0", start_a_program, tmp_path / "other", "kill")
+    while not place.read_text() or not other.failures():
+        time.sleep(0.01)
+    other.stop()
+    assert psutil.pid_exists(int(place.read_text().split()[0]))
+
+
+def start_a_program_and_wait(place):
+    start_a_program(place, "return")
+    time.sleep(60)
 
 
 @pytest.mark.parametrize(
