@@ -33,7 +33,7 @@ test: $(INSTALLED)
 	$(BIN)/mypy --no-error-summary; types=$$?; wait; exit $$types; }
 	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m "ray and not slow" tests/cluster
-	@echo "== notebooks" && $(BIN)/python -m pytest -q -m "notebook and not slow" tests/test_notebooks.py
+	@echo "== notebooks" && $(BIN)/python -m pytest -q -m notebook tests/test_notebooks.py
 
 docs: $(INSTALLED)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build && echo "build/site/index.html"

@@ -16,9 +16,7 @@ pytest.importorskip("ipykernel")
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 CELL_S = 100
-"""Deadline of a cell on a busy machine; all four together take about a minute."""
-# Their code is near that of guides, which tests/test_docs.py runs.
-LIKE_GUIDES = ("own_environment", "tensor_envs")
+"""Deadline of a cell on a busy machine; all notebooks together take less than a minute."""
 
 
 @pytest.fixture
@@ -45,13 +43,7 @@ def require_no_trouble(notebook):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in LIKE_GUIDES else ())
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, place):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(place)}}
