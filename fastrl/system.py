@@ -198,8 +198,15 @@ def circumstances(*others: str, command: str | None = None) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(*others),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": shlex.join(["python", *sys.argv]) if command is None else command,
+        "command": _command() if command is None else command,
     }
+
+
+def _command() -> str:
+    """Return the command line of this process; ``-m`` and the name of a module that it runs."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def _cgroups(controller: str, root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import psutil
@@ -173,12 +174,20 @@ def test_other_errors_are_no_lack_of_memory(error):
 
 def test_circumstances_say_where_when_and_how(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["scripts/measure.py", "--env", "a b"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     found = circumstances()
     assert found["command"] == "python scripts/measure.py --env 'a b'"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
     assert found["machine"]["cores"] == usable_cores()
     assert found["machine"]["memory_gib"] > 0
     assert found["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("module", ["tests.measure", "tests.measure.__main__"])
+def test_command_of_a_module_has_its_name_and_no_path_of_this_machine(monkeypatch, module):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/tests/measure/__main__.py", "--faults", "5"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(module, None))
+    assert circumstances()["command"] == "python -m tests.measure --faults 5"
 
 
 def test_versions_of_what_is_not_installed_are_left_out():

@@ -54,12 +54,7 @@ class _CompiledPolicy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def __call__(
-        self,
-        observation: Mapping[str, Tensor],
-        state: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, observation: Mapping[str, Tensor], *_: Tensor | None) -> tuple[Tensor, ...]:
         if any(leaf.requires_grad for leaf in observation.values()):
             return cast(tuple[Tensor, ...], self._model(observation))
         leading, leaves = self._model._leaves(observation)
@@ -68,17 +63,7 @@ class _CompiledPolicy:
         )
         return outputs.reshape(*leading, -1), values.reshape(leading)
 
-    def evaluate(
-        self,
-        observation: Mapping[str, Tensor],
-        action: Mapping[str, Tensor],
-        state: Tensor | None = None,
-        keep: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probability, entropy and value; see `ActorCritic.evaluate`."""
-        outputs, values = self(observation)
-        return *self._model.distribution.evaluate(outputs, action, mask), values
+    evaluate = ActorCritic.evaluate
 
 
 class _Network:
