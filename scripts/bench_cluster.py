@@ -3,6 +3,7 @@
     python scripts/bench_cluster.py --json results/cluster.json
 
 ``overhead``: one node through Ray beside a `ProcessSampler`, sampling and with training, in turns.
+``a call``: what Ray itself takes to have an actor do 2 ms of work, with nothing to send.
 ``scaling``: environments that wait 5 ms per step, which need no core, on several raylets.
 ``flatness``: growth of memory, descriptors and the object store over many rollouts.
 """
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +23,7 @@ from bench.results import Row, quantity, write
 from bench.rounds import interleaved, rate, ratio
 from command_line import Parser, count, duration, output, run
 
+from fastrl.cluster.connection import Connection
 from fastrl.config import ClusterConfig, Config, load_config
 from fastrl.learning import build_learner
 from fastrl.sampling import Sampler, make_plan, make_sampler
@@ -33,6 +36,8 @@ _SAMPLED = {
     "CartPole-v1": ("cartpole_throughput", "cartpole_ppo"),
 }
 """Configurations of sampling and of training."""
+_SERVERS = ("raylet", "gcs_server", "ray::Dashboard", "ray::RuntimeEn")
+"""Names of Ray's own processes."""
 _WAITING = ["env.id=latency_envs:TimedEnv", "env.kwargs={step_s: 0.005}"]
 
 
@@ -56,6 +61,7 @@ def main() -> int:
             overrides = [f"env.id={env_id}"] if learns else ["sampler.mode=async"]
             config = load_config(_CONFIGS / f"{name}.yaml", overrides).for_throughput()
             measured[what] = partial(_overhead, config, learns, args.rounds, args.seconds)
+    measured["a call of Ray"] = partial(_call, args.rounds)
     waiting = load_config(_CONFIGS / "throughput.yaml", [*_WAITING, "sampler.mode=async"])
     for raylets in args.raylets:
         measured[f"scaling to {raylets}"] = partial(_scaling, waiting, raylets, args)
@@ -119,6 +125,32 @@ def _window(sampler: Sampler, learner: object, seconds: float) -> float:
     return found
 
 
+class _Works:
+    """Works for some time, as an environment does."""
+
+    def work(self, seconds: float) -> None:
+        until_s = time.perf_counter() + seconds
+        while time.perf_counter() < until_s:
+            pass
+
+
+def _call(rounds: int, work_s: float = 0.002, calls: int = 100) -> Row:
+    """Return how much longer calls take than their work, where the caller works between them."""
+    found = []
+    with _cluster(1, usable_cores()) as cluster, Connection(cluster.address) as connection:
+        actor = connection.start(connection.nodes()[0], _Works, 1)
+        for _ in range(rounds + 1):
+            spent_s = []
+            for _ in range(calls):
+                _Works().work(work_s)
+                began_s = time.perf_counter()
+                connection.get(actor.work.remote(work_s), 60.0)
+                spent_s.append(time.perf_counter() - began_s - work_s)
+            found.append(1e3 * median(spent_s))
+        connection.kill(actor)
+    return quantity("overhead_ms", found[1:])
+
+
 def _scaling(config: Config, raylets: int, args: object) -> Row:
     sizes = {"num_env_workers": 1, "envs_per_worker": 2, "rollout_length": 64}
     sampler = config.sampler.model_copy(update=sizes)
@@ -155,9 +187,12 @@ def _held() -> dict[str, float]:
     own = psutil.Process()
     processes = [own, *own.children(recursive=True)]
     store = ray.cluster_resources().get("object_store_memory", 0.0)
+    # Of one process alone: pages of the object store are shared, and all touched in time.
+    unique = {each: each.memory_full_info().uss / 2**20 for each in processes}
+    rays = sum(mib for each, mib in unique.items() if each.name().startswith(_SERVERS))
     return {
-        # Held by one process alone: pages of the object store are shared, and all touched in time.
-        "unique_mib": sum(each.memory_full_info().uss for each in processes) / 2**20,
+        "unique_mib": sum(unique.values()) - rays,
+        "rays_unique_mib": rays,
         "descriptors": float(sum(each.num_fds() for each in processes)),
         "processes": float(len(processes)),
         "store_mib": (store - ray.available_resources().get("object_store_memory", 0.0)) / 2**20,

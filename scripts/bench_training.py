@@ -1,14 +1,16 @@
-"""Training speed from end to end, and of the update alone, beside Stable-Baselines3's PPO.
+"""Training speed from end to end, and of the update alone, beside the PPO of SB3 and of SBX.
 
     python scripts/bench_training.py configs/cartpole_ppo.yaml
     python scripts/bench_training.py configs/cartpole_no_velocity_ppo_lstm.yaml
     python scripts/bench_training.py configs/taxi_masked_ppo.yaml
+    python scripts/bench_training.py configs/cartpole_ppo.yaml sampler.rollout_length=256 --json OUT
 
 Both train with the settings of the configuration: environments, steps per rollout, minibatches,
 epochs, network, optimiser and normalisation. For policies with a memory the peer is RecurrentPPO
 of sb3-contrib, for environments with masks its MaskablePPO. SB3 runs with one torch thread and with
 all, and with both of its vector environments where there is more than one environment; its best
-counts. Methods take turns, each time in a process of its own; from end to end means the time of
+counts. SBX, the same in JAX, takes part where it is installed and the policy is an MLP without
+masks. Methods take turns, each time in a process of its own; from end to end means the time of
 `learn`, for fastrl from starting its workers to the last update. ``columns`` are the speeds of
 `fastrl throughput --train`, each beside its limit: environments, with the policy, with training.
 Needs: pip install -e '.[compare]'
@@ -17,6 +19,7 @@ Needs: pip install -e '.[compare]'
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -32,9 +35,10 @@ import gymnasium
 import torch
 from bench.results import Row, quantity, write
 from bench.rounds import fastest, interleaved
-from command_line import ROOT, Parser, count, duration, printed, run
+from command_line import ROOT, Parser, count, duration, output, printed, run
 
 from fastrl.config import Config, load_config
+from fastrl.envs import EnvFactory
 from fastrl.errors import ConfigError
 from fastrl.system import usable_cores
 
@@ -49,19 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.method:
         print(json.dumps(METHODS[args.method](config, args.seconds)))
         return 0
-    names = [name for name in METHODS if "subproc" not in name or config.topology.num_envs > 1]
+    names = [name for name in METHODS if _takes_part(name, config)]
     rounds = interleaved({name: partial(_in_a_process, name, args) for name in names}, args.repeats)
     found = {
         "config": str(args.config),
+        "overrides": args.overrides,
         "env": config.env.id,
         **_ratios(rounds),
         "columns": _columns(rounds["columns"]),
         "results": _rows(config.env.id, rounds),
     }
-    target = ROOT / "results" / f"training_speed_{args.config.stem}.json"
-    write(found, target, peers=["stable-baselines3", "sb3-contrib"])
-    print(json.dumps({key: found[key] for key in ("end_to_end", "update")}, indent=1))
+    target = args.json or ROOT / "results" / f"training_speed_{args.config.stem}.json"
+    write(found, target, peers=["stable-baselines3", "sb3-contrib", "sbx-rl", "jax"])
+    print(json.dumps({key: found[key] for key in found if "end_to_end" in key}, indent=1))
+    print(json.dumps(found["update"], indent=1))
     return 0
+
+
+def _takes_part(name: str, config: Config) -> bool:
+    if name.startswith("sbx") and (
+        importlib.util.find_spec("sbx") is None
+        or config.model.recurrent is not None
+        or _has_masks(EnvFactory.from_config(config.env).single())
+    ):
+        return False
+    return "subproc" not in name or config.topology.num_envs > 1
 
 
 def fastrl_learn(config: Config, seconds: float) -> float:
@@ -77,12 +93,12 @@ def fastrl_learn(config: Config, seconds: float) -> float:
     return _rate(run, _rollout(config) * 4, seconds)
 
 
-def sb3_learn(kind: str, threads: int) -> Callable[[Config, float], float]:
-    """Return what measures SB3 from end to end."""
+def sb3_learn(kind: str, threads: int, peer: str = "sb3") -> Callable[[Config, float], float]:
+    """Return what measures SB3, or SBX, from end to end."""
 
     def measure(config: Config, seconds: float) -> float:
         torch.set_num_threads(threads)
-        model = sb3_ppo(config, kind)
+        model = sb3_ppo(config, kind, peer)
         model.learn(_rollout(config))
 
         def run(steps: int) -> float:
@@ -139,12 +155,10 @@ def columns(config: Config, seconds: float) -> dict[str, dict[str, float | None]
     }
 
 
-def sb3_ppo(config: Config, kind: str) -> Any:
-    """Return SB3's PPO with the settings of a configuration."""
+def sb3_ppo(config: Config, kind: str, peer: str = "sb3") -> Any:
+    """Return SB3's PPO, or SBX's, with the settings of a configuration."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-
-    from fastrl.envs import EnvFactory
 
     wanted: Any = config.algorithm
     vector = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[kind]
@@ -166,7 +180,7 @@ def sb3_ppo(config: Config, kind: str) -> Any:
             norm_reward=wanted.normalize_rewards,
             gamma=wanted.gamma,
         )
-    algorithm, policy, network = _peer(config, has_masks)
+    algorithm, policy, network = _sbx(config) if peer == "sbx" else _peer(config, has_masks)
     return algorithm(
         policy,
         env,
@@ -244,6 +258,19 @@ def _peer(config: Config, has_masks: bool) -> tuple[Any, str, dict[str, Any]]:
     return RecurrentPPO, "MlpLstmPolicy", network
 
 
+def _sbx(config: Config) -> tuple[Any, str, dict[str, Any]]:
+    """Return the same as `_peer` for SBX, whose networks are flax's."""
+    import flax
+    from sbx import PPO
+
+    sizes, activation = list(config.model.hidden_sizes), config.model.activation
+    network = {
+        "net_arch": {"pi": sizes, "vf": sizes},
+        "activation_fn": getattr(flax.linen, activation),
+    }
+    return PPO, "MlpPolicy", network
+
+
 def _hidden_layers() -> type:
     """Return the class of an MLP as Stable-Baselines3's extractor of features."""
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
@@ -267,6 +294,8 @@ METHODS: dict[str, Callable[[Config, float], Any]] = {
     "sb3-dummy-1-thread": sb3_learn("dummy", 1),
     "sb3-dummy": sb3_learn("dummy", usable_cores()),
     "sb3-subproc-1-thread": sb3_learn("subproc", 1),
+    "sbx-dummy": sb3_learn("dummy", 1, "sbx"),
+    "sbx-subproc": sb3_learn("subproc", 1, "sbx"),
     "update": updates,
     "columns": columns,
 }
@@ -307,14 +336,18 @@ def _columns(rounds: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]
 
 
 def _ratios(rounds: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the ratios of each round: of rates to the best of SB3's, and of times of an update."""
-    best = fastest({name: found for name, found in rounds.items() if name.startswith("sb3")})
-    ratios = [mine / other for mine, other in zip(rounds["fastrl"], rounds[best], strict=True)]
+    """Return the ratios of each round: of rates to a peer's best, and of times of an update."""
+    found: dict[str, Any] = {}
+    for peer, key in {"sb3": "end_to_end", "sbx": "end_to_end_sbx"}.items():
+        methods = {name: rates for name, rates in rounds.items() if name.startswith(peer)}
+        if methods:
+            best = fastest(methods)
+            ratios = [
+                mine / other for mine, other in zip(rounds["fastrl"], rounds[best], strict=True)
+            ]
+            found[key] = {f"best_of_{peer}": best, **quantity("ratio", ratios)}
     updates = [each["sb3"] / each["fastrl"] for each in rounds["update"]]
-    return {
-        "end_to_end": {"best_of_sb3": best, **quantity("ratio", ratios)},
-        "update": quantity("ratio", updates),
-    }
+    return found | {"update": quantity("ratio", updates)}
 
 
 def _rate(run: Callable[[int], float], unit: int, seconds: float) -> float:
@@ -338,6 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", help="key=value")
     add("--seconds", type=duration, default=8.0, help="length of a measurement (8)")
     add("--repeats", type=count, default=3, help="number of rounds (3)")
+    add("--json", type=output, help="file to write (results/training_speed_CONFIG.json)")
     add("--method", choices=METHODS, help=argparse.SUPPRESS)
     return parser
 

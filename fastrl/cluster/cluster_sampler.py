@@ -18,6 +18,7 @@ from fastrl.closing import closing_on_error
 from fastrl.cluster.connection import Connection
 from fastrl.cluster.member import Member, Seat
 from fastrl.cluster.node_sampler import Collected, Opening, SentRollout, packages
+from fastrl.cluster.peer import num_parts
 from fastrl.cluster.roster import Roster, raise_if
 from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
@@ -38,8 +39,6 @@ _SLICE_S = 0.2
 """How long one wait for answers lasts; deadlines and nodes are checked between waits."""
 _ASKED_S = 1.0
 """After how long a node answers, whether its rollout is complete or not."""
-_INLINE_BYTES = 65536
-"""Weights up to this size travel with each request instead of through the object store."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -87,7 +86,7 @@ class ClusterSampler(Sampler):
         self._next_rollout, self._closed, self._begun = 0, False, False
         self._weights = None if plan.build_model is None else WeightLayout(weights or {})
         self._version = 0
-        self._sent: Any = None
+        self._sent: list[Any] = []
         self._vector = np.zeros(0, np.uint8)
         self._calls: list[EnvCall] = []
         self._late_calls: list[EnvCall] = []
@@ -137,9 +136,10 @@ class ClusterSampler(Sampler):
 
     def _ask(self, member: Member) -> None:
         """Ask for a rollout, with the newest weights where the node begins one."""
-        weights = () if member.is_late else (self._version, self._sent)
+        weights = () if member.is_late else (self._version, *self._sent)
         timeout_s = _ASKED_S + self._settings.node_timeout_s
-        member.ask(timeout_s, "collect", _ASKED_S, *weights)
+        parts = num_parts(self._num_bytes(member.seat.topology))
+        member.ask(timeout_s, "collect", _ASKED_S, *weights, parts=parts)
 
     def _continue(self) -> None:
         """Ask late nodes again, and new ones only where no other node is sampling.
@@ -213,8 +213,8 @@ class ClusterSampler(Sampler):
         vector = self._weights.pack(state_dict)
         self._version += 1
         # Requests under way hold references to the version before.
-        is_small = len(vector) <= _INLINE_BYTES
-        self._sent = vector if is_small else self._connection.put(vector)
+        parts = num_parts(len(vector))
+        self._sent = np.array_split(vector, parts) if parts else [self._connection.put(vector)]
         self._vector = vector
         return self._version
 
@@ -349,7 +349,7 @@ class ClusterSampler(Sampler):
         for node, size in zip(nodes, sizes, strict=True):
             # Rollouts are made on their node, and read on the learner's.
             needed = 2 * size + (2 * sum(sizes) if node.is_own else 0)
-            if size > _INLINE_BYTES and node.store_bytes < needed:
+            if not num_parts(size) and node.store_bytes < needed:
                 raise ConfigError(
                     f"cluster: the object store of {node.host} has "
                     f"{node.store_bytes / 2**20:,.0f} MiB, but rollouts of {size / 2**20:,.0f} MiB "

@@ -147,14 +147,14 @@ class Connection(Closing):
             found = self._ray.wait(list(references), num_returns=len(references), timeout=0)[0]
         return found
 
-    def get(self, reference: Any, seconds: float) -> Any:
-        """Return an answer.
+    def get(self, references: Any, seconds: float) -> Any:
+        """Return an answer, or a list of those to several references.
 
         Raises:
-            NodeLostError: It is lost.
+            NodeLostError: One is lost.
         """
         try:
-            return self._ray.get(reference, timeout=seconds)
+            return self._ray.get(references, timeout=seconds)
         except self._ray.exceptions.RayTaskError as error:
             raise NodeLostError(one_line(error.cause, 300)) from error
         except (self._ray.exceptions.RayError, TimeoutError) as error:

@@ -177,21 +177,19 @@ class NodeSampler(Answering):
         self._sampling.call_envs(opening.late_calls)
         return ""
 
-    def collect(
-        self, seconds: float, version: int = 0, weights: NDArray[np.uint8] | None = None
-    ) -> Collected:
+    def collect(self, seconds: float, version: int = 0, *weights: NDArray[np.uint8]) -> Collected:
         """Return the next rollout, or none if it is not complete within ``seconds``.
 
         Args:
             seconds: How long to wait.
             version: Of the weights.
-            weights: ``[num_bytes]``, see `WeightLayout`; None for those it has.
+            weights: ``[num_bytes]`` of a `WeightLayout`, in parts; none for those that it has.
         """
         sampler = self._sampling
-        if weights is not None and version > self._version:
+        if weights and version > self._version:
             assert self._weights is not None
-            # Received memory is read-only, of which torch warns.
-            sampler.publish(self._weights.views(np.array(weights)), version)
+            # Received memory is read-only, of which torch warns; this copies it.
+            sampler.publish(self._weights.views(np.concatenate(weights)), version)
             self._version = version
         rollout = sampler.collect_until(time.monotonic() + seconds)
         sent = None if rollout is None else self._sent(rollout)

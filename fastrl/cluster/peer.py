@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrl.cluster.connection import Connection, Node, NodeLostError
 from fastrl.errors import FastrlError
+
+_PART_BYTES = 65_536
+_MOST_PARTS = 16
+
+
+def num_parts(num_bytes: int) -> int:
+    """Return in how many parts bytes travel with a call of Ray; 0 if they need its object store.
+
+    Arguments and answers below 100 kB travel with the call. The store takes 3 ms more.
+    """
+    parts = -(-num_bytes // _PART_BYTES)
+    return parts if parts <= _MOST_PARTS else 0
 
 
 class Answering:
@@ -25,6 +41,11 @@ class Answering:
         except FastrlError as error:
             return error
 
+    def ask_in_parts(self, num: int, method: str, *arguments: Any) -> list[NDArray[np.uint8]]:
+        """Return the answer of `ask`, pickled, in so many parts of equal size."""
+        content = pickle.dumps(self.ask(method, *arguments), protocol=5)
+        return np.array_split(np.frombuffer(content, np.uint8), num)
+
 
 class Peer:
     """Asks an actor, with at most one request under way.
@@ -32,7 +53,7 @@ class Peer:
     Attributes:
         node: Where the actor is.
         asked: The method that it is asked for; empty if it is idle.
-        reference: Of the answer.
+        reference: Of the answer, or of its first part.
 
     Args:
         connection: To the cluster.
@@ -46,6 +67,7 @@ class Peer:
     ) -> None:
         self.node = node
         self.asked, self.reference = "", None
+        self._rest: list[Any] = []
         self._connection, self._until_s, self._timeout_s = connection, 0.0, 0.0
         self._actor = connection.start(node, actor, num_cores)
 
@@ -53,10 +75,21 @@ class Peer:
         """Return the node's address."""
         return self.node.host
 
-    def ask(self, timeout_s: float, method: str, *arguments: Any) -> None:
-        """Send a request whose answer must come within some seconds."""
+    def ask(self, timeout_s: float, method: str, *arguments: Any, parts: int = 0) -> None:
+        """Send a request whose answer must come within some seconds.
+
+        Args:
+            timeout_s: How many.
+            method: Of the actor.
+            arguments: Of the method.
+            parts: In how many the answer travels, see `num_parts`.
+        """
         assert not self.asked, f"{self} has a request under way"
-        self.reference = self._actor.ask.remote(method, *arguments)
+        if parts < 2:
+            self.reference, self._rest = self._actor.ask.remote(method, *arguments), []
+        else:
+            send = self._actor.ask_in_parts.options(num_returns=parts)
+            self.reference, *self._rest = send.remote(parts, method, *arguments)
         self.asked, self._timeout_s = method, timeout_s
         self._until_s = time.monotonic() + timeout_s
 
@@ -77,8 +110,10 @@ class Peer:
             NodeLostError: There is none.
             FastrlError: The actor raised it.
         """
-        reference, self.reference, self.asked = self.reference, None, ""
-        found = self._connection.get(reference, self._timeout_s)
+        references, self.reference, self.asked = [self.reference, *self._rest], None, ""
+        found, *rest = self._connection.get(references, self._timeout_s)
+        if rest:
+            found = pickle.loads(np.concatenate([found, *rest]))
         if isinstance(found, FastrlError):
             raise found
         return found
