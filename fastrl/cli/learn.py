@@ -162,7 +162,12 @@ def sweep(
     ] = None,
     jobs: Annotated[
         int | None,
-        option("--jobs", "INT", "Trials at a time, which share the cores (one each).", min=1),
+        option(
+            "--jobs",
+            "INT",
+            "Trials at a time on each machine; they share its cores (one per core).",
+            min=1,
+        ),
     ] = None,
     directory: Annotated[
         Path | None,

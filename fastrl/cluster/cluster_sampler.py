@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrl import registry
 from fastrl.closing import closing_on_error
 from fastrl.cluster.connection import Connection
-from fastrl.cluster.member import Member, Seat
+from fastrl.cluster.member import Member
 from fastrl.cluster.node_sampler import Collected, Opening, SentRollout, packages
 from fastrl.cluster.peer import num_parts
 from fastrl.cluster.roster import Roster, raise_if
@@ -24,6 +25,7 @@ from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.sampling.build import spins_of
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.joined import JoinedBank, joined_episodes
 from fastrl.sampling.sampler import Sampler
@@ -279,14 +281,23 @@ class ClusterSampler(Sampler):
         finally:
             self._connection.close()
 
-    def _opening(self, seat: Seat) -> tuple[Any, ...]:
-        """Return the arguments with which a node begins to hold a seat."""
-        config = self._config.model_copy(update={"cluster": None})
+    def _opening(self, member: Member) -> tuple[Any, ...]:
+        """Return the arguments with which a node begins to hold its seat."""
+        seat, sampler = member.seat, self._config.sampler_on(member.node.cores)
+        config = self._config.model_copy(update={"cluster": None, "sampler": sampler})
         state = self._unused.pop(seat.name, None)
         done = self._plan.first_rollout + self._next_rollout
         if isinstance(state, dict):
             done = int(state["rollouts"])
-        plan = dataclasses.replace(self._plan, topology=seat.topology, first_rollout=done)
+        plan = dataclasses.replace(
+            self._plan,
+            topology=seat.topology,
+            devices=sampler.devices,
+            engine=registry.chosen("engine", sampler.engine, "sampler.engine"),
+            torch_threads=sampler.torch_threads,
+            spins=spins_of(seat.topology, member.node.cores),
+            first_rollout=done,
+        )
         opening = Opening(
             config=config,
             plan=plan,
@@ -345,7 +356,10 @@ class ClusterSampler(Sampler):
             ConfigError: Names the node, and the size that it needs.
         """
         nodes = self._connection.nodes()
-        sizes = [self._num_bytes(self._config.sampler.topology(node.cores)) for node in nodes]
+        sizes = [
+            self._num_bytes(self._config.sampler_on(node.cores).topology(node.cores))
+            for node in nodes
+        ]
         for node, size in zip(nodes, sizes, strict=True):
             # Rollouts are made on their node, and read on the learner's.
             needed = 2 * size + (2 * sum(sizes) if node.is_own else 0)

@@ -38,7 +38,7 @@ class Roster(Closing):
     Args:
         config: The run.
         connection: To the cluster.
-        opening: Returns the arguments of `NodeSampler.open` for a seat.
+        opening: Returns the arguments of `NodeSampler.open` for a member.
         lost: Called with a member that is lost, the cause, and its failures in a row.
     """
 
@@ -46,7 +46,7 @@ class Roster(Closing):
         self,
         config: Config,
         connection: Connection,
-        opening: Callable[[Seat], tuple[Any, ...]],
+        opening: Callable[[Member], tuple[Any, ...]],
         lost: Callable[[Member, str, int], None],
     ) -> None:
         assert config.cluster is not None
@@ -174,11 +174,11 @@ class Roster(Closing):
     def _open(self, node: Node) -> None:
         member = Member(self._connection, node, self._seat(node))
         self._members[node.id] = member
-        member.ask(self._config.sampler.start_timeout_s, "open", *self._opening(member.seat))
+        member.ask(self._config.sampler.start_timeout_s, "open", *self._opening(member))
 
     def _seat(self, node: Node) -> Seat:
         """Return a free seat of the size that a node needs, or a new one."""
-        wanted = self._config.sampler.topology(node.cores)
+        wanted = self._config.sampler_on(node.cores).topology(node.cores)
         taken = {id(member.seat) for member in self._members.values()}
         for seat in self.seats:
             if id(seat) not in taken and seat.topology.sizes == wanted.sizes:

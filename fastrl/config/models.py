@@ -17,6 +17,7 @@ from pydantic import (
     JsonValue,
     SerializeAsAny,
     StringConstraints,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -454,6 +455,29 @@ class FaultsConfig(Section):
     replace the environments at the last good step; or leave out the update."""
 
 
+class MachineConfig(Section):
+    """Machines of a cluster with other keys than the section sampler; null for those of it."""
+
+    cores: Size
+    """Of the machines that this is about."""
+    num_envs: Size | None = None
+    """B of each of these machines."""
+    envs_per_worker: Size | None = None
+    """n of each of these machines."""
+    num_env_workers: Few | None = None
+    """N of each of these machines."""
+    num_model_workers: Count | None = None
+    """M of each of these machines."""
+    groups: Few | None = None
+    """As sampler.groups."""
+    device: Device | Devices | None = None
+    """As sampler.device."""
+    engine: Annotated[str, Code("engine")] | None = None
+    """As sampler.engine."""
+    torch_threads: Few | None = None
+    """As sampler.torch_threads."""
+
+
 class ClusterConfig(Section):
     """Several machines that sample one run, by Ray (extra 'ray')."""
 
@@ -462,6 +486,9 @@ class ClusterConfig(Section):
     that this machine belongs to, or host:port of its head."""
     nodes: Size | Literal["all"] = "all"
     """How many machines sample, each with the processes of the section sampler."""
+    machines: Entries[MachineConfig] = ()
+    """Keys of the section sampler that differ on some machines, such as [{cores: 64,
+    num_env_workers: 60}]; with rollouts, sampler.tune_s finds them."""
     wait: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = "all"
     """Share of the machines whose rollouts an update waits for; rollouts of the others are learnt
     from in a later update."""
@@ -473,6 +500,11 @@ class ClusterConfig(Section):
     elastic: Bool = False
     """With gradients, continue from the last update without a machine that died; otherwise the
     others save and end."""
+
+
+def _on_machine(sampler: SamplerConfig, machine: MachineConfig) -> SamplerConfig:
+    given = machine.model_dump(exclude_none=True, exclude={"cores"})
+    return SamplerConfig.model_validate(sampler.model_dump() | given)
 
 
 Place = Annotated[str, Field(min_length=1, max_length=4000)]
@@ -669,6 +701,17 @@ class Config(Section):
         if value is not None and sampler is not None and sampler.wait != "all":
             problem = f"must be null with sampler.wait: {sampler.wait}; see cluster.wait"
             raise conflict("", problem)
+        if value is None or sampler is None:
+            return value
+        if value.machines and value.mode == "gradients":
+            raise conflict("machines", "must be [] with cluster.mode: gradients")
+        for index, machine in enumerate(value.machines):
+            try:
+                _on_machine(sampler, machine)
+            except ValidationError as error:
+                found = error.errors()[0]
+                key = found.get("ctx", {}).get("key") or ".".join(map(str, found["loc"]))
+                raise conflict(f"machines[{index}].{key}", found["msg"]) from error
         return value
 
     @property
@@ -676,6 +719,14 @@ class Config(Section):
         """L: steps of the sequences that a policy with a memory learns from."""
         given = getattr(self.algorithm, "sequence_length", None)
         return given or _fitting_sequence(self.sampler.rollout_length, self.algorithm)
+
+    def sampler_on(self, cores: int) -> SamplerConfig:
+        """Return the section sampler of machines of the cluster with so many cores."""
+        machines = () if self.cluster is None else self.cluster.machines
+        for machine in machines:
+            if machine.cores == cores:
+                return _on_machine(self.sampler, machine)
+        return self.sampler
 
     @property
     def topology(self) -> Topology:

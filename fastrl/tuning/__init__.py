@@ -1,9 +1,9 @@
 """Chooses n, N, M, groups, device and engine for an environment, a policy and a machine."""
 
+from fastrl.tuning.automatic import tuned
 from fastrl.tuning.search import Finding, Search, Settings
 from fastrl.tuning.space import Candidate, Space
 from fastrl.tuning.study import Measure, Notes, Sample, Study, Trial, TrialError
-from fastrl.tuning.tune import tuned
 
 __all__ = [
     "Candidate",

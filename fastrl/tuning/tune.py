@@ -1,4 +1,4 @@
-"""A whole tuning, from a configuration to a report, and ``sampler: auto`` before training."""
+"""A whole tuning, from a configuration to a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
 
 from fastrl.closing import Closing
 from fastrl.config import Config
@@ -20,7 +19,6 @@ from fastrl.models.policy import check_model_class
 from fastrl.sampling.build import env_factory, make_plan
 from fastrl.system import machine, usable_cores, versions
 from fastrl.throughput.limits import LimitProbe
-from fastrl.training.session import check_named_code
 from fastrl.tuning.search import TIME_IS_UP, Search, Settings
 from fastrl.tuning.sources import sources
 from fastrl.tuning.space import Candidate, Space, candidate_of, with_candidate
@@ -160,34 +158,21 @@ class Tuning(Closing):
         return pairs[(len(pairs) - 1) // 2]
 
 
-def tuned(config: Config, console: Console | None = None, *, fresh: bool = False) -> Config:
-    """Tune a configuration with ``sampler.tune_s`` for training, and return it without that key.
-
-    The result is kept in the user's cache directory, under a `study_name`. A tuning that ran out
-    of time is continued where there is more. B stays as configured, since it changes what is
-    learnt.
+def tuned_here(
+    config: Config, budget_s: float, say: Callable[[str], None], *, fresh: bool
+) -> Candidate | None:
+    """Return the best candidate for training on this machine; None if none can be measured.
 
     Args:
-        config: Returned as it is where ``sampler.tune_s`` is null.
-        console: Where to print the result; nowhere by default.
+        config: To train.
+        budget_s: For all trials.
+        say: Called with what is to be printed.
         fresh: Discard earlier results.
 
     Raises:
         ConfigError: The sampler has nothing to tune.
         EnvError: The environment cannot be built.
     """
-
-    def say(text: str) -> None:
-        if console is not None:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    budget_s = config.sampler.tune_s
-    if budget_s is None:
-        return config
-    # What would end the run after the tuning is reported before it.
-    check_named_code(config)
-    sampler = config.sampler.model_copy(update={"tune_s": None})
-    config = config.model_copy(update={"sampler": sampler})
     options = TuneOptions("train_fps", budget_s, with_limit=False)
     study = cached_study(study_name(config, options), say, fresh=fresh)
     kept = study.result
@@ -195,16 +180,16 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
         if kept is not None and (kept.enough_s is None or budget_s <= kept.enough_s):
             if could_find(config, options, kept.best):
                 say(f"tuned before: {kept.best.label}")
-                return with_candidate(config, kept.best)
+                return kept.best
             say("the earlier result is impossible for this configuration here; tuning again")
         with Tuning(config, options, study) as tuning:
             finding = tuning.run().finding
     except TrialError as error:
         say(f"not tuned, as {error}")
-        return config
+        return None
     study.keep_result(Result(finding.best, budget_s if finding.ended == TIME_IS_UP else None))
     say(f"tuned in {finding.spent_s:.0f} s: {finding.best.label}")
-    return with_candidate(config, finding.best)
+    return finding.best
 
 
 def could_find(config: Config, options: TuneOptions, candidate: Candidate) -> bool:

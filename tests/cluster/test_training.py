@@ -13,7 +13,9 @@ pytest.importorskip("ray")
 
 from fastrl.cluster.link import link_bytes_per_s
 from fastrl.config import load_config
+from fastrl.sampling import make_sampler
 from fastrl.training import train
+from fastrl.tuning import tuned
 from tests.cluster.raylets import actor, wait_until
 
 pytestmark = pytest.mark.ray
@@ -140,3 +142,19 @@ def test_learners_end_saved_with_one_that_died(raylets, nodes, start):
 
 def test_link_to_another_node_is_measured(raylets, nodes):
     assert link_bytes_per_s(raylets.address) > 1e6
+
+
+def test_one_node_of_each_kind_is_tuned(raylets, nodes, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = raylets.add(cores=1)
+    try:
+        (tmp_path / "run.yaml").write_text(YAML)
+        overrides = ["sampler.tune_s=3", f"cluster.address={raylets.address}"]
+        config = tuned(load_config(tmp_path / "run.yaml", overrides))
+        assert config.cluster is not None
+        assert sorted(machine.cores for machine in config.cluster.machines) == [1, 2]
+        assert config.sampler.tune_s is None
+        with make_sampler(config) as sampler:
+            assert sampler.collect().reward.shape[1] == 3 * 12
+    finally:
+        raylets.remove(small)

@@ -1,0 +1,139 @@
+"""``sampler: auto`` before training: tunes this machine, or each kind of machine of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+from rich.console import Console
+
+from fastrl.cluster.connection import Connection, NodeLostError
+from fastrl.cluster.node_sampler import packages, require_packages, unpickled
+from fastrl.cluster.peer import Answering, Peer
+from fastrl.config import Config
+from fastrl.config.models import MachineConfig
+from fastrl.errors import FastrlError
+from fastrl.training.session import check_named_code
+from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
+from fastrl.tuning.tune import tuned_here
+
+_SLICE_S = 1.0
+_SLOWER = 4.0
+"""A tuning that takes so many times its budget, beside the time to start, is given up."""
+
+
+def tuned(config: Config, console: Console | None = None, *, fresh: bool = False) -> Config:
+    """Tune a configuration with ``sampler.tune_s`` for training, and return it without that key.
+
+    The result is kept in the user's cache directory, under a `study_name`. A tuning that ran out
+    of time is continued where there is more. B stays as configured, since it changes what is
+    learnt. With a section ``cluster`` whose mode is ``rollouts``, one machine of each kind is
+    tuned, and ``cluster.machines`` has the results.
+
+    Args:
+        config: Returned as it is where ``sampler.tune_s`` is null.
+        console: Where to print the result; nowhere by default.
+        fresh: Discard earlier results.
+
+    Raises:
+        ConfigError: The sampler has nothing to tune, or a machine lacks something.
+        EnvError: The environment cannot be built.
+        WorkerError: The head of the cluster does not answer.
+    """
+
+    def say(text: str) -> None:
+        if console is not None:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    budget_s = config.sampler.tune_s
+    if budget_s is None:
+        return config
+    # What would end the run after the tuning is reported before it.
+    check_named_code(config)
+    sampler = config.sampler.model_copy(update={"tune_s": None})
+    config = config.model_copy(update={"sampler": sampler})
+    if config.cluster is not None and config.cluster.mode == "rollouts":
+        return _tuned_machines(config, budget_s, say, fresh=fresh)
+    best = tuned_here(config, budget_s, say, fresh=fresh)
+    return config if best is None else with_candidate(config, best)
+
+
+class Tuner(Answering):
+    """Tunes the machine that it is on; see `Answering`."""
+
+    def tune(self, wanted: dict[str, str], content: bytes) -> tuple[Candidate | None, list[str]]:
+        """Return the best candidate, None without any, and lines to print.
+
+        Args:
+            wanted: The driver's `packages`.
+            content: Of cloudpickle: the run, the budget in seconds, and whether earlier results are
+                discarded.
+
+        Raises:
+            ConfigError: Versions differ, or something cannot be imported or built here.
+            EnvError: The environment cannot be built here.
+        """
+        require_packages(wanted)
+        config, budget_s, fresh = unpickled(content)
+        lines: list[str] = []
+        return tuned_here(config, budget_s, lines.append, fresh=fresh), lines
+
+
+def _tuned_machines(
+    config: Config, budget_s: float, say: Callable[[str], None], *, fresh: bool
+) -> Config:
+    """Tune one machine for each number of cores, all at once, and return the configuration for it.
+
+    Machines of which ``cluster.machines`` has the keys are not tuned.
+
+    Args:
+        config: With a section ``cluster``.
+        budget_s: For all trials of a machine.
+        say: Called with what is to be printed.
+        fresh: Discard earlier results.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or a machine lacks something.
+        EnvError: The environment cannot be built on a machine.
+        WorkerError: The head of the cluster does not answer.
+    """
+    cluster = config.cluster
+    assert cluster is not None
+    found = list(cluster.machines)
+    with Connection(cluster.address) as connection:
+        kinds = {node.cores: node for node in reversed(connection.nodes())}
+        for machine in found:
+            kinds.pop(machine.cores, None)
+        timeout_s = _SLOWER * budget_s + config.sampler.start_timeout_s
+        peers = [Peer(connection, node, Tuner, cores) for cores, node in kinds.items()]
+        try:
+            for peer in peers:
+                alone = {"cluster": None, "sampler": config.sampler_on(peer.node.cores)}
+                content = cloudpickle.dumps((config.model_copy(update=alone), budget_s, fresh))
+                peer.ask(timeout_s, "tune", packages(), content)
+            for peer in peers:
+                where = f"{peer} ({peer.node.cores} cores)"
+                best, lines = _answer(connection, peer, where)
+                for line in lines:
+                    say(f"{where}: {line}")
+                if best is not None:
+                    keys: dict[str, Any] = sampler_keys(best)
+                    found.append(MachineConfig(cores=peer.node.cores, **keys))
+        finally:
+            for peer in peers:
+                peer.kill()
+    machines = cluster.model_copy(update={"machines": tuple(found)})
+    return config.model_copy(update={"cluster": machines})
+
+
+def _answer(connection: Connection, peer: Peer, where: str) -> tuple[Candidate | None, list[str]]:
+    try:
+        while not connection.ready([peer.reference], _SLICE_S):
+            peer.check()
+        found: tuple[Candidate | None, list[str]] = peer.answer()
+    except NodeLostError as error:
+        return None, [f"not tuned: it {error}"]
+    except FastrlError as error:
+        raise type(error)(f"{where}: {error}") from error
+    return found
