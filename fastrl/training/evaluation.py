@@ -19,7 +19,7 @@ from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.global_streams import seeded_streams
-from fastrl.learning.torch_threads import policy_threads
+from fastrl.learning.learner import policy_threads
 from fastrl.models.policy import PolicyModel, initial_state, sampling_mode
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastrl.closing import closed_after
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import WorkerError
-from fastrl.learning.torch_threads import policy_threads
+from fastrl.learning.learner import policy_threads
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.memory import SharedBlock
 from fastrl.shared.weights import WeightStore

@@ -18,8 +18,8 @@ from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.learning import build_learner
+from fastrl.learning.learner import learner_threads
 from fastrl.learning.ranks import Ranks
-from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import check_model_class
 from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
