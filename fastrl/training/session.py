@@ -34,13 +34,12 @@ from fastrl.training.callbacks import (
     RunExtensions,
     check_extensions,
 )
-from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
 from fastrl.training.dagger_sampler import check_expert
 from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
-from fastrl.training.evaluator import EvaluationPlan, Evaluator
+from fastrl.training.evaluator import Candidates, EvaluationPlan, Evaluator
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import FINAL, RunJournal, described
 from fastrl.training.metrics import MetricsLog, check_loggers
