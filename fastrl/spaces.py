@@ -69,7 +69,7 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
         found.update(own)
     if found:
         return found
-    where = f" at '{path}'" if path else ""
+    where = at_path(path)
     if not isinstance(space, _LEAF_TYPES):
         shown = space if isinstance(space, spaces.Space) else brief(space)
         raise SpaceError(
@@ -126,6 +126,11 @@ def num_choices(space: spaces.Space[Any]) -> tuple[int, ...]:
         elif isinstance(leaf, spaces.MultiDiscrete):
             sizes += map(int, leaf.nvec.flat)
     return tuple(sizes)
+
+
+def at_path(path: str) -> str:
+    """Return where a leaf is, in words that follow what is said of it; empty for a single leaf."""
+    return f" at '{path}'" if path else ""
 
 
 def flatten(space: spaces.Space[Any], value: Any) -> Iterator[Any]:

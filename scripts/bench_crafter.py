@@ -14,9 +14,10 @@ from collections.abc import Callable
 import crafter
 from bench.native import measured, native_parser, redraw, report
 from bench.rounds import CLOCKS, Steps, fastest
-from bench.steppers import batched, random_actions, single, views
+from bench.steppers import batched, random_actions, single
 from command_line import printed, run
 
+from fastrl.envs.batched_env import StepViews
 from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
 
@@ -77,7 +78,7 @@ def _original() -> Steps:
 def _reset_ms(num_envs: int, clock: Callable[[], float], repeats: int = 20) -> float:
     """Return the milliseconds that one environment's reset takes, first picture included."""
     env = CrafterBatch(num_envs)
-    rows = views(env.spec, num_envs).observation
+    rows = StepViews.zeros(env.spec, num_envs).observation
     times = []
     for repeat in range(repeats):
         start = clock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,6 @@ from fastrl.errors import ConfigError, EnvError
 
 if TYPE_CHECKING:
     from fastrl.envs.env_factory import EnvFactory
-    from fastrl.play.game import Played
     from fastrl.play.play_page import PlayPage
     from fastrl.play.play_window import PlayWindow
     from fastrl.training import TrainedPolicy
@@ -162,7 +161,8 @@ def play(
     """
     check_output("--record", record, directory=True)
     with loading():
-        from fastrl.play.game import KeyboardPlayer, PolicyPlayer
+        from fastrl.datasets.episodes import EpisodeBuilder
+        from fastrl.play.game import KeyboardPlayer, PolicyPlayer, record_episodes
         from fastrl.play.game import play as play_game
         from fastrl.play.key_map import key_map
         from fastrl.system import draw_without_screen, has_screen
@@ -174,7 +174,7 @@ def play(
     draw_without_screen()
     with show_wait("building the environment …"):
         factory, policy = _game_of(arguments, checkpoint, seed, trust)
-        recorder = None if record is None else _Recorder(factory, record)
+        spec = None if record is None else factory.probe()
     with closing(factory.single(render_mode="rgb_array")) as env:
         offered: tuple[str, ...] = ()
         player: PolicyPlayer | KeyboardPlayer
@@ -187,32 +187,18 @@ def play(
         with closing(
             _display(page or not has_screen(), arguments[0], offered, host, port)
         ) as shown:
-            builder = None if recorder is None else recorder.builder
+            builder = None if spec is None else EpisodeBuilder(spec, factory.action_bounds)
             game = play_game(env, factory.name, player, shown, fps=fps, seed=seed, builder=builder)
-            if recorder is None:
-                for played in islice(game, episodes):
+            ended = islice(game, episodes)
+            if record is None or spec is None:
+                for played in ended:
                     write(str(played))
-            else:
-                recorder.write(islice(game, episodes), "keyboard" if offered else arguments[0])
-
-
-class _Recorder:
-    """Writes a game as a dataset."""
-
-    def __init__(self, factory: EnvFactory, path: Path) -> None:
-        from fastrl.datasets.episodes import EpisodeBuilder
-
-        self._path, self._spec, self._bounds = path, factory.probe(), factory.action_bounds
-        self.builder = EpisodeBuilder(self._spec, self._bounds)
-
-    def write(self, game: Iterable[Played], player: str) -> None:
-        from fastrl.play.recorder import record_episodes
-
-        def report(played: Played) -> None:
-            write(str(played))
-
-        number = record_episodes(game, self._path, self._spec, self._bounds, player, report)
-        write(f"{self._path}: {number:,} episodes")
+                return
+            name, bounds = "keyboard" if offered else arguments[0], factory.action_bounds
+            number = record_episodes(
+                ended, record, spec, bounds, name, lambda played: write(str(played))
+            )
+            write(f"{record}: {number:,} episodes")
 
 
 def _game_of(

@@ -11,28 +11,26 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastrl import registry
 from fastrl.closing import closing_on_error
 from fastrl.cluster.connection import Connection
-from fastrl.cluster.member import Member
-from fastrl.cluster.node_sampler import Collected, Opening, SentRollout, packages
+from fastrl.cluster.node_sampler import Collected, Opening, packages
 from fastrl.cluster.peer import num_parts
-from fastrl.cluster.roster import Roster, raise_if
+from fastrl.cluster.roster import Member, Roster, raise_if
 from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling.build import spins_of
 from fastrl.sampling.faults import Fault
-from fastrl.sampling.joined import JoinedBank, joined_episodes
-from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.joined import JoinedRollouts, SentRollout
+from fastrl.sampling.sampler import BaseSampler, Sampler
 from fastrl.sampling.stats import Memory, SamplerStats
 from fastrl.shared.counters import Counter
 from fastrl.shared.rollouts import Rollout
-from fastrl.shared.table import NUM_BANKS, Layout
+from fastrl.shared.table import Layout
 from fastrl.shared.weights import WeightLayout
 from fastrl.spec import Topology
 from fastrl.workers.plan import SamplingPlan
@@ -58,7 +56,7 @@ def cluster_sampler(
     return ClusterSampler(config, plan, weights, on_fault)
 
 
-class ClusterSampler(Sampler):
+class ClusterSampler(BaseSampler):
     """Collects one rollout from a whole sampler on each node; see `Sampler` for the contract.
 
     B is the sum over the nodes that delivered, so it changes when nodes join or are lost, or where
@@ -81,11 +79,10 @@ class ClusterSampler(Sampler):
     ) -> None:
         assert config.cluster is not None
         _check(config)
-        self.env_spec, self.topology = plan.env_spec, plan.topology
-        self.rollout_length = plan.rollout_length
-        self._config, self._settings, self._plan = config, config.cluster, plan
+        super().__init__(plan)
+        self._config, self._settings = config, config.cluster
         self._on_fault = on_fault
-        self._next_rollout, self._closed, self._begun = 0, False, False
+        self._begun = False
         self._weights = None if plan.build_model is None else WeightLayout(weights or {})
         self._version = 0
         self._sent: list[Any] = []
@@ -96,7 +93,7 @@ class ClusterSampler(Sampler):
         self._last_fault = "none was ever ready"
         self._unused: dict[str, State] = {}
         self._arrived: dict[str, tuple[Member, SentRollout]] = {}
-        self._banks: dict[int, JoinedBank] = {}
+        self._joined = JoinedRollouts(plan)
         self._connection = Connection(config.cluster.address)
         self._roster = Roster(config, self._connection, self._opening, self._on_lost)
         if weights is not None and self._weights is not None:
@@ -185,28 +182,7 @@ class ClusterSampler(Sampler):
         self._arrived.clear()
         index = self._next_rollout
         self._next_rollout += 1
-        topologies = [member.seat.topology for member, _ in arrived]
-        sizes = [topology.num_envs for topology in topologies]
-        bank = self._bank(index, sum(sizes))
-        bank.fill([sent.memory for _, sent in arrived], sizes)
-        return Rollout(
-            bank.fields,
-            episodes=joined_episodes(
-                [sent.episodes for _, sent in arrived], np.cumsum([0, *sizes])
-            ),
-            index=index,
-            restarted=torch.from_numpy(np.concatenate([sent.restarted for _, sent in arrived])),
-            slots=torch.cat(
-                [torch.arange(t.first_env, t.first_env + t.num_envs) for t in topologies]
-            ),
-        )
-
-    def _bank(self, rollout: int, num_slots: int) -> JoinedBank:
-        bank = self._banks.get(rollout % NUM_BANKS)
-        if bank is None or bank.num_slots != num_slots:
-            bank = JoinedBank(self._plan, num_slots)
-            self._banks[rollout % NUM_BANKS] = bank
-        return bank
+        return self._joined.join(index, [(sent, member.seat.slots) for member, sent in arrived])
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
         """See `Sampler`; nodes get them with the next request."""
@@ -263,7 +239,7 @@ class ClusterSampler(Sampler):
             raise StateError("a rollout is under way on a late node")
         timeout_s = self._config.env.step_timeout_s
         nodes = {m.seat.name: found for m, found in self._asked("get_state", timeout_s=timeout_s)}
-        return {"rollouts": self._plan.first_rollout + self._next_rollout, "nodes": nodes}
+        return {"rollouts": self._num_rollouts, "nodes": nodes}
 
     def set_state(self, state: State) -> None:
         """See `Sampler`; nodes of other sizes than before begin new episodes, with a warning."""
@@ -286,7 +262,7 @@ class ClusterSampler(Sampler):
         seat, sampler = member.seat, self._config.sampler_on(member.node.cores)
         config = self._config.model_copy(update={"cluster": None, "sampler": sampler})
         state = self._unused.pop(seat.name, None)
-        done = self._plan.first_rollout + self._next_rollout
+        done = self._num_rollouts
         if isinstance(state, dict):
             done = int(state["rollouts"])
         plan = dataclasses.replace(
@@ -335,7 +311,7 @@ class ClusterSampler(Sampler):
     def _on_lost(self, member: Member, cause: str, failures: int) -> None:
         lost = "; its rollout in flight is lost" if member.samples else ""
         cause = f"{member} {cause}{lost}"
-        rollout = self._plan.first_rollout + self._next_rollout
+        rollout = self._num_rollouts
         self._report(Fault(member.seat.name, cause, "", failures, rollout))
 
     def _report(self, fault: Fault) -> None:
@@ -344,10 +320,6 @@ class ClusterSampler(Sampler):
             _LOGGER.warning("%s", fault)
         else:
             self._on_fault(fault)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise FastrlError("this sampler is closed; make a new one to continue")
 
     def _check_store(self) -> None:
         """Reject an object store that is too small for the rollouts of the run.

@@ -19,9 +19,9 @@ from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError
 from fastrl.sampling.build import env_factory, make_sampler
 from fastrl.sampling.faults import Fault
+from fastrl.sampling.joined import SentRollout
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.stats import SamplerStats
-from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import WeightLayout
 from fastrl.system import versions
 from fastrl.workers.plan import SamplingPlan
@@ -49,21 +49,6 @@ class Opening:
     calls: Sequence[EnvCall] = ()
     state: State | None = None
     late_calls: Sequence[EnvCall] = ()
-
-
-@dataclass(frozen=True)
-class SentRollout:
-    """A rollout on its way to the driver.
-
-    Attributes:
-        memory: ``[num_bytes] uint8``: a bank of the node, see `fastrl.shared.table.Layout`.
-        episodes: See `Rollout`.
-        restarted: See `Rollout`.
-    """
-
-    memory: NDArray[np.uint8]
-    episodes: Episodes
-    restarted: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -192,14 +177,9 @@ class NodeSampler(Answering):
             sampler.publish(self._weights.views(np.concatenate(weights)), version)
             self._version = version
         rollout = sampler.collect_until(time.monotonic() + seconds)
-        sent = None if rollout is None else self._sent(rollout)
+        sent = None if rollout is None else sampler.sent(rollout)
         faults, self._faults[:] = tuple(self._faults), []
         return Collected(sent, sampler.counters.snapshot(), faults)
-
-    def _sent(self, rollout: Rollout) -> SentRollout:
-        assert rollout.restarted is not None
-        memory = self._sampling.packed(rollout)
-        return SentRollout(memory, rollout.episodes, rollout.restarted.numpy())
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
         """See `Sampler`."""

@@ -113,7 +113,7 @@ class Peer:
         references, self.reference, self.asked = [self.reference, *self._rest], None, ""
         found, *rest = self._connection.get(references, self._timeout_s)
         if rest:
-            found = pickle.loads(np.concatenate([found, *rest]))
+            found = pickle.loads(np.concatenate([found, *rest]).data)
         if isinstance(found, FastrlError):
             raise found
         return found

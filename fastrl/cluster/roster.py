@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrl.closing import Closing
 from fastrl.cluster.connection import Connection, Node, NodeLostError
-from fastrl.cluster.member import Member, Seat
+from fastrl.cluster.node_sampler import NodeSampler
+from fastrl.cluster.peer import Peer
 from fastrl.config import Config
 from fastrl.errors import FastrlError, WorkerError
+from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
 
 _LOGGER = logging.getLogger(__name__)
@@ -22,6 +27,74 @@ _LOOK_S = 1.0
 """How often the list of the cluster's nodes is read."""
 _LONGEST_BREAK_S = 60.0
 """The longest pause before a node that keeps failing is tried again."""
+
+
+class Seat:
+    """A range of the run's slots that one node fills, and another of its size if that is lost.
+
+    Attributes:
+        name: ``node-0``, ….
+        topology: Of the node's sampler; ``first_env`` is the first slot.
+
+    Args:
+        index: Of the seat.
+        topology: See the attribute.
+    """
+
+    def __init__(self, index: int, topology: Topology) -> None:
+        self.name, self.topology = f"node-{index}", topology
+        kinds = ("env", topology.num_env_workers), ("model", topology.num_model_workers)
+        self.workers = tuple(
+            f"{self.name}/{kind}-worker-{worker}"
+            for kind, count in kinds
+            for worker in range(count)
+        )
+        self._before: NDArray[np.int64] = np.zeros((len(self.workers), len(Counter)), np.int64)
+        self._now = np.zeros_like(self._before)
+
+    @property
+    def slots(self) -> range:
+        """The slots of the run that it is."""
+        first = self.topology.first_env
+        return range(first, first + self.topology.num_envs)
+
+    @property
+    def counters(self) -> NDArray[np.int64]:
+        """``[workers, Counter] int64``: what the workers of all its nodes have done."""
+        return self._before + self._now
+
+    def update(self, counters: NDArray[np.int64]) -> None:
+        """Set what the workers of the present node have done."""
+        self._now = np.array(counters)
+
+    def leave(self) -> None:
+        """Keep the counts so far; those of the next node are added."""
+        self._before, self._now = self.counters, np.zeros_like(self._before)
+
+
+class Member(Peer):
+    """The sampler of one node, with at most one request under way; see `Peer`.
+
+    Attributes:
+        seat: The slots that it fills.
+        samples: Whether its sampler is made.
+        is_late: Whether it has begun a rollout and did not complete it within a request.
+
+    Args:
+        connection: To the cluster.
+        node: Where it is.
+        seat: See the attribute.
+    """
+
+    def __init__(self, connection: Connection, node: Node, seat: Seat) -> None:
+        self.seat = seat
+        self.samples = self.is_late = False
+        cores = seat.topology.num_env_workers + seat.topology.num_model_workers
+        super().__init__(connection, node, NodeSampler, cores)
+
+    def __str__(self) -> str:
+        """Return name and address."""
+        return f"{self.seat.name} ({self.node.host})"
 
 
 @dataclass

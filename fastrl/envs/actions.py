@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
 from fastrl.errors import EnvError, SpaceError
-from fastrl.spaces import action_specs, leaves, unflatten
+from fastrl.spaces import action_specs, at_path, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
 """How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
@@ -187,9 +187,9 @@ def _clip(box: spaces.Box) -> Convert:
 
 def _squash(box: spaces.Box, path: str) -> Convert:
     if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
-        where = f" at '{path}'" if path else ""
         raise SpaceError(
-            f"action_bounds 'squash' needs a Box with finite bounds, got {box}{where}; use 'clip'"
+            f"action_bounds 'squash' needs a Box with finite bounds, got {box}{at_path(path)}; "
+            "use 'clip'"
         )
     low, high, dtype = box.low, box.high, box.dtype
     half = (high.astype(np.float64) - low) / 2
@@ -221,6 +221,5 @@ def _sampled(
         sizes = 2
     wrong: NDArray[np.bool_] = (counted < 0) | (counted >= sizes)
     if wrong.any():
-        where = f" at '{path}'" if path else ""
-        raise EnvError(f"{rows[wrong].flat[0]} is not an action of {leaf}{where}")
+        raise EnvError(f"{rows[wrong].flat[0]} is not an action of {leaf}{at_path(path)}")
     return counted.astype(np.int8 if isinstance(leaf, spaces.MultiBinary) else np.int64)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from fastrl.arguments import brief
 from fastrl.envs.legacy_gym import LegacyGymEnv
 from fastrl.errors import EnvError, SpaceError
-from fastrl.spaces import leaves
+from fastrl.spaces import at_path, leaves
 
 _LOCK = threading.RLock()
 """Reentrant: the collection of garbage may release a claim in the middle of another one."""
@@ -132,7 +132,7 @@ def _difference(found: spaces.Space[Any], wanted: spaces.Space[Any]) -> str:
         other = theirs[path]
         if leaf == other:
             continue
-        where = f" at '{path}'" if path else ""
+        where = at_path(path)
         if not (isinstance(leaf, spaces.Box) and isinstance(other, spaces.Box)):
             return f" ({leaf} and {other}{where})" if path else ""
         for bound in ("low", "high"):

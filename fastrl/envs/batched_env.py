@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.errors import EnvError
+from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 
 _SHAPE: Callable[[NDArray[Any]], tuple[int, ...]] = attrgetter("shape")
@@ -48,6 +49,24 @@ class StepViews:
     final_observation: Rows
     episode_info: NDArray[np.float32] | None = None
     extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def zeros(cls, spec: EnvSpec, num_envs: int) -> StepViews:
+        """Return new arrays for n environments, without ``episode_info`` and extras."""
+
+        def rows(leaves: Mapping[str, TensorSpec]) -> Rows:
+            shapes = ((num_envs, *leaf.shape) for leaf in leaves.values())
+            dtypes = (leaf.numpy_dtype for leaf in leaves.values())
+            return tuple(map(np.zeros, shapes, dtypes))
+
+        return cls(
+            action=rows(spec.action),
+            observation=rows(spec.observation),
+            reward=np.zeros(num_envs, np.float32),
+            terminated=np.zeros(num_envs, np.bool_),
+            truncated=np.zeros(num_envs, np.bool_),
+            final_observation=rows(spec.observation),
+        )
 
     def part(self, rows: slice) -> StepViews:
         """Return the views of some environments, without ``episode_info`` and extras."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastrl.arguments import brief
 from fastrl.envs.batched_env import Rows
 from fastrl.errors import EnvError
-from fastrl.spaces import flattener, leaves
+from fastrl.spaces import at_path, flattener, leaves
 
 _MISFITS = (TypeError, ValueError, KeyError, IndexError)
 
@@ -145,9 +145,8 @@ class ObservationWriter:
 
     def _misfit(self, index: int, problem: str, value: object, number: int) -> EnvError:
         path, leaf = self._leaves[number]
-        where = f" at '{path}'" if path else ""
         return EnvError(
-            f"env {self._first + index} returned an observation{where} {problem}: "
+            f"env {self._first + index} returned an observation{at_path(path)} {problem}: "
             f"{brief(value, 80)}; its space is {leaf}"
         )
 

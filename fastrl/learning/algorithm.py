@@ -158,7 +158,7 @@ class Algorithm(ABC, Generic[SectionT]):
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield rows ``[n] int64`` of the batch, on its device, for one gradient step each.
 
-        With a memory they are whole segments, as `shared.minibatches.segment_rows` returns them.
+        With a memory they are whole segments, as `learning.experience.segment_rows` returns them.
 
         Args:
             batch: The rollout; by default all of it is one minibatch.

@@ -10,9 +10,8 @@ from torch import Tensor
 from fastrl.config import DAggerConfig
 from fastrl.learning.algorithm import Prepared
 from fastrl.learning.bc import Cloning
-from fastrl.learning.experience import Batch, Experience
+from fastrl.learning.experience import Batch, Experience, minibatches
 from fastrl.models.policy import PolicyModel
-from fastrl.shared.minibatches import minibatches
 
 
 class DAgger(Cloning[DAggerConfig]):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastrl import once, registry
 from fastrl.arguments import instance, taken
-from fastrl.config import Config, LearnerConfig, resolved
+from fastrl.config import Config, LearnerConfig, ModelConfig, resolved
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.imports import import_object
 from fastrl.learning import mlp_gradients
@@ -26,21 +26,20 @@ from fastrl.learning.gradients import (
     ShardedEngine,
     why_not_sharded,
 )
-from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
 from fastrl.learning.optimizers import FlatParameters, Optimizer, build_optimizer
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
 from fastrl.learning.shares import RankedEngine, joined_update
-from fastrl.learning.torch_threads import kernel_threads, learner_threads
 from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.images import has_images
 from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.policy import PolicyModel, build_model, load_parameters, state_size
 from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import flatten
 from fastrl.spec import ACTION_MASK, EnvSpec, outputs_of
-from fastrl.system import existing_device, keep_freed_memory, torch_threads
+from fastrl.system import existing_device, keep_freed_memory, torch_threads, usable_cores
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -366,12 +365,13 @@ class Learner:
             if self._has_memory:
                 return SequenceGradientEngine(algorithm, policy)
             return mlp_gradients.MLPGradientEngine(algorithm, policy, self._kernel_threads)
-        why_network = None if chosen else why_not_network(model)
+        why_network = None if chosen else mlp_gradients.why_not_network(model)
         if not chosen and why_network is None:
             self._log_slower(
                 "the loss is differentiated by autograd, only its network compiled", why
             )
-            return MLPNetworkEngine(algorithm, cast(ActorCritic, model), self._parameters)
+            policy = cast(ActorCritic, model)
+            return mlp_gradients.MLPNetworkEngine(algorithm, policy, self._parameters)
         self._log_slower(
             "gradients are computed by autograd, not by the compiled kernels", why_network or why
         )
@@ -482,3 +482,30 @@ def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
         build = import_object(section.import_path, "algorithm.class_path")
     algorithm: Algorithm[Any] = instance(where, registry.call(build, where, section), Algorithm)
     return algorithm
+
+
+def learner_threads(config: Config, env_spec: EnvSpec) -> int:
+    """Return the number of threads of the learner.
+
+    They wait for each other in each update, so that more than one pays only for large networks.
+    """
+    threads = config.algorithm.torch_threads
+    return policy_threads(env_spec, config.model) if threads == "auto" else threads
+
+
+def kernel_threads(config: Config, num_ranks: int) -> int:
+    """Return the number of threads for compiled gradients.
+
+    Args:
+        config: The whole run. ``auto`` is all cores, if workers rest while the learner works.
+        num_ranks: Ranks that learn together: with more than one, each has a core.
+    """
+    threads = config.algorithm.torch_threads
+    if threads != "auto":
+        return threads
+    return usable_cores() if config.sampler.mode == "sync" and num_ranks == 1 else 1
+
+
+def policy_threads(env_spec: EnvSpec, config: ModelConfig | None = None) -> int:
+    """Return the number of torch threads for a policy: all cores for images, else one."""
+    return usable_cores() if has_images(env_spec.observation_space, config) else 1

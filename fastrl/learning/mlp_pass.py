@@ -5,7 +5,7 @@ tile each feature's numbers are contiguous, ``buffer[feature, row] float32``: ro
 registers, forward and backward, as in `fastrl.models.inference.mlp_kernel`. Only the gradient of
 weights, which is a sum over rows, reads the inputs of a layer row by row.
 
-What to compute is described by the records below, which `mlp_program` fills: mostly addresses.
+What to compute is described by the records below, which `mlp_gradients` fills: mostly addresses.
 For a loss that is not compiled it is computed in two calls: the outputs, and from the gradient by
 them that of the weights.
 """

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fastrl.config import APPOConfig, ImpalaConfig
-from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.learning.experience import Batch, Experience, Minibatch, segment_rows
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
-from fastrl.shared.minibatches import segment_rows
 
 POLICY_LAG = "policy_lag"
 """Field ``[T, B] int64``: updates by which the policy that acted is older than the learner's."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastrl.config import PPOConfig
-from fastrl.learning.experience import Batch
+from fastrl.learning.experience import Batch, minibatches
 from fastrl.learning.objective import PolicyGradient
-from fastrl.shared.minibatches import minibatches
 
 _KL_MARGIN = 1.5
 """How far the KL divergence of a minibatch may exceed its target, as OpenAI's baselines allow."""

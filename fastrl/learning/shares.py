@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fastrl.learning.algorithm import Algorithm, Scheduled
-from fastrl.learning.experience import NO_BATCH, Batch, Minibatch, Sequences
+from fastrl.learning.experience import NO_BATCH, Batch, Minibatch, Sequences, segment_rows
 from fastrl.learning.gradients import GradientEngine
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ranks import Ranks
 from fastrl.models.normalization import RunningNormalizer
-from fastrl.shared.minibatches import segment_rows
 
 
 class RankedEngine(GradientEngine):

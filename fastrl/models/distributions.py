@@ -19,7 +19,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from fastrl.errors import SpaceError
-from fastrl.spaces import leaves
+from fastrl.spaces import at_path, leaves
 from fastrl.spec import EnvSpec
 
 ActionBounds = Literal["clip", "squash"]
@@ -282,7 +282,7 @@ def action_part(
     leaf: spaces.Space[Any], path: str, action_bounds: ActionBounds, state_std: bool = False
 ) -> ActionPart:
     """Return the distribution of a leaf; see `ActionDistribution`."""
-    where = f" at '{path}'" if path else ""
+    where = at_path(path)
     if isinstance(leaf, spaces.Discrete):
         return Categoricals([int(leaf.n)], ())
     if isinstance(leaf, spaces.MultiDiscrete):

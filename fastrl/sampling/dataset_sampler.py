@@ -13,7 +13,7 @@ from fastrl.datasets import HELD_OUT, Demonstrations
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError
-from fastrl.sampling.sampler import BaseSampler
+from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.spaces import unflatten
@@ -24,7 +24,7 @@ _NO_EPISODES = Episodes(
 )
 
 
-class DatasetSampler(BaseSampler):
+class DatasetSampler(CountingSampler):
     """Returns all demonstrations in every rollout, so that an update is an epoch.
 
     A rollout has one slot and a row for each step, T = N and B = 1. ``episodes`` is empty, since

@@ -21,7 +21,7 @@ from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
 from fastrl.envs.tensor.tensor_policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.errors import ConfigError, EnvError
-from fastrl.sampling.sampler import BaseSampler
+from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
@@ -34,7 +34,7 @@ _STEPS_PER_GRAPH = 32
 """On a GPU; compile time grows with it, and launch time falls."""
 
 
-class DeviceSampler(BaseSampler):
+class DeviceSampler(CountingSampler):
     """Samples a tensor environment on one device; see `Sampler` for the contract.
 
     Rollouts are new tensors on that device, without a limit of validity.

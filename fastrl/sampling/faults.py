@@ -76,7 +76,7 @@ class FaultPolicy:
         max_restarts: How often each worker is replaced within an hour; one more failure ends the
             run with its cause.
         on_fault: Called with each worker failure that leads to a replacement; by default the
-            logger ``fastrl.sampling.worker_pool`` warns.
+            logger ``fastrl.sampling.process_sampler`` warns.
     """
 
     max_restarts: int = 0

@@ -3,26 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fastrl.shared.rollouts import Episodes, rollout_fields
-from fastrl.shared.table import Layout
+from fastrl.shared.rollouts import Episodes, Rollout, rollout_fields
+from fastrl.shared.table import NUM_BANKS, Layout
 from fastrl.workers.plan import SamplingPlan
 
 
-class JoinedBank:
-    """A rollout of several samplers in the memory of the learner.
+@dataclass(frozen=True)
+class SentRollout:
+    """A rollout of one sampler on its way to a learner that joins several.
 
     Attributes:
-        num_slots: B, of all of them.
-        fields: See `Rollout`.
+        memory: ``[num_bytes] uint8``: a bank, see `fastrl.shared.table.Layout`.
+        episodes: See `Rollout`.
+        restarted: See `Rollout`.
+    """
+
+    memory: NDArray[np.uint8]
+    episodes: Episodes
+    restarted: NDArray[np.bool_]
+
+
+class JoinedRollouts:
+    """Copies rollouts of several samplers into the memory of the learner, two banks in turn.
 
     Args:
         plan: Has the schema.
-        num_slots: See the attribute.
     """
+
+    def __init__(self, plan: SamplingPlan) -> None:
+        self._plan = plan
+        self._banks: dict[int, _JoinedBank] = {}
+
+    def join(self, index: int, parts: Sequence[tuple[SentRollout, range]]) -> Rollout:
+        """Return one rollout.
+
+        Args:
+            index: See `Rollout`.
+            parts: The rollouts, each with the slots of the run that it is from.
+        """
+        sizes = [len(slots) for _, slots in parts]
+        bank = self._banks.get(index % NUM_BANKS)
+        if bank is None or bank.num_slots != sum(sizes):
+            bank = self._banks[index % NUM_BANKS] = _JoinedBank(self._plan, sum(sizes))
+        bank.fill([sent.memory for sent, _ in parts], sizes)
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        return Rollout(
+            bank.fields,
+            episodes=Episodes.joined([sent.episodes for sent, _ in parts], starts),
+            index=index,
+            restarted=torch.from_numpy(np.concatenate([sent.restarted for sent, _ in parts])),
+            slots=torch.cat([torch.arange(slots.start, slots.stop) for _, slots in parts]),
+        )
+
+
+class _JoinedBank:
+    """A bank of ``num_slots``, of all samplers; ``fields`` are those of a `Rollout`."""
 
     def __init__(self, plan: SamplingPlan, num_slots: int) -> None:
         self._plan, self.num_slots = plan, num_slots
@@ -50,24 +91,3 @@ class JoinedBank:
 
     def _layout(self, num_slots: int) -> Layout:
         return Layout(self._plan.schema, self._plan.rollout_length, num_slots)
-
-
-def joined_episodes(parts: Sequence[Episodes], starts: NDArray[np.int64]) -> Episodes:
-    """Return the episodes of rollouts that lie side by side, the first slot of each at a start."""
-    joined = Episodes(
-        returns=np.concatenate([part.returns for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        end_step=np.concatenate([part.end_step for part in parts]),
-        slot=np.concatenate(
-            [part.slot + start for part, start in zip(parts, starts, strict=False)]
-        ),
-        info={name: np.concatenate([part.info[name] for part in parts]) for name in parts[0].info},
-    )
-    order = np.lexsort((joined.slot, joined.end_step))
-    return Episodes(
-        joined.returns[order],
-        joined.lengths[order],
-        joined.end_step[order],
-        joined.slot[order],
-        {name: numbers[order] for name, numbers in joined.info.items()},
-    )

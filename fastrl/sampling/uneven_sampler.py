@@ -9,21 +9,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastrl.arguments import finite_number
 from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
-from fastrl.errors import ConfigError, FastrlError, WorkerError
+from fastrl.errors import ConfigError, WorkerError
 from fastrl.sampling.faults import Fault, FaultPolicy
-from fastrl.sampling.joined import JoinedBank, joined_episodes
+from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.sampler import Sampler
+from fastrl.sampling.sampler import BaseSampler
 from fastrl.sampling.stats import SamplerStats, memory_of
 from fastrl.shared.rollouts import Rollout
-from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.watchdog import Deadlines
 
@@ -35,7 +33,7 @@ _WORKER = "env-worker-0"
 """What each part calls its worker."""
 
 
-class UnevenSampler(Sampler):
+class UnevenSampler(BaseSampler):
     """Collects rollouts from a share of the env workers; see `Sampler` for the contract.
 
     Each env worker fills rollouts of T steps at its own pace, in a `ProcessSampler` of its own.
@@ -84,13 +82,11 @@ class UnevenSampler(Sampler):
             raise ConfigError("sampler.wait: must be all with model workers, which serve in step")
         if topology.run_envs is not None:
             raise ConfigError("sampler.wait: must be all with several learners")
-        self.env_spec, self.topology = plan.env_spec, topology
-        self.rollout_length = plan.rollout_length
-        self._plan, self._closed, self._next_rollout = plan, False, 0
+        super().__init__(plan)
         self._enough = math.ceil(wait * topology.num_env_workers)
         self._checked_s = 0.0
-        self._arrived: dict[int, Rollout] = {}
-        self._banks: dict[int, JoinedBank] = {}
+        self._arrived: dict[int, SentRollout] = {}
+        self._joined = JoinedRollouts(plan)
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
         found = FaultPolicy() if faults is None else faults
@@ -133,32 +129,21 @@ class UnevenSampler(Sampler):
                 with _named(worker):
                     rollout = part.collect_until(now_s)
                 if rollout is not None:
-                    self._arrived[worker] = rollout
+                    self._arrived[worker] = part.sent(rollout)
         if is_due:
             self._checked_s = now_s
 
     def _assembled(self) -> Rollout:
         """Copy what has arrived into the next bank."""
-        arrived = dict(sorted(self._arrived.items()))
+        size = self.topology.envs_per_worker
+        parts = [
+            (sent, range(worker * size, (worker + 1) * size))
+            for worker, sent in sorted(self._arrived.items())
+        ]
         self._arrived.clear()
         index = self._next_rollout
         self._next_rollout += 1
-        size = self.topology.envs_per_worker
-        sizes = [size] * len(arrived)
-        bank = self._banks.get(index % NUM_BANKS)
-        if bank is None or bank.num_slots != sum(sizes):
-            bank = self._banks[index % NUM_BANKS] = JoinedBank(self._plan, sum(sizes))
-        bank.fill([self._parts[worker].packed(part) for worker, part in arrived.items()], sizes)
-        restarted = [part.restarted for part in arrived.values() if part.restarted is not None]
-        return Rollout(
-            bank.fields,
-            episodes=joined_episodes(
-                [part.episodes for part in arrived.values()], np.cumsum([0, *sizes])
-            ),
-            index=index,
-            restarted=torch.cat(restarted),
-            slots=torch.cat([torch.arange(w * size, (w + 1) * size) for w in arrived]),
-        )
+        return self._joined.join(index, parts)
 
     def stats(self, *, details: bool = False) -> SamplerStats:
         """See `Sampler`."""
@@ -213,10 +198,6 @@ class UnevenSampler(Sampler):
             for worker, part in enumerate(self._parts):
                 with _named(worker):
                     use(part)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise FastrlError("this sampler is closed; make a new one to continue")
 
 
 def _part_of(plan: SamplingPlan, worker: int) -> SamplingPlan:

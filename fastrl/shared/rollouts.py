@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,30 @@ class Episodes:
     def __len__(self) -> int:
         """Return the number of episodes that ended."""
         return len(self.returns)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes], starts: Sequence[int]) -> Episodes:
+        """Return the episodes of rollouts that lie side by side.
+
+        Args:
+            parts: Of each rollout.
+            starts: The column at which each rollout begins.
+        """
+        slots = [part.slot + start for part, start in zip(parts, starts, strict=True)]
+        slot = np.concatenate(slots)
+        end_step = np.concatenate([part.end_step for part in parts])
+        order = np.lexsort((slot, end_step))
+
+        def ordered(columns: Iterable[NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate(list(columns))[order]
+
+        return cls(
+            returns=ordered(part.returns for part in parts),
+            lengths=ordered(part.lengths for part in parts),
+            end_step=end_step[order],
+            slot=slot[order],
+            info={name: ordered(part.info[name] for part in parts) for name in parts[0].info},
+        )
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)

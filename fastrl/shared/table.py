@@ -139,7 +139,7 @@ class Table(Shared):
 
         They are as the step before left them, not reset. There are two halves in turn, so that of
         the next step, t + 1, is another; with T + 1 the next rollout begins. Written by policy
-        runners, see `fastrl.workers.live_states`.
+        runners, see `fastrl.workers.policy_runner`.
         """
         return self._live[(bank * (self.rollout_length + 1) + t) % 2]
 

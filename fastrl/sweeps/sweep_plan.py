@@ -17,7 +17,7 @@ from fastrl.config import Config, load_config, resolved
 from fastrl.config.models import RUNS
 from fastrl.config.text import parse_yaml
 from fastrl.errors import ConfigError
-from fastrl.learning.torch_threads import learner_threads
+from fastrl.learning.learner import learner_threads
 from fastrl.sampling.build import make_plan
 from fastrl.sweeps.optuna_search import OptunaSearch, SearchSpace
 

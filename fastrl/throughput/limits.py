@@ -28,7 +28,7 @@ from gymnasium.vector.utils import batch_space
 
 from fastrl.closing import Closing
 from fastrl.envs.action_masks import observes_mask, uniform_numbers, valid_sample
-from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.envs.wrappers import peel
@@ -210,14 +210,7 @@ def _bare_batch(env: BatchedEnv) -> Callable[[int], None]:
     """Return a function that steps a batch that many times, as an env worker does."""
     space = batch_space(env.spec.action_space, env.num_envs)
     space.seed(0)
-    views = StepViews(
-        action=(),
-        observation=_rows(env),
-        reward=np.zeros(env.num_envs, np.float32),
-        terminated=np.zeros(env.num_envs, np.bool_),
-        truncated=np.zeros(env.num_envs, np.bool_),
-        final_observation=_rows(env),
-    )
+    views = StepViews.zeros(env.spec, env.num_envs)
     taken = [
         tuple(map(np.asarray, flatten(env.spec.action_space, space.sample()))) for _ in range(64)
     ]
@@ -246,11 +239,6 @@ def _valid_batches(spec: EnvSpec, views: StepViews) -> Iterator[StepViews]:
     for draw in itertools.cycle([engine.bind(inputs, each, out, mask=mask) for each in noise]):
         draw()
         yield batch
-
-
-def _rows(env: BatchedEnv) -> Rows:
-    leaves = env.spec.observation.values()
-    return tuple(np.zeros((env.num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
 
 
 def _bare_loop(env: Env[Any, Any], time_limit: int | None) -> Callable[[int], None]:

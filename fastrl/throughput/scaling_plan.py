@@ -20,7 +20,7 @@ from fastrl.arguments import brief, finite_number, whole
 from fastrl.config import Config
 from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
-from fastrl.learning.torch_threads import learner_threads
+from fastrl.learning.learner import learner_threads
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.shared.table import Layout
 from fastrl.system import torch_threads

@@ -6,7 +6,6 @@ import dataclasses
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -139,24 +138,17 @@ def meet(
         return rollout.episodes, lag
     own: State = int(asked or signal.SIGTERM)
     if rollout is not None:
-        episodes = rollout.episodes
-        slot = episodes.slot + ranks.rank * rollout.reward.shape[1]
-        own = vars(episodes) | {"slot": slot, "info": dict(episodes.info), "lag": lag}
+        episodes = vars(rollout.episodes) | {"info": dict(rollout.episodes.info)}
+        own = {"episodes": episodes, "lag": lag}
     found = ranks.gather(own)
     for item in found:
         if isinstance(item, int):
             raise StopSignal(item)
-    columns = {name: _joined([each[name] for each in found]) for name in own if name != "lag"}
-    order = np.lexsort((columns["slot"], columns["end_step"]))
-    info = {name: values[order] for name, values in columns.pop("info").items()}
-    episodes = Episodes(**{name: column[order] for name, column in columns.items()}, info=info)
-    return episodes, float(np.mean([each["lag"] for each in found]))
-
-
-def _joined(parts: list[Any]) -> Any:
-    if isinstance(parts[0], dict):
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return np.concatenate(parts)
+    assert rollout is not None
+    width = rollout.reward.shape[1]
+    parts = [Episodes(**each["episodes"]) for each in found]
+    joined = Episodes.joined(parts, range(0, len(found) * width, width))
+    return joined, float(np.mean([each["lag"] for each in found]))
 
 
 def joined_environments(ranks: Ranks, own: bytes | None, reason: str) -> tuple[bytes | None, str]:

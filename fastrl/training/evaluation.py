@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import finite_number, whole
@@ -19,7 +17,7 @@ from fastrl.envs.agreement import Claim, check_spaces
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import EnvError
 from fastrl.global_streams import seeded_streams
-from fastrl.learning.torch_threads import policy_threads
+from fastrl.learning.learner import policy_threads
 from fastrl.models.policy import PolicyModel, initial_state, sampling_mode
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
@@ -171,20 +169,16 @@ class EpisodePlayer:
         self, env_spec: EnvSpec, build_env: Callable[[int], BatchedEnv], episodes: int
     ) -> None:
         self._width = min(_WIDTH, episodes)
-        self._observation = _rows(env_spec.observation, self._width)
-        self._action = _rows(env_spec.action, self._width)
-        self._final = _rows(env_spec.observation, self._width)
-        self._reward = np.zeros(self._width, np.float32)
-        self._terminated, self._truncated = np.zeros((2, self._width), np.bool_)
+        self._arrays = arrays = StepViews.zeros(env_spec, self._width)
         self._info_names = env_spec.episode_info
         self._info = np.full((self._width, len(self._info_names)), np.nan, np.float32)
-        self._numbers = [row for row in self._observation if row.dtype.kind == "f"]
+        self._numbers = [row for row in arrays.observation if row.dtype.kind == "f"]
         self._env_spec = env_spec
         self._mask = None
         if env_spec.action_mask is not None:
-            self._mask = self._observation[list(env_spec.observation).index(env_spec.action_mask)]
-        self._observed = _tensors(env_spec.observation, self._observation)
-        self._acted = _tensors(env_spec.action, self._action)
+            self._mask = arrays.observation[list(env_spec.observation).index(env_spec.action_mask)]
+        self._observed = _tensors(env_spec.observation, arrays.observation)
+        self._acted = _tensors(env_spec.action, arrays.action)
         self._claim = Claim()
         with seeded_streams(0):
             self._envs = build_all(
@@ -228,13 +222,13 @@ class EpisodePlayer:
 
     def _step(self, slot: int, state: _EvaluationState) -> None:
         self._envs[slot].step(self._views[slot])
-        reward, episode = float(self._reward[slot]), state.playing[slot]
+        reward, episode = float(self._arrays.reward[slot]), state.playing[slot]
         if not math.isfinite(reward):
             self._cut_bad(slot, state, "reward")
             return
         episode.total += reward
         episode.length += 1
-        if self._terminated[slot] or self._truncated[slot]:
+        if self._arrays.terminated[slot] or self._arrays.truncated[slot]:
             episode.info = self._info[slot].tolist()
         elif episode.length >= _MAX_EPISODE_STEPS:
             state.cut += 1
@@ -322,15 +316,8 @@ class EpisodePlayer:
 
     def _view(self, index: int) -> StepViews:
         one = slice(index, index + 1)
-        return StepViews(
-            action=tuple(row[one] for row in self._action),
-            observation=tuple(row[one] for row in self._observation),
-            reward=self._reward[one],
-            terminated=self._terminated[one],
-            truncated=self._truncated[one],
-            final_observation=tuple(row[one] for row in self._final),
-            episode_info=self._info[one] if self._info_names else None,
-        )
+        info = self._info[one] if self._info_names else None
+        return replace(self._arrays.part(one), episode_info=info)
 
 
 @dataclass
@@ -393,13 +380,6 @@ def evaluate(
     player = EpisodePlayer(env_spec, build_env, protocol.episodes)
     with closed_after(player), torch_threads(policy_threads(env_spec)):
         return player.play(model, protocol, watch)
-
-
-def _rows(specs: dict[str, TensorSpec], num_rows: int) -> Rows:
-    rows: list[NDArray[Any]] = [
-        np.zeros((num_rows, *spec.shape), spec.numpy_dtype) for spec in specs.values()
-    ]
-    return tuple(rows)
 
 
 def _tensors(specs: dict[str, TensorSpec], rows: Rows) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.learning import build_learner
+from fastrl.learning.learner import learner_threads
 from fastrl.learning.ranks import Ranks
-from fastrl.learning.torch_threads import learner_threads
 from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import check_model_class
 from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
@@ -34,13 +34,12 @@ from fastrl.training.callbacks import (
     RunExtensions,
     check_extensions,
 )
-from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
 from fastrl.training.dagger_sampler import check_expert
 from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
-from fastrl.training.evaluator import EvaluationPlan, Evaluator
+from fastrl.training.evaluator import Candidates, EvaluationPlan, Evaluator
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.journal import FINAL, RunJournal, described
 from fastrl.training.metrics import MetricsLog, check_loggers

@@ -25,7 +25,7 @@ from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
 from fastrl.system import usable_cores
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError
-from fastrl.vector.probing import CallDeadline, close_probed, within_deadlines
+from fastrl.vector.groups import CallDeadline, close_probed, within_deadlines
 from fastrl.vector.vector_env import FastVectorEnv
 from fastrl.vector.vector_plan import Env, VectorPlan, why_not_sent
 

@@ -21,7 +21,7 @@ from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spaces import at_path, flatten, leaves, unflatten
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
@@ -160,7 +160,7 @@ class ActionRows:
         checked = []
         for (path, leaf), value, row in zip(self._leaves.items(), values, self._rows, strict=True):
             found, wanted = _as_array(value), (count, *row.shape[1:])
-            where = f" at '{path}'" if path else ""
+            where = at_path(path)
             if found.shape != wanted:
                 raise ArgumentError(
                     f"actions{where} have the shape {found.shape}; expected {wanted}: one for each "

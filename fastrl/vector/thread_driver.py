@@ -15,8 +15,7 @@ from typing import Any
 from fastrl.vector.driver import Driver, Ready, Request
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, late, raised
-from fastrl.vector.groups import EnvGroup, probe
-from fastrl.vector.probing import within_deadlines
+from fastrl.vector.groups import EnvGroup, probe, within_deadlines
 from fastrl.vector.vector_plan import VectorPlan
 from fastrl.workers.descent import start_thread
 from fastrl.workers.supervisor import GRACE_S

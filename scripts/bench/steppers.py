@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from bench.rounds import Steps
 from fastrl.envs.batched_env import BatchedEnv, StepViews
-from fastrl.spec import EnvSpec
 
 Draw = Callable[[], NDArray[Any]]
 """Returns one action per environment."""
@@ -75,7 +74,7 @@ def vector(env: VectorEnv[Any, Any, Any]) -> Steps:
 def batched(env: BatchedEnv, ahead: int = 0) -> Steps:
     """Step one of fastrl's batched environments, as an env worker does."""
     draw = random_actions(env.spec.action_space, env.num_envs, ahead)
-    seen = views(env.spec, env.num_envs)
+    seen = StepViews.zeros(env.spec, env.num_envs)
     env.reset(range(env.num_envs), seen.observation)
     (action,) = seen.action
 
@@ -85,22 +84,6 @@ def batched(env: BatchedEnv, ahead: int = 0) -> Steps:
         return env.num_envs
 
     return step
-
-
-def views(spec: EnvSpec, num_envs: int) -> StepViews:
-    """Return arrays for n environments, which a step reads and writes."""
-
-    def rows(leaves: Any) -> tuple[NDArray[Any], ...]:
-        return tuple(np.zeros((num_envs, *leaf.shape), leaf.numpy_dtype) for leaf in leaves)
-
-    return StepViews(
-        action=rows(spec.action.values()),
-        observation=rows(spec.observation.values()),
-        reward=np.zeros(num_envs, np.float32),
-        terminated=np.zeros(num_envs, np.bool_),
-        truncated=np.zeros(num_envs, np.bool_),
-        final_observation=rows(spec.observation.values()),
-    )
 
 
 def has_envpool(name: str) -> bool:

@@ -18,7 +18,7 @@ from fastrl.envs.catalogue import list_environments
 from fastrl.envs.family import family_of, own_families
 from fastrl.errors import ConfigError, EnvError
 from fastrl.training.trust import named_code
-from fastrl.tuning.sources import sources
+from fastrl.tuning.tune import sources
 from fastrl.vector import ArgumentError
 from tests.counting_env import CountingEnv
 

@@ -16,8 +16,12 @@ from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm, Loss
 from fastrl.learning.experience import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
-from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
-from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
+from fastrl.learning.mlp_gradients import (
+    MLPGradientEngine,
+    MLPNetworkEngine,
+    why_not,
+    why_not_network,
+)
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ppo import PPO
 from fastrl.models import ActorCritic

@@ -10,8 +10,8 @@ import torch
 
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.learning import build_learner
+from fastrl.learning.experience import minibatches
 from fastrl.models import ActorCritic
-from fastrl.shared.minibatches import minibatches
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, config_of, random_rollout

@@ -25,10 +25,9 @@ from fastrl import cli
 from fastrl.datasets import load_demonstrations
 from fastrl.datasets.episodes import EpisodeBuilder
 from fastrl.errors import ConfigError, EnvError
-from fastrl.play.game import KeyboardPlayer, play
+from fastrl.play.game import KeyboardPlayer, play, record_episodes
 from fastrl.play.key_map import KeyMap
 from fastrl.play.play_page import PlayPage
-from fastrl.play.recorder import record_episodes
 from fastrl.spec import EnvSpec
 from tests.training.clockwork import Breaking, Clockwork, small_run
 

@@ -161,7 +161,7 @@ def test_trials_share_the_cores(monkeypatch):
 
 @pytest.mark.parametrize("cores", [1, 8])
 def test_what_depends_on_the_cores_is_that_of_the_whole_machine(monkeypatch, cores):
-    for module in ("fastrl.config.models", "fastrl.learning.torch_threads"):
+    for module in ("fastrl.config.models", "fastrl.learning.learner"):
         monkeypatch.setattr(f"{module}.usable_cores", lambda: cores)
     fixed = load_config(None, ["env.id=CartPole-v1", "sampler.num_envs=8"])
     assert Pins().of(fixed) == []

@@ -9,7 +9,7 @@ import pytest
 
 from fastrl.errors import WorkerError
 from fastrl.shared.counters import CounterBoard
-from fastrl.throughput.meter import ThroughputMeter
+from fastrl.throughput.measure import ThroughputMeter
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -30,8 +30,7 @@ from fastrl.spec import EnvSpec, Topology
 from fastrl.throughput import LimitProbe
 from fastrl.throughput.benchmark import policy_name
 from fastrl.throughput.limits import Limit
-from fastrl.throughput.measure import measure
-from fastrl.throughput.meter import ThroughputMeter
+from fastrl.throughput.measure import ThroughputMeter, measure
 from tests.sampling.counting import CountingEnvs, weights
 from tests.sampling.counting import make_plan as make_counting_plan
 from tests.sampling.test_pause import busy_plan

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrl.config import CheckpointConfig, Config, EnvConfig, EvaluationConfig
-from fastrl.training.candidates import Candidates
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.evaluation import EvaluationResult
+from fastrl.training.evaluator import Candidates
 
 
 class Player:
@@ -63,7 +63,7 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastrl.training.candidates._POLL_S", 0.0)
+    monkeypatch.setattr("fastrl.training.evaluator._CHECK_S", 0.0)
     return lambda **settings: Scene(tmp_path, **settings)
 
 
@@ -92,7 +92,7 @@ def test_newest_policy_that_fell_due_meanwhile_is_evaluated_next(scene):
 @given(st.lists(st.booleans(), min_size=3, max_size=30))
 def test_last_policy_that_fell_due_is_always_evaluated(answered):
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastrl.training.candidates._POLL_S", 0.0)
+        patch.setattr("fastrl.training.evaluator._CHECK_S", 0.0)
         scene = Scene(Path(directory))
         for index, is_answered in enumerate(answered):
             scene.train_to(50 * (index + 1))

@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from fastrl.config import load_config
-from fastrl.tuning.sources import sources
-from fastrl.tuning.tune import TuneOptions, study_name
+from fastrl.tuning.tune import TuneOptions, sources, study_name
 
 FILES = {
     "robots/__init__.py": "",

@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.arguments import nearest
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.batched import Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_terms import Range, control_cost, flat, uniform_and_normal_start
+from fastrl.envs.mujoco.robot_terms import (
+    HealthyRobot,
+    Range,
+    control_cost,
+    flat,
+    uniform_and_normal_start,
+)
 from fastrl.errors import EnvError
 
 
-class AntV5(MujocoBatchedEnv):
+class AntV5(HealthyRobot):
     """Gymnasium's Ant-v5."""
 
     id = "Ant-v5"
@@ -41,8 +47,6 @@ class AntV5(MujocoBatchedEnv):
         exclude_current_positions_from_observation: bool = True
         include_cfrc_ext_in_observation: bool = True
 
-    params: Any
-
     def fields(self) -> Sequence[str]:
         return "xpos", "cfrc_ext"
 
@@ -62,19 +66,15 @@ class AntV5(MujocoBatchedEnv):
             return *parts, self._contact_forces(now)[:, 6:]
         return parts
 
-    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
-
     def reward(self, step: Step) -> Terms:
         params = self.params
-        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
         velocity = (step.after - step.before) / self.dt
         squares = np.square(self._contact_forces(step.now)).sum(1)
         return {
             "reward_forward": params.forward_reward_weight * velocity,
             "reward_ctrl": -control_cost(params.ctrl_cost_weight, step.action),
             "reward_contact": -params.contact_cost_weight * squares,
-            "reward_survive": params.healthy_reward * healthy,
+            "reward_survive": self.reward_of_health(step),
         }
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
@@ -95,6 +95,7 @@ class AntV4(AntV5):
     """Gymnasium's Ant-v4."""
 
     id = "Ant-v4"
+    _healthy_is_paid_always = True
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
@@ -122,12 +123,9 @@ class AntV4(AntV5):
 
     def reward(self, step: Step) -> Terms:
         params = self.params
-        healthy: Any = 1.0
-        if step.terminated is None:
-            healthy = self.healthy(step.now)
         terms = {
             "reward_forward": (step.after - step.before) / self.dt,
-            "reward_survive": params.healthy_reward * healthy,
+            "reward_survive": self.reward_of_health(step),
             "reward_ctrl": -control_cost(params.ctrl_cost_weight, step.action),
         }
         if params.use_contact_forces:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_terms import Range, control_cost, flat, inside, uniform_start
+from fastrl.envs.mujoco.robot_terms import (
+    HealthyRobot,
+    Range,
+    control_cost,
+    flat,
+    inside,
+    uniform_start,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +69,7 @@ class _Humanoid(MujocoBatchedEnv):
         return cost
 
 
-class HumanoidV5(_Humanoid):
+class HumanoidV5(_Humanoid, HealthyRobot):
     """Gymnasium's Humanoid-v5."""
 
     id = "Humanoid-v5"
@@ -87,16 +94,12 @@ class HumanoidV5(_Humanoid):
         centre: NDArray[Any] = (now.xipos[:, :, 0] * mass).sum(1) / mass.sum(1)
         return centre
 
-    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
-
     def reward(self, step: Step) -> Terms:
         params = self.params
-        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
         velocity = (step.after - step.before) / self.dt
         contact = (params.contact_cost_weight, params.contact_cost_range)
         return {
-            "reward_survive": params.healthy_reward * healthy,
+            "reward_survive": self.reward_of_health(step),
             "reward_forward": params.forward_reward_weight * velocity,
             "reward_ctrl": -control_cost(params.ctrl_cost_weight, step.now.ctrl),
             "reward_contact": -self.contact_cost(step.now, *contact),
@@ -111,6 +114,7 @@ class HumanoidV4(HumanoidV5):
     """Gymnasium's Humanoid-v4."""
 
     id = "Humanoid-v4"
+    _healthy_is_paid_always = True
     _world_is_observed = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -128,13 +132,10 @@ class HumanoidV4(HumanoidV5):
 
     def reward(self, step: Step) -> Terms:
         params = self.params
-        healthy: Any = 1.0
-        if step.terminated is None:
-            healthy = self.healthy(step.now)
         velocity = (step.after - step.before) / self.dt
         return {
             "reward_linvel": params.forward_reward_weight * velocity,
-            "reward_alive": params.healthy_reward * healthy,
+            "reward_alive": self.reward_of_health(step),
             "reward_quadctrl": -control_cost(params.ctrl_cost_weight, step.now.ctrl),
         }
 

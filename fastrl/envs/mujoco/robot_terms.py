@@ -1,15 +1,41 @@
-"""Common parts of first states, rewards and observations of gymnasium's robots."""
+"""Common parts of first states, health, rewards and observations of gymnasium's robots."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.physics import Floats, Physics
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step
+from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 
 Range = tuple[float, float]
+
+
+class HealthyRobot(MujocoBatchedEnv):
+    """A robot that is paid for being healthy, and may end its episode when it is not."""
+
+    params: Any
+    _healthy_is_paid_always = False
+    """Version 4 also rewards health in the step that ends an episode as unhealthy."""
+
+    @abstractmethod
+    def healthy(self, now: Fields) -> NDArray[np.bool_]:
+        """Return which robots are healthy, ``[n]``."""
+
+    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
+        """Return which robots end their episodes, ``[n]``; None if health does not matter."""
+        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
+
+    def reward_of_health(self, step: Step) -> NDArray[Any]:
+        """Return what robots are paid for being healthy, ``[n]``."""
+        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
+        if self._healthy_is_paid_always and self.params.terminate_when_unhealthy:
+            healthy = np.ones_like(healthy)
+        reward: NDArray[Any] = self.params.healthy_reward * healthy
+        return reward
 
 
 def uniform_start(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
 from fastrl.envs.mujoco.robot_terms import (
+    HealthyRobot,
     Range,
     control_cost,
     inside,
@@ -127,25 +128,17 @@ class SwimmerV4(SwimmerV5):
         ctrl_cost_weight: float = 1e-4
 
 
-class _Healthy(_Runner):
+class _Healthy(_Runner, HealthyRobot):
     """A runner whose episode may end where it is unhealthy."""
 
     frame_skip = 4
-    _healthy_is_paid_always = False
-    """Version 4 also rewards health in the step that ends an episode as unhealthy."""
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         skipped = int(self.params.exclude_current_positions_from_observation)
         return now.qpos[:, skipped:], np.clip(now.qvel, -10, 10)
 
-    def terminated(self, now: Fields) -> NDArray[np.bool_] | None:
-        return ~self.healthy(now) if self.params.terminate_when_unhealthy else None
-
     def reward(self, step: Step) -> Terms:
-        healthy = self.healthy(step.now) if step.terminated is None else ~step.terminated
-        if self._healthy_is_paid_always and self.params.terminate_when_unhealthy:
-            healthy = np.ones_like(healthy)
-        return {**super().reward(step), "reward_survive": self.params.healthy_reward * healthy}
+        return {**super().reward(step), "reward_survive": self.reward_of_health(step)}
 
     def healthy(self, now: Fields) -> NDArray[np.bool_]:
         """Return which robots stand upright, ``[n]``."""

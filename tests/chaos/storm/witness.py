@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from fastrl.envs import make_tensor
 from fastrl.shared.rollouts import Rollout
-from fastrl.throughput import meter
+from fastrl.throughput.measure import ThroughputMeter
 from fastrl.training import session
 from fastrl.training.window import Update
 from tests.chaos.storm.weather import Storm
@@ -55,7 +56,7 @@ class Witness:
             sampler = make_sampler(*args, **kwargs)
             collect = sampler.collect
             sampler.collect = lambda: self._look_at(collect())  # type: ignore[method-assign]
-            self._meter = meter.ThroughputMeter(sampler.counters)
+            self._meter = ThroughputMeter(sampler.counters)
             self._patches.callback(self._meter.close)
             self.storm = Storm(
                 sampler,
@@ -73,7 +74,8 @@ class Witness:
         self._patches.enter_context(
             patch.object(session.TrainingSession, "after_update", until_enough)
         )
-        self._patches.enter_context(patch.object(meter, "_RESTARTS", UNLIMITED))
+        measuring = sys.modules[ThroughputMeter.__module__]
+        self._patches.enter_context(patch.object(measuring, "_RESTARTS", UNLIMITED))
         return self
 
     def __exit__(self, *_: object) -> None:
