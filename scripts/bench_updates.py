@@ -1,4 +1,4 @@
-"""How much longer an update takes with a custom loss, and how fast one with a memory computes.
+"""How much longer an update takes with a custom loss, and what a memory and masks cost.
 
     python scripts/bench_updates.py --json results/bench_updates.json
 
@@ -6,14 +6,15 @@ PPO with its own loss and with an equal custom one take turns on the same rollou
 and one thread: an MLP of two layers of 64, whose network is compiled for both losses, and the usual
 conv net over 64 × 64 pixels, for which both go through autograd. Then two hidden layers of 64 take
 turns with one and a memory of 64: their rates of floating-point operations, six for each weight and
-step. Times are CPU time, so that other processes disturb little.
+step. Last, two hidden layers of 64 act for 64 environments, of whose 18 actions a random half is
+invalid, or none. Times are CPU time, so that other processes disturb little.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -28,6 +29,8 @@ from gymnasium import spaces
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig
 from fastrl.learning import Learner, Loss, Minibatch, build_learner
 from fastrl.learning.ppo import PPO
+from fastrl.models import ActorCritic, build_engine
+from fastrl.models.inference import PolicyOutput
 from fastrl.models.policy import PolicyModel
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
@@ -38,6 +41,10 @@ from tests.learning.synthetic import random_rollout, remembered_rollout  # noqa:
 
 NUMBERS = EnvSpec("numbers", spaces.Box(-5, 5, (4,), np.float32), spaces.Discrete(2))
 PIXELS = EnvSpec("pixels", spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(17))
+CHOICES = spaces.Dict(
+    [("seen", spaces.Box(-5, 5, (16,), np.float32)), ("action_mask", spaces.MultiBinary(18))]
+)
+MASKED = EnvSpec("masked", CHOICES, spaces.Discrete(18))
 NETS = {
     "mlp": (NUMBERS, 64, 64, 64),
     "mlp of 1024 rows": (NUMBERS, 64, 64, 1024),
@@ -76,6 +83,7 @@ def main() -> int:
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"{net}: {told}; custom is {median(ratios):.2f} × {spread}", flush=True)
     rows += rates(args.rounds, args.updates)
+    rows += mask_costs(args.rounds)
     if args.json:
         write({"results": rows}, args.json)
     return 0
@@ -113,6 +121,35 @@ def rates(num_rounds: int, num_updates: int) -> list[Row]:
         share = median(gflops) / rows[0]["gflops_median"]
         print(f"{name}: {median(gflops):.2f} GFLOP/s, {share:.2f} of feed-forward", flush=True)
     return rows
+
+
+def mask_costs(num_rounds: int) -> list[Row]:
+    """Return the times of acting with masks and without, per frame, and print their ratio."""
+    rows, random = 64, torch.Generator().manual_seed(0)
+    engine = build_engine(ActorCritic(MASKED, ModelConfig(hidden_sizes=(64, 64))), name="compiled")
+    observation = {"seen": torch.randn(rows, 16, generator=random)}
+    # Masks that repeat would be foreseen by the processor.
+    masks = torch.rand(256, rows, 18, generator=random) < 0.5
+    masks[..., 0] = True
+    noise, out = engine.draw_noise((rows,), random), PolicyOutput.zeros(rows, MASKED.action)
+    calls = {
+        "all actions valid": [engine.bind(observation, noise, out)] * len(masks),
+        "half of them": [engine.bind(observation, noise, out, mask=mask) for mask in masks],
+    }
+
+    def turn(acts: Sequence[Callable[[], None]]) -> float:
+        began_s = time.process_time()
+        for act in 8 * acts:
+            act()
+        return (time.process_time() - began_s) / (8 * len(acts) * rows) * 1e9
+
+    times = interleaved({name: partial(turn, acts) for name, acts in calls.items()}, num_rounds)
+    found = [{"acting": name, **quantity("frame_ns", each)} for name, each in times.items()]
+    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+    found[-1] |= quantity("ratio", ratios)
+    told = ", ".join(f"{name} {median(each):.0f} ns" for name, each in times.items())
+    print(f"acting: {told} per frame, {median(ratios):.3f} ×", flush=True)
+    return found
 
 
 def measure(

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastrl.models.inference import lanes
-from fastrl.models.inference.lanes import LANE_BYTES, LANES, jitted
+from fastrl.models.inference.lanes import LANE_BYTES, LANES, jitted, transpose_block
 
 _FLOAT, _INT64 = ir.FloatType(), ir.IntType(64)
 _FLOATS = ir.VectorType(_FLOAT, LANES)
@@ -136,46 +136,6 @@ def add_product(
         row += height
 
 
-def _transposed_block() -> Any:
-    """Return a function for jitted code that transposes ``[LANES, LANES]``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, source_row, target, target_row = arguments
-        rows = [
-            lanes.emit_load(builder, _address(builder, source, row, source_row))
-            for row in range(LANES)
-        ]
-        distance = LANES // 2
-        while distance:
-            # Exchange the quarters of all blocks of twice this size that are not on the diagonal.
-            kept = [
-                lane if not lane & distance else LANES + lane - distance for lane in range(LANES)
-            ]
-            moved = [
-                lane + distance if not lane & distance else LANES + lane for lane in range(LANES)
-            ]
-            for row in range(LANES):
-                if not row & distance:
-                    low, high = rows[row], rows[row + distance]
-                    rows[row] = lanes.emit_shuffle(builder, low, high, kept)
-                    rows[row + distance] = lanes.emit_shuffle(builder, low, high, moved)
-            distance //= 2
-        for row, numbers in enumerate(rows):
-            lanes.emit_store(builder, _address(builder, target, row, target_row), numbers)
-        return context.get_dummy_value()
-
-    @intrinsic
-    def transpose_block(
-        typing_context: Any, source: Any, source_row: Any, target: Any, target_row: Any
-    ) -> Any:
-        return types.none(*[types.int64] * 4), generate
-
-    return transpose_block
-
-
-_transpose_block = _transposed_block()
-
-
 @jitted
 def transpose(
     source: int, source_row: int, target: int, target_row: int, rows: int, columns: int
@@ -192,7 +152,7 @@ def transpose(
     """
     for row in range(0, rows, LANES):
         for column in range(0, columns, LANES):
-            _transpose_block(
+            transpose_block(
                 source + row * source_row + column * 4,
                 source_row,
                 target + column * target_row + row * 4,

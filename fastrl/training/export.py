@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -75,7 +76,7 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
         with warnings.catch_warnings():
             # Of both exporters; the comparison finds what they warn of.
             warnings.simplefilter("ignore")
-            content = traced(_Actor(policy).eval(), policy)
+            content = traced(_Actor(policy).eval().requires_grad_(False), policy)
             difference = _difference(policy, run_in(content))
     except FastrlError:
         raise
@@ -92,12 +93,13 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
 class _Actor(nn.Module):
     """From the leaves of observations to the leaves of the most probable actions.
 
-    Of a policy with a memory also from its state to the next one.
+    Of a policy with a memory also from its state to the next one. It has a copy of the model, which
+    may still be learning.
     """
 
     def __init__(self, policy: TrainedPolicy) -> None:
         super().__init__()
-        self.model: PolicyModel = policy.model
+        self.model: PolicyModel = copy.deepcopy(policy.model)
         self._spec, self._acted = policy.env_spec, policy.env_spec.action
         found = leaves(policy.env_spec.action_space).values()
         state = policy.initial_state(1)

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
+from fastrl.learning import build_learner
+from fastrl.learning.experience import Minibatch
 from fastrl.models.policy import initial_state
 from fastrl.sampling import ProcessSampler, SerialSampler, initial_weights, make_plan
+from tests.learning.test_sequences import batch_of
 from tests.sampling.test_device_sampler import device_sampler
 
 LENGTH, SEQUENCE = 12, 4
@@ -92,3 +95,30 @@ def test_lock_step_processes_equal_the_serial_sampler_bit_for_bit(sizes):
             found, wanted = other.collect().fields, one.collect().fields
             for name in wanted.keys() - {"policy_version", "final_observation"}:
                 assert torch.equal(found[name], wanted[name]), name
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_model_workers": 1, "groups": 2}], ids=str)
+@torch.no_grad()
+def test_memory_and_masks_together_are_learnt_as_they_act(sizes):
+    env = EnvConfig(id="MaskedTMaze-v0", kwargs={"length": 2})
+    settings = config("lstm of two layers", lock_step=True, **sizes)
+    settings = settings.model_copy(update={"env": env})
+    plan = make_plan(settings)
+    learner = build_learner(settings, plan.env_spec)
+    with (
+        SerialSampler(plan, learner.weights()) as one,
+        ProcessSampler(plan, learner.weights()) as other,
+    ):
+        for _ in range(3):
+            rollout, same = one.collect(), other.collect()
+            for name in ("action", "log_prob", "value", "policy_state"):
+                assert torch.equal(rollout.fields[name], same.fields[name]), name
+            mask = rollout.observation["action_mask"]
+            assert torch.equal(mask, same.observation["action_mask"])
+            assert mask[:-1].gather(-1, rollout.action[..., None]).all()
+            batch = batch_of(learner, rollout)
+            rows = Minibatch(batch, batch.all_rows(), {})
+            log_prob, _, value = rows.evaluate(learner.model)
+            torch.testing.assert_close(log_prob, rows["log_prob"], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(value, rows["value"], rtol=1e-5, atol=1e-5)
+            assert rollout.terminated.any()

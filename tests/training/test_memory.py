@@ -11,6 +11,7 @@ import torch
 from fastrl import export_run, load_policy
 from fastrl.config import EnvConfig, ModelConfig, SamplerConfig
 from fastrl.envs.env_factory import EnvFactory
+from fastrl.envs.masked_tasks import MaskedTMaze
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.training import evaluate_run, train
 from fastrl.training.evaluation import EvaluationProtocol
@@ -160,3 +161,47 @@ def test_one_device_goes_on_with_the_states_of_its_episodes(tmp_path):
     env = EnvConfig(id="CartPole-v1")
     train(small_run(tmp_path / "run", env=env, sampler=device, model=STEPS))
     assert_exact(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """Return the directory of a small run with a memory and masks."""
+    path = tmp_path_factory.mktemp("runs") / "masked"
+    env = EnvConfig(id="MaskedTMaze-v0", kwargs={"length": 2})
+    model = ModelConfig(recurrent="lstm", recurrent_size=16, hidden_sizes=())
+    train(small_run(path, total_steps=128, env=env, model=model))
+    return path
+
+
+def test_memory_and_masks_play_the_episodes_of_an_evaluation(masked):
+    """More episodes than are played at once, so that slots are used again."""
+    policy, found = load_policy(masked), []
+    for seed in EvaluationProtocol(40, 7).episode_seeds():
+        env, state, rewards, is_over = MaskedTMaze(length=2), None, [], False
+        observation, _ = env.reset(seed=seed)
+        while not is_over:
+            action, state = policy.act(observation, state)
+            assert observation["action_mask"][action]
+            observation, reward, is_over, _, _ = env.step(action)
+            rewards.append(reward)
+        found.append((sum(rewards), len(rewards)))
+    result = evaluate_run(masked, episodes=40, seed=7).result
+    assert [*zip(result.returns, result.lengths, strict=True)] == found
+    assert len(set(result.lengths)) > 3
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load.* is deprecated:DeprecationWarning")
+def test_exported_policies_take_mask_and_state_together(masked, tmp_path):
+    policy = load_policy(masked)
+    module = torch.jit.load(export_run(masked, "torchscript", tmp_path / "policy.pt"))
+    random, state = torch.Generator().manual_seed(0), policy.initial_state(5)
+    assert torch.equal(module.initial_state, torch.from_numpy(state[0]))
+    carried = torch.from_numpy(state)
+    for _ in range(4):
+        mask = torch.rand(5, 4, generator=random) < 0.5
+        mask[:, 1] = True
+        seen = {"observation": torch.randn(5, 2, generator=random), "action_mask": mask}
+        action, carried = module(*(seen[path] for path in policy.env_spec.observation), carried)
+        wanted, state = policy.act({key: leaf.numpy() for key, leaf in seen.items()}, state)
+        assert np.array_equal(action.numpy(), wanted)
+        np.testing.assert_allclose(carried.numpy(), state, atol=1e-6)

@@ -169,6 +169,28 @@ def _emit_total(builder: Any, a: Any) -> Any:
     return builder.extract_element(a, _INT32(0))
 
 
+def _emit_transpose(
+    builder: Any, source: Any, source_row: Any, target: Any, target_row: Any
+) -> None:
+    def row_of(start: Any, row: int, stride: Any) -> Any:
+        return builder.add(start, builder.mul(stride, _INT64(row)))
+
+    rows = [emit_load(builder, row_of(source, row, source_row)) for row in range(LANES)]
+    distance = LANES // 2
+    while distance:
+        # Exchange the quarters of all blocks of twice this size that are not on the diagonal.
+        kept = [lane if not lane & distance else LANES + lane - distance for lane in range(LANES)]
+        moved = [lane + distance if not lane & distance else LANES + lane for lane in range(LANES)]
+        for row in range(LANES):
+            if not row & distance:
+                low, high = rows[row], rows[row + distance]
+                rows[row] = emit_shuffle(builder, low, high, kept)
+                rows[row + distance] = emit_shuffle(builder, low, high, moved)
+        distance //= 2
+    for row, numbers in enumerate(rows):
+        emit_store(builder, row_of(target, row, target_row), numbers)
+
+
 def _emit_times_power_of_two(builder: Any, a: Any, power: Any) -> Any:
     biased = builder.add(builder.fptosi(power, _INTS), _constant(127, _INTS))
     return builder.fmul(a, builder.bitcast(builder.shl(biased, _constant(23, _INTS)), _FLOATS))
@@ -227,6 +249,9 @@ choose = _operation(_lanes, (_lanes,) * 4, _emit_choose)
 
 total = _operation(types.float32, (_lanes,), _emit_total)
 """The sum over all lanes."""
+
+transpose_block = _operation(types.none, (_int64,) * 4, _emit_transpose)
+"""Transpose ``[LANES, LANES]``: the source, the stride of its rows in bytes, target and stride."""
 
 _times_power_of_two = _operation(_lanes, (_lanes,) * 2, _emit_times_power_of_two)
 _exponent = _operation(_lanes, (_lanes,), _emit_exponent)

@@ -44,6 +44,7 @@ from fastrl.models.inference.lanes import (
     store,
     sub,
     tanh,
+    transpose_block,
     write_float32,
     write_int8,
     write_int64,
@@ -155,12 +156,21 @@ _NEVER = -np.inf
 
 
 @jitted
+def _in_blocks(view: Record, count: int) -> int:
+    """Return how many columns of some rows are transposed in registers."""
+    return view.width - view.width % LANES if count == LANES and view.column == 4 else 0
+
+
+@jitted
 def _gather(view: Record, first: int, count: int, buffer: int) -> None:
     """Copy rows of float32 into a buffer, one row per lane."""
-    start, width, row_stride, column_stride = view.address, view.width, view.row, view.column
+    start, row_stride, column_stride = view.address + first * view.row, view.row, view.column
+    done = _in_blocks(view, count)
+    for column in range(0, done, LANES):
+        transpose_block(start + column * 4, row_stride, buffer + column * LANE_BYTES, LANE_BYTES)
     for row in range(count):
-        source, target = start + (first + row) * row_stride, buffer + row * 4
-        for column in range(width):
+        source, target = start + row * row_stride, buffer + row * 4
+        for column in range(done, view.width):
             write_float32(
                 target + column * LANE_BYTES, read_float32(source + column * column_stride)
             )
@@ -194,6 +204,16 @@ def _scatter(view: Record, column: int, first: int, count: int, buffer: int) -> 
 
 
 @jitted
+def _scatter_rows(view: Record, first: int, count: int, buffer: int) -> None:
+    """Copy a buffer to rows of float32: the inverse of `_gather`."""
+    target, done = view.address + first * view.row, _in_blocks(view, count)
+    for column in range(0, done, LANES):
+        transpose_block(buffer + column * LANE_BYTES, LANE_BYTES, target + column * 4, view.row)
+    for column in range(done, view.width):
+        _scatter(view, column, first, count, buffer + column * LANE_BYTES)
+
+
+@jitted
 def _scatter_int8(view: Record, column: int, first: int, count: int, buffer: int) -> None:
     target, stride = view.address + first * view.row + column * view.column, view.row
     for row in range(count):
@@ -214,8 +234,10 @@ def _invalidate(part: Record, mask: Record, first: int, count: int) -> None:
     for row in range(count):
         source, target = start + row * mask.row, part.parameters + row * 4
         for k in range(part.size):
-            if read_int8(source + k * mask.column) == 0:
-                write_float32(target + k * LANE_BYTES, _NEVER)
+            # Without a branch, which changing masks would mispredict.
+            address, valid = target + k * LANE_BYTES, read_int8(source + k * mask.column)
+            logit = read_float32(address)
+            write_float32(address, logit if valid != 0 else float32(_NEVER))
 
 
 @jitted
@@ -482,8 +504,7 @@ def run(digest: int) -> Callable[[int, int], int]:
                     if layers[layer].num_wide > 0:
                         _add_options(layers[layer])
                     _activate(layers[layer])
-            for i in range(next_view.width):
-                _scatter(next_view, i, first, count, program.next_state + i * LANE_BYTES)
+            _scatter_rows(next_view, first, count, program.next_state)
             _scatter(value_view, 0, first, count, program.value)
             if program.num_parts > 0:
                 _gather(noise_view, first, count, program.noise)
