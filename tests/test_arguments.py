@@ -13,16 +13,22 @@ from gymnasium import spaces
 import fastrl
 from fastrl import arguments
 from fastrl.config import load_config
+from fastrl.datasets import load_demonstrations
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.sampling import Deadlines, FaultPolicy
-from fastrl.tuning import Candidate
+from fastrl.sweeps import Sweep
+from fastrl.training import record_dataset, record_function
+from fastrl.tuning import Candidate, tuned
 from fastrl.tuning.space import Space
+from fastrl.watch.run_index import RunIndex
 
 SPEC = fastrl.EnvSpec("x", spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
 TOPOLOGY = fastrl.Topology(2, 1)
 CONFIG = load_config(
     None, ["env.id=CartPole-v1", "sampler.kind=serial", "sampler.num_env_workers=1"]
 )
+
+ABSENT = load_config(None, ["env.id=NoSuchEnv-v0"])
 
 
 class Unprintable:
@@ -136,9 +142,32 @@ CALLS = {
     "build_learner, env_spec": lambda odd: fastrl.build_learner(CONFIG, odd),
     "build_learner, model": lambda odd: fastrl.build_learner(CONFIG, SPEC, odd),
     "train": fastrl.train,
+    "train, name": lambda odd: fastrl.train(ABSENT, name=odd),
+    "train, console": lambda odd: fastrl.train(ABSENT, console=odd),
+    "train, callbacks": lambda odd: fastrl.train(ABSENT, callbacks=odd),
     "resume": fastrl.resume,
     "evaluate_run": fastrl.evaluate_run,
     "record_run": fastrl.record_run,
+    "load_policy": fastrl.load_policy,
+    "export_run": lambda odd: fastrl.export_run(odd, "onnx"),
+    "export_run, format": lambda odd: fastrl.export_run("none", odd),
+    "push_run": lambda odd: fastrl.push_run(odd, "./shared"),
+    "push_run, repo": lambda odd: fastrl.push_run("none", odd),
+    "pull_run": lambda odd: fastrl.pull_run(odd, "there"),
+    "pull_run, directory": lambda odd: fastrl.pull_run("./none", odd),
+    "register": lambda odd: fastrl.register(odd, "x", int),
+    "register, name": lambda odd: fastrl.register("model", odd, int),
+    "make_tensor": fastrl.envs.make_tensor,
+    "make_tensor, dtype": lambda odd: fastrl.envs.make_tensor("CartPole-v1", dtype=odd),
+    "make_tensor, device": lambda odd: fastrl.envs.make_tensor("CartPole-v1", device=odd),
+    "record_dataset": lambda odd: record_dataset(odd, "set"),
+    "record_function": lambda odd: record_function(odd, "a:b", "set"),
+    "record_function, policy": lambda odd: record_function(CONFIG, odd, "set"),
+    "record_function, path": lambda odd: record_function(ABSENT, "tests.outside:x", odd),
+    "load_demonstrations": load_demonstrations,
+    "tuned": tuned,
+    "Sweep": Sweep,
+    "RunIndex": lambda odd: RunIndex([odd]),
     "Protocol, seconds": fastrl.Protocol,
     "Protocol, repeats": lambda odd: fastrl.Protocol(1.0, odd),
     "Protocol, warm-up": lambda odd: fastrl.Protocol(1.0, 1, odd),

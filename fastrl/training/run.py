@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fastrl.arguments import one_of, taken
+from fastrl.arguments import file_path, one_of, taken
 from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
@@ -363,7 +363,7 @@ def record_run(
     """
     directory, config, found = opened_run(run, checkpoint, trust)
     named = directory / "videos" / f"{found.name}{video_suffix()}"
-    path = named if video is None else Path(video)
+    path = named if video is None else file_path("video", video)
     if video is None:
         require_own_files(directory)
     check_video_path(path)
@@ -443,7 +443,9 @@ def export_run(
     directory, config, found = opened_run(run, checkpoint, trust)
     if output is None:
         require_own_files(directory)
-    path = directory / f"policy{SUFFIXES[format]}" if output is None else Path(output)
+    path = (
+        directory / f"policy{SUFFIXES[format]}" if output is None else file_path("output", output)
+    )
     export(_loaded(directory, config, found, None), format, path)
     return path
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from rich.console import Console
 
+from fastrl.arguments import taken
 from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.errors import ConfigError, FastrlError
+from fastrl.live_display import check_console
 from fastrl.models.images import has_images
 from fastrl.models.inference import bfloat16
 from fastrl.models.policy import check_model_class
@@ -176,6 +178,8 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
         ConfigError: The sampler has nothing to tune.
         EnvError: The environment cannot be built.
     """
+    taken("tuned", config, Config, "load_config reads one from a file")
+    check_console(console)
 
     def say(text: str) -> None:
         if console is not None:
