@@ -151,7 +151,7 @@ def existing_device(device: torch.device | str, key: str = "") -> torch.device:
     where = f"{key}: " if key else ""
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         raise ConfigError(
             f"{where}no device {one_line(device, text_of=repr)}: write 'cpu', 'cuda' or 'cuda:0'"
         ) from None

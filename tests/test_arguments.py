@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.sampling import Deadlines, FaultPolicy
 from fastrl.sweeps import Sweep
 from fastrl.training import record_dataset, record_function
+from fastrl.training.checkpoint import CheckpointStore
 from fastrl.tuning import Candidate, tuned
 from fastrl.tuning.space import Space
 from fastrl.watch.run_index import RunIndex
@@ -145,6 +147,7 @@ CALLS = {
     "train, name": lambda odd: fastrl.train(ABSENT, name=odd),
     "train, console": lambda odd: fastrl.train(ABSENT, console=odd),
     "train, callbacks": lambda odd: fastrl.train(ABSENT, callbacks=odd),
+    "train, ranks": lambda odd: fastrl.train(ABSENT, ranks=odd),
     "resume": fastrl.resume,
     "evaluate_run": fastrl.evaluate_run,
     "record_run": fastrl.record_run,
@@ -165,6 +168,11 @@ CALLS = {
     "record_function, policy": lambda odd: record_function(CONFIG, odd, "set"),
     "record_function, path": lambda odd: record_function(ABSENT, "tests.outside:x", odd),
     "load_demonstrations": load_demonstrations,
+    "load_demonstrations, env_spec": lambda odd: load_demonstrations(
+        "none", 0 if odd is None else odd
+    ),
+    "load_demonstrations, fields": lambda odd: load_demonstrations("none", fields=odd),
+    "checkpoint": lambda odd: CheckpointStore(Path("none")).resolve(odd),
     "tuned": tuned,
     "Sweep": Sweep,
     "RunIndex": lambda odd: RunIndex([odd]),
@@ -175,6 +183,11 @@ CALLS = {
     "run_throughput, protocol": lambda odd: fastrl.run_throughput(CONFIG, odd),
     "make_vec": closed(lambda odd: fastrl.make_vec(odd, 1, backend="serial")),
     "make_vec, num_envs": closed(lambda odd: fastrl.make_vec("CartPole-v1", odd, backend="serial")),
+    "make_vec, wrappers": closed(
+        lambda odd: fastrl.make_vec(
+            "CartPole-v1", 1, backend="serial", wrappers=[5 if callable(odd) else odd]
+        )
+    ),
     "Trainer": lambda odd: fastrl.Trainer(odd, None, 10, None),
     "SamplingPlan": lambda odd: fastrl.SamplingPlan(odd, TOPOLOGY, 8, 0, build_envs, None),
     "SamplingPlan, topology": lambda odd: fastrl.SamplingPlan(SPEC, odd, 8, 0, build_envs, None),

@@ -14,11 +14,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.arguments import brief, whole
+from fastrl.arguments import brief, instance, whole
 from fastrl.config import Config
 from fastrl.datasets.files import DatasetFiles, local_dataset, open_dataset
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
@@ -153,6 +153,12 @@ def _opened(
     """Return a dataset, after a check of its spaces and its size, and what reads its episodes."""
     if episodes is not None:
         whole("episodes", episodes)
+    if env_spec is not None:
+        instance("env_spec", env_spec, EnvSpec)
+    if isinstance(fields, str) or not isinstance(fields, Collection):
+        raise ArgumentError(f"fields must be a list of names, got {brief(fields)}")
+    for name in fields:
+        instance("a name of fields", name, str)
     files = open_dataset(path, key)
     found = spec_of(files)
     if env_spec is not None and (differences := space_differences(found, env_spec)):
