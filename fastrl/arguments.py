@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from fastrl.errors import ArgumentError, one_line
@@ -56,6 +57,17 @@ def function(name: str, value: Any) -> Callable[..., Any]:
     if not callable(value):
         raise ArgumentError(f"{name} must be a function, got {brief(value)}")
     return value  # type: ignore[no-any-return]
+
+
+def file_path(name: str, value: object, remedy: str = "") -> Path:
+    """Return a path that is given as text or as a `Path`; raise an `ArgumentError` for others.
+
+    Empty text is none: `Path` would take it for the current directory.
+    """
+    if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
+        return Path(value)
+    hint = f"; {remedy}" if remedy else ""
+    raise ArgumentError(f"{name} must be a path, got {brief(value)}{hint}")
 
 
 def methods(name: str, value: object, wanted: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastrl.errors import USERS_FAILURES, ConfigError, cause
+from fastrl.errors import USERS_FAILURES, ConfigError, cause, one_line
 
 PLACES = "the current directory, beside the configuration, and among the installed packages"
 DISTRIBUTION = "fastrl-torch"
@@ -47,8 +47,8 @@ def import_object(path: str, key: str) -> Any:
         ConfigError: It is not an import path, cannot be imported, or is part of the standard
             library.
     """
-    where = f"{key}: '{path}'"
-    module, colon, name = path.partition(":")
+    where = f"{key}: {one_line(path, None, repr)}"
+    module, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not (module and colon and name):
         raise ConfigError(f"{where} is not an import path; write 'package.module:name'")
     try:

@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
+from fastrl.arguments import instance
+
 _SPINS_PER_S = 12.5
 _NOTEBOOK_WIDTH = 100
 _NOTEBOOK_REFRESH_S = 0.25
@@ -129,6 +131,12 @@ class NotebookDisplay:
         return {"text/html": html, "text/plain": console.export_text()}
 
 
+def check_console(console: object) -> None:
+    """Raise an `ArgumentError` for an argument that is neither a console of rich nor None."""
+    if console is not None:
+        instance("console", console, Console, "rich.console.Console() makes one")
+
+
 def display_on(
     console: Console | None,
     shown: Callable[[], RenderableType],
@@ -143,7 +151,11 @@ def display_on(
         shown: As for `LiveDisplay`.
         refresh_per_second: On a terminal.
         handles_sigterm: As for `LiveDisplay`.
+
+    Raises:
+        ArgumentError: ``console`` is something else.
     """
+    check_console(console)
     if console is not None and console.is_terminal:
         return LiveDisplay(console, shown, refresh_per_second, handles_sigterm=handles_sigterm)
     return NotebookDisplay(shown) if console is not None and console.is_jupyter else None

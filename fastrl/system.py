@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrl.errors import ConfigError, cause
+from fastrl.errors import ConfigError, cause, one_line
 from fastrl.imports import installed_version
 
 if TYPE_CHECKING:
@@ -151,8 +151,10 @@ def existing_device(device: torch.device | str, key: str = "") -> torch.device:
     where = f"{key}: " if key else ""
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"{where}no device '{device}': write 'cpu', 'cuda' or 'cuda:0'") from None
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(
+            f"{where}no device {one_line(device, text_of=repr)}: write 'cpu', 'cuda' or 'cuda:0'"
+        ) from None
     count = torch.cuda.device_count() if found.type == "cuda" else 0
     if found.type == "cuda" and (found.index or 0) >= count:
         raise ConfigError(

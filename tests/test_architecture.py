@@ -21,11 +21,11 @@ MODULES = sorted(PACKAGE.glob("**/*.py"))
 
 # From the ground up: a module imports its own room and the floors below.
 FLOORS = (
-    ("errors", "closing", "global_streams", "once", "live_display", "json_lines"),
+    ("errors", "closing", "global_streams", "once", "json_lines"),
     ("imports",),
     ("arguments", "jit", "system"),
     ("registry",),
-    ("builtin", "curves"),
+    ("builtin", "curves", "live_display"),
     ("spaces",),
     ("spec",),
     ("config",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +14,23 @@ from gymnasium import spaces
 import fastrl
 from fastrl import arguments
 from fastrl.config import load_config
+from fastrl.datasets import load_demonstrations
 from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.sampling import Deadlines, FaultPolicy
-from fastrl.tuning import Candidate
+from fastrl.sweeps import Sweep
+from fastrl.training import record_dataset, record_function
+from fastrl.training.checkpoint import CheckpointStore
+from fastrl.tuning import Candidate, tuned
 from fastrl.tuning.space import Space
+from fastrl.watch.run_index import RunIndex
 
 SPEC = fastrl.EnvSpec("x", spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2))
 TOPOLOGY = fastrl.Topology(2, 1)
 CONFIG = load_config(
     None, ["env.id=CartPole-v1", "sampler.kind=serial", "sampler.num_env_workers=1"]
 )
+
+ABSENT = load_config(None, ["env.id=NoSuchEnv-v0"])
 
 
 class Unprintable:
@@ -136,9 +144,38 @@ CALLS = {
     "build_learner, env_spec": lambda odd: fastrl.build_learner(CONFIG, odd),
     "build_learner, model": lambda odd: fastrl.build_learner(CONFIG, SPEC, odd),
     "train": fastrl.train,
+    "train, name": lambda odd: fastrl.train(ABSENT, name=odd),
+    "train, console": lambda odd: fastrl.train(ABSENT, console=odd),
+    "train, callbacks": lambda odd: fastrl.train(ABSENT, callbacks=odd),
+    "train, ranks": lambda odd: fastrl.train(ABSENT, ranks=odd),
     "resume": fastrl.resume,
     "evaluate_run": fastrl.evaluate_run,
     "record_run": fastrl.record_run,
+    "load_policy": fastrl.load_policy,
+    "export_run": lambda odd: fastrl.export_run(odd, "onnx"),
+    "export_run, format": lambda odd: fastrl.export_run("none", odd),
+    "push_run": lambda odd: fastrl.push_run(odd, "./shared"),
+    "push_run, repo": lambda odd: fastrl.push_run("none", odd),
+    "pull_run": lambda odd: fastrl.pull_run(odd, "there"),
+    "pull_run, directory": lambda odd: fastrl.pull_run("./none", odd),
+    "register": lambda odd: fastrl.register(odd, "x", int),
+    "register, name": lambda odd: fastrl.register("model", odd, int),
+    "make_tensor": fastrl.envs.make_tensor,
+    "make_tensor, dtype": lambda odd: fastrl.envs.make_tensor("CartPole-v1", dtype=odd),
+    "make_tensor, device": lambda odd: fastrl.envs.make_tensor("CartPole-v1", device=odd),
+    "record_dataset": lambda odd: record_dataset(odd, "set"),
+    "record_function": lambda odd: record_function(odd, "a:b", "set"),
+    "record_function, policy": lambda odd: record_function(CONFIG, odd, "set"),
+    "record_function, path": lambda odd: record_function(ABSENT, "tests.outside:x", odd),
+    "load_demonstrations": load_demonstrations,
+    "load_demonstrations, env_spec": lambda odd: load_demonstrations(
+        "none", 0 if odd is None else odd
+    ),
+    "load_demonstrations, fields": lambda odd: load_demonstrations("none", fields=odd),
+    "checkpoint": lambda odd: CheckpointStore(Path("none")).resolve(odd),
+    "tuned": tuned,
+    "Sweep": Sweep,
+    "RunIndex": lambda odd: RunIndex([odd]),
     "Protocol, seconds": fastrl.Protocol,
     "Protocol, repeats": lambda odd: fastrl.Protocol(1.0, odd),
     "Protocol, warm-up": lambda odd: fastrl.Protocol(1.0, 1, odd),
@@ -146,6 +183,11 @@ CALLS = {
     "run_throughput, protocol": lambda odd: fastrl.run_throughput(CONFIG, odd),
     "make_vec": closed(lambda odd: fastrl.make_vec(odd, 1, backend="serial")),
     "make_vec, num_envs": closed(lambda odd: fastrl.make_vec("CartPole-v1", odd, backend="serial")),
+    "make_vec, wrappers": closed(
+        lambda odd: fastrl.make_vec(
+            "CartPole-v1", 1, backend="serial", wrappers=[5 if callable(odd) else odd]
+        )
+    ),
     "Trainer": lambda odd: fastrl.Trainer(odd, None, 10, None),
     "SamplingPlan": lambda odd: fastrl.SamplingPlan(odd, TOPOLOGY, 8, 0, build_envs, None),
     "SamplingPlan, topology": lambda odd: fastrl.SamplingPlan(SPEC, odd, 8, 0, build_envs, None),

@@ -117,6 +117,27 @@ def test_bad_input_is_one_line_and_code_2(run, arguments, problem):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["eval", ""], ["watch", ""], ["plot", ""], ["push", "", "./shared"]),
+        *(["dataset", ""], ["new", ""], ["convert", ""], ["pull", "./shared", ""]),
+        *(["sweep", CONFIG, "--dir", ""], ["sweep", CONFIG, "--space", ""]),
+        *(["record", "reach", "--video", ""], ["record", "reach", "--dataset", ""]),
+        *(["tune", CONFIG, "--plots", ""], ["tune", CONFIG, "--study", ""]),
+        *(["plot", "reach", "-o", ""], ["play", "CartPole-v1", "--record", ""]),
+    ],
+)
+def test_empty_text_is_no_path(run, command, tmp_path, monkeypatch):
+    command = [os.path.abspath(word) if word == CONFIG else word for word in command]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    assert "got ''" in err or 'got ""' in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_config_prints_what_will_be_used(run, tmp_path):
     code, out, err = run("config", CONFIG, "seed=7", "algorithm.gamma=0.5")
     assert (code, err) == (0, "")
@@ -210,7 +231,7 @@ def test_terminal_shows_that_a_command_is_loading_before_torch_is_loaded(command
 import sys
 from fastrl.cli import learn, main
 
-def loading():
+def loading(**how):
     print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
     raise SystemExit
 
@@ -221,6 +242,19 @@ main(sys.argv[1:])
         [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=False
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "nothing"]
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    )
+    before, line, after = done.stderr.partition("loading …\n")
+    assert line
+    assert "torch" not in before
+    assert "torch" in after
+    assert after.endswith("[config]\n")
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path):

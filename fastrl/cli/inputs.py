@@ -5,21 +5,38 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fastrl.errors import ConfigError
+from fastrl.arguments import file_path
+from fastrl.errors import ArgumentError, ConfigError
 from fastrl.imports import look_beside
+
+
+def path_of(argument: str) -> Callable[[str], Path]:
+    """Return the parser of an option or argument that is a path, of which errors name it."""
+
+    def parsed(text: str) -> Path:
+        try:
+            return file_path(argument, text)
+        except ArgumentError as error:
+            # typer would put its own words around a ValueError.
+            raise ConfigError(str(error)) from None
+
+    return parsed
 
 
 def option(flags: str, metavar: str, text: str, **limits: Any) -> Any:
     """Return an option of these ``flags`` that takes a value, which its help calls ``metavar``.
 
-    ``text`` is the help; ``limits`` are further arguments of `typer.Option`.
+    ``text`` is the help; ``limits`` are further arguments of `typer.Option`. The values of FILE and
+    DIR are paths.
     """
+    if metavar in ("FILE", "DIR"):
+        limits["parser"] = path_of(flags.split()[0])
     return typer.Option(*flags.split(), metavar=metavar, help=text, **limits)
 
 

@@ -14,6 +14,7 @@ from fastrl.cli.inputs import (
     check_output,
     command_line,
     option,
+    path_of,
     split_arguments,
 )
 from fastrl.cli.output import (
@@ -84,13 +85,12 @@ def train(
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
     path, overrides = split_arguments(arguments, env)
-    with loading():
+    with loading(quiet=quiet):
         from fastrl.config import load_config
 
         resolved = load_config(path, overrides)
-    if fresh and resolved.sampler.tune_s is None:
-        raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
-    with loading():
+        if fresh and resolved.sampler.tune_s is None:
+            raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import train as train_run
 
@@ -124,7 +124,7 @@ def resume(
     as_json: AsJson = False,
 ) -> int:
     """Continue a run that was stopped."""
-    with loading():
+    with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import resume as resume_run
 
@@ -325,10 +325,8 @@ def _record_dataset(
 ) -> None:
     with loading():
         from fastrl.config import load_config
-        from fastrl.datasets import check_new_dataset
         from fastrl.training import record_dataset, record_function
 
-    check_new_dataset(dataset)
     console = progress_console()
     if policy is None:
         found = record_dataset(
@@ -510,6 +508,7 @@ def pull(
             metavar="DIR",
             help="A new directory; by default runs/ and the last part of REPO.",
             show_default=False,
+            parser=path_of("DIR"),
         ),
     ] = None,
     revision: Annotated[

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import textwrap
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -34,9 +34,20 @@ def show_wait(text: str, *, handles_sigterm: bool = False) -> AbstractContextMan
     return waiting(progress_console(), text, handles_sigterm=handles_sigterm)
 
 
-def loading() -> AbstractContextManager[object]:
-    """Show on a terminal that packages are imported, which takes seconds."""
-    return show_wait("loading …", handles_sigterm=True)
+def loading(*, quiet: bool = False, imports_torch: bool = True) -> AbstractContextManager[object]:
+    """Show that packages are imported: on a terminal until that is done, elsewhere as a line.
+
+    Args:
+        quiet: Show nothing.
+        imports_torch: Whether it takes seconds, so that a line is needed where none is erased.
+    """
+    if quiet:
+        return nullcontext()
+    if sys.stderr.isatty():
+        return show_wait("loading …", handles_sigterm=True)
+    if imports_torch and "torch" not in sys.modules:
+        note("loading …")
+    return nullcontext()
 
 
 def write(text: str) -> None:

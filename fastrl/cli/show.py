@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from fastrl.cli.inputs import ConfigArguments, EnvOption, check_output, option, split_arguments
+from fastrl.cli.inputs import (
+    ConfigArguments,
+    EnvOption,
+    check_output,
+    option,
+    path_of,
+    split_arguments,
+)
 from fastrl.cli.output import loading, note, write, write_json
 from fastrl.errors import ConfigError
 
@@ -28,7 +35,7 @@ def config(
     ] = False,
 ) -> None:
     """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
-    with loading():
+    with loading(imports_torch=False):
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
     if schema:
@@ -40,7 +47,10 @@ def config(
 
 
 def dataset(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory of a dataset.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Directory of a dataset.", parser=path_of("PATH")),
+    ],
     picture: Annotated[
         Path | None, option("--picture", "FILE", "Draw returns and lengths here.")
     ] = None,
@@ -66,7 +76,12 @@ def dataset(
 
 def convert(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Of rl-baselines3-zoo, such as ppo.yml.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Of rl-baselines3-zoo, such as ppo.yml.",
+            parser=path_of("FILE"),
+        ),
     ],
     entry: Annotated[
         str | None,
@@ -90,7 +105,7 @@ def convert(
     Names each key that has no counterpart.
     """
     check_output("--output", output)
-    with loading():
+    with loading(imports_torch=False):
         from fastrl.config.text import dump_yaml
         from fastrl.config.zoo import convert_entry
 
@@ -167,7 +182,10 @@ def doctor(
 
 def new(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A new directory, or an empty one.", parser=path_of("DIR")
+        ),
     ],
 ) -> None:
     """Write a project: an environment with its test, a wrapper, a configuration and a script."""

@@ -186,25 +186,25 @@ def tune(
     'fastrl sweep' compares what is learnt with several seeds and values.
     """
     path, overrides = split_arguments(arguments, env)
-    with loading():
-        from fastrl.config import load_config
-
-        config = load_config(path, overrides)
     if objective not in ("fps", "train_fps"):
         raise ConfigError(f"--objective must be fps or train_fps; got '{objective}'")
+    budget_s, sizes = parse_seconds(budget), parse_batch(batch)
     overlays = _overlays(path, write, overlay)
     for flag, file in (("--json", json_file), ("--study", study)):
         check_output(flag, file)
     check_output("--plots", plots, directory=True)
     with loading():
+        from fastrl.config import load_config
+
+        config = load_config(path, overrides)
         from fastrl.tuning.study import Study, cached_study
         from fastrl.tuning.tune import TuneOptions, Tuning, study_name
         from fastrl.tuning.tune_report import plot_tuning
 
     options = TuneOptions(
         objective="train_fps" if objective == "train_fps" else "fps",
-        budget_s=parse_seconds(budget),
-        batch=parse_batch(batch),
+        budget_s=budget_s,
+        batch=sizes,
         seed=seed,
     )
     _warn_if_busy()

@@ -65,7 +65,7 @@ def watch(
 
     Nothing is written. Ctrl-C ends it; training goes on.
     """
-    with loading():
+    with loading(quiet=quiet, imports_torch=False):
         from fastrl.watch.run_index import RunIndex
 
     index = RunIndex(runs or ["runs"])

@@ -6,8 +6,9 @@ import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fastrl.config.algorithms import (
@@ -52,24 +53,35 @@ _BOUNDS = {
 _SHOWN_CHARS = 60
 
 
+def first_problem(error: ValidationError) -> ErrorDetails:
+    """Return what is said of a tree: its unknown keys first, as other problems may follow."""
+    problems = error.errors(include_url=False)
+    return min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+
+
 def explain(
-    error: ErrorDetails, tree: Mapping[str, Any], algorithm: type[LearnerConfig] | None = None
+    error: ErrorDetails,
+    tree: Mapping[str, Any],
+    algorithm: type[LearnerConfig] | None = None,
+    root: type[Section] = Config,
 ) -> tuple[Key, str]:
     """Return the key that an error of pydantic is about, and a sentence about it.
 
     Args:
-        error: One entry of ``ValidationError.errors()`` of `Config`.
+        error: One entry of ``ValidationError.errors()``, such as `first_problem`.
         tree: What was validated.
         algorithm: Class of the section ``algorithm``; by default what the tree chooses.
+        root: Class of the whole tree.
     """
     algorithm = algorithm or _algorithm(tree)
-    key, owner = _locate(error, tree, algorithm)
+    key, owner = _locate(error, tree, algorithm, root)
     kind, value = error["type"], value_at(tree, key)
     if kind in ("conflict", "value_error", "assertion_error"):
         return key, error["msg"]
     if kind == "extra_forbidden":
-        return key, f"unknown key; {_suggestion(key, owner, algorithm)}"
-    if kind == "missing" and len(key) == 1:
+        known = algorithm if root is Config else None
+        return key, f"unknown key; {_suggestion(key, owner, known)}"
+    if kind == "missing" and key == ("env",):
         return key, f"missing; give at least {key[0]}.id"
     allowed = _allowed(key, algorithm if key == ("algorithm",) else owner)
     if kind in ("missing", "union_tag_not_found") and value is None:
@@ -117,15 +129,19 @@ def _algorithm(tree: Mapping[str, Any]) -> type[LearnerConfig]:
 
 
 def _locate(
-    error: ErrorDetails, tree: Mapping[str, Any], algorithm: type[LearnerConfig]
+    error: ErrorDetails,
+    tree: Mapping[str, Any],
+    algorithm: type[LearnerConfig],
+    root: type[Section],
 ) -> tuple[Key, type[Section]]:
     """Return the key that an error is about, and the section that it belongs to.
 
     Pydantic's location also names the chosen members of unions, which are not in the tree.
     """
     key: Key = ()
-    owner: type[Section] = Config
-    inner: list[type[Section]] = [Config]
+    owner = root
+    inner = [root]
+    is_entry = False  # of a mapping from names to sections
     for number, part in enumerate(error["loc"], 1):
         node = value_at(tree, key)
         is_there = value_at(node, (part,), ...) is not ...
@@ -135,10 +151,13 @@ def _locate(
             inner = [each for each in inner if each.__name__ == part] or inner
             continue
         key = (*key, part)
-        if isinstance(part, str):
+        if is_entry:
+            is_entry = False
+        elif isinstance(part, str):
             owner = inner[0]
             field = owner.model_fields.get(part)
             inner = _sections_in(field.annotation) if field is not None else []
+            is_entry = field is not None and get_origin(field.annotation) is dict
             if key == ("algorithm",):
                 inner = [algorithm]
         if not inner:
@@ -155,19 +174,24 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
     return [found for part in get_args(annotation) for found in _sections_in(part)]
 
 
-def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig]) -> str:
-    """Return the known key that an unknown one was probably meant to be."""
+def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig] | None) -> str:
+    """Return the known key that an unknown one was probably meant to be.
+
+    ``algorithm`` is None outside of a `Config`, whose other sections are then not meant.
+    """
     name, own = str(key[-1]), list(owner.model_fields)
-    if key[0] == "algorithm" and len(key) == 2:
+    if algorithm is not None and key[0] == "algorithm" and len(key) == 2:
         for other in (PPOConfig, A2CConfig, APPOConfig, BCConfig, DAggerConfig, GAILConfig):
             if name in other.model_fields:
                 return f"it belongs to algorithm.name: {other.model_fields['name'].default}"
     prefix = "".join(f"{part}." for part in key[:-1])
-    classes = {**sections(), "algorithm": algorithm}
-    everywhere = [*Config.model_fields]
-    everywhere += [f"{section}.{k}" for section in classes for k in classes[section].model_fields]
+    everywhere: list[str] = []
+    if algorithm is not None:
+        classes = {**sections(), "algorithm": algorithm}
+        everywhere += Config.model_fields
+        everywhere += [f"{each}.{k}" for each in classes for k in classes[each].model_fields]
     elsewhere = [known for known in everywhere if known.rpartition(".")[2] == name]
-    elsewhere += [_ALIASES[name]] if name in _ALIASES else []
+    elsewhere += [_ALIASES[name]] if algorithm is not None and name in _ALIASES else []
     near = [prefix + k for k in difflib.get_close_matches(name, own, n=1, cutoff=0.75)]
     near = near or [prefix + k for k in own if prefix and name in k.split("_")]
     by_leaf = {known.rpartition(".")[2]: known for known in reversed(everywhere)}
@@ -184,7 +208,9 @@ def _allowed(key: Key, owner: type[Section]) -> str:
     if key == ("algorithm",):
         return _describe(schema, {})
     *_, last = (number for number, part in enumerate(key) if isinstance(part, str))
-    found = schema["properties"].get(key[last], {})
+    found = schema["properties"].get(key[last])
+    if found is None:  # an entry of a mapping
+        found = schema["properties"].get(key[last - 1], {}).get("additionalProperties", {})
     for _ in key[last + 1 :]:
         parts = [found, *found.get("anyOf", ())]
         found = next((part["items"] for part in parts if "items" in part), {})

@@ -28,7 +28,7 @@ from fastrl.config.algorithms import (
     own_section_type,
     section_type,
 )
-from fastrl.config.explain import Key, dotted, explain, sections, value_at
+from fastrl.config.explain import Key, dotted, explain, first_problem, sections, value_at
 from fastrl.config.models import OWN_SECTION, Config, named_sampler
 from fastrl.config.text import MAX_DEPTH, dump_yaml, parse_yaml
 from fastrl.errors import ConfigError
@@ -60,7 +60,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: One line that names the file, the key, the mistake and the allowed values.
     """
-    if path is not None and not isinstance(path, str | Path):
+    if path is not None and (not isinstance(path, str | Path) or not str(path)):
         raise ConfigError(f"a configuration is given by the path of its file, got {brief(path)}")
     files = [] if path is None else _read_layers(Path(path), [])
     asked = [_parse_override(text) for text in _texts(overrides)]
@@ -111,7 +111,7 @@ def save_config(config: Config, path: str | Path) -> None:
         ConfigError: The file cannot be written, or ``config`` is not a configuration.
     """
     taken("save_config", config, Config)
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | Path) or not str(path):
         raise ConfigError(f"save_config takes the path of a file, got {brief(path)}")
     try:
         Path(path).write_text(config_to_yaml(config), encoding="utf-8")
@@ -303,10 +303,8 @@ def _message(
     source: str,
     algorithm: type[LearnerConfig] | None = None,
 ) -> str:
-    """Return the first problem in one line; unknown keys come first, as others may follow."""
-    problems = error.errors(include_url=False)
-    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    key, text = explain(first, tree, algorithm)
+    """Return the first problem in one line."""
+    key, text = explain(first_problem(error), tree, algorithm)
     # A list is from one layer, with all of its entries.
     written = tuple(takewhile(lambda part: isinstance(part, str), key))
     origin = next((layer.origin for layer in reversed(layers) if layer.has(written)), source)

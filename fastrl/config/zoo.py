@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import brief, nearest_or_all, one_of
+from fastrl.arguments import brief, file_path, nearest_or_all, one_of
 from fastrl.config.loading import load_config, read_text
 from fastrl.config.text import parse_foreign_yaml
 from fastrl.errors import ConfigError
@@ -71,7 +71,7 @@ def convert_entry(
     Raises:
         ConfigError: The file or the entry cannot be read, or makes no valid configuration.
     """
-    path = Path(file)
+    path = file_path("file", file)
     tree = parse_foreign_yaml(read_text(path), str(path))
     if algorithm is None and path.stem not in ALGORITHMS:
         raise ConfigError(

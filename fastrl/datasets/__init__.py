@@ -3,10 +3,10 @@
 from fastrl.datasets.demonstrations import (
     HELD_OUT,
     Demonstrations,
+    check_dataset,
     load_dataset,
     load_demonstrations,
     named_dataset,
-    open_checked,
 )
 from fastrl.datasets.files import DatasetWriter, Episode, check_new_dataset, local_dataset
 
@@ -15,10 +15,10 @@ __all__ = [
     "DatasetWriter",
     "Demonstrations",
     "Episode",
+    "check_dataset",
     "check_new_dataset",
     "load_dataset",
     "load_demonstrations",
     "local_dataset",
     "named_dataset",
-    "open_checked",
 ]

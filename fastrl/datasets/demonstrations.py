@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.arguments import brief, whole
+from fastrl.arguments import brief, instance, whole
 from fastrl.config import Config
 from fastrl.datasets.files import DatasetFiles, local_dataset, open_dataset
 from fastrl.envs.actions import ActionBounds, ActionConverter
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ArgumentError, ConfigError, FastrlError
 from fastrl.spaces import flatten, leaves
 from fastrl.spec import EnvSpec
 
@@ -110,51 +110,79 @@ def load_demonstrations(
             difference), fewer episodes, or lacks a field.
         SpaceError: A space is not supported.
     """
-    files = open_checked(path, env_spec, episodes, key)
-    spec = env_spec or spec_of(files)
-    reader = _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
-    parts: list[dict[str, NDArray[Any]]] = []
-    for number, episode in enumerate(files.episodes()):
-        if episodes is not None and len(parts) == episodes:
-            break
-        try:
-            if len(episode["rewards"]):
-                parts.append(reader.read(episode))
-        except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
-            raise ConfigError(f"{key}: episode {number} of '{path}': {error}") from error
+    files, reader = _opened(path, env_spec, episodes, action_bounds, fields, key)
+    parts = list(_read(files, reader, episodes, key))
     _require_episodes(len(parts), episodes, f"{key}: '{path}'")
-    demonstrations = _joined(spec, parts)
-    _check_masks(demonstrations, f"{key}: '{path}'")
-    return demonstrations
+    return _joined(reader.spec, parts)
 
 
-def open_checked(
+def check_dataset(
     path: str | Path,
     env_spec: EnvSpec | None = None,
+    *,
     episodes: int | None = None,
+    action_bounds: ActionBounds = "clip",
     key: str = "dataset",
-) -> DatasetFiles:
-    """Return a dataset after a check of its spaces and its number of episodes.
+) -> None:
+    """Read a dataset without keeping it, so that whatever is wrong with an episode is found now.
 
     Args:
         path: As for `load_demonstrations`.
         env_spec: As for `load_demonstrations`.
         episodes: As for `load_demonstrations`.
+        action_bounds: As for `load_demonstrations`.
         key: As for `load_demonstrations`.
 
     Raises:
-        ConfigError: As for `load_demonstrations`, except for what is in the episodes.
+        ConfigError: As for `load_demonstrations`.
+        SpaceError: As for `load_demonstrations`.
     """
+    files, reader = _opened(path, env_spec, episodes, action_bounds, (), key)
+    found = sum(1 for _ in _read(files, reader, episodes, key))
+    _require_episodes(found, episodes, f"{key}: '{path}'")
+
+
+def _opened(
+    path: str | Path,
+    env_spec: EnvSpec | None,
+    episodes: int | None,
+    action_bounds: ActionBounds,
+    fields: Collection[str],
+    key: str,
+) -> tuple[DatasetFiles, _Reader]:
+    """Return a dataset, after a check of its spaces and its size, and what reads its episodes."""
     if episodes is not None:
         whole("episodes", episodes)
+    if env_spec is not None:
+        instance("env_spec", env_spec, EnvSpec)
+    if isinstance(fields, str) or not isinstance(fields, Collection):
+        raise ArgumentError(f"fields must be a list of names, got {brief(fields)}")
+    for name in fields:
+        instance("a name of fields", name, str)
     files = open_dataset(path, key)
     found = spec_of(files)
     if env_spec is not None and (differences := space_differences(found, env_spec)):
         raise ConfigError(f"{key}: '{path}' is not of '{env_spec.id}': {'; '.join(differences)}")
     _require_episodes(files.num_episodes, episodes, f"{key}: '{path}'")
-    # Damaged files are found here, and not when a run has a directory already.
-    next(files.episodes(), None)
-    return files
+    spec = env_spec or found
+    return files, _Reader(spec, ActionConverter(spec.action_space, action_bounds), tuple(fields))
+
+
+def _read(
+    files: DatasetFiles, reader: _Reader, episodes: int | None, key: str
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the arrays of each episode that has steps, checked."""
+    number_read = 0
+    for number, episode in enumerate(files.episodes()):
+        if number_read == episodes:
+            return
+        try:
+            rows = reader.read(episode) if len(episode["rewards"]) else None
+        except (FastrlError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"{key}: episode {number} of '{files.path}': {error}") from error
+        if rows is not None:
+            yield rows
+            number_read += 1
 
 
 def _require_episodes(found: int, wanted: int | None, what: str) -> None:
@@ -214,11 +242,11 @@ class _Reader:
     """Turns episodes of minari into arrays by label, checked."""
 
     def __init__(self, spec: EnvSpec, converter: ActionConverter, fields: tuple[str, ...]) -> None:
-        self._spec, self._converter, self._fields = spec, converter, fields
+        self.spec, self._converter, self._fields = spec, converter, fields
 
     def read(self, episode: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Return ``[L, *]`` by label; ``[L + 1, *]`` of observations."""
-        spec, length = self._spec, len(episode["rewards"])
+        spec, length = self.spec, len(episode["rewards"])
         rows = {"reward": _rows(episode["rewards"], length, (), "reward").astype(np.float32)}
         observed = flatten(spec.observation_space, episode["observations"])
         for (path, stored), leaf in zip(spec.observation.items(), observed, strict=True):
@@ -239,6 +267,7 @@ class _Reader:
         for label, array in rows.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ConfigError(f"{label.rstrip('/')} has a number that is not finite")
+        _check_masks(spec, rows)
         return rows
 
     def _info(self, episode: Mapping[str, Any], name: str, length: int) -> NDArray[Any]:
@@ -307,21 +336,25 @@ def are_allowed(spec: EnvSpec, action: Mapping[str, Tensor], mask: Tensor) -> Te
     return mask.gather(1, columns).all(1)
 
 
-def _check_masks(demonstrations: Demonstrations, what: str) -> None:
-    """Reject demonstrations of actions that their own masks forbid, which have no likelihood.
+def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
+    """Reject an episode with an action that its own mask forbids, which has no likelihood.
 
     Raises:
         ConfigError: Names the first such step.
     """
-    spec = demonstrations.env_spec
-    _, mask = spec.split_mask(demonstrations.observation)
-    if mask is None:
+    if spec.action_mask is None:
         return
-    wrong = ~are_allowed(spec, demonstrations.action, mask)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        episode = int(demonstrations.episode[row])
-        raise ConfigError(f"{what} takes an action in episode {episode} that its mask forbids")
+
+    def group(name: str, paths: Iterable[str]) -> dict[str, Tensor]:
+        steps = len(rows["reward"])
+        return {path: torch.from_numpy(rows[f"{name}/{path}"][:steps]) for path in paths}
+
+    _, mask = spec.split_mask(group("observation", spec.observation))
+    assert mask is not None
+    allowed = are_allowed(spec, group("action", spec.action), mask)
+    if not allowed.all():
+        step = int((~allowed).nonzero()[0])
+        raise ConfigError(f"action of step {step} is one that its mask forbids")
 
 
 def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:

@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from fastrl.arguments import file_path
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.errors import ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
@@ -72,7 +73,8 @@ def check_new_dataset(path: str | Path) -> None:
         ConfigError: It exists, or minari is not installed.
     """
     _minari()
-    if Path(path).exists() or Path(path).is_symlink():
+    path = file_path("path", path, "name a new directory for the dataset")
+    if path.exists() or path.is_symlink():
         raise ConfigError(f"'{path}' exists already; name a new directory for the dataset")
 
 
@@ -101,8 +103,8 @@ class DatasetWriter:
         action_bounds: ActionBounds = "clip",
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self._env_spec = Path(path), env_spec
         check_new_dataset(path)
+        self.path, self._env_spec = Path(path), env_spec
         minari = _minari()
         for space in (env_spec.observation_space, env_spec.action_space):
             _require_plain_keys(space)
@@ -227,9 +229,14 @@ class DatasetFiles:
         Raises:
             ConfigError: The files are damaged.
         """
+        number = 0
         for storage in self._storages:
-            with _reading(f"{self._key}: '{self.path}'"):
-                yield from storage.get_episodes(range(storage.total_episodes))
+            found = iter(storage.get_episodes(range(storage.total_episodes)))
+            for _ in range(int(storage.total_episodes)):
+                with _reading(f"{self._key}: episode {number} of '{self.path}'"):
+                    episode = next(found)
+                yield episode
+                number += 1
 
 
 def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
@@ -249,7 +256,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
     _minari()
     from minari.dataset.minari_storage import MinariStorage
 
-    path = Path(path)
+    path = file_path(key, path)
     what = f"{key}: '{path}'"
     found: list[tuple[Any, dict[str, Any]]] = []
     for folder in _folders(path, what):

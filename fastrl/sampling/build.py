@@ -12,7 +12,7 @@ from torch import Tensor
 from fastrl import registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, resolved
-from fastrl.datasets import load_dataset, named_dataset, open_checked
+from fastrl.datasets import check_dataset, load_dataset, named_dataset
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
 from fastrl.envs.tensor.tensor_by_id import compiled_factory, configured
@@ -244,9 +244,11 @@ def check_sources(config: Config, plan: SamplingPlan) -> None:
             f"algorithm.name: {section.name} learns policies without a memory; "
             "model.recurrent must be null"
         )
-    if section.needs_dataset:
+    # The learner of another algorithm reads it when it is built, which is before that, too.
+    if section.needs_dataset and section.own_sampler is not None:
         path, episodes, key = named_dataset(config)
-        open_checked(path, plan.env_spec, episodes, key)
+        bounds = config.env.action_bounds
+        check_dataset(path, plan.env_spec, episodes=episodes, action_bounds=bounds, key=key)
 
 
 def require_environments(config: Config) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from fastrl.arguments import brief
+from fastrl.arguments import brief, file_path
+from fastrl.config.explain import dotted, explain, first_problem
 from fastrl.config.fields import Bool, Float, NamedCall, Section, Size, conflict
 from fastrl.config.text import parse_yaml
 from fastrl.errors import ConfigError, cause
@@ -84,16 +85,18 @@ def load_space(file: Path) -> SearchSpace:
         ConfigError: One line that names the file, the key and the mistake; or Optuna is missing.
     """
     _optuna()
+    file = file_path("--space", file)
     try:
         tree = parse_yaml(read_bounded(file, _MOST_BYTES).decode(), str(file))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read: {cause(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: must be a mapping of keys to values")
     try:
         found = SearchSpace.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: {key or 'the file'}: {first['msg']}") from None
+        key, text = explain(first_problem(error), tree, root=SearchSpace)
+        raise ConfigError(f"{file}: {dotted(key)}: {text}") from None
     OptunaSearch(found, 0)  # what Optuna rejects is an error now
     return found
 

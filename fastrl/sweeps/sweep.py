@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import at_least_one
+from fastrl.arguments import at_least_one, file_path, instance
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.json_lines import object_of
 from fastrl.sweeps.optuna_search import OptunaSearch
@@ -66,14 +66,16 @@ class Sweep:
         jobs: Trials that run at a time, in a cluster on each machine; by default one per core.
 
     Raises:
-        ConfigError: ``jobs`` is not a number of trials.
+        ConfigError: An argument is not what it should be.
         EnvError: The environment cannot be built.
     """
 
     def __init__(
-        self, plan: SweepPlan, directory: Path | None = None, jobs: int | None = None
+        self, plan: SweepPlan, directory: str | Path | None = None, jobs: int | None = None
     ) -> None:
-        self.directory = plan.directory() if directory is None else directory
+        instance("plan", plan, SweepPlan)
+        given = plan.directory() if directory is None else file_path("directory", directory)
+        self.directory = given
         self.interrupted: signal.Signals | None = None
         self._plan, self._metric = plan, plan.base.evaluation.metric
         self._count = plan.space.trials if plan.space else sum(1 for _ in plan.combinations())

@@ -87,5 +87,9 @@ class LiveFps:
 
     def _print_lines(self) -> None:
         assert self._console is not None
+        shown = None
         while not self._done.wait(self._interval_s):
-            self._console.print(self._line())
+            line = self._line()
+            if line != shown:  # a wait is one line
+                self._console.print(line)
+            shown = line

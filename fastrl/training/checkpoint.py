@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fastrl.arguments import brief
 from fastrl.errors import FastrlError
 from fastrl.system import sync
 from fastrl.training.durable import (
@@ -215,6 +216,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: There is none.
         """
+        if not isinstance(name, str):
+            raise CheckpointError(f"a checkpoint is given by its name, got {brief(name)}")
         names, best = self.names(), self.best()
         if not names:
             raise CheckpointError(f"there is no checkpoint in '{self._directory}'")

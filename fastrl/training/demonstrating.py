@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fastrl.arguments import taken, whole
 from fastrl.config import Config, PPOConfig, SamplerConfig
-from fastrl.datasets import DatasetWriter, Episode
+from fastrl.datasets import DatasetWriter, Episode, check_new_dataset
 from fastrl.datasets.episodes import EpisodeCutter
 from fastrl.datasets.experts import FunctionPolicy, MostProbable, try_function
 from fastrl.errors import ConfigError
@@ -82,6 +82,7 @@ def record_dataset(
         EnvError: The environment cannot be built, or broke its contract.
         WorkerError: A worker failed.
     """
+    check_new_dataset(path)
     _, config, found = opened_run(run, checkpoint, trust)
     if deterministic is None:
         deterministic = config.evaluation.deterministic
@@ -125,6 +126,7 @@ def record_function(
         WorkerError: A worker failed, or the function raised.
     """
     taken("record_function", config, Config, "load_config reads one from a file")
+    check_new_dataset(path)
     function = import_object(policy, "--policy")
     if not callable(function):
         raise ConfigError(f"--policy: '{policy}' must be a function")

@@ -323,8 +323,14 @@ class Candidates:
         self._best_score = self._polled_s = -math.inf
         self.passed: tuple[Checkpoint, EvaluationResult] | None = None
 
-    def after_update(self, steps: int) -> bool:
-        """Begin and end evaluations that are due; return whether training ends."""
+    def after_update(self, steps: int, *, is_last: bool = False) -> bool:
+        """Begin and end evaluations that are due; return whether training ends.
+
+        Args:
+            steps: Environment steps so far.
+            is_last: Whether training ends anyway. Its last policy plays the final evaluation, so
+                it is not evaluated before that, unless for a video.
+        """
         if self._due_at is None:
             # The first call of a session: evaluations that were due before it are skipped.
             self._due_at = self._next_after(steps - 1)
@@ -333,7 +339,8 @@ class Candidates:
             self._take(self._evaluator.poll())
         if self.passed is None and steps >= self._due_at:
             self._due_at = self._next_after(steps)
-            self._pending = self._snapshot()
+            plays = self._settings.video or not is_last
+            self._pending = self._snapshot() if plays else None
         self._play_next()
         return self.passed is not None
 

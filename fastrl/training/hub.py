@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastrl.arguments import taken
+from fastrl.arguments import file_path, taken
 from fastrl.config import Config, config_to_yaml
 from fastrl.config.models import LoggingConfig
 from fastrl.config.text import dump_yaml
@@ -110,13 +110,14 @@ def pull_run(
         directory = named_run(Path(repo).name, "DIR")
     if folder is not None and revision is not None:
         raise ConfigError("--revision chooses from a repository on the hub, not from a folder")
-    with _new_directory(Path(directory)) as place:
+    target = file_path("directory", directory)
+    with _new_directory(target) as place:
         if folder is not None:
             _copy_shared(folder, place)
         else:
             _Hub().pull(str(repo), place, revision)
         _require_run(place, repo)
-    return Path(directory)
+    return target
 
 
 @dataclass(frozen=True)

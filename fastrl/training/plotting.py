@@ -187,6 +187,9 @@ def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
         ConfigError: There is none, or it cannot be read.
     """
     curve, others = _read(path, kind, metric)
+    if kind == "evaluation" and not len(curve[0]):  # a short run has the final one alone
+        curve, in_final = _read(path, FINAL, metric)
+        others |= in_final
     if len(curve[0]):
         return curve
     if metric == "return_mean":

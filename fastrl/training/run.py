@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fastrl.arguments import one_of, taken
+from fastrl.arguments import file_path, instance, one_of, taken
 from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
@@ -113,7 +113,7 @@ def train(
     taken("train", config, Config, "load_config reads one from a file")
     if config.sampler.tune_s is not None:
         raise ConfigError("sampler.tune_s: tune first, by fastrl.tuning.tuned(config)")
-    ranks = ranks or ranks_of_environment()
+    ranks = ranks_of_environment() if ranks is None else instance("ranks", ranks, Ranks)
     if ranks.size > 1 and config.cluster is not None and config.cluster.elastic:
         ranks.close()
         raise ConfigError(
@@ -185,7 +185,7 @@ def resume(
         CheckpointError: The checkpoint is damaged or foreign.
         FastrlError: As for `train`.
     """
-    ranks = ranks or ranks_of_environment()
+    ranks = ranks_of_environment() if ranks is None else instance("ranks", ranks, Ranks)
     lead = partial(_resume, run, overrides, checkpoint, trust, console, callbacks)
     if ranks.size > 1 or not _learns_on_nodes(config := read_config(find_run(run), overrides)):
         return lead(ranks=ranks)
@@ -363,7 +363,7 @@ def record_run(
     """
     directory, config, found = opened_run(run, checkpoint, trust)
     named = directory / "videos" / f"{found.name}{video_suffix()}"
-    path = named if video is None else Path(video)
+    path = named if video is None else file_path("video", video)
     if video is None:
         require_own_files(directory)
     check_video_path(path)
@@ -443,7 +443,9 @@ def export_run(
     directory, config, found = opened_run(run, checkpoint, trust)
     if output is None:
         require_own_files(directory)
-    path = directory / f"policy{SUFFIXES[format]}" if output is None else Path(output)
+    path = (
+        directory / f"policy{SUFFIXES[format]}" if output is None else file_path("output", output)
+    )
     export(_loaded(directory, config, found, None), format, path)
     return path
 

@@ -174,7 +174,7 @@ def find_run(name: str | Path) -> Path:
     Raises:
         ConfigError: There is no such run.
     """
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | Path) or not str(name):
         raise ConfigError(f"a run is given by its directory or its name, got {brief(name)}")
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, RUNS / path]
@@ -288,7 +288,7 @@ def named_run(name: str, option: str) -> Path:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{option} '{name}': must be 1 to 100 letters, digits, '.', '_' and '-', "
+            f"{option} {brief(name)}: must be 1 to 100 letters, digits, '.', '_' and '-', "
             "the first a letter or a digit"
         )
     return RUNS / name

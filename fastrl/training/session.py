@@ -251,8 +251,10 @@ class TrainingSession:
             return {"ends": False, "saves": False, "asked": int(self._interrupts.requested or 0)}
         journal.flush_if_due()
         saves = self._saver.is_due
-        passed = self._candidates is not None and self._candidates.after_update(update.steps)
-        ends = passed or self._context.stops or self._learner.is_finished
+        ends = self._context.stops or self._learner.is_finished
+        if self._candidates is not None:
+            is_last = ends or update.steps >= self._config.total_steps
+            ends |= self._candidates.after_update(update.steps, is_last=is_last)
         return {"ends": ends, "saves": saves, "asked": 0}
 
     def _exchange(self, decision: State) -> State:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.arguments import whole
+from fastrl.arguments import brief, whole
 from fastrl.envs.action_masks import PLAIN, flat_mask
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.rows import ObservationWriter
@@ -126,7 +126,7 @@ class TrainedPolicy:
         Raises:
             ConfigError: The state has another shape or is not taken; or a mask is missing, or not
                 taken.
-            EnvError: The observation is not of the space, or no action is valid.
+            EnvError: The observation is not of the space or not finite, or no action is valid.
         """
         values = self._values(self._with_mask(observation, mask))
         device = next((value.device for value in values if isinstance(value, Tensor)), None)
@@ -230,6 +230,11 @@ class TrainedPolicy:
             dtype = spec.numpy_dtype
             fitting = self._writer.fitting(number, batched, dtype, range(len(batched)))
             rows.append(np.array(fitting, dtype, order="C"))
+            if dtype.kind == "f" and not np.isfinite(rows[-1]).all():
+                raise EnvError(
+                    f"the observation{_where(path)} has a number that is not finite: "
+                    f"{brief(fitting if leading else fitting[0])}"
+                )
         return rows, is_single
 
     def _on(self, device: torch.device, action: Any) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 import cloudpickle
 from rich.console import Console
 
+from fastrl.arguments import taken
 from fastrl.cluster.connection import Connection, NodeLostError
 from fastrl.cluster.node_sampler import packages, require_packages, unpickled
 from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
 from fastrl.config.models import MachineConfig
 from fastrl.errors import FastrlError
+from fastrl.live_display import check_console
 from fastrl.training.session import check_named_code
 from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
 from fastrl.tuning.tune import tuned_here
@@ -41,6 +43,8 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
         EnvError: The environment cannot be built.
         WorkerError: The head of the cluster does not answer.
     """
+    taken("tuned", config, Config, "load_config reads one from a file")
+    check_console(console)
 
     def say(text: str) -> None:
         if console is not None:

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 from numpy.typing import NDArray
 
+from fastrl.arguments import brief
 from fastrl.closing import Closable, close_all
 from fastrl.envs.batched_env import Columns, StepViews, renumber
 from fastrl.envs.classic_control.screen import quicken
@@ -361,8 +362,10 @@ def check_call(name: str, owner: str) -> None:
     """Reject a call of a method that must be called on all environments together.
 
     Raises:
-        ArgumentError: It is a method of an environment's life.
+        ArgumentError: It is a method of an environment's life, or no name.
     """
+    if not isinstance(name, str):
+        raise ArgumentError(f"a call is given by the name of a method, got {brief(name)}")
     if name in ("reset", "step", "close"):
         raise ArgumentError(f"call('{name}') is rejected; use {name}() of {owner}")
 

@@ -128,7 +128,10 @@ class Recipe:
         Raises:
             ArgumentError: Wrappers or deadlines are of the wrong kind.
         """
-        if isinstance(wrappers, str) or not isinstance(wrappers, Sequence | None):
+        is_list = isinstance(wrappers, Sequence | None) and not isinstance(wrappers, str | bytes)
+        if not is_list or any(
+            not callable(each) and not isinstance(each, str | Mapping) for each in wrappers or ()
+        ):
             raise ArgumentError(
                 f"wrappers must be a list of callables or paths, got {one_line(wrappers)}"
             )

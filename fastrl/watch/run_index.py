@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrl.arguments import file_path
 from fastrl.config.models import RUNS
 from fastrl.curves import curve_name, differences, is_number, labels_of, leaves_of, mean_curve
 from fastrl.errors import ConfigError
@@ -309,11 +310,12 @@ def _directory(place: str | Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
-    for candidate in (Path(place), RUNS / place):
+    path = file_path("a directory of runs", place)
+    for candidate in (path, RUNS / path):
         with suppress(OSError, ValueError):
             if candidate.is_dir():
                 return candidate
-    hint = "; train one first, or name another directory" if Path(place) == RUNS else ""
+    hint = "; train one first, or name another directory" if path == RUNS else ""
     raise ConfigError(f"'{place}' is not a directory of runs{hint}")
 
 

@@ -212,7 +212,9 @@ def test_a_forbidden_action_is_named(tmp_path):
     episode = drawn(spec)
     episode.observation["action_mask"][2, episode.action[""][2]] = False
     path = written(tmp_path / "set", spec, [drawn(spec), episode])
-    with pytest.raises(ConfigError, match="takes an action in episode 1 that its mask forbids"):
+    with pytest.raises(
+        ConfigError, match=r"episode 1 of .*: action of step 2 is one that its mask"
+    ):
         load_demonstrations(path)
 
 

@@ -262,7 +262,13 @@ def test_a_search_that_continues_gives_unfinished_trials_their_values_again(swee
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("trials: 3", "space: Field required"),
+        ("trials: 3", "space: missing; must be a mapping"),
+        ("- 1", "space.yaml: must be a mapping of keys to values"),
+        ("trials: many", "trials: must be an integer of at least 1"),
+        ("trails: 3", "trails: unknown key; did you mean trials?"),
+        ("space: {a.b: 5}", "space.a.b: must be a mapping with keys among low, high, log"),
+        ("space: {a.b: {low: x, high: 2}}", "space.a.b.low: must be an integer or a number"),
+        ("space: {a.b: {min: 1, high: 2}}", "space.a.b.min: unknown key; known are low, high"),
         ("space: {a.b: {low: 1}}", "space.a.b: needs low and high, or choices"),
         ("space: {a.b: {low: 2, high: 1}}", "a.b: ValueError"),
         ("sampler: Tpe\nspace: {a.b: {low: 1, high: 2}}", "sampler: 'Tpe' is not in optuna"),

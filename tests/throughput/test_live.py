@@ -73,3 +73,10 @@ def test_without_a_console_nothing_is_shown(capsys):
     with LiveFps(None) as live, live.showing("measuring the limit …"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_wait_is_one_line_in_a_pipe():
+    out = io.StringIO()
+    with LiveFps(Console(file=out), interval_s=0.01) as live, live.showing("measuring the limit …"):
+        time.sleep(0.2)
+    assert out.getvalue().count("measuring the limit …") == 1

@@ -53,9 +53,9 @@ class Scene:
     def report(self, result, steps):
         self.reported.append((steps, result.return_mean))
 
-    def train_to(self, steps):
+    def train_to(self, steps, **how):
         self.steps = steps
-        return self.candidates.after_update(steps)
+        return self.candidates.after_update(steps, **how)
 
     def answer(self, *returns):
         self.player.answer = EvaluationResult(returns, (1,) * len(returns))
@@ -107,6 +107,17 @@ def test_last_policy_that_fell_due_is_always_evaluated(answered):
     assert asked[-1] == due[-1]
     assert set(asked) <= set(due)
     assert [steps for steps, _ in scene.reported] == asked
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_last_policy_is_left_to_the_final_evaluation_unless_for_a_video(scene, video):
+    scene = scene(video=video)
+    for steps in (100, 200):
+        scene.train_to(steps)
+    scene.train_to(300, is_last=True)
+    scene.player.answers_at_once = True
+    scene.candidates.finish()
+    assert scene.player.asked == ([100, 300] if video else [100])
 
 
 def test_session_that_goes_on_does_not_begin_with_an_evaluation(scene):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 
+import h5py
 import numpy as np
 import pytest
 
@@ -92,6 +94,21 @@ def test_what_cannot_be_cloned_is_one_line(leaning, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             cloning(leaning, tmp_path / "run", *overrides)
+
+
+def test_what_is_wrong_with_a_late_episode_is_found_before_the_run_has_a_directory(
+    leaning, tmp_path
+):
+    for name, change, message in (
+        ("nan", lambda rows: rows["rewards"].__setitem__(3, np.nan), "reward has a number that"),
+        ("lost", lambda rows: rows.__delitem__("actions"), ".*actions"),
+    ):
+        path = shutil.copytree(leaning, tmp_path / name)
+        with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+            change(file["episode_19"])
+        with pytest.raises(ConfigError, match=f"dataset.path: episode 19 of .*{message}"):
+            train(cloning(path, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_remote_id_without_network_is_one_line(tmp_path, monkeypatch):

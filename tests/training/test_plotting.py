@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fastrl.config import EnvConfig, SamplerConfig
 from fastrl.errors import ConfigError
 from fastrl.training import plotting
-from fastrl.training.plotting import mean_curve, plot_runs
+from fastrl.training.plotting import mean_curve, plot_runs, read_curve
 from fastrl.training.run_directory import RunDirectory
 from tests.training.clockwork import small_run
 
@@ -205,6 +205,13 @@ def test_the_final_evaluation_is_a_point_and_no_part_of_the_curve(finished, tmp_
     curve, point = drawn[0].axes[0].get_lines()
     assert list(curve.get_xdata()) == [10, 20, 30]
     assert (list(point.get_xdata()), list(point.get_ydata())) == ([40], [7])
+
+
+def test_a_run_with_a_final_evaluation_alone_is_a_point(finished, tmp_path):
+    run = finished("a", kind="final_evaluation")
+    steps, returns = read_curve(run, "evaluation")
+    assert (steps.tolist(), len(returns)) == ([10, 20, 30], 3)
+    plot_runs(run, tmp_path / "x.png", "evaluation")
 
 
 def test_spread_is_over_curves_where_all_have_values():

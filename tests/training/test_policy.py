@@ -241,3 +241,10 @@ def test_damaged_spaces_are_one_line(trained, tmp_path, change):
 def test_a_seed_that_is_no_number_is_one_line(spacious_run):
     with pytest.raises(ConfigError, match=r"^seed must be a whole number of at least 0, got 'x'"):
         load_policy(spacious_run("discrete"), seed="x")
+
+
+def test_observations_that_are_not_finite_are_rejected(spacious_run):
+    policy = load_policy(spacious_run("clipped"))
+    for bad in ([0.0, np.nan, 0.0], np.full((2, 3), np.inf), torch.tensor([0, -np.inf, 0])):
+        with pytest.raises(EnvError, match="the observation has a number that is not finite: "):
+            policy.act(bad)

@@ -87,14 +87,14 @@ def test_evaluations_are_written_down_and_the_best_is_kept(finished):
     assert during
     assert all(row["episodes"] == 3 for row in found)
     best = CheckpointStore(finished.path / "checkpoints").best()
-    assert best["return_mean"] == max(during.values()) == during[best["steps"]]
+    known = {**during, 512: final["return_mean"]}
+    assert best["return_mean"] == max(known.values()) == known[best["steps"]]
 
 
 def test_final_policy_is_the_best_where_no_earlier_one_is_better(tmp_path):
     evaluation = EvaluationConfig(every_steps=64, episodes=1, final_episodes=2)
     done = train(small_run(tmp_path / "run", evaluation=evaluation))
-    # Training is over before the evaluation process has started.
-    assert rows(done.path, "evaluation")[-1]["steps"] == 512
+    assert 512 not in {row["steps"] for row in rows(done.path, "evaluation")}
     assert rows(done.path, "final_evaluation")[-1]["steps"] == 512
     found = evaluate_run(done.path)
     best = CheckpointStore(done.path / "checkpoints").best()
@@ -338,7 +338,7 @@ def test_minibatch_larger_than_a_rollout_is_remarked_upon(tmp_path):
         (lambda run: train({"env": {"id": "A"}}), "train takes a Config, got "),
         (
             lambda run: train(load_config(None, ["env.id=A"]), name=3),
-            "--name '3': must be 1 to 100",
+            "--name 3: must be 1 to 100",
         ),
         (lambda run: evaluate_run(None), "a run is given by its directory or its name, got None"),
         (lambda run: evaluate_run(run, episodes=0), "episodes must be a whole number"),

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastrl.arguments import nearest, nearest_or_all
+from fastrl.arguments import brief, nearest, nearest_or_all
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.family import Family, batch_family, own_families
 from fastrl.envs.lookup import attribute
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.randomize import Randomized, named
-from fastrl.errors import ConfigError, EnvError
+from fastrl.errors import ConfigError, EnvError, one_line
 from fastrl.system import existing_device
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ def make_tensor(
     """
     found = find_tensor(name)
     if found is None:
-        hint = nearest_or_all(str(name), TENSOR_ENVS)
-        raise EnvError(f"'{name}' is not a tensor environment{hint}")
+        hint = nearest_or_all(one_line(name), TENSOR_ENVS)
+        raise EnvError(f"{brief(name)} is not a tensor environment{hint}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
+        raise ConfigError(
+            f"dtype must be a floating-point type such as torch.float32, got {brief(dtype)}"
+        )
     device = existing_device(device)
     family, short = found
     env = attribute(family.tensors[short], "make_tensor")(differentiable=differentiable)

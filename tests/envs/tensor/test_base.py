@@ -132,7 +132,7 @@ def test_parameters_may_differ_where_the_state_is_single():
     ("arguments", "error", "message"),
     [
         ({"name": "Pendlum-v1"}, EnvError, "did you mean 'Pendulum-v1'"),
-        ({"name": None}, EnvError, "'None' is not a tensor environment"),
+        ({"name": None}, EnvError, "None is not a tensor environment"),
         ({"device": "gpu"}, ConfigError, "no device 'gpu': write 'cpu', 'cuda' or 'cuda:0'"),
         ({"device": "cuda:99"}, ConfigError, "no device 'cuda:99': torch finds"),
         ({"dtype": torch.int32}, ConfigError, "dtype must be a floating-point type"),
