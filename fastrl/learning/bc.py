@@ -12,8 +12,9 @@ from torch import Tensor
 from fastrl.config import BCConfig
 from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT
-from fastrl.learning.algorithm import Algorithm, Loss, Prepared
+from fastrl.learning.algorithm import Algorithm, Loss, Prepared, Scheduled
 from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import ACTION_MASK
 
@@ -26,6 +27,7 @@ class Cloning(Algorithm[SectionT]):
     """Maximises the likelihood of given actions, with an entropy bonus."""
 
     is_mean_over_rows = True
+    uses_value = False
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return -log π(a|s) - ``entropy_coef`` · H(π(·|s)), the mean over the rows."""
@@ -53,6 +55,16 @@ class BC(Cloning[BCConfig]):
         rows = (~batch.fields[HELD_OUT]).nonzero().flatten()
         order = torch.randperm(len(rows), generator=generator).to(rows.device)
         yield from rows[order].split(self.section.minibatch_size)
+
+    def relabel(
+        self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
+    ) -> Prepared:
+        """Normalise observations from the first epoch on, since all are known; see `Algorithm`."""
+        statistics = [each for each in policy.modules() if isinstance(each, RunningNormalizer)]
+        if statistics and not any(each.count for each in statistics):
+            observed = {path: leaf[:-1] for path, leaf in experience.observation.items()}
+            policy.update_normalizers(observed)
+        return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the loss of the held-out rows as a metric, where there are some."""
