@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrl.config import BCConfig
 from fastrl.config.algorithms import CloningConfig
@@ -60,10 +60,12 @@ class BC(Cloning[BCConfig]):
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
         """Normalise observations from the first epoch on, since all are known; see `Algorithm`."""
-        statistics = [each for each in policy.modules() if isinstance(each, RunningNormalizer)]
-        if statistics and not any(each.count for each in statistics):
-            observed = {path: leaf[:-1] for path, leaf in experience.observation.items()}
-            policy.update_normalizers(observed)
+        # Not part of PolicyModel: models without statistics may lack this method.
+        update = getattr(policy, "update_normalizers", None)
+        modules = cast(nn.Module, policy).modules()
+        statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
+        if update is not None and statistics and not any(each.count for each in statistics):
+            update({path: leaf[:-1] for path, leaf in experience.observation.items()})
         return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
