@@ -23,6 +23,8 @@ import numpy as np
 from bench.results import write
 from command_line import ROOT, Parser, count, run, whole
 
+from fastrl.config import load_config
+from fastrl.datasets import load_demonstrations, named_dataset
 from fastrl.errors import ConfigError
 from fastrl.sweeps import Sweep, SweepPlan, TrialResult
 from fastrl.training.metrics import read_rows
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "at_least": args.at_least,
         "runs": [],
     }
+    demonstrations = shown(args.config, args.overrides)
+    if demonstrations is not None:
+        result["demonstrations"] = demonstrations
     seeds = range(args.first_seed, args.first_seed + args.seeds)
 
     def keep(trial: TrialResult) -> None:
@@ -70,13 +75,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def summary(trial: TrialResult) -> dict[str, Any]:
     """Return the summary of a run with its curve."""
     found = json.loads((trial.path / "summary.json").read_text(encoding="utf-8"))
-    rows = [row for row in read_rows(trial.path / "metrics.jsonl") if row["kind"] == "training"]
-    last = {"train_return_mean": rows[-1]["return_mean"], "episodes": rows[-1]["episodes"]}
-    return {**found, **last, "curve": curve(rows)}
+    rows = read_rows(trial.path / "metrics.jsonl")
+    training, evaluations = (
+        [row for row in rows if row["kind"] == kind] for kind in ("training", "evaluation")
+    )
+    last = {"train_return_mean": training[-1]["return_mean"], "episodes": training[-1]["episodes"]}
+    # Cloning plays no episodes, except to evaluate, and at the end for certain.
+    end = {"steps": found["steps"], "return_mean": found["eval_return_mean"]}
+    return {**found, **last, "curve": curve(training) or curve([*evaluations, end])}
+
+
+def shown(config: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the number and the returns of the demonstrations; None where there are none."""
+    found = load_config(config, overrides)
+    if found.dataset is None:
+        return None
+    path, episodes, key = named_dataset(found)
+    demonstrations = load_demonstrations(path, episodes=episodes, key=key)
+    returns = demonstrations.returns
+    about = {"return_mean": float(returns.mean()), "return_std": float(returns.std(correction=0))}
+    return {"episodes": len(returns), "steps": len(demonstrations), **about}
 
 
 def curve(rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Return about 100 points (steps, mean return of the last 100 episodes of training)."""
+    """Return about 100 points (steps, mean return): of the last 100 episodes, or evaluated."""
     points = [
         (row["steps"], round(row["return_mean"], 2))
         for row in rows
@@ -96,11 +118,12 @@ def line(runs: list[dict[str, Any]], seed: int) -> str:
     """Return how a seed did, and all of them so far."""
     run = next(run for run in runs if run["seed"] == seed)
     scores = [score(each) for each in runs]
-    achieved = ""
+    achieved, last = "", run["train_return_mean"]
+    trained = "–" if last is None else f"{last:.1f}"
     if "achievement_score" in run:
         achieved = f"; achievement score {run['achievement_score']:.2f} %"
     return (
-        f"seed {seed}: evaluation {score(run):.1f}, training {run['train_return_mean']:.1f} after "
+        f"seed {seed}: evaluation {score(run):.1f}, training {trained} after "
         f"{run['steps']:,} steps in {run['wall_s']:.0f} s; mean of {len(runs)}: "
         f"{statistics.fmean(scores):.1f}{achieved}"
     )
@@ -112,12 +135,12 @@ def means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     found = {
         "eval_return_mean": statistics.fmean(scores),
         "eval_return_std_over_seeds": statistics.pstdev(scores),
-        "train_return_mean": statistics.fmean(run["train_return_mean"] for run in runs),
         "steps_per_s_mean": statistics.fmean(run["steps_per_s"] for run in runs),
     }
-    achieved = [run["achievement_score"] for run in runs if "achievement_score" in run]
-    if achieved:
-        found["achievement_score_mean"] = statistics.fmean(achieved)
+    for key in ("train_return_mean", "achievement_score"):
+        numbers = [run[key] for run in runs if run.get(key) is not None]
+        if numbers:
+            found[f"{key.removesuffix('_mean')}_mean"] = statistics.fmean(numbers)
     return found
 
 

@@ -104,6 +104,8 @@ class Algorithm(ABC, Generic[SectionT]):
         is_mean_over_rows: Whether the total and all metrics of `loss` are means over the rows of
             the minibatch, except for fields of `whole`. Only then may each thread compute them
             over a share of the rows. False in a class that defines `loss` but not this.
+        uses_value: Whether `loss` uses the values that `Minibatch.evaluate` returns. Otherwise they
+            may be 0, where a separate network of the value need not be computed.
     """
 
     section_type: ClassVar[type[LearnerConfig]]
@@ -111,6 +113,7 @@ class Algorithm(ABC, Generic[SectionT]):
     schedules: ClassVar[Mapping[str, str]] = {"learning_rate": "learning_rate_schedule"}
     last_epoch_metrics: ClassVar[frozenset[str]] = frozenset()
     is_mean_over_rows: ClassVar[bool] = False
+    uses_value: ClassVar[bool] = True
 
     def __init__(self, section: SectionT) -> None:
         self.section = section

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrl.config import BCConfig
 from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT
-from fastrl.learning.algorithm import Algorithm, Loss, Prepared
+from fastrl.learning.algorithm import Algorithm, Loss, Prepared, Scheduled
 from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.models.normalization import RunningNormalizer
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import ACTION_MASK
 
@@ -26,6 +27,7 @@ class Cloning(Algorithm[SectionT]):
     """Maximises the likelihood of given actions, with an entropy bonus."""
 
     is_mean_over_rows = True
+    uses_value = False
 
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return -log π(a|s) - ``entropy_coef`` · H(π(·|s)), the mean over the rows."""
@@ -53,6 +55,18 @@ class BC(Cloning[BCConfig]):
         rows = (~batch.fields[HELD_OUT]).nonzero().flatten()
         order = torch.randperm(len(rows), generator=generator).to(rows.device)
         yield from rows[order].split(self.section.minibatch_size)
+
+    def relabel(
+        self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
+    ) -> Prepared:
+        """Normalise observations from the first epoch on, since all are known; see `Algorithm`."""
+        # Not part of PolicyModel: models without statistics may lack this method.
+        update = getattr(policy, "update_normalizers", None)
+        modules = cast(nn.Module, policy).modules()
+        statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
+        if update is not None and statistics and not any(each.count for each in statistics):
+            update({path: leaf[:-1] for path, leaf in experience.observation.items()})
+        return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the loss of the held-out rows as a metric, where there are some."""

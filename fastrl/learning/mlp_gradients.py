@@ -475,14 +475,19 @@ class MLPNetworkEngine(AutogradEngine):
         self, algorithm: Algorithm[Any], model: ActorCritic, parameters: FlatParameters
     ) -> None:
         super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
-        self._policy = cast(PolicyModel, _CompiledPolicy(model))
+        self._policy = cast(PolicyModel, _CompiledPolicy(model, algorithm.uses_value))
 
 
 class _CompiledPolicy:
-    """The model, with a compiled `forward` and `evaluate`."""
+    """The model, with a compiled `forward` and `evaluate`.
 
-    def __init__(self, model: ActorCritic) -> None:
-        self._model, self._network = model, _Network(model)
+    Args:
+        model: The model.
+        has_value: Whether values of a separate body are computed; they are 0 otherwise.
+    """
+
+    def __init__(self, model: ActorCritic, has_value: bool) -> None:
+        self._model, self._network = model, _Network(model, has_value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -505,10 +510,14 @@ class _Network:
     Attributes:
         model: The model.
         parameters: Those of bodies and heads.
+
+    Args:
+        model: The model.
+        has_value: See `_CompiledPolicy`.
     """
 
-    def __init__(self, model: ActorCritic) -> None:
-        self.model = model
+    def __init__(self, model: ActorCritic, has_value: bool) -> None:
+        self.model, self._has_value = model, has_value
         parts = (model.actor_body, model.critic_body, model.actor_head, model.critic_head)
         self.parameters: list[nn.Parameter] = [
             parameter for part in parts if part is not None for parameter in part.parameters()
@@ -519,29 +528,67 @@ class _Network:
         )
         self._program = MLPProgram(model, gradients.__getitem__, kernel.OUTPUTS)
         self._rows = torch.empty(0, dtype=torch.int64)
+        self._of_values: set[int] = set()
+        if model.critic_body is not None:
+            critic = (*model.critic_body.parameters(), *model.critic_head.parameters())
+            self._of_values = {id(parameter) for parameter in critic}
 
     def outputs(self, inputs: Tensor, options: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the outputs ``[n, P]`` of the policy's head, and those ``[n]`` of the value's."""
         outputs = torch.empty(len(inputs), self.model.actor_head.out_features)
-        values = torch.empty(len(inputs))
-        self._run(kernel.OUTPUTS, inputs, options, outputs, values)
+        values = torch.zeros(len(inputs))
+        self._run(kernel.OUTPUTS, inputs, options, outputs, values, is_policys=not self._has_value)
         return outputs, values
 
     def gradients(
-        self, inputs: Tensor, options: Tensor | None, by_outputs: Tensor, by_values: Tensor
-    ) -> list[Tensor]:
-        """Return the gradients of the parameters, given those by the outputs."""
+        self,
+        inputs: Tensor,
+        options: Tensor | None,
+        by_outputs: Tensor | None,
+        by_values: Tensor | None,
+    ) -> list[Tensor | None]:
+        """Return the gradients of the parameters, given those by the outputs.
+
+        Args:
+            inputs: See `encoded`.
+            options: See `encoded`.
+            by_outputs: ``[n, P]``; None if the loss does not depend on these outputs.
+            by_values: ``[n]``; None if it does not depend on values, of whose own body nothing is
+                computed then.
+        """
+        skipped = self._of_values if by_values is None else set()
+        if by_outputs is None:
+            by_outputs = torch.zeros(len(inputs), self.model.actor_head.out_features)
+        if by_values is None:
+            by_values = torch.zeros(len(inputs))
         by_outputs, by_values = by_outputs.contiguous(), by_values.contiguous()
-        self._run(kernel.GRADIENTS, inputs, options, by_outputs, by_values)
-        return self._split(self._gradient.clone())
+        self._run(
+            kernel.GRADIENTS, inputs, options, by_outputs, by_values, is_policys=bool(skipped)
+        )
+        found = zip(self.parameters, self._split(self._gradient.clone()), strict=True)
+        return [None if id(parameter) in skipped else gradient for parameter, gradient in found]
 
     def _run(
-        self, kind: int, inputs: Tensor, options: Tensor | None, outputs: Tensor, values: Tensor
+        self,
+        kind: int,
+        inputs: Tensor,
+        options: Tensor | None,
+        outputs: Tensor,
+        values: Tensor,
+        *,
+        is_policys: bool = False,
     ) -> None:
+        """Compute all towers, or the first one, which is the policy's."""
         if len(self._rows) != len(inputs):
             self._rows = torch.arange(len(inputs))
+        num_towers = 2 if self._of_values and not is_policys else 1
         self._program.read(inputs, options)
-        self._program.write(kind=kind, outputs=outputs.data_ptr(), values=values.data_ptr())
+        self._program.write(
+            kind=kind,
+            outputs=outputs.data_ptr(),
+            values=values.data_ptr(),
+            num_towers=num_towers,
+        )
         self._program.run(self._rows)
 
     def _split(self, flat: Tensor) -> list[Tensor]:
@@ -567,20 +614,22 @@ class _Outputs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.network, ctx.observation = network, observation
         ctx.encoded = encoded(network.model, leaves)
+        ctx.set_materialize_grads(False)
         return network.outputs(*ctx.encoded)
 
     @staticmethod
-    def backward(ctx: Any, *by_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         network: _Network = ctx.network
         if not torch.is_grad_enabled():
             return None, None, None, *network.gradients(*ctx.encoded, *by_outputs)
         # The gradient is to be differentiated, too: with `create_graph`.
-        outputs = network.model(ctx.observation)
-        outputs = outputs[0].flatten(0, -2), outputs[1].flatten()
+        parameters, values = network.model(ctx.observation)
+        outputs = zip((parameters.flatten(0, -2), values.flatten()), by_outputs, strict=True)
+        used = [(output, gradient) for output, gradient in outputs if gradient is not None]
         gradients = torch.autograd.grad(
-            outputs,
+            [output for output, _ in used],
             network.parameters,
-            by_outputs,
+            [gradient for _, gradient in used],
             create_graph=True,
             materialize_grads=True,
         )

@@ -407,15 +407,17 @@ def _head(
 
 
 @jitted
-def _begin(layer: Record) -> None:
-    """Set the sums over rows to zero, and find the weights of inputs among options."""
+def _begin(program: Record, layer: Record) -> None:
+    """Set gradients that are sums over rows to zero, and find the weights of inputs."""
     inputs, options = layer.num_inputs, layer.num_options
-    _zero(layer.sums, layer.num_outputs * padded(inputs))
-    for output in range(layer.num_outputs):
-        write_float32(layer.bias_gradient + 4 * output, float32(0.0))
+    if program.kind != OUTPUTS:
+        _zero(layer.sums, layer.num_outputs * padded(inputs))
+        for output in range(layer.num_outputs):
+            write_float32(layer.bias_gradient + 4 * output, float32(0.0))
+        if options:
+            for i in range(layer.num_outputs * (inputs + options)):
+                write_float32(layer.weight_gradient + 4 * i, float32(0.0))
     if options:
-        for i in range(layer.num_outputs * (inputs + options)):
-            write_float32(layer.weight_gradient + 4 * i, float32(0.0))
         for output in range(layer.num_outputs):
             source, target = output * (inputs + options) * 4, output * inputs * 4
             for i in range(inputs):
@@ -446,7 +448,7 @@ def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
         settings = carray(pointer(program.settings), NUM_SETTINGS, np.float64)
         mean, scale = moments(carray(pointer(index), rows, np.int64), columns, settings)
     for i in range(tower.num_layers):
-        _begin(layers[i])
+        _begin(program, layers[i])
     for first in range(0, rows, TILE):
         count, chosen = min(TILE, rows - first), index + 8 * first
         _gather(program, tower, chosen, count)
@@ -458,8 +460,9 @@ def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
                 _head(program, layers[i], is_policy, chosen, first, count, mean, scale, rows)
             if program.kind != OUTPUTS:
                 _backward(program, layers[i], chosen, count)
-    for i in range(tower.num_layers):
-        _end(layers[i])
+    if program.kind != OUTPUTS:
+        for i in range(tower.num_layers):
+            _end(layers[i])
 
 
 @jitted

@@ -30,6 +30,8 @@ LOG_STD_RANGE = (-20.0, 20.0)
 square, and wider than successful training ever needs."""
 _IMPOSSIBLE = -1e9
 """Logit of padding: its probability is exactly 0, and 0 times it is 0, not NaN."""
+_SHARPNESS = 2.0**40
+"""Factor of sharp logits: those of size 1 that differ in their last bit differ by 65,536 then."""
 _EDGE = 1 - 1e-6
 """Largest initial log standard deviation relative to its bound of 1, where tanh has no inverse."""
 
@@ -46,12 +48,15 @@ class ActionPart(ABC):
             the leaf is continuous.
         state_std: Whether log standard deviations are the second half of the parameters instead.
         normal_noise: Whether its noise is standard normal rather than uniform in [0, 1).
+        likely_noise: Noise with which a sample is the most probable action, once logits are as far
+            apart as `ActionDistribution.sharpen` makes them.
     """
 
     dtype = torch.float32
     num_log_std = 0
     state_std = False
     normal_noise = False
+    likely_noise = 0.0
 
     def __init__(self, shape: tuple[int, ...], num_parameters: int, num_noise: int) -> None:
         self.shape, self.num_parameters, self.num_noise = shape, num_parameters, num_noise
@@ -189,6 +194,7 @@ class Bernoullis(ActionPart):
     """Independent coins: ``MultiBinary``; the parameters are the logits of 1."""
 
     dtype = torch.int8
+    likely_noise = 0.5
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__(shape, math.prod(shape), math.prod(shape))
@@ -315,6 +321,7 @@ class ActionDistribution(nn.Module):
         noise_size: Columns of the noise that a sample consumes.
         middle_and_half: Of the bounds of log standard deviations: their middle, and half their
             distance; None for `LOG_STD_RANGE`.
+        is_sharp: Whether `sharpen` was called: noise is then that of the most probable actions.
         log_std: ``[num_log_std] float32``, learned; empty without continuous leaves, and where
             log standard deviations depend on the state. See `bounded_log_std`.
 
@@ -352,7 +359,7 @@ class ActionDistribution(nn.Module):
         self._noise_widths = [part.num_noise for part in parts]
         self._log_std_widths = [part.num_log_std for part in parts]
         self._mask_widths = [sum(part.sizes) for part in parts if isinstance(part, Categoricals)]
-        self.middle_and_half = None
+        self.middle_and_half, self.is_sharp = None, False
         if log_std_bounds is not None:
             low, high = log_std_bounds
             self.middle_and_half = middle, half = (low + high) / 2, (high - low) / 2
@@ -405,11 +412,39 @@ class ActionDistribution(nn.Module):
         noise = torch.empty(*shape, self.noise_size, device=device)
         columns = noise.split(self._noise_widths, -1)
         for part, column in zip(self.parts.values(), columns, strict=True):
-            if part.normal_noise:
+            if self.is_sharp:
+                column.fill_(part.likely_noise)
+            elif part.normal_noise:
                 column.normal_(generator=generator)
             else:
                 column.uniform_(generator=generator)
         return noise
+
+    @torch.no_grad()
+    def sharpen(self, head: nn.Linear) -> bool:
+        """Turn samples into the most probable actions, in place; return whether that is possible.
+
+        So all engines play what is most probable as fast as they sample. Logits are multiplied by a
+        power of two, which rounds nothing, until the largest one alone has a probability. It is
+        impossible for categoricals of different sizes side by side, whose padding has a logit.
+
+        Args:
+            head: The layer that computes ``parameters``.
+        """
+        parts = [part for part in self.parts.values() if not isinstance(part, Gaussians)]
+        if any(isinstance(part, Categoricals) and len({*part.sizes}) > 1 for part in parts):
+            return False
+        columns = zip(
+            head.weight.split(self._parameter_widths),
+            head.bias.split(self._parameter_widths),
+            strict=True,
+        )
+        for part, (weight, bias) in zip(self.parts.values(), columns, strict=True):
+            if not isinstance(part, Gaussians):
+                weight *= _SHARPNESS
+                bias *= _SHARPNESS
+        self.is_sharp = True
+        return True
 
     def sample(
         self, parameters: Tensor, noise: Tensor, mask: Tensor | None = None

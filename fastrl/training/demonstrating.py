@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fastrl.datasets.episodes import EpisodeCutter
 from fastrl.datasets.experts import FunctionPolicy, MostProbable, try_function
 from fastrl.errors import ConfigError
 from fastrl.imports import import_object
+from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.policy import PolicyModel
 from fastrl.sampling import env_factory, make_plan, make_sampler
 from fastrl.training.progress import watched_episodes
@@ -60,9 +61,8 @@ def record_dataset(
 ) -> RecordedDataset:
     """Write episodes of a policy of a run as a dataset in Minari's format.
 
-    They are sampled by worker processes in the environments of training. Sampled actions run in
-    compiled code, where there is some, and come with what the policy puts out, such as
-    ``log_prob``.
+    They are sampled by worker processes in the environments of training, in compiled code where
+    there is some. Sampled actions come with what the policy puts out, such as ``log_prob``.
 
     Args:
         run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
@@ -93,10 +93,13 @@ def record_dataset(
     assert build is not None
     model: PolicyModel = build()
     load_model(model, found)
-    if deterministic:
+    if deterministic and _is_sharpened(model):
+        plan = dataclasses.replace(plan, build_model=lambda: _sharpened(build()))
+    elif deterministic:
         plan = _playing(plan, lambda: MostProbable(build()))
         model = MostProbable(model)
-    return _record(config, plan, model, path, episodes, about, console)
+    outputs = [name for name in plan.schema.outputs if name != "value" and not deterministic]
+    return _record(config, plan, model, path, episodes, about, outputs, console)
 
 
 def record_function(
@@ -139,7 +142,7 @@ def record_function(
         return FunctionPolicy(env_spec, function, bounds)
 
     about = {"algorithm_name": policy}
-    return _record(config, _playing(plan, build), build(), path, episodes, about, console)
+    return _record(config, _playing(plan, build), build(), path, episodes, about, (), console)
 
 
 def _for_recording(config: Config, episodes: int, seed: int | None) -> Config:
@@ -168,6 +171,18 @@ def _playing(plan: SamplingPlan, build: Callable[[], PolicyModel]) -> SamplingPl
     return dataclasses.replace(plan, build_model=build, outputs=None, engine="eager")
 
 
+def _is_sharpened(model: PolicyModel) -> bool:
+    """Let samples be the most probable actions, in place; return whether that is possible."""
+    # Another class may compute its samples in another way.
+    return type(model) is ActorCritic and model.distribution.sharpen(model.actor_head)
+
+
+def _sharpened(model: PolicyModel) -> PolicyModel:
+    """Return a policy for which that is possible, whose samples are the most probable actions."""
+    _is_sharpened(model)
+    return model
+
+
 def _record(
     config: Config,
     plan: SamplingPlan,
@@ -175,11 +190,12 @@ def _record(
     path: str | Path,
     episodes: int,
     about: dict[str, Any],
+    outputs: Sequence[str],
     console: Console | None,
 ) -> RecordedDataset:
     plan = dataclasses.replace(plan, wanted_fields=("final_observation",))
     spec, began_s = plan.env_spec, time.perf_counter()
-    fields = [*(name for name in plan.schema.outputs if name != "value"), *spec.extras]
+    fields = [*outputs, *spec.extras]
     cutter = EpisodeCutter(spec, plan.topology.num_envs, episodes, fields)
     returns: list[float] = []
     lengths: list[int] = []

@@ -10,10 +10,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fastrl.config import A2CConfig, ModelConfig, PPOConfig
+from fastrl.config import A2CConfig, BCConfig, ModelConfig, PPOConfig
 from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm, Loss
+from fastrl.learning.bc import BC
 from fastrl.learning.experience import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
 from fastrl.learning.mlp_gradients import (
@@ -221,6 +222,15 @@ def test_losses_may_differentiate_the_network_twice_or_by_observations():
     flat = FlatParameters(model.parameters())
     algorithm = Smooth(A2CConfig())
     check(MLPNetworkEngine(algorithm, model, flat), algorithm, flat, model, batch, 1e-5)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_loss_without_the_value_leaves_that_without_gradient(is_shared):
+    model = model_of(CONTINUOUS, shared_body=is_shared)
+    batch = batch_of(CONTINUOUS, model, rows=130)
+    flat = FlatParameters(model.parameters())
+    algorithm = BC(BCConfig())
+    check(MLPNetworkEngine(algorithm, model, flat), algorithm, flat, model, batch, 2e-6)
 
 
 def test_frozen_parameters_of_a_compiled_network_stay():

@@ -129,6 +129,20 @@ def test_an_engine_gives_what_the_model_gives(engine, name):
             assert_agrees(model, Batch(model, rows).run(running))
 
 
+@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sharp_policy_samples_its_most_probable_actions(engine, name):
+    model = model_for(ACTIONS[name])
+    with torch.no_grad():
+        expected = model.mode(Batch(model, 100).observation).action
+    # Sizes of categoricals differ.
+    is_possible = name not in ("MultiDiscrete", "nested")
+    assert model.distribution.sharpen(model.actor_head) == is_possible
+    if is_possible:
+        found = Batch(model, 100).run(ENGINES[engine](model)).out.action
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @given(
     st.lists(st.integers(1, 70), max_size=4),
     st.sampled_from(["tanh", "relu", "elu", "silu"]),
