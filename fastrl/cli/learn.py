@@ -85,12 +85,13 @@ def train(
 ) -> int:
     """Train an agent; Ctrl-C saves and ends, and 'fastrl resume' continues."""
     path, overrides = split_arguments(arguments, env)
-    with loading(quiet=quiet):
+    with loading(quiet=quiet, imports_torch=False):
         from fastrl.config import load_config
 
         resolved = load_config(path, overrides)
         if fresh and resolved.sampler.tune_s is None:
             raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
+    with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import train as train_run
 

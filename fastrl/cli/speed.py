@@ -107,12 +107,6 @@ def throughput(
     json_file: JsonFile = None,
 ) -> None:
     """Measure how many environment steps per second are sampled, with the policy in the loop."""
-    with loading():
-        from fastrl.config import load_config
-        from fastrl.throughput.benchmark import has_limit, run_throughput
-        from fastrl.throughput.measure import Protocol
-        from fastrl.throughput.scaling_plan import Network, plan_scaling
-
     options = {
         "sampler.envs_per_worker": envs_per_worker,
         "sampler.num_env_workers": num_env_workers,
@@ -123,11 +117,19 @@ def throughput(
     }
     path, overrides = split_arguments(arguments, env)
     overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
-    resolved = configured = load_config(path, overrides)
+    with loading(imports_torch=False):
+        from fastrl.config import load_config
+
+        resolved = configured = load_config(path, overrides)
     if plan_nodes is not None and no_policy:
         raise ConfigError("--plan-nodes plans training: leave out --no-policy")
     if train and no_policy:
         raise ConfigError("--train measures random actions as well: leave out --no-policy")
+    with loading():
+        from fastrl.throughput.benchmark import has_limit, run_throughput
+        from fastrl.throughput.measure import Protocol
+        from fastrl.throughput.scaling_plan import Network, plan_scaling
+
     links, cluster = Network.parse("10Gb" if network is None else network), configured.cluster
     if plan_nodes is not None and cluster is not None:
         # The plan follows from this machine alone.
@@ -193,10 +195,11 @@ def tune(
     for flag, file in (("--json", json_file), ("--study", study)):
         check_output(flag, file)
     check_output("--plots", plots, directory=True)
-    with loading():
+    with loading(imports_torch=False):
         from fastrl.config import load_config
 
         config = load_config(path, overrides)
+    with loading():
         from fastrl.tuning.study import Study, cached_study
         from fastrl.tuning.tune import TuneOptions, Tuning, study_name
         from fastrl.tuning.tune_report import plot_tuning
