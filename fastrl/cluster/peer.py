@@ -14,7 +14,7 @@ from fastrl.cluster.connection import Connection, Node, NodeLostError
 from fastrl.errors import FastrlError
 
 _PART_BYTES = 65_536
-_MOST_PARTS = 16
+_MOST_PARTS = 8
 
 
 def num_parts(num_bytes: int) -> int:
