@@ -3,6 +3,7 @@
     python3.11 -m venv DIR; DIR/bin/pip install imitation==1.0.1
     python scripts/bench_imitation.py --peer-python DIR/bin/python
     python scripts/bench_imitation.py --only recording appo
+    python scripts/bench_imitation.py --only factory --peer-python PYTHON_WITH_SAMPLE_FACTORY
 
 - ``gail``: seconds until an evaluation of 30 episodes returns 500 on CartPole-v1, or until the last
   step, both from the same 20 episodes of a trained policy, with the settings of
@@ -15,6 +16,10 @@
   products alone, as `fastrl throughput --train` measures an update.
 - ``appo``: steps per second from end to end of APPO and of PPO with the same settings, and what
   both reach.
+- ``factory``: steps per second of APPO beside Sample Factory 2.1 (see
+  scripts/comparison/sample_factory_peer.py for its virtual environment), from end to end for fastrl
+  and by its own count, without its start, for Sample Factory: its examples' settings and networks,
+  with as many workers as cores.
 
 Methods take turns. Writes results/imitation_speed.json, in which other parts stay.
 """
@@ -24,6 +29,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +50,7 @@ from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
 from fastrl.sampling import env_factory, make_plan, make_sampler
 from fastrl.sampling.dataset_sampler import DatasetSampler
+from fastrl.system import usable_cores
 from fastrl.throughput import Protocol, UpdateProbe, measure
 from fastrl.training import (
     CheckpointStore,
@@ -70,6 +78,27 @@ ASYNC = {
     "fastrl/Crafter-v1": ("crafter_native_ppo.yaml", 50_000),
 }
 """By environment: a configuration of either algorithm, and steps."""
+FACTORY: dict[str, tuple[list[str], list[str], int]] = {
+    "HalfCheetah-v4": (
+        ["halfcheetah_appo.yaml"],
+        ["sf_examples.mujoco.train_mujoco", "--env=mujoco_halfcheetah"],
+        64,
+    ),
+    "CartPole-v1": (
+        [
+            *("cartpole_appo.yaml", "sampler.num_envs=32", "model.hidden_sizes=[512,512]"),
+            *("model.shared_body=true", "algorithm.epochs=1", "algorithm.minibatch_size=512"),
+        ],
+        [
+            *("sf_examples.train_gym_env", "--env=CartPole-v1", "--use_rnn=False"),
+            *("--recurrence=1", "--with_vtrace=False", "--rollout=32", "--batch_size=512"),
+            *("--num_epochs=1", "--num_batches_per_epoch=2", "--encoder_mlp_layers", "512", "512"),
+        ],
+        32,
+    ),
+}
+"""By environment: configuration and overrides; module and options of the peer; environments."""
+FACTORY_STEPS = 400_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     kept = load(RESULT, same_machine=("cores",))["results"]
     for part in args.only:
-        if part == "gail" and args.peer_python is None:
-            raise ConfigError("--peer-python: must name an interpreter with the package imitation")
+        if part in ("gail", "factory") and args.peer_python is None:
+            raise ConfigError("--peer-python: must name the interpreter with the other package")
     for part in args.only:
         with tempfile.TemporaryDirectory(prefix="bench_imitation_") as scratch:
             rows = [{"part": part, **row, **when()} for row in PARTS[part](args, Path(scratch))]
@@ -276,6 +305,55 @@ def appo(args: argparse.Namespace, scratch: Path) -> list[Row]:
     return rows
 
 
+def factory(args: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Return the steps per second of APPO here and in Sample Factory."""
+    rows = []
+    cores = usable_cores()
+    for env, ((file, *keys), peer, num_envs) in FACTORY.items():
+        own = [*UNSEEN, f"total_steps={FACTORY_STEPS}", *keys]
+        command = [args.peer_python, "-m", *peer, f"--num_workers={cores}"]
+        command += [f"--num_envs_per_worker={num_envs // cores}"]
+        found = interleaved(
+            {
+                "fastrl": _numbered(partial(_own_rate, CONFIGS / file, own, scratch)),
+                "sample-factory": _numbered(partial(_factory_rate, command, scratch)),
+            },
+            args.rounds,
+        )
+        rows += [
+            {
+                "env": env,
+                "method": name,
+                **quantity("steps_per_s", rates),
+                "of_sample_factory": ratio(rates, found["sample-factory"]),
+            }
+            for name, rates in found.items()
+        ]
+    return rows
+
+
+def _own_rate(file: Path, overrides: Sequence[str], scratch: Path, seed: int) -> float:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        own = [*overrides, f"seed={seed}", f"run_dir={Path(folder) / 'run'}"]
+        outcome = train(load_config(file, own)).outcome
+    return outcome.steps / outcome.wall_s
+
+
+def _factory_rate(command: Sequence[str], scratch: Path, seed: int) -> float:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        own = [f"--seed={seed}", f"--train_dir={folder}", "--experiment=one", "--device=cpu"]
+        own += ["--algo=APPO", f"--train_for_env_steps={FACTORY_STEPS}"]
+        done = subprocess.run(
+            [*command, *own],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=True,
+        )
+    return float(re.findall(r"FPS: ([0-9.]+)", done.stdout)[-1])
+
+
 def _end_to_end(file: Path, overrides: Sequence[str], scratch: Path, seed: int) -> Any:
     with tempfile.TemporaryDirectory(prefix=scratch.name, dir=scratch.parent) as folder:
         own = [*overrides, f"seed={seed}", f"run_dir={Path(folder) / 'run'}"]
@@ -295,14 +373,15 @@ PARTS: Mapping[str, Callable[[argparse.Namespace, Path], list[Row]]] = {
     "recording": recording,
     "cloning": cloning,
     "appo": appo,
+    "factory": factory,
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--only", nargs="+", choices=PARTS, default=[*PARTS], help="parts to measure (all)")
-    add("--peer-python", metavar="PATH", help="interpreter with the package imitation")
+    add("--only", nargs="+", choices=PARTS, default=[*PARTS][:-1], help="parts (all but factory)")
+    add("--peer-python", metavar="PATH", help="with imitation, or Sample Factory")
     add("--rounds", type=count, default=3)
     add("--seconds", type=duration, default=5.0, help="length of a window, and of an epoch (5)")
     return parser
