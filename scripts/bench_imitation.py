@@ -210,7 +210,7 @@ def _their_gail(config: Config, scratch: Path, python: str, seed: int) -> Any:
 
 def recording(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Return the steps per second of recording and of sampling."""
-    rows = []
+    rows: list[Row] = []
     for env, (sampler, steps, episodes) in RECORDED.items():
         name = "cartpole_ppo" if env == "CartPole-v1" else "halfcheetah_v5_throughput"
         own = [*UNSEEN, *sampler, f"total_steps={steps}", f"run_dir={scratch / name}"]
@@ -220,17 +220,21 @@ def recording(args: argparse.Namespace, scratch: Path) -> list[Row]:
             "recording, sampled": partial(_recorded, path, scratch, episodes, False),
             "recording, most probable": partial(_recorded, path, scratch, episodes, True),
         }
-        rates = interleaved(turns, args.rounds)
-        rows += [
-            {
-                "env": env,
-                "method": method,
-                **quantity("steps_per_s", found),
-                "of_sampler": ratio(found, rates["sampler"]),
-            }
-            for method, found in rates.items()
-        ]
+        rows += _beside("sampler", "of_sampler", env, interleaved(turns, args.rounds))
     return rows
+
+
+def _beside(other: str, key: str, env: str, rates: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Return a row per method, with its ratio to another one."""
+    return [
+        {
+            "env": env,
+            "method": method,
+            **quantity("steps_per_s", found),
+            key: ratio(found, rates[other]),
+        }
+        for method, found in rates.items()
+    ]
 
 
 def _sampled(run: Path, seconds: float) -> float:
@@ -280,7 +284,7 @@ def appo(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Return the steps per second of APPO and PPO, and their returns."""
     rows = []
     for env, (file, steps) in ASYNC.items():
-        own = (*QUIET, f"total_steps={steps}", f"evaluation.every_steps={steps}")
+        own: tuple[str, ...] = (*QUIET, f"total_steps={steps}", f"evaluation.every_steps={steps}")
         own += ("evaluation.final_episodes=10",)
         settings: Mapping[str, Sequence[str]] = {
             "ppo": ("algorithm.name=ppo", "sampler.mode=sync"),
@@ -307,7 +311,7 @@ def appo(args: argparse.Namespace, scratch: Path) -> list[Row]:
 
 def factory(args: argparse.Namespace, scratch: Path) -> list[Row]:
     """Return the steps per second of APPO here and in Sample Factory."""
-    rows = []
+    rows: list[Row] = []
     cores = usable_cores()
     for env, ((file, *keys), peer, num_envs) in FACTORY.items():
         own = [*UNSEEN, f"total_steps={FACTORY_STEPS}", *keys]
@@ -320,15 +324,7 @@ def factory(args: argparse.Namespace, scratch: Path) -> list[Row]:
             },
             args.rounds,
         )
-        rows += [
-            {
-                "env": env,
-                "method": name,
-                **quantity("steps_per_s", rates),
-                "of_sample_factory": ratio(rates, found["sample-factory"]),
-            }
-            for name, rates in found.items()
-        ]
+        rows += _beside("sample-factory", "of_sample_factory", env, found)
     return rows
 
 

@@ -705,7 +705,12 @@ class Config(Section):
             return value
         if value.machines and value.mode == "gradients":
             raise conflict("machines", "must be [] with cluster.mode: gradients")
+        known: set[int] = set()
         for index, machine in enumerate(value.machines):
+            if machine.cores in known:
+                problem = f"must be named once, got {machine.cores} again"
+                raise conflict(f"machines[{index}].cores", problem)
+            known.add(machine.cores)
             try:
                 _on_machine(sampler, machine)
             except ValidationError as error:

@@ -165,3 +165,27 @@ def test_arguments_of_a_model_need_a_model():
     told = r"^override: model\.kwargs: must be empty where model\.class_path is null$"
     with pytest.raises(ConfigError, match=told):
         load_config(None, ["env.id=A", "model.kwargs.x=1"])
+
+
+SIZED = ["env.id=A", "sampler.num_envs=8"]
+
+
+def test_machines_of_a_cluster_have_keys_of_their_own():
+    config = load_config(
+        None, [*SIZED, "cluster={machines: [{cores: 8, num_env_workers: 8, num_model_workers: 2}]}"]
+    )
+    assert list(config.sampler_on(8).topology(8).sizes.values()) == [1, 8, 2, 1]
+    assert list(config.sampler_on(4).topology(4).sizes.values()) == [2, 4, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "problem"),
+    [
+        ("{machines: [{cores: 2, num_env_workers: 3}]}", r"\[0\].num_envs: must be divisible"),
+        ("{machines: [{cores: 2}, {cores: 2}]}", r"\[1\].cores: must be named once, got 2 again"),
+        ("{machines: [{cores: 2}], mode: gradients}", r": must be \[\] with cluster.mode"),
+    ],
+)
+def test_machines_of_a_cluster_that_cannot_be_are_one_line(cluster, problem):
+    with pytest.raises(ConfigError, match=rf"cluster\.machines{problem}"):
+        load_config(None, [*SIZED, f"cluster={cluster}"])
