@@ -20,7 +20,7 @@ from fastrl.learning.ppo import PPO
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.shares import joined_update
 from fastrl.learning.steps import Rows, Steps, demonstrated, sampled
-from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import PolicyModel
 from fastrl.models.scorer import Scorer
 from fastrl.spec import EnvSpec

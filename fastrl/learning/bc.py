@@ -14,7 +14,7 @@ from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT
 from fastrl.learning.algorithm import Algorithm, Loss, Prepared, Scheduled
 from fastrl.learning.experience import Batch, Experience, Minibatch
-from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import ACTION_MASK
 

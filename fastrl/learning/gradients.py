@@ -22,8 +22,7 @@ from fastrl.jit import compiled_by_torch
 from fastrl.learning.algorithm import Algorithm, Loss, Scheduled
 from fastrl.learning.experience import NO_BATCH, Batch, Minibatch
 from fastrl.learning.optimizers import FlatParameters
-from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import ActorCritic, PolicyModel
 
 
 class GradientEngine(ABC):

@@ -32,10 +32,9 @@ from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
 from fastrl.learning.shares import RankedEngine, joined_update
-from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.images import has_images
-from fastrl.models.normalization import RunningNormalizer
-from fastrl.models.policy import PolicyModel, build_model, load_parameters, state_size
+from fastrl.models.networks import RunningNormalizer
+from fastrl.models.policy import ActorCritic, PolicyModel, build_model, load_parameters, state_size
 from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import flatten
 from fastrl.spec import ACTION_MASK, EnvSpec, outputs_of

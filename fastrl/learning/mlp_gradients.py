@@ -25,11 +25,10 @@ from fastrl.learning.experience import Batch
 from fastrl.learning.gradients import AutogradEngine, GradientEngine, custom_forward
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.learning.optimizers import FlatParameters
-from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
 from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.models.recurrent import RecurrentCore
 from fastrl.spec import ACTION_MASK
 

@@ -11,7 +11,7 @@ from fastrl.errors import FastrlError
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.returns import discounted_sums_so_far
 from fastrl.learning.shares import joined_update
-from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.networks import RunningNormalizer
 
 _CLIP = 10.0
 _STATISTICS = ("mean", "var", "count")

@@ -21,8 +21,8 @@ from fastrl.learning.mlp_pass import INVALID
 from fastrl.learning.objective_kernels import categorical_gradient, gaussian_gradient
 from fastrl.learning.option_kernels import add_gradients, add_options
 from fastrl.models import recurrent_kernels as kernels
-from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.networks import Body
+from fastrl.models.policy import ActorCritic
 from fastrl.models.recurrent import Core, RecurrentCore
 from fastrl.models.recurrent_loops import Loop
 

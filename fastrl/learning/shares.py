@@ -14,7 +14,7 @@ from fastrl.learning.experience import NO_BATCH, Batch, Minibatch, Sequences, se
 from fastrl.learning.gradients import GradientEngine
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ranks import Ranks
-from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.networks import RunningNormalizer
 
 
 class RankedEngine(GradientEngine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.distributions import ActionBounds, ActionDistribution
 from fastrl.models.inference import (
     EagerEngine,
@@ -12,8 +11,8 @@ from fastrl.models.inference import (
     StagedEngine,
     build_engine,
 )
-from fastrl.models.normalization import RunningNormalizer
-from fastrl.models.policy import PolicyModel, build_model
+from fastrl.models.networks import RunningNormalizer
+from fastrl.models.policy import ActorCritic, PolicyModel, build_model
 from fastrl.models.recurrent import Core
 
 __all__ = [

@@ -14,8 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fastrl.config import ModelConfig
 from fastrl.models.distributions import ActionBounds
 from fastrl.models.images import image_layouts
-from fastrl.models.networks import leaf_encoder, mlp, normalizer
-from fastrl.models.normalization import RunningNormalizer
+from fastrl.models.networks import RunningNormalizer, leaf_encoder, mlp, normalizer
 from fastrl.spaces import leaves
 from fastrl.spec import EnvSpec
 

@@ -20,8 +20,7 @@ from fastrl.datasets.episodes import EpisodeCutter
 from fastrl.datasets.experts import FunctionPolicy, MostProbable, try_function
 from fastrl.errors import ConfigError
 from fastrl.imports import import_object
-from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.sampling import env_factory, make_plan, make_sampler
 from fastrl.training.progress import watched_episodes
 from fastrl.training.run import opened_run

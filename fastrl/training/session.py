@@ -20,8 +20,7 @@ from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.learner import learner_threads
 from fastrl.learning.ranks import Ranks
-from fastrl.models.actor_critic import ActorCritic
-from fastrl.models.policy import check_model_class
+from fastrl.models.policy import ActorCritic, check_model_class
 from fastrl.sampling import Fault, ProcessSampler, Sampler, env_factory, make_plan, make_sampler
 from fastrl.sampling.build import check_sources
 from fastrl.shared.rollouts import Rollout

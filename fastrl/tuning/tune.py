@@ -25,7 +25,7 @@ from fastrl.config.fields import code_of
 from fastrl.envs.family import family_of, own_families
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.models.images import has_images
-from fastrl.models.inference import bfloat16
+from fastrl.models.inference.engines import why_not_bfloat16
 from fastrl.models.policy import check_model_class
 from fastrl.sampling.build import env_factory, make_plan
 from fastrl.system import machine, usable_cores, versions
@@ -258,7 +258,7 @@ def _space(config: Config, options: TuneOptions, plan: SamplingPlan | None) -> S
     # it is faster for conv nets only.
     if images and options.objective == "fps" and plan is not None and plan.build_model is not None:
         model, kinds = plan.build_model(), [torch.device(d.partition(",")[0]) for d in devices]
-        if any(not bfloat16.why_not(model, kind) for kind in kinds):
+        if any(not why_not_bfloat16(model, kind) for kind in kinds):
             engines += ["auto", "bfloat16"]
     return Space(
         cores=usable_cores(),

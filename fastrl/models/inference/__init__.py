@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
-from fastrl.models.inference.eager import EagerEngine, StagedEngine
-from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
+from fastrl.models.inference.engine import (
+    EagerEngine,
+    InferenceEngine,
+    PolicyOutput,
+    StagedEngine,
+)
 from fastrl.models.inference.engines import build_engine
 from fastrl.models.inference.random_engine import RandomEngine
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastrl.errors import EnvError
-from fastrl.models.actor_critic import ActorCritic
 from fastrl.models.distributions import (
     LOG_STD_RANGE,
     ActionPart,
@@ -27,9 +26,14 @@ from fastrl.models.distributions import (
 from fastrl.models.inference import mlp_kernel as kernel
 from fastrl.models.inference.engine import InferenceEngine, PolicyOutput
 from fastrl.models.inference.lanes import LANE_BYTES, LANES
-from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind
-from fastrl.models.normalization import RunningNormalizer
-from fastrl.models.policy import initial_state
+from fastrl.models.networks import (
+    Body,
+    OneHotEncoder,
+    RunningNormalizer,
+    VectorEncoder,
+    columns_by_kind,
+)
+from fastrl.models.policy import ActorCritic, initial_state
 from fastrl.models.recurrent import Core, RecurrentCore
 from fastrl.spec import LOG_PROB_AND_VALUE, outputs_of
 

@@ -148,7 +148,7 @@ IDENTITY, TANH, RELU, ELU, SILU = range(5)
 CATEGORICAL, BERNOULLI, GAUSSIAN, SQUASHED = range(4)
 
 _CLIP = 10.0
-"""As in `fastrl.models.normalization`."""
+"""As in `RunningNormalizer`."""
 _BELOW_ONE = 1 - 2**-24
 _LOG_2 = 0.6931471805599453
 _NEVER = -np.inf

@@ -17,7 +17,7 @@ from fastrl.envs.tensor import (
     rollout,
 )
 from fastrl.errors import ConfigError, SpaceError
-from fastrl.models.actor_critic import ActorCritic
+from fastrl.models.policy import ActorCritic
 from fastrl.spec import EnvSpec
 from tests.sampling.remembering import Steps
 

@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 from fastrl.config import ModelConfig
 from fastrl.models import ActorCritic, EagerEngine, PolicyOutput, build_engine
-from fastrl.models.inference import bfloat16
+from fastrl.models.inference import engines
 from fastrl.spec import EnvSpec
 
 IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
@@ -22,7 +22,7 @@ ROWS = 16
 @pytest.fixture
 def able(monkeypatch):
     # PyTorch computes in it everywhere, if slowly.
-    monkeypatch.setattr(bfloat16, "why_not", lambda model, device: "")
+    monkeypatch.setattr(engines, "why_not_bfloat16", lambda model, device: "")
 
 
 def model_for(name, shared=True, seed=0):
@@ -92,7 +92,7 @@ class Mine(ActorCritic):
 def test_where_it_is_not_possible_one_line_says_so(case, monkeypatch, caplog):
     model = model_for("vector")
     if case == "cpu":
-        monkeypatch.setattr(bfloat16, "_CPU_FLAGS", {"no such flag"})
+        monkeypatch.setattr(engines, "_BFLOAT16_FLAGS", {"no such flag"})
     else:
         model = Mine(EnvSpec("test", SPACES["vector"], spaces.Discrete(2)), ModelConfig())
     engine = build_engine(model, name="bfloat16")
@@ -106,7 +106,7 @@ def test_where_it_is_not_possible_one_line_says_so(case, monkeypatch, caplog):
 
 def test_a_machine_without_cpuinfo_has_no_flags(tmp_path):
     model = model_for("vector")
-    assert bfloat16.why_not(model, torch.device("cpu"), tmp_path / "missing")
+    assert engines.why_not_bfloat16(model, torch.device("cpu"), tmp_path / "missing")
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor: 0\nflags\t\t: fpu avx512_bf16 sse\n")
-    assert bfloat16.why_not(model, torch.device("cpu"), cpuinfo) == ""
+    assert engines.why_not_bfloat16(model, torch.device("cpu"), cpuinfo) == ""
