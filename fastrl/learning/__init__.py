@@ -1,7 +1,6 @@
 """Learning: returns, losses, and the algorithms that turn rollouts into better parameters."""
 
-from fastrl.learning.algorithm import Algorithm, Group, Loss, Prepared
-from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Loss, Minibatch, Prepared
 from fastrl.learning.learner import Learner, build_learner
 
 __all__ = [

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastrl.config import A2CConfig
-from fastrl.learning.algorithm import Prepared
-from fastrl.learning.experience import Experience
-from fastrl.learning.objective import PolicyGradient
+from fastrl.learning.algorithm import Experience, Prepared
 from fastrl.learning.off_policy import corrected
+from fastrl.learning.ppo import PolicyGradient
 from fastrl.learning.returns import VTraceSettings
 from fastrl.models.policy import PolicyModel
 

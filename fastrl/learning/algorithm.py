@@ -1,10 +1,11 @@
-"""The contract of algorithms: a section of the configuration and a loss to minimise."""
+"""The contract of algorithms: what they are given of a rollout, and what they return."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 
 from fastrl.config import Config
 from fastrl.config.algorithms import LearnerConfig
-from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.errors import ConfigError
 from fastrl.learning.ranks import Ranks
-from fastrl.models.policy import PolicyModel
-from fastrl.spec import EnvSpec
+from fastrl.models.policy import PolicyModel, initial_state
+from fastrl.spec import ACTION_MASK, EnvSpec
 
 SectionT = TypeVar("SectionT", bound=LearnerConfig)
 Scheduled = Mapping[str, float | Tensor]
 """Numbers that have a schedule, at one point of the run; tensors ``[]`` in a compiled loss."""
+
+
+_ALIGNMENT = 64
+Moved = Callable[[Iterable[Tensor]], list[Tensor]]
+"""A function that returns equal tensors on the learner's device, as `Transfer` is."""
 
 
 class Loss(NamedTuple):
@@ -64,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """Weights and bounds of the objective that PPO and A2C share; see `objective.objective`.
+    """Weights and bounds of the objective that PPO and A2C share; see `ppo.objective`.
 
     Attributes:
         clip_range: ε of PPO; None for the plain policy gradient of A2C.
@@ -161,7 +167,7 @@ class Algorithm(ABC, Generic[SectionT]):
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield rows ``[n] int64`` of the batch, on its device, for one gradient step each.
 
-        With a memory they are whole segments, as `learning.experience.segment_rows` returns them.
+        With a memory they are whole segments, as `segment_rows` returns them.
 
         Args:
             batch: The rollout; by default all of it is one minibatch.
@@ -198,7 +204,7 @@ class Algorithm(ABC, Generic[SectionT]):
         return False
 
     def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
-        """Return a function that returns the settings of `objective.objective`.
+        """Return a function that returns the settings of `ppo.objective`.
 
         None if `loss` is another one, for which there are no compiled kernels.
         """
@@ -217,3 +223,365 @@ class Algorithm(ABC, Generic[SectionT]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from such a state."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout as an algorithm prepares it; all tensors are where the rollout is.
+
+    ``experience["reward"]`` is a field by its name.
+
+    Attributes:
+        observation: Per leaf ``[T+1, B, *shape]``; see `EnvSpec.inputs`.
+        action: Per leaf ``[T, B, *shape]``.
+        fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``; those that
+            are nested like the observation, by ``name/leaf``. Rewards are scaled and normalised.
+            ``action_mask`` is that of the observation, ``[T+1, B, choices] bool``, if it has one.
+        device: Where gradients are computed.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Mapping[str, Tensor]
+    fields: Mapping[str, Tensor]
+    device: torch.device
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a field."""
+        return _field(self.fields, name)
+
+    def batch(self, transfer: Moved, prepared: Mapping[str, Tensor]) -> Batch:
+        """Return the rollout as rows, on the learner's device.
+
+        Fields that do not have a row for every step are left out.
+
+        Args:
+            transfer: Copies to the device.
+            prepared: ``[T, B, *]`` by name: further fields, in place of those of the same name.
+
+        Raises:
+            ConfigError: A prepared field has other leading axes.
+        """
+        length, slots = self.fields["reward"].shape
+        every_step = [(length, slots), (length + 1, slots)]
+        states = self.fields.get("policy_state")
+        fields = {
+            name: field
+            for name, field in self.fields.items()
+            if field.shape[:2] in every_step and field is not states
+        }
+        fields |= prepared
+        for name, given in prepared.items():
+            if given.shape[:2] != (length, slots):
+                raise ConfigError(
+                    f"the algorithm's field '{name}' must be [T, B, …] = [{length}, {slots}, …], "
+                    f"got {list(given.shape)}"
+                )
+        groups = (self.observation, self.action, fields)
+        leaves = [leaf[:length].flatten(0, 1) for group in groups for leaf in group.values()]
+        if states is not None:
+            leaves += [states, self._keep()]
+        moved = iter(transfer(leaves))
+        observation, action, fields = ({name: next(moved) for name in group} for group in groups)
+        sequences = None if states is None else Sequences(next(moved), next(moved))
+        return Batch(observation, action, fields, self.device, sequences, slots)
+
+    def _keep(self) -> Tensor:
+        """Return ``[T, B] bool``: False where an episode begins, but for the first step."""
+        ended = self.fields["terminated"] | self.fields["truncated"]
+        return torch.cat([torch.ones_like(ended[:1]), ~ended[:-1]])
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a policy with a memory needs to learn from K segments of L steps of each slot.
+
+    Attributes:
+        state: ``[K+1, B, S] float32``: before each segment and after the last, with that of a new
+            episode where one begins there.
+        keep: ``[T, B] bool``: False where an episode begins, but for the first step.
+    """
+
+    state: Tensor
+    keep: Tensor
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return len(self.keep) // (len(self.state) - 1)
+
+    def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states ``[b, S]`` before segments, and their steps' ``keep [L, b]``.
+
+        Args:
+            index: Rows of segments, as `segment_rows` returns them.
+        """
+        length, slots = self.length, self.keep.shape[1]
+        keep = self.keep.flatten().index_select(0, index).view(length, -1)
+        first = index[: keep.shape[1]]
+        segment = first.div(length * slots, rounding_mode="floor") * slots + first % slots
+        return self.state.flatten(0, 1).index_select(0, segment), keep
+
+    def recomputed(self, observation: Mapping[str, Tensor], policy: PolicyModel) -> Sequences:
+        """Return the same, with states that a policy computes from those of the first step.
+
+        The states after the last segment stay as they are.
+
+        Args:
+            observation: Per leaf ``[T · B, *shape]``.
+            policy: Has `PolicyModel.state_after`.
+        """
+        length, slots = self.length, self.keep.shape[1]
+        initial = initial_state(policy, slots).to(self.state.device)
+        segments = [leaf.unflatten(0, (-1, length, slots)) for leaf in observation.values()]
+        states, state = [], self.state[0]
+        for *leaves, keep in zip(*segments, self.keep.unflatten(0, (-1, length)), strict=True):
+            # Row 0 of `keep` is True in the first segment, whose state is the stored one.
+            states.append(torch.where(keep[0, :, None], state, initial))
+            part = dict(zip(observation, leaves, strict=True))
+            state = policy.state_after(part, states[-1], keep)
+        return replace(self, state=torch.stack([*states, self.state[-1]]))
+
+    def require_segments(self, index: Tensor, who: str) -> None:
+        """Reject rows that are not whole segments.
+
+        Raises:
+            ConfigError: They are not what `segment_rows` returns; ``who`` made them.
+        """
+        length, slots = self.length, self.keep.shape[1]
+        is_whole = len(index) > 0 and len(index) % length == 0
+        if is_whole:
+            times, slot = index.view(length, -1) // slots, index.view(length, -1) % slots
+            steps = torch.arange(length, device=index.device)[:, None]
+            is_whole = bool((times % length == steps).all() and (slot == slot[0]).all())
+            is_whole = is_whole and bool((times - times[0] == steps).all())
+        if not is_whole:
+            raise ConfigError(
+                f"{who}.minibatches must yield whole segments of {length} steps for a policy with "
+                "a memory: fastrl.learning.algorithm.segment_rows returns their rows"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N = T · B transitions; row t · B + b is slot b at time t.
+
+    Attributes:
+        observation: Per leaf ``[N, *shape]``.
+        action: Per leaf ``[N, *shape]``.
+        fields: By name ``[N, *]``: those of the rollout and those that the algorithm prepared.
+        device: That of all tensors.
+        sequences: None for a policy without a memory.
+        slots: B, also where `num_slots` is 1.
+    """
+
+    observation: Mapping[str, Tensor]
+    action: Mapping[str, Tensor]
+    fields: Mapping[str, Tensor]
+    device: torch.device
+    sequences: Sequences | None = None
+    slots: int = 1
+
+    @property
+    def sequence_length(self) -> int:
+        """L, the steps of each segment; 1 for a policy without a memory."""
+        return 1 if self.sequences is None else self.sequences.length
+
+    @property
+    def num_slots(self) -> int:
+        """B; 1 for a policy without a memory, which learns from each row by itself."""
+        return 1 if self.sequences is None else self.slots
+
+    def all_rows(self) -> Tensor:
+        """Return the index ``[N] int64`` of all rows, segment by segment: ``[L, K · B]``."""
+        segments = torch.arange(len(self) // self.sequence_length, device=self.device)
+        return segment_rows(segments, self.sequence_length, self.num_slots)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(next(iter(self.fields.values())))
+
+
+NO_BATCH = Batch({}, {}, {}, torch.device("cpu"))
+"""The batch of a gradient engine between two rollouts."""
+
+
+class Minibatch:
+    """Some rows of a `Batch`; each field is gathered when it is first read.
+
+    ``minibatch["advantage"]`` is a field ``[n, *]``.
+
+    Attributes:
+        index: ``[n] int64``: which rows; with a memory ``[L, b]`` flattened, whole segments.
+        scheduled: The numbers of `Algorithm.schedules` at this point of the run; tensors ``[]``
+            where the loss is compiled, so that it is compiled once for all.
+
+    Args:
+        batch: All rows.
+        index: See the attribute.
+        scheduled: See the attribute.
+        own: Fields ``[n, *]`` of these rows, which replace the batch's.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        index: Tensor,
+        scheduled: Mapping[str, float | Tensor],
+        own: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.index, self.scheduled = index, scheduled
+        self._batch, self._own = batch, dict(own or {})
+        self._spaces: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def observation(self) -> dict[str, Tensor]:
+        """Per leaf ``[n, *shape]``."""
+        return self._leaves("observation", self._batch.observation)
+
+    @property
+    def action(self) -> dict[str, Tensor]:
+        """Per leaf ``[n, *shape]``."""
+        return self._leaves("action", self._batch.action)
+
+    def evaluate(self, policy: PolicyModel) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probability, entropy and value of the rows, ``[n]`` each; differentiable."""
+        # Classes without a memory or masks need no parameters for them.
+        given = {"mask": self[ACTION_MASK]} if ACTION_MASK in self._batch.fields else {}
+        sequences = self._batch.sequences
+        if sequences is None:
+            return policy.evaluate(self.observation, self.action, **given)
+        axes = (sequences.length, -1)
+        observation, action, given = (
+            {name: tensor.unflatten(0, axes) for name, tensor in tensors.items()}
+            for tensors in (self.observation, self.action, given)
+        )
+        given["state"], given["keep"] = sequences.of(self.index)
+        log_prob, entropy, value = policy.evaluate(observation, action, **given)
+        return log_prob.flatten(), entropy.flatten(), value.flatten()
+
+    @property
+    def sequence_length(self) -> int:
+        """L, the steps of each segment; 1 for a policy without a memory."""
+        return self._batch.sequence_length
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a field ``[n, *]``."""
+        if name not in self._own:
+            self._own[name] = _field(self._batch.fields, name).index_select(0, self.index)
+        return self._own[name]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.index)
+
+    def _leaves(self, space: str, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if space not in self._spaces:
+            self._spaces[space] = {k: v.index_select(0, self.index) for k, v in leaves.items()}
+        return self._spaces[space]
+
+
+def _field(fields: Mapping[str, Tensor], name: str) -> Tensor:
+    try:
+        return fields[name]
+    except KeyError:
+        raise ConfigError(
+            f"the rollout has no field '{name}'; there are {', '.join(sorted(fields))}"
+        ) from None
+
+
+class Transfer:
+    """Copies the tensors of a rollout to a device at once.
+
+    On the CPU nothing is copied, nor if the rollout was sampled on the device. Otherwise tensors
+    are packed into page-locked memory, which is copied without waiting for the device; the
+    rollout's memory is free afterwards. The next call overwrites the returned tensors.
+
+    Args:
+        device: The target.
+        staged: Whether to pack; by default on all devices but the CPU.
+    """
+
+    def __init__(self, device: torch.device, staged: bool | None = None) -> None:
+        self._device = device
+        self._staged = device.type != "cpu" if staged is None else staged
+        self._host = self._there = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return equal tensors on the device."""
+        tensors = list(tensors)
+        if not self._staged or all(tensor.device.type != "cpu" for tensor in tensors):
+            # A rollout that was sampled on the device is there already.
+            return tensors
+        starts = [0]
+        for tensor in tensors:
+            num_bytes = tensor.numel() * tensor.element_size()
+            starts.append(starts[-1] + math.ceil(num_bytes / _ALIGNMENT) * _ALIGNMENT)
+        if len(self._host) < starts[-1]:
+            pinned = self._device.type == "cuda"
+            self._host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
+            self._there = torch.empty(starts[-1], dtype=torch.uint8, device=self._device)
+        elif self._device.type == "cuda":
+            # The copy before this one may still be reading the page-locked memory.
+            torch.cuda.current_stream(self._device).synchronize()
+        for tensor, start in zip(tensors, starts, strict=False):
+            _view(self._host, start, tensor).copy_(tensor)
+        self._there.copy_(self._host, non_blocking=True)
+        return [
+            _view(self._there, start, tensor)
+            for tensor, start in zip(tensors, starts, strict=False)
+        ]
+
+
+def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    num_bytes = like.numel() * like.element_size()
+    return memory[start : start + num_bytes].view(like.dtype).view(like.shape)
+
+
+def minibatches(
+    num_transitions: int,
+    minibatch_size: int,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    sequence_length: int = 1,
+    num_slots: int = 1,
+) -> Iterator[Tensor]:
+    """Yield the indices ``[n] int64`` of each minibatch of one epoch, every transition once.
+
+    Index t · B + b stands for slot b at time t: a row of a ``[T, B, *]`` tensor after
+    ``flatten(0, 1)``. The last minibatch is smaller where the sizes do not divide. With sequences
+    of L steps whole segments are shuffled; see `segment_rows`.
+
+    Args:
+        num_transitions: T · B.
+        minibatch_size: Transitions in each minibatch but the last.
+        generator: On the CPU, so that all devices get the same order.
+        device: Device of the indices.
+        sequence_length: L, which divides T.
+        num_slots: B; counts only where L is above 1.
+
+    Raises:
+        ConfigError: The size is not a multiple of L.
+    """
+    if minibatch_size % sequence_length:
+        raise ConfigError(
+            "algorithm.minibatch_size: must be a multiple of the sequences' length "
+            f"({sequence_length}), got {minibatch_size}"
+        )
+    order = torch.randperm(num_transitions // sequence_length, generator=generator)
+    for segments in order.to(device).split(minibatch_size // sequence_length):
+        yield segment_rows(segments, sequence_length, num_slots)
+
+
+def segment_rows(segments: Tensor, sequence_length: int, num_slots: int) -> Tensor:
+    """Return the rows of segments of a rollout, ``[L, b]`` flattened.
+
+    Args:
+        segments: ``[b] int64``: k · B + s is the segment of slot s that begins at time k · L.
+        sequence_length: L.
+        num_slots: B.
+    """
+    if sequence_length == 1:
+        return segments
+    first = segments.div(num_slots, rounding_mode="floor") * (sequence_length - 1) * num_slots
+    times = torch.arange(sequence_length, device=segments.device)
+    return (first + segments + times[:, None] * num_slots).flatten()

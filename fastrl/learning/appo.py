@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import APPOConfig
-from fastrl.learning.algorithm import Prepared
-from fastrl.learning.experience import Batch, Experience
+from fastrl.learning.algorithm import Batch, Experience, Prepared
 from fastrl.learning.off_policy import corrected, recent, stale_fraction, vtrace_settings
 from fastrl.learning.ppo import PPO
 from fastrl.models.policy import PolicyModel

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from fastrl.config import BCConfig
 from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT
-from fastrl.learning.algorithm import Algorithm, Loss, Prepared, Scheduled
-from fastrl.learning.experience import Batch, Experience, Minibatch
+from fastrl.learning.algorithm import (
+    Algorithm,
+    Batch,
+    Experience,
+    Loss,
+    Minibatch,
+    Prepared,
+    Scheduled,
+)
 from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import PolicyModel
 from fastrl.spec import ACTION_MASK

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from fastrl.config import DAggerConfig
-from fastrl.learning.algorithm import Prepared
+from fastrl.learning.algorithm import Batch, Experience, Prepared, minibatches
 from fastrl.learning.bc import Cloning
-from fastrl.learning.experience import Batch, Experience, minibatches
 from fastrl.models.policy import PolicyModel
 
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from fastrl.errors import ConfigError
 from fastrl.jit import compiled_by_torch
-from fastrl.learning.algorithm import Algorithm, Loss, Scheduled
-from fastrl.learning.experience import NO_BATCH, Batch, Minibatch
+from fastrl.learning.algorithm import NO_BATCH, Algorithm, Batch, Loss, Minibatch, Scheduled
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.models.policy import ActorCritic, PolicyModel
 

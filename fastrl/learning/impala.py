@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fastrl.config import ImpalaConfig
-from fastrl.learning.algorithm import Prepared
-from fastrl.learning.experience import Batch, Experience
-from fastrl.learning.objective import PolicyGradient
+from fastrl.learning.algorithm import Batch, Experience, Prepared
 from fastrl.learning.off_policy import corrected, recent, stale_fraction, vtrace_settings
+from fastrl.learning.ppo import PolicyGradient
 from fastrl.models.policy import PolicyModel
 
 

@@ -18,8 +18,7 @@ from fastrl.config import Config, LearnerConfig, ModelConfig, resolved
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.imports import import_object
 from fastrl.learning import mlp_gradients
-from fastrl.learning.algorithm import Algorithm, Group
-from fastrl.learning.experience import Batch, Experience, Transfer
+from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Transfer
 from fastrl.learning.gradients import (
     AutogradEngine,
     GradientEngine,

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from fastrl.errors import ConfigError
 from fastrl.learning import mlp_pass as kernel
-from fastrl.learning.algorithm import Algorithm, ObjectiveSettings, Scheduled
-from fastrl.learning.experience import Batch
+from fastrl.learning.algorithm import Algorithm, Batch, ObjectiveSettings, Scheduled
 from fastrl.learning.gradients import AutogradEngine, GradientEngine, custom_forward
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.learning.optimizers import FlatParameters

@@ -1,6 +1,6 @@
 """Loss and gradient of a minibatch in one compiled call, for the CPU.
 
-The loss is `fastrl.learning.objective.objective`, whose derivatives are written out by hand; tests
+The loss is `fastrl.learning.ppo.objective`, whose derivatives are written out by hand; tests
 compare them with autograd. Sums are float64.
 """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import APPOConfig, ImpalaConfig
-from fastrl.learning.experience import Batch, Experience, Minibatch, segment_rows
+from fastrl.learning.algorithm import Batch, Experience, Minibatch, segment_rows
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrl.learning.algorithm import Scheduled
-from fastrl.learning.experience import Batch, Sequences
+from fastrl.learning.algorithm import Batch, Scheduled, Sequences
 from fastrl.learning.mlp_gradients import KnownLossEngine
 from fastrl.learning.mlp_pass import INVALID
 from fastrl.learning.objective_kernels import categorical_gradient, gaussian_gradient

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrl.learning.algorithm import Algorithm, Scheduled
-from fastrl.learning.experience import NO_BATCH, Batch, Minibatch, Sequences, segment_rows
+from fastrl.learning.algorithm import (
+    NO_BATCH,
+    Algorithm,
+    Batch,
+    Minibatch,
+    Scheduled,
+    Sequences,
+    segment_rows,
+)
 from fastrl.learning.gradients import GradientEngine
 from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ranks import Ranks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrl.datasets import Demonstrations
-from fastrl.learning.experience import Experience
+from fastrl.learning.algorithm import Experience
 from fastrl.spec import ACTION_MASK, EnvSpec
 
 Leaves = Mapping[str, Tensor]

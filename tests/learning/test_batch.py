@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastrl.learning.experience import Transfer
+from fastrl.learning.algorithm import Transfer
 
 
 def tensors(seed: int) -> list[torch.Tensor]:

@@ -13,9 +13,8 @@ from gymnasium import spaces
 from fastrl.config import A2CConfig, BCConfig, ModelConfig, PPOConfig
 from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
-from fastrl.learning.algorithm import Algorithm, Loss
+from fastrl.learning.algorithm import Algorithm, Batch, Loss, Minibatch
 from fastrl.learning.bc import BC
-from fastrl.learning.experience import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
 from fastrl.learning.mlp_gradients import (
     MLPGradientEngine,

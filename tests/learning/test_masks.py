@@ -20,7 +20,7 @@ from fastrl.config import (
 )
 from fastrl.learning import build_learner
 from fastrl.learning.a2c import A2C
-from fastrl.learning.experience import Batch, Minibatch
+from fastrl.learning.algorithm import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine
 from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
 from fastrl.learning.optimizers import FlatParameters

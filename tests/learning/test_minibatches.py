@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrl.learning.experience import minibatches
+from fastrl.learning.algorithm import minibatches
 
 
 @settings(max_examples=100)

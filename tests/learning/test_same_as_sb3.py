@@ -10,7 +10,7 @@ import torch
 
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.learning import build_learner
-from fastrl.learning.experience import minibatches
+from fastrl.learning.algorithm import minibatches
 from fastrl.models import ActorCritic
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec

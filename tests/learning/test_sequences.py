@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import build_learner, losses
-from fastrl.learning.experience import Minibatch, Transfer, minibatches
+from fastrl.learning.algorithm import Minibatch, Transfer, minibatches
 from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
 from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.ppo import PPO

@@ -9,7 +9,7 @@ import torch
 
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
 from fastrl.learning import build_learner
-from fastrl.learning.experience import Minibatch
+from fastrl.learning.algorithm import Minibatch
 from fastrl.models.policy import initial_state
 from fastrl.sampling import ProcessSampler, SerialSampler, initial_weights, make_plan
 from tests.learning.test_sequences import batch_of
