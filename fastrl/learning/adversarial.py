@@ -14,7 +14,7 @@ from torch.nn import functional
 from fastrl.config import AdversarialConfig, Config
 from fastrl.datasets import load_dataset
 from fastrl.learning.algorithm import Experience, Prepared, Scheduled
-from fastrl.learning.optimizers import Adam, FlatParameters
+from fastrl.learning.gradients import Adam, FlatParameters
 from fastrl.learning.ppo import PPO
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.shares import joined_update

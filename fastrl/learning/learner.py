@@ -21,15 +21,16 @@ from fastrl.learning import mlp_gradients
 from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Transfer
 from fastrl.learning.gradients import (
     AutogradEngine,
+    FlatParameters,
     GradientEngine,
-    ShardedEngine,
-    why_not_sharded,
+    Optimizer,
+    build_optimizer,
 )
-from fastrl.learning.optimizers import FlatParameters, Optimizer, build_optimizer
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
+from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
 from fastrl.learning.shares import RankedEngine, joined_update
 from fastrl.models.images import has_images
 from fastrl.models.networks import RunningNormalizer

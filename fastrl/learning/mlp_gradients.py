@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from fastrl.errors import ConfigError
 from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, Batch, ObjectiveSettings, Scheduled
-from fastrl.learning.gradients import AutogradEngine, GradientEngine, custom_forward
+from fastrl.learning.gradients import AutogradEngine, FlatParameters, GradientEngine
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
-from fastrl.learning.optimizers import FlatParameters
+from fastrl.learning.sharded_gradients import custom_forward
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
 from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind

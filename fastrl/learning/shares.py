@@ -18,8 +18,7 @@ from fastrl.learning.algorithm import (
     Sequences,
     segment_rows,
 )
-from fastrl.learning.gradients import GradientEngine
-from fastrl.learning.optimizers import FlatParameters
+from fastrl.learning.gradients import FlatParameters, GradientEngine
 from fastrl.learning.ranks import Ranks
 from fastrl.models.networks import RunningNormalizer
 

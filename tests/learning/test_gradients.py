@@ -15,15 +15,15 @@ from fastrl.errors import ConfigError
 from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm, Batch, Loss, Minibatch
 from fastrl.learning.bc import BC
-from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
+from fastrl.learning.gradients import AutogradEngine, FlatParameters
 from fastrl.learning.mlp_gradients import (
     MLPGradientEngine,
     MLPNetworkEngine,
     why_not,
     why_not_network,
 )
-from fastrl.learning.optimizers import FlatParameters
 from fastrl.learning.ppo import PPO
+from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED

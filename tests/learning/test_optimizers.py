@@ -8,7 +8,7 @@ from torch import nn
 
 from fastrl.config import PPOConfig
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.learning.optimizers import Adam, FlatParameters, RMSprop, build_optimizer
+from fastrl.learning.gradients import Adam, FlatParameters, RMSprop, build_optimizer
 
 
 def flat_of(*values: float) -> FlatParameters:

@@ -13,11 +13,12 @@ from fastrl.config import A2CConfig, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import build_learner, losses
 from fastrl.learning.algorithm import Minibatch, Transfer, minibatches
-from fastrl.learning.gradients import AutogradEngine, ShardedEngine, why_not_sharded
+from fastrl.learning.gradients import AutogradEngine
 from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import gae, next_values
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
+from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
 from fastrl.models.inference.lanes import LANES
 from tests.learning.synthetic import (
     CONTINUOUS,
