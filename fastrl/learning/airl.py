@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fastrl.config import AIRLConfig, Config
 from fastrl.errors import ConfigError
-from fastrl.learning.adversarial import Adversarial
-from fastrl.learning.steps import Leaves, Rows
+from fastrl.learning.adversarial import Adversarial, Leaves, Rows
 from fastrl.models.policy import PolicyModel
 from fastrl.models.scorer import Scorer
 from fastrl.spec import EnvSpec, only_given

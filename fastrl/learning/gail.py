@@ -7,8 +7,7 @@ from typing import cast
 from torch import Tensor
 
 from fastrl.config import Config, GAILConfig
-from fastrl.learning.adversarial import Adversarial
-from fastrl.learning.steps import Rows
+from fastrl.learning.adversarial import Adversarial, Rows
 from fastrl.models.policy import PolicyModel
 from fastrl.models.scorer import Scorer
 from fastrl.spec import EnvSpec

@@ -1,8 +1,15 @@
-"""Sequences of GRU and LSTM by the compiled loops, differentiable by autograd, on the CPU."""
+"""The loops of GRU and LSTM over the steps of sequences, compiled, and differentiable by autograd.
+
+The loop forward is one compiled call, and so is the one back. The last axis of every tensor is
+contiguous, its width a multiple of `LANES`, and units are taken `LANES` at a time. Tensors with a
+slack have `BLOCK` more rows, which are read or written where the number of rows is not a multiple
+of `BLOCK`; what is in them does not matter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +17,281 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastrl.models import recurrent_kernels as kernels
-from fastrl.models.inference.lanes import LANES
+from fastrl.jit import cached_kernel
+from fastrl.models.inference import lanes
+from fastrl.models.inference.lanes import (
+    LANE_BYTES,
+    LANES,
+    add,
+    fill,
+    fma,
+    jitted,
+    load,
+    mul,
+    read_float32,
+    sigmoid,
+    splat,
+    store,
+    sub,
+    tanh,
+)
+
+Lanes = Any
+"""`LANES` float32 numbers, in jitted code."""
+
+BLOCK = 8
+"""Rows of a product that are computed together: as many sums as hide an FMA's latency."""
+GRU, LSTM = 1, 2
+"""Kinds, and the vectors in a state: the output, and for LSTM the cell."""
+GATES = {GRU: 3, LSTM: 4}
+"""Blocks of the weights: reset, update, new; or input, forget, cell, output."""
+SAVED = {GRU: 4, LSTM: 5}
+"""Vectors that `forward` leaves for `backward`: the gates, then for GRU the product that the reset
+gate multiplies, and for LSTM the tanh of the new cell."""
+
+
+@jitted
+def _product(
+    target: int, start: int, start_row: int, source: int, source_row: int, weights: int,
+    inner: int, columns: int, rows: int, target_row: int,
+) -> None:  # fmt: skip
+    """Write start + source · weights, `BLOCK` rows of `LANES` columns at a time.
+
+    Rows are given by their distance in bytes. ``weights`` are ``[columns / LANES, inner, LANES]``.
+    """
+    for column in range(0, columns * 4, LANE_BYTES):
+        for row in range(0, rows, BLOCK):
+            x = start + row * start_row + column
+            a, b = load(x), load(x + start_row)
+            c, d = load(x + 2 * start_row), load(x + 3 * start_row)
+            e, f = load(x + 4 * start_row), load(x + 5 * start_row)
+            g, h = load(x + 6 * start_row), load(x + 7 * start_row)
+            x, w = source + row * source_row, weights
+            for _ in range(inner):
+                v = load(w)
+                a = fma(splat(read_float32(x)), v, a)
+                b = fma(splat(read_float32(x + source_row)), v, b)
+                c = fma(splat(read_float32(x + 2 * source_row)), v, c)
+                d = fma(splat(read_float32(x + 3 * source_row)), v, d)
+                e = fma(splat(read_float32(x + 4 * source_row)), v, e)
+                f = fma(splat(read_float32(x + 5 * source_row)), v, f)
+                g = fma(splat(read_float32(x + 6 * source_row)), v, g)
+                h = fma(splat(read_float32(x + 7 * source_row)), v, h)
+                x += 4
+                w += LANE_BYTES
+            x = target + row * target_row + column
+            store(x, a)
+            store(x + target_row, b)
+            store(x + 2 * target_row, c)
+            store(x + 3 * target_row, d)
+            store(x + 4 * target_row, e)
+            store(x + 5 * target_row, f)
+            store(x + 6 * target_row, g)
+            store(x + 7 * target_row, h)
+        weights += inner * LANE_BYTES
+
+
+@jitted
+def _forget(state: int, row: int, rows: int, keep: int) -> None:
+    """Set the states of rows whose ``keep`` is 0 to 0."""
+    for i in range(rows):
+        if read_float32(keep + i * 4) == 0.0:
+            for unit in range(state + i * row, state + (i + 1) * row, LANE_BYTES):
+                store(unit, fill(0.0))
+
+
+@jitted
+def _gru(width: int, x: int, s: int, before: int, after: int, output: int, saved: int) -> None:
+    """Compute one row from the products of its input and of its state, ``x`` and ``s``."""
+    for i in range(0, width, LANE_BYTES):
+        reset = sigmoid(add(load(x + i), load(s + i)))
+        update = sigmoid(add(load(x + width + i), load(s + width + i)))
+        product = load(s + 2 * width + i)
+        new = tanh(fma(reset, product, load(x + 2 * width + i)))
+        h = fma(update, sub(load(before + i), new), new)
+        store(after + i, h)
+        store(output + i, h)
+        store(saved + i, reset)
+        store(saved + width + i, update)
+        store(saved + 2 * width + i, new)
+        store(saved + 3 * width + i, product)
+
+
+@jitted
+def _lstm(width: int, x: int, s: int, before: int, after: int, output: int, saved: int) -> None:
+    """Compute one row; see `_gru`."""
+    for i in range(0, width, LANE_BYTES):
+        into = sigmoid(add(load(x + i), load(s + i)))
+        forget = sigmoid(add(load(x + width + i), load(s + width + i)))
+        new = tanh(add(load(x + 2 * width + i), load(s + 2 * width + i)))
+        out = sigmoid(add(load(x + 3 * width + i), load(s + 3 * width + i)))
+        cell = fma(forget, load(before + width + i), mul(into, new))
+        bounded = tanh(cell)
+        h = mul(out, bounded)
+        store(after + i, h)
+        store(after + width + i, cell)
+        store(output + i, h)
+        store(saved + i, into)
+        store(saved + width + i, forget)
+        store(saved + 2 * width + i, new)
+        store(saved + 3 * width + i, out)
+        store(saved + 4 * width + i, bounded)
+
+
+@jitted
+def _slope(gate: Lanes) -> Lanes:
+    """Return the derivative of a sigmoid by its result."""
+    return fma(sub(fill(0.0), gate), gate, gate)
+
+
+@jitted
+def _tanh_slope(result: Lanes) -> Lanes:
+    return fma(sub(fill(0.0), result), result, fill(1.0))
+
+
+@jitted
+def _gru_back(width: int, before: int, saved: int, output: int, state: int, x: int, s: int) -> None:
+    """Turn the gradient by one row's state and output into that by its products.
+
+    ``state`` becomes the gradient by the state before, without what comes through the products.
+    """
+    for i in range(0, width, LANE_BYTES):
+        reset, update = load(saved + i), load(saved + width + i)
+        new, product = load(saved + 2 * width + i), load(saved + 3 * width + i)
+        gradient = add(load(output + i), load(state + i))
+        by_update = mul(mul(gradient, sub(load(before + i), new)), _slope(update))
+        by_new = mul(sub(gradient, mul(gradient, update)), _tanh_slope(new))
+        by_reset = mul(mul(by_new, product), _slope(reset))
+        store(x + i, by_reset)
+        store(x + width + i, by_update)
+        store(x + 2 * width + i, by_new)
+        store(s + i, by_reset)
+        store(s + width + i, by_update)
+        store(s + 2 * width + i, mul(by_new, reset))
+        store(state + i, mul(gradient, update))
+
+
+@jitted
+def _lstm_back(width: int, before: int, saved: int, output: int, state: int, x: int) -> None:
+    """The same for LSTM, whose two products are only added."""
+    for i in range(0, width, LANE_BYTES):
+        into, forget = load(saved + i), load(saved + width + i)
+        new, out = load(saved + 2 * width + i), load(saved + 3 * width + i)
+        bounded = load(saved + 4 * width + i)
+        gradient = add(load(output + i), load(state + i))
+        by_cell = mul(mul(gradient, out), _tanh_slope(bounded))
+        by_cell = add(by_cell, load(state + width + i))
+        store(x + i, mul(mul(by_cell, new), _slope(into)))
+        store(x + width + i, mul(mul(by_cell, load(before + width + i)), _slope(forget)))
+        store(x + 2 * width + i, mul(mul(by_cell, into), _tanh_slope(new)))
+        store(x + 3 * width + i, mul(mul(gradient, bounded), _slope(out)))
+        store(state + i, fill(0.0))
+        store(state + width + i, mul(by_cell, forget))
+
+
+_SOURCES = [Path(__file__), Path(lanes.__file__)]
+
+
+@cached_kernel(_SOURCES, nogil=True)
+def forward(digest: int) -> Callable[..., None]:
+    """Return the kernel of the loop forward."""
+
+    def forward(
+        kind: int, length: int, rows: int, size: int, keep: int, weights: int, bias: int,
+        inputs: int, products: int, states: int, outputs: int, saved: int,
+    ) -> None:  # fmt: skip
+        """Compute L steps of b sequences; all but the first four are addresses of float32.
+
+        Args:
+            kind: `GRU` or `LSTM`.
+            length: L.
+            rows: b.
+            size: H.
+            keep: ``[L, b]``: 0 where the state is to be 0 before the step.
+            weights: Of the state, ``[gates · H / LANES, H, LANES]``.
+            bias: ``[gates · H]``.
+            inputs: ``[L, b, gates · H]``: products of the inputs, bias included.
+            products: Memory ``[b, gates · H]``, with a slack.
+            states: ``[L + 1, b, kind · H]`` with a slack: before each step and after the last. The
+                first is given.
+            outputs: Written, ``[L, b, H]``.
+            saved: Written, ``[L, b, saved vectors · H]``.
+        """
+        _ = digest
+        width = size * 4
+        gates = 3 if kind == GRU else 4
+        state_row, inputs_row = kind * width, gates * width
+        saved_row = (gates + 1) * width
+        for _ in range(length):
+            _forget(states, state_row, rows, keep)
+            columns = gates * size
+            _product(products, bias, 0, states, state_row, weights, size, columns, rows, inputs_row)
+            after = states + rows * state_row
+            for row in range(rows):
+                x, s = inputs + row * inputs_row, products + row * inputs_row
+                h, h_after = states + row * state_row, after + row * state_row
+                if kind == GRU:
+                    _gru(width, x, s, h, h_after, outputs, saved)
+                else:
+                    _lstm(width, x, s, h, h_after, outputs, saved)
+                outputs += width
+                saved += saved_row
+            keep += rows * 4
+            inputs += rows * inputs_row
+            states = after
+
+    return forward
+
+
+@cached_kernel(_SOURCES, nogil=True)
+def backward(digest: int) -> Callable[..., None]:
+    """Return the kernel of the loop back."""
+
+    def backward(
+        kind: int, length: int, rows: int, size: int, keep: int, weights: int, states: int,
+        saved: int, by_outputs: int, by_state: int, by_inputs: int, by_products: int,
+    ) -> None:  # fmt: skip
+        """Compute the gradients of `forward` by the products of each step.
+
+        Args:
+            kind: As in `forward`, and so are the next three.
+            length: L.
+            rows: b.
+            size: H.
+            keep: As in `forward`.
+            weights: Of the state, ``[H / LANES, gates · H, LANES]``.
+            states: As `forward` left them.
+            saved: As `forward` left them.
+            by_outputs: Gradient by the outputs, ``[L, b, H]``.
+            by_state: Gradient by the last state, ``[b, kind · H]`` with a slack; overwritten by
+                that by the first one.
+            by_inputs: Written for GRU: gradient by the inputs, ``[L, b, gates · H]``.
+            by_products: Written: gradient by the products of the states, of the same shape, with a
+                slack; for LSTM that by the inputs as well.
+        """
+        _ = digest
+        width = size * 4
+        gates = 3 if kind == GRU else 4
+        state_row, gates_row = kind * width, gates * width
+        saved_row = (gates + 1) * width
+        for step in range(length - 1, -1, -1):
+            first = step * rows
+            for row in range(first, first + rows):
+                h, vectors = states + row * state_row, saved + row * saved_row
+                out, state = by_outputs + row * width, by_state + (row - first) * state_row
+                s = by_products + row * gates_row
+                if kind == GRU:
+                    _gru_back(width, h, vectors, out, state, by_inputs + row * gates_row, s)
+                else:
+                    _lstm_back(width, h, vectors, out, state, s)
+            s = by_products + first * gates_row
+            _product(
+                by_state, by_state, state_row, s, gates_row, weights, gates * size, size, rows,
+                state_row,
+            )  # fmt: skip
+            _forget(by_state, state_row, rows, keep + first * 4)
+
+    return backward
 
 
 def sequence(
@@ -24,7 +304,7 @@ def sequence(
     """Return the outputs ``[L, b, H]`` and the state after all steps, ``[b, kind · H] float32``.
 
     Args:
-        kind: `kernels.GRU` or `kernels.LSTM`.
+        kind: `GRU` or `LSTM`.
         features: ``[L, b, F]``.
         state: ``[b, kind · H]``: output, and for LSTM the cell.
         keep: ``[L, b] bool``: False where the state is 0 before a step; None for True everywhere.
@@ -34,7 +314,7 @@ def sequence(
     missing = -size % LANES
     if missing:
         # Units with weights of 0 stay at 0.
-        gates = kernels.GATES[kind]
+        gates = GATES[kind]
         by_gate = (tensor.unflatten(0, (gates, size)) for tensor in weights)
         of_inputs, of_outputs, *biases = by_gate
         weights = [
@@ -63,7 +343,7 @@ class Loop:
         by_state: ``[b, kind · H]``: that by the first state.
 
     Args:
-        kind: `kernels.GRU` or `kernels.LSTM`.
+        kind: `GRU` or `LSTM`.
         length: L.
         rows: b.
         size: H, a multiple of `LANES`.
@@ -71,17 +351,17 @@ class Loop:
 
     def __init__(self, kind: int, length: int, rows: int, size: int) -> None:
         self._sizes = kind, length, rows, size
-        steps, slack, width = length * rows, kernels.BLOCK, kernels.GATES[kind] * size
+        steps, slack, width = length * rows, BLOCK, GATES[kind] * size
         self._states = torch.empty(steps + rows + slack, kind * size)
         self.states, self.after = self._states[:steps], self._states[steps : steps + rows]
         self.outputs = torch.empty(steps, size)
         self._products = torch.empty(rows + slack, width)
-        self._saved = torch.empty(steps, kernels.SAVED[kind] * size)
+        self._saved = torch.empty(steps, SAVED[kind] * size)
         self._keep = torch.empty(length, rows)
         self._by_state = torch.empty(rows + slack, kind * size)
         self._by_products = torch.empty(steps + slack, width)
         self.by_state, self.by_products = self._by_state[:rows], self._by_products[:steps]
-        self.by_inputs = torch.empty(steps, width) if kind == kernels.GRU else self.by_products
+        self.by_inputs = torch.empty(steps, width) if kind == GRU else self.by_products
 
     def forward(
         self, inputs: Tensor, state: Tensor, keep: Tensor | None, weights: Tensor, bias: Tensor
@@ -102,7 +382,7 @@ class Loop:
         self.states[: len(state)] = state
         packed = weights.view(-1, LANES, weights.shape[1]).transpose(1, 2).contiguous()
         tensors = (self._keep, packed, bias.contiguous(), inputs.contiguous(), self._products)
-        self._run(kernels.forward, *tensors, self._states, self.outputs, self._saved)
+        self._run(forward, *tensors, self._states, self.outputs, self._saved)
 
     def backward(self, by_outputs: Tensor, by_after: Tensor | None, weights: Tensor) -> None:
         """Compute the gradients of the last `forward`.
@@ -119,7 +399,7 @@ class Loop:
         packed = weights.view(len(weights), -1, LANES).transpose(0, 1).contiguous()
         tensors = (self._keep, packed, self._states, self._saved, by_outputs.contiguous())
         others = (self._by_state, self.by_inputs, self._by_products)
-        self._run(kernels.backward, *tensors, *others)
+        self._run(backward, *tensors, *others)
 
     def _run(self, kernel: Callable[..., None], *tensors: Tensor) -> None:
         kernel(*self._sizes, *(tensor.data_ptr() for tensor in tensors))
