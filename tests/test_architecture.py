@@ -42,7 +42,7 @@ FLOORS = (
 STRANGERS = {frozenset({"learning", "workers"}), frozenset({"learning", "sampling"})}
 MAX_LINES = 800
 VAGUE_NAMES = {"utils", "util", "misc", "helpers", "helper", "common"}
-PROCESS_OWNERS = {"workers.processes", "workers.supervisor", "shared.signals", "shared.memory"}
+PROCESS_OWNERS = {"workers.processes", "workers.supervisor", "shared.memory"}
 OWNERS = {
     "ray": {"cluster.connection"},
     "multiprocessing": PROCESS_OWNERS,

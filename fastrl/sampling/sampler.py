@@ -25,8 +25,7 @@ from fastrl.sampling.joined import SentRollout
 from fastrl.sampling.stats import SamplerStats, memory_of
 from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollouts import EpisodeTracker, Rollout
-from fastrl.shared.schema import BadNumber, Stage
-from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.table import NUM_BANKS, BadNumber, Stage, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.handoff import Handoff

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import NUM_BANKS, Bank, FieldAccess, Table
+from fastrl.shared.table import NUM_BANKS, Bank, FieldAccess, Schema, Table
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.sampling.faults import Fault
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import NUM_BANKS, Layout
+from fastrl.shared.table import NUM_BANKS, Layout, Schema
 from fastrl.system import free_bytes, usable_cores
 from fastrl.throughput.updates import endless_learner
 from fastrl.tuning.space import Candidate, with_candidate

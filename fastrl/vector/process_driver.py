@@ -24,8 +24,7 @@ from fastrl.closing import closed_after
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.errors import ArgumentError, FastrlError, WorkerError, cause
 from fastrl.global_streams import seed_global_streams, sequence_after_numpys
-from fastrl.shared.memory import CACHE_LINE, Shared, SharedArrays
-from fastrl.shared.signals import Signal, SignalArray
+from fastrl.shared.memory import CACHE_LINE, Shared, SharedArrays, Signal, SignalArray
 from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Ready, Request
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, late

@@ -20,8 +20,7 @@ import numpy as np
 
 from fastrl.errors import FastrlError
 from fastrl.shared.counters import Counter, CounterBoard
-from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock
-from fastrl.shared.signals import Signal, SignalArray
+from fastrl.shared.memory import CACHE_LINE, Shared, SharedBlock, Signal, SignalArray
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import Topology
 

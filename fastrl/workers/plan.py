@@ -17,8 +17,7 @@ from fastrl.errors import ConfigError
 from fastrl.models.inference.engines import EngineBuilder
 from fastrl.models.policy import PolicyModel, state_size
 from fastrl.shared.counters import CounterBoard
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import Table
+from fastrl.shared.table import Schema, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.spaces import TensorSpec
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology, outputs_of

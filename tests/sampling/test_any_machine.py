@@ -7,7 +7,7 @@ from fastrl.config import load_config
 from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.shared.signals import PORTABLE
+from fastrl.shared.memory import PORTABLE
 
 NUM_ENVS, ROLLOUTS = 12, 3
 SHORT = ["env.id=CartPole-v1", "env.max_episode_steps=9", "sampler.rollout_length=16"]

@@ -15,7 +15,7 @@ from fastrl.envs.tensor import make_tensor
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.sampling import DeviceSampler, ProcessSampler, SerialSampler
 from fastrl.sampling.faults import FaultPolicy
-from fastrl.shared.schema import Axes
+from fastrl.shared.table import Axes
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan
 from tests.sampling import counting

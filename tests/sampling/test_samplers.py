@@ -13,7 +13,7 @@ from fastrl.sampling import sampler as table_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
-from fastrl.shared.schema import Stage
+from fastrl.shared.table import Stage
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
 

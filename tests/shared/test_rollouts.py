@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.shared.rollouts import EpisodeTracker
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.table import NUM_BANKS, Schema, Table
 from fastrl.spec import EnvSpec
 
 SPEC = EnvSpec("test", spaces.Box(-1, 1, (3,)), spaces.Discrete(2))

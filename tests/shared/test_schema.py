@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.shared.rollouts import EpisodeTracker
-from fastrl.shared.schema import Axes, Field, Schema, Stage
-from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.table import NUM_BANKS, Axes, Field, Schema, Stage, Table
 from fastrl.spaces import TensorSpec
 from fastrl.spec import EnvSpec
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fastrl.shared.signals import PORTABLE, SignalArray
+from fastrl.shared.memory import PORTABLE, SignalArray
 
 
 @pytest.fixture(autouse=True, params=["this system's", "portable"])

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrl.errors import FastrlError
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import NUM_BANKS, Layout, Table
+from fastrl.shared.table import NUM_BANKS, Layout, Schema, Table
 from fastrl.spec import EnvSpec, Topology
 
 SPEC = EnvSpec(

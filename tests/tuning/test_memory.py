@@ -7,8 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from fastrl.shared.schema import Schema
-from fastrl.shared.table import Table
+from fastrl.shared.table import Schema, Table
 from fastrl.spaces import TensorSpec
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec
 from fastrl.tuning import Candidate
