@@ -28,11 +28,11 @@ from fastrl.sampling.faults import Fault
 from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.sampler import BaseSampler, Sampler
 from fastrl.sampling.stats import Memory, SamplerStats
-from fastrl.shared.counters import Counter
 from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import Layout
 from fastrl.shared.weights import WeightLayout
 from fastrl.spec import Topology
+from fastrl.workers.handoff import Counter
 from fastrl.workers.plan import SamplingPlan
 
 _SLICE_S = 0.2

@@ -19,8 +19,8 @@ from fastrl.cluster.node_sampler import NodeSampler
 from fastrl.cluster.peer import Peer
 from fastrl.config import Config
 from fastrl.errors import FastrlError, WorkerError
-from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
+from fastrl.workers.handoff import Counter
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_S = 1.0

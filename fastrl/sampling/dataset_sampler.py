@@ -14,9 +14,9 @@ from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError
 from fastrl.sampling.sampler import CountingSampler
-from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.spaces import unflatten
+from fastrl.workers.handoff import CounterBoard
 from fastrl.workers.plan import SamplingPlan
 
 _NO_EPISODES = Episodes(

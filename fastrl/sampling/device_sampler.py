@@ -22,11 +22,10 @@ from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
 from fastrl.envs.tensor.tensor_policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.errors import ConfigError, EnvError
 from fastrl.sampling.sampler import CountingSampler
-from fastrl.shared.counters import Counter, CounterBoard
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
 from fastrl.system import existing_device
-from fastrl.workers.handoff import Stopwatch
+from fastrl.workers.handoff import Counter, CounterBoard, Stopwatch
 from fastrl.workers.plan import SamplingPlan
 
 _WORKER = "env-worker-0"

@@ -22,11 +22,10 @@ from fastrl.envs.state import State, StateError, pack, unpack
 from fastrl.errors import EnvError, WorkerError
 from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, named_env
 from fastrl.sampling.sampler import EnvHistory, TableSampler
-from fastrl.shared.counters import CLOSING, Counter
 from fastrl.shared.rollouts import EpisodeTracker, Rollout
 from fastrl.shared.table import NUM_BANKS
 from fastrl.workers.env_worker import EnvWorkerTask, run_env_worker
-from fastrl.workers.handoff import Position, position_of
+from fastrl.workers.handoff import CLOSING, Counter, Position, position_of
 from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.plan import SamplingPlan, WorkerContext
 from fastrl.workers.processes import Connection, pipe

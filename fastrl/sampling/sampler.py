@@ -23,12 +23,11 @@ from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, FastrlError
 from fastrl.sampling.joined import SentRollout
 from fastrl.sampling.stats import SamplerStats, memory_of
-from fastrl.shared.counters import CounterBoard
 from fastrl.shared.rollouts import EpisodeTracker, Rollout
 from fastrl.shared.table import NUM_BANKS, BadNumber, Stage, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.spec import EnvSpec, Topology
-from fastrl.workers.handoff import Handoff
+from fastrl.workers.handoff import CounterBoard, Handoff
 from fastrl.workers.plan import SamplingPlan, WorkerContext
 
 

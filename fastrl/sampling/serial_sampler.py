@@ -10,12 +10,11 @@ from fastrl.closing import close_all, closing_on_error
 from fastrl.envs.calls import EnvCall, pack_calls
 from fastrl.global_streams import StreamsOfWorkers
 from fastrl.sampling.sampler import TableSampler
-from fastrl.shared.counters import Counter
 from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import NUM_BANKS
 from fastrl.system import keep_freed_memory
-from fastrl.workers.env_stepper import EnvStepper
-from fastrl.workers.handoff import Stopwatch
+from fastrl.workers.env_worker import EnvStepper
+from fastrl.workers.handoff import Counter, Stopwatch
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from fastrl.shared.counters import Counter
+from fastrl.workers.handoff import Counter
 
 Counts = NDArray[np.int64]
 SHARES = {

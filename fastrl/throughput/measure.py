@@ -24,13 +24,13 @@ from fastrl.errors import WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.stats import Memory, SamplerStats, memory_of
-from fastrl.shared.counters import CounterBoard
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import Limit, LimitProbe
 from fastrl.throughput.live import LiveFps
 from fastrl.throughput.updates import UpdateProbe, endless_learner
 from fastrl.workers.descent import start_thread
+from fastrl.workers.handoff import CounterBoard
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 from fastrl.global_streams import seed_global_streams
-from fastrl.shared.counters import Counter
 from fastrl.shared.table import NUM_BANKS
-from fastrl.workers.handoff import REPEAT, Stopwatch, count_of
+from fastrl.workers.handoff import REPEAT, Counter, Stopwatch, count_of
 from fastrl.workers.plan import WorkerContext
 from fastrl.workers.policy_runner import PolicyRequest, PolicyRunner
 

@@ -16,13 +16,12 @@ from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import ConfigError
 from fastrl.models.inference.engines import EngineBuilder
 from fastrl.models.policy import PolicyModel, state_size
-from fastrl.shared.counters import CounterBoard
 from fastrl.shared.table import Schema, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.spaces import TensorSpec
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology, outputs_of
 from fastrl.system import existing_device
-from fastrl.workers.handoff import Handoff
+from fastrl.workers.handoff import CounterBoard, Handoff
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastrl.arguments import seconds
-from fastrl.shared.counters import Counter
-from fastrl.workers.handoff import count_of, position_of
+from fastrl.workers.handoff import Counter, count_of, position_of
 from fastrl.workers.plan import WorkerContext
 
 _MAX_CHECK_S = 1.0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrl.shared import signals
-from fastrl.workers.env_stepper import EnvStepper
+from fastrl.workers.env_worker import EnvStepper
 from fastrl.workers.policy_runner import PolicyRunner
 from tests.sampling.counting import CountingEnvs, abort, hang, kill, raise_error
 

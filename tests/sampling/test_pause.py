@@ -13,8 +13,8 @@ import pytest
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling import Deadlines, ProcessSampler, SerialSampler
 from fastrl.sampling.faults import FaultPolicy
-from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
+from fastrl.workers.handoff import Counter
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights
 from tests.tuning.busy import busy, used_s
 

@@ -10,9 +10,9 @@ from hypothesis.extra.numpy import arrays
 
 from fastrl import Protocol, Sampler, SerialSampler
 from fastrl.sampling import ProcessSampler, SamplerStats
-from fastrl.shared.counters import Counter
 from fastrl.spec import Topology
 from fastrl.throughput import measure
+from fastrl.workers.handoff import Counter
 from tests.sampling.counting import make_plan, weights
 
 NAMES = ("env-worker-0", "env-worker-1", "model-worker-0")

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from fastrl.sampling import SamplerStats
-from fastrl.shared.counters import Counter
 from fastrl.throughput.live import LiveFps
+from fastrl.workers.handoff import Counter
 
 SECOND_NS = 1_000_000_000
 

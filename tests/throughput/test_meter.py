@@ -8,8 +8,8 @@ import time
 import pytest
 
 from fastrl.errors import WorkerError
-from fastrl.shared.counters import CounterBoard
 from fastrl.throughput.measure import ThroughputMeter
+from fastrl.workers.handoff import CounterBoard
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

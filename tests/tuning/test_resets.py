@@ -7,9 +7,9 @@ from gymnasium import spaces
 
 from fastrl.config import load_config
 from fastrl.sampling import SamplerStats
-from fastrl.shared.counters import Counter
 from fastrl.tuning import Candidate
 from fastrl.tuning.workbench import Resets, Workbench
+from fastrl.workers.handoff import Counter
 from tests.tuning.busy import busy
 
 STEP_S, RESET_S, LENGTH = 0.0002, 0.02, 40

@@ -4,10 +4,9 @@ import contextlib
 import threading
 import time
 
-from fastrl.shared.counters import CounterBoard
 from fastrl.shared.table import Table
 from fastrl.spec import Topology
-from fastrl.workers.handoff import Handoff, StopRequestedError
+from fastrl.workers.handoff import CounterBoard, Handoff, StopRequestedError
 from fastrl.workers.model_worker import run_model_worker
 from fastrl.workers.plan import WorkerContext
 from tests.sampling.counting import make_plan

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastrl.sampling import ProcessSampler
-from fastrl.shared.counters import Counter
+from fastrl.workers.handoff import Counter
 
 KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "abort": signal.SIGABRT}
 _POLL_S = 0.002
