@@ -24,10 +24,10 @@ from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling.build import spins_of
-from fastrl.sampling.faults import Fault
 from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.sampler import BaseSampler, Sampler
 from fastrl.sampling.stats import Memory, SamplerStats
+from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import Layout
 from fastrl.shared.weights import WeightLayout

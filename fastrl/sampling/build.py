@@ -21,15 +21,16 @@ from fastrl.imports import import_object
 from fastrl.models.policy import build_model
 from fastrl.sampling.dataset_sampler import DatasetSampler
 from fastrl.sampling.device_sampler import DeviceSampler
-from fastrl.sampling.faults import Fault, FaultPolicy
-from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
 from fastrl.sampling.uneven_sampler import UnevenSampler
+from fastrl.sampling.worker_pool import Fault, FaultPolicy
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, Topology
 from fastrl.system import existing_device, usable_cores
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.supervisor import call_in_child
+from fastrl.workers.watchdog import Deadlines
 
 Weights = Mapping[str, Tensor] | None
 OnFault = Callable[[Fault], None] | None

@@ -1,290 +1,217 @@
-"""Samples in N env worker processes and M model worker processes over one shared table."""
+"""Samplers over one shared table: what they share, and the one in N + M worker processes."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
 import time
-from collections import defaultdict, deque
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from functools import partial
+from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastrl.arguments import instance, seconds
-from fastrl.closing import closing_on_error
-from fastrl.envs.calls import EnvCall, pack_calls
-from fastrl.envs.state import State, StateError, pack, unpack
+from fastrl.closing import Held, closing_on_error
+from fastrl.envs.calls import EnvCall, latest
+from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, WorkerError
-from fastrl.sampling.faults import Fault, FaultPolicy, Suspect, named_env
-from fastrl.sampling.sampler import EnvHistory, TableSampler
+from fastrl.sampling.joined import SentRollout
+from fastrl.sampling.sampler import CountingSampler
+from fastrl.sampling.worker_pool import EnvHistory, FaultPolicy, WorkerPool
 from fastrl.shared.rollouts import EpisodeTracker, Rollout
-from fastrl.shared.table import NUM_BANKS
-from fastrl.workers.env_worker import EnvWorkerTask, run_env_worker
-from fastrl.workers.handoff import CLOSING, Counter, Position, position_of
-from fastrl.workers.model_worker import run_model_worker
+from fastrl.shared.table import NUM_BANKS, Table
+from fastrl.shared.weights import WeightStore
+from fastrl.workers.handoff import Counter, CounterBoard, Handoff
 from fastrl.workers.plan import SamplingPlan, WorkerContext
-from fastrl.workers.processes import Connection, pipe
-from fastrl.workers.supervisor import Closes, Supervisor
-from fastrl.workers.watchdog import Deadlines as Deadlines
-from fastrl.workers.watchdog import Watchdog
+from fastrl.workers.watchdog import Deadlines
 
-_HOUR_S = 3600.0
-_MAX_FAILED_STARTS = 3
-"""Failures of a worker in a row before its first step that end the run."""
 _SLICE_S = 0.1
 """How often a waiting learner checks workers while no part of a rollout is completed."""
 _CHECK_S = 0.5
 """How often it checks them otherwise."""
 _POLL_S = 0.001
 """How often it checks whether workers rest."""
-_LOGGER = logging.getLogger(__name__)
 
 
-class WorkerPool:
-    """N env workers and M model workers.
-
-    A successor of a failed worker continues where that one stopped. Its progress is in shared
-    memory, and the other workers wait for nothing else (see `fastrl.workers.handoff`).
+class TableSampler(CountingSampler):
+    """Allocates the shared memory of a plan and turns complete banks into rollouts.
 
     Args:
-        context: What the workers share.
-        episodes: Records episodes that end between two rollouts.
-        deadlines: After how long a worker without progress has failed.
-        policy: How often each may fail.
-        history: What env workers do with their environments; updated when one is replaced.
+        plan: What to sample.
+        state_dict: First parameters; by default those of a freshly built model.
+        debug: Poison each bank before it is filled, and reject one with unwritten elements.
+        check_numbers: Reject rollouts with a NaN or an infinity.
+
+    Raises:
+        FastrlError: There is not enough memory.
     """
 
     def __init__(
         self,
-        context: WorkerContext,
-        episodes: EpisodeTracker,
-        deadlines: Deadlines,
-        policy: FaultPolicy,
-        history: EnvHistory,
+        plan: SamplingPlan,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        debug: bool = False,
+        check_numbers: bool = True,
     ) -> None:
-        self._context, self._episodes, self._policy = context, episodes, policy
-        self._history = history
-        self._pipes: dict[str, Connection] = {}
-        self._topology = context.plan.topology
-        closes = Closes(partial(_closed_envs, context), deadlines.close_timeout_s)
-        self._supervisor = Supervisor(
-            context.handoff.stop, context.plan.torch_threads, closes=closes
-        )
-        self._watchdog = Watchdog(context, deadlines)
-        self._replaced: dict[str, int] = dict.fromkeys(context.counters.worker_names, 0)
-        self._failed_starts: dict[str, int] = defaultdict(int)
-        self._failed_s: dict[str, deque[float]] = defaultdict(deque)
-        self.pids = self._supervisor.pids
+        instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
+        topology = plan.topology
+        names = [f"env-worker-{index}" for index in range(topology.num_env_workers)]
+        names += [f"model-worker-{index}" for index in range(topology.num_model_workers)]
+        self._debug = debug
+        if plan.build_model is not None and state_dict is None:
+            state_dict = plan.build_model().state_dict()
+        with ExitStack() as opened:
 
-    def start(self) -> None:
-        """Start all workers.
+            def closed_on_error(part: Held) -> Held:
+                opened.callback(part.close)
+                return part
 
-        Raises:
-            FastrlError: The system lacks memory, descriptors or processes.
-        """
-        for name in self._replaced:
-            self._start(name)
-
-    def check(self) -> None:
-        """Replace workers that have failed or are overdue.
-
-        Raises:
-            WorkerError: One has failed too often.
-        """
-        failures = self._supervisor.failures()
-        for name, message in self._watchdog.overdue():
-            if name in self.pids():
-                self._supervisor.kill(name)
-                failures.append(WorkerError(name, message))
-        for error in failures:
-            self._replace(error)
-
-    def states(self, timeout_s: float) -> list[bytes]:
-        """Return what `EnvStepper.pack_state` returns in each env worker, between two rollouts.
-
-        Raises:
-            StateError: An environment cannot be saved, or a worker did not answer in time.
-        """
-        answers = self._ask({}, timeout_s)
-        for answer in answers.values():
-            if "state" not in answer:
-                raise StateError(answer.get("error") or answer["lost"])
-        return [answer["state"] for answer in answers.values()]
-
-    def call(self, calls: Sequence[EnvCall], timeout_s: float) -> None:
-        """Make calls in the environments of every env worker, between two rollouts.
-
-        A worker that does not answer in time is replaced; its successor makes the calls of the
-        history, which has these already.
-
-        Raises:
-            EnvError: An environment has no such method or attribute, or raised; names it.
-            WorkerError: A worker has failed too often.
-        """
-        answers = self._ask({"calls": pack_calls(calls)}, timeout_s)
-        for answer in answers.values():
-            if "error" in answer:
-                raise EnvError(answer["error"])
-        for name, answer in answers.items():
-            # The next check finds those that have ended by themselves, with the reason.
-            if "lost" in answer and name not in self._pipes:
-                self._supervisor.kill(name)
-                self._replace(WorkerError(name, answer["lost"]))
-
-    def _ask(self, request: State, timeout_s: float) -> dict[str, dict[str, Any]]:
-        """Return each env worker's answer to a request; ``lost`` is the reason for none."""
-        handoff, until_s = self._context.handoff, time.monotonic() + timeout_s
-        handoff.asked[0] += 1
-        for signal in handoff.permits:
-            signal.post()
-        names, content = [name for name in self._replaced if name.startswith("env")], pack(request)
-        answers: dict[str, dict[str, Any]] = {}
-        for name in names:
-            answers[name] = self._receive(name, until_s)
-            if "lost" not in answers[name]:
-                with suppress(OSError):  # then there is no answer either
-                    self._pipes[name].send_bytes(content)
-        # All of them, even after a failure: a worker waits until its answer is read.
-        for name in names:
-            if "lost" not in answers[name]:
-                answers[name] = self._receive(name, until_s)
-        return answers
-
-    def _receive(self, name: str, until_s: float) -> dict[str, Any]:
-        pipe, asked = self._pipes.get(name), self._context.handoff.asked[0]
-        try:
-            while pipe is not None and pipe.poll(max(0.0, until_s - time.monotonic())):
-                answer: dict[str, Any] = unpack(pipe.recv_bytes())
-                if answer["asked"] == asked:
-                    return answer
-        except (EOFError, OSError):
-            return {"lost": f"{name} has ended"}
-        # A late answer must not be taken for one to a later request.
-        self._close_pipe(name)
-        return {"lost": f"{name} did not answer for its environments in time"}
-
-    def stop(self) -> None:
-        """End all workers."""
-        # Pipes first, as a worker may be waiting for a request.
-        for name in list(self._pipes):
-            self._close_pipe(name)
-        self._supervisor.stop()
-
-    def _start(self, name: str) -> None:
-        kind, _, index = name.rpartition("-")
-        worker, replaced, history = int(index), self._replaced[name], self._history
-        if kind != "env-worker":
-            self._supervisor.start(name, run_model_worker, self._context, worker, replaced)
-            return
-        resumed = None
-        if replaced:
-            history.seeded[worker] = (self._context.plan.first_rollout, replaced)
-        elif history.resumed is not None:
-            resumed = history.resumed[worker]
-        calls, late_calls = (
-            pack_calls(calls) if calls else b""
-            for calls in (history.calls, [] if resumed is None else history.late_calls)
-        )
-        self._close_pipe(name)
-        self._pipes[name], theirs = pipe(duplex=True)
-        with closing(theirs):
-            asked = self._context.handoff.asked[0]
-            task = EnvWorkerTask(worker, replaced, theirs, asked, resumed, calls, late_calls)
-            self._supervisor.start(name, run_env_worker, self._context, task)
-
-    def _close_pipe(self, name: str) -> None:
-        if name in self._pipes:
-            self._pipes.pop(name).close()
-
-    def _replace(self, error: WorkerError) -> None:
-        name = error.worker
-        restarts = self._count(error)
-        kind, _, index = name.rpartition("-")
-        fault = Fault(name, error.args[0], error.remote_traceback, restarts)
-        if kind == "env-worker":
-            fault = self._end_episodes(int(index), error, fault)
-        if self._policy.on_fault is None:
-            _LOGGER.warning("%s", fault)
-        else:
-            self._policy.on_fault(fault)
-        self._replaced[name] += 1
-        self._watchdog.restart(name)
-        self._context.counters.row(name)[Counter.AT_REST] = 0  # the predecessor's
-        self._start(name)
-
-    def _count(self, error: WorkerError) -> int:
-        """Count a failure; return the number within the last hour.
-
-        Raises:
-            WorkerError: There were too many.
-        """
-        name, limit = error.worker, self._policy.max_restarts
-        started = self._watchdog.has_started(name)
-        self._failed_starts[name] = 0 if started else self._failed_starts[name] + 1
-        # A first worker that fails before its first step would fail again.
-        if limit == 0 or (not started and not self._replaced[name]):
-            raise error
-        failed_s, now_s = self._failed_s[name], time.monotonic()
-        failed_s.append(now_s)
-        while failed_s[0] < now_s - _HOUR_S:
-            failed_s.popleft()
-        reason = ""
-        if len(failed_s) > limit:
-            reason = f"{len(failed_s)} failures of {name} within an hour, and faults.max_restarts "
-            reason += f"is {limit}"
-        elif self._failed_starts[name] >= _MAX_FAILED_STARTS:
-            reason = f"{name} failed {_MAX_FAILED_STARTS} times in a row before its first step"
-        if reason:
-            raise WorkerError(name, f"{error.args[0]}; {reason}", error.remote_traceback) from error
-        return len(failed_s)
-
-    def _end_episodes(self, worker: int, error: WorkerError, fault: Fault) -> Fault:
-        """End the episodes of a failed env worker; return the fault with position and suspects."""
-        plan = self._context.plan
-        steps = int(self._context.counters.row(error.worker)[Counter.ENV_STEPS])
-        at = position_of(steps, self._topology, plan.rollout_length)
-        suspects = self._suspects(worker, at, named_env(error))
-        for group in range(self._topology.groups):
-            slots = self._topology.slots(worker, group)
-            self._episodes.restart(slots, at.rollout, at.steps_of(group))
-        rollout = plan.first_rollout + at.rollout
-        return dataclasses.replace(fault, rollout=rollout, step=at.t, suspects=suspects)
-
-    def _suspects(self, worker: int, at: Position, named: int | None) -> tuple[Suspect, ...]:
-        slots = self._topology.slots(worker, at.group)
-        first_rollout, replaced = self._history.seeded[worker]
-        seeded = dataclasses.replace(self._context.plan, first_rollout=first_rollout)
-        found = [
-            Suspect(*each)
-            for each in zip(
-                self._topology.env_index(worker, at.group),
-                seeded.env_seeds(worker, at.group, replaced),
-                self._episodes.episodes_since_restart(slots, at.rollout, at.t).tolist(),
-                self._actions(at, slots),
-                strict=True,
+            super().__init__(plan, closed_on_error(CounterBoard(names)))
+            self._context = WorkerContext(
+                plan=plan,
+                table=closed_on_error(Table(plan.schema, plan.rollout_length, topology.num_envs)),
+                weights=None if state_dict is None else closed_on_error(WeightStore(state_dict)),
+                counters=self.counters,
+                handoff=closed_on_error(Handoff(topology)),
+                check_numbers=check_numbers,
             )
-        ]
-        return tuple([each for each in found if each.env == named] or found)
+            self._episodes = EpisodeTracker(self._context.table)
+            self._resumed: State | None = None
+            self._history = EnvHistory([(plan.first_rollout, 0)] * topology.num_env_workers)
+            if state_dict is not None:
+                self.publish(state_dict)
+            opened.pop_all()
 
-    def _actions(self, at: Position, slots: slice) -> list[Any]:
-        """Return the latest action of every slot in plain types."""
-        leaves = self._context.table.banks[at.rollout % NUM_BANKS].action
-        rows: dict[str, list[Any]] = {
-            path: leaf[at.t, slots].tolist() for path, leaf in leaves.items()
+    def _publish(self, state_dict: Mapping[str, Tensor], version: int | None = None) -> int:
+        assert self._context.weights is not None
+        return self._context.weights.publish(state_dict, version)
+
+    def sent(self, rollout: Rollout) -> SentRollout:
+        """Return the bytes of a rollout with its episodes; valid as long as the rollout."""
+        assert rollout.restarted is not None
+        memory = self._context.table.memory(rollout.index % NUM_BANKS)
+        return SentRollout(memory, rollout.episodes, rollout.restarted.numpy())
+
+    def get_state(self) -> State | None:
+        """See `Sampler`."""
+        self._check_open()
+        if self._next_rollout == 0:
+            return self._resumed
+        workers = self._worker_states()
+        by_slot = self._carried(self._next_rollout) | {"episodes": self._episodes.get_state()}
+        return {
+            "rollouts": self._num_rollouts,
+            "layout": self._layout,
+            "workers": workers,
+            "seeded": self._history.seeded,
+            **{
+                kind: {name: rows[self._slots] for name, rows in arrays.items()}
+                for kind, arrays in by_slot.items()
+            },
         }
-        if list(rows) == [""]:
-            return rows[""]
-        return [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
 
+    def set_state(self, state: State) -> None:
+        """See `Sampler`; the numbers of environments, workers and groups must be the same."""
+        carried = self._carried(0)
+        names = ("rollouts", "layout", "workers", "seeded", "episodes", *carried)
+        if not isinstance(state, dict) or set(names) - state.keys():
+            raise StateError("the state is that of another kind of sampler")
+        if state["layout"] != self._layout:
+            was, now = (_described(*each) for each in (state["layout"], self._layout))
+            raise StateError(f"the state is of {was}; this run has {now}")
+        workers, seeded = state["workers"], [(int(at), int(nth)) for at, nth in state["seeded"]]
+        if {len(workers), len(seeded)} != {self.topology.num_env_workers}:
+            raise StateError("the state lacks some workers")
+        order, by_slot = np.argsort(self._slots), carried | {"episodes": self._episodes.get_state()}
+        found = {
+            kind: {name: fitting(state[kind], name, row)[order] for name, row in arrays.items()}
+            for kind, arrays in by_slot.items()
+        }
+        for kind, arrays in carried.items():
+            for name, row in arrays.items():
+                row[:] = found[kind][name]
+        self._episodes.set_state(found["episodes"])
+        self._history.seeded, self._history.resumed = seeded, workers
+        self._resumed = state
 
-def _closed_envs(context: WorkerContext, worker: str) -> int:
-    """Return how many environments a worker has begun to close."""
-    return max(0, int(context.counters.row(worker)[Counter.RESETTING]) - CLOSING + 1)
+    def call_envs(self, calls: Sequence[EnvCall]) -> None:
+        """See `Sampler`."""
+        self._check_open()
+        if not calls:
+            return
+        history = self._history
+        before = history.calls
+        # Before the calls are made, as a worker may be replaced meanwhile.
+        history.calls = latest([*before, *calls])
+        if self._resumed is not None:
+            # Restoring a state undoes earlier calls.
+            history.late_calls = latest([*history.late_calls, *calls])
+        try:
+            self._make_calls(calls)
+        except EnvError:
+            history.calls = before
+            raise
+
+    @abstractmethod
+    def _make_calls(self, calls: Sequence[EnvCall]) -> None:
+        """Make calls in existing environments, before the next rollout begins."""
+
+    @abstractmethod
+    def _worker_states(self) -> list[bytes]:
+        """Return what `EnvStepper.pack_state` returns in each env worker."""
+
+    def _carried(self, rollout: int) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return what a rollout begins with, ``[B, *]`` by kind and name, as views.
+
+        Workers continue from the last observations in the bank before, and from the live states.
+        """
+        table = self._context.table
+        last = table.banks[(rollout - 1) % NUM_BANKS]
+        rows = {"observation": {path: leaf[-1].numpy() for path, leaf in last.observation.items()}}
+        if table.schema.state_size:
+            rows["policy_state"] = {"": table.live_state(rollout % NUM_BANKS, 0).numpy()}
+        return rows
+
+    @property
+    def _layout(self) -> list[int]:
+        topology = self.topology
+        return [topology.num_env_workers, topology.envs_per_worker, topology.groups]
+
+    @cached_property
+    def _slots(self) -> NDArray[np.int64]:
+        """``[B]``: slots by env worker and group: the order of states, for every M."""
+        slots = [self.topology.slots(*each) for each in self.topology.all_groups()]
+        return np.concatenate([np.arange(each.start, each.stop) for each in slots])
+
+    def close(self) -> None:
+        """Free the shared memory; existing rollouts stay valid."""
+        super().close()
+        self._context.close()
+
+    def _before_filling(self, rollout: int) -> None:
+        if self._debug:
+            self._context.table.poison(rollout % NUM_BANKS)
+
+    def _sealed(self) -> Rollout:
+        """Return the next rollout, whose bank is complete."""
+        index = self._next_rollout
+        self._next_rollout += 1
+        if self._debug:
+            self._context.table.check_no_poison(index % NUM_BANKS)
+        if self._context.check_numbers and not self._passed_check(index):
+            found = self._context.table.first_bad_number(index % NUM_BANKS)
+            if found is not None:
+                raise self._bad_number(found, index)
+        return self._episodes.seal(index)
+
+    def _passed_check(self, rollout: int) -> bool:
+        """Return whether a sealed rollout has passed the finite check."""
+        return self._context.table.is_finite(rollout % NUM_BANKS, slice(None))
 
 
 class ProcessSampler(TableSampler):
@@ -487,3 +414,10 @@ class ProcessSampler(TableSampler):
                 self._checked_s = time.monotonic()
             if now_s > until_s:
                 return False
+
+
+def _described(num_env_workers: int, envs_per_worker: int, groups: int) -> str:
+    return (
+        f"sampler.num_env_workers = {num_env_workers}, envs_per_worker = {envs_per_worker} and "
+        f"groups = {groups}"
+    )

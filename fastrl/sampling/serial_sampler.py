@@ -9,7 +9,7 @@ from torch import Tensor
 from fastrl.closing import close_all, closing_on_error
 from fastrl.envs.calls import EnvCall, pack_calls
 from fastrl.global_streams import StreamsOfWorkers
-from fastrl.sampling.sampler import TableSampler
+from fastrl.sampling.process_sampler import TableSampler
 from fastrl.shared.rollouts import Rollout
 from fastrl.shared.table import NUM_BANKS
 from fastrl.system import keep_freed_memory

@@ -16,11 +16,11 @@ from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, WorkerError
-from fastrl.sampling.faults import Fault, FaultPolicy
 from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import BaseSampler
 from fastrl.sampling.stats import SamplerStats, memory_of
+from fastrl.sampling.worker_pool import Fault, FaultPolicy
 from fastrl.shared.rollouts import Rollout
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.watchdog import Deadlines

@@ -14,7 +14,7 @@ from fastrl.config import ModelConfig, PPOConfig
 from fastrl.envs.tensor import make_tensor
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.sampling import DeviceSampler, ProcessSampler, SerialSampler
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from fastrl.shared.table import Axes
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan

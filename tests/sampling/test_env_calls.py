@@ -17,7 +17,7 @@ from fastrl.envs.calls import EnvCall, latest, pack_calls, unpack_calls
 from fastrl.envs.gym_vector import GymVector
 from fastrl.errors import EnvError, FastrlError
 from fastrl.sampling import Deadlines, ProcessSampler, SerialSampler, initial_weights, make_plan
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from tests.sampling.levels import Batch, vector
 from tests.sampling.test_device_sampler import config, device_sampler
 

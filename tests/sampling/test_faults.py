@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from fastrl.errors import EnvError, FastrlError, WorkerError
-from fastrl.sampling.process_sampler import Deadlines, ProcessSampler
+from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.spec import Topology
+from fastrl.workers.watchdog import Deadlines
 from tests.sampling.counting import CountingEnvs, abort, hang, kill, make_plan, raise_error
 
 TOPOLOGIES = [Topology(4, 2, 0, 1), Topology(4, 2, 1, 2)]

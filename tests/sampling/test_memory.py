@@ -15,7 +15,7 @@ import torch
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.models.inference import EagerEngine, InferenceEngine, StagedEngine
 from fastrl.sampling import ProcessSampler, SerialSampler
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from fastrl.spec import Topology
 from tests.sampling.counting import make_plan
 from tests.sampling.faulty import (

@@ -12,7 +12,7 @@ import pytest
 
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling import Deadlines, ProcessSampler, SerialSampler
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from fastrl.spec import Topology
 from fastrl.workers.handoff import Counter
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, weights

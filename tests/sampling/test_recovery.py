@@ -12,7 +12,7 @@ import torch
 
 from fastrl.errors import EnvError, WorkerError
 from fastrl.sampling import Deadlines, ProcessSampler
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from fastrl.spec import Topology
 from tests.sampling.counting import CountingEnvs, Ledger, make_plan, raise_error, weights
 from tests.sampling.faulty import (

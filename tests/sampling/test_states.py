@@ -14,7 +14,7 @@ from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import FastrlError
 from fastrl.sampling import ProcessSampler, SerialSampler, initial_weights, make_plan
-from fastrl.sampling.faults import FaultPolicy
+from fastrl.sampling.worker_pool import FaultPolicy
 from tests.sampling.remembering import Steps
 from tests.sampling.test_device_sampler import RANDOMIZED, config, device_sampler, numbers
 from tests.training.saveable import Saveable
