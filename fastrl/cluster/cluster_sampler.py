@@ -24,11 +24,10 @@ from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling.build import spins_of
-from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.sampler import BaseSampler, Sampler
 from fastrl.sampling.stats import Memory, SamplerStats
 from fastrl.sampling.worker_pool import Fault
-from fastrl.shared.rollouts import Rollout
+from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.shared.table import Layout
 from fastrl.shared.weights import WeightLayout
 from fastrl.spec import Topology
@@ -93,7 +92,7 @@ class ClusterSampler(BaseSampler):
         self._last_fault = "none was ever ready"
         self._unused: dict[str, State] = {}
         self._arrived: dict[str, tuple[Member, SentRollout]] = {}
-        self._joined = JoinedRollouts(plan)
+        self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
         self._connection = Connection(config.cluster.address)
         self._roster = Roster(config, self._connection, self._opening, self._on_lost)
         if weights is not None and self._weights is not None:

@@ -19,10 +19,9 @@ from fastrl.closing import Held, closing_on_error
 from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError, fitting
 from fastrl.errors import EnvError, WorkerError
-from fastrl.sampling.joined import SentRollout
 from fastrl.sampling.sampler import CountingSampler
 from fastrl.sampling.worker_pool import EnvHistory, FaultPolicy, WorkerPool
-from fastrl.shared.rollouts import EpisodeTracker, Rollout
+from fastrl.shared.rollouts import EpisodeTracker, Rollout, SentRollout
 from fastrl.shared.table import NUM_BANKS, Table
 from fastrl.shared.weights import WeightStore
 from fastrl.workers.handoff import Counter, CounterBoard, Handoff

@@ -16,12 +16,11 @@ from fastrl.closing import build_all, close_all, closing_on_error
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, WorkerError
-from fastrl.sampling.joined import JoinedRollouts, SentRollout
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import BaseSampler
 from fastrl.sampling.stats import SamplerStats, memory_of
 from fastrl.sampling.worker_pool import Fault, FaultPolicy
-from fastrl.shared.rollouts import Rollout
+from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.workers.plan import SamplingPlan
 from fastrl.workers.watchdog import Deadlines
 
@@ -86,7 +85,7 @@ class UnevenSampler(BaseSampler):
         self._enough = math.ceil(wait * topology.num_env_workers)
         self._checked_s = 0.0
         self._arrived: dict[int, SentRollout] = {}
-        self._joined = JoinedRollouts(plan)
+        self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
         if plan.build_model is not None and state_dict is None:
             state_dict = plan.build_model().state_dict()
         found = FaultPolicy() if faults is None else faults
