@@ -1,1 +1,1 @@
-"""Memory that processes share: the table, weights, signals and counters."""
+"""Memory that processes share: the table, its rollouts, and weights."""
