@@ -9,10 +9,10 @@ from fastrl.models.inference.engine import (
     EagerEngine,
     InferenceEngine,
     PolicyOutput,
+    RandomEngine,
     StagedEngine,
 )
 from fastrl.models.inference.engines import build_engine
-from fastrl.models.inference.random_engine import RandomEngine
 
 __all__ = [
     "EagerEngine",
