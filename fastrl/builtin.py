@@ -18,10 +18,16 @@ register(
     section="fastrl.config.algorithms:ImpalaConfig",
 )
 register(
-    "algorithm", "gail", "fastrl.learning.gail:GAIL", section="fastrl.config.algorithms:GAILConfig"
+    "algorithm",
+    "gail",
+    "fastrl.learning.adversarial:GAIL",
+    section="fastrl.config.algorithms:GAILConfig",
 )
 register(
-    "algorithm", "airl", "fastrl.learning.airl:AIRL", section="fastrl.config.algorithms:AIRLConfig"
+    "algorithm",
+    "airl",
+    "fastrl.learning.adversarial:AIRL",
+    section="fastrl.config.algorithms:AIRLConfig",
 )
 register("algorithm", "bc", "fastrl.learning.bc:BC", section="fastrl.config.algorithms:BCConfig")
 register(

@@ -1,28 +1,34 @@
-"""Imitation by a discriminator of steps, whose reward PPO maximises."""
+"""GAIL and AIRL: a discriminator of steps, whose reward PPO maximises."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 
-from fastrl.config import AdversarialConfig, Config
+from fastrl.config import AdversarialConfig, AIRLConfig, Config, GAILConfig, ModelConfig
 from fastrl.datasets import Demonstrations, load_dataset
+from fastrl.errors import ConfigError
 from fastrl.learning.algorithm import Experience, Prepared, Scheduled
 from fastrl.learning.gradients import Adam, FlatParameters
 from fastrl.learning.ppo import PPO
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.shares import joined_update
-from fastrl.models.networks import RunningNormalizer
+from fastrl.models.distributions import ActionBounds
+from fastrl.models.images import image_layouts
+from fastrl.models.networks import RunningNormalizer, leaf_encoder, mlp, normalizer
 from fastrl.models.policy import PolicyModel
-from fastrl.models.scorer import Scorer
-from fastrl.spec import ACTION_MASK, EnvSpec
+from fastrl.spaces import leaves
+from fastrl.spec import ACTION_MASK, EnvSpec, only_given
 
 Leaves = Mapping[str, Tensor]
 _MOST_LOG_ODDS = 10.0
@@ -213,6 +219,70 @@ def reward_of(log_odds: Tensor, kind: str) -> Tensor:
     return -functional.softplus(-log_odds) if kind == "negative" else log_odds
 
 
+class GAIL(Adversarial):
+    """A discriminator of observations and actions.
+
+    Ho and Ermon 2016 (https://arxiv.org/abs/1606.03476), algorithm 1, with PPO.
+    """
+
+    section_type = GAILConfig
+
+    def build_discriminator(self, config: Config, env_spec: EnvSpec) -> Scorer:
+        """Return one network; see `Adversarial`."""
+        return self.scorer(config, env_spec)
+
+    def log_odds(self, rows: Rows, policy: PolicyModel) -> Tensor:
+        """Return the score of each step; see `Adversarial`."""
+        scorer = cast(Scorer, self.discriminator)
+        scores: Tensor = scorer(scorer.features(rows.observation, rows.action, rows.is_absorbing))
+        return scores
+
+
+class AIRL(Adversarial):
+    """A discriminator whose log-odds are f(s, a, s') - log π(a|s).
+
+    Fu et al. 2018 (https://arxiv.org/abs/1710.11248), section 5: f(s, a, s') = g(s, a) + γ h(s') -
+    h(s), where h takes over what shapes the reward, and g is the reward that is left. In the
+    absorbing state there is nothing to choose: log π is 0.
+    """
+
+    section_type = AIRLConfig
+    section: AIRLConfig
+    uses_following = True
+
+    def build_discriminator(self, config: Config, env_spec: EnvSpec) -> nn.Module:
+        """Return the networks g and h; see `Adversarial`."""
+        if config.model.recurrent is not None:
+            raise ConfigError(
+                "model.recurrent: must be null with algorithm.name: airl, since demonstrations "
+                f"hold no state of the policy; got {config.model.recurrent}"
+            )
+        takes_action = not self.section.state_only
+        return nn.ModuleDict(
+            {
+                "reward": self.scorer(config, env_spec, takes_action=takes_action),
+                "shaping": self.scorer(config, env_spec, takes_action=False),
+            }
+        )
+
+    def log_odds(self, rows: Rows, policy: PolicyModel) -> Tensor:
+        """Return f - log π of each step; see `Adversarial`."""
+        assert rows.following is not None
+        reward = self._score("reward", rows.observation, rows.action, rows.is_absorbing)
+        before = self._score("shaping", rows.observation, rows.action, rows.is_absorbing)
+        after = self._score("shaping", rows.following, rows.action, rows.ends)
+        with torch.no_grad():
+            log_prob = policy.evaluate(
+                dict(rows.observation), dict(rows.action), **only_given(mask=rows.mask)
+            )[0].masked_fill(rows.is_absorbing, 0.0)
+        return reward + self.section.gamma * after - before - log_prob
+
+    def _score(self, name: str, observation: Leaves, action: Leaves, flag: Tensor) -> Tensor:
+        scorer = cast(Scorer, cast(nn.ModuleDict, self.discriminator)[name])
+        scores: Tensor = scorer(scorer.features(observation, action, flag))
+        return scores
+
+
 @dataclass(frozen=True)
 class Steps:
     """N steps, and after them a step in the absorbing state for each that terminated.
@@ -338,3 +408,120 @@ def sampled(experience: Experience, *, absorbing: bool, follows: bool) -> Steps:
         None if mask is None else mask[:-1].flatten(0, 1),
         absorbing,
     )
+
+
+class Scorer(nn.Module):
+    """An MLP over the encoded leaves of an observation and an action, and over a flag.
+
+    The flag marks the absorbing state, which has neither observation nor action: all other features
+    are 0 there. Numbers of observations are normalised by statistics that only `observe` changes.
+
+    Attributes:
+        num_features: F: inputs of the MLP, the flag included.
+
+    Args:
+        env_spec: Gives the spaces.
+        config: The hidden layers, and how images are encoded.
+        action_bounds: How actions are kept inside a bounded ``Box``: scores are those of what the
+            environment gets.
+        takes_action: Whether the score depends on the action.
+        is_lipschitz: Whether the weights of each layer are divided by their largest singular value
+            (Miyato et al. 2018, https://arxiv.org/abs/1802.05957).
+    """
+
+    def __init__(
+        self,
+        env_spec: EnvSpec,
+        config: ModelConfig,
+        action_bounds: ActionBounds,
+        *,
+        takes_action: bool = True,
+        is_lipschitz: bool = False,
+    ) -> None:
+        super().__init__()
+        space = env_spec.input_space
+        layouts, observed = image_layouts(space, config), leaves(space)
+        acted = leaves(env_spec.action_space) if takes_action else {}
+        self.normalizers = nn.ModuleList(
+            normalizer(leaf, layouts[path], wanted=True) for path, leaf in observed.items()
+        )
+        encoders = [leaf_encoder(leaf, layouts[path], config) for path, leaf in observed.items()]
+        self.bounds = nn.ModuleList(_Bounds(leaf, action_bounds) for leaf in acted.values())
+        encoders += [leaf_encoder(_sampled(leaf), None, config) for leaf in acted.values()]
+        self.encoders = nn.ModuleList(encoders)
+        self.num_features = 1 + sum(encoder.num_features for encoder in encoders)
+        body = mlp(self.num_features, config.hidden_sizes, config.activation)
+        width = config.hidden_sizes[-1] if config.hidden_sizes else self.num_features
+        self.layers = nn.Sequential(*body, nn.Linear(width, 1))
+        if is_lipschitz:
+            for layer in list(self.modules()):
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    spectral_norm(layer)
+
+    def observe(self, observation: Mapping[str, Tensor]) -> None:
+        """Add observations ``[n, *shape]`` by leaf to the statistics."""
+        for normalise, leaf in zip(self.normalizers, observation.values(), strict=True):
+            if isinstance(normalise, RunningNormalizer):
+                normalise.update(leaf)
+
+    def features(
+        self, observation: Mapping[str, Tensor], action: Mapping[str, Tensor], flag: Tensor
+    ) -> Tensor:
+        """Return the inputs of the MLP, ``[n, F] float32``.
+
+        Args:
+            observation: Per leaf ``[n, *shape]``.
+            action: Per leaf ``[n, *shape]``, as a policy samples it; ignored if it is not scored.
+            flag: ``[n] bool``: where the state is the absorbing one.
+        """
+        inputs = [f(x) for f, x in zip(self.normalizers, observation.values(), strict=True)]
+        inputs += [f(x) for f, x in zip(self.bounds, self._actions(action), strict=True)]
+        encoded = [f(x) for f, x in zip(self.encoders, inputs, strict=True)]
+        joined = torch.cat(encoded, -1).masked_fill(flag[:, None], 0.0)
+        return torch.cat([joined, flag[:, None].float()], -1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return scores ``[n]`` of features ``[n, F]``."""
+        scores: Tensor = self.layers(features)
+        return scores.squeeze(-1)
+
+    def _actions(self, action: Mapping[str, Tensor]) -> Iterable[Tensor]:
+        return action.values() if len(self.bounds) else ()
+
+
+class _Bounds(nn.Module):
+    """Turns sampled actions into those that the environment gets, a bounded ``Box`` to ±1."""
+
+    _low: Tensor
+    _high: Tensor
+
+    def __init__(self, leaf: spaces.Space[Any], action_bounds: ActionBounds) -> None:
+        super().__init__()
+        self._squashes = action_bounds == "squash"
+        self._is_box = isinstance(leaf, spaces.Box)
+        if isinstance(leaf, spaces.Box):
+            low, high = (torch.from_numpy(np.asarray(b, np.float32)) for b in (leaf.low, leaf.high))
+            self.register_buffer("_low", low, persistent=False)
+            self.register_buffer("_high", high, persistent=False)
+
+    def forward(self, action: Tensor) -> Tensor:
+        if not self._is_box:
+            return action
+        if self._squashes:
+            return action.tanh()
+        clipped = action.maximum(self._low).minimum(self._high)
+        is_bounded = self._low.isfinite() & self._high.isfinite()
+        span = torch.where(is_bounded, self._high - self._low, 2.0)
+        middle = torch.where(is_bounded, (self._high + self._low) / 2, 0.0)
+        return (clipped - middle) / (span / 2).clamp(min=1e-8)
+
+
+def _sampled(leaf: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return the space of actions as `_Bounds` returns them: choices from 0, boxes of floats."""
+    if isinstance(leaf, spaces.Discrete):
+        return spaces.Discrete(int(leaf.n))
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(leaf.nvec)
+    if isinstance(leaf, spaces.Box):
+        return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
+    return leaf

@@ -24,9 +24,8 @@ from fastrl.config import (
 from fastrl.datasets import DatasetWriter, Episode
 from fastrl.errors import ConfigError
 from fastrl.learning import Experience, Learner, build_learner
-from fastrl.learning.adversarial import Adversarial, discriminator_loss, reward_of, sampled
+from fastrl.learning.adversarial import Adversarial, Scorer, discriminator_loss, reward_of, sampled
 from fastrl.learning.returns import discounted_returns
-from fastrl.models.scorer import Scorer
 from fastrl.spec import ACTION_MASK, EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED, config_of, random_rollout
 
