@@ -22,7 +22,7 @@ from fastrl.learning.algorithm import Experience, Prepared, Scheduled
 from fastrl.learning.gradients import Adam, FlatParameters
 from fastrl.learning.ppo import PPO
 from fastrl.learning.ranks import Ranks
-from fastrl.learning.shares import joined_update
+from fastrl.learning.statistics import joined_update
 from fastrl.models.distributions import ActionBounds
 from fastrl.models.images import image_layouts
 from fastrl.models.networks import RunningNormalizer, leaf_encoder, mlp, normalizer

@@ -27,11 +27,10 @@ from fastrl.learning.gradients import (
     build_optimizer,
 )
 from fastrl.learning.ranks import Ranks
-from fastrl.learning.reward_scaling import RewardScaler
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
-from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
-from fastrl.learning.shares import RankedEngine, joined_update
+from fastrl.learning.shared_gradients import RankedEngine, ShardedEngine, why_not_sharded
+from fastrl.learning.statistics import RewardScaler, joined_update
 from fastrl.models.images import has_images
 from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import ActorCritic, PolicyModel, build_model, load_parameters, state_size

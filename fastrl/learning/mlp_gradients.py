@@ -23,7 +23,7 @@ from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, Batch, ObjectiveSettings, Scheduled
 from fastrl.learning.gradients import AutogradEngine, FlatParameters, GradientEngine
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
-from fastrl.learning.sharded_gradients import custom_forward
+from fastrl.learning.shared_gradients import custom_forward
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
 from fastrl.models.inference.lanes import LANES
 from fastrl.models.networks import Body, OneHotEncoder, VectorEncoder, columns_by_kind

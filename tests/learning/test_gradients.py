@@ -23,7 +23,7 @@ from fastrl.learning.mlp_gradients import (
     why_not_network,
 )
 from fastrl.learning.ppo import PPO
-from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
+from fastrl.learning.shared_gradients import ShardedEngine, why_not_sharded
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
 from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED

@@ -23,7 +23,7 @@ from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Batch, Minibatch
 from fastrl.learning.gradients import AutogradEngine, FlatParameters
 from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
-from fastrl.learning.sharded_gradients import ShardedEngine
+from fastrl.learning.shared_gradients import ShardedEngine
 from fastrl.models import ActorCritic
 from fastrl.sampling import make_plan, make_sampler
 from fastrl.spec import EnvSpec

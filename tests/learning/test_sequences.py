@@ -18,7 +18,7 @@ from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.ppo import PPO
 from fastrl.learning.returns import gae, next_values
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
-from fastrl.learning.sharded_gradients import ShardedEngine, why_not_sharded
+from fastrl.learning.shared_gradients import ShardedEngine, why_not_sharded
 from fastrl.models.inference.lanes import LANES
 from tests.learning.synthetic import (
     CONTINUOUS,

@@ -1,8 +1,8 @@
-"""Rewards divided by the running deviation of the discounted return."""
+"""Running statistics that all ranks share, and rewards that are scaled by them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from fastrl.errors import FastrlError
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.returns import discounted_sums_so_far
-from fastrl.learning.shares import joined_update
 from fastrl.models.networks import RunningNormalizer
 
 _CLIP = 10.0
@@ -89,3 +88,28 @@ class RewardScaler:
             raise FastrlError(f"not the state of a reward scaler: {sorted(state)}")
         self._statistics.load_state_dict({name: state[name] for name in _STATISTICS})
         self._so_far = state["so_far"].clone()
+
+
+def joined_update(
+    ranks: Ranks, statistics: Sequence[RunningNormalizer], update: Callable[[], None]
+) -> None:
+    """Let ``update`` add this rank's rows to statistics, and add those of the other ranks.
+
+    The result is the same on all ranks, and apart from rounding that of one with all rows.
+    """
+    if ranks.size == 1 or not statistics:
+        update()
+        return
+    before = [each.moments() for each in statistics]
+    for each in statistics:
+        each.set_moments(*(torch.zeros_like(moment) for moment in each.moments()))
+    update()
+    moments = [moment for each in statistics for moment in each.moments()]
+    rows = ranks.stack(torch.cat([moment.flatten() for moment in moments]))
+    for each, old in zip(statistics, before, strict=True):
+        each.set_moments(*old)
+    for row in rows:
+        parts = iter(row.split([moment.numel() for moment in moments]))
+        for each in statistics:
+            mean, var, count = (next(parts).view(old.shape) for old in each.moments())
+            each.join(mean, var, count)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastrl.errors import FastrlError
-from fastrl.learning.reward_scaling import RewardScaler
+from fastrl.learning.statistics import RewardScaler
 
 
 def never(steps: int, slots: int) -> torch.Tensor:
