@@ -21,7 +21,7 @@ from numba import float32
 from numba.np.numpy_support import carray
 
 from fastrl.jit import cached_kernel
-from fastrl.learning import objective_kernels, products
+from fastrl.learning import objective_kernels
 from fastrl.learning.objective_kernels import (
     METRICS,
     NUM_SETTINGS,
@@ -31,13 +31,13 @@ from fastrl.learning.objective_kernels import (
     moments,
     value_terms,
 )
-from fastrl.learning.products import add_product, transpose
 from fastrl.models.inference import lanes
 from fastrl.models.inference.lanes import (
     LANE_BYTES,
     LANES,
     acquire_int64,
     add,
+    add_product,
     choose,
     exchange_int64,
     fill,
@@ -54,6 +54,7 @@ from fastrl.models.inference.lanes import (
     sub,
     tanh,
     total,
+    transpose,
     write_float32,
     write_int64,
 )
@@ -502,7 +503,7 @@ def _serve(program: Record, towers: Records) -> None:
             release_int64(mailbox + _DONE, number)
 
 
-_SOURCES = (__file__, products.__file__, objective_kernels.__file__, lanes.__file__)
+_SOURCES = (__file__, objective_kernels.__file__, lanes.__file__)
 
 
 @cached_kernel([Path(source) for source in _SOURCES], nogil=True)
