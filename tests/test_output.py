@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fastrl.cli.consoles import QuietConsole, show_tables
-from fastrl.sampling.stats import Memory
+from fastrl.sampling.sampler import Memory
 from fastrl.spec import Topology
 from fastrl.throughput.benchmark import Report
 from fastrl.throughput.limits import Limit

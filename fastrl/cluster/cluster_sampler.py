@@ -24,8 +24,7 @@ from fastrl.envs.calls import EnvCall, latest
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.sampling.build import spins_of
-from fastrl.sampling.sampler import BaseSampler, Sampler
-from fastrl.sampling.stats import Memory, SamplerStats
+from fastrl.sampling.sampler import BaseSampler, Memory, Sampler, SamplerStats
 from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.shared.table import Layout

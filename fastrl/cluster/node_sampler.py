@@ -19,7 +19,7 @@ from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError
 from fastrl.sampling.build import env_factory, make_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.stats import SamplerStats
+from fastrl.sampling.sampler import SamplerStats
 from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.rollouts import SentRollout
 from fastrl.shared.weights import WeightLayout

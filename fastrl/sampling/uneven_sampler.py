@@ -17,8 +17,7 @@ from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State, StateError
 from fastrl.errors import ConfigError, WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.sampler import BaseSampler
-from fastrl.sampling.stats import SamplerStats, memory_of
+from fastrl.sampling.sampler import BaseSampler, SamplerStats, memory_of
 from fastrl.sampling.worker_pool import Fault, FaultPolicy
 from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.workers.plan import SamplingPlan

@@ -19,7 +19,7 @@ from fastrl.models.images import image_layouts
 from fastrl.models.inference import build_engine
 from fastrl.models.policy import check_model_class
 from fastrl.sampling.build import env_factory, make_plan, make_sampler, require_environments
-from fastrl.sampling.stats import SHARES
+from fastrl.sampling.sampler import SHARES
 from fastrl.spec import EnvSpec, Topology
 from fastrl.system import circumstances, machine, usable_cores
 from fastrl.throughput.limits import Limit, LimitProbe

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fastrl.live_display import LiveDisplay, NotebookDisplay, display_on
-from fastrl.sampling.stats import SamplerStats
+from fastrl.sampling.sampler import SamplerStats
 
 _SPAN_NS = 1e9
 """Time over which the shown speed is averaged; longer where no step was made."""

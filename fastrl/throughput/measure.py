@@ -22,8 +22,7 @@ from fastrl.closing import Closing
 from fastrl.config import Config
 from fastrl.errors import WorkerError
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.sampler import Sampler
-from fastrl.sampling.stats import Memory, SamplerStats, memory_of
+from fastrl.sampling.sampler import Memory, Sampler, SamplerStats, memory_of
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spec import EnvSpec
 from fastrl.throughput.limits import Limit, LimitProbe

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastrl.config import Config
 from fastrl.sampling import Fault, Sampler, SamplerStats
-from fastrl.sampling.stats import SHARES
+from fastrl.sampling.sampler import SHARES
 from fastrl.system import usable_cores
 from fastrl.training.durable import append_line, read_bounded, write_atomically, writing
 from fastrl.training.evaluation import EvaluationResult

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from fastrl.sampling.stats import SHARES
+from fastrl.sampling.sampler import SHARES
 from fastrl.system import circumstances
 from fastrl.tuning.search import Finding
 from fastrl.tuning.space import Candidate

@@ -24,7 +24,7 @@ from fastrl.config import Config
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.sampling.build import make_plan, make_sampler, require_environments
 from fastrl.sampling.process_sampler import ProcessSampler
-from fastrl.sampling.stats import Memory, SamplerStats, memory_of
+from fastrl.sampling.sampler import Memory, SamplerStats, memory_of
 from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.table import NUM_BANKS, Layout, Schema
 from fastrl.system import free_bytes, usable_cores
