@@ -473,7 +473,16 @@ class MLPNetworkEngine(AutogradEngine):
         self, algorithm: Algorithm[Any], model: ActorCritic, parameters: FlatParameters
     ) -> None:
         super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
-        self._policy = cast(PolicyModel, _CompiledPolicy(model, algorithm.uses_value))
+        self._network = _Network(model, parameters.gradient, has_value=algorithm.uses_value)
+        self._policy = cast(PolicyModel, _CompiledPolicy(model, self._network))
+
+    def backward(self) -> None:
+        """Write the gradient of the last `forward`."""
+        self._network.writes = True
+        try:
+            super().backward()
+        finally:
+            self._network.writes = False
 
 
 class _CompiledPolicy:
@@ -481,11 +490,11 @@ class _CompiledPolicy:
 
     Args:
         model: The model.
-        has_value: Whether values of a separate body are computed; they are 0 otherwise.
+        network: Its bodies and heads.
     """
 
-    def __init__(self, model: ActorCritic, has_value: bool) -> None:
-        self._model, self._network = model, _Network(model, has_value)
+    def __init__(self, model: ActorCritic, network: _Network) -> None:
+        self._model, self._network = model, network
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -508,23 +517,25 @@ class _Network:
     Attributes:
         model: The model.
         parameters: Those of bodies and heads.
+        writes: Whether `gradients` adds to ``total`` itself and returns none, which spares autograd
+            an operation for each parameter.
 
     Args:
         model: The model.
-        has_value: See `_CompiledPolicy`.
+        total: ``[P]``: the vector of which the gradients of parameters are views.
+        has_value: Whether values of a separate body are computed; they are 0 otherwise.
     """
 
-    def __init__(self, model: ActorCritic, has_value: bool) -> None:
-        self.model, self._has_value = model, has_value
+    def __init__(self, model: ActorCritic, total: Tensor, *, has_value: bool) -> None:
+        self.model, self._has_value, self.writes = model, has_value, False
         parts = (model.actor_body, model.critic_body, model.actor_head, model.critic_head)
         self.parameters: list[nn.Parameter] = [
             parameter for part in parts if part is not None for parameter in part.parameters()
         ]
-        self._gradient = torch.zeros(sum(parameter.numel() for parameter in self.parameters))
-        gradients: dict[Tensor, Tensor] = dict(
-            zip(self.parameters, self._split(self._gradient), strict=True)
-        )
-        self._program = MLPProgram(model, gradients.__getitem__, kernel.OUTPUTS)
+        self._total, self._gradient = total, torch.zeros_like(total)
+        self._gradients = [self._part_of(parameter) for parameter in self.parameters]
+        parts_of: dict[Tensor, Tensor] = dict(zip(self.parameters, self._gradients, strict=True))
+        self._program = MLPProgram(model, parts_of.__getitem__, kernel.OUTPUTS)
         self._rows = torch.empty(0, dtype=torch.int64)
         self._of_values: set[int] = set()
         if model.critic_body is not None:
@@ -563,8 +574,17 @@ class _Network:
         self._run(
             kernel.GRADIENTS, inputs, options, by_outputs, by_values, is_policys=bool(skipped)
         )
-        found = zip(self.parameters, self._split(self._gradient.clone()), strict=True)
-        return [None if id(parameter) in skipped else gradient for parameter, gradient in found]
+        found = [
+            (id(parameter) in skipped, gradient)
+            for parameter, gradient in zip(self.parameters, self._gradients, strict=True)
+        ]
+        if not self.writes:
+            return [None if is_skipped else gradient.clone() for is_skipped, gradient in found]
+        for is_skipped, gradient in found:
+            if is_skipped:
+                gradient.zero_()
+        self._total += self._gradient
+        return [None] * len(found)
 
     def _run(
         self,
@@ -589,10 +609,12 @@ class _Network:
         )
         self._program.run(self._rows)
 
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        """Return the parts of a vector that belong to each parameter, with their shapes."""
-        parts = flat.split([parameter.numel() for parameter in self.parameters])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+    def _part_of(self, parameter: Tensor) -> Tensor:
+        """Return where the gradient of a parameter is written: at its place in the whole."""
+        if parameter.grad is None:  # a frozen one, which is none of the learner's
+            return torch.zeros_like(parameter)
+        place = parameter.grad.storage_offset()
+        return self._gradient.as_strided(parameter.shape, parameter.stride(), place)
 
 
 class _Outputs(torch.autograd.Function):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastrl.shared import signals
+from fastrl.shared import memory
 from fastrl.workers.env_worker import EnvStepper
 from fastrl.workers.policy_runner import PolicyRunner
 from tests.sampling.counting import CountingEnvs, abort, hang, kill, raise_error
@@ -102,8 +102,8 @@ TARGETS = {
     "step done": (EnvStepper, "step", False),
     "rollout begun": (EnvStepper, "begin", False),
     "take over": (EnvStepper, "take_over", False),
-    "before post": (signals._LinuxSignal, "post", True),
-    "post": (signals._LinuxSignal, "post", False),
+    "before post": (memory._LinuxSignal, "post", True),
+    "post": (memory._LinuxSignal, "post", False),
     "serve": (PolicyRunner, "serve", False),
     "policy begun": (PolicyRunner, "begin", False),
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastrl.errors import EnvError, FastrlError
-from fastrl.sampling import sampler as table_sampler
+from fastrl.sampling import process_sampler as table_sampler
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.sampling.sampler import Sampler
 from fastrl.sampling.serial_sampler import SerialSampler
