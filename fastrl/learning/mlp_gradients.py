@@ -537,16 +537,18 @@ class _Network:
         parts_of: dict[Tensor, Tensor] = dict(zip(self.parameters, self._gradients, strict=True))
         self._program = MLPProgram(model, parts_of.__getitem__, kernel.OUTPUTS)
         self._rows = torch.empty(0, dtype=torch.int64)
-        self._of_values: set[int] = set()
+        of_value: set[int] = set()
         if model.critic_body is not None:
             critic = (*model.critic_body.parameters(), *model.critic_head.parameters())
-            self._of_values = {id(parameter) for parameter in critic}
+            of_value = {id(parameter) for parameter in critic}
+        self._is_of_value = [id(parameter) in of_value for parameter in self.parameters]
+        self._num_towers = 2 if of_value else 1
 
     def outputs(self, inputs: Tensor, options: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the outputs ``[n, P]`` of the policy's head, and those ``[n]`` of the value's."""
         outputs = torch.empty(len(inputs), self.model.actor_head.out_features)
         values = torch.zeros(len(inputs))
-        self._run(kernel.OUTPUTS, inputs, options, outputs, values, is_policys=not self._has_value)
+        self._run(kernel.OUTPUTS, inputs, options, outputs, values, has_value=self._has_value)
         return outputs, values
 
     def gradients(
@@ -565,26 +567,22 @@ class _Network:
             by_values: ``[n]``; None if it does not depend on values, of whose own body nothing is
                 computed then.
         """
-        skipped = self._of_values if by_values is None else set()
+        has_value = by_values is not None
         if by_outputs is None:
             by_outputs = torch.zeros(len(inputs), self.model.actor_head.out_features)
         if by_values is None:
             by_values = torch.zeros(len(inputs))
         by_outputs, by_values = by_outputs.contiguous(), by_values.contiguous()
-        self._run(
-            kernel.GRADIENTS, inputs, options, by_outputs, by_values, is_policys=bool(skipped)
-        )
-        found = [
-            (id(parameter) in skipped, gradient)
-            for parameter, gradient in zip(self.parameters, self._gradients, strict=True)
-        ]
+        self._run(kernel.GRADIENTS, inputs, options, by_outputs, by_values, has_value=has_value)
+        found = zip(self._gradients, self._is_of_value, strict=True)
         if not self.writes:
-            return [None if is_skipped else gradient.clone() for is_skipped, gradient in found]
-        for is_skipped, gradient in found:
-            if is_skipped:
-                gradient.zero_()
+            return [x.clone() if has_value or not of_value else None for x, of_value in found]
+        if not has_value:
+            for gradient, of_value in found:
+                if of_value:
+                    gradient.zero_()
         self._total += self._gradient
-        return [None] * len(found)
+        return [None] * len(self.parameters)
 
     def _run(
         self,
@@ -594,26 +592,25 @@ class _Network:
         outputs: Tensor,
         values: Tensor,
         *,
-        is_policys: bool = False,
+        has_value: bool,
     ) -> None:
         """Compute all towers, or the first one, which is the policy's."""
         if len(self._rows) != len(inputs):
             self._rows = torch.arange(len(inputs))
-        num_towers = 2 if self._of_values and not is_policys else 1
         self._program.read(inputs, options)
         self._program.write(
             kind=kind,
             outputs=outputs.data_ptr(),
             values=values.data_ptr(),
-            num_towers=num_towers,
+            num_towers=self._num_towers if has_value else 1,
         )
         self._program.run(self._rows)
 
     def _part_of(self, parameter: Tensor) -> Tensor:
         """Return where the gradient of a parameter is written: at its place in the whole."""
-        if parameter.grad is None:  # a frozen one, which is none of the learner's
+        if not parameter.requires_grad:
             return torch.zeros_like(parameter)
-        place = parameter.grad.storage_offset()
+        place = _gradient_of(parameter).storage_offset()
         return self._gradient.as_strided(parameter.shape, parameter.stride(), place)
 
 
