@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from fastrl.config import DAggerConfig
 from fastrl.learning.algorithm import Prepared
-from fastrl.learning.bc import Cloning
-from fastrl.learning.experience import Batch, Experience, minibatches
+from fastrl.learning.bc import LEARNT, Cloning
+from fastrl.learning.experience import Experience
 from fastrl.models.policy import PolicyModel
 
 
@@ -30,8 +27,6 @@ class DAgger(Cloning[DAggerConfig]):
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the number of steps with an expert's action as a metric."""
-        return Prepared(metrics={"demonstrations": torch.tensor(float(len(experience["reward"])))})
-
-    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once, shuffled."""
-        return minibatches(len(batch), self.section.minibatch_size, generator, batch.device)
+        prepared = super().prepare(experience, policy)
+        learnt = prepared.fields[LEARNT].sum().float()
+        return replace(prepared, metrics={"demonstrations": learnt})
