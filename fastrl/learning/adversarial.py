@@ -54,8 +54,9 @@ class Adversarial(PPO):
         """Load the demonstrations and build the discriminator; see `Algorithm.begin`."""
         self._device, self._ranks = device, ranks
         self._is_absorbing = self.section.episode_ends == "absorbing"
+        self._dataset = load_dataset(config, env_spec)
         self._demonstrations = demonstrated(
-            load_dataset(config, env_spec),
+            self._dataset,
             env_spec,
             absorbing=self._is_absorbing,
             follows=self.uses_following,
@@ -97,7 +98,7 @@ class Adversarial(PPO):
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
         """Teach the discriminator, and return its reward; see `Algorithm.relabel`."""
-        steps = sampled(experience, absorbing=self._is_absorbing, follows=self.uses_following)
+        steps = self.steps(experience, policy)
         self._observe(steps)
         rate = float(scheduled["discriminator_learning_rate"])
         updates = range(self.section.discriminator_updates)
@@ -113,6 +114,10 @@ class Adversarial(PPO):
             reward = reward + steps.terminated.to(self._device) * after
         there = experience["reward"]
         return Prepared({"reward": reward.view(there.shape).to(there.device)}, found)
+
+    def steps(self, experience: Experience, policy: PolicyModel) -> Steps:
+        """Return the steps of a rollout; a subclass may add to them and to the demonstrations."""
+        return sampled(experience, absorbing=self._is_absorbing, follows=self.uses_following)
 
     def _update(self, steps: Steps, policy: PolicyModel, learning_rate: float) -> Tensor:
         """Take one gradient step; return the loss and the accuracy, ``[2]``."""

@@ -29,6 +29,8 @@ class Steps:
         terminated: ``[N] bool``.
         mask: ``[N, choices] bool``: valid actions; None without masks.
         absorbing: Whether terminations lead to the absorbing state.
+        log_prob: ``[N] float32``: of the actions under a policy with a memory, which depends on the
+            steps before; None without.
     """
 
     observation: Leaves
@@ -37,6 +39,7 @@ class Steps:
     terminated: Tensor
     mask: Tensor | None = None
     absorbing: bool = True
+    log_prob: Tensor | None = None
 
     @cached_property
     def sources(self) -> Tensor:
@@ -70,6 +73,7 @@ class Steps:
             ends=ends.to(device),
             mask=None if self.mask is None else self.mask[source].to(device),
             source=source,
+            log_prob=None if self.log_prob is None else self.log_prob[source].to(device),
         )
 
     def parts(self, size: int, device: torch.device) -> Iterator[Rows]:
@@ -90,6 +94,7 @@ class Rows:
         ends: ``[n] bool``: where it leads there.
         mask: ``[n, choices] bool`` or None.
         source: ``[n] int64``: see `Steps.sources`; where the steps are.
+        log_prob: ``[n] float32`` or None; arbitrary in the absorbing state.
     """
 
     observation: Leaves
@@ -99,6 +104,7 @@ class Rows:
     ends: Tensor
     mask: Tensor | None
     source: Tensor
+    log_prob: Tensor | None
 
 
 def demonstrated(
