@@ -88,8 +88,8 @@ class LearnerConfig(Section):
     """Divide rewards by the running deviation of the discounted return."""
     sequence_length: Size | None = None
     """Steps of the sequences that a policy with a memory learns from, a divisor of
-    sampler.rollout_length; null for the whole rollout, or the longest part of it that fits into
-    minibatches."""
+    sampler.rollout_length, but of any length in episodes of demonstrations; null for the whole
+    rollout, or the longest part of it that fits into minibatches."""
     recompute_states_each_epoch: Bool = False
     """Compute the states at the beginning of sequences again before each epoch but the first."""
     device: Device = "cpu"
@@ -343,6 +343,9 @@ class CloningConfig(LearnerConfig):
     """Weight of the entropy bonus in the loss."""
     max_grad_norm: Annotated[Float, Field(gt=0)] | None = None
     """Norm to which gradients are clipped; null to leave them."""
+    recompute_states_each_epoch: Bool = True
+    """Compute the states at the beginning of sequences again before each epoch but the first of an
+    update, before which they always are."""
 
 
 class BCConfig(CloningConfig):

@@ -659,7 +659,7 @@ class Config(Section):
                 )
                 raise conflict("minibatch_size", problem)
             return value
-        if steps % length:
+        if steps % length and value.own_sampler is None:
             problem = f"must divide sampler.rollout_length ({steps}), got {length}"
             raise conflict("sequence_length", problem)
         size = getattr(value, "minibatch_size", length)

@@ -9,9 +9,11 @@ from fastrl.datasets.demonstrations import (
     named_dataset,
 )
 from fastrl.datasets.files import DatasetWriter, Episode, check_new_dataset, local_dataset
+from fastrl.datasets.streams import PADDING
 
 __all__ = [
     "HELD_OUT",
+    "PADDING",
     "DatasetWriter",
     "Demonstrations",
     "Episode",

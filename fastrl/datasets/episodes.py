@@ -138,7 +138,7 @@ class EpisodeBuilder:
         )
 
 
-def fragments(env_spec: EnvSpec, rollout: Rollout) -> Iterator[Episode]:
+def fragments(env_spec: EnvSpec, rollout: Rollout, fields: Sequence[str] = ()) -> Iterator[Episode]:
     """Yield the parts of episodes that lie within a rollout, slot by slot.
 
     A part whose episode goes on in the next rollout is as if it was truncated.
@@ -146,10 +146,11 @@ def fragments(env_spec: EnvSpec, rollout: Rollout) -> Iterator[Episode]:
     Args:
         env_spec: The environment.
         rollout: With the field ``final_observation``.
+        fields: Names of further fields ``[T, B, *]`` of the rollout to keep.
     """
     final = _by_path(env_spec, rollout.final_observation)
     after = {path: leaf[-1] for path, leaf in _by_path(env_spec, rollout.observation).items()}
-    rows = _rows(env_spec, rollout)
+    rows = _rows(env_spec, rollout, fields)
     terminated = rollout.terminated.numpy()
     ended = terminated | rollout.truncated.numpy()
     length, num_slots = ended.shape

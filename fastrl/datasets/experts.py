@@ -15,7 +15,7 @@ from fastrl.datasets.demonstrations import are_allowed
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import USERS_FAILURES, ConfigError, EnvError, FastrlError, cause
-from fastrl.models.policy import Leaves, PolicyModel, initial_state
+from fastrl.models.policy import Leaves, PolicyModel, initial_state, state_size
 from fastrl.spaces import TensorSpec, flatten, leaves, unflatten
 from fastrl.spec import EnvSpec, PolicyStep, only_given
 
@@ -263,7 +263,7 @@ class Mixture(Demonstrator):
 
     Attributes:
         outputs: The expert's action in each step, by `label_names`.
-        learner: The policy, without a memory.
+        learner: The policy.
         expert: The expert.
 
     Args:
@@ -280,7 +280,7 @@ class Mixture(Demonstrator):
         self.learner, self.expert = learner, expert
         self.share: Tensor
         self.register_buffer("share", torch.tensor(share))
-        self._names = label_names(env_spec)
+        self._own_size, self._names = state_size(learner), label_names(env_spec)
         self.outputs = dict(zip(self._names, env_spec.action.values(), strict=True))
 
     def draw_noise(
@@ -294,8 +294,8 @@ class Mixture(Demonstrator):
         return torch.cat([self.learner.draw_noise(shape, generator, device), drawn], -1)
 
     def initial_state(self, n: int) -> Tensor:
-        """Return the states ``[n, S]`` of the expert."""
-        return self.expert.initial_state(n)
+        """Return the states ``[n, S]``: that of the policy, then that of the expert."""
+        return torch.cat([initial_state(self.learner, n), self.expert.initial_state(n)], 1)
 
     def act(
         self,
@@ -304,9 +304,11 @@ class Mixture(Demonstrator):
         state: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> PolicyStep:
-        """Return the actions, those of the expert beside them, and its next state."""
-        shown = self.expert.mode(observation, state, mask)
-        own = self.learner.act(observation, noise[..., :-1], **only_given(mask=mask))
+        """Return the actions, those of the expert beside them, and the next states of both."""
+        own_state, their_state = self._split(state)
+        shown = self.expert.mode(observation, their_state, mask)
+        given = only_given(state=own_state, mask=mask)
+        own = self.learner.act(observation, noise[..., :-1], **given)
         is_experts = noise[..., -1] < self.share
         action = {
             path: torch.where(
@@ -317,7 +319,15 @@ class Mixture(Demonstrator):
             for path, leaf in own.action.items()
         }
         labels = dict(zip(self._names, (shown.action[path] for path in action), strict=True))
-        return PolicyStep(action, labels, shown.state)
+        after = [each.state for each in (own, shown) if each.state is not None]
+        return PolicyStep(action, labels, torch.cat(after, -1) if after else None)
+
+    def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the states of the policy and of the expert; None for one without a memory."""
+        if state is None:
+            return None, None
+        own, theirs = state.tensor_split([self._own_size], -1)
+        return own if own.shape[-1] else None, theirs if theirs.shape[-1] else None
 
 
 def label_names(env_spec: EnvSpec) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, cast
 
@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fastrl.config import AdversarialConfig, AIRLConfig, Config, GAILConfig, ModelConfig
 from fastrl.datasets import Demonstrations, load_dataset
-from fastrl.errors import ConfigError
+from fastrl.datasets.streams import rollout_fields
 from fastrl.learning.algorithm import Experience, Prepared, Scheduled
 from fastrl.learning.gradients import Adam, FlatParameters
 from fastrl.learning.ppo import PPO
@@ -26,7 +26,7 @@ from fastrl.learning.statistics import joined_update
 from fastrl.models.distributions import ActionBounds
 from fastrl.models.images import image_layouts
 from fastrl.models.networks import RunningNormalizer, leaf_encoder, mlp, normalizer
-from fastrl.models.policy import PolicyModel
+from fastrl.models.policy import PolicyModel, state_size
 from fastrl.spaces import leaves
 from fastrl.spec import ACTION_MASK, EnvSpec, only_given
 
@@ -35,6 +35,7 @@ _MOST_LOG_ODDS = 10.0
 """Bound of the log-odds in rewards: a discriminator that is sure would dominate all returns."""
 _ROWS_AT_ONCE = 4096
 _EPS = 1e-8
+_ROW = "row"
 
 
 class Adversarial(PPO):
@@ -60,8 +61,9 @@ class Adversarial(PPO):
         """Load the demonstrations and build the discriminator; see `Algorithm.begin`."""
         self._device, self._ranks = device, ranks
         self._is_absorbing = self.section.episode_ends == "absorbing"
+        self._dataset = load_dataset(config, env_spec)
         self._demonstrations = demonstrated(
-            load_dataset(config, env_spec),
+            self._dataset,
             env_spec,
             absorbing=self._is_absorbing,
             follows=self.uses_following,
@@ -103,7 +105,7 @@ class Adversarial(PPO):
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
         """Teach the discriminator, and return its reward; see `Algorithm.relabel`."""
-        steps = sampled(experience, absorbing=self._is_absorbing, follows=self.uses_following)
+        steps = self.steps(experience, policy)
         self._observe(steps)
         rate = float(scheduled["discriminator_learning_rate"])
         updates = range(self.section.discriminator_updates)
@@ -119,6 +121,10 @@ class Adversarial(PPO):
             reward = reward + steps.terminated.to(self._device) * after
         there = experience["reward"]
         return Prepared({"reward": reward.view(there.shape).to(there.device)}, found)
+
+    def steps(self, experience: Experience, policy: PolicyModel) -> Steps:
+        """Return the steps of a rollout; a subclass may add to them and to the demonstrations."""
+        return sampled(experience, absorbing=self._is_absorbing, follows=self.uses_following)
 
     def _update(self, steps: Steps, policy: PolicyModel, learning_rate: float) -> Tensor:
         """Take one gradient step; return the loss and the accuracy, ``[2]``."""
@@ -252,11 +258,8 @@ class AIRL(Adversarial):
 
     def build_discriminator(self, config: Config, env_spec: EnvSpec) -> nn.Module:
         """Return the networks g and h; see `Adversarial`."""
-        if config.model.recurrent is not None:
-            raise ConfigError(
-                "model.recurrent: must be null with algorithm.name: airl, since demonstrations "
-                f"hold no state of the policy; got {config.model.recurrent}"
-            )
+        self._sequence_length = config.sequence_length
+        self._streams: Experience | None = None
         takes_action = not self.section.state_only
         return nn.ModuleDict(
             {
@@ -265,22 +268,50 @@ class AIRL(Adversarial):
             }
         )
 
+    def steps(self, experience: Experience, policy: PolicyModel) -> Steps:
+        """Return the steps of a rollout, for a memory with the probabilities of all steps."""
+        own = super().steps(experience, policy)
+        if not state_size(policy):
+            return own
+        streams = self._streams
+        if streams is None:
+            numbered = {_ROW: torch.arange(len(self._dataset))}
+            fields = rollout_fields(replace(self._dataset, fields=numbered), self._sequence_length)
+            streams = Experience.of(fields, self._dataset.env_spec, self._device)
+            self._streams = streams
+        state = {"policy_state": streams.states(policy, self._sequence_length)}
+        streams = replace(streams, fields={**streams.fields, **state})
+        found = _log_prob(streams, policy)
+        # Padding repeats rows, with the same probabilities.
+        log_prob = torch.empty(len(self._dataset)).index_copy(0, streams[_ROW].flatten(), found)
+        self._demonstrations = replace(self._demonstrations, log_prob=log_prob)
+        return replace(own, log_prob=_log_prob(experience, policy))
+
     def log_odds(self, rows: Rows, policy: PolicyModel) -> Tensor:
         """Return f - log π of each step; see `Adversarial`."""
         assert rows.following is not None
         reward = self._score("reward", rows.observation, rows.action, rows.is_absorbing)
         before = self._score("shaping", rows.observation, rows.action, rows.is_absorbing)
         after = self._score("shaping", rows.following, rows.action, rows.ends)
-        with torch.no_grad():
-            log_prob = policy.evaluate(
-                dict(rows.observation), dict(rows.action), **only_given(mask=rows.mask)
-            )[0].masked_fill(rows.is_absorbing, 0.0)
+        log_prob = rows.log_prob
+        if log_prob is None:
+            with torch.no_grad():
+                log_prob = policy.evaluate(
+                    dict(rows.observation), dict(rows.action), **only_given(mask=rows.mask)
+                )[0]
+        log_prob = log_prob.masked_fill(rows.is_absorbing, 0.0)
         return reward + self.section.gamma * after - before - log_prob
 
     def _score(self, name: str, observation: Leaves, action: Leaves, flag: Tensor) -> Tensor:
         scorer = cast(Scorer, cast(nn.ModuleDict, self.discriminator)[name])
         scores: Tensor = scorer(scorer.features(observation, action, flag))
         return scores
+
+
+def _log_prob(experience: Experience, policy: PolicyModel) -> Tensor:
+    """Return log π of the actions of a rollout, ``[T · B] float32``, where the rollout is."""
+    found = experience.on_device().evaluated(policy, _ROWS_AT_ONCE)[0]
+    return found.to(experience["terminated"].device)
 
 
 @dataclass(frozen=True)
@@ -296,6 +327,8 @@ class Steps:
         terminated: ``[N] bool``.
         mask: ``[N, choices] bool``: valid actions; None without masks.
         absorbing: Whether terminations lead to the absorbing state.
+        log_prob: ``[N] float32``: of the actions under a policy with a memory, which depends on the
+            steps before; None without.
     """
 
     observation: Leaves
@@ -304,6 +337,7 @@ class Steps:
     terminated: Tensor
     mask: Tensor | None = None
     absorbing: bool = True
+    log_prob: Tensor | None = None
 
     @cached_property
     def sources(self) -> Tensor:
@@ -337,6 +371,7 @@ class Steps:
             ends=ends.to(device),
             mask=None if self.mask is None else self.mask[source].to(device),
             source=source,
+            log_prob=None if self.log_prob is None else self.log_prob[source].to(device),
         )
 
     def parts(self, size: int, device: torch.device) -> Iterator[Rows]:
@@ -357,6 +392,7 @@ class Rows:
         ends: ``[n] bool``: where it leads there.
         mask: ``[n, choices] bool`` or None.
         source: ``[n] int64``: see `Steps.sources`; where the steps are.
+        log_prob: ``[n] float32`` or None; arbitrary in the absorbing state.
     """
 
     observation: Leaves
@@ -366,6 +402,7 @@ class Rows:
     ends: Tensor
     mask: Tensor | None
     source: Tensor
+    log_prob: Tensor | None
 
 
 def demonstrated(

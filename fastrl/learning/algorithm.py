@@ -16,6 +16,7 @@ from fastrl.config.algorithms import LearnerConfig
 from fastrl.errors import ConfigError
 from fastrl.learning.ranks import Ranks
 from fastrl.models.policy import PolicyModel, initial_state
+from fastrl.spaces import flatten
 from fastrl.spec import ACTION_MASK, EnvSpec
 
 SectionT = TypeVar("SectionT", bound=LearnerConfig)
@@ -245,6 +246,34 @@ class Experience:
     fields: Mapping[str, Tensor]
     device: torch.device
 
+    @classmethod
+    def of(cls, rollout: Mapping[str, Any], env_spec: EnvSpec, device: torch.device) -> Experience:
+        """Return the experience of a rollout's fields.
+
+        Args:
+            rollout: By name: tensors, or nested like a space.
+            env_spec: The environment.
+            device: Where gradients are computed.
+        """
+        observed = flatten(env_spec.observation_space, rollout["observation"])
+        observation, mask = env_spec.split_mask(
+            dict(zip(env_spec.observation, observed, strict=True))
+        )
+        action = flatten(env_spec.action_space, rollout["action"])
+        fields: dict[str, Tensor] = {}
+        for name, found in rollout.items():
+            if name in ("observation", "action"):
+                continue
+            if isinstance(found, Tensor):
+                fields[name] = found
+            else:
+                nested = flatten(env_spec.observation_space, found)
+                by_path = zip(env_spec.observation, nested, strict=True)
+                fields |= {f"{name}/{path}": leaf for path, leaf in by_path}
+        if mask is not None:
+            fields[ACTION_MASK] = mask
+        return cls(observation, dict(zip(env_spec.action, action, strict=True)), fields, device)
+
     def __getitem__(self, name: str) -> Tensor:
         """Return a field."""
         return _field(self.fields, name)
@@ -284,6 +313,31 @@ class Experience:
         observation, action, fields = ({name: next(moved) for name in group} for group in groups)
         sequences = None if states is None else Sequences(next(moved), next(moved))
         return Batch(observation, action, fields, self.device, sequences, slots)
+
+    def on_device(self) -> Batch:
+        """Return the rollout as rows where gradients are computed; on the CPU nothing is copied."""
+        return self.batch(lambda leaves: [leaf.to(self.device) for leaf in leaves], {})
+
+    def states(self, policy: PolicyModel, sequence_length: int) -> Tensor:
+        """Return the states of a policy before each segment of a rollout that holds none.
+
+        Args:
+            policy: Has `PolicyModel.state_after`.
+            sequence_length: L.
+
+        Returns:
+            ``[K+1, B, S] float32``; the last is that of a new episode.
+
+        Raises:
+            ConfigError: The policy lacks the method.
+        """
+        length, slots = self.fields["reward"].shape
+        begin = initial_state(policy, slots).to(self.device)
+        unknown = begin.expand(length // sequence_length + 1, *begin.shape)
+        observation = {path: leaf[:length].flatten(0, 1) for path, leaf in self.observation.items()}
+        sequences = Sequences(unknown, self._keep().to(self.device))
+        found = sequences.recomputed(observation, policy).state
+        return found.to(self.fields["reward"].device)
 
     def _keep(self) -> Tensor:
         """Return ``[T, B] bool``: False where an episode begins, but for the first step."""
@@ -327,9 +381,17 @@ class Sequences:
         The states after the last segment stay as they are.
 
         Args:
-            observation: Per leaf ``[T · B, *shape]``.
+            observation: Per leaf ``[T · B, *shape]``, on any device.
             policy: Has `PolicyModel.state_after`.
+
+        Raises:
+            ConfigError: The policy lacks the method.
         """
+        if not callable(getattr(policy, "state_after", None)):
+            raise ConfigError(
+                f"{type(policy).__name__} lacks the method state_after of PolicyModel, which "
+                "computes the states before sequences again"
+            )
         length, slots = self.length, self.keep.shape[1]
         initial = initial_state(policy, slots).to(self.state.device)
         segments = [leaf.unflatten(0, (-1, length, slots)) for leaf in observation.values()]
@@ -337,7 +399,8 @@ class Sequences:
         for *leaves, keep in zip(*segments, self.keep.unflatten(0, (-1, length)), strict=True):
             # Row 0 of `keep` is True in the first segment, whose state is the stored one.
             states.append(torch.where(keep[0, :, None], state, initial))
-            part = dict(zip(observation, leaves, strict=True))
+            moved = (leaf.to(self.state.device) for leaf in leaves)
+            part = dict(zip(observation, moved, strict=True))
             state = policy.state_after(part, states[-1], keep)
         return replace(self, state=torch.stack([*states, self.state[-1]]))
 
@@ -395,6 +458,52 @@ class Batch:
         """Return the index ``[N] int64`` of all rows, segment by segment: ``[L, K · B]``."""
         segments = torch.arange(len(self) // self.sequence_length, device=self.device)
         return segment_rows(segments, self.sequence_length, self.num_slots)
+
+    def segments_with(self, marked: Tensor) -> Tensor:
+        """Return the segments in which a row is marked, ``[*] int64``; see `segment_rows`.
+
+        Args:
+            marked: ``[N] bool``.
+        """
+        in_time = marked.view(-1, self.sequence_length, self.num_slots)
+        return in_time.any(1).flatten().nonzero().flatten()
+
+    def evaluated(
+        self, policy: PolicyModel, rows_at_once: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probability and value of all rows, ``[N] float32`` each.
+
+        Args:
+            policy: On the batch's device.
+            rows_at_once: Transitions that the policy evaluates at a time; None for all.
+        """
+        length = self.sequence_length
+        segments = torch.arange(len(self) // length, device=self.device)
+        at_once = len(segments) if rows_at_once is None else max(1, rows_at_once // length)
+        parts = [segment_rows(each, length, self.num_slots) for each in segments.split(at_once)]
+        found = [Minibatch(self, rows, {}).evaluate(policy) for rows in parts]
+        rows = torch.cat(parts)
+        log_prob, value = (torch.cat([each[which] for each in found]) for which in (0, 2))
+        in_time = [torch.empty_like(x).index_copy(0, rows, x) for x in (log_prob, value)]
+        return in_time[0], in_time[1]
+
+    def part(self, segments: Tensor, device: torch.device) -> Batch:
+        """Return some segments as a batch on a device, each a slot of its own.
+
+        Args:
+            segments: ``[b] int64``; see `segment_rows`.
+            device: Where it goes.
+        """
+        rows = segment_rows(segments, self.sequence_length, self.num_slots)
+        observation, action, fields = (
+            {name: leaf.index_select(0, rows).to(device) for name, leaf in group.items()}
+            for group in (self.observation, self.action, self.fields)
+        )
+        sequences = None
+        if self.sequences is not None:
+            state, keep = self.sequences.of(rows)
+            sequences = Sequences(torch.stack([state, state]).to(device), keep.to(device))
+        return Batch(observation, action, fields, device, sequences, len(segments))
 
     def __len__(self) -> int:
         """Return N."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastrl.config import BCConfig
+from fastrl.config import BCConfig, Config
 from fastrl.config.algorithms import CloningConfig
-from fastrl.datasets import HELD_OUT
+from fastrl.datasets import HELD_OUT, PADDING
 from fastrl.learning.algorithm import (
     Algorithm,
     Batch,
@@ -20,25 +21,71 @@ from fastrl.learning.algorithm import (
     Minibatch,
     Prepared,
     Scheduled,
+    segment_rows,
 )
+from fastrl.learning.ranks import Ranks
 from fastrl.models.networks import RunningNormalizer
-from fastrl.models.policy import PolicyModel
-from fastrl.spec import ACTION_MASK
+from fastrl.models.policy import PolicyModel, state_size
+from fastrl.spec import EnvSpec
 
+LEARNT = "learnt"
+"""Field ``[T, B] bool`` of the loss: rows that are learnt from."""
+_WEIGHT = "weight"
+"""Field ``[n] float32`` of mean 1: 0 in rows of segments that do not count."""
 _ROWS = 4096
 """Held-out rows that are evaluated at once."""
 SectionT = TypeVar("SectionT", bound=CloningConfig)
 
 
 class Cloning(Algorithm[SectionT]):
-    """Maximises the likelihood of given actions, with an entropy bonus."""
+    """Maximises the likelihood of given actions, with an entropy bonus.
+
+    A policy with a memory learns from sequences of whole episodes. Demonstrations hold no states of
+    it, so it computes those before sequences from the beginnings of episodes, before each epoch.
+    """
 
     is_mean_over_rows = True
     uses_value = False
 
+    def begin(self, config: Config, env_spec: EnvSpec, device: torch.device, ranks: Ranks) -> None:
+        """Take the length of sequences; see `Algorithm.begin`."""
+        self._sequence_length = config.sequence_length
+
+    def relabel(
+        self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
+    ) -> Prepared:
+        """Return the states of a memory; see `Algorithm.relabel`."""
+        if not state_size(policy):
+            return Prepared()
+        return Prepared({"policy_state": experience.states(policy, self._sequence_length)})
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return which rows are learnt from."""
+        learnt = torch.ones_like(experience["terminated"])
+        for name in (HELD_OUT, PADDING):
+            if name in experience.fields:
+                learnt &= ~experience[name]
+        return Prepared({LEARNT: learnt})
+
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield every row once that is learnt from, shuffled; with a memory whole segments."""
+        segments = batch.segments_with(batch.fields[LEARNT])
+        order = torch.randperm(len(segments), generator=generator).to(batch.device)
+        at_once = max(1, self.section.minibatch_size // batch.sequence_length)
+        for part in segments[order].split(at_once):
+            yield segment_rows(part, batch.sequence_length, batch.num_slots)
+
+    def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
+        """Return weights by which a mean over segments is one over rows that are learnt from."""
+        if minibatch.sequence_length == 1:
+            return {}
+        return {_WEIGHT: _of_mean_1(minibatch[LEARNT])}
+
     def loss(self, minibatch: Minibatch, policy: PolicyModel) -> Loss:
         """Return -log π(a|s) - ``entropy_coef`` · H(π(·|s)), the mean over the rows."""
         log_prob, entropy, _ = minibatch.evaluate(policy)
+        if minibatch.sequence_length > 1:
+            log_prob, entropy = log_prob * minibatch[_WEIGHT], entropy * minibatch[_WEIGHT]
         likelihood, mean_entropy = log_prob.mean(), entropy.mean()
         metrics = {"log_likelihood": likelihood.detach(), "entropy": mean_entropy.detach()}
         return Loss(-likelihood - self.section.entropy_coef * mean_entropy, metrics)
@@ -57,12 +104,6 @@ class BC(Cloning[BCConfig]):
         super().__init__(section)
         self._best, self._worse = math.inf, 0
 
-    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once that is not held out, shuffled."""
-        rows = (~batch.fields[HELD_OUT]).nonzero().flatten()
-        order = torch.randperm(len(rows), generator=generator).to(rows.device)
-        yield from rows[order].split(self.section.minibatch_size)
-
     def relabel(
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
@@ -73,21 +114,27 @@ class BC(Cloning[BCConfig]):
         statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
         if update is not None and statistics and not any(each.count for each in statistics):
             update({path: leaf[:-1] for path, leaf in experience.observation.items()})
-        return Prepared()
+        return super().relabel(experience, policy, scheduled)
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the loss of the held-out rows as a metric, where there are some."""
-        rows = experience[HELD_OUT].flatten().nonzero().flatten()
-        if not len(rows):
-            return Prepared()
+        prepared = super().prepare(experience, policy)
+        batch = experience.batch(list, {})
+        held = batch.fields[HELD_OUT]
+        segments = batch.segments_with(held)
+        if not len(segments):
+            return prepared
         total = torch.zeros((), dtype=torch.float64)
-        for part in rows.split(_ROWS):
-            loss = self.loss(_rows_of(experience, part), policy).total
-            total += loss.double().cpu() * len(part) / len(rows)
+        for some in segments.split(max(1, _ROWS // batch.sequence_length)):
+            part = batch.part(some, experience.device)
+            marked = part.fields[HELD_OUT]
+            minibatch = Minibatch(part, part.all_rows(), {}, {_WEIGHT: _of_mean_1(marked)})
+            loss = self.loss(minibatch, policy).total
+            total += loss.double().cpu() * int(marked.sum()) / int(held.sum())
         is_better = float(total) < self._best
         self._best = min(self._best, float(total))
         self._worse = 0 if is_better else self._worse + 1
-        return Prepared(metrics={"validation_loss": total})
+        return replace(prepared, metrics={"validation_loss": total})
 
     @property
     def is_finished(self) -> bool:
@@ -103,18 +150,7 @@ class BC(Cloning[BCConfig]):
         self._best, self._worse = float(state["best"]), int(state["worse"])
 
 
-def _rows_of(experience: Experience, rows: Tensor) -> Minibatch:
-    """Return rows ``[n] int64`` of a rollout, on the device that learns."""
-    length = len(experience["reward"])
-    fields = {
-        name: experience[name] for name in (HELD_OUT, ACTION_MASK) if name in experience.fields
-    }
-    observation, action, fields = (
-        {
-            name: leaf[:length].flatten(0, 1)[rows].to(experience.device)
-            for name, leaf in group.items()
-        }
-        for group in (experience.observation, experience.action, fields)
-    )
-    batch = Batch(observation, action, fields, experience.device)
-    return Minibatch(batch, batch.all_rows(), {})
+def _of_mean_1(marked: Tensor) -> Tensor:
+    """Return weights ``[n] float32`` of mean 1 that are 0 where ``marked [n] bool`` is False."""
+    weight = marked.float()
+    return weight / weight.mean()

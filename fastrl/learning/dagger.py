@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from fastrl.config import DAggerConfig
-from fastrl.learning.algorithm import Batch, Experience, Prepared, minibatches
-from fastrl.learning.bc import Cloning
+from fastrl.learning.algorithm import Experience, Prepared
+from fastrl.learning.bc import LEARNT, Cloning
 from fastrl.models.policy import PolicyModel
 
 
@@ -29,8 +26,6 @@ class DAgger(Cloning[DAggerConfig]):
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the number of steps with an expert's action as a metric."""
-        return Prepared(metrics={"demonstrations": torch.tensor(float(len(experience["reward"])))})
-
-    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once, shuffled."""
-        return minibatches(len(batch), self.section.minibatch_size, generator, batch.device)
+        prepared = super().prepare(experience, policy)
+        learnt = prepared.fields[LEARNT].sum().float()
+        return replace(prepared, metrics={"demonstrations": learnt})

@@ -35,8 +35,7 @@ from fastrl.models.images import has_images
 from fastrl.models.networks import RunningNormalizer
 from fastrl.models.policy import ActorCritic, PolicyModel, build_model, load_parameters, state_size
 from fastrl.shared.rollouts import Rollout
-from fastrl.spaces import flatten
-from fastrl.spec import ACTION_MASK, EnvSpec, outputs_of
+from fastrl.spec import EnvSpec, outputs_of
 from fastrl.system import existing_device, keep_freed_memory, torch_threads, usable_cores
 
 _LOGGER = logging.getLogger(__name__)
@@ -253,11 +252,6 @@ class Learner:
         """Let the current policy compute the states before each segment; load the new batch."""
         if batch.sequences is None:
             return batch
-        if not callable(getattr(self.model, "state_after", None)):
-            raise ConfigError(
-                "algorithm.recompute_states_each_epoch: "
-                f"{type(self.model).__name__} lacks the method state_after of PolicyModel"
-            )
         batch = replace(batch, sequences=batch.sequences.recomputed(batch.observation, self.model))
         self._engine.load(batch, scheduled)
         return batch
@@ -309,26 +303,7 @@ class Learner:
         return {name: self.schedules.at(name, self.steps) for name in self._algorithm.schedules}
 
     def _experience(self, rollout: Rollout) -> Experience:
-        space = self._env_spec
-        leaves = flatten(space.observation_space, rollout.observation)
-        observation, mask = space.split_mask(dict(zip(space.observation, leaves, strict=True)))
-        action = flatten(space.action_space, rollout.action)
-        fields: dict[str, Tensor] = {}
-        for name, field in rollout.fields.items():
-            if isinstance(field, Tensor):
-                fields[name] = field
-            elif name not in ("observation", "action"):
-                nested = flatten(space.observation_space, field)
-                by_path = zip(space.observation, nested, strict=True)
-                fields |= {f"{name}/{path}": leaf for path, leaf in by_path}
-        if mask is not None:
-            fields[ACTION_MASK] = mask
-        return Experience(
-            observation=observation,
-            action=dict(zip(space.action, action, strict=True)),
-            fields=fields,
-            device=self._device,
-        )
+        return Experience.of(rollout.fields, self._env_spec, self._device)
 
     def _rescaled(
         self, experience: Experience, relabelled: Mapping[str, Tensor], rollout: Rollout

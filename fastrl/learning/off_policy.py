@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import APPOConfig, ImpalaConfig
-from fastrl.learning.algorithm import Batch, Experience, Minibatch, segment_rows
+from fastrl.learning.algorithm import Batch, Experience
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
 
@@ -121,20 +121,13 @@ def _evaluated_anew(
 
     Both are where the rollout is: on the CPU, unless it was sampled on the learner's device.
     """
-    batch = experience.batch(lambda leaves: [leaf.to(experience.device) for leaf in leaves], {})
-    length = batch.sequence_length
-    segments = torch.arange(len(batch) // length, device=batch.device)
-    at_once = len(segments) if rows_at_once is None else max(1, rows_at_once // length)
-    parts = [segment_rows(each, length, batch.num_slots) for each in segments.split(at_once)]
-    found = [Minibatch(batch, rows, {}).evaluate(policy) for rows in parts]
+    batch = experience.on_device()
+    found = batch.evaluated(policy, rows_at_once)
     last = {path: leaf[-1].to(experience.device) for path, leaf in experience.observation.items()}
     if batch.sequences is None:
         last_value = policy.value(last)
     else:
         last_value = policy.value(last, state=batch.sequences.state[-1])
     there = experience["log_prob"]
-    rows = torch.cat(parts)
-    log_prob, value = (torch.cat([each[which] for each in found]) for which in (0, 2))
-    in_time = (torch.empty_like(x).index_copy(0, rows, x) for x in (log_prob, value))
-    log_prob, value = (x.view(there.shape).to(there.device) for x in in_time)
+    log_prob, value = (x.view(there.shape).to(there.device) for x in found)
     return log_prob, torch.cat([value, last_value[None].to(there.device)])

@@ -108,7 +108,8 @@ class PolicyModel(Protocol):
     def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the state ``[b, size]`` after a sequence; its arguments are those of `evaluate`.
 
-        Only ``algorithm.recompute_states_each_epoch`` needs it, and a policy with a memory.
+        A policy with a memory needs it for ``algorithm.recompute_states_each_epoch``, and to learn
+        from demonstrations.
         """
 
     def mode(

@@ -109,7 +109,8 @@ def make_plan(
         check_steps=config.faults.bad_numbers == "truncate_episode",
         outputs=LOG_PROB_AND_VALUE if is_plain else None,
         wanted_fields=config.algorithm.wanted_fields,
-        sequence_length=config.sequence_length,
+        # Samplers of algorithms have sequences of their own.
+        sequence_length=None if config.algorithm.own_sampler else config.sequence_length,
         spins=spins_of(topology, usable_cores()),
     )
 
@@ -230,21 +231,17 @@ def dataset_sampler(
     """Return a sampler of demonstrations in place of environments."""
     demonstrations = load_dataset(config, plan.env_spec)
     held_out = getattr(config.algorithm, "validation_fraction", 0.0)
-    return DatasetSampler(plan, demonstrations, held_out)
+    sequence_length = config.sequence_length if plan.schema.state_size else None
+    return DatasetSampler(plan, demonstrations, held_out, sequence_length)
 
 
 def check_sources(config: Config, plan: SamplingPlan) -> None:
     """Check what a run learns from beside environments, before it has a directory.
 
     Raises:
-        ConfigError: The dataset is missing or does not fit, or the algorithm learns no memory.
+        ConfigError: The dataset is missing or does not fit.
     """
     section = config.algorithm
-    if section.own_sampler is not None and plan.schema.state_size:
-        raise ConfigError(
-            f"algorithm.name: {section.name} learns policies without a memory; "
-            "model.recurrent must be null"
-        )
     # The learner of another algorithm reads it when it is built, which is before that, too.
     if section.needs_dataset and section.own_sampler is not None:
         path, episodes, key = named_dataset(config)

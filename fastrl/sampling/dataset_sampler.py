@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastrl.arguments import instance
-from fastrl.datasets import HELD_OUT, Demonstrations
+from fastrl.datasets import HELD_OUT, PADDING, Demonstrations
+from fastrl.datasets.streams import rollout_fields
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError
 from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.rollouts import Episodes, Rollout
-from fastrl.spaces import unflatten
 from fastrl.workers.handoff import CounterBoard
 from fastrl.workers.plan import SamplingPlan
 
@@ -27,44 +28,43 @@ _NO_EPISODES = Episodes(
 class DatasetSampler(CountingSampler):
     """Returns all demonstrations in every rollout, so that an update is an epoch.
 
-    A rollout has one slot and a row for each step, T = N and B = 1. ``episodes`` is empty, since
-    none was played. Nothing is copied between rollouts, and there is no state to resume.
+    A rollout has one slot and a row for each step, T = N and B = 1. For a policy with a memory it
+    has several, in each of which whole episodes follow each other; see
+    `fastrl.datasets.streams.rollout_fields`. It holds no states of the policy. ``episodes`` is
+    empty, since none was played. Nothing is copied between rollouts, and there is no state to
+    resume.
 
     Args:
         plan: The environment and the policy.
         demonstrations: Of the same environment.
         held_out: Share of the episodes that the field ``held_out`` marks, drawn by the run's seed:
             at least one where there are two, and never all. They do not count as steps.
+        sequence_length: L, of which T is a multiple, for a policy with a memory; None without.
 
     Raises:
         ConfigError: The demonstrations have no fields of the environment.
     """
 
     def __init__(
-        self, plan: SamplingPlan, demonstrations: Demonstrations, held_out: float = 0.0
+        self,
+        plan: SamplingPlan,
+        demonstrations: Demonstrations,
+        held_out: float = 0.0,
+        sequence_length: int | None = None,
     ) -> None:
         instance("demonstrations", demonstrations, Demonstrations)
         if demonstrations.env_spec != plan.env_spec:
             raise ConfigError("the demonstrations are not of the plan's environment")
         super().__init__(plan, CounterBoard(["dataset"]))
-        self.rollout_length = len(demonstrations)
         self._version = 0
         episodes = _drawn_episodes(len(demonstrations.lengths), held_out, plan.seed)
-        self._held_out = torch.isin(demonstrations.episode, episodes)
-        spec = plan.env_spec
-        observed = {
-            path: torch.cat([leaf, demonstrations.final_observation[path][-1:]])[:, None]
-            for path, leaf in demonstrations.observation.items()
-        }
-        acted = {path: leaf[:, None] for path, leaf in demonstrations.action.items()}
-        self._fields = {
-            "observation": unflatten(spec.observation_space, observed),
-            "action": unflatten(spec.action_space, acted),
-            "reward": demonstrations.reward[:, None],
-            "terminated": demonstrations.terminated[:, None],
-            "truncated": demonstrations.truncated[:, None],
-            HELD_OUT: self._held_out[:, None],
-        }
+        held = torch.isin(demonstrations.episode, episodes)
+        marked = replace(demonstrations, fields={HELD_OUT: held})
+        self._fields = rollout_fields(marked, sequence_length)
+        if PADDING in self._fields:
+            self._fields[HELD_OUT] &= ~self._fields[PADDING]
+        self._counted_steps = int((~held).sum())
+        self.rollout_length = len(self._fields["reward"])
 
     def start(self) -> None:
         """Do nothing; see `Sampler`."""
@@ -74,13 +74,14 @@ class DatasetSampler(CountingSampler):
         """Return all demonstrations; see `Sampler`."""
         self._check_open()
         index, self._next_rollout = self._next_rollout, self._next_rollout + 1
+        shape = self._fields["reward"].shape
         return Rollout(
             self._fields,
-            policy_version=torch.tensor([[self._version]]).expand(self.rollout_length, 1),
+            policy_version=torch.tensor([[self._version]]).expand(shape),
             episodes=_NO_EPISODES,
             index=index,
-            restarted=torch.ones(1, dtype=torch.bool),
-            counted_steps=int((~self._held_out).sum()),
+            restarted=torch.ones(shape[1], dtype=torch.bool),
+            counted_steps=self._counted_steps,
         )
 
     def get_state(self) -> State | None:

@@ -23,6 +23,7 @@ from fastrl.datasets.experts import (
     label_names,
     try_function,
 )
+from fastrl.datasets.streams import concatenated, joined_episodes, rollout_fields
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, FastrlError
@@ -43,6 +44,8 @@ from fastrl.workers.plan import SamplingPlan
 
 FOLDER = "demonstrations"
 """Directory of a run with a dataset of each rollout."""
+_EPISODE = "episode"
+"""Field ``[T, B] int64``: a number for each episode of the run."""
 
 
 class DAggerSampler(Sampler):
@@ -52,6 +55,9 @@ class DAggerSampler(Sampler):
     from: observations, the expert's actions, and rewards. Its episodes are the parts of episodes
     within that rollout. A run that resumes reads them, and drops those that are newer than its
     checkpoint.
+
+    A policy with a memory learns from whole episodes, so the parts are joined; each step has the
+    number of its episode.
 
     Args:
         sampler: Samples the mixture.
@@ -72,6 +78,9 @@ class DAggerSampler(Sampler):
         self._directory = Path(config.run_dir or ".") / FOLDER
         self._rollouts = plan.first_rollout
         self._parts: list[Demonstrations] | None = None
+        has_memory = plan.schema.state_size > 0
+        self._sequence_length = config.sequence_length if has_memory else None
+        self._kept = (_EPISODE, "truncated") if has_memory else ()
 
     def start(self) -> None:
         """Read the steps of earlier sessions and start sampling; see `Sampler`.
@@ -96,43 +105,52 @@ class DAggerSampler(Sampler):
         spec, number = self.env_spec, self._rollouts
         labels = [rollout.fields[name] for name in label_names(spec)]
         action = unflatten(spec.action_space, dict(zip(spec.action, labels, strict=True)))
-        labelled = dataclasses.replace(rollout, action=action)
+        fields = {**rollout.fields, "action": action}
+        if self._kept:
+            fields[_EPISODE] = self._numbered(rollout)
+        labelled = dataclasses.replace(rollout, fields=fields)
         with DatasetWriter(self._path(number), spec, self._bounds) as writer:
-            writer.add(fragments(spec, labelled))
+            writer.add(fragments(spec, labelled, self._kept))
         self._parts.append(self._read(number))
         self._rollouts += 1
         return self._joined(rollout, self._parts)
 
     def _joined(self, newest: Rollout, parts: Sequence[Demonstrations]) -> Rollout:
-        spec = self.env_spec
-
-        def rows(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(tensors))[:, None]
-
-        observed = {
-            # A rollout has an observation after its last step.
-            path: rows(
-                [
-                    *(part.observation[path] for part in parts),
-                    parts[-1].final_observation[path][-1:],
-                ]
-            )
-            for path in spec.observation
-        }
-        acted = {path: rows([part.action[path] for part in parts]) for path in spec.action}
-        reward = rows([part.reward for part in parts])
+        found = concatenated(parts)
+        if self._kept:
+            found = joined_episodes(found, found.fields[_EPISODE])
+        fields = rollout_fields(found, self._sequence_length)
+        shape = fields["reward"].shape
         return Rollout(
-            observation=unflatten(spec.observation_space, observed),
-            action=unflatten(spec.action_space, acted),
-            reward=reward,
-            terminated=rows([part.terminated for part in parts]),
-            truncated=rows([part.truncated for part in parts]),
-            policy_version=newest.policy_version[:1, :1].expand(len(reward), 1),
+            fields,
+            policy_version=newest.policy_version[:1, :1].expand(shape),
             episodes=newest.episodes,
             index=newest.index,
-            restarted=torch.ones(1, dtype=torch.bool),
+            restarted=torch.ones(shape[1], dtype=torch.bool),
             counted_steps=newest.num_steps,
         )
+
+    def _numbered(self, rollout: Rollout) -> Tensor:
+        """Return the number of each step's episode, ``[T, B] int64``."""
+        assert self._parts is not None
+        ended = rollout.terminated | rollout.truncated
+        length, slots = ended.shape
+        begins = torch.cat([torch.ones_like(ended[:1]), ended[:-1]])
+        going_on, first = torch.full((1, slots), -1), 0
+        if self._parts:
+            before = self._parts[-1]
+            numbers = before.fields[_EPISODE]
+            first = max(int(part.fields[_EPISODE].max()) for part in self._parts) + 1
+            if rollout.restarted is None or not rollout.restarted.all():
+                # A part holds the steps of one slot after those of the other.
+                begins[0] = (before.terminated | before.fields["truncated"])[length - 1 :: length]
+                going_on = numbers[None, length - 1 :: length]
+            if rollout.restarted is not None:
+                begins[0] |= rollout.restarted
+        new = first + begins.flatten().cumsum(0).view_as(begins) - 1
+        # Later episodes have larger numbers.
+        numbers = torch.cat([going_on.where(~begins[:1], -1), new.where(begins, -1)])
+        return numbers.cummax(0).values[1:]
 
     def _path(self, number: int) -> Path:
         return self._directory / f"rollout_{number:08d}"
@@ -140,7 +158,11 @@ class DAggerSampler(Sampler):
     def _read(self, number: int) -> Demonstrations:
         # All rollouts are read from their files, so that a resumed run learns from the same rows.
         return load_demonstrations(
-            self._path(number), self.env_spec, action_bounds=self._bounds, key=FOLDER
+            self._path(number),
+            self.env_spec,
+            action_bounds=self._bounds,
+            fields=self._kept,
+            key=FOLDER,
         )
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:

@@ -22,12 +22,18 @@ from fastrl.config import (
     PPOConfig,
 )
 from fastrl.datasets import DatasetWriter, Episode
-from fastrl.errors import ConfigError
 from fastrl.learning import Experience, Learner, build_learner
 from fastrl.learning.adversarial import Adversarial, Scorer, discriminator_loss, reward_of, sampled
 from fastrl.learning.returns import discounted_returns
 from fastrl.spec import ACTION_MASK, EnvSpec
-from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED, config_of, random_rollout
+from tests.learning.synthetic import (
+    CONTINUOUS,
+    DISCRETE,
+    NESTED,
+    config_of,
+    random_rollout,
+    remembered_rollout,
+)
 
 BOTH = pytest.mark.parametrize("section", [GAILConfig, AIRLConfig], ids=["gail", "airl"])
 POINTS = EnvSpec("points", spaces.Discrete(2), spaces.Discrete(2))
@@ -287,9 +293,29 @@ def test_airl_finds_the_next_observation_of_every_step(tmp_path):
     assert rows.is_absorbing.tolist() == [False, False, True]
 
 
-def test_airl_rejects_a_policy_with_a_memory(tmp_path):
-    with pytest.raises(ConfigError, match=r"^model\.recurrent: must be null with algorithm\.name"):
-        built(tmp_path / "data", DISCRETE, AIRLConfig(minibatch_size=128), recurrent="gru")
+def test_airl_subtracts_what_a_memory_would_do_after_the_steps_before(tmp_path):
+    lengths, section = (5, 9, 3), AIRLConfig(minibatch_size=8, sequence_length=4)
+    episodes = [episode_of(DISCRETE, length) for length in lengths]
+    learner = built(tmp_path / "d", DISCRETE, section, *episodes, recurrent="gru")
+    algorithm, model = undecided(learner), learner.model
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    rollout = with_finals(remembered_rollout(DISCRETE, model, 4))
+    with torch.no_grad():
+        own = algorithm.steps(learner._experience(rollout), model)
+        shown = algorithm._demonstrations
+        seen, taken = (leaves[""].split(lengths) for leaves in (shown.observation, shown.action))
+        expected = [
+            model.evaluate({"": x[:, None]}, {"": a[:, None]}, model.initial_state(1))[0][:, 0]
+            for x, a in zip(seen, taken, strict=True)
+        ]
+        torch.testing.assert_close(own.log_prob, rollout.log_prob.flatten())
+        torch.testing.assert_close(shown.log_prob, torch.cat(expected))
+        (rows,) = shown.parts(99, torch.device("cpu"))
+        torch.testing.assert_close(algorithm.log_odds(rows, model), -shown.log_prob)
+    for _ in range(2):
+        learner.update(rollout)
+    assert not torch.equal(algorithm._demonstrations.log_prob, shown.log_prob)
 
 
 def scorer_of(is_lipschitz: bool) -> Scorer:

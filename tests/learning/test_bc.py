@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from fastrl.config import BCConfig, Config, DatasetConfig, EnvConfig, ModelConfig
-from fastrl.datasets import load_demonstrations
+from fastrl.datasets import Demonstrations, load_demonstrations
+from fastrl.datasets.streams import rollout_fields
 from fastrl.learning import build_learner
 from fastrl.sampling.dataset_sampler import DatasetSampler
 from fastrl.spec import EnvSpec, Topology
@@ -36,6 +39,9 @@ SPECS = {
     ),
 }
 
+HELD_OUT_EPISODE = 0
+"""Of four episodes, if a quarter is held out."""
+
 
 def config_of(section, **model):
     model = {"conv_layers": ((4, 3, 2),), "conv_features": 8, "hidden_sizes": (8,), **model}
@@ -47,7 +53,7 @@ def config_of(section, **model):
     )
 
 
-def sampler_of(demonstrations, held_out=0.0, seed=0):
+def sampler_of(demonstrations, held_out=0.0, seed=0, sequence_length=None):
     plan = SamplingPlan(
         env_spec=demonstrations.env_spec,
         topology=Topology(1, 1),
@@ -57,7 +63,7 @@ def sampler_of(demonstrations, held_out=0.0, seed=0):
         build_model=lambda: torch.nn.Linear(1, 1),
         outputs={},
     )
-    return DatasetSampler(plan, demonstrations, held_out)
+    return DatasetSampler(plan, demonstrations, held_out, sequence_length)
 
 
 @pytest.fixture
@@ -126,6 +132,88 @@ def written_out(kind, head, model, action, mask):
     return tuple(sum(each) for each in zip(*parts, strict=True))
 
 
+@pytest.mark.parametrize("recurrent", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["box", "masked", "many"])
+@pytest.mark.parametrize("length", [32, 2])
+def test_a_memory_learns_the_likelihood_of_whole_episodes(length, kind, recurrent, demonstrated):
+    """In a sequence of 32 steps several episodes begin; those of 2 begin within episodes."""
+    spec, lengths = SPECS[kind], (5, 3, 6, 4)
+    found = demonstrated(spec, lengths)
+    section = BCConfig(
+        minibatch_size=1000 * length,
+        sequence_length=length,
+        entropy_coef=0.03,
+        learning_rate=1e-9,
+        optimizer_eps=1.0,
+    )
+    learner = build_learner(config_of(section, recurrent=recurrent, recurrent_size=8), spec)
+    model = learner.model
+    for parameter in model.parameters():
+        # Heads start near 0, where a wrong state would not show.
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    with sampler_of(found, 0.25, sequence_length=length) as sampler:
+        rollout = sampler.collect()
+        metrics = learner.update(rollout)
+    gradient = [parameter.grad.clone() for parameter in model.parameters()]
+
+    held = found.lengths[HELD_OUT_EPISODE].item()
+    assert rollout.num_steps == sum(lengths) - held == rollout.counted_steps
+    observation, mask = spec.split_mask(found.observation)
+    _, inputs = model._inputs(observation)
+    outputs = [model.actor_core.layers(each)[0] for each in model.actor_body(inputs).split(lengths)]
+    head = model.actor_head(torch.cat(outputs))
+    log_prob, entropy = written_out(kind, head, model, found.action, mask)
+    rows = -log_prob - 0.03 * entropy
+    is_held = found.episode == HELD_OUT_EPISODE
+    loss = rows[~is_held].mean()
+    assert math.isclose(metrics["loss"], float(loss.detach()), rel_tol=1e-5)
+    expected = float(rows[is_held].mean().detach())
+    assert math.isclose(metrics["validation_loss"], expected, rel_tol=1e-5)
+    if length < max(lengths):
+        return  # Gradients end at the beginning of a sequence.
+    expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(gradient, expected, strict=True):
+        # The value is not learnt.
+        theirs = torch.zeros_like(ours) if theirs is None else theirs
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    sequence_length=st.integers(1, 32),
+)
+def test_streams_hold_every_step_once_and_whole_episodes(lengths, sequence_length):
+    steps = torch.arange(sum(lengths))
+    episode = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    ended = torch.zeros(len(steps), dtype=torch.bool)
+    ended[torch.tensor(lengths).cumsum(0) - 1] = True
+    found = Demonstrations(
+        env_spec=SPECS["discrete"],
+        observation={"": steps[:, None].float().expand(-1, 3)},
+        action={"": steps},
+        reward=torch.zeros(len(steps)),
+        terminated=ended,
+        truncated=~ended & False,
+        final_observation={"": -torch.ones(len(lengths), 3)},
+        lengths=torch.tensor(lengths),
+        fields={"episode": episode},
+    )
+    fields = rollout_fields(found, sequence_length)
+    padding = fields["padding"]
+    assert len(padding) % sequence_length == 0
+    assert fields["action"][~padding].sort().values.equal(steps)
+    for column in range(padding.shape[1]):
+        kept = int((~padding[:, column]).sum())
+        rows, over = fields["action"][:kept, column], fields["terminated"][:kept, column]
+        assert not padding[:kept, column].any()
+        assert over[-1]
+        follows = rows[1:] == rows[:-1] + 1
+        assert (follows | over[:-1]).all()
+        assert (
+            over[:-1] | (fields["episode"][1:kept, column] == fields["episode"][: kept - 1, column])
+        ).all()
+
+
 def test_held_out_episodes_are_evaluated_and_not_learnt_from(demonstrated):
     spec = SPECS["discrete"]
     found = demonstrated(spec, (5, 3, 6, 4))
@@ -159,9 +247,10 @@ def test_every_row_is_learnt_from_once_in_an_epoch(demonstrated):
     rows = []
     with sampler_of(found) as sampler:
         rollout = sampler.collect()
-    batch = learner._experience(rollout).batch(list, {})
+    experience, algorithm = learner._experience(rollout), learner._algorithm
+    batch = experience.batch(list, algorithm.prepare(experience, learner.model).fields)
     for _ in range(2):
-        rows.append(torch.cat(list(learner._algorithm.minibatches(batch, learner._generator))))
+        rows.append(torch.cat(list(algorithm.minibatches(batch, learner._generator))))
         assert rows[-1].sort().values.tolist() == list(range(len(found)))
     assert rows[0].tolist() != rows[1].tolist()
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastrl import make_plan, make_sampler
+from fastrl import PolicyStep, TensorSpec, make_plan, make_sampler
 from fastrl.config import Config, load_config, save_config
 from fastrl.datasets import load_demonstrations
+from fastrl.envs.masked_tasks import LEFT, RIGHT
 from fastrl.errors import ConfigError
 from fastrl.training import load_policy, record_dataset, resume, train
 from fastrl.training.checkpoint import CheckpointStore
@@ -137,6 +138,135 @@ def test_a_run_that_was_killed_goes_on_as_if_it_was_not(expert, tmp_path):
     assert_same(one.state["learner"], other.state["learner"])
 
 
+@pytest.mark.parametrize("kind", ["process", "serial"])
+def test_a_memory_learns_from_episodes_that_go_on_through_rollouts(kind, tmp_path):
+    config = counting(tmp_path, ending="alternate")
+    sampler = config.sampler.model_copy(update={"kind": kind, "rollout_length": 3})
+    model = config.model.model_copy(update={"recurrent": "gru"})
+    section = config.algorithm.model_copy(update={"sequence_length": 4})
+    config = config.model_copy(update={"sampler": sampler, "model": model, "algorithm": section})
+    with make_sampler(config, make_plan(config)) as sampler:
+        state_dict = make_plan(config).build_model().state_dict()
+        for number in range(1, 8):
+            rollout = sampler.collect()
+            sampler.publish(state_dict)
+            assert (rollout.num_steps, int((~rollout.padding).sum())) == (12, 12 * number)
+    over, seen = rollout.terminated | rollout.truncated, set()
+    for column in range(rollout.padding.shape[1]):
+        kept, before = int((~rollout.padding[:, column]).sum()), None
+        for row in range(kept):
+            place = decode("vector", (rollout.observation[row, column].numpy(),))
+            assert row == kept - 1 or rollout.action[row, column] == playing.by_place(
+                rollout.observation[row, column].numpy()
+            )
+            if before is None or over[row - 1, column]:
+                assert place.step == 0
+            else:
+                assert (place.tag, place.episode, place.step) == (
+                    before.tag, before.episode, before.step + 1
+                )  # fmt: skip
+            before = place
+            seen.add(place[:3])
+    assert len(seen) == 84
+    # Of every slot only the last episode has no end.
+    assert not rollout.padding[over].all()
+
+
+class Signposted(torch.nn.Module):
+    """Turns at the end of a `MaskedTMaze` as the sign at its beginning says; learns nothing."""
+
+    def __init__(self, env_spec):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(()))
+        scalar = TensorSpec((), torch.float32)
+        self.outputs = {"log_prob": scalar, "value": scalar}
+
+    def draw_noise(self, shape, generator=None, device="cpu"):
+        return torch.zeros(*shape, 0)
+
+    def initial_state(self, n):
+        return torch.zeros(n, 1)
+
+    def act(self, observation, noise, state, mask=None):
+        value = self.value(observation, state)
+        return self.mode(observation, state, mask)._replace(
+            outputs={"log_prob": value, "value": value}
+        )
+
+    def mode(self, observation, state, mask=None):
+        state = state + observation["observation"][:, :1]
+        turn = torch.where(state[:, 0] > 0, RIGHT, LEFT)
+        return PolicyStep({"": torch.where(mask[:, LEFT], turn, mask.int().argmax(1))}, {}, state)
+
+    def value(self, observation, state):
+        return state[:, 0] * 0 + self.bias
+
+    def evaluate(self, observation, action, state=None, keep=None, mask=None):
+        like = self.bias.expand(action[""].shape)
+        return like, like, like
+
+
+def in_the_maze(path, **sections):
+    return small_run(
+        path,
+        env={"id": "MaskedTMaze-v0", "kwargs": {"length": 4}},
+        evaluation={"final_episodes": 40, "every_steps": 100_000},
+        **sections,
+    )
+
+
+@pytest.fixture(scope="module")
+def signposted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("experts") / "run"
+    model = {"class_path": f"{__name__}:Signposted"}
+    run = train(in_the_maze(path, model=model, total_steps=64))
+    assert run.outcome.evaluation.return_mean == 1
+    return path
+
+
+@pytest.mark.parametrize(("recurrent", "least", "most"), [("gru", 0.9, 1.0), (None, -0.7, 0.7)])
+def test_only_a_memory_imitates_in_the_maze(recurrent, least, most, signposted, tmp_path):
+    """With masks, by DAgger and by cloning."""
+    model = {"hidden_sizes": (16,), "recurrent": recurrent, "recurrent_size": 16}
+    cloning = {"learning_rate": 0.01, "minibatch_size": 256, "sequence_length": 16}
+    dagger = {"name": "dagger", "expert": str(signposted), "beta_rollouts": 2, **cloning}
+    sampler = {"num_envs": 16, "num_env_workers": 2, "rollout_length": 32}
+    pupil = in_the_maze(
+        tmp_path / "pupil", model=model, algorithm=dagger, sampler=sampler, total_steps=4096
+    )
+    assert least <= train(pupil).outcome.evaluation.return_mean <= most
+    record_dataset(signposted, tmp_path / "set", episodes=100)
+    clone = in_the_maze(
+        tmp_path / "clone",
+        model=model,
+        algorithm={"name": "bc", **cloning},
+        dataset={"path": str(tmp_path / "set")},
+        total_steps=20_000,
+    )
+    assert least <= train(clone).outcome.evaluation.return_mean <= most
+
+
+def test_a_resumed_memory_learns_from_the_episodes_of_one_session(signposted, tmp_path):
+    section = {"name": "dagger", "expert": str(signposted), "beta_rollouts": 3, "epochs": 2}
+
+    def run_for(name, steps):
+        return in_the_maze(
+            tmp_path / name,
+            model={"hidden_sizes": (8,), "recurrent": "gru", "recurrent_size": 8},
+            algorithm={**section, "minibatch_size": 32},
+            total_steps=steps,
+        )
+
+    train(run_for("whole", 256))
+    train(run_for("parts", 128))
+    resume(tmp_path / "parts", ["total_steps=256"])
+    whole, parts = (
+        CheckpointStore(tmp_path / name / "checkpoints").load("last") for name in ("whole", "parts")
+    )
+    assert_same(whole.model, parts.model)
+    assert_same(whole.state["learner"], parts.state["learner"])
+
+
 def test_an_expert_that_does_not_fit_is_one_line(expert, tmp_path):
     run = tmp_path / "run"
     for config, message in (
@@ -151,12 +281,6 @@ def test_an_expert_that_does_not_fit_is_one_line(expert, tmp_path):
         (
             counting(run).model_copy(update={"algorithm": run_of(run, expert).algorithm}),
             "algorithm.expert: .* is not of 'tests.counting_env:make': observation is Box",
-        ),
-        (
-            counting(run).model_copy(
-                update={"model": counting(run).model.model_copy(update={"recurrent": "gru"})}
-            ),
-            "algorithm.name: dagger learns policies without a memory",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -80,7 +80,6 @@ def test_patience_ends_a_run_before_its_last_step(leaning, tmp_path):
 def test_what_cannot_be_cloned_is_one_line(leaning, tmp_path):
     for overrides, message in (
         (["env.id=Acrobot-v1"], "dataset.path: .* is not of 'Acrobot-v1': observation is Box"),
-        (["model.recurrent=gru"], "algorithm.name: bc learns policies without a memory"),
         (["dataset.episodes=21"], "has 20 episodes; 21 expected"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -91,6 +90,10 @@ def test_what_cannot_be_cloned_is_one_line(leaning, tmp_path):
         (["dataset.id=some/set-v0"], "dataset.path: must be given, or dataset.id, and not both"),
         (["cluster={address: local}"], "cluster: must be null with algorithm.name: bc"),
         (["algorithm.validation_fraction=0"], "algorithm.patience: must be null"),
+        (
+            ["model.recurrent=gru", "algorithm.sequence_length=5"],
+            r"algorithm.minibatch_size: must be a multiple of .* \(5\), got 32",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             cloning(leaning, tmp_path / "run", *overrides)
