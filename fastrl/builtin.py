@@ -2,40 +2,21 @@
 
 from fastrl.registry import register
 
-register(
-    "algorithm", "ppo", "fastrl.learning.ppo:PPO", section="fastrl.config.algorithms:PPOConfig"
-)
-register(
-    "algorithm", "a2c", "fastrl.learning.a2c:A2C", section="fastrl.config.algorithms:A2CConfig"
-)
-register(
-    "algorithm", "appo", "fastrl.learning.appo:APPO", section="fastrl.config.algorithms:APPOConfig"
-)
-register(
-    "algorithm",
-    "impala",
-    "fastrl.learning.impala:Impala",
-    section="fastrl.config.algorithms:ImpalaConfig",
-)
-register(
-    "algorithm",
-    "gail",
-    "fastrl.learning.adversarial:GAIL",
-    section="fastrl.config.algorithms:GAILConfig",
-)
-register(
-    "algorithm",
-    "airl",
-    "fastrl.learning.adversarial:AIRL",
-    section="fastrl.config.algorithms:AIRLConfig",
-)
-register("algorithm", "bc", "fastrl.learning.bc:BC", section="fastrl.config.algorithms:BCConfig")
-register(
-    "algorithm",
-    "dagger",
-    "fastrl.learning.dagger:DAgger",
-    section="fastrl.config.algorithms:DAggerConfig",
-)
+_ALGORITHMS = {
+    "ppo": "ppo:PPO",
+    "a2c": "a2c:A2C",
+    "appo": "off_policy:APPO",
+    "impala": "off_policy:Impala",
+    "gail": "adversarial:GAIL",
+    "airl": "adversarial:AIRL",
+    "bc": "bc:BC",
+    "dagger": "dagger:DAgger",
+}
+"""Modules and classes; the section of a class has its name."""
+
+for _name, _class in _ALGORITHMS.items():
+    _section = f"fastrl.config.algorithms:{_class.partition(':')[2]}Config"
+    register("algorithm", _name, f"fastrl.learning.{_class}", section=_section)
 for _name in ("auto", "eager", "compiled", "bfloat16"):
     register("engine", _name, f"fastrl.models.inference.engines:{_name}")
 register("logger", "jsonl", "fastrl.training.metrics:JsonLines")

@@ -1,4 +1,4 @@
-"""Corrections for rollouts of an older policy: V-trace, and a bound on its age."""
+"""APPO and IMPALA: V-trace for rollouts of an older policy, and a bound on its age."""
 
 from __future__ import annotations
 
@@ -9,12 +9,61 @@ import torch
 from torch import Tensor
 
 from fastrl.config import APPOConfig, ImpalaConfig
-from fastrl.learning.algorithm import Batch, Experience
+from fastrl.learning.algorithm import Batch, Experience, Prepared
+from fastrl.learning.ppo import PPO, PolicyGradient
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
 
 POLICY_LAG = "policy_lag"
 """Field ``[T, B] int64``: updates by which the policy that acted is older than the learner's."""
+
+
+class APPO(PPO):
+    """PPO for rollouts of an older policy, with targets and advantages by V-trace.
+
+    The policy at the start of the update takes the place of the one that acted: the clip range, the
+    KL divergence and the range of values are measured from it, and its advantages are weighted by
+    its truncated probability ratio to the one that acted. That is the decoupled objective of Hilton
+    et al. 2021 (https://arxiv.org/abs/2110.00641), equation 5, whose proximal policy is the
+    learner's. Rollouts of the newest policy are learnt from as PPO does.
+    """
+
+    section_type = APPOConfig
+    section: APPOConfig
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return targets, advantages, and log-probabilities and values of the newest policy."""
+        section = self.section
+        found = corrected(experience, policy, vtrace_settings(section), section.minibatch_size)
+        # Equal to V-trace's own advantage at λ = 1, and to that of GAE on the newest policy.
+        prepared = self.prepared(experience, found.target - found.value, found.target)
+        fields = {**prepared.fields, "log_prob": found.log_prob, "value": found.value}
+        excluded = stale_fraction(experience, section.max_policy_lag)
+        return Prepared(fields, {**prepared.metrics, **excluded})
+
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield every row once that is not older than ``max_policy_lag``, shuffled."""
+        return recent(super().minibatches(batch, generator), batch, self.section.max_policy_lag)
+
+
+class Impala(PolicyGradient[ImpalaConfig]):
+    """One step along the policy gradient of V-trace over each rollout of an older policy.
+
+    Espeholt et al. 2018 (https://arxiv.org/abs/1802.01561), section 4.2.
+    """
+
+    section_type = ImpalaConfig
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return the advantages and value targets of V-trace."""
+        found = corrected(experience, policy, vtrace_settings(self.section))
+        prepared = self.prepared(experience, found.advantage, found.target)
+        excluded = stale_fraction(experience, self.section.max_policy_lag)
+        return Prepared(prepared.fields, {**prepared.metrics, **excluded})
+
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the rows that are not older than ``max_policy_lag``, all at once."""
+        return recent(super().minibatches(batch, generator), batch, self.section.max_policy_lag)
 
 
 class Corrected(NamedTuple):

@@ -9,9 +9,8 @@ import torch
 
 from fastrl.config import A2CConfig, APPOConfig, ImpalaConfig, ModelConfig, PPOConfig
 from fastrl.learning import Experience, build_learner
-from fastrl.learning.appo import APPO
-from fastrl.learning.impala import Impala
 from fastrl.learning.mlp_gradients import why_not
+from fastrl.learning.off_policy import APPO, Impala
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models import ActorCritic
 from fastrl.shared.rollouts import Rollout
