@@ -25,7 +25,6 @@ class LiveFps:
     """
 
     def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
-        self._console, self._interval_s = console, interval_s
         self._readings: Sequence[SamplerStats] = ()
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
@@ -74,12 +73,3 @@ class LiveFps:
                 break
         fps = (last - first).steps_per_s
         return Text(f"{fps:>12,.0f} frames/s   {last.frames:>14,} frames")
-
-    def _print_lines(self) -> None:
-        assert self._console is not None
-        shown = None
-        while not self._done.wait(self._interval_s):
-            line = self._line()
-            if line != shown:  # a wait is one line
-                self._console.print(line)
-            shown = line
