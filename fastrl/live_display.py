@@ -7,20 +7,24 @@ import os
 import signal
 import termios
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.text import Text
 
 from fastrl.arguments import instance
 
 _SPINS_PER_S = 12.5
 _NOTEBOOK_WIDTH = 100
 _NOTEBOOK_REFRESH_S = 0.25
+FIRST_LINE_S, _EVERY_S = 2.0, 10.0
+"""Where nothing can be redrawn: after how long a wait becomes a line, and how often it changes."""
 _LOCAL_MODES = 3
 """Index of the local modes in the attributes of a terminal."""
 _FAILURES = (OSError, ValueError, termios.error)
@@ -75,7 +79,75 @@ class LiveDisplay(Live):
             super().stop()
 
 
-class NotebookDisplay:
+class _InThread:
+    """What a thread shows, until it is stopped."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start showing."""
+        thread = threading.Thread(target=self._run, name="display", daemon=True)
+        with suppress(RuntimeError):  # the system has no thread left; the work matters more
+            thread.start()
+            self._thread = thread
+
+    def stop(self) -> None:
+        """Stop showing."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop showing."""
+        self.stop()
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Show until it is done."""
+
+
+class LineDisplay(_InThread):
+    """Plain lines where nothing can be redrawn: what is shown, each time that it has changed.
+
+    Args:
+        console: Where to.
+        shown: Returns the line; called in another thread.
+        first_s: Time until the first line. What ends before leaves none.
+        every_s: Time between later lines.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        shown: Callable[[], object],
+        first_s: float = FIRST_LINE_S,
+        every_s: float = _EVERY_S,
+    ) -> None:
+        super().__init__()
+        self._console, self._shown = console, shown
+        self._first_s, self._every_s = first_s, every_s
+
+    def _run(self) -> None:
+        last, wait_s = "", self._first_s
+        while not self._done.wait(wait_s):
+            line, wait_s = str(self._shown()), self._every_s
+            if line == last:
+                continue
+            last = line
+            try:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            except OSError:  # the terminal or the reader of a pipe is gone
+                return
+
+
+class NotebookDisplay(_InThread):
     """A display in the output of a notebook's cell, as HTML that is replaced.
 
     It needs no widgets, so it works in every notebook.
@@ -85,9 +157,8 @@ class NotebookDisplay:
     """
 
     def __init__(self, shown: Callable[[], RenderableType]) -> None:
+        super().__init__()
         self._shown = shown
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
         self._handle: Any = None
 
     def start(self) -> None:
@@ -95,27 +166,15 @@ class NotebookDisplay:
         from IPython.display import display
 
         self._handle = display(self._drawn(), raw=True, display_id=True)
-        self._thread = threading.Thread(target=self._redraw, name="display", daemon=True)
-        self._thread.start()
+        super().start()
 
     def stop(self) -> None:
         """Erase the display."""
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+        super().stop()
         if self._handle is not None:
             self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
 
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Erase the display."""
-        self.stop()
-
-    def _redraw(self) -> None:
+    def _run(self) -> None:
         last = None
         while not self._done.wait(_NOTEBOOK_REFRESH_S):
             if (drawn := self._drawn()) != last:
@@ -143,14 +202,16 @@ def display_on(
     refresh_per_second: float = 4,
     *,
     handles_sigterm: bool = True,
-) -> LiveDisplay | NotebookDisplay | None:
-    """Return a display for a terminal or a notebook; None where lines must do.
+    lines_s: tuple[float, float] | None = None,
+) -> LiveDisplay | NotebookDisplay | LineDisplay | None:
+    """Return a display for a terminal or a notebook; elsewhere one of lines, or None.
 
     Args:
         console: Where to; None for nowhere.
         shown: As for `LiveDisplay`.
         refresh_per_second: On a terminal.
         handles_sigterm: As for `LiveDisplay`.
+        lines_s: ``first_s`` and ``every_s`` of a `LineDisplay`; None for no lines.
 
     Raises:
         ArgumentError: ``console`` is something else.
@@ -158,30 +219,45 @@ def display_on(
     check_console(console)
     if console is not None and console.is_terminal:
         return LiveDisplay(console, shown, refresh_per_second, handles_sigterm=handles_sigterm)
-    return NotebookDisplay(shown) if console is not None and console.is_jupyter else None
+    if console is not None and console.is_jupyter:
+        return NotebookDisplay(shown)
+    return None if console is None or lines_s is None else LineDisplay(console, shown, *lines_s)
 
 
 @contextmanager
 def waiting(
     console: Console | None, text: str, *, handles_sigterm: bool = False
-) -> Iterator[Spinner | None]:
-    """Show on a terminal or in a notebook what is waited for; erased at the end.
+) -> Iterator[Callable[[str], None]]:
+    """Show what is waited for: erased at the end, or as a line if it takes more than two seconds.
 
     Args:
-        console: Where to; nowhere if None, or if lines must do.
+        console: Where to; nowhere if None.
         text: What is waited for.
         handles_sigterm: See `LiveDisplay`.
 
     Yields:
-        The spinner, whose text may be updated; None where nothing is shown.
+        A function to call with another text; a no-op where nothing is shown.
     """
-    spinner = Spinner("dots", text, style="status.spinner")
-    display = display_on(console, lambda: spinner, _SPINS_PER_S, handles_sigterm=handles_sigterm)
-    if display is None:
-        yield None
-        return
-    with display:
-        yield spinner
+    shown = _Waiting(text)
+    display = display_on(
+        console,
+        lambda: shown,
+        _SPINS_PER_S,
+        handles_sigterm=handles_sigterm,
+        lines_s=(FIRST_LINE_S, _EVERY_S),
+    )
+    with display or nullcontext():
+        yield lambda text: shown.update(text=Text(text))
+
+
+class _Waiting(Spinner):
+    """A spinner, which is its text where nothing can be drawn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("dots", Text(text), style="status.spinner")
+
+    def __str__(self) -> str:
+        return str(self.text)
 
 
 @contextmanager

@@ -142,7 +142,10 @@ CALLS = {
     "ActorCritic, config": lambda odd: fastrl.ActorCritic(SPEC, odd),
     "build_learner": lambda odd: fastrl.build_learner(odd, SPEC),
     "build_learner, env_spec": lambda odd: fastrl.build_learner(CONFIG, odd),
-    "build_learner, model": lambda odd: fastrl.build_learner(CONFIG, SPEC, odd),
+    # None, the default, would compile gradients: a minute on a busy machine.
+    "build_learner, model": lambda odd: fastrl.build_learner(
+        CONFIG, SPEC, 0 if odd is None else odd
+    ),
     "train": fastrl.train,
     "train, name": lambda odd: fastrl.train(ABSENT, name=odd),
     "train, console": lambda odd: fastrl.train(ABSENT, console=odd),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import termios
 import textwrap
+import threading
 import time
 import types
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fastrl.live_display import LineDisplay, waiting
 from fastrl.training.progress import Progress, watched_episodes
 from tests.terminal import Terminal
 
@@ -144,6 +147,49 @@ def test_progress_is_drawn_in_a_notebook_and_erased(notebook):
     assert "2,500 / 10,000" in second["text/plain"]
     assert second["text/html"].startswith("<pre>")
     assert last == {"text/html": "", "text/plain": ""}
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_long_wait_is_lines_in_a_pipe_and_a_short_one_is_nothing(monkeypatch):
+    out = io.StringIO()
+    with waiting(Console(file=out), "short …"):
+        pass
+    monkeypatch.setattr("fastrl.live_display.FIRST_LINE_S", 0.01)
+    monkeypatch.setattr("fastrl.live_display._EVERY_S", 0.01)
+    with waiting(Console(file=out), "building [1] …") as say:
+        until(lambda: "building" in out.getvalue())
+        say("1 of 2 …")
+        until(lambda: "1 of 2" in out.getvalue())
+    assert out.getvalue() == "building [1] …\n1 of 2 …\n"
+
+
+def test_lines_whose_reader_is_gone_end():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError("gone")
+
+    calls = []
+    with LineDisplay(Console(file=Gone()), lambda: calls.append(0) or len(calls), 0.001, 0.001):
+        until(lambda: calls)
+        time.sleep(0.05)
+    assert len(calls) == 1
+
+
+def test_nothing_is_shown_where_no_thread_can_be_started(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    out = io.StringIO()
+    with LineDisplay(Console(file=out), lambda: "never"):
+        pass
+    assert out.getvalue() == ""
 
 
 def test_evaluation_is_watched_in_a_notebook(notebook):

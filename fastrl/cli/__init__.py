@@ -41,7 +41,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Samples experience at the speed the machine allows, and trains A2C and PPO on it.",
+    help="Trains policies on gymnasium environments, at the speed the machine allows.",
     add_completion=False,  # `completion` is a command, without options that each help would list
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,7 @@ _LITTLE_MEMORY, _LITTLE_DISK = 1 * _GIB, 2**28
 _FEW_DESCRIPTORS = 512
 _BUSY = 0.25
 """Share of the cores that others use."""
+_WAITS = {"workers": "checking workers; the first time this compiles …"}
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,23 @@ class Diagnosis:
         )
 
 
-def diagnoses() -> Iterator[Diagnosis]:
-    """Yield the diagnoses of all checks; a check that raises is one that fails."""
+def diagnoses(
+    waiting: Callable[[str], AbstractContextManager[object]],
+) -> Iterator[Diagnosis]:
+    """Yield the diagnoses of all checks; a check that raises is one that fails.
+
+    Args:
+        waiting: Returns a context in which a text shows what is waited for.
+    """
     for check in _CHECKS:
         about = check.__name__.removeprefix("_").replace("_", " ")
-        try:
-            yield from check(about)
-        except Exception as error:  # the machine's failures have any type, and are what is wanted
-            yield Diagnosis("fails", about, cause(error))
+        found: list[Diagnosis] = []
+        with waiting(_WAITS.get(about, f"checking {about} …")):
+            try:
+                found += check(about)
+            except Exception as error:  # the machine's failures have any type, and are wanted
+                found.append(Diagnosis("fails", about, cause(error)))
+        yield from found
 
 
 def _versions(about: str) -> Iterator[Diagnosis]:

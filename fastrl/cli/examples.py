@@ -1,4 +1,8 @@
-"""Examples of each command, which its `--help` shows."""
+"""Examples of each command, which its `--help` shows.
+
+They can be tried one after the other in a checkout: runs and datasets that they name are made by
+those of `train`, `record` and `push`.
+"""
 
 from __future__ import annotations
 
@@ -24,38 +28,38 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("fastrl doctor", "fastrl doctor --json"),
     "envs": ("fastrl envs", "fastrl envs CartPole", "fastrl envs --all"),
     "eval": (
-        "fastrl eval runs/reach --episodes 20",
-        "fastrl eval reach --checkpoint last --sampled --seed 3",
+        "fastrl eval runs/first --episodes 20",
+        "fastrl eval first --checkpoint last --sampled --seed 3",
     ),
     "export": (
-        "fastrl export reach --format torchscript",
-        "fastrl export reach --format onnx --output reach.onnx",
+        "fastrl export first --format torchscript",
+        "fastrl export first --format onnx --output cartpole.onnx",
     ),
     "new": ("fastrl new my_project",),
     "play": (
-        "fastrl play reach",
+        "fastrl play first",
         "fastrl play CartPole-v1 --record datasets/by_hand",
-        "fastrl play reach --page",
+        "fastrl play first --page",
     ),
     "plot": (
-        "fastrl plot reach reach-2 --output curves.png",
-        "fastrl plot reach --metric explained_variance",
+        "fastrl plot first second --output curves.png",
+        "fastrl plot first --metric explained_variance",
     ),
     "plugins": ("fastrl plugins",),
     "pull": (
-        "fastrl pull someone/reach",
-        "fastrl pull ./shared/reach runs/theirs",
+        "fastrl pull ./shared/first runs/theirs",
+        "fastrl pull someone/cartpole",
     ),
     "push": (
-        "fastrl push reach someone/reach --private",
-        "fastrl push runs/reach ./shared/reach --checkpoint last",
+        "fastrl push runs/first ./shared/first --checkpoint last",
+        "fastrl push first someone/cartpole --private",
     ),
     "record": (
-        "fastrl record reach",
-        "fastrl record reach --video reach.gif --episodes 3",
-        "fastrl record reach --dataset datasets/reach --episodes 100",
+        "fastrl record first",
+        "fastrl record first --video cartpole.gif --episodes 3",
+        "fastrl record first --dataset datasets/cartpole --episodes 20",
     ),
-    "resume": ("fastrl resume reach", "fastrl resume reach total_steps=2e6"),
+    "resume": ("fastrl resume first total_steps=2e5", "fastrl resume runs/second total_steps=2e5"),
     "sweep": (
         "fastrl sweep configs/cartpole_ppo.yaml --seeds 0:5",
         "fastrl sweep --env CartPole-v1 --over algorithm.gamma=0.98,0.99 --seeds 0:3 --jobs 2",
@@ -68,13 +72,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "fastrl train CartPole-v1 total_steps=100_000",
         "fastrl train configs/cartpole_ppo.yaml --name first seed=1",
+        "fastrl train configs/cartpole_ppo.yaml --name second seed=2",
         "fastrl train CartPole-v1 sampler=auto",
     ),
     "tune": (
         "fastrl tune CartPole-v1 --budget 60s",
         "fastrl tune configs/cartpole_ppo.yaml --objective train_fps --write",
     ),
-    "watch": ("fastrl watch", "fastrl watch reach reach-2", "fastrl watch runs --terminal"),
+    "watch": ("fastrl watch", "fastrl watch first second", "fastrl watch runs --terminal"),
 }
 """By the command's name."""
 

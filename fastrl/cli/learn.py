@@ -191,10 +191,12 @@ def sweep(
         from fastrl.sweeps.sweep_plan import make_grid
 
     grid = make_grid(seeds, over or ())
-    plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
-    running = Sweep(plan, directory, jobs)
+    with show_wait("building the environment …"):
+        plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
+        running = Sweep(plan, directory, jobs)
     note(str(running))
-    report = running.run(lambda trial: note(str(trial)), command_line())
+    with show_wait("training; each trial that ends is a line …"):
+        report = running.run(lambda trial: note(str(trial)), command_line())
     show_tables(report.to_rich())
     if json_file is not None:
         write_json(report.to_dict(), json_file)
@@ -498,7 +500,9 @@ def push(
     with loading():
         from fastrl.training import push_run
 
-    write(push_run(run, repo, checkpoint=checkpoint, private=private))
+    with show_wait("sharing …"):
+        where = push_run(run, repo, checkpoint=checkpoint, private=private)
+    write(where)
 
 
 def pull(
@@ -522,7 +526,8 @@ def pull(
         from fastrl.training.run_directory import read_config
         from fastrl.training.trust import named_code
 
-    path = pull_run(repo, directory, revision=revision)
+    with show_wait("copying …"):
+        path = pull_run(repo, directory, revision=revision)
     write(str(path))
     if named := named_code(read_config(path)):
         note(f"it imports {', '.join(named)}: read that code before you use the run with --trust")

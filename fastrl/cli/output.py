@@ -28,7 +28,7 @@ def progress_console() -> Console:
 
 
 def show_wait(text: str, *, handles_sigterm: bool = False) -> AbstractContextManager[object]:
-    """Show on a terminal what is waited for; see `fastrl.live_display.waiting`."""
+    """Show what is waited for; see `fastrl.live_display.waiting`."""
     from fastrl.live_display import waiting
 
     return waiting(progress_console(), text, handles_sigterm=handles_sigterm)

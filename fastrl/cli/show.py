@@ -17,7 +17,7 @@ from fastrl.cli.inputs import (
     path_of,
     split_arguments,
 )
-from fastrl.cli.output import loading, note, write, write_json
+from fastrl.cli.output import loading, note, show_wait, write, write_json
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -35,15 +35,18 @@ def config(
     ] = False,
 ) -> None:
     """Print a configuration as it will be used: bases and overrides merged, defaults filled in."""
-    with loading(imports_torch=False):
+    with show_wait("loading …"):
         from fastrl.config import config_schema, config_to_yaml, load_config, resolved
 
+        if schema:
+            described = config_schema()
+        else:
+            found = load_config(*split_arguments(arguments, env))
+            found = resolved(found) if resolve else found
     if schema:
-        write_json(config_schema())
+        write_json(described)
         return
-    path, overrides = split_arguments(arguments, env)
-    found = load_config(path, overrides)
-    write(config_to_yaml(resolved(found) if resolve else found).rstrip("\n"))
+    write(config_to_yaml(found).rstrip("\n"))
 
 
 def dataset(
@@ -65,7 +68,8 @@ def dataset(
 
     if picture is not None:
         check_picture(picture)
-    found = summarize(path)
+    with show_wait("reading …"):
+        found = summarize(path)
     show_tables(found.to_rich())
     if picture is not None:
         found.draw(picture)
@@ -139,6 +143,7 @@ def envs(
         from fastrl.cli.consoles import show_tables
         from fastrl.envs.catalogue import list_environments
 
+    with show_wait("building environments …"):
         found = list_environments(pattern)
     usable = [listing for listing in found if not listing.problem]
     if not found or not (usable or everything):
@@ -168,10 +173,11 @@ def doctor(
 
     Samples a few steps in a worker process. The exit code is 1 if something fails, else 0.
     """
-    from fastrl.cli.checks import diagnoses
+    with loading(imports_torch=as_json):
+        from fastrl.cli.checks import diagnoses
 
     found = []
-    for diagnosis in diagnoses():
+    for diagnosis in diagnoses(show_wait):
         found.append(diagnosis)
         if not as_json:
             write(str(diagnosis))
@@ -198,13 +204,15 @@ def new(
 
 def plugins() -> None:
     """List what configurations can choose by name, and its source."""
-    from rich.table import Table
+    with loading(imports_torch=False):
+        from rich.table import Table
 
-    from fastrl import registry
-    from fastrl.cli.consoles import show_tables
+        from fastrl import registry
+        from fastrl.cli.consoles import show_tables
 
     table = Table("kind", "name", "source", box=None, pad_edge=False)
-    found, broken = registry.entries(), registry.broken()
+    with show_wait("looking for plug-ins …"):
+        found, broken = registry.entries(), registry.broken()
     if broken:
         table.add_column("problem", no_wrap=True)
     for entry in found:

@@ -18,7 +18,7 @@ from fastrl.cli.inputs import (
     option,
     split_arguments,
 )
-from fastrl.cli.output import loading, note, progress_console, write_json
+from fastrl.cli.output import loading, note, progress_console, show_wait, write_json
 from fastrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ def tune(
     name = study_name(config, options)
     # An unusable file is an error where the user named it, and a remark for the user's cache.
     kept = Study(study, name, fresh=fresh) if study else cached_study(name, note, fresh=fresh)
-    with Tuning(config, options, kept, _Lines(), command) as tuning:
+    wait = show_wait(f"tuning {config.env.id} …")
+    with wait, Tuning(config, options, kept, _Lines(), command) as tuning:
         try:
             report = tuning.run()
         except KeyboardInterrupt:

@@ -273,9 +273,10 @@ def run_throughput(
         raise ConfigError(f"training is measured with a policy and on this machine, not {problem}")
     if not random_actions:
         check_model_class(config.model)
-    plan = make_plan(config, random_actions=random_actions)
-    policy = "random" if random_actions else policy_name(config, plan)
     with LiveFps(console) as live:
+        with live.showing("building the environment …"):
+            plan = make_plan(config, random_actions=random_actions)
+            policy = "random" if random_actions else policy_name(config, plan)
         test = _Test(protocol, live, with_limit)
         columns: dict[str, Column] = {}
         if train is not None:
@@ -285,7 +286,8 @@ def run_throughput(
         if train is not None:
             columns["policy"] = Column(config.sampler.mode, found)
             train = train.for_throughput()
-            training = Training(train, plan.env_spec, with_limit=with_limit)
+            with live.showing("building the learner; the first time this compiles …"):
+                training = Training(train, plan.env_spec, with_limit=with_limit)
             trained, _ = test.measured(train, plan, training)
             columns["training"] = Column(train.sampler.mode, trained)
     return Report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -10,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from fastrl.live_display import LiveDisplay, NotebookDisplay, display_on
+from fastrl.live_display import display_on
 from fastrl.sampling.sampler import SamplerStats
 
 _SPAN_NS = 1e9
@@ -26,13 +25,10 @@ class LiveFps:
     """
 
     def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
-        self._console, self._interval_s = console, interval_s
         self._readings: Sequence[SamplerStats] = ()
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
-        self._done = threading.Event()
-        self._live: LiveDisplay | NotebookDisplay | None = None
-        self._thread: threading.Thread | None = None
+        self._display = display_on(console, self._line, lines_s=(interval_s, interval_s))
 
     def watch(
         self, readings: Sequence[SamplerStats], starting: Callable[[], str] | None = None
@@ -56,21 +52,14 @@ class LiveFps:
 
     def __enter__(self) -> Self:
         """Start showing."""
-        self._live = display_on(self._console, self._line)
-        if self._live is not None:
-            self._live.start()
-        elif self._console is not None:
-            self._thread = threading.Thread(target=self._print_lines, daemon=True)
-            self._thread.start()
+        if self._display is not None:
+            self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop showing."""
-        self._done.set()
-        if self._live is not None:
-            self._live.stop()
-        if self._thread is not None:
-            self._thread.join()
+        if self._display is not None:
+            self._display.stop()
 
     def _line(self) -> Text:
         if self._instead:
@@ -84,12 +73,3 @@ class LiveFps:
                 break
         fps = (last - first).steps_per_s
         return Text(f"{fps:>12,.0f} frames/s   {last.frames:>14,} frames")
-
-    def _print_lines(self) -> None:
-        assert self._console is not None
-        shown = None
-        while not self._done.wait(self._interval_s):
-            line = self._line()
-            if line != shown:  # a wait is one line
-                self._console.print(line)
-            shown = line

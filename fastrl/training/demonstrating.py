@@ -20,9 +20,10 @@ from fastrl.datasets.episodes import EpisodeCutter
 from fastrl.datasets.experts import FunctionPolicy, MostProbable, try_function
 from fastrl.errors import ConfigError
 from fastrl.imports import import_object
+from fastrl.live_display import waiting
 from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.sampling import env_factory, make_plan, make_sampler
-from fastrl.training.progress import watched_episodes
+from fastrl.training.progress import BUILDING, watched_episodes
 from fastrl.training.run import opened_run
 from fastrl.training.saver import load_model
 from fastrl.workers.plan import SamplingPlan
@@ -72,7 +73,7 @@ def record_dataset(
         seed: Of environments and actions; by default that of the run's evaluations.
         checkpoint: As for `evaluate_run`.
         trust: As for `evaluate_run`.
-        console: Where to show progress, if it is a terminal; nowhere by default.
+        console: Where to show progress; nowhere by default.
 
     Raises:
         ConfigError: There is no such run, it would import code that this user has not trusted, the
@@ -82,16 +83,17 @@ def record_dataset(
         WorkerError: A worker failed.
     """
     check_new_dataset(path)
-    _, config, found = opened_run(run, checkpoint, trust)
-    if deterministic is None:
-        deterministic = config.evaluation.deterministic
-    about = {"algorithm_name": f"{config.algorithm.name}, {found.name}"}
-    config = _for_recording(config, episodes, seed)
-    plan = make_plan(config)
-    build = plan.build_model
-    assert build is not None
-    model: PolicyModel = build()
-    load_model(model, found)
+    with waiting(console, BUILDING):
+        _, config, found = opened_run(run, checkpoint, trust)
+        about = {"algorithm_name": f"{config.algorithm.name}, {found.name}"}
+        if deterministic is None:
+            deterministic = config.evaluation.deterministic
+        config = _for_recording(config, episodes, seed)
+        plan = make_plan(config)
+        build = plan.build_model
+        assert build is not None
+        model: PolicyModel = build()
+        load_model(model, found)
     if deterministic and _is_sharpened(model):
         plan = dataclasses.replace(plan, build_model=lambda: _sharpened(build()))
     elif deterministic:
@@ -133,9 +135,10 @@ def record_function(
     if not callable(function):
         raise ConfigError(f"--policy: '{policy}' must be a function")
     config = _for_recording(config, episodes, seed)
-    plan = make_plan(config)
-    env_spec, bounds = plan.env_spec, config.env.action_bounds
-    try_function(function, f"--policy: '{policy}'", env_factory(config), env_spec, bounds)
+    with waiting(console, BUILDING):
+        plan = make_plan(config)
+        env_spec, bounds = plan.env_spec, config.env.action_bounds
+        try_function(function, f"--policy: '{policy}'", env_factory(config), env_spec, bounds)
 
     def build() -> PolicyModel:
         return FunctionPolicy(env_spec, function, bounds)
@@ -198,7 +201,7 @@ def _record(
     cutter = EpisodeCutter(spec, plan.topology.num_envs, episodes, fields)
     returns: list[float] = []
     lengths: list[int] = []
-    waiting: list[Episode] = []
+    unwritten: list[Episode] = []
     with (
         watched_episodes(console, episodes) as watch,
         DatasetWriter(path, spec, config.env.action_bounds, about) as writer,
@@ -208,11 +211,11 @@ def _record(
                 for episode in cutter.add(sampler.collect()):
                     returns.append(float(episode.reward.sum(dtype=np.float64)))
                     lengths.append(len(episode))
-                    waiting.append(episode)
-                if sum(each.num_bytes for each in waiting) >= _BUFFERED_BYTES:
-                    writer.add(waiting)
-                    waiting.clear()
+                    unwritten.append(episode)
+                if sum(each.num_bytes for each in unwritten) >= _BUFFERED_BYTES:
+                    writer.add(unwritten)
+                    unwritten.clear()
                 watch(len(lengths), sum(lengths))
-        writer.add(waiting)
+        writer.add(unwritten)
     wall_s = time.perf_counter() - began_s
     return RecordedDataset(Path(path), np.array(returns), np.array(lengths), wall_s)

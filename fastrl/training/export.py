@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
@@ -173,19 +174,25 @@ def _onnx(actor: _Actor, policy: TrainedPolicy) -> bytes:
     examples, spec = _tensors(policy, 2), policy.env_spec
     state = policy.initial_state(1)
     has_memory = state is not None
-    program = torch.onnx.export(
-        actor,
-        examples,
-        input_names=[
-            ACTION_MASK if name == f"observation/{spec.action_mask}" else name
-            for name in _names("observation", spec.observation)
-        ]
-        + ["state"] * has_memory,
-        output_names=_names("action", spec.action) + ["next_state"] * has_memory,
-        dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in examples),),
-        dynamo=True,
-        verbose=False,
-    )
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # it warns that torchvision is not installed
+    try:
+        program = torch.onnx.export(
+            actor,
+            examples,
+            input_names=[
+                ACTION_MASK if name == f"observation/{spec.action_mask}" else name
+                for name in _names("observation", spec.observation)
+            ]
+            + ["state"] * has_memory,
+            output_names=_names("action", spec.action) + ["next_state"] * has_memory,
+            dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in examples),),
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        logger.setLevel(before)
     assert program is not None
     model = program.model_proto
     if state is not None:

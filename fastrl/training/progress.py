@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,15 +15,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastrl.live_display import display_on, waiting
+from fastrl.live_display import FIRST_LINE_S, LineDisplay, display_on, waiting
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import Row
-from fastrl.workers.descent import start_thread
 
 _REFRESHES_PER_S = 4
 _LOSSES = ("loss", "policy_loss", "value_loss", "entropy")
 _HEALTH = ("approx_kl", "clip_fraction", "explained_variance", "learning_rate")
 _UNKNOWN = "-:--:--"
+BUILDING = "building the environment …"
 
 
 class Progress:
@@ -46,15 +45,15 @@ class Progress:
         self._limits: Mapping[str, float] = {}
         self._evaluation = ""
         self._activity: Callable[[], str] = lambda: "starting workers …"
-        self._begun = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._lines: LineDisplay | None = None
+        self._has_begun = False
         self._steps = 0
         self._live = display_on(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
         """Set how many steps were learnt from; cheap enough for every update."""
         self._steps = steps
-        if not self._begun.is_set():
+        if not self._has_begun:
             self._end_start()
 
     def show(self, row: Row, limits: Mapping[str, float] | None = None) -> None:
@@ -97,8 +96,12 @@ class Progress:
             starting: Returns it in words; may be called in another thread.
         """
         self._activity = starting
-        if self._live is None and self._console is not None:
-            self._thread = start_thread("progress", self._print_start, starting)
+        if self._live is None and self._console is not None and self._lines is None:
+            first_s = min(FIRST_LINE_S, self._every_s)
+            self._lines = LineDisplay(
+                self._console, lambda: self._activity(), first_s, self._every_s
+            )
+            self._lines.start()
 
     def remark(self, line: str) -> None:
         """Print a line that stays, above the panel where there is one."""
@@ -128,16 +131,12 @@ class Progress:
             self._printed_s = now_s
         return is_due
 
-    def _print_start(self, starting: Callable[[], str]) -> None:
-        while not self._begun.wait(self._every_s):
-            self._print(starting())
-
     def _end_start(self) -> None:
+        self._has_begun = True
+        if self._lines is not None:
+            self._lines.stop()
+            self._lines = None
         self._activity = lambda: ""
-        self._begun.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def _print(self, line: str) -> None:
         if self._live is None:
@@ -225,20 +224,20 @@ def estimate(episodes: int) -> Callable[[int, int], str]:
 def watched_episodes(
     console: Console | None, episodes: int
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of an evaluation on a terminal or in a notebook.
+    """Show the progress of an evaluation; see `fastrl.live_display.waiting`.
 
     Yields:
         A function to call with the number of episodes and of steps played, as often as you like.
     """
     progress_after, shown_s = estimate(episodes), -math.inf
-    with waiting(console, "building environments …") as spinner:
+    with waiting(console, "building environments …") as say:
 
         def watch(done: int, steps: int) -> None:
             nonlocal shown_s
             now_s = time.perf_counter()
-            if spinner is not None and now_s - shown_s >= 1 / _REFRESHES_PER_S:
+            if now_s - shown_s >= 1 / _REFRESHES_PER_S:
                 shown_s = now_s
-                spinner.update(text=progress_after(done, steps))
+                say(progress_after(done, steps))
 
         yield watch
 

@@ -67,6 +67,9 @@ def remarks(
             f"algorithm.minibatch_size ({algorithm.minibatch_size:,}) is more than the "
             f"{transitions:,} transitions of a rollout: every epoch is one gradient step"
         )
+    has_own_loss = algorithm.import_path is not None  # and may read them
+    if config.dataset is not None and not (algorithm.needs_dataset or has_own_loss):
+        yield f"dataset has no effect: {algorithm.name} learns from no demonstrations"
     yield from _statistics(env_spec)
     if trained_with is not None:
         yield from _changes(trained_with, config)

@@ -26,7 +26,7 @@ from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointSt
 from fastrl.training.coordination import require_alike, together
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.export import SUFFIXES, export
-from fastrl.training.progress import watched_episodes
+from fastrl.training.progress import BUILDING, watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
     RunDirectory,
@@ -50,7 +50,7 @@ from fastrl.training.trust import require_trust
 from fastrl.workers.descent import without_hangups
 
 _LOGGER = logging.getLogger(__name__)
-_BUILDING = "building the environment …"
+_BUILDING_ALL = "building environment and learner; the first time this compiles …"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _train(
         require_alike(ranks, config)
         if ranks.leads:
             check_new_run(config, name)
-        with waiting(console, _BUILDING):
+        with waiting(console, _BUILDING_ALL):
             session = TrainingSession(config, console=console, callbacks=callbacks, ranks=ranks)
         run: RunDirectory | None = None
         if ranks.leads:
@@ -229,7 +229,7 @@ def _resume(
             config = resolved(config)
         require_alike(ranks, config)
         trained_with = None if start is None else before
-        with waiting(console, _BUILDING):
+        with waiting(console, _BUILDING_ALL):
             session = TrainingSession(config, start, console, trained_with, callbacks, ranks)
         if directory is not None:
             directory.write_config(config)
@@ -318,14 +318,14 @@ def evaluate_run(
         checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
             there is one, else the last.
         trust: As for `resume`.
-        console: Where to show progress, if it is a terminal; nowhere by default.
+        console: Where to show progress; nowhere by default.
 
     Raises:
         ConfigError: There is no such run, or it would import code that this user has not trusted.
         CheckpointError: The checkpoint is missing, damaged or foreign.
         EnvError: The environment cannot be built, or broke its contract.
     """
-    with waiting(console, _BUILDING):
+    with waiting(console, BUILDING):
         _, config, found = opened_run(run, checkpoint, trust)
         factory, env_spec, model = _policy(config, found)
     protocol = _protocol(config, episodes, deterministic, seed)

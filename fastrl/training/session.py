@@ -217,6 +217,7 @@ class TrainingSession:
         if rollout.index == 0:
             for remark in coarse_observations(rollout.observation, self._plan.env_spec):
                 self._progress.remark(remark)
+            self._progress.watch_start(lambda: "first update …")
         rollout = self._extensions.transformed(rollout)
         self._call("on_rollout", rollout)
         return rollout

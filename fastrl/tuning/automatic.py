@@ -15,7 +15,7 @@ from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
 from fastrl.config.models import MachineConfig
 from fastrl.errors import FastrlError
-from fastrl.live_display import check_console
+from fastrl.live_display import check_console, waiting
 from fastrl.training.session import check_named_code
 from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
 from fastrl.tuning.tune import tuned_here
@@ -57,9 +57,10 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
     check_named_code(config)
     sampler = config.sampler.model_copy(update={"tune_s": None})
     config = config.model_copy(update={"sampler": sampler})
-    if config.cluster is not None and config.cluster.mode == "rollouts":
-        return _tuned_machines(config, budget_s, say, fresh=fresh)
-    best = tuned_here(config, budget_s, say, fresh=fresh)
+    with waiting(console, f"tuning for up to {budget_s:g} s …"):
+        if config.cluster is not None and config.cluster.mode == "rollouts":
+            return _tuned_machines(config, budget_s, say, fresh=fresh)
+        best = tuned_here(config, budget_s, say, fresh=fresh)
     return config if best is None else with_candidate(config, best)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from fastrl import imports, registry
 from fastrl.cli import checks, main
+from fastrl.cli.checks import Diagnosis
 from fastrl.errors import FastrlError
 from fastrl.shared import memory
 
@@ -29,6 +31,23 @@ def test_machine_that_runs_the_tests_is_in_order(capsys):
     levels = {line.split()[0] for line in lines}
     assert {"ok"} <= levels <= {"ok", "slow", "missing"}
     assert any(line.startswith("ok      workers          sampled a rollout in ") for line in lines)
+
+
+def test_each_line_is_shown_at_once_and_a_long_check_by_its_name(monkeypatch, capsys):
+    said = []
+
+    def _slow(about):
+        said.append(capsys.readouterr().out)
+        time.sleep(0.2)
+        yield Diagnosis("ok", about, "done")
+
+    monkeypatch.setattr("fastrl.live_display.FIRST_LINE_S", 0.01)
+    monkeypatch.setattr(checks, "_CHECKS", (checks._versions, _slow))
+    assert main(["doctor"]) == 0
+    assert said[0].startswith("ok      versions")
+    out, err = capsys.readouterr()
+    assert out.split() == ["ok", "slow", "done"]
+    assert "checking slow …" in err
 
 
 def test_failure_is_a_line_and_the_exit_code(monkeypatch, capsys):

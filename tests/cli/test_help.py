@@ -46,6 +46,32 @@ def test_examples_are_valid(name):
                 and not (ROOT / word).exists()] == []  # fmt: skip
 
 
+ELSEWHERE = {"completion", "doctor", "play", "sweep", "throughput", "tune"}
+"""Commands whose examples need a terminal, or take long; tests of their own run them."""
+FIRST = ["train", "record", "push"]
+"""Commands that make what other examples name."""
+SMALL = ["total_steps=256", "sampler.kind=serial", "evaluation.enabled=false"]
+FURTHER = {"train": SMALL, "resume": ["total_steps=512"], "watch": ["--json"]}
+ENTRY = "n_timesteps: !!float 1e5\n  policy: 'MlpPolicy'\n  n_envs: 8\n"
+
+
+def test_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    for package in ("pygame", "minari"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    Path("hyperparams").mkdir()
+    for file in ("ppo.yml", "hyperparams/ppo.yml"):
+        Path(file).write_text(f"CartPole-v1:\n  {ENTRY}atari:\n  {ENTRY}")
+    for name in [*FIRST, *sorted(EXAMPLES.keys() - {*FIRST, *ELSEWHERE})]:
+        for example in EXAMPLES[name]:
+            if any(slow in example for slow in ("someone/", "sampler=auto", "onnx")):
+                continue
+            words = shlex.split(re.match(r"fastrl ([^>]*)", example)[1])
+            words = [word for word in words if "total_steps=" not in word or name == "config"]
+            assert main([*words, *FURTHER.get(name, ())]) == 0, (example, capsys.readouterr().err)
+
+
 @pytest.fixture
 def on_path(tmp_path):
     """Return an environment in which ``fastrl`` is a command."""

@@ -98,12 +98,11 @@ def test_time_of_a_pause_is_charged_to_nothing():
         began_s = time.monotonic()
         sampler.pause()
         time.sleep(0.6)
-        paused_s = time.monotonic() - began_s
         for _ in range(3):
             sampler.collect()
         spent_ns = (sampler.stats() - before).waiting_ns.max()
-        running_s = time.monotonic() - began_s - paused_s
-    assert spent_ns / 1e9 < 0.3 + running_s
+        whole_s = time.monotonic() - began_s
+    assert spent_ns / 1e9 < whole_s - 0.3
 
 
 def test_workers_are_at_rest_before_their_first_step_and_after_their_last():
@@ -157,10 +156,10 @@ def test_a_worker_that_does_not_come_to_rest_is_reported():
 
 def test_a_pause_does_not_count_as_idling():
     plan = busy_plan(Topology(2, 1, 1, 1), 4, 0.0005)
-    deadlines = Deadlines(stall_timeout_s=0.5)
+    deadlines = Deadlines(stall_timeout_s=1.0)
     with ProcessSampler(plan, weights(1), asynchronous=True, deadlines=deadlines) as sampler:
         sampler.collect()
-        for _ in range(3):
+        for _ in range(4):
             sampler.pause()
             time.sleep(0.3)
         for _ in range(4):

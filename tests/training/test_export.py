@@ -65,9 +65,12 @@ def test_an_action_without_dimensions_is_exported(tmp_path, bounds):
 
 
 @pytest.mark.parametrize("kind", ["squashed", "nested", "multi_discrete"])
-def test_onnx_acts_as_the_policy(spacious_run, tmp_path, kind):
+def test_onnx_acts_as_the_policy(spacious_run, tmp_path, kind, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
-    file = export_run(spacious_run(kind), "onnx", tmp_path / "policy.onnx")
+    run = spacious_run(kind)
+    capfd.readouterr()
+    file = export_run(run, "onnx", tmp_path / "policy.onnx")
+    assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(file.read_bytes())
     names = [each.name for each in session.get_inputs()]
     if kind == "nested":

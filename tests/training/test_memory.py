@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import minari
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fastrl.config import EnvConfig, ModelConfig, SamplerConfig
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.masked_tasks import MaskedTMaze
 from fastrl.errors import ConfigError, FastrlError
-from fastrl.training import evaluate_run, train
+from fastrl.training import evaluate_run, record_dataset, record_run, train
 from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.recording import Recorder
 from tests.sampling.remembering import Steps
@@ -156,6 +157,17 @@ def test_resumed_run_goes_on_with_the_states_of_its_episodes(tmp_path, kind, mod
     assert_exact(tmp_path / "run")
 
 
+def test_memory_and_masks_go_on_together(tmp_path):
+    env = EnvConfig(id="MaskedTMaze-v0", kwargs={"length": 2})
+    settings = {
+        "env": env,
+        "sampler": sampler("model worker"),
+        "model": ModelConfig(recurrent="gru"),
+    }
+    train(small_run(tmp_path / "run", **settings))
+    assert_exact(tmp_path / "run")
+
+
 def test_one_device_goes_on_with_the_states_of_its_episodes(tmp_path):
     device = SamplerConfig(kind="device", envs_per_worker=8, rollout_length=8)
     env = EnvConfig(id="CartPole-v1")
@@ -193,7 +205,11 @@ def test_memory_and_masks_play_the_episodes_of_an_evaluation(masked):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load.* is deprecated:DeprecationWarning")
 def test_exported_policies_take_mask_and_state_together(masked, tmp_path):
     policy = load_policy(masked)
+    onnxruntime = pytest.importorskip("onnxruntime")
     module = torch.jit.load(export_run(masked, "torchscript", tmp_path / "policy.pt"))
+    file = export_run(masked, "onnx", tmp_path / "policy.onnx")
+    session = onnxruntime.InferenceSession(file.read_bytes())
+    names = [each.name for each in session.get_inputs()]
     random, state = torch.Generator().manual_seed(0), policy.initial_state(5)
     assert torch.equal(module.initial_state, torch.from_numpy(state[0]))
     carried = torch.from_numpy(state)
@@ -201,7 +217,28 @@ def test_exported_policies_take_mask_and_state_together(masked, tmp_path):
         mask = torch.rand(5, 4, generator=random) < 0.5
         mask[:, 1] = True
         seen = {"observation": torch.randn(5, 2, generator=random), "action_mask": mask}
-        action, carried = module(*(seen[path] for path in policy.env_spec.observation), carried)
+        inputs = [seen[path] for path in policy.env_spec.observation]
+        given = dict(zip(names, [each.numpy() for each in (*inputs, carried)], strict=True))
+        action, carried = module(*inputs, carried)
+        for found, after in ((action.numpy(), carried.numpy()), session.run(None, given)):
+            np.testing.assert_allclose(after, carried.numpy(), atol=1e-6)
+            assert np.array_equal(found, action.numpy())
         wanted, state = policy.act({key: leaf.numpy() for key, leaf in seen.items()}, state)
         assert np.array_equal(action.numpy(), wanted)
         np.testing.assert_allclose(carried.numpy(), state, atol=1e-6)
+
+
+def test_videos_and_datasets_of_memory_and_masks_are_those_of_an_evaluation(
+    masked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(MaskedTMaze, "metadata", {"render_modes": ["rgb_array"]})
+    monkeypatch.setattr(MaskedTMaze, "render", lambda env: np.zeros((8, 8, 3), np.uint8), False)
+    _, returns = record_run(masked, tmp_path / "x.gif", episodes=5, seed=7)
+    assert tuple(returns) == evaluate_run(masked, episodes=5, seed=7).result.returns
+    found, policy = record_dataset(masked, tmp_path / "set", episodes=6), load_policy(masked)
+    for episode in minari.MinariDataset(found.path / "data"):
+        state = None
+        for t, taken in enumerate(episode.actions):
+            seen = {key: leaf[t] for key, leaf in episode.observations.items()}
+            action, state = policy.act(seen, state)
+            assert action == taken

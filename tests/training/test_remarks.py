@@ -53,6 +53,14 @@ def test_metrics_without_these_numbers_are_passed_over():
     assert said([{}, {"explained_variance": float("nan")}] * 30) == []
 
 
+@pytest.mark.parametrize(("name", "count"), [("ppo", 1), ("bc", 0)])
+def test_demonstrations_that_are_not_learnt_from_are_named(name, count):
+    keys = ["env.id=CartPole-v1", f"algorithm.name={name}", "dataset.path=anywhere"]
+    lines = [*remarks(load_config(None, keys), EnvFactory("CartPole-v1").probe())]
+    told = f"dataset has no effect: {name} learns from no demonstrations"
+    assert lines.count(told) == count
+
+
 @pytest.mark.parametrize("sign", ["explained_variance stays below 0.05"])
 def test_the_log_of_a_run_points_to_the_guide(tmp_path, capsys, sign):
     overrides = [

@@ -62,7 +62,8 @@ def failing_once(flag, sleeps):
     """Return the overrides of an environment that fails once, or is late in a step once."""
     kwargs = f"{{flag: {flag}, sleeps: {sleeps}}}"
     name = "env.id=tests.tuning.failing_env:FailsOnce"
-    return [name, f"env.kwargs={kwargs}", "env.step_timeout_s=0.5", "env.reset_timeout_s=0.5"]
+    deadlines = ["env.step_timeout_s=0.5", "env.reset_timeout_s=0.5"] if sleeps == "true" else []
+    return [name, f"env.kwargs={kwargs}", *deadlines]
 
 
 class BusyEnv(CountedEnv):

@@ -55,9 +55,9 @@ def test_every_environment_of_a_worker_has_time_to_close(backend, tmp_path, capl
 
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 def test_close_that_is_overdue_is_named_and_not_waited_for(backend, tmp_path, caplog):
-    closed, wall_s = close(backend, tmp_path, close_s=0.8, close_timeout_s=0.2)
+    closed, wall_s = close(backend, tmp_path, close_s=50, close_timeout_s=0.2)
     assert closed == 0
-    assert wall_s < 0.8
+    assert wall_s < 50
     assert [record.getMessage() for record in caplog.records] == OVERDUE[backend]
     if backend == "threads":
         for pid in set(pids(tmp_path, "started")) - set(pids(tmp_path, "closed")):

@@ -98,15 +98,22 @@ def test_plain_environments_that_wait_overlap_too():
 
 
 def test_caller_goes_on_while_environments_wait():
+    gate = threading.Event()
+
+    class Gated(WaitingEnv):
+        def step(self, action):
+            assert gate.wait(60)
+            return super().step(action)
+
     async def run():
-        async with make_concurrent(WaitingEnv, 2) as envs:
+        async with make_concurrent(Gated, 2) as envs:
             await envs.reset()
-            step = asyncio.ensure_future(envs.step(np.full((2, 1), 0.3)))
-            turns = 0
-            while not step.done():
+            step = asyncio.ensure_future(envs.step(np.zeros((2, 1))))
+            for _ in range(3):
                 await asyncio.sleep(0.01)
-                turns += 1
-            assert turns > 3
+            assert not step.done()
+            gate.set()
+            await step
 
     asyncio.run(run())
 

@@ -35,9 +35,9 @@ def test_every_environment_of_a_worker_has_time_to_close(tmp_path, caplog):
 
 
 def test_worker_whose_close_is_overdue_is_ended_with_what_it_has_started(tmp_path, caplog):
-    closed, wall_s = sample(tmp_path, close_s=1.0, close_timeout_s=0.3)
+    closed, wall_s = sample(tmp_path, close_s=50, close_timeout_s=0.3)
     assert closed == 0
-    assert wall_s < 1.0
+    assert wall_s < 50
     assert [record.getMessage() for record in caplog.records] == [
         f"{name} did not close an environment within 0.3 s, and was ended with all that it had "
         "started; raise env.close_timeout_s if it needs to"
