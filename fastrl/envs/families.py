@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -312,6 +313,11 @@ class OldGym(Family):
 
     prefix, batched = "gym:", False
     package, extra = "gym", "gym"
+
+    def register(self) -> None:
+        """Silence the notice that gym prints in every process, also where Crafter imports it."""
+        with suppress(ImportError):
+            importlib.import_module("gym_notices.notices").notices.clear()
 
     def build(self, name: str, /, **kwargs: Any) -> Any:
         """Build a single environment."""
