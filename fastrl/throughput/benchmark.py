@@ -328,7 +328,7 @@ class _Test:
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:
     """Return in words the network of a policy and the engine that executes it."""
-    network = config.model.class_path or _network_name(config.model, plan.env_spec)
+    network = network_name(config.model, plan.env_spec)
     if config.sampler.kind == "device" and plan.device(0).type != "cpu":
         return network
     # In a separate process, since an engine may allocate GPU memory in the one that builds it.
@@ -341,7 +341,10 @@ def _engine_name(plan: SamplingPlan) -> str:
     return build_engine(plan.build_model(), plan.device(0), plan.engine).name
 
 
-def _network_name(model: ModelConfig, env_spec: EnvSpec) -> str:
+def network_name(model: ModelConfig, env_spec: EnvSpec) -> str:
+    """Return the network of a policy in words."""
+    if model.class_path:
+        return model.class_path
     images = [bool(x) for x in image_layouts(env_spec.input_space, model).values()]
     parts = ["conv net"] if any(images) else []
     # A single image passes no layers but those of the conv net.
