@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -126,8 +126,7 @@ class Report:
         found, topology = self.measurement, self.topology
         table = Table(title=f"Throughput of {self.env}", title_justify="left", show_header=False)
         rows = {
-            "frames per second": f"{found.fps_median:,.0f}  "
-            f"({min(found.fps):,.0f} … {max(found.fps):,.0f} over {len(found.fps)} windows)",
+            "frames per second": spread(found.fps),
             "n, N, M, groups": f"{topology.envs_per_worker}, {topology.num_env_workers}, "
             f"{topology.num_model_workers}, {topology.groups}   (T = {self.rollout_length}, "
             f"{self.mode})",
@@ -210,6 +209,11 @@ def _to_dict(found: Measurement) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def spread(fps: Sequence[float]) -> str:
+    """Return frames per second of windows: their median, and between which they lie."""
+    return f"{median(fps):,.0f}  ({min(fps):,.0f} … {max(fps):,.0f} over {len(fps)} windows)"
 
 
 def _share(value: float | None) -> str:
