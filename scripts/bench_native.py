@@ -29,8 +29,6 @@ from bench.tables import origin, rates_table
 from command_line import Parser, count, duration, output, printed, run
 
 from fastrl.envs.batched_env import StepViews
-from fastrl.envs.crafter import CrafterEnv
-from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
 from fastrl.envs.mujoco import ENVIRONMENTS, build, simulations
 from fastrl.system import circumstances
 
@@ -111,18 +109,23 @@ def _robots(name: str, sizes: list[int], threads: int) -> dict[str, Steps]:
 
 
 def _crafter(sizes: list[int]) -> dict[str, Steps]:
-    found = {"original": _original(), "fastrl.envs.crafter": single(CrafterEnv(), _AHEAD)}
+    # Importing crafter imports gym, which prints a warning.
+    from fastrl.envs.crafter import CrafterEnv
+    from fastrl.envs.crafter_native import CrafterBatch, CrafterOptions
+
+    env = CrafterEnv()
+    found = {"original": _original(env.action_space), "fastrl.envs.crafter": single(env, _AHEAD)}
     for size in sizes:
         found[f"compiled n={size}"] = batched(CrafterBatch(size), _AHEAD)
     symbolic = CrafterBatch(sizes[0], CrafterOptions(symbolic=True))
     return found | {f"compiled, symbolic n={sizes[0]}": batched(symbolic, _AHEAD)}
 
 
-def _original() -> Steps:
+def _original(action_space: gymnasium.Space[Any]) -> Steps:
     import crafter
 
     env = crafter.Env(seed=0)
-    draw = random_actions(CrafterEnv().action_space, 1, _AHEAD)
+    draw = random_actions(action_space, 1, _AHEAD)
     env.reset()
 
     def step() -> int:
@@ -135,6 +138,8 @@ def _original() -> Steps:
 
 def _crafter_times(options: argparse.Namespace) -> dict[str, float]:
     """Return the milliseconds of a reset of one world, and the seconds of a process to start."""
+    from fastrl.envs.crafter_native import CrafterBatch
+
     n, clock = options.num_envs[0], CLOCKS[options.clock]
     env = CrafterBatch(n)
     rows = StepViews.zeros(env.spec, n).observation
