@@ -87,7 +87,7 @@ def labels_of(names: Sequence[str], trees: Sequence[Mapping[str, Any]]) -> tuple
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     """Return the keys in which trees differ, with their values as text; None where one lacks it."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
-    values = {key: [_shown(t[key]) if key in t else None for t in trees] for key in keys}
+    values = {key: [shown(t[key]) if key in t else None for t in trees] for key in keys}
     return {key: found for key, found in values.items() if len(set(found)) > 1}
 
 
@@ -106,7 +106,7 @@ def _with(
     """Return labels that name one more key."""
     short = _short(trees, key)
     return [
-        (*parts, f"{short}={_shown(tree[key])}") if key in tree else parts
+        (*parts, f"{short}={shown(tree[key])}") if key in tree else parts
         for parts, tree in zip(labels, trees, strict=True)
     ]
 
@@ -124,5 +124,6 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value of a configuration as text."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,14 +1,12 @@
 """Measure how fast classic control can be stepped, by fastrl and by others.
 
     python scripts/bench_tensor_envs.py
-    python scripts/bench_tensor_envs.py --envs CartPole-v1 --workloads random --sizes 2048 65536
+    python scripts/bench_tensor_envs.py --envs CartPole-v1 --sizes 2048 65536
     python scripts/bench_tensor_envs.py --redraw
 
-Workloads: random actions, at 2^6 to 2^20 environments; and on CartPole a policy of 64×64 units
-through env workers, against gymnasium's own vector environment driven by the same policy in one
-process. Drawing actions counts; compiling does not, and is reported apart. Those who take part
-take turns, in several rounds. Writes a JSON file, a Markdown file beside it, and a plot. With
---add, what the JSON file has of other environments and workloads is kept.
+Random actions, at 2^6 to 2^20 environments. Drawing actions counts; compiling does not, and is
+reported apart. Those who take part take turns, in several rounds. Writes a JSON file, a Markdown
+file beside it, and a plot. With --add, what the JSON file has of other environments is kept.
 
 gymnax and EnvPool take part where they are installed: pip install gymnax envpool.
 """
@@ -16,12 +14,11 @@ gymnax and EnvPool take part where they are installed: pip install gymnax envpoo
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -44,11 +41,10 @@ WORKLOADS = {
     "random": "random actions",
     "policy": "policy of 64×64 units, sampling as in training",
 }
-"""The last two are measured, over many numbers of environments; files may have the others."""
-MEASURED = ("random", "policy")
+"""The file has them all; only random actions are measured, the others were by earlier versions."""
+RANDOM = "random"
 PEERS = ("gymnax", "jax", "envpool")
 _SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
-_POLICY_SIZES = (1024, 4096, 16384, 65536)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(args.threads)
     kept = load(args.json)["results"] if args.add else []
-    for workload, setting in _cells(args):
-        new = [{"env": setting.env, "workload": workload, **row} for row in _measure(setting, args)]
+    for env, num_envs in product(args.envs, args.sizes):
+        about_row = {"env": env, "workload": RANDOM, "num_envs": num_envs}
+        new = [{**about_row, **row} for row in _measure(Setting(env, num_envs, args.threads), args)]
         for row in new:
             print(_line(row), file=sys.stderr, flush=True)
         kept = replaced(kept, new, ("env", "workload", "num_envs"))
@@ -76,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     full = [name for name in TENSOR_ENVS if "NoVel" not in name]  # those that the peers have
     add("--envs", nargs="+", choices=TENSOR_ENVS, default=full, metavar="ID")
-    add("--workloads", nargs="+", choices=MEASURED, default=list(MEASURED))
     add("--methods", nargs="+", metavar="NAME", help="take part; by default all that are there")
     add("--sizes", nargs="+", type=count, default=_SIZES, metavar="N", help="of random actions")
     add("--seconds", type=duration, default=0.5, help="length of a window (0.5)")
@@ -90,42 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cells(args: argparse.Namespace) -> list[tuple[str, Setting]]:
-    """Return what is measured, by workload."""
-    threads = args.threads
-    cells = [
-        ("random", Setting(env, size, threads=threads))
-        for env in args.envs
-        for size in args.sizes
-        if "random" in args.workloads
-    ]
-    if "policy" in args.workloads and "CartPole-v1" in args.envs:
-        cells += [("policy", Setting("CartPole-v1", n, (64, 64), threads)) for n in _POLICY_SIZES]
-    return cells
-
-
-def _ways(setting: Setting, args: argparse.Namespace) -> dict[str, Way]:
-    if setting.hidden_sizes:
-        found: dict[str, Way] = {
-            "gymnax": ways.gymnax,
-            "gymnasium vector + torch": ways.vector_with_torch,
-            "gymnasium vector + compiled policy": ways.vector_with_engine,
-            "fastrl env workers": ways.env_workers,
-        }
-    else:
-        found = {
-            "gymnasium": ways.gymnasium_single,
-            "gymnasium vector": ways.gymnasium_vector,
-            "EnvPool": ways.envpool,
-            "gymnax": ways.gymnax,
-            "fastrl loops": ways.loops,
-            "fastrl program": partial(ways.program, device="cpu", steps_per_graph=0),
-        }
-        if args.compile:
-            compiled = partial(ways.program, device="cpu", steps_per_graph=1)
-            found["fastrl compiled program"] = compiled
-        if torch.cuda.is_available():
-            found["fastrl GPU"] = partial(ways.program, device="cuda", steps_per_graph=32)
+def _ways(args: argparse.Namespace) -> dict[str, Way]:
+    found: dict[str, Way] = {
+        "gymnasium": ways.gymnasium_single,
+        "gymnasium vector": ways.gymnasium_vector,
+        "EnvPool": ways.envpool,
+        "gymnax": ways.gymnax,
+        "fastrl loops": ways.loops,
+        "fastrl program": partial(ways.program, device="cpu", steps_per_graph=0),
+    }
+    if args.compile:
+        found["fastrl compiled program"] = partial(ways.program, device="cpu", steps_per_graph=1)
+    if torch.cuda.is_available():
+        found["fastrl GPU"] = partial(ways.program, device="cuda", steps_per_graph=32)
     return {name: each for name, each in found.items() if name in (args.methods or found)}
 
 
@@ -133,22 +106,16 @@ def _measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
     """Return one row per method that takes part."""
     running: dict[str, Steps] = {}
     first_s: dict[str, float] = {}
-    with ExitStack() as stack:
-        for name, way in _ways(setting, args).items():
-            began = time.perf_counter()
-            steps = way(dataclasses.replace(setting, stack=stack))
-            if steps is not None:
-                steps()
-                running[name], first_s[name] = steps, time.perf_counter() - began
-        turns = {name: partial(rate, steps, args.seconds) for name, steps in running.items()}
-        rates = interleaved(turns, args.repeats)
+    for name, way in _ways(args).items():
+        began = time.perf_counter()
+        steps = way(setting)
+        if steps is not None:
+            steps()
+            running[name], first_s[name] = steps, time.perf_counter() - began
+    turns = {name: partial(rate, steps, args.seconds) for name, steps in running.items()}
+    rates = interleaved(turns, args.repeats)
     return [
-        {
-            "method": name,
-            "num_envs": setting.num_envs,
-            **quantity("steps_per_s", rates[name]),
-            "first_step_s": first_s[name],
-        }
+        {"method": name, **quantity("steps_per_s", rates[name]), "first_step_s": first_s[name]}
         for name in running
     ]
 
@@ -170,7 +137,7 @@ def _line(row: Row) -> str:
 def _draw(found: Found, args: argparse.Namespace) -> None:
     """Write the tables and the plot of a file."""
     args.json.with_suffix(".md").write_text(_markdown(found), encoding="utf-8")
-    rows = select(found["results"], workload="random")
+    rows = select(found["results"], workload=RANDOM)
     panels = [
         plots.Panel(env, "environments", "steps per second", _lines(select(rows, env=env)))
         for env in distinct(rows, "env")
@@ -199,7 +166,7 @@ def _markdown(found: Found) -> str:
     ]
     for workload, title in WORKLOADS.items():
         mine = select(rows, workload=workload)
-        if workload in MEASURED:
+        if workload in ("random", "policy"):
             for env in distinct(mine, "env"):
                 parts.append(f"**{env}: million steps per second, {title}**\n")
                 parts.append(pivot(select(mine, env=env), "num_envs", "method", _millions))

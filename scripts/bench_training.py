@@ -6,8 +6,9 @@
     python scripts/bench_training.py configs/cartpole_ppo.yaml sampler.rollout_length=256 --json OUT
 
 Both train with the settings of the configuration: environments, steps per rollout, minibatches,
-epochs, network, optimiser and normalisation. For policies with a memory the peer is RecurrentPPO
-of sb3-contrib, for environments with masks its MaskablePPO. SB3 runs with one torch thread and with
+epochs, network, optimiser and normalisation. For images the peer's policy is its
+CnnPolicy; for policies with a memory the peer is RecurrentPPO of sb3-contrib, for environments with
+masks its MaskablePPO. SB3 runs with one torch thread and with
 all, and with both of its vector environments where there is more than one environment; its best
 counts. SBX, the same in JAX, takes part where it is installed and the policy is an MLP without
 masks. Methods take turns, each time in a process of its own; from end to end means the time of
@@ -71,10 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _takes_part(name: str, config: Config) -> bool:
+    build = EnvFactory.from_config(config.env).single
     if name.startswith("sbx") and (
         importlib.util.find_spec("sbx") is None
         or config.model.recurrent is not None
-        or _has_masks(EnvFactory.from_config(config.env).single())
+        or _has_masks(build())
+        or _has_images(build())
     ):
         return False
     return "subproc" not in name or config.topology.num_envs > 1
@@ -165,7 +168,7 @@ def sb3_ppo(config: Config, kind: str, peer: str = "sb3") -> Any:
     # Its policies would take a mask within the observation for an input.
     env_config = config.env.model_copy(update={"action_mask": "off"})
     build = EnvFactory.from_config(env_config).single
-    has_masks = _has_masks(build())
+    has_masks, has_images = _has_masks(build()), _has_images(build())
     env: Any = make_vec_env(
         build,
         config.topology.num_envs,
@@ -180,7 +183,9 @@ def sb3_ppo(config: Config, kind: str, peer: str = "sb3") -> Any:
             norm_reward=wanted.normalize_rewards,
             gamma=wanted.gamma,
         )
-    algorithm, policy, network = _sbx(config) if peer == "sbx" else _peer(config, has_masks)
+    algorithm, policy, network = (
+        _sbx(config) if peer == "sbx" else _peer(config, has_masks, has_images)
+    )
     return algorithm(
         policy,
         env,
@@ -227,21 +232,36 @@ def _has_masks(env: gymnasium.Env[Any, Any]) -> bool:
         return "action_mask" in env.reset(seed=0)[1] or env.has_wrapper_attr("action_masks")
 
 
-def _peer(config: Config, has_masks: bool) -> tuple[Any, str, dict[str, Any]]:
+def _has_images(env: gymnasium.Env[Any, Any]) -> bool:
+    with closing(env):
+        shape = env.observation_space.shape
+        return shape is not None and len(shape) == 3
+
+
+def _peer(config: Config, has_masks: bool, has_images: bool) -> tuple[Any, str, dict[str, Any]]:
     """Return the algorithm, the name of its policy and the settings of its network."""
     from stable_baselines3 import PPO
 
     model, sizes = config.model, list(config.model.hidden_sizes)
     activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[model.activation]
-    network = {"net_arch": {"pi": sizes, "vf": sizes}, "activation_fn": activation}
+    network: dict[str, Any] = {
+        "net_arch": {"pi": sizes, "vf": sizes},
+        "activation_fn": activation,
+    }
+    policy = "MlpPolicy"
+    if has_images:
+        policy, network["features_extractor_kwargs"] = (
+            "CnnPolicy",
+            {"features_dim": model.conv_features},
+        )
     if model.recurrent is None and not has_masks:
-        return PPO, "MlpPolicy", network
+        return PPO, policy, network
     from sb3_contrib import MaskablePPO, RecurrentPPO
 
     if model.recurrent is None:
-        return MaskablePPO, "MlpPolicy", network
-    if model.recurrent != "lstm" or has_masks:
-        raise ConfigError("sb3-contrib has only LSTM, and none for environments with masks")
+        return MaskablePPO, policy, network
+    if model.recurrent != "lstm" or has_masks or has_images:
+        raise ConfigError("sb3-contrib has only LSTM, and none for masks; images are not compared")
     shared = model.shared_body is True
     network = {
         "net_arch": [],

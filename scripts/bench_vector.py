@@ -25,7 +25,7 @@ from bench.tables import origin, pivot
 from bench.vector_envs import METHODS, make_one, measure
 from command_line import ROOT, Parser, count, duration, output, run
 
-from fastrl.errors import FastrlError
+from fastrl.errors import FastrlError, one_line
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 AUTO = {
@@ -69,7 +69,7 @@ def measured(row: Row, seconds: float) -> None:
     try:
         times = measure(row["env"], row["method"], row["num_envs"], seconds)
     except FastrlError as error:
-        print(f"{where} left out: {' '.join(str(error).split())}", flush=True)
+        print(f"{where} left out: {one_line(error, None)}", flush=True)
         return
     row["backends"] = [*row.get("backends", []), times.pop("backend")]
     for name, value in times.items():

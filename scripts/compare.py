@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.results import write
+from bench.results import Found, write
 from command_line import MEASURED_MODEL, Parser, count, duration, output, whole
 from comparison.picture import draw
-from comparison.report import PEER_PACKAGES, Comparison
+from comparison.report import PEER_PACKAGES, markdown
 from comparison.rounds import LABELS, Options, compare, say
 from comparison.task import Task
 
@@ -117,11 +117,10 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _write(comparison: Comparison, args: argparse.Namespace) -> None:
-    path = args.json or Path("results") / f"{_stem(comparison.config.env.id)}.json"
-    markdown = comparison.to_markdown()
-    found = write(comparison.to_dict(), path, lambda _: markdown, PEER_PACKAGES)
-    print(markdown)
+def _write(found: Found, args: argparse.Namespace) -> None:
+    path = args.json or Path("results") / f"{_stem(found['env'])}.json"
+    found = write(found, path, markdown, PEER_PACKAGES)
+    print(markdown(found))
     say(f"wrote {path} and {path.with_suffix('.md')}")
     if not args.no_plot:
         _draw(found, args.plot)

@@ -27,6 +27,7 @@ from fastrl.cli.inputs import check_output
 from fastrl.config import load_config
 from fastrl.system import usable_cores
 from fastrl.throughput import Protocol, run_throughput
+from fastrl.throughput.benchmark import COLUMNS
 
 BASE: dict[str, Any] = {
     "env.id": "latency_envs:TimedEnv",
@@ -50,12 +51,6 @@ SIZES: dict[str, tuple[str, str, Sequence[int]]] = {
     "episode": ("steps of an episode", "env.kwargs.length", [5, 20, 100, 500]),
 }
 """Label, key and values of each size."""
-COLUMNS = {
-    "environment": "environments alone",
-    "policy": "with policy",
-    "training": "with training",
-}
-"""The three speeds, and their labels."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

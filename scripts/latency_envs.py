@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
@@ -62,25 +61,3 @@ class TimedEnv(gymnasium.Env[np.ndarray, np.int64]):
         until_s = time.perf_counter() + seconds
         while time.perf_counter() < until_s:
             pass
-
-
-class UnevenEnv(TimedEnv):
-    """Takes longer for all steps after it was reset with one of some seeds.
-
-    Args:
-        step_s: Duration of a step of the others.
-        slow_seeds: Seeds of slow environments.
-        slower: How many times as long they take.
-    """
-
-    def __init__(self, step_s: float, slow_seeds: Sequence[int], slower: float) -> None:
-        super().__init__(step_s)
-        self._usual_s, self._slow_seeds, self._slower = step_s, set(slow_seeds), slower
-
-    def reset(
-        self, *, seed: int | None = None, options: dict | None = None
-    ) -> tuple[np.ndarray, dict]:
-        """Start an episode; without a seed as fast as before."""
-        if seed is not None:
-            self._step_s = self._usual_s * (self._slower if seed in self._slow_seeds else 1)
-        return super().reset(seed=seed, options=options)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from fastrl.config import load_config
 from fastrl.errors import EnvError
 from fastrl.spec import Topology
+from fastrl.system import circumstances
 from fastrl.throughput.limits import Limit
 
 ROOT = Path(__file__).parents[1]
@@ -220,8 +221,8 @@ def test_missing_package_leaves_a_method_out_and_says_so(task, monkeypatch, caps
     monkeypatch.setattr(rounds.PEERS["sb3-dummy"], "requires", "no_such_package")
     wanted = options(methods=("sb3-dummy", "single-env"), seconds=0.05, repeats=1, scan_s=0.05)
     comparison = rounds.compare(task, wanted)
-    assert [result.method for result in comparison.results] == ["single-env"]
-    assert "no_such_package is not installed" in comparison.skipped["sb3-dummy"]
+    assert [row["method"] for row in comparison["results"]] == ["single-env"]
+    assert "no_such_package is not installed" in comparison["skipped"]["sb3-dummy"]
     assert "sb3-dummy          left out: no_such_package" in capsys.readouterr().err
 
 
@@ -270,24 +271,33 @@ def test_unknown_environment_is_one_line(capsys):
 
 
 @pytest.fixture
-def comparison():
-    report = importlib.import_module("comparison.report")
-    results = [
-        report.Result("single-env", "single env", {"num_envs": 1, "torch_threads": 1}, [2, 4, 8]),
-        report.Result("gymnasium-sync", "Sync", {"num_envs": 8, "torch_threads": 2}, [5, 8, 20]),
-        report.Result("sb3-dummy", "Dummy", {"num_envs": 8}, [6, 6, 7]),
-        report.Result("envpool-sync", "EnvPool", {"num_envs": 8}, [300, 300, 300]),
-        report.Result("fastrl-best", "fastrl", {"envs_per_worker": 4}, [20, 24, 40]),
+def report():
+    return importlib.import_module("comparison.report")
+
+
+@pytest.fixture
+def rows():
+    found = {
+        "single-env": ("single env", {"num_envs": 1, "torch_threads": 1}, [2, 4, 8]),
+        "gymnasium-sync": ("Sync", {"num_envs": 8, "torch_threads": 2}, [5, 8, 20]),
+        "sb3-dummy": ("Dummy", {"num_envs": 8}, [6, 6, 7]),
+        "envpool-sync": ("EnvPool", {"num_envs": 8}, [300, 300, 300]),
+        "fastrl-best": ("fastrl", {"envs_per_worker": 4}, [20, 24, 40]),
+    }
+    quantity = importlib.import_module("bench.results").quantity
+    return [
+        {"method": method, "label": label, "settings": settings, **quantity("fps", fps)}
+        for method, (label, settings, fps) in found.items()
     ]
-    # 2 / (0.05 + 0.05), 2 / (0.03 + 0.02) and 2 / (0.03 + 0.01) frames per second.
-    limits = [Limit(2, 0.05, 0.05), Limit(2, 0.03, 0.02), Limit(2, 0.03, 0.01)]
-    config = load_config(None, ["env.id=CartPole-v1"])
-    return report.Comparison(config, "MLP", results, limits)
 
 
-def test_ratios_are_medians_of_ratios_within_rounds(comparison):
-    assert comparison.best_vector_env == "gymnasium-sync"
-    ratios = comparison.ratios()["fastrl-best"]
+# 2 / (0.05 + 0.05), 2 / (0.03 + 0.02) and 2 / (0.03 + 0.01) frames per second.
+LIMITS = [Limit(2, 0.05, 0.05).fps, Limit(2, 0.03, 0.02).fps, Limit(2, 0.03, 0.01).fps]
+
+
+def test_ratios_are_medians_of_ratios_within_rounds(report, rows):
+    assert report.best_vector_env(rows) == "gymnasium-sync"
+    ratios = report.ratios(rows, LIMITS)["fastrl-best"]
     assert ratios == pytest.approx(
         {
             "single-env": 6.0,  # of 10, 6, 5
@@ -300,9 +310,11 @@ def test_ratios_are_medians_of_ratios_within_rounds(comparison):
     )
 
 
-def test_table_ranks_methods_and_gives_no_share_of_the_limit_to_compiled_ones(comparison):
-    rows = [line for line in comparison.to_markdown().splitlines() if line.startswith("|")][2:]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+def test_table_ranks_methods_and_gives_no_share_of_the_limit_to_compiled_ones(report, rows):
+    found = {"env": "x", "results": rows, "limits": [{"fps": fps} for fps in LIMITS]}
+    table = report.markdown(found | {"policy": "MLP", **circumstances()})
+    lines = [line for line in table.splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines]
     assert [row[0] for row in cells] == ["single env", "Dummy", "Sync", "fastrl", "EnvPool"]
     assert cells[2] == ["Sync", "num_envs=8, torch_threads=2", "8", "5 … 20", "2.5", "25%"]
     assert cells[3] == ["fastrl", "n=4", "24", "20 … 40", "6.0", "80%"]

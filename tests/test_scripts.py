@@ -28,10 +28,10 @@ NEEDED = {
 WRONG = [
     ("tests.chaos.soak", ["--minutes", "-1"], "--minutes: must be a number of at least 0"),
     ("tests.chaos.soak", ["--minutes", "0"], "--minutes: must be above 0"),
-    ("scaling.py", ["--repeats", "0"], "--repeats: must be a whole number of at least 1"),
-    ("scaling.py", ["--output", "/no/such/place"], "--output: there is no directory"),
-    ("bench_crafter.py", ["--json", "/"], "--json: '/' is a directory"),
-    ("bench_crafter.py", ["--rounds", "many"], "--rounds: must be a whole number"),
+    ("cost_curves.py", ["--repeats", "0"], "--repeats: must be a whole number of at least 1"),
+    ("cost_curves.py", ["--output", "/no/such/place"], "--output: there is no directory"),
+    ("bench_native.py", ["--json", "/"], "--json: '/' is a directory"),
+    ("bench_native.py", ["--rounds", "many"], "--rounds: must be a whole number"),
 ]
 
 

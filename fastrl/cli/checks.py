@@ -39,7 +39,7 @@ _GIB = 2**30
 _LITTLE_MEMORY, _LITTLE_DISK = 1 * _GIB, 2**28
 _FEW_DESCRIPTORS = 512
 _BUSY = 0.25
-"""Share of the cores that others use."""
+"""Share of the cores that others may use without a warning."""
 _WAITS = {"workers": "checking workers; the first time this compiles …"}
 
 
@@ -90,16 +90,22 @@ def _versions(about: str) -> Iterator[Diagnosis]:
     yield Diagnosis("ok", about, ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
-def _cores(about: str) -> Iterator[Diagnosis]:
+def busy_share() -> float:
+    """Return the share of the cores that other programs use; 0 where it disturbs little."""
     import psutil
 
+    busy = psutil.cpu_percent(interval=0.2) / 100
+    return busy if busy > _BUSY else 0.0
+
+
+def _cores(about: str) -> Iterator[Diagnosis]:
     usable, present = usable_cores(), os.cpu_count() or 1
     found = f"{usable} of {present} usable by this process and its cgroup"
     if usable == 1:
         yield Diagnosis("slow", about, found, "more cores sample in parallel: raise the CPU quota")
     else:
         yield Diagnosis("ok", about, found)
-    if (busy := psutil.cpu_percent(interval=0.2) / 100) > _BUSY:
+    if busy := busy_share():
         yield Diagnosis("slow", about, f"{busy:.0%} are busy with other programs", "end those")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -283,6 +284,12 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Write a video of a trained policy, or a dataset of its episodes."""
+    options: dict[str, Any] = {
+        "deterministic": False if sampled else None,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "trust": trust,
+    }
     if dataset is None and policy is not None:
         raise ConfigError("--policy needs --dataset")
     if policy is not None and (sampled or trust or checkpoint is not None):
@@ -291,23 +298,13 @@ def record(
         if video is not None:
             raise ConfigError("--video and --dataset exclude each other")
         check_output("--dataset", dataset, directory=True)
-        _record_dataset(
-            run, dataset, episodes or 100, policy, sampled, seed, checkpoint, trust, as_json
-        )
+        _record_dataset(run, dataset, episodes or 100, policy, options, as_json)
         return
     with loading():
         from fastrl.training import record_run
 
     with show_wait("recording …"):
-        path, returns = record_run(
-            run,
-            video,
-            episodes=episodes or 1,
-            deterministic=False if sampled else None,
-            seed=seed,
-            checkpoint=checkpoint,
-            trust=trust,
-        )
+        path, returns = record_run(run, video, episodes=episodes or 1, **options)
     if as_json:
         write_json({"video": str(path), "returns": returns})
         return
@@ -320,10 +317,7 @@ def _record_dataset(
     dataset: Path,
     episodes: int,
     policy: str | None,
-    sampled: bool,
-    seed: int | None,
-    checkpoint: str | None,
-    trust: bool,
+    options: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     with loading():
@@ -332,21 +326,12 @@ def _record_dataset(
 
     console = progress_console()
     if policy is None:
-        found = record_dataset(
-            run,
-            dataset,
-            episodes=episodes,
-            deterministic=False if sampled else None,
-            seed=seed,
-            checkpoint=checkpoint,
-            trust=trust,
-            console=console,
-        )
+        found = record_dataset(run, dataset, episodes=episodes, console=console, **options)
     else:
         path, overrides = split_arguments([run])
         config = load_config(path, overrides)
         found = record_function(
-            config, policy, dataset, episodes=episodes, seed=seed, console=console
+            config, policy, dataset, episodes=episodes, seed=options["seed"], console=console
         )
     steps = int(found.lengths.sum())
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastrl.arguments import brief
+from fastrl.cli.checks import busy_share
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 _EXIT_INTERRUPTED = 130
 _BUDGET_HELP = "Time to spend, such as 90s or 5m; starting takes some seconds at least."
-_BUSY = 0.25
-"""Share of the cores that others may use without a warning."""
 
 JsonFile = Annotated[Path | None, option("--json", "FILE", "Write the result here.")]
 
@@ -210,7 +209,8 @@ def tune(
         batch=sizes,
         seed=seed,
     )
-    _warn_if_busy()
+    if busy := busy_share():
+        note(f"other programs keep {busy:.0%} of the cores busy: tune again when they do not")
     interrupted = False
     command = command_line()
     name = study_name(config, options)
@@ -316,15 +316,6 @@ def parse_seconds(text: str) -> float:
         got = brief(text)
         raise ConfigError(f"--budget must be seconds or minutes, such as 120s or 2m; got {got}")
     return seconds
-
-
-def _warn_if_busy() -> None:
-    """Warn where other programs compute, as many processes then get more of the cores."""
-    import psutil
-
-    busy = psutil.cpu_percent(interval=0.2) / 100
-    if busy > _BUSY:
-        note(f"other programs keep {busy:.0%} of the cores busy: tune again when they do not")
 
 
 class _Lines:

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -149,7 +150,7 @@ class PythonTasks(Family):
 class ClassicControl(NativeFamily):
     """Gymnasium's classic control and tasks without velocities, in compiled loops."""
 
-    module = "fastrl.envs.classic_control.control_by_id"
+    module = "fastrl.envs.classic_control.control_batch"
     tensors: ClassVar = {
         "Acrobot-v1": "fastrl.envs.classic_control.acrobot:Acrobot",
         "CartPole-v1": "fastrl.envs.classic_control.cartpole:CartPole",
@@ -171,7 +172,7 @@ class ClassicControl(NativeFamily):
 class Crafter(NativeFamily):
     """``fastrl/Crafter-v1``, and the original's single worlds, ``Crafter-v1`` by some names."""
 
-    module = "fastrl.envs.crafter_native.crafter_by_id"
+    module = "fastrl.envs.crafter_native.crafter_batch"
     ids = (_CRAFTER,)
     sharing_pays = False
     aliases: ClassVar = {"crafter.Env": _CRAFTER, "crafter:Env": _CRAFTER, "Crafter": _CRAFTER}
@@ -208,7 +209,7 @@ class Crafter(NativeFamily):
         self, vector: Vector, terminated: NDArray[np.bool_], ended: NDArray[np.bool_], start: int
     ) -> Columns:
         """See `Family.infos_of_single`."""
-        from fastrl.envs.crafter_native.crafter_by_id import infos_of_single
+        from fastrl.envs.crafter_native.crafter_batch import infos_of_single
 
         return infos_of_single(vector, terminated, ended, start)
 
@@ -312,6 +313,11 @@ class OldGym(Family):
 
     prefix, batched = "gym:", False
     package, extra = "gym", "gym"
+
+    def register(self) -> None:
+        """Silence the notice that gym prints in every process, also where Crafter imports it."""
+        with suppress(ImportError):
+            importlib.import_module("gym_notices.notices").notices.clear()
 
     def build(self, name: str, /, **kwargs: Any) -> Any:
         """Build a single environment."""

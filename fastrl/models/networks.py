@@ -149,7 +149,9 @@ class ImageEncoder(LeafEncoder):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return features of images ``[n, *shape]``."""
-        features: Tensor = self.layers(self.scaling(self._arrange(image)))
+        # Updates take 0.7 of the time with channels last (float32 on CPUs, 256 images 4 × 84 × 84).
+        pixels = self._arrange(image).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.layers(self.scaling(pixels))
         return features
 
 

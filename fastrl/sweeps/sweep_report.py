@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from fastrl.curves import is_number, shown
 from fastrl.errors import ConfigError
 from fastrl.system import circumstances
 from fastrl.training.durable import read_object
@@ -105,19 +106,14 @@ def _score(summary: Mapping[str, Any], metric: str) -> float | None:
         found = summary.get("eval_return_mean")
     else:
         found = (summary.get("eval_info") or {}).get(metric.removeprefix(INFO))
-    return float(found) if found is not None and math.isfinite(found) else None
+    return float(found) if is_number(found) else None
 
 
 def training_values(path: Path, metric: str, kind: str = "training") -> list[tuple[int, float]]:
     """Return a metric of a run in rows of that kind, with the steps; empty where there is none."""
     with suppress(OSError):
-        return [
-            (row["steps"], float(value))
-            for row in read_rows(path / "metrics.jsonl")
-            if row.get("kind") == kind
-            and isinstance(value := row.get(metric), int | float)
-            and math.isfinite(value)
-        ]
+        rows = (row for row in read_rows(path / "metrics.jsonl") if row.get("kind") == kind)
+        return [(row["steps"], float(row[metric])) for row in rows if is_number(row.get(metric))]
     return []
 
 
@@ -241,6 +237,4 @@ def _cells(group: Sequence[TrialResult]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)

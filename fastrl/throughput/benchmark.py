@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -126,8 +126,7 @@ class Report:
         found, topology = self.measurement, self.topology
         table = Table(title=f"Throughput of {self.env}", title_justify="left", show_header=False)
         rows = {
-            "frames per second": f"{found.fps_median:,.0f}  "
-            f"({min(found.fps):,.0f} … {max(found.fps):,.0f} over {len(found.fps)} windows)",
+            "frames per second": spread(found.fps),
             "n, N, M, groups": f"{topology.envs_per_worker}, {topology.num_env_workers}, "
             f"{topology.num_model_workers}, {topology.groups}   (T = {self.rollout_length}, "
             f"{self.mode})",
@@ -210,6 +209,11 @@ def _to_dict(found: Measurement) -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def spread(fps: Sequence[float]) -> str:
+    """Return frames per second of windows: their median, and between which they lie."""
+    return f"{median(fps):,.0f}  ({min(fps):,.0f} … {max(fps):,.0f} over {len(fps)} windows)"
 
 
 def _share(value: float | None) -> str:
@@ -330,7 +334,7 @@ class _Test:
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:
     """Return in words the network of a policy and the engine that executes it."""
-    network = config.model.class_path or _network_name(config.model, plan.env_spec)
+    network = network_name(config.model, plan.env_spec)
     if config.sampler.kind == "device" and plan.device(0).type != "cpu":
         return network
     # In a separate process, since an engine may allocate GPU memory in the one that builds it.
@@ -343,7 +347,10 @@ def _engine_name(plan: SamplingPlan) -> str:
     return build_engine(plan.build_model(), plan.device(0), plan.engine).name
 
 
-def _network_name(model: ModelConfig, env_spec: EnvSpec) -> str:
+def network_name(model: ModelConfig, env_spec: EnvSpec) -> str:
+    """Return the network of a policy in words."""
+    if model.class_path:
+        return model.class_path
     images = [bool(x) for x in image_layouts(env_spec.input_space, model).values()]
     parts = ["conv net"] if any(images) else []
     # A single image passes no layers but those of the conv net.

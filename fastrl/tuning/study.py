@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fastrl.errors import ConfigError, FastrlError
+from fastrl.errors import ConfigError, FastrlError, one_line
 from fastrl.training.durable import read_bounded
 from fastrl.tuning.space import Candidate
 
@@ -126,7 +126,7 @@ def _window(measure: Measure, candidate: Candidate, seconds: float) -> Trial:
     except Exception as error:
         return replace(
             trial,
-            error=" ".join(str(error).split()) or type(error).__name__,
+            error=one_line(error, None) or type(error).__name__,
             exhausted=getattr(error, "exhausted", isinstance(error, MemoryError | TimeoutError)),
             limit_s=getattr(error, "limit_s", None),
         )

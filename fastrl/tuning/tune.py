@@ -285,10 +285,20 @@ def sources(config: Config) -> dict[str, str]:
     algorithm = config.algorithm
     named = [*_named_by(config.env.id), algorithm.import_path or type(algorithm).__module__]
     named += [path for _, _, paths in code_of(config) for path in paths]
-    modules = [path.partition(":")[0] for path in named if not _is_ours(path.partition(":")[0])]
-    found = {name: _version(name.partition(".")[0]) for name in modules}
-    for file in sorted(_files(modules)):
-        found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    left = [path.partition(":")[0] for path in named]
+    tops = {name: name.partition(".")[0] for name in left}
+    found = {name: _version(top) for name, top in tops.items() if top != "fastrl"}
+    seen = set[str]()
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        left += [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+        file = _file_of(name)
+        if file is not None and not any(file.is_relative_to(place) for place in _INSTALLED):
+            found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+            left += _imported_by(file, name if file.stem == "__init__" else name.rpartition(".")[0])
     return {name: what for name, what in found.items() if what}
 
 
@@ -304,10 +314,6 @@ def _named_by(env_id: str) -> Iterator[str]:
         yield entry_point if isinstance(entry_point, str) else entry_point.__module__
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "fastrl"
-
-
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -315,25 +321,11 @@ def _version(package: str) -> str:
         return ""
 
 
-def _files(modules: list[str]) -> set[Path]:
-    """Return the source files of modules and of what they import."""
-    left, seen, found = list(modules), set[str](), set[Path]()
-    while left:
-        name = left.pop()
-        if name in seen or _is_ours(name):
-            continue
-        seen.add(name)
-        left += [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-        file = _file_of(name)
-        if file is not None and not any(file.is_relative_to(place) for place in _INSTALLED):
-            found.add(file)
-            left += _imported_by(file, name if file.stem == "__init__" else name.rpartition(".")[0])
-    return found
-
-
 def _file_of(name: str) -> Path | None:
-    """Return the file of a module, which is not imported; None where it has none."""
+    """Return the file of a module, which is not imported; None without one, and of fastrl."""
     top, *parts = name.split(".")
+    if top == "fastrl":
+        return None
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # modules created at run time have no spec

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fastrl.sampling.sampler import SHARES
 from fastrl.system import circumstances
+from fastrl.throughput.benchmark import spread
 from fastrl.tuning.search import Finding
 from fastrl.tuning.space import Candidate
 from fastrl.tuning.study import Notes
@@ -127,11 +128,11 @@ class TuneReport:
         table = Table(title=f"Tuning of {what} {self.env}", title_justify="left", show_header=False)
         default_fps = "not compared with the best at the end"
         if found.default_fps:
-            default_fps = _spread(found.default_fps)
+            default_fps = spread(found.default_fps)
         elif found.default in self._failed():
             default_fps = "failed"
         table.add_row("best", found.best.label)
-        table.add_row("frames per second", _spread(found.best_fps))
+        table.add_row("frames per second", spread(found.best_fps))
         table.add_row("default", found.default.label)
         table.add_row("frames per second", default_fps)
         if found.gain is not None and found.best != found.default:
@@ -194,20 +195,14 @@ def find_bottleneck(candidate: Candidate, notes: Notes) -> str:
     return f"{name} ({min(1.0, parts[name]):.0%} of the time); {advice}"
 
 
-def _spread(fps: tuple[float, ...]) -> str:
-    return f"{np.median(fps):,.0f}  ({min(fps):,.0f} … {max(fps):,.0f} over {len(fps)} windows)"
-
-
 def plot_tuning(report: TuneReport, directory: Path) -> list[Path]:
     """Write three PNGs into a directory, which is created; return their paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     directory.mkdir(parents=True, exist_ok=True)
     name, paths = report.env.replace("/", "-").replace(":", "-"), []
     for kind, draw in {"fps_over_n": _over_n, "path": _path, "shares": _shares}.items():
         figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         draw(axes, report)
         # Below the axes, in which points and bars may be anywhere.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -17,7 +16,15 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import file_path
 from fastrl.config.models import RUNS
-from fastrl.curves import curve_name, differences, is_number, labels_of, leaves_of, mean_curve
+from fastrl.curves import (
+    curve_name,
+    differences,
+    is_number,
+    labels_of,
+    leaves_of,
+    mean_curve,
+    shown,
+)
 from fastrl.errors import ConfigError
 from fastrl.watch.run_files import directory_below, open_below
 from fastrl.watch.watched_run import VIDEOS, WatchedRun
@@ -156,7 +163,7 @@ class RunIndex:
                 "speeds": {
                     key: _number(latest.get(f"{key}_fps")) for key in ("sampling", "learning")
                 },
-                "config": {key: _text(value) for key, value in leaves_of(run.tree)},
+                "config": {key: shown(value) for key, value in leaves_of(run.tree)},
             }
 
     def faults(self) -> dict[str, Any]:
@@ -403,7 +410,3 @@ def _limits(value: object) -> dict[str, float]:
 
 def _number(value: object) -> float | None:
     return value if is_number(value) else None
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

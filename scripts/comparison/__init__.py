@@ -1,7 +1,7 @@
 """What scripts/compare.py measures, how, and what it makes of it.
 
-`task` is what every method samples; `method` says what a method is; `peers` and `fastrl_sampling`
-are the methods; `rounds` measures them; `report` shows what was found.
+`task` is what every method samples; `method` says what a method is; `peers` are those of others;
+`rounds` measures them; `report` and `picture` show what was found.
 
 All methods step the environments that `fastrl.envs.EnvFactory` builds, without the wrappers
 that cost time for nothing, except EnvPool and gymnasium's own batched environments, which bring

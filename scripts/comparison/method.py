@@ -1,4 +1,4 @@
-"""What a method is, and the loop that all peers have in common."""
+"""What a method is: fastrl's own sampler, and the loop that all peers have in common."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import torch
 
 from comparison.task import Policy, Task
 from fastrl.envs.actions import ActionConverter
+from fastrl.sampling import Sampler
+from fastrl.sampling.build import make_sampler
+from fastrl.spec import Topology
 
 
 class Method(ABC):
@@ -132,3 +135,36 @@ class Peer(Method):
     def _shut(self) -> None:
         """Close the environments; worker processes are gone already."""
         self._env.close()
+
+
+class FastrlSampling(Method):
+    """fastrl's sampler, whose rollouts are collected as fast as they fill."""
+
+    _sampler: Sampler
+
+    def __init__(self, name: str, label: str, task: Task, topology: Topology) -> None:
+        self.name, self.label, self.settings = name, label, topology.sizes
+        sampler = task.config.sampler.model_copy(update=topology.sizes)
+        self._config = task.config.model_copy(update={"sampler": sampler})
+
+    def start(self) -> None:
+        """Start the workers and wait for the first rollout."""
+        self._sampler = make_sampler(self._config)
+        self._sampler.start()
+        self._sampler.collect()
+
+    def run(self, seconds: float) -> int:
+        """Collect whole rollouts for at least ``seconds``; see `Method.run`."""
+        before, end = self._sampler.stats().frames, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            self._sampler.collect()
+        return self._sampler.stats().frames - before
+
+    def rest(self) -> None:
+        """Wait until every worker has reported that it waits."""
+        self._sampler.pause()
+
+    def close(self) -> None:
+        """End the workers."""
+        if hasattr(self, "_sampler"):
+            self._sampler.close()

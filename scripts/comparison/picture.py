@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.plots import ACCENT, INK, PLAIN, plain
+from bench.results import Row
 
-from comparison.report import FASTRL, Result, footer
+from comparison.report import FASTRL, footer, settings_text
 from fastrl.envs.families import NAMESPACE
 
 if TYPE_CHECKING:
@@ -27,46 +27,45 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    results = [Result.from_dict(each) for each in found["results"]]
-    ranked = sorted(results, key=lambda result: median(result.fps))
+    ranked: list[Row] = sorted(found["results"], key=lambda row: row["fps_median"])
     figure = Figure(figsize=(9, 1.6 + 0.52 * len(ranked)), layout="constrained")
     axes = figure.add_subplot()
     _draw_points(axes, ranked)
     _draw_limit(axes, found)
-    most = max(*(max(result.fps) for result in ranked), found["limit_fps"] or 0)
-    _set_scale(axes, min(ranked[0].fps) / 1.3, most * 1.2)
+    most = max(*(row["fps_max"] for row in ranked), found["limit_fps"] or 0)
+    _set_scale(axes, ranked[0]["fps_min"] / 1.3, most * 1.2)
     axes.set_title(f"{found['env']}: sampling throughput", loc="left", pad=16)
     figure.supxlabel(footer(found), fontsize=8, color=INK, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _draw_points(axes: Axes, ranked: Sequence[Result]) -> None:
+def _draw_points(axes: Axes, ranked: Sequence[Row]) -> None:
     """Draw the points, what they are at the left, and their figures in a column at the right."""
-    medians = [median(result.fps) for result in ranked]
+    medians = [row["fps_median"] for row in ranked]
     spread = [
-        [m - min(result.fps) for m, result in zip(medians, ranked, strict=True)],
-        [max(result.fps) - m for m, result in zip(medians, ranked, strict=True)],
+        [row["fps_median"] - row["fps_min"] for row in ranked],
+        [row["fps_max"] - row["fps_median"] for row in ranked],
     ]
-    labels = [f"{r.label}\n{r.settings_text}" if r.settings_text else r.label for r in ranked]
-    colors = [ACCENT if result.method in FASTRL else PLAIN for result in ranked]
+    labels = [f"{row['label']}\n{settings_text(row['settings'])}".rstrip() for row in ranked]
+    colors = [ACCENT if row["method"] in FASTRL else PLAIN for row in ranked]
     rows = list(range(len(ranked)))
     axes.errorbar(medians, rows, xerr=spread, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
     axes.scatter(medians, rows, c=colors, s=70, edgecolors=INK, linewidths=0.6, zorder=3)
     plain(axes, lines="y")
     axes.set_yticks(rows, labels, fontsize=8)
     widest = max(len(f"{middle:,.0f}") for middle in medians)
-    for row, middle, result in zip(rows, medians, ranked, strict=True):
+    for place, row in enumerate(ranked):
         axes.annotate(
-            f"{middle:,.0f}",
-            (1, row),
+            f"{row['fps_median']:,.0f}",
+            (1, place),
             xycoords=("axes fraction", "data"),
             xytext=(8 + 6.2 * widest, 0),
             textcoords="offset points",
             ha="right",
             va="center",
             fontsize=9,
-            fontweight="bold" if result.method in FASTRL else "normal",
+            fontweight="bold" if row["method"] in FASTRL else "normal",
         )
 
 

@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any
 
-from bench.rounds import interleaved
+from bench.results import Found, quantity
+from bench.rounds import interleaved, rate
 
-from comparison.fastrl_sampling import FastrlSampling
-from comparison.method import Method, Peer
+from comparison.method import FastrlSampling, Method, Peer
 from comparison.peers import PEERS
-from comparison.report import FASTRL, Comparison, Result
+from comparison.report import FASTRL, best_vector_env, ratios, settings_text
 from comparison.sample_factory_peer import SampleFactory
 from comparison.task import Task
 from fastrl.errors import EnvError, FastrlError, cause, one_line
@@ -58,8 +59,13 @@ class Options:
     with_limit: bool = False
 
 
-def compare(task: Task, options: Options) -> Comparison:
+def compare(task: Task, options: Options) -> Found:
     """Find each method's best settings, then measure all methods in turn, round by round.
+
+    Returns:
+        The content of a file, without its circumstances: ``results``, a row per method, ``ratios``
+        to the others, ``limits`` of each round, empty where they were not measured, ``scan``, the
+        quick windows, and ``skipped``, why a method is missing, by name.
 
     Raises:
         EnvError: None of the methods can be measured.
@@ -80,14 +86,36 @@ def compare(task: Task, options: Options) -> Comparison:
     if not chosen:
         raise EnvError(f"no method can sample '{task.config.env.id}' here")
     fps, limits = measure_rounds(chosen, task, options)
-    results = [Result(m.name, m.label, m.settings, fps[m.name]) for m in chosen]
+    env, limit_fps = task.config.env.id, [limit.fps for limit in limits]
+    rows = [
+        {
+            "method": each.name,
+            "label": each.label,
+            "env": env,
+            "settings": dict(each.settings),
+            **quantity("fps", fps[each.name]),
+        }
+        for each in chosen
+    ]
     protocol = {
         "seconds": options.seconds,
         "repeats": options.repeats,
         "scan_s": options.scan_s,
         "mode": task.config.sampler.mode,
     }
-    return Comparison(task.config, task.policy, results, limits, scan, skipped, protocol)
+    return {
+        "env": env,
+        "policy": task.policy,
+        "results": rows,
+        "ratios": ratios(rows, limit_fps),
+        "best_vector_env": best_vector_env(rows),
+        "limit_fps": median(limit_fps) if limit_fps else None,
+        "limits": [asdict(limit) | {"fps": limit.fps} for limit in limits],
+        "scan": scan,
+        "skipped": skipped,
+        "protocol": protocol,
+        "config": task.config.model_dump(mode="json", include={"seed", "env", "sampler", "model"}),
+    }
 
 
 def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, Any]]) -> Method:
@@ -103,9 +131,9 @@ def best_settings(name: str, task: Task, options: Options, scan: list[dict[str, 
         with closing(method):
             method.start()
             method.run(options.scan_s / 2)
-            fps = frames_per_second(method, options.scan_s)
+            fps = rate(partial(method.run, options.scan_s), options.scan_s)
         scan.append({"method": name, "settings": dict(method.settings), "fps": fps})
-        say(f"{name:18} {fps:>12,.0f}   {Result(name, '', method.settings, ()).settings_text}")
+        say(f"{name:18} {fps:>12,.0f}   {settings_text(method.settings)}")
         return fps
 
     found = candidates(name, task, options)
@@ -182,15 +210,8 @@ def measure_rounds(
     return found, limits
 
 
-def frames_per_second(method: Method, seconds: float) -> float:
-    """Return the throughput of a running method over one window."""
-    start = time.perf_counter()
-    frames = method.run(seconds)
-    return frames / (time.perf_counter() - start)
-
-
 def _turn(method: Method, seconds: float) -> float:
-    fps = frames_per_second(method, seconds)
+    fps = rate(partial(method.run, seconds), seconds)
     method.rest()
     time.sleep(_SETTLE_S)
     say(f"{method.name:18} {fps:>12,.0f}")

@@ -83,7 +83,7 @@ class SampleFactory(Method):
         config = self.task.config
         if config.env.kwargs or config.env.wrappers or config.env.max_episode_steps:
             raise EnvError("Sample Factory is compared on environments without arguments")
-        if self.task.policy == "conv net":
+        if "conv net" in self.task.policy:
             raise EnvError("Sample Factory is compared with an MLP as its policy")
         self._directory = tempfile.TemporaryDirectory(prefix="sample_factory_")
         asked = {

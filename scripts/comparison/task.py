@@ -15,10 +15,10 @@ from fastrl.envs.batched_env import Rows
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.families import NAMESPACE
 from fastrl.errors import EnvError
-from fastrl.models.images import image_layouts
 from fastrl.sampling.build import initial_weights, make_plan
 from fastrl.spaces import flatten
 from fastrl.system import usable_cores
+from fastrl.throughput.benchmark import network_name
 from fastrl.workers.plan import SamplingPlan
 
 _SLOW_STEP_S = 2e-4
@@ -65,13 +65,7 @@ class Task:
     @property
     def policy(self) -> str:
         """The network in a few words."""
-        model, space = self.config.model, self.plan.env_spec.observation_space
-        if model.class_path:
-            return model.class_path
-        sizes = "×".join(str(size) for size in model.hidden_sizes)
-        mlp = f"MLP {sizes} {model.activation}"
-        images = image_layouts(space, model).values()
-        return "conv net" if all(images) else f"conv net and {mlp}" if any(images) else mlp
+        return network_name(self.config.model, self.plan.env_spec)
 
     @cached_property
     def is_slow(self) -> bool:

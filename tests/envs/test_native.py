@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastrl import load_config, make_sampler
 from fastrl.envs import EnvFactory
 from fastrl.envs.catalogue import list_environments
-from fastrl.envs.classic_control.control_by_id import ClassicControlBatch
+from fastrl.envs.classic_control.control_batch import ClassicControlBatch
 from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import CrafterBatch
 from fastrl.envs.families import NAMESPACE, NativeFamily

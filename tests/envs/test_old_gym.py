@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import warnings
 from functools import partial
@@ -288,3 +290,9 @@ def test_vector_environments_of_old_gym_are_refused_in_one_line():
 
     with pytest.raises(EnvError, match="gave a SyncVectorEnv; expected a gymnasium or gym env"):
         EnvFactory(make).probe()
+
+
+def test_old_gym_prints_no_notice_beside_fastrl():
+    command = [sys.executable, "-W", "ignore", "-c", "import fastrl.envs, gym"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout + done.stderr == ""

@@ -1,11 +1,15 @@
-"""Classic control behind `BatchedEnv`: n environments, stepped by one compiled call."""
+"""Classic control behind `BatchedEnv`: n environments, stepped by one compiled call.
+
+`build`, `make_vec` and `make_single` build them by id; `fastrl.envs.families` registers them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest, whole
@@ -21,11 +26,14 @@ from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.classic_control import control_kernels
 from fastrl.envs.classic_control.control_kernels import EnvArrays, Views
 from fastrl.envs.classic_control.loop_ops import GOLDEN, MIX_1, MIX_2
+from fastrl.envs.classic_control.render import FRAMES_PER_S, Renderer
 from fastrl.envs.state import State, fitting
 from fastrl.envs.tensor.base import TensorEnv, wrong_choice
 from fastrl.envs.tensor.randomize import exposed, named, quantiles, randomizable
 from fastrl.envs.tensor.tensor_by_id import make_tensor
+from fastrl.envs.vector_facade import BatchedVectorEnv, Frame, SingleBatchedEnv
 from fastrl.errors import EnvError
+from fastrl.registry import NAMESPACE
 
 _SAVED = ("state", "time", "noise", "params")
 """Arrays of `EnvArrays` that change, the last one only where parameters are randomised."""
@@ -315,6 +323,91 @@ class ClassicControlBatch:
             truncated=views.truncated,
             final_observation=views.final_observation[0],
         )
+
+
+def build(name: str, num_envs: int, **kwargs: Any) -> ClassicControlBatch:
+    """Build n environments by id, ``CartPole-v1`` or ``fastrl/CartPole-v1``.
+
+    Keyword arguments are fields of `Options`, and parameters such as ``gravity``.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    return ClassicControlBatch(name.removeprefix(NAMESPACE), num_envs, _options(kwargs))
+
+
+def make_vec(
+    name: str,
+    num_envs: int,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> BatchedVectorEnv:
+    """Build n environments as a vector environment; see `build`.
+
+    Actions are taken as they are given, as gymnasium takes them, unless ``action_bounds`` says
+    otherwise. In mode NEXT_STEP the step after the end of an episode begins the next one, and its
+    action is ignored.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    batch = build(name, num_envs, **{"action_bounds": None, **kwargs})
+    return BatchedVectorEnv(
+        batch,
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+        painter=partial(_Pictures, batch),
+        # Thousands of episodes may end in a step: too many for an object each.
+        final_objects=False,
+        metadata={"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_S[batch.spec.id]},
+    )
+
+
+def make_single(
+    name: str,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> SingleBatchedEnv:
+    """Build one environment without a time limit, which `gymnasium.make` adds; see `make_vec`.
+
+    Raises:
+        EnvError: There is no such environment, or an argument is unknown or does not fit.
+    """
+    options = _options({"action_bounds": None, **kwargs, "max_episode_steps": LARGEST})
+    batch = ClassicControlBatch(name.removeprefix(NAMESPACE), 1, options)
+
+    def last_torque() -> float | None:
+        return float(env.action[0].ravel()[0]) if env.action else None
+
+    env = SingleBatchedEnv(
+        batch,
+        exact=False,
+        render_mode=render_mode,
+        painter=partial(_Pictures, batch, last_torque),
+        fps=FRAMES_PER_S[batch.spec.id],
+    )
+    return env
+
+
+class _Pictures:
+    """Pictures of the environments of a batch; see `Painter`."""
+
+    def __init__(
+        self, batch: ClassicControlBatch, torque: Callable[[], float | None] = lambda: None
+    ) -> None:
+        self._batch, self._renderer, self._torque = batch, Renderer(batch.spec.id), torque
+        self.close = self._renderer.close
+
+    def picture(self, index: int) -> Frame:
+        batch = self._batch
+        return self._renderer.render(batch.state(), index, batch.params(), self._torque())
+
+
+def _options(kwargs: dict[str, Any]) -> Options:
+    known = {field.name for field in fields(Options)} - {"params"}
+    options = {key: kwargs[key] for key in kwargs if key in known}
+    return Options(params={key: kwargs[key] for key in kwargs if key not in known}, **options)
 
 
 def _part(views: Views, envs: slice) -> Views:

@@ -4,8 +4,13 @@ It is ``fastrl/Crafter-v1``, for `fastrl.envs.EnvFactory` and for gymnasium, who
 builds `CrafterVector`, and `make` the wrapper around the original, `fastrl.envs.crafter`.
 """
 
-from fastrl.envs.crafter_native.crafter_batch import ID, CrafterBatch, CrafterOptions
-from fastrl.envs.crafter_native.crafter_by_id import build, make_vec
+from fastrl.envs.crafter_native.crafter_batch import (
+    ID,
+    CrafterBatch,
+    CrafterOptions,
+    build,
+    make_vec,
+)
 from fastrl.envs.vector_facade import BatchedVectorEnv as CrafterVector
 
 __all__ = ["ID", "CrafterBatch", "CrafterOptions", "CrafterVector", "build", "make_vec"]

@@ -4,10 +4,15 @@ They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.EnvFactory` and f
 A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.
 """
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv, Step, Terms
+from fastrl.envs.mujoco.batched import (
+    MujocoBatchedEnv,
+    Parameters,
+    SingleMujocoEnv,
+    Step,
+    Terms,
+)
 from fastrl.envs.mujoco.physics import Fields, Physics
 from fastrl.envs.mujoco.rendering import View
-from fastrl.envs.mujoco.robot_checks import Parameters
 from fastrl.envs.mujoco.robots_by_id import ENVIRONMENTS, build, make_vec
 
 __all__ = [

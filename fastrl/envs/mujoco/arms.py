@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_checks import Parameters
 from fastrl.envs.mujoco.robot_terms import control_cost
 
 

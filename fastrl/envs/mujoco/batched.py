@@ -25,8 +25,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,20 +37,12 @@ from gymnasium.envs.mujoco.mujoco_env import expand_model_path
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from fastrl.arguments import is_whole, whole
+from fastrl.arguments import brief, is_whole, nearest, whole
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchShapes, Rows, StepViews
 from fastrl.envs.mujoco.physics import Fields, Floats, Physics
 from fastrl.envs.mujoco.randomization import Randomization
 from fastrl.envs.mujoco.rendering import Photographer, View
-from fastrl.envs.mujoco.robot_checks import (
-    Parameters,
-    check_flags,
-    check_initial,
-    check_observation,
-    check_terms,
-    parse,
-)
 from fastrl.envs.mujoco.simulations import Rows as Which
 from fastrl.envs.state import State, fitting
 from fastrl.envs.vector_facade import SingleBatchedEnv
@@ -57,7 +50,13 @@ from fastrl.errors import EnvError
 from fastrl.spec import EnvSpec
 
 _NEVER = 2**63 - 1
+_NOT_NEGATIVE = frozenset({"reset_noise_scale"})
 Terms = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Keyword arguments of an environment: none; subclass it to add some."""
 
 
 @dataclass
@@ -144,7 +143,7 @@ class MujocoBatchedEnv(ABC):
         self.setup()
 
         parts = self.observation(self.physics.now)
-        check_observation(self._name, parts, num_envs)
+        _check_observation(self._name, parts, num_envs)
         size = sum(part.shape[1] for part in parts)
         self.spec = EnvSpec(
             self._name,
@@ -257,8 +256,8 @@ class MujocoBatchedEnv(ABC):
         self._tracked = after
         if not self._looked:
             self._looked = True
-            check_terms(self._name, terms, self.num_envs)
-            check_flags(self._name, terminal, self.num_envs)
+            _check_terms(self._name, terms, self.num_envs)
+            _check_flags(self._name, terminal, self.num_envs)
         self.terms = dict(terms)
         views.reward[:] = _sum(terms)
         if terminal is None:
@@ -375,7 +374,7 @@ class MujocoBatchedEnv(ABC):
         drawn = [self.initial(self._generators[index]) for index in indices.tolist()]
         if first:
             model = self.physics.model
-            check_initial(self._name, drawn[0], int(model.nq), int(model.nv))
+            _check_initial(self._name, drawn[0], int(model.nq), int(model.nv))
         qpos, qvel = (np.array(column) for column in zip(*drawn, strict=True))
         self.physics.restart(rows, qpos, qvel)
         self._deadlines[rows] = min(self._clock + self._limit, _NEVER)
@@ -458,3 +457,90 @@ def _action_space(physics: Physics) -> spaces.Box:
     limited = model.actuator_ctrllimited[:, None].astype(bool)
     bounds = np.where(limited, model.actuator_ctrlrange, (-np.inf, np.inf)).astype(np.float32)
     return spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32)
+
+
+def parse(name: str, params: type[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the keyword arguments as an instance of ``params``.
+
+    Raises:
+        EnvError: One is unknown, or of another kind than its default.
+    """
+    known = {field.name: field for field in fields(params)}
+    for key, value in kwargs.items():
+        if key not in known:
+            hint = nearest(key, known) or f"; it takes {', '.join(known) or 'no arguments'}"
+            raise EnvError(f"'{name}' takes no '{key}'{hint}")
+        default = known[key].default
+        # One that may be of several kinds is left to the code that uses it.
+        if "|" not in str(known[key].type) and not _resembles(value, known[key]):
+            raise EnvError(f"'{name}': {key} should be like {default!r}, got {brief(value)}")
+        if key in _NOT_NEGATIVE and value < 0:
+            raise EnvError(f"'{name}': {key} must not be negative, got {value!r}")
+    return params(**kwargs)
+
+
+def _check_observation(name: str, parts: Any, num_envs: int) -> None:
+    """Reject observations that are not parts ``[n, k]``."""
+    wanted = f"'{name}'.observation must return a sequence of arrays ({num_envs}, k)"
+    if not isinstance(parts, Sequence):
+        raise EnvError(f"{wanted}, got {_shown(parts)}")
+    for part in parts:
+        if not isinstance(part, np.ndarray) or part.ndim != 2 or len(part) != num_envs:
+            raise EnvError(f"{wanted}, got one of {_shown(part)}")
+
+
+def _check_terms(name: str, terms: Any, num_envs: int) -> None:
+    """Reject rewards that are not terms by name."""
+    wanted = f"'{name}'.reward must return terms by name, each ({num_envs},) or a number"
+    if not isinstance(terms, Mapping) or not terms:
+        raise EnvError(f"{wanted}, got {_shown(terms)}")
+    for key, term in terms.items():
+        if not _is_per_env(term, num_envs, "fiub"):
+            raise EnvError(f"{wanted}, got for '{key}' {_shown(term)}")
+
+
+def _check_flags(name: str, flags: Any, num_envs: int) -> None:
+    """Reject terminations that are neither flags nor None."""
+    if flags is not None and not _is_per_env(flags, num_envs, "b"):
+        raise EnvError(
+            f"'{name}'.terminated must return None or ({num_envs},) bool, got {_shown(flags)}"
+        )
+
+
+def _check_initial(name: str, drawn: Any, nq: int, nv: int) -> None:
+    """Reject first states that are not a pair of positions and velocities."""
+    wanted = f"'{name}'.initial must return qpos ({nq},) and qvel ({nv},)"
+    if not isinstance(drawn, Sequence) or len(drawn) != 2:
+        raise EnvError(f"{wanted}, got {_shown(drawn)}")
+    if (np.shape(drawn[0]), np.shape(drawn[1])) != ((nq,), (nv,)):
+        raise EnvError(f"{wanted}, got {_shown(drawn[0])} and {_shown(drawn[1])}")
+
+
+def _is_per_env(value: Any, num_envs: int, kinds: str) -> bool:
+    return np.shape(value) in ((), (num_envs,)) and np.asarray(value).dtype.kind in kinds
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.shape} {value.dtype}"
+    return brief(value)
+
+
+def _resembles(value: Any, field: Field[Any]) -> bool:
+    default = field.default
+    match default:
+        case bool():
+            return isinstance(value, bool | np.bool_)
+        case int() if field.type in (int, "int"):
+            return is_whole(value)
+        case int() | float():
+            return _is_number(value) and (math.isfinite(value) or not math.isfinite(default))
+        case tuple():
+            numbers = isinstance(value, Sequence | np.ndarray) and len(value) == len(default)
+            return numbers and all(_is_number(each) for each in value)
+    return True
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number, which may be infinite."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)

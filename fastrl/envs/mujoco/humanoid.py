@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
 from fastrl.envs.mujoco.robot_terms import (
     HealthyRobot,
@@ -33,13 +33,14 @@ class _Observed:
 
 
 class _Humanoid(MujocoBatchedEnv):
-    """Observes inertia and velocities of its bodies, actuation and contact forces."""
+    """Observes inertia and velocities of its bodies, actuation and contact forces.
+
+    Not those of the immovable world, nor the actuation of the free joint, unlike version 4.
+    """
 
     params: Any
     frame_skip = 5
     time_limit = 1000
-    _world_is_observed = False
-    """Version 4 observes the immovable world's rows, and the free joint's actuation, too."""
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         return uniform_start(generator, self.physics, self.params.reset_noise_scale)
@@ -50,16 +51,15 @@ class _Humanoid(MujocoBatchedEnv):
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         params = self.params
         skipped = 2 * params.exclude_current_positions_from_observation
-        body, dof = (0, 0) if self._world_is_observed else (1, 6)
         parts = [now.qpos[:, skipped:], now.qvel]
         if params.include_cinert_in_observation:
-            parts.append(flat(now.cinert, body))
+            parts.append(flat(now.cinert, 1))
         if params.include_cvel_in_observation:
-            parts.append(flat(now.cvel, body))
+            parts.append(flat(now.cvel, 1))
         if params.include_qfrc_actuator_in_observation:
-            parts.append(now.qfrc_actuator[:, dof:])
+            parts.append(now.qfrc_actuator[:, 6:])
         if params.include_cfrc_ext_in_observation:
-            parts.append(flat(now.cfrc_ext, body))
+            parts.append(flat(now.cfrc_ext, 1))
         return parts
 
     def contact_cost(self, now: Fields, weight: float, bounds: Range) -> NDArray[Any]:
@@ -115,7 +115,6 @@ class HumanoidV4(HumanoidV5):
 
     id = "Humanoid-v4"
     _healthy_is_paid_always = True
-    _world_is_observed = True
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
@@ -174,23 +173,16 @@ class HumanoidStandupV4(HumanoidStandupV5):
 
     id = "HumanoidStandup-v4"
 
-    @dataclass(frozen=True, kw_only=True)
-    class Params:
-        """Version 4 takes no keyword arguments."""
+    class Params(Parameters):
+        """Version 4 takes no keyword arguments; these are its numbers."""
 
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_start(generator, self.physics, 0.01)
+        ctrl_cost_weight: ClassVar = 0.1
+        impact_cost_weight: ClassVar = 5e-7
+        impact_cost_range: ClassVar = (-np.inf, 10.0)
+        reset_noise_scale: ClassVar = 1e-2
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return _everything(now, 2)
-
-    def reward(self, step: Step) -> Terms:
-        return {
-            "reward_linup": step.now.qpos[:, 2] / self.physics.parameter("timestep"),
-            "reward_quadctrl": -control_cost(0.1, step.now.ctrl),
-            "reward_impact": -self.contact_cost(step.now, 5e-7, (-np.inf, 10.0)),
-            "reward_alive": 1.0,
-        }
 
 
 def _everything(now: Fields, skipped: int) -> Sequence[NDArray[Any]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
 from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_checks import Parameters
 from fastrl.envs.mujoco.robot_terms import uniform_and_normal_start, uniform_start
 
 
@@ -31,8 +30,7 @@ class InvertedPendulumV5(MujocoBatchedEnv):
         reset_noise_scale: float = 0.01
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        scale = getattr(self.params, "reset_noise_scale", 0.01)
-        return uniform_start(generator, self.physics, scale)
+        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return now.qpos, now.qvel
@@ -52,7 +50,9 @@ class InvertedPendulumV4(InvertedPendulumV5):
     id = "InvertedPendulum-v4"
 
     class Params(Parameters):
-        """Gymnasium's keyword arguments."""
+        """Version 4 takes no keyword arguments."""
+
+        reset_noise_scale: ClassVar = 0.01
 
     def reward(self, step: Step) -> Terms:
         return {"reward_survive": 1.0}
@@ -79,8 +79,7 @@ class InvertedDoublePendulumV5(MujocoBatchedEnv):
         return "site_xpos", "qfrc_constraint"
 
     def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        scale = getattr(self.params, "reset_noise_scale", 0.1)
-        return uniform_and_normal_start(generator, self.physics, scale)
+        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         angles = now.qpos[:, 1:]
@@ -104,7 +103,9 @@ class InvertedDoublePendulumV4(InvertedDoublePendulumV5):
     id = "InvertedDoublePendulum-v4"
 
     class Params(Parameters):
-        """Gymnasium's keyword arguments."""
+        """Version 4 takes no keyword arguments."""
+
+        reset_noise_scale: ClassVar = 0.1
 
     _observed_constraint_forces = 3
 

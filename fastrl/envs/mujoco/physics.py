@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest
-from fastrl.envs.mujoco.simulations import Rows, new_batch
+from fastrl.envs.mujoco.simulations import Rows, assign, new_batch, owner_of
 from fastrl.envs.mujoco_clock import mujoco_library, untimed
 from fastrl.envs.state import State, fitting
 from fastrl.errors import EnvError, one_line
@@ -222,16 +222,12 @@ class Physics:
         """Return a field of the model: ``[n, *shape]`` where it is expanded, else ``[*shape]``."""
         if name in self._expanded:
             return self._expanded[name]
-        owner = self.model.opt if hasattr(self.model.opt, name) else self.model
-        return np.asarray(getattr(owner, name))
+        return np.asarray(getattr(owner_of(self.model, name), name))
 
     def copy_to(self, index: int, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         """Write one simulation's parameters and state to a copy of the model and its data."""
         for name, values in self._expanded.items():
-            if hasattr(model.opt, name):
-                setattr(model.opt, name, values[index])
-            else:
-                getattr(model, name)[:] = values[index]
+            assign(model, name, values[index])
         if self._expanded:
             mujoco.mj_setConst(model, data)
         mujoco.mj_setState(model, data, self._state[index], mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -257,7 +253,7 @@ def _load(path: Path, *, contact_forces: bool) -> mujoco.MjModel:
             spec.add_plugin(name=CONTACT_FORCES_PLUGIN, plugin_name=CONTACT_FORCES_PLUGIN)
             model = spec.compile()
     except (ValueError, OSError) as error:
-        raise EnvError(f"cannot load '{path}': {' '.join(str(error).split())}") from error
+        raise EnvError(f"cannot load '{path}': {one_line(error, None)}") from error
     if not 0 < model.opt.timestep < np.inf:
         raise EnvError(f"'{path}': the option timestep must be above 0 s, got {model.opt.timestep}")
     if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:

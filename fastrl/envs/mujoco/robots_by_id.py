@@ -12,9 +12,8 @@ from gymnasium.envs.registration import load_env_creator
 
 from fastrl.arguments import instance, nearest, whole
 from fastrl.envs.mujoco import ant, arms, humanoid, pendulums, runners
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv
+from fastrl.envs.mujoco.batched import MujocoBatchedEnv, SingleMujocoEnv, parse
 from fastrl.envs.mujoco.rendering import Photographer, View, camera
-from fastrl.envs.mujoco.robot_checks import parse
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import EnvError
 from fastrl.registry import NAMESPACE

@@ -103,7 +103,7 @@ class LoopBatch:
     def expand(self, name: str) -> NDArray[Any]:
         """Return own values of a field of the model; see `Simulations`."""
         if name not in self._expanded:
-            values = np.asarray(getattr(_owner(self._model, name), name, None))
+            values = np.asarray(getattr(owner_of(self._model, name), name, None))
             if name.startswith("_") or values.dtype.kind not in _NUMBERS:
                 raise ValueError(f"unknown field {name}")
             if values.ndim == 0 and not hasattr(self._model.opt, name):
@@ -113,7 +113,7 @@ class LoopBatch:
             dtype = np.int32 if values.ndim == 0 and values.dtype.kind == "i" else values.dtype
             rows = np.empty((len(self._models), *values.shape), dtype)
             for index, model in enumerate(self._models):
-                rows[index] = getattr(_owner(model, name), name)
+                rows[index] = getattr(owner_of(model, name), name)
             self._expanded[name] = rows
         return self._expanded[name]
 
@@ -134,7 +134,7 @@ class LoopBatch:
             except mujoco.FatalError as error:
                 raise RuntimeError(f"sim {index}: {error}") from error
             for name, values in self._expanded.items():
-                values[index] = getattr(_owner(model, name), name)
+                values[index] = getattr(owner_of(model, name), name)
 
     def _each(
         self,
@@ -161,7 +161,7 @@ class LoopBatch:
         """Return a simulation's model, with the values of its expanded fields."""
         model = self._models[index]
         for name, values in self._expanded.items():
-            _assign(model, name, values[index])
+            assign(model, name, values[index])
         return model
 
     def _bind(self, name: str) -> NDArray[Any]:
@@ -194,12 +194,14 @@ class LoopBatch:
         return None
 
 
-def _owner(model: mujoco.MjModel, name: str) -> Any:
+def owner_of(model: mujoco.MjModel, name: str) -> Any:
+    """Return what has a field of the model: its options or itself."""
     return model.opt if hasattr(model.opt, name) else model
 
 
-def _assign(model: mujoco.MjModel, name: str, value: Any) -> None:
-    owner = _owner(model, name)
+def assign(model: mujoco.MjModel, name: str, value: Any) -> None:
+    """Give a field of the model a value of its shape."""
+    owner = owner_of(model, name)
     if np.ndim(value):
         getattr(owner, name)[:] = value
     else:

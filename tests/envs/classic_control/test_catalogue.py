@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-import fastrl.envs.classic_control.control_by_id as catalogue
+import fastrl.envs.classic_control.control_batch as catalogue
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.family import own_families
 from fastrl.envs.gym_vector import GymVector

@@ -9,7 +9,7 @@ import torch
 
 import fastrl
 from fastrl.envs import EnvFactory
-from fastrl.envs.classic_control.control_by_id import build
+from fastrl.envs.classic_control.control_batch import build
 from fastrl.envs.tensor import RandomPolicy, Rollouts, make_tensor
 from tests.envs.stepping import random_actions, run
 

@@ -9,7 +9,7 @@ import torch
 
 import fastrl
 from fastrl.config import EnvConfig
-from fastrl.envs.classic_control.control_by_id import build
+from fastrl.envs.classic_control.control_batch import build
 from fastrl.envs.tensor.tensor_by_id import configured
 from fastrl.errors import EnvError
 from tests.envs.classic_control.gymnasium_twin import GymnasiumTwin, random_actions

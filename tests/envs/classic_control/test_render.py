@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import fastrl.envs.classic_control.control_by_id  # noqa: F401
+import fastrl.envs.classic_control.control_batch  # noqa: F401
 from fastrl.envs.classic_control.render import Renderer, save_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.tensor import make_tensor
