@@ -102,6 +102,7 @@ def test_version_is_printed(run):
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["config", "--nonsense"], "No such option: --nonsense; see fastrl config --help"),
+        (["config", "--env"], "Option '--env' requires an argument; see fastrl config --help"),
         (["config", "a.yaml", "b.yaml"], "'b.yaml' is a second configuration file after 'a.yaml'"),
         (["config", "missing.yaml"], "missing.yaml: no such file"),
         (["config", CONFIG, "sampler.groups=0"], "sampler.groups: must be an integer"),

@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_closed_streams()
     replace_unknown_characters()
     prepare_completion()
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given = None if arguments is None else list(arguments)
         code = app(args=given, prog_name="fastrl", standalone_mode=False)
     except WorkerError as error:
         complain(str(error), error.kind)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except TyperException as error:
         complain(
-            f"{one_line(error.format_message(), None).rstrip('.')}; see {_command(error)} --help",
+            f"{one_line(error.format_message(), None).rstrip('.')}; see {_command(given)} --help",
             "usage",
         )
         return EXIT_BAD_INPUT
@@ -146,9 +146,7 @@ def _options(
         write(context.get_help())
 
 
-def _command(error: TyperException) -> str:
-    """Return the command whose arguments are wrong."""
-    context = getattr(error, "ctx", None)
-    if context is None or context.parent is None:
-        return "fastrl"
-    return f"fastrl {context.info_name}"
+def _command(arguments: list[str]) -> str:
+    """Return the command whose arguments are wrong; not all errors of typer hold it."""
+    names = (each.name or each.callback.__name__ for each in app.registered_commands)  # type: ignore[union-attr]
+    return f"fastrl {arguments[0]}" if arguments and arguments[0] in names else "fastrl"

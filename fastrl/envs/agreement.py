@@ -1,4 +1,4 @@
-"""Checks that environments of one factory have equal spaces, and are different objects."""
+"""Checks that environments have spaces, equal ones in one factory, and are different objects."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ class HasSpaces(Protocol):
     @property
     def action_space(self) -> spaces.Space[Any]:
         """Space of one environment's action."""
+
+
+def spaces_of(env: Any, name: str) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Return the observation and the action space of one environment.
+
+    Args:
+        env: A single environment, or a vector environment.
+        name: Of the environment, for errors.
+
+    Raises:
+        EnvError: It lacks a space.
+    """
+    prefix = "single_" if hasattr(env, "single_observation_space") else ""
+    found = []
+    for kind in ("observation_space", "action_space"):
+        space = getattr(env, f"{prefix}{kind}", None)
+        if not isinstance(space, spaces.Space):
+            raise EnvError(
+                f"'{name}' has the {kind} {brief(space)}; it must be a gymnasium.spaces.Space"
+            )
+        found.append(space)
+    return found[0], found[1]
 
 
 class Claim:

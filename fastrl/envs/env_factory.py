@@ -34,6 +34,7 @@ from fastrl.arguments import at_least_one, brief, nearest, one_of, whole
 from fastrl.closing import build_all, close_all
 from fastrl.envs.action_masks import find_source, masked, observes_mask, with_mask
 from fastrl.envs.actions import ActionBounds, ActionConverter
+from fastrl.envs.agreement import spaces_of
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.envs.family import Family, family_of, own_families
 from fastrl.envs.gym_loop import GymLoop
@@ -245,6 +246,8 @@ class EnvFactory:
         """Build one environment, yield what `probe` returns, and close it after the block."""
         env = self._build(1)
         try:
+            if isinstance(env, gymnasium.Env | VectorEnv):
+                spaces_of(env, self.name)
             if self.action_mask == "auto":
                 found = "observation" if _is_batched(env) else find_source(env)
                 object.__setattr__(self, "_found", found)

@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from fastrl.live_display import display_on
+from fastrl import live_display
 from fastrl.sampling.sampler import SamplerStats
 
 _SPAN_NS = 1e9
@@ -21,14 +21,16 @@ class LiveFps:
 
     Args:
         console: Where to show it; nowhere if None.
-        interval_s: Time between plain lines where the console is not a terminal.
+        interval_s: Time between plain lines where the console is not a terminal; two seconds
+            by default.
     """
 
-    def __init__(self, console: Console | None, interval_s: float = 2.0) -> None:
+    def __init__(self, console: Console | None, interval_s: float | None = None) -> None:
         self._readings: Sequence[SamplerStats] = ()
         self._starting: Callable[[], str] = lambda: "starting workers …"
         self._instead = ""
-        self._display = display_on(console, self._line, lines_s=(interval_s, interval_s))
+        every_s = live_display.FIRST_LINE_S if interval_s is None else interval_s
+        self._display = live_display.display_on(console, self._line, lines_s=(every_s, every_s))
 
     def watch(
         self, readings: Sequence[SamplerStats], starting: Callable[[], str] | None = None

@@ -12,6 +12,7 @@ import gymnasium
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from fastrl.envs.agreement import spaces_of
 from fastrl.envs.env_factory import EnvFactory, Wrapper
 from fastrl.envs.family import Family, Vector
 from fastrl.envs.legacy_gym import wrapped_by
@@ -124,17 +125,9 @@ class InstanceSpec:
         Raises:
             EnvError: It lacks a space.
         """
-        is_batch = hasattr(env, "single_observation_space")
-        found: list[spaces.Space[Any]] = []
-        for kind in ("observation_space", "action_space"):
-            space = getattr(env, f"single_{kind}" if is_batch else kind, None)
-            if not isinstance(space, spaces.Space):
-                raise EnvError(
-                    f"'{name}' has the {kind} {space!r}; expected a space of gymnasium's"
-                )
-            found.append(space)
-        spec = None if is_batch else env.spec
-        return cls(name, found[0], found[1], dict(env.metadata or {}), env.render_mode, spec)
+        seen, action = spaces_of(env, name)
+        spec = None if hasattr(env, "single_observation_space") else env.spec
+        return cls(name, seen, action, dict(env.metadata or {}), env.render_mode, spec)
 
     @property
     def fits_rows(self) -> bool:

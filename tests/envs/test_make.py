@@ -363,6 +363,18 @@ def test_a_mapping_that_is_no_wrapper_is_refused_before_anything_is_built(wrong)
         EnvFactory("CartPole-v1", wrappers=[wrong])
 
 
+@pytest.mark.parametrize("space", ["observation_space", "action_space"])
+def test_environments_without_a_space_are_one_line(space):
+    class Spaceless(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+        action_space = gymnasium.spaces.Discrete(2)
+
+    for wrong in (None, "box"):
+        setattr(Spaceless, space, wrong)
+        with pytest.raises(EnvError, match=f"Spaceless' has the {space} .*; it must be a gymn"):
+            EnvFactory(Spaceless).probe()
+
+
 def test_unsupported_spaces_are_refused_when_probed():
     class Wordy(CountingEnv):
         def __init__(self):

@@ -375,7 +375,7 @@ def test_environments_must_have_spaces_and_be_different_objects(backend):
     class Bare(TellingEnv):
         observation_space = None
 
-    with pytest.raises(EnvError, match="has the observation_space None; expected a space"):
+    with pytest.raises(EnvError, match="has the observation_space None; it must be a gymn"):
         fastrl.make_vec(Bare, 2, backend=backend)
 
 
