@@ -152,8 +152,9 @@ def test_airl_steers_by_continuous_actions(tmp_path):
         [env, f"dataset.path={dataset}", f"run_dir={tmp_path / 'run'}", "total_steps=60000",
          "sampler.kind=serial", "sampler.num_envs=16", "sampler.rollout_length=128",
          "model.hidden_sizes=[32, 32]", "algorithm.name=airl", "algorithm.minibatch_size=256",
-         "algorithm.learning_rate=1e-3", "algorithm.gamma=0.9", "algorithm.discriminator_updates=60",
-         "algorithm.discriminator_learning_rate=3e-3", "evaluation.every_steps=1000000",
+         "algorithm.learning_rate=1e-3", "algorithm.gamma=0.9",
+         "algorithm.discriminator_updates=60", "algorithm.discriminator_learning_rate=3e-3",
+         "evaluation.every_steps=1000000",
          "evaluation.final_episodes=40", "logging.tensorboard=false"],
     )  # fmt: skip
     assert train(config).outcome.evaluation.return_mean > -17
