@@ -285,7 +285,8 @@ def appo(args: argparse.Namespace, scratch: Path) -> list[Row]:
     rows = []
     for env, (file, steps) in ASYNC.items():
         own: tuple[str, ...] = (*QUIET, f"total_steps={steps}", f"evaluation.every_steps={steps}")
-        own += ("evaluation.final_episodes=10",)
+        # The most probable actions of an early policy may do what sampled ones hardly ever do.
+        own += ("evaluation.final_episodes=10", "evaluation.deterministic=false")
         settings: Mapping[str, Sequence[str]] = {
             "ppo": ("algorithm.name=ppo", "sampler.mode=sync"),
             "appo": ("algorithm.name=appo", "sampler.mode=async"),
