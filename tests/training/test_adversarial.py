@@ -16,7 +16,7 @@ import pytest
 from fastrl.config import load_config
 from fastrl.datasets import DatasetWriter, Episode
 from fastrl.spec import EnvSpec
-from fastrl.training import resume, train
+from fastrl.training import record_function, resume, train
 from fastrl.training.checkpoint import CheckpointStore
 from fastrl.training.metrics import read_rows
 from tests.training.ledge import STEPS, demonstrate
@@ -134,3 +134,27 @@ def test_gail_balances_the_pole_within_its_steps(tmp_path, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_airl_learns_within_its_steps(tmp_path, seed):
     assert learnt(tmp_path, "airl", seed, "evaluation.stop_at=300") >= 300
+
+
+def steer(observation):
+    """Push the point of `Reach` straight to its goal: about -6 per episode."""
+    return np.clip((observation[2:] - observation[:2]) / 0.1, -1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_airl_steers_by_continuous_actions(tmp_path):
+    """Chance is worth about -40."""
+    env, dataset = "env.id=tests.training.reach:Reach", tmp_path / "set"
+    record_function(load_config(None, [env]), f"{__name__}:steer", dataset, episodes=40)
+    config = load_config(
+        None,
+        [env, f"dataset.path={dataset}", f"run_dir={tmp_path / 'run'}", "total_steps=60000",
+         "sampler.kind=serial", "sampler.num_envs=16", "sampler.rollout_length=128",
+         "model.hidden_sizes=[32, 32]", "algorithm.name=airl", "algorithm.minibatch_size=256",
+         "algorithm.learning_rate=1e-3", "algorithm.gamma=0.9",
+         "algorithm.discriminator_updates=60", "algorithm.discriminator_learning_rate=3e-3",
+         "evaluation.every_steps=1000000",
+         "evaluation.final_episodes=40", "logging.tensorboard=false"],
+    )  # fmt: skip
+    assert train(config).outcome.evaluation.return_mean > -17
