@@ -26,9 +26,11 @@ Numbers = NDArray[np.float64]
 _EXPECTED = {
     "uniform": "[lowest, highest]",
     "log_uniform": "[lowest, highest] above 0",
-    "normal": "[mean, standard deviation]",
+    "normal": "[mean, standard deviation of at least 0]",
     "choice": "a list of the values to choose from",
 }
+KINDS = tuple(_EXPECTED)
+"""The names of distributions."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Checks of arguments: those of `make_vec`, and seeds and options of a reset.
 
-A value ``{uniform: [low, high]}``, ``{log_uniform: [low, high]}``, ``{normal: [mean, std]}`` or
-``{choice: [a, b, …]}`` among the parameters of environments is a distribution, from which every
-environment draws its own value once.
+A distribution among the parameters of environments, ``{uniform: [low, high]}`` for instance, gives
+each environment its own value, drawn once; see `fastrl.envs.parameter_distributions`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from fastrl.arguments import at_least_one, brief, nearest, one_of, seconds, whole
 from fastrl.envs.env_factory import EnvFactory, Wrapper
 from fastrl.envs.family import batch_family
-from fastrl.errors import ArgumentError, one_line
+from fastrl.envs.parameter_distributions import KINDS, distribution
+from fastrl.errors import ArgumentError, EnvError, one_line
 from fastrl.vector.vector_plan import VectorPlan
 
 Id = str | Callable[..., Any] | GymnasiumSpec
@@ -42,15 +42,6 @@ _VECTOR_KWARGS = (
     # Of gymnasium's `AsyncVectorEnv`; without effect on results, nor on how workers are started.
     *("shared_memory", "context", "daemon"),
 )
-
-
-_DRAWS = {
-    "uniform": "two numbers",
-    "log_uniform": "two numbers above 0",
-    "normal": "a mean and a standard deviation of at least 0",
-    "choice": "a list of what to choose from",
-}
-"""What must follow the name of a distribution."""
 
 
 @dataclass(frozen=True)
@@ -206,18 +197,12 @@ def _drawn(name: str, value: Any, rng: np.random.Generator) -> Any:
     if not _is_distribution(value):
         return value
     ((kind, given),) = value.items()
+    if kind == "choice" and isinstance(given, Iterable) and (choices := list(given)):
+        return choices[int(rng.integers(len(choices)))]  # of any kind, names for instance
     try:
-        given = list(given)
-        if kind == "choice":
-            return given[int(rng.integers(len(given)))]
-        if kind == "log_uniform":
-            low, high = map(math.log, given)
-            return math.exp(rng.uniform(low, high))
-        return float(getattr(rng, kind)(*given))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ArgumentError(
-            f"env_kwargs.{name}: {kind} does not take {one_line(given)}; write {_DRAWS[kind]}"
-        ) from error
+        return distribution(value, f"env_kwargs.{name}").sample(rng, ()).tolist()
+    except EnvError as error:
+        raise ArgumentError(str(error)) from error
 
 
 def _is_distribution(value: object) -> bool:
@@ -229,9 +214,9 @@ def _is_distribution(value: object) -> bool:
     if not isinstance(value, Mapping) or len(value) != 1:
         return False
     kind = next(iter(value))
-    if kind not in _DRAWS and isinstance(kind, str) and (hint := nearest(kind, _DRAWS, 0.75)):
+    if kind not in KINDS and isinstance(kind, str) and (hint := nearest(kind, KINDS, 0.75)):
         raise ArgumentError(f"env_kwargs: unknown distribution '{one_line(kind)}'{hint}")
-    return kind in _DRAWS
+    return kind in KINDS
 
 
 def joined(

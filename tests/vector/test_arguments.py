@@ -53,9 +53,18 @@ def test_list_of_factories_has_one_for_each_environment():
         ),
         ({"env_kwargs": 3}, "env_kwargs must be a mapping, a list of mappings or a function"),
         ({"env_kwargs": {"length": {"unifrom": [1, 2]}}}, "did you mean 'uniform'?"),
-        ({"env_kwargs": {"g": {"choice": []}}}, "write a list of what to choose from"),
-        ({"env_kwargs": {"g": {"log_uniform": [-1, 2]}}}, "write two numbers above 0"),
-        ({"env_kwargs": {"g": {"normal": [0, -1]}}}, "a standard deviation of at least 0"),
+        (
+            {"env_kwargs": {"g": {"choice": []}}},
+            "env_kwargs.g.choice: expected a list of the values",
+        ),
+        (
+            {"env_kwargs": {"g": {"log_uniform": [-1, 2]}}},
+            "g.log_uniform: expected [lowest, highest] above 0",
+        ),
+        (
+            {"env_kwargs": {"g": {"normal": [0, -1]}}},
+            "expected [mean, standard deviation of at least 0]",
+        ),
         ({"env_kwargs_seed": -1}, "env_kwargs_seed must be a whole number of at least 0, got -1"),
         ({"autoreset_mode": "NxtStep"}, "autoreset_mode must be one of same_step, next_step, dis"),
         (
