@@ -208,9 +208,8 @@ class _AwaitDriver(SerialDriver):
         self._error: BaseException | None = None
         self._open = list(enumerate(envs))
         self._closing: asyncio.Future[Any] | None = None
-        factories: Any = self._awaited
         try:
-            super().__init__(VectorPlan(name, factories, len(envs), 1, autoreset))
+            super().__init__(VectorPlan(name, (), len(envs), 1, autoreset), self._awaited)
         except EnvFailure as failure:
             raise failure.__cause__ or failure from None
 
@@ -335,10 +334,6 @@ class _Awaited:
         self.render_mode, self.spec = getattr(env, "render_mode", None), getattr(env, "spec", None)
         self.step_result: Any = None
         self.reset_result: Any = None
-
-    def single(self) -> _Awaited:
-        """Return itself, in place of an `EnvFactory`."""
-        return self
 
     def reset(self, *, seed: int | None, options: Mapping[str, Any] | None) -> Any:
         return self.reset_result

@@ -192,15 +192,16 @@ class SerialDriver(Driver):
 
     worker = "serial"
 
-    def __init__(self, plan: VectorPlan) -> None:
+    def __init__(self, plan: VectorPlan, built: Sequence[Any] = ()) -> None:
+        """Build the environments of a plan, unless they are ``built`` already."""
         super().__init__(plan)
         self._at, self._queue = [0], deque[tuple[int, int]]()
-        first = build_first(plan)
-        self.spec = InstanceSpec.of(first, plan.name)
+        built = built or [build_first(plan)]
+        self.spec = InstanceSpec.of(built[0], plan.name)
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
         everyone = range(plan.num_envs)
         try:
-            self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, first)
+            self._group = build_group(plan, self.spec, self.exchange, everyone, self._at, built)
         except USERS_FAILURES as error:
             raise self._failure(error) from error
         self._step = untimed(self._group.step)

@@ -131,7 +131,7 @@ class EnvGroup(StepLoop):
         spec: What every environment must agree with.
         exchange: Where actions are read and results written.
         envs: Indices of the environments.
-        first: The first of them, if it has been built.
+        built: The first of them, as far as they have been built.
         at: Element 0 is always the index of the environment that is being stepped, reset or
             called, to explain errors and timeouts.
 
@@ -149,12 +149,12 @@ class EnvGroup(StepLoop):
         exchange: Exchange,
         envs: range,
         at: MutableSequence[int],
-        first: Env | None = None,
+        built: Sequence[Env] = (),
     ) -> None:
         self.envs = envs
         self._spec, self._exchange, self._mode = spec, exchange, plan.autoreset
         self.begin_close: Callable[[], None] = lambda: None
-        self._whole: list[Env] = [] if first is None else [first]
+        self._whole = list(built)
         try:
             for index in envs[len(self._whole) :]:
                 at[0] = index
@@ -594,10 +594,10 @@ def build_group(
     exchange: Exchange,
     envs: range,
     at: MutableSequence[int],
-    first: Any = None,
+    built: Sequence[Any] = (),
 ) -> Group:
     """Build the environments of a worker; see `EnvGroup`."""
     if plan.native is None:
-        return EnvGroup(plan, spec, exchange, envs, at, first)
-    batch = first or plan.build_batch(envs)
+        return EnvGroup(plan, spec, exchange, envs, at, built)
+    batch = built[0] if built else plan.build_batch(envs)
     return NativeGroup(batch, exchange, envs, at, plan.native)
