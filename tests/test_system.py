@@ -180,7 +180,8 @@ def test_circumstances_say_where_when_and_how(monkeypatch):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
     assert found["machine"]["cores"] == usable_cores()
     assert found["machine"]["memory_gib"] > 0
-    assert found["versions"]["torch"] == torch.__version__
+    # The version that is installed lacks the build, such as +cu130, where an index has one build.
+    assert torch.__version__.startswith(found["versions"]["torch"])
 
 
 @pytest.mark.parametrize("module", ["tests.measure", "tests.measure.__main__"])
