@@ -301,6 +301,8 @@ def draw_without_screen() -> None:
 
     What the user has chosen for them (``MUJOCO_GL``, ``SDL_VIDEODRIVER``) stays.
     """
+    # Otherwise SIGTERM becomes an event of pygame's, which nothing reads.
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
     if not has_screen():
         for name, value in _WITHOUT.items():
             os.environ.setdefault(name, value)

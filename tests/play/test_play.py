@@ -146,6 +146,18 @@ def trained(tmp_path):
     return fastrl.train(small_run(tmp_path / "mine")).path
 
 
+def test_a_game_that_waits_for_a_browser_ends_at_sigterm():
+    pytest.importorskip("pygame")
+    command = [sys.executable, "-m", "fastrl", "play", "CartPole-v1", "--page", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout.readline().startswith(b"http")
+        process.terminate()
+        try:
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
 def test_command_plays_a_run_on_a_page(trained):
     command = [sys.executable, "-m", "fastrl", "play", str(trained), "--page", "--port", "0"]
     options = ["--episodes", "2", "--fps", "500", "--seed", "1"]
