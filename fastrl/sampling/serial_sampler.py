@@ -105,29 +105,33 @@ class SerialSampler(TableSampler):
         return sealed
 
     def _fill(self, policy: int, bank: int) -> None:
-        self._streams.turn_to(self.topology.env_workers_of(policy)[0])
+        topology = self.topology
+        workers = topology.env_workers_of(policy)
+        groups = [topology.group_slots(policy, group) for group in range(topology.groups)]
+        size = topology.envs_per_group
+        self._streams.turn_to(workers[0])
         for t in range(self.rollout_length):
-            for group in range(self.topology.groups):
-                self._infer(policy, bank, t, group)
-                for worker in self.topology.env_workers_of(policy):
+            for group, slots in enumerate(groups):
+                self._infer(policy, PolicyRequest(bank, t, slots.start, slots.stop), workers[0])
+                for worker in workers:
                     self._streams.turn_to(worker)
-                    self._step(worker, bank, t, group)
-        for group in range(self.topology.groups):
-            self._infer(policy, bank, self.rollout_length, group)
+                    self._step(worker, bank, t, group, size)
+        for slots in groups:
+            last = PolicyRequest(bank, self.rollout_length, slots.start, slots.stop)
+            self._infer(policy, last, workers[0])
 
-    def _infer(self, policy: int, bank: int, t: int, group: int) -> None:
-        slots = self.topology.group_slots(policy, group)
-        watch = self._watches[self.topology.env_workers_of(policy)[0]]
+    def _infer(self, policy: int, request: PolicyRequest, worker: int) -> None:
+        watch = self._watches[worker]
         watch.charge(Counter.HANDOFF_NS)
-        self._policies[policy].serve([PolicyRequest(bank, t, slots.start, slots.stop)])
+        self._policies[policy].serve([request])
         watch.charge(Counter.INFERENCE_NS)
 
-    def _step(self, worker: int, bank: int, t: int, group: int) -> None:
+    def _step(self, worker: int, bank: int, t: int, group: int, num_envs: int) -> None:
         watch = self._watches[worker]
         watch.charge(Counter.HANDOFF_NS)
         ended = self._steppers[worker].step(bank, t, group)
         watch.charge(Counter.STEPPING_NS)
-        watch.row[Counter.ENV_STEPS] += self.topology.envs_per_group
+        watch.row[Counter.ENV_STEPS] += num_envs
         watch.row[Counter.EPISODES] += ended
 
     def close(self) -> None:
