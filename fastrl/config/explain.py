@@ -51,6 +51,7 @@ _BOUNDS = {
     "exclusiveMaximum": "below",
 }
 _SHOWN_CHARS = 60
+_SHOWN_KEYS = 8
 
 
 def first_problem(error: ValidationError) -> ErrorDetails:
@@ -86,7 +87,7 @@ def explain(
     allowed = _allowed(key, algorithm if key == ("algorithm",) else owner)
     if kind in ("missing", "union_tag_not_found") and value is None:
         return key, f"missing; must be {allowed}"
-    return key, f"must be {allowed}; got {_show(value)}"
+    return key, f"must be {allowed}; got {_show(value)}{_first_key(key, value)}"
 
 
 def dotted(key: Key) -> str:
@@ -217,6 +218,16 @@ def _allowed(key: Key, owner: type[Section]) -> str:
     return _describe(found, schema.get("$defs", {}))
 
 
+def _first_key(key: Key, value: Any) -> str:
+    """Return the key that a value was probably meant for, if it was given to its whole section."""
+    first = {str: ("name", "id"), bool: ("enabled",)}.get(type(value), ())
+    section = sections().get(str(key[0])) if len(key) == 1 else None
+    for name in first:
+        if section is not None and name in section.model_fields:
+            return f"; did you mean {dotted(key)}.{name}?"
+    return ""
+
+
 def _describe(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     """Return a JSON schema in words, as far as sections use it."""
     if "anyOf" in schema or "oneOf" in schema:
@@ -251,8 +262,9 @@ def _describe_kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         if examples := " or ".join(_show(example) for example in schema.get("examples", ())):
             return f"text such as {examples}"
         return f"text of 1 to {schema['maxLength']} characters" if "maxLength" in schema else "text"
-    if keys := ", ".join(schema.get("properties", ())):
-        return f"a mapping with keys among {keys}"
+    if keys := [*schema.get("properties", ())]:
+        others = ", …" if len(keys) > _SHOWN_KEYS else ""
+        return f"a mapping with keys among {', '.join(keys[:_SHOWN_KEYS])}{others}"
     words = {"boolean": "true or false", "null": "null", "object": "a mapping"}
     return words.get(str(kind), "JSON")
 
