@@ -149,6 +149,9 @@ def draw(runs: list[dict[str, Any]], stem: str) -> None:
     curves = [np.array(run["curve"], np.float64).T for run in runs]
     name = curve_name(runs[0]["env"], runs[0]["algorithm"])
     picture = ROOT / "imgs" / f"{stem}.png"
+    if all(len(steps) < 2 for steps, _ in curves):
+        picture.unlink(missing_ok=True)  # a curve of one evaluation shows nothing
+        return
     draw_curves({name: [(steps, returns) for steps, returns in curves]}, picture)
 
 

@@ -304,7 +304,7 @@ class WeightsAndBiases:
         self._run.log({**named, **self._new_video(), "steps": row["steps"]})
 
     def _new_video(self) -> dict[str, Any]:
-        """Return the latest video, unless it has been sent or is older than this session."""
+        """Return the latest video, unless it was sent or is older than this process."""
         made_ns, video = _newest(self._videos)
         if made_ns <= self._shown_ns:
             return {}
