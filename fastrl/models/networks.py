@@ -123,11 +123,14 @@ class ImageEncoder(LeafEncoder):
     """Convolutions and one linear layer, ReLU after each; see `ModelConfig.conv_layers`.
 
     The frames of a stack become channels. Pixels are scaled as `Scaling` says.
+
+    Attributes:
+        shape: Channels, height and width of the images that ``layers`` process.
     """
 
     def __init__(self, space: spaces.Box, layout: ImageLayout, config: ModelConfig) -> None:
         super().__init__()
-        channels, height, width = layout.channels, layout.height, layout.width
+        self.shape = channels, height, width = layout.channels, layout.height, layout.width
         features = config.conv_features
         layers: list[nn.Module] = []
         for outputs, kernel, stride in config.conv_layers or _usual_layers(layout):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastrl import once, registry
 from fastrl.arguments import brief, instance
 from fastrl.models.inference.engine import EagerEngine, InferenceEngine, StagedEngine
+from fastrl.models.inference.packed import packed
 from fastrl.models.networks import ImageEncoder
 from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.system import existing_device
@@ -54,17 +55,17 @@ def eager(model: PolicyModel, device: torch.device) -> InferenceEngine:
 
 
 def auto(model: PolicyModel, device: torch.device) -> InferenceEngine:
-    """Return an engine of compiled code where it can run the policy, else `eager`.
+    """Return an engine of compiled code where it can run the policy, else one that runs PyTorch.
 
-    It warns once in a run where the policy is of another class than `ActorCritic`, and where a
-    supported policy does not compile.
+    On a CPU the latter computes conv nets by `packed` layers. It warns once in a run where the
+    policy is of another class than `ActorCritic`, and where a supported policy does not compile.
     """
-    return _compiled(model, device, demanded=False) or eager(model, device)
+    return _compiled(model, device, demanded=False) or _by_torch(model, device)
 
 
 def compiled(model: PolicyModel, device: torch.device) -> InferenceEngine:
-    """Return an engine of compiled code; `eager` with a warning where it cannot run the policy."""
-    return _compiled(model, device, demanded=True) or eager(model, device)
+    """Return an engine of compiled code; warn where it cannot run the policy, and do as `auto`."""
+    return _compiled(model, device, demanded=True) or _by_torch(model, device)
 
 
 def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
@@ -76,12 +77,24 @@ def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
     """
     reason = why_not_bfloat16(model, device)
     if reason:
-        _LOGGER.warning("inference runs eagerly in float32, not in bfloat16: %s", reason)
-        return eager(model, device)
-    converted = copy.deepcopy(cast(ActorCritic, model))
-    _compute_in_bfloat16(converted)
-    engine = eager(converted, device)
+        _LOGGER.warning("inference runs in float32, not in bfloat16: %s", reason)
+        return _by_torch(model, device)
+    engine = _by_torch(model, device, _compute_in_bfloat16)
     engine.name = "bfloat16"
+    return engine
+
+
+def _by_torch(
+    model: PolicyModel, device: torch.device, convert: Callable[[Any], None] | None = None
+) -> InferenceEngine:
+    """Return an engine that runs PyTorch, with `packed` layers on a CPU, on a converted copy."""
+    found = packed(model) if device.type == "cpu" else None
+    copied = copy.deepcopy(model) if found is None else found
+    if convert is not None:
+        convert(copied)
+    engine = eager(copied, device)
+    if found is not None:
+        engine.name = "packed"
     return engine
 
 
