@@ -79,10 +79,12 @@ def test_parameters_that_are_loaded_later_are_used():
     assert not torch.allclose(values(engine, images(newer)), before)
 
 
-def test_the_model_itself_stays_as_it_is():
+def test_the_model_and_the_global_random_stream_stay_as_they_are():
     model = model_for("grey")
+    before = torch.get_rng_state()
     build_engine(model)
     assert type(model.actor_body.encoders[0].layers) is torch.nn.Sequential
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_subclass_is_packed_too():
