@@ -166,6 +166,12 @@ class SamplerConfig(Section):
         description="Share of the env workers that a rollout waits for, for environments of uneven "
         "speed; parts of the others are learnt from in a later update.",
     )
+    spare_envs: Count = Field(
+        default=0,
+        description="Spare environments of each group of a worker, for long resets: they are reset "
+        "in the background, and take the places of those whose episodes end. With 0 the others "
+        "wait for each reset.",
+    )
     lock_step: Bool = Field(
         default=False,
         description="Infer a group only when all its workers are ready: reproducible.",
@@ -205,7 +211,7 @@ class SamplerConfig(Section):
         if self.kind != "device":
             return self
         fixed = {"num_env_workers": (1, "auto"), "num_model_workers": (0,), "groups": (1,)}
-        fixed |= {"mode": ("sync",), "device": self.devices[:1]}
+        fixed |= {"mode": ("sync",), "device": self.devices[:1], "spare_envs": (0,)}
         for key, allowed in fixed.items():
             value = getattr(self, key)
             if value not in (*allowed, allowed):

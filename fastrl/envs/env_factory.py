@@ -49,6 +49,7 @@ from fastrl.envs.lookup import (
     takes_argument,
 )
 from fastrl.envs.previous_step import BatchWithPrevious, PreviousActionReward, spec_with_previous
+from fastrl.envs.spare_envs import SpareLoop
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
 from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
@@ -85,6 +86,8 @@ class EnvFactory:
         action_mask: Where masks of valid actions come from, or ``off``. ``auto`` looks for them:
             in the key ``action_mask`` of observations, then of infos, which takes a reset, and in
             a method ``action_masks()``.
+        spare_envs: How many more single environments `batched` builds, which are reset in the
+            background; see `fastrl.envs.spare_envs`.
         family: The one that builds the id; None where gymnasium or a factory does.
     """
 
@@ -97,6 +100,7 @@ class EnvFactory:
     episode_info: Sequence[str] = ()
     previous_action_reward: bool = False
     action_mask: Literal["auto", "off"] | MaskSource = "auto"
+    spare_envs: int = 0
     # Pickled with the factory: workers lack the registrations of the script.
     family: Family | None = field(init=False, repr=False, compare=False)
 
@@ -189,10 +193,11 @@ class EnvFactory:
         if _is_single(env):
             begun += 1
             others = build_all(
-                self._build_like_the_first(i, begun, source) for i in range(1, num_envs)
+                self._build_like_the_first(i, begun if i < num_envs else begun.copy(), source)
+                for i in range(1, num_envs + self.spare_envs)
             )
             try:
-                return self._loop([env, *others], spec, begun)
+                return self._loop([env, *others], num_envs, spec, begun)
             except BaseException:
                 with suppress(*USERS_FAILURES):
                     close_all(others)
@@ -221,9 +226,12 @@ class EnvFactory:
             "environment; the factory must always return the same kind"
         )
 
-    def _loop(self, envs: Sequence[Env], spec: EnvSpec, begun: NDArray[np.int64]) -> GymLoop:
+    def _loop(
+        self, envs: Sequence[Env], num_envs: int, spec: EnvSpec, begun: NDArray[np.int64]
+    ) -> GymLoop:
         peeled = [peel(env) for env in envs]
-        return GymLoop(
+        build = partial(SpareLoop, num_envs=num_envs) if self.spare_envs else GymLoop
+        return build(
             [env for env, _ in peeled],
             spec,
             time_limits=[limit for _, limit in peeled],
@@ -270,6 +278,11 @@ class EnvFactory:
         return cast("MaskSource", self.__dict__["_found"])
 
     def _spec(self, env: Any, source: MaskSource | None) -> EnvSpec:
+        if self.spare_envs and not _is_single(env):
+            raise EnvError(
+                f"sampler.spare_envs: must be 0 for '{self.name}', which is stepped in batches and "
+                "begins its episodes itself"
+            )
         spec = env.spec
         if isinstance(env, VectorEnv):
             seen, action = env.single_observation_space, env.single_action_space
@@ -432,6 +445,7 @@ def _check_arguments(factory: EnvFactory) -> None:
         raise EnvError("env.kwargs and env.episode_info: names must be text")
     if factory.max_episode_steps is not None:
         whole("env.max_episode_steps", factory.max_episode_steps, at_most=2**31 - 1)
+    whole("spare_envs", factory.spare_envs, at_least=0)
     one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
     one_of("env.action_mask", factory.action_mask, ("auto", "off", *get_args(MaskSource)))
 

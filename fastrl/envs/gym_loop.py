@@ -229,7 +229,7 @@ class GymLoop(StepLoop):
         """
         saved = []
         for index, env in enumerate(self._envs):
-            with self._naming(index):
+            with self._naming(f"env {index}"):
                 saved.append(layers_state(env))
         elapsed = [self._clock.elapsed(index) for index in range(self.num_envs)]
         return {"envs": saved, "elapsed": elapsed}
@@ -241,7 +241,7 @@ class GymLoop(StepLoop):
             StateError: It does not fit an environment; names it by index.
         """
         for index, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
-            with self._naming(index):
+            with self._naming(f"env {index}"):
                 load_layers_state(env, saved)
         self._clock.resume(state["elapsed"])
 
@@ -270,12 +270,12 @@ class GymLoop(StepLoop):
         self._resetting[0] += 1
 
     @contextmanager
-    def _naming(self, index: int) -> Iterator[None]:
+    def _naming(self, who: str) -> Iterator[None]:
         """Let errors of states name the environment."""
         try:
             yield
         except StateError as error:
-            raise StateError(f"env {index} of '{self.spec.id}': {error}") from error
+            raise StateError(f"{who} of '{self.spec.id}': {error}") from error
 
     def _note_figures(self, index: int, info: dict[str, Any], row: NDArray[np.float32]) -> None:
         """Write the values that the specification names; NaN where this episode has none."""
@@ -307,10 +307,13 @@ class GymLoop(StepLoop):
         (views.terminated if flags[0] else views.truncated)[index] = True
         observations[index] = self._reset_env(index, None)
 
-    def _reset_env(self, index: int, seed: int | None) -> Any:
+    def _reset_env(
+        self, index: int, seed: int | None, reset: Callable[..., Any] | None = None
+    ) -> Any:
+        """Begin an episode by ``reset``, by default that of the environment."""
         self._resetting[0] = 1
         try:
-            observation, _ = self._envs[index].reset(seed=seed)
+            observation, _ = (reset or self._envs[index].reset)(seed=seed)
         except USERS_FAILURES as error:
             raise EnvError(
                 f"env {index} of '{self.spec.id}' raised in reset(seed={seed}): {cause(error)}"

@@ -48,9 +48,11 @@ def env_factory(config: Config) -> EnvFactory:
     # On one device, gymnasium's ids stand for compiled loops.
     build = compiled_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
-    if config.model.previous_action_reward:
-        factory = dataclasses.replace(factory, previous_action_reward=True)
-    return factory
+    return dataclasses.replace(
+        factory,
+        previous_action_reward=config.model.previous_action_reward,
+        spare_envs=config.sampler.spare_envs,
+    )
 
 
 def make_plan(

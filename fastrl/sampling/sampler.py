@@ -85,7 +85,8 @@ class Sampler(Protocol):
     def pause(self, timeout_s: float = 120.0) -> None:
         """Return once this sampler occupies no core; the next `collect` continues.
 
-        Env workers complete the current step, and model workers answer open requests.
+        Env workers complete the current step, and model workers answer open requests. Resets of
+        spare environments that are under way continue.
 
         Raises:
             WorkerError: A worker failed, or was still busy after ``timeout_s``.

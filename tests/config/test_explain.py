@@ -277,7 +277,7 @@ def test_long_value_is_cut():
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("sampler.envs", "sampler.num_envs or sampler.envs_per_worker"),
+        ("sampler.envs", "sampler.num_envs or sampler.envs_per_worker or sampler.spare_envs"),
         ("sampler.workers", "sampler.num_env_workers or sampler.num_model_workers"),
         ("model.layers", "model.conv_layers or model.recurrent_layers"),
     ],

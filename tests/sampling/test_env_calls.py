@@ -26,6 +26,7 @@ SAMPLERS = {
     "serial": {"kind": "serial"},
     "processes": {},
     "model worker": {"num_model_workers": 1, "groups": 2},
+    "spare environments": {"kind": "serial", "spare_envs": 2},
 }
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fastrl.config import Config, EnvConfig, SamplerConfig
 from fastrl.errors import EnvError, FastrlError, WorkerError
+from fastrl.sampling.build import make_plan as plan_of_config
 from fastrl.sampling.process_sampler import ProcessSampler
 from fastrl.spec import Topology
 from fastrl.workers.watchdog import Deadlines
@@ -107,6 +109,18 @@ def test_environment_that_hangs_at_once_is_given_up_at_its_own_deadline(
     )
     with pytest.raises(WorkerError, match=told):
         sampler.collect()
+
+
+def test_spare_environment_that_hangs_in_its_reset_is_given_up_at_the_deadline():
+    hanging = {"length": 2, "fault": "hang", "fault_in": "reset", "fault_at": 1}
+    config = Config(
+        env=EnvConfig(id="tests.counting_env:make", kwargs=hanging, action_mask="off"),
+        sampler=SamplerConfig(envs_per_worker=1, num_env_workers=1, rollout_length=2, spare_envs=1),
+    )
+    plan = plan_of_config(config, random_actions=True)
+    sampler = ProcessSampler(plan, deadlines=Deadlines(reset_timeout_s=0.5))
+    error = collect_until_error(sampler)
+    assert "made no env step within 0.5 s; raise env.reset_timeout_s" in str(error)
 
 
 def test_environment_that_cannot_be_built_ends_the_run_with_the_cause():

@@ -78,6 +78,7 @@ def serial(plan):
     "sizes",
     [
         {"groups": 2},
+        {"num_model_workers": 1, "spare_envs": 2},
         {"num_model_workers": 1, "groups": 2},
         pytest.param({"num_model_workers": 2}, marks=pytest.mark.slow),
     ],
