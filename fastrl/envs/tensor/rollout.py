@@ -131,8 +131,7 @@ class Rollouts(Generic[S, P]):
             # Imported here, as numba takes a fifth of a second.
             from fastrl.jit import compiled_by_torch
 
-            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
-            self._take_steps = compiled_by_torch(self._steps, fullgraph=True, mode=mode)
+            self._take_steps = compiled_by_torch(self._steps, self._device, fullgraph=True)
 
     def start(
         self,
