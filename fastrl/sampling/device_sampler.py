@@ -25,6 +25,7 @@ from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
 from fastrl.envs.tensor.tensor_policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.errors import ConfigError, EnvError
+from fastrl.models.inference.engines import bfloat16, rounded_to_bfloat16
 from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
@@ -243,6 +244,8 @@ def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:
         return None
     # A copy, as a user's function may return the learner's model.
     model: Any = copy.deepcopy(plan.build_model())
+    if plan.engine in ("bfloat16", bfloat16):
+        model = rounded_to_bfloat16(model, device) or model
     return model.to(device).requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 

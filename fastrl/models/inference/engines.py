@@ -74,15 +74,22 @@ def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
     pixels, batches of 64, AMD EPYC with AVX512-BF16: 54 µs per frame instead of 100). Where the
     device or the policy does not allow it, all is float32, with a warning.
     """
+    rounded = rounded_to_bfloat16(model, device)
+    engine = eager(rounded or model, device)
+    if rounded is not None:
+        engine.name = "bfloat16"
+    return engine
+
+
+def rounded_to_bfloat16(model: PolicyModel, device: torch.device) -> PolicyModel | None:
+    """Return a copy of a policy that computes as `bfloat16` says; None, with a warning, if not."""
     reason = why_not_bfloat16(model, device)
     if reason:
         _LOGGER.warning("inference runs eagerly in float32, not in bfloat16: %s", reason)
-        return eager(model, device)
+        return None
     converted = copy.deepcopy(cast(ActorCritic, model))
     _compute_in_bfloat16(converted)
-    engine = eager(converted, device)
-    engine.name = "bfloat16"
-    return engine
+    return converted
 
 
 def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:
