@@ -45,10 +45,16 @@ def env_factory(config: Config) -> EnvFactory:
 
     Raises:
         EnvError: ``sampler.kind`` is device, which cannot step environments of this id.
+        ConfigError: It can, but not add the previous action and reward to observations.
     """
     build = device_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
     if config.model.previous_action_reward:
+        if factory.must_be_on_device:
+            raise ConfigError(
+                f"model.previous_action_reward: sampler.kind: device does not add them to what "
+                f"'{config.env.id}' observes; let it observe them itself"
+            )
         factory = dataclasses.replace(factory, previous_action_reward=True)
     return factory
 
@@ -220,11 +226,6 @@ def device_sampler(
         "check_numbers": _checks_numbers(config),
     }
     if find_tensor(config.env.id) is None:
-        if config.model.previous_action_reward:
-            raise ConfigError(
-                f"model.previous_action_reward: sampler.kind: device does not add them to what "
-                f"'{config.env.id}' observes; let it observe them itself"
-            )
         factory = env_factory(config).with_masks_of(plan.env_spec)
         with ExitStack() as stack:
             own = factory.on_device(plan.topology.num_envs, device)
