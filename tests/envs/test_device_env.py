@@ -11,12 +11,13 @@ from gymnasium import spaces
 
 from fastrl import registry
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
-from fastrl.envs import DeviceEnv, Family, StepViews
+from fastrl.envs import DeviceEnv, DeviceStep, Family, StepViews
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import ConfigError, EnvError
 from fastrl.learning import build_learner
 from fastrl.sampling import DeviceSampler, SerialSampler, make_plan, make_sampler
+from fastrl.spaces import TensorSpec
 from fastrl.spec import Topology
 from tests.sampling import counting
 from tests.sampling.remembering import MemoryLedger, plan_of
@@ -113,6 +114,24 @@ def test_no_transition_is_misplaced(export):
     ledger = ledger_of(plan, rollouts[0])
     for rollout in rollouts:
         ledger.check(rollout)
+
+
+def test_declared_fields_are_recorded():
+    class Telling(Counting):
+        def __init__(self, num_envs):
+            super().__init__(num_envs)
+            extras = {"twice": TensorSpec((), torch.float32)}
+            self.spec = dataclasses.replace(self.spec, extras=extras)
+
+        def step(self, action):
+            found = DeviceStep(*super().step(action))
+            return found._replace(extras={"twice": 2 * found.reward})
+
+    env = Telling(N)
+    plan = dataclasses.replace(counting.make_plan(Topology(N, 1), LENGTH), env_spec=env.spec)
+    with DeviceSampler(plan, env) as sampler:
+        rollout = sampler.collect()
+    assert torch.equal(rollout.twice, 2 * rollout.reward)
 
 
 def test_a_policy_with_a_memory_is_reset_with_the_episodes():
