@@ -12,13 +12,16 @@ import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from numba import njit
 from numba.core import caching
 
 from fastrl import once
 from fastrl.errors import cause
+
+if TYPE_CHECKING:
+    import torch
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -177,16 +180,20 @@ def cached_kernel(
     return compiled
 
 
-def compiled_by_torch(function: Function, **options: Any) -> Function:
+def compiled_by_torch(function: Function, device: torch.device, **options: Any) -> Function:
     """Compile with ``torch.compile`` on the first call; if that fails, log it and run uncompiled.
 
-    It fails without a writable directory with free space, or on a CPU without a C++ compiler.
+    It fails without a writable directory with free space, or on a CPU without a C++ compiler. On a
+    GPU calls are replayed as CUDA graphs, which write their results to the same memory each time.
 
     Args:
         function: What to compile.
-        **options: Arguments of ``torch.compile``.
+        device: Where it computes.
+        **options: Further arguments of ``torch.compile``.
     """
     import torch
+
+    options["mode"] = "reduce-overhead" if device.type == "cuda" else "default"
 
     def given_up(error: Exception) -> Function:
         if once.is_first("not-compiled"):

@@ -33,16 +33,6 @@ from command_line import Parser, count, duration, output, run
 from fastrl.envs.tensor import TENSOR_ENVS
 from fastrl.system import usable_cores
 
-WORKLOADS = {
-    "step": "one environment, random actions, one step per call",
-    "episode": "one environment, random actions, 200 steps per call",
-    "policy_1": "one environment, 64-unit policy",
-    "policy_2000": "2,000 environments, 64-unit policy",
-    "random": "random actions",
-    "policy": "policy of 64×64 units, sampling as in training",
-}
-"""The file has them all; only random actions are measured, the others were by earlier versions."""
-RANDOM = "random"
 PEERS = ("gymnax", "jax", "envpool")
 _SIZES = [2**power for power in (6, 9, 11, 12, 14, 16, 18, 20)]
 
@@ -54,15 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _draw(load(args.json), args)
         return 0
     torch.set_num_threads(args.threads)
-    kept = load(args.json)["results"] if args.add else []
+    found = load(args.json) if args.add else {"results": []}
     for env, num_envs in product(args.envs, args.sizes):
-        about_row = {"env": env, "workload": RANDOM, "num_envs": num_envs}
-        new = [{**about_row, **row} for row in _measure(Setting(env, num_envs, args.threads), args)]
+        about = {"env": env, "num_envs": num_envs}
+        new = [{**about, **row} for row in _measure(Setting(env, num_envs, args.threads), args)]
         for row in new:
             print(_line(row), file=sys.stderr, flush=True)
-        kept = replaced(kept, new, ("env", "workload", "num_envs"))
-        about = {"threads": args.threads, "seconds": args.seconds, "repeats": args.repeats}
-        found = write({"results": sorted(kept, key=_place), **about}, args.json, peers=PEERS)
+        rows = replaced(found["results"], new, ("env", "num_envs"))
+        found["results"] = sorted(
+            rows, key=lambda row: (list(TENSOR_ENVS).index(row["env"]), row["num_envs"])
+        )
+        found |= {"threads": args.threads, "seconds": args.seconds, "repeats": args.repeats}
+        found = write(found, args.json, peers=PEERS)
         _draw(found, args)
     print(args.json.with_suffix(".md").read_text(encoding="utf-8"))
     return 0
@@ -88,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ways(args: argparse.Namespace) -> dict[str, Way]:
     found: dict[str, Way] = {
-        "gymnasium": ways.gymnasium_single,
         "gymnasium vector": ways.gymnasium_vector,
         "EnvPool": ways.envpool,
         "gymnax": ways.gymnax,
@@ -120,16 +112,10 @@ def _measure(setting: Setting, args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _place(row: Row) -> tuple[int, int, int]:
-    """Return where a row belongs, whenever it was measured."""
-    workload, env = list(WORKLOADS).index(row["workload"]), list(TENSOR_ENVS)
-    return workload, env.index(row["env"]), row["num_envs"]
-
-
 def _line(row: Row) -> str:
     """Return a result as a line of progress."""
     return (
-        f"{row['env']:26}{row['workload']:12}{row['num_envs']:>9,} "
+        f"{row['env']:26}{row['num_envs']:>9,} "
         f"{row['method']:24}{row['steps_per_s_median'] / 1e6:>12.3f} M steps/s"
     )
 
@@ -137,7 +123,7 @@ def _line(row: Row) -> str:
 def _draw(found: Found, args: argparse.Namespace) -> None:
     """Write the tables and the plot of a file."""
     args.json.with_suffix(".md").write_text(_markdown(found), encoding="utf-8")
-    rows = select(found["results"], workload=RANDOM)
+    rows = found["results"]
     panels = [
         plots.Panel(env, "environments", "steps per second", _lines(select(rows, env=env)))
         for env in distinct(rows, "env")
@@ -164,15 +150,11 @@ def _markdown(found: Found) -> str:
         f"{found['threads']} threads; medians of rounds taken in turns; in the rows that were "
         f"measured last, of {found['repeats']} of at least {found['seconds']} s: {origin(found)}\n"
     ]
-    for workload, title in WORKLOADS.items():
-        mine = select(rows, workload=workload)
-        if workload in ("random", "policy"):
-            for env in distinct(mine, "env"):
-                parts.append(f"**{env}: million steps per second, {title}**\n")
-                parts.append(pivot(select(mine, env=env), "num_envs", "method", _millions))
-        elif mine:
-            parts.append(f"**Seconds per million steps: {title}**\n")
-            parts.append(pivot(mine, "env", "method", _seconds))
+    for env in distinct(rows, "env"):
+        parts.append(f"**{env}: million steps per second, random actions**\n")
+        parts.append(pivot(select(rows, env=env), "num_envs", "method", _millions))
+    # Measured by earlier versions of this script.
+    parts += [f"**{note['name']}**\n\n{note['text']}\n" for note in found.get("notes", ())]
     longest = [
         [method, f"{max(row['first_step_s'] for row in select(rows, method=method)):.2f}"]
         for method in distinct(rows, "method")
@@ -183,10 +165,6 @@ def _markdown(found: Found) -> str:
 
 def _millions(row: Row) -> str:
     return f"{row['steps_per_s_median'] / 1e6:.3g}"
-
-
-def _seconds(row: Row) -> str:
-    return f"{1e6 / row['steps_per_s_median']:.3g}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastrl import jit, once
 
+CPU = torch.device("cpu")
 KERNEL = """
 from pathlib import Path
 import parts
@@ -224,12 +225,25 @@ def test_run_says_it_once_in_all_its_processes(triple, tmp_path):
     assert done.stderr.count("compiled code cannot be kept") == len(done.stderr.splitlines()) == 1
 
 
+def test_torch_makes_cuda_graphs_on_a_gpu_alone(monkeypatch):
+    asked = []
+
+    def refuse(function, **options):  # torch's compiler takes seconds to import
+        asked.append(options["mode"])
+        raise OSError
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    for device in (CPU, torch.device("cuda:1")):
+        jit.compiled_by_torch(lambda x: 2 * x, device, fullgraph=True)
+    assert asked == ["default", "reduce-overhead"]
+
+
 def test_torch_that_has_no_directory_to_compile_in_runs_uncompiled(said, monkeypatch):
     def refuse(function, **options):
         raise OSError(13, "Permission denied", "/cache")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    functions = [jit.compiled_by_torch(lambda x: 2 * x) for _ in range(2)]
+    functions = [jit.compiled_by_torch(lambda x: 2 * x, CPU) for _ in range(2)]
     assert [function(3) for function in functions] == [6, 6]
     assert said.messages == [
         "torch cannot compile here, so that it runs uncompiled: PermissionError: [Errno 13] "
@@ -247,7 +261,7 @@ def test_torch_that_has_no_room_to_compile_runs_uncompiled(said, monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", refuse)
-    function = jit.compiled_by_torch(lambda x: 2 * x)
+    function = jit.compiled_by_torch(lambda x: 2 * x, CPU)
     assert [function(3), function(4)] == [6, 8]
     assert len(said.messages) == 1
     assert "No space left on device" in said.messages[0]
@@ -265,7 +279,7 @@ class Scaled:
 def test_torch_compiles_a_method_of_any_number_of_objects():
     # torch itself gives up after 8 variants.
     compiled = [
-        jit.compiled_by_torch(Scaled(n * "a").times, fullgraph=True, backend="eager")
+        jit.compiled_by_torch(Scaled(n * "a").times, CPU, fullgraph=True, backend="eager")
         for n in range(10)
     ]
     found = [float(function(torch.ones(()))) for function in compiled]

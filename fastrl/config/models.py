@@ -124,8 +124,8 @@ class SamplerConfig(Section):
     kind: Annotated[str, Code("sampler")] = Field(
         default="process",
         description="Worker processes; serial: their steps in one process, to debug; device: a "
-        "tensor environment, the policy and the learner on one device; or a custom sampler, by "
-        "its registered name or as 'package.module:function'.",
+        "tensor environment or a DeviceEnv, the policy and the learner on one device; or a custom "
+        "sampler, by its registered name or as 'package.module:function'.",
         examples=["process", "serial", "device", "package.module:function"],
     )
     num_envs: Size | None = Field(

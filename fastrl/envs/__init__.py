@@ -5,6 +5,7 @@ The names below cover every use; native batched environments live in rooms of th
 
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
+from fastrl.envs.device_env import DeviceEnv, DeviceStep
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.family import Family
 from fastrl.envs.gym_loop import GymLoop
@@ -17,6 +18,8 @@ __all__ = [
     "ActionBounds",
     "ActionConverter",
     "BatchedEnv",
+    "DeviceEnv",
+    "DeviceStep",
     "EnvFactory",
     "Family",
     "GymLoop",

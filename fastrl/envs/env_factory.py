@@ -9,8 +9,9 @@ An id is one of
 - a factory ``package.module:function``, ``__main__:function`` of the script itself, or a callable.
   It is called with the keyword arguments, with ``num_envs`` and ``seeds`` where it names them, and
   with ``max_episode_steps`` and ``randomize`` where it names them and they are configured. It
-  returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv` or a `BatchedEnv`. If
-  it has an attribute ``single``, that builds the single environments for recordings;
+  returns a gymnasium or old gym environment, a `gymnasium.vector.VectorEnv`, a `BatchedEnv` or a
+  `DeviceEnv`, for which it may take an argument ``device``. If it has an attribute ``single``, that
+  builds the single environments for recordings;
 - a specification of gymnasium's, which need not be that of its registry.
 """
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard, cast, get_args
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ from fastrl.envs.action_masks import find_source, masked, observes_mask, with_ma
 from fastrl.envs.actions import ActionBounds, ActionConverter
 from fastrl.envs.agreement import spaces_of
 from fastrl.envs.batched_env import BatchedEnv
+from fastrl.envs.device_env import DeviceBatch, DeviceEnv
 from fastrl.envs.family import Family, family_of, own_families
 from fastrl.envs.gym_loop import GymLoop
 from fastrl.envs.gym_vector import GymVector, check_wrapper
@@ -88,6 +91,7 @@ class EnvFactory:
             a method ``action_masks()``.
         spare_envs: How many more single environments `batched` builds, which are reset in the
             background; see `fastrl.envs.spare_envs`.
+        must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
         family: The one that builds the id; None where gymnasium or a factory does.
     """
 
@@ -101,6 +105,7 @@ class EnvFactory:
     previous_action_reward: bool = False
     action_mask: Literal["auto", "off"] | MaskSource = "auto"
     spare_envs: int = 0
+    must_be_on_device: bool = False
     # Pickled with the factory: workers lack the registrations of the script.
     family: Family | None = field(init=False, repr=False, compare=False)
 
@@ -144,6 +149,31 @@ class EnvFactory:
     def is_native(self) -> bool:
         """Whether its family steps n at a time."""
         return self.family is not None and self.family.batched
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether a plug-in's family or a factory builds it."""
+        return self.family not in own_families() and self._function is not None
+
+    def on_device(self, num_envs: int, device: torch.device) -> DeviceEnv:
+        """Build ``num_envs`` environments that live on a device.
+
+        Raises:
+            EnvError: They cannot be built, or are not a `DeviceEnv`.
+            SpaceError: A space is unsupported, or its actions cannot be squashed.
+        """
+        batch = self._build(num_envs, device=device)
+        with _closed_on_error(batch):
+            if not isinstance(batch, DeviceBatch):
+                raise self._not_on_device(batch)
+            batch.env.spec = self._spec(batch, self._source(batch))
+        return batch.env
+
+    def _not_on_device(self, env: object) -> EnvError:
+        return EnvError(
+            f"env.id: '{self.name}' gave a {type(env).__name__}; sampler.kind: device needs a "
+            "fastrl.envs.DeviceEnv or a tensor environment, such as CartPole-v1"
+        )
 
     def single(self, **kwargs: Any) -> Env:
         """Build one gymnasium environment, with its time limit, to evaluate or to record.
@@ -322,13 +352,18 @@ class EnvFactory:
         return cast("EnvSpec", spec)
 
     def _build(
-        self, num_envs: int, seeds: Sequence[int] | None = None, *, single: bool = False
+        self,
+        num_envs: int,
+        seeds: Sequence[int] | None = None,
+        *,
+        single: bool = False,
+        device: torch.device | None = None,
     ) -> Any:
         """Build a gymnasium, vector or batched environment, with the user's wrappers."""
         if self.kwargs.get("render_mode") == "rgb_array":
             draw_without_screen()
         try:
-            env = self._create_single() if single else self._create(num_envs, seeds)
+            env = self._create_single() if single else self._create(num_envs, seeds, device)
             for wrapper in self.wrappers:
                 wrap = callee(wrapper, "env.wrappers")
                 check_wrapper(wrap, env, self.name)
@@ -338,10 +373,15 @@ class EnvFactory:
         except USERS_FAILURES as error:
             arguments = f" with {dict(self.kwargs)}" if self.kwargs else ""
             raise EnvError(f"'{self.name}' cannot be built{arguments}: {cause(error)}") from error
+        if isinstance(env, DeviceEnv):
+            return DeviceBatch(env, self.action_bounds)
+        if self.must_be_on_device and not single:
+            with _closed_on_error(env):
+                raise self._not_on_device(env)
         if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
             raise EnvError(
                 f"'{self.name}' gave a {type(env).__name__}; expected a gymnasium or gym "
-                "environment, a gymnasium.vector.VectorEnv or a BatchedEnv"
+                "environment, a gymnasium.vector.VectorEnv, a BatchedEnv or a DeviceEnv"
             )
         return env
 
@@ -355,7 +395,12 @@ class EnvFactory:
         build = getattr(self._function, "single", None)
         return build(**kwargs) if callable(build) else self._create(1, None)
 
-    def _create(self, num_envs: int, seeds: Sequence[int] | None) -> Any:
+    def _create(
+        self,
+        num_envs: int,
+        seeds: Sequence[int] | None,
+        device: torch.device | None = None,
+    ) -> Any:
         if self.is_native and self.wrappers:
             name = str(self.id)
             plain = name.removeprefix(self.family.prefix) if self.family else ""
@@ -366,7 +411,10 @@ class EnvFactory:
             )
         function = self._function
         if function is not None:
-            return self._call(function, {"num_envs": num_envs, "seeds": seeds})
+            offered: dict[str, Any] = {"num_envs": num_envs, "seeds": seeds}
+            return self._call(
+                function, offered if device is None else {**offered, "device": device}
+            )
         if self.randomize:
             raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
         spec = self.id

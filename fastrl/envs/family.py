@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fastrl import registry
 from fastrl.arguments import brief, nearest_or_all
 from fastrl.envs.batched_env import Columns
+from fastrl.envs.device_env import DeviceBatch, DeviceEnv
 from fastrl.envs.vector_facade import BatchedVectorEnv
 from fastrl.errors import ConfigError, EnvError
 from fastrl.imports import how_to_install
@@ -40,8 +41,8 @@ class Family:
             registered, and ``/`` or ``:``.
         build: Builds environments by the contract of factories in `fastrl.envs.env_factory`.
             Called with the id without the prefix and ``env.kwargs``, and with those of
-            ``num_envs``, ``seeds``, ``max_episode_steps``, ``randomize`` and ``action_bounds``
-            that it names.
+            ``num_envs``, ``seeds``, ``max_episode_steps``, ``randomize``, ``action_bounds`` and,
+            for ``sampler.kind: device``, ``device`` that it names.
         batched: Whether `build` returns n environments that are stepped together. Then `make_vec`
             steps them on its backend ``native``.
         single: Builds one gymnasium environment, to record and for other backends of `make_vec`.
@@ -148,6 +149,8 @@ class Family:
                 ``num_threads`` where the batch shares its work among threads.
         """
         built = self.factory(name)(num_envs=num_envs, **kwargs, **arrays(each))
+        if isinstance(built, DeviceEnv):
+            built = DeviceBatch(built)
         return built if isinstance(built, VectorEnv) else BatchedVectorEnv(built)
 
     def seeds(self, seeds: list[int]) -> Any:

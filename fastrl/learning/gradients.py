@@ -89,7 +89,7 @@ class AutogradEngine(GradientEngine):
         self._algorithm, self._parameters, self._compiled = algorithm, parameters, compiled
         self._device = parameters.value.device
         self._policy = in_bfloat16(model, self._device) if bf16 else model
-        self._loss = compiled_by_torch(self._evaluate) if compiled else self._evaluate
+        self._loss = compiled_by_torch(self._evaluate, self._device) if compiled else self._evaluate
         self._total: Tensor | None = None
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
@@ -103,6 +103,9 @@ class AutogradEngine(GradientEngine):
 
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the metrics of a minibatch; see `GradientEngine`."""
+        if self._compiled and self._device.type == "cuda":
+            # The next replay of a CUDA graph may overwrite the last loss.
+            torch.compiler.cudagraph_mark_step_begin()
         loss = self._loss(self._batch, index, self._scheduled, own)
         self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
         self._total = loss.total

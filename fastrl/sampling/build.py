@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fastrl.config import Config, resolved
 from fastrl.datasets import check_dataset, load_dataset, named_dataset
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
-from fastrl.envs.tensor.tensor_by_id import compiled_factory, configured
+from fastrl.envs.tensor.tensor_by_id import configured, device_factory, find_tensor
 from fastrl.errors import ConfigError
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model
@@ -43,15 +44,19 @@ def env_factory(config: Config) -> EnvFactory:
     """Return the factory of a run's environments, for sampling and evaluation.
 
     Raises:
-        EnvError: ``sampler.kind`` is device, and there is no tensor environment of this id.
+        EnvError: ``sampler.kind`` is device, which cannot step environments of this id.
+        ConfigError: It can, but not add the previous action and reward to observations.
     """
-    # On one device, gymnasium's ids stand for compiled loops.
-    build = compiled_factory if config.sampler.kind == "device" else EnvFactory.from_config
+    build = device_factory if config.sampler.kind == "device" else EnvFactory.from_config
     factory = build(config.env)
+    previous = config.model.previous_action_reward
+    if previous and factory.must_be_on_device:
+        raise ConfigError(
+            f"model.previous_action_reward: sampler.kind: device does not add them to what "
+            f"'{config.env.id}' observes; let it observe them itself"
+        )
     return dataclasses.replace(
-        factory,
-        previous_action_reward=config.model.previous_action_reward,
-        spare_envs=config.sampler.spare_envs,
+        factory, previous_action_reward=previous, spare_envs=config.sampler.spare_envs
     )
 
 
@@ -216,15 +221,26 @@ def device_sampler(
     config: Config, plan: SamplingPlan, weights: Weights, on_fault: OnFault
 ) -> Sampler:
     """Return a sampler with everything on one device."""
-    device = plan.device(0)
+    device = existing_device(plan.device(0))
+    given: dict[str, Any] = {
+        "squash": config.env.action_bounds == "squash",
+        "check_numbers": _checks_numbers(config),
+    }
+    if find_tensor(config.env.id) is None:
+        factory = env_factory(config).with_masks_of(plan.env_spec)
+        with ExitStack() as stack:
+            own = factory.on_device(plan.topology.num_envs, device)
+            stack.callback(own.close)
+            sampler = DeviceSampler(plan, own, None, weights, **given)
+            stack.pop_all()
+        return sampler
     if device.type == "cpu":
         # The plan's environments are compiled loops then.
         return serial_sampler(config, plan, weights, on_fault)
-    env, params = configured(config.env, existing_device(device))
+    env, params = configured(config.env, device)
     if config.model.previous_action_reward:
         env = TensorEnvWithPrevious(env)
-    squash, check_numbers = config.env.action_bounds == "squash", _checks_numbers(config)
-    return DeviceSampler(plan, env, params, weights, squash=squash, check_numbers=check_numbers)
+    return DeviceSampler(plan, env, params, weights, **given)
 
 
 def dataset_sampler(

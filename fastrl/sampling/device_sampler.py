@@ -1,13 +1,16 @@
 """Samples environments and policy on one device, in this process.
 
-A rollout is one function of weights, states and noise (`fastrl.envs.tensor.rollout`), replayed as
-CUDA graphs on a GPU. Only returns and lengths of completed episodes are copied to the host. On a
-CPU compiled loops are many times faster, so `make_sampler` uses a `SerialSampler` of them there.
+A rollout of a tensor environment is one function of weights, states and noise
+(`fastrl.envs.tensor.rollout`), replayed as CUDA graphs on a GPU; a `DeviceEnv` is stepped by the
+same function, without graphs. Only returns and lengths of completed episodes are copied to the
+host. On a CPU compiled loops are many times faster than tensor environments, so `make_sampler` uses
+a `SerialSampler` of them there.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +19,13 @@ from torch import Tensor, nn
 
 from fastrl.arguments import instance
 from fastrl.envs.calls import EnvCall
-from fastrl.envs.state import State, StateError
+from fastrl.envs.device_env import DeviceEnv
+from fastrl.envs.state import State, StateError, load_state, state_of
 from fastrl.envs.tensor.base import TensorEnv
 from fastrl.envs.tensor.rollout import Rollouts, Start, TensorRollout
 from fastrl.envs.tensor.tensor_policy import ModulePolicy, RandomPolicy, TensorPolicy
 from fastrl.errors import ConfigError, EnvError
+from fastrl.models.inference.engines import bfloat16, rounded_to_bfloat16
 from fastrl.sampling.sampler import CountingSampler
 from fastrl.shared.rollouts import Episodes, Rollout
 from fastrl.shared.weights import check_parameters
@@ -28,55 +33,59 @@ from fastrl.system import existing_device
 from fastrl.workers.handoff import Counter, CounterBoard, Stopwatch
 from fastrl.workers.plan import SamplingPlan
 
+_LOGGER = logging.getLogger(__name__)
 _WORKER = "env-worker-0"
 _STEPS_PER_GRAPH = 32
 """On a GPU; compile time grows with it, and launch time falls."""
 
 
 class DeviceSampler(CountingSampler):
-    """Samples a tensor environment on one device; see `Sampler` for the contract.
+    """Samples environments on one device; see `Sampler` for the contract.
 
     Rollouts are new tensors on that device, without a limit of validity.
 
     Args:
         plan: What to sample, by one env worker, on its only device.
-        env: The environment.
-        params: Its parameters, on that device.
+        env: The tensor environment, or all environments of the plan, which are closed by `close`.
+        params: Parameters of a tensor environment, on that device.
         state_dict: First parameters of the policy; by default those of a freshly built model.
         squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
         check_numbers: Reject rollouts with a NaN or an infinity.
 
     Raises:
         ConfigError: The device does not exist, or the plan has several workers.
+        EnvError: The environments are on another device, or cannot be stepped.
     """
 
     def __init__(
         self,
         plan: SamplingPlan,
-        env: TensorEnv[Any, Any],
-        params: Any,
+        env: TensorEnv[Any, Any] | DeviceEnv,
+        params: Any = None,
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         squash: bool = False,
         check_numbers: bool = True,
     ) -> None:
         instance("plan", plan, SamplingPlan, "make_plan makes one of a configuration")
-        instance("env", env, TensorEnv, "fastrl.envs.make_tensor makes one")
+        if not isinstance(env, DeviceEnv):
+            instance("env", env, TensorEnv, "fastrl.envs.make_tensor makes one")
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
             raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
         self._device, self._schema = existing_device(plan.device(0)), plan.schema
+        # It keeps its state itself.
+        self._stateful = env if isinstance(env, DeviceEnv) else None
         self._model = _built(plan, self._device)
         policy: TensorPolicy = (
             RandomPolicy(env.spec) if self._model is None else ModulePolicy(self._model)
         )
-        graphs = _STEPS_PER_GRAPH if self._device.type == "cuda" else 0
         self._rollouts = Rollouts(
             env,
             policy,
             params,
             squash=squash,
-            steps_per_graph=graphs,
+            steps_per_graph=self._steps_per_graph(plan.env_spec.id),
             sequence_length=plan.sequence_length,
         )
         self._version, self._check_numbers = 0, check_numbers
@@ -96,26 +105,43 @@ class DeviceSampler(CountingSampler):
             self._here = self._rollouts.start(self.topology.num_envs, generator)
             if self._resumed is not None:
                 self._here = self._rollouts.at_state(self._here, self._resumed["tensors"])
+                if self._stateful is not None:
+                    load_state(self._stateful, self._resumed["env"])
 
     def get_state(self) -> State | None:
         """See `Sampler`."""
         self._check_open()
         if self._next_rollout == 0 or self._here is None:
             return self._resumed
-        tensors = self._rollouts.get_state(self._here)
-        return {"rollouts": self._num_rollouts, "tensors": tensors}
+        state = {
+            "rollouts": self._num_rollouts,
+            "tensors": self._rollouts.get_state(self._here),
+        }
+        return state if self._stateful is None else {**state, "env": state_of(self._stateful)}
 
     def set_state(self, state: State) -> None:
         """See `Sampler`."""
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
             raise StateError("the state is that of another kind of sampler")
+        if ("env" in state) != (self._stateful is not None):
+            raise StateError("the state is that of another kind of environment")
         start = self._rollouts.start(self.topology.num_envs, self._generator(0))
         self._rollouts.at_state(start, state["tensors"])
+        if self._stateful is not None:
+            load_state(self._stateful, state["env"])
         self._resumed = state
 
     def call_envs(self, calls: Sequence[EnvCall]) -> None:
-        """Raise an `EnvError` for any call: a tensor environment is pure functions."""
-        if calls:
+        """Call the object that holds all environments, now; see `Sampler`.
+
+        Raises:
+            EnvError: The call failed; or this is a tensor environment, which is pure functions.
+        """
+        self._check_open()
+        if self._stateful is not None:
+            for call in calls:
+                call.make(self._stateful, f"'{self.env_spec.id}'")
+        elif calls:
             raise EnvError(
                 f"'{calls[0].name}' cannot be called or set: '{self.env_spec.id}' is pure "
                 "functions on a device; use sampler.kind process or serial"
@@ -156,6 +182,22 @@ class DeviceSampler(CountingSampler):
         """See `Sampler`."""
         self._here = None
         super().close()
+        if self._stateful is not None:
+            self._stateful.close()
+
+    def _steps_per_graph(self, name: str) -> int:
+        on_gpu = self._device.type == "cuda"
+        if self._stateful is None:
+            return _STEPS_PER_GRAPH if on_gpu else 0
+        found = torch.device(self._stateful.device)
+        if found.type != self._device.type:
+            raise EnvError(
+                f"'{name}' is on {found}, but sampler.device is {self._device}; let its factory "
+                "take the argument device"
+            )
+        if on_gpu:
+            _LOGGER.info("'%s' keeps its own state: rollouts are not CUDA graphs", name)
+        return 0
 
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self._device).manual_seed(seed)
@@ -202,6 +244,8 @@ def _built(plan: SamplingPlan, device: torch.device) -> nn.Module | None:
         return None
     # A copy, as a user's function may return the learner's model.
     model: Any = copy.deepcopy(plan.build_model())
+    if plan.engine in ("bfloat16", bfloat16):
+        model = rounded_to_bfloat16(model, device) or model
     return model.to(device).requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 

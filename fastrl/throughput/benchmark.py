@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, ModelConfig
+from fastrl.envs.tensor.tensor_by_id import find_tensor
 from fastrl.errors import ConfigError
 from fastrl.models.images import image_layouts
 from fastrl.models.inference import build_engine
@@ -334,8 +335,8 @@ class _Test:
 
 def policy_name(config: Config, plan: SamplingPlan) -> str:
     """Return in words the network of a policy and the engine that executes it."""
-    network = network_name(config.model, plan.env_spec)
-    if config.sampler.kind == "device" and plan.device(0).type != "cpu":
+    network, on_cpu = network_name(config.model, plan.env_spec), plan.device(0).type == "cpu"
+    if config.sampler.kind == "device" and not (on_cpu and find_tensor(config.env.id)):
         return network
     # In a separate process, since an engine may allocate GPU memory in the one that builds it.
     engine = call_in_child(partial(_engine_name, plan), config.sampler.start_timeout_s)

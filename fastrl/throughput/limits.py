@@ -32,7 +32,7 @@ from fastrl.envs.batched_env import BatchedEnv, StepViews
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.mujoco_clock import stop_timers
 from fastrl.envs.wrappers import peel
-from fastrl.errors import WorkerError
+from fastrl.errors import EnvError, WorkerError
 from fastrl.models.inference import PolicyOutput, RandomEngine
 from fastrl.shared.table import Table
 from fastrl.spaces import flatten
@@ -177,11 +177,15 @@ def _serve(payload: bytes, requests: Connection) -> None:
 
 
 def _bare_env(factory: EnvFactory, num_envs: int) -> _Measure:
-    """Return a timer of steps of one bare environment, or native batch, with random actions."""
-    if factory.is_native:
+    """Return a timer of steps of one bare environment, or of a batch, with random actions."""
+    single = None
+    if not factory.is_native:
+        with suppress(EnvError):  # there are only batches; what fails otherwise fails again below
+            single = factory.single()
+    if single is None:
         run, size = _bare_batch(factory.batched(num_envs)), num_envs
     else:
-        run, size = _bare_loop(*peel(factory.single())), 1
+        run, size = _bare_loop(*peel(single)), 1
     stop_timers()
     chunk = _warm_up(run)
 

@@ -49,13 +49,6 @@ class Setting:
 Way = Callable[[Setting], Steps | None]
 
 
-def gymnasium_single(setting: Setting) -> Steps | None:
-    """Step one environment of gymnasium from Python."""
-    if setting.num_envs != 1:
-        return None
-    return steppers.single(gymnasium.make(setting.env, disable_env_checker=True))
-
-
 def gymnasium_vector(setting: Setting) -> Steps | None:
     """Step gymnasium's own vectorised environment, which there is of CartPole."""
     if gymnasium.spec(setting.env).vector_entry_point is None:

@@ -16,6 +16,7 @@ from fastrl.envs.tensor import make_tensor
 from fastrl.envs.tensor.tensor_by_id import configured
 from fastrl.errors import ConfigError, EnvError, FastrlError
 from fastrl.learning import build_learner
+from fastrl.models.inference import engines
 from fastrl.sampling import DeviceSampler, Sampler, initial_weights, make_plan, make_sampler
 from fastrl.spec import Topology
 from tests.sampling.remembering import Steps
@@ -168,6 +169,23 @@ def test_learner_learns_from_either_source(normalize):
             assert metrics["gradient_steps"] == 2 * -(-N * LENGTH // 64)
             sampler.publish(learner.weights())
             sampler.collect()
+
+
+def test_policy_acts_and_learns_in_bfloat16(monkeypatch):
+    settings = config({"bf16": True})
+    with device_sampler(settings) as sampler:
+        exact = sampler.collect()
+    # The products of any CPU are right, if slow.
+    monkeypatch.setattr(engines, "why_not_bfloat16", lambda model, device: "")
+    with device_sampler(settings, engine=engines.bfloat16) as sampler:
+        rollout = sampler.collect()
+        learner = build_learner(settings, sampler.env_spec)
+        assert learner.update(rollout)["gradient_steps"] > 0
+        sampler.publish(learner.weights())
+        sampler.collect()
+    assert rollout.value.dtype == torch.float32
+    assert not torch.equal(rollout.value[0], exact.value[0])
+    torch.testing.assert_close(rollout.value[0], exact.value[0], rtol=0.05, atol=0.01)
 
 
 def test_plan_of_a_configuration_is_one_worker_of_compiled_loops_on_the_cpu():

@@ -14,7 +14,8 @@ from fastrl.envs import EnvFactory
 from fastrl.errors import WorkerError
 from fastrl.sampling import make_plan
 from fastrl.throughput import LimitProbe
-from fastrl.throughput.limits import _bare_batch
+from fastrl.throughput.limits import _bare_batch, _bare_env
+from tests.sampling.counting import CountingEnvs
 from tests.sampling.test_masks import Batch
 
 
@@ -68,6 +69,11 @@ def test_what_measures_the_limit_waits_to_be_asked_once_it_is_made():
         after = [psutil.Process(pid).num_ctx_switches().voluntary for pid in pids]
     # Stepping would be 40 of them.
     assert max(late - early for late, early in zip(after, before, strict=True)) < 5
+
+
+def test_a_factory_that_builds_batches_alone_has_a_limit():
+    factory = EnvFactory(lambda num_envs: CountingEnvs(num_envs))
+    assert _bare_env(factory, 4)(0.001) > 0
 
 
 def test_bare_environment_that_was_killed_is_named():

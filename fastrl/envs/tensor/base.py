@@ -194,6 +194,11 @@ class TensorEnv(ABC, Generic[S, P]):
         noise = torch.rand(*shape, self.noise_size, generator=generator, device=source)
         return noise if device is None else noise.to(device)
 
+    def begin(self, num_envs: int, generator: torch.Generator | None, params: P) -> tuple[Any, S]:
+        """Return `reset` of n environments, with noise of a generator; torch's default if None."""
+        noise = self.draw_noise((num_envs,), generator, params.max_episode_steps.device)
+        return self.reset(noise, params)
+
     def reset(self, noise: Tensor, params: P) -> tuple[Any, S]:
         """Return the first observation of an episode and its state, of noise of `draw_noise`.
 

@@ -1,7 +1,8 @@
-"""Whole rollouts of a tensor environment in one call, with the policy inside.
+"""Whole rollouts of environments on a device in one call, with the policy inside.
 
 Nothing leaves the device: T steps of n environments are one function of weights, states and noise,
-which `torch.compile` makes a graph of, so that Python is out of the loop.
+which `torch.compile` makes a graph of, so that Python is out of the loop. A `DeviceEnv` keeps its
+state itself and goes through the same loop, step by step.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from fastrl.arguments import whole
+from fastrl.envs.device_env import DeviceEnv, DeviceProgram, bounding
 from fastrl.envs.state import StateError
 from fastrl.envs.tensor.base import Limited, TensorEnv, Timed
 from fastrl.envs.tensor.tensor_policy import TensorPolicy, Weights
@@ -66,7 +67,7 @@ class Start(NamedTuple):
 
     Attributes:
         observation: By leaf ``[n, *shape]``.
-        state: States of the environments.
+        state: States of the environments; of a `DeviceEnv` the steps of their episodes.
         episode_return: ``[n]``: rewards of the episode so far.
         policy_state: ``[n, S]``: the policy's state before the first step; None without a memory.
     """
@@ -90,13 +91,16 @@ class Noise(NamedTuple):
 
 
 class Rollouts(Generic[S, P]):
-    """Makes rollouts of one environment and one policy, each from where the last one stopped."""
+    """Makes rollouts of one environment and one policy, each from where the last one stopped.
+
+    Those of a `DeviceEnv` can begin nowhere else, as it keeps its state itself.
+    """
 
     def __init__(
         self,
-        env: TensorEnv[S, P],
+        env: TensorEnv[S, P] | DeviceEnv,
         policy: TensorPolicy,
-        params: P,
+        params: P | None = None,
         *,
         squash: bool = False,
         steps_per_graph: int = 0,
@@ -107,32 +111,37 @@ class Rollouts(Generic[S, P]):
         Args:
             env: The environment.
             policy: Acts and values.
-            params: Parameters of the environment, on the device where all is to happen.
+            params: Parameters of a tensor environment, on the device where all is to happen.
             squash: Map samples for a ``Box`` into its bounds by tanh, rather than clip them.
             steps_per_graph: How many steps `torch.compile` makes one graph of, at most; on a GPU
                 that is a CUDA graph, on a CPU it needs a C++ compiler. More take longer to
-                compile. 0 runs every operation by itself.
+                compile. 0 runs every operation by itself, as a `DeviceEnv` requires.
             sequence_length: L, which divides the length of rollouts; None for that length. For a
                 policy with a memory.
 
         Raises:
-            EnvError: A parameter has an impossible value.
+            EnvError: A parameter has an impossible value, or a `DeviceEnv` takes actions that are
+                not one array.
         """
-        env = env.fitted(params)
-        self._env, self._policy, self._params = env, policy, params
+        self._env: Any
+        if isinstance(env, DeviceEnv):
+            self._env, self._device = DeviceProgram(env), torch.device(env.device)
+            steps_per_graph = 0
+        else:
+            limited = cast(P, params)
+            self._env, self._device = env.fitted(limited), limited.max_episode_steps.device
+        self._policy, self._params, spec = policy, params, self._env.spec
         self._outputs = outputs_of(policy)
         # Not in a graph: torch does not compile properties that are computed once.
-        self._mask = env.spec.action_mask
-        self._device = params.max_episode_steps.device
-        self._inside = _bounding(env.spec.action_space, squash, self._device)
+        self._mask = spec.action_mask
+        self._inside = bounding(spec.action_space, squash, self._device)
         self._steps_per_graph, self._sequence_length = steps_per_graph, sequence_length
         self._take_steps: Callable[..., tuple[TensorRollout, Start]] = self._steps
         if steps_per_graph:
             # Imported here, as numba takes a fifth of a second.
             from fastrl.jit import compiled_by_torch
 
-            mode = "reduce-overhead" if self._device.type == "cuda" else "default"
-            self._take_steps = compiled_by_torch(self._steps, fullgraph=True, mode=mode)
+            self._take_steps = compiled_by_torch(self._steps, self._device, fullgraph=True)
 
     def start(
         self,
@@ -149,13 +158,14 @@ class Rollouts(Generic[S, P]):
 
         Raises:
             ConfigError: n is below 1.
+            EnvError: A `DeviceEnv` holds another number of environments, or failed.
         """
         whole("num_envs", num_envs)
-        noise = self._env.draw_noise((num_envs,), generator, self._device)
-        observation, state = self._env.reset(noise, self._params)
+        observation, state = self._env.begin(num_envs, generator, self._params)
         leaves = _leaves(observation)
-        first = next(iter(leaves.values()))
-        returns = torch.zeros(num_envs, dtype=first.dtype, device=self._device)
+        # Rewards have the dtype of observed numbers, which images and masks are not.
+        dtypes = (leaf.dtype for leaf in leaves.values() if leaf.is_floating_point())
+        returns = torch.zeros(num_envs, dtype=next(dtypes, torch.float32), device=self._device)
         return Start(leaves, state, returns, self._initial_state(weights, num_envs))
 
     @torch.no_grad()
@@ -312,7 +322,7 @@ def _no_state(weights: Weights, num_envs: int) -> Tensor:
 
 
 def rollout(
-    env: TensorEnv[S, P],
+    env: TensorEnv[S, P] | DeviceEnv,
     policy: TensorPolicy,
     weights: Weights,
     num_steps: int,
@@ -325,7 +335,8 @@ def rollout(
     `Rollouts`.
 
     Args:
-        env: The environment, with its default parameters, where the generator is.
+        env: A tensor environment, with its default parameters, where the generator is; or
+            environments that live on a device.
         policy: Acts and values.
         weights: Of the policy.
         num_steps: T.
@@ -334,27 +345,17 @@ def rollout(
 
     Raises:
         ConfigError: There are no steps, or no environments.
+        EnvError: A `DeviceEnv` holds another number of environments, or failed.
     """
     device = torch.device("cpu") if generator is None else generator.device
-    rollouts = Rollouts(env, policy, env.default_params(device=device))
+    params = None if isinstance(env, DeviceEnv) else env.default_params(device=device)
+    rollouts = Rollouts(env, policy, params)
     start = rollouts.start(num_envs, generator, weights)
     return rollouts.run(weights, start, rollouts.draw_noise(num_steps, num_envs, generator))[0]
 
 
 def _leaves(observation: Any) -> dict[str, Tensor]:
     return observation if isinstance(observation, dict) else {"": observation}
-
-
-def _bounding(
-    space: spaces.Space[Any], squash: bool, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Return a function from samples to actions, as `fastrl.envs.actions` does on the CPU."""
-    if not isinstance(space, spaces.Box):
-        return lambda action: action
-    low, high = (torch.from_numpy(bound).to(device) for bound in (space.low, space.high))
-    if squash:
-        return lambda action: low + (high - low) * (torch.tanh(action) + 1) / 2
-    return lambda action: torch.clamp(action, low, high)
 
 
 def _parts(noise: Noise, steps_per_graph: int) -> Iterator[Noise]:

@@ -73,14 +73,20 @@ def make_tensor(
     return env, env.default_params(dtype, device)
 
 
-def compiled_factory(config: EnvConfig) -> EnvFactory:
-    """Return the factory of the environments as compiled loops, for the CPU.
+def device_factory(config: EnvConfig) -> EnvFactory:
+    """Return the factory of the environments of ``sampler.kind: device``.
+
+    Tensor environments are built as compiled loops, for the CPU. What a plug-in or a factory builds
+    must be a `DeviceEnv`.
 
     Raises:
-        EnvError: There is no tensor environment of this id.
+        EnvError: It is another environment.
     """
+    factory = EnvFactory.from_config(config)
+    if find_tensor(config.id) is None and factory.is_custom:
+        return dataclasses.replace(factory, must_be_on_device=True)
     family, name = _found(config)
-    return dataclasses.replace(EnvFactory.from_config(config), id=family.prefix + name)
+    return dataclasses.replace(factory, id=family.prefix + name)
 
 
 def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, Any], Any]:
@@ -125,6 +131,6 @@ def _found(config: EnvConfig) -> tuple[Family, str]:
     if found is None:
         raise EnvError(
             f"env.id: '{config.id}' is not a tensor environment{nearest(config.id, TENSOR_ENVS)}; "
-            f"sampler.kind: device is for {', '.join(TENSOR_ENVS)}"
+            f"sampler.kind: device is for {', '.join(TENSOR_ENVS)}, and for each DeviceEnv"
         )
     return found

@@ -75,27 +75,38 @@ def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
     pixels, batches of 64, AMD EPYC with AVX512-BF16: 54 µs per frame instead of 100). Where the
     device or the policy does not allow it, all is float32, with a warning.
     """
-    reason = why_not_bfloat16(model, device)
-    if reason:
-        _LOGGER.warning("inference runs in float32, not in bfloat16: %s", reason)
+    rounded = rounded_to_bfloat16(_packed_on(model, device), device)
+    if rounded is None:
         return _by_torch(model, device)
-    engine = _by_torch(model, device, _compute_in_bfloat16)
+    engine = eager(rounded, device)
     engine.name = "bfloat16"
     return engine
 
 
-def _by_torch(
-    model: PolicyModel, device: torch.device, convert: Callable[[Any], None] | None = None
-) -> InferenceEngine:
-    """Return an engine that runs PyTorch, with `packed` layers on a CPU, on a converted copy."""
-    found = packed(model) if device.type == "cpu" else None
-    copied = copy.deepcopy(model) if found is None else found
-    if convert is not None:
-        convert(copied)
-    engine = eager(copied, device)
-    if found is not None:
+def rounded_to_bfloat16(model: PolicyModel, device: torch.device) -> PolicyModel | None:
+    """Return a copy of a policy that computes as `bfloat16` says; None, with a warning, if not."""
+    reason = why_not_bfloat16(model, device)
+    if reason:
+        _LOGGER.warning("inference runs in float32, not in bfloat16: %s", reason)
+        return None
+    converted = copy.deepcopy(cast(ActorCritic, model))
+    _compute_in_bfloat16(converted)
+    return converted
+
+
+def _by_torch(model: PolicyModel, device: torch.device) -> InferenceEngine:
+    """Return an engine that runs PyTorch, with `packed` layers on a CPU."""
+    usual = _packed_on(model, device)
+    engine = eager(usual, device)
+    if usual is not model:
         engine.name = "packed"
     return engine
+
+
+def _packed_on(model: PolicyModel, device: torch.device) -> PolicyModel:
+    """Return a copy of a policy with `packed` layers on a CPU; else the policy itself."""
+    found = packed(model) if device.type == "cpu" else None
+    return model if found is None else found
 
 
 def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:

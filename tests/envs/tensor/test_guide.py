@@ -28,8 +28,12 @@ def test_examples_in_python_run():
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
-def test_examples_in_yaml_are_configurations(block, tmp_path):
+def test_examples_in_yaml_are_configurations(block, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "run.yaml"
     path.write_text(block)
+    for code in blocks("python"):
+        if named := re.match(r"# (\w+\.py)\n", code):
+            (tmp_path / named[1]).write_text(code)
     spec = EnvFactory.from_config(load_config(path).env).probe()
     assert ("params" in spec.observation) == ("expose_params" in block)
