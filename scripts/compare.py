@@ -7,7 +7,6 @@
 Each method first gets a quick scan of its settings, then all of them, at their best settings, are
 measured in turn, in several rounds and in a new order each. The result is a JSON file, a Markdown
 table beside it and a plot. Peers that are not installed are left out: pip install -e '.[compare]'.
-Sample Factory takes an interpreter of its own: see comparison/sample_factory_peer.py.
 """
 
 from __future__ import annotations

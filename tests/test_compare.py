@@ -238,7 +238,6 @@ def test_list_names_every_method(capsys):
         "sb3-subproc",
         "envpool-sync",
         "envpool-async",
-        "sample-factory",
         "fastrl-python",
         "fastrl-default",
         "fastrl-best",

@@ -18,15 +18,13 @@ from bench.rounds import interleaved, rate
 from comparison.method import FastrlSampling, Method, Peer
 from comparison.peers import PEERS
 from comparison.report import FASTRL, best_vector_env, ratios, settings_text
-from comparison.sample_factory_peer import SampleFactory
 from comparison.task import Task
 from fastrl.errors import EnvError, FastrlError, cause, one_line
 from fastrl.spec import Topology
 from fastrl.throughput.limits import Limit, LimitProbe
 
 _PYTHON = "fastrl-python"
-_PEERS: dict[str, type[Peer] | type[SampleFactory]] = PEERS | {SampleFactory.name: SampleFactory}
-LABELS = {name: peer.label for name, peer in _PEERS.items()} | {
+LABELS = {name: peer.label for name, peer in PEERS.items()} | {
     _PYTHON: "fastrl, Python env",
     **dict(zip(FASTRL, ("fastrl, default", "fastrl, best"), strict=True)),
 }
@@ -161,7 +159,7 @@ def candidates(name: str, task: Task, options: Options) -> list[Method]:
         if name in (_PYTHON, "fastrl-best"):
             topologies = list(options.grid) or default_grid(task)
         return [FastrlSampling(name, LABELS[name], task, topology) for topology in topologies]
-    peer = _PEERS[name]
+    peer = PEERS[name]
     if importlib.util.find_spec(peer.requires) is None:
         raise ModuleNotFoundError(f"{peer.requires} is not installed; see the extra 'compare'")
     tries: Any = peer  # each takes what its own `to_try` gives
