@@ -358,21 +358,23 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
-        self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
+        # Where the batch can, it waits at the end of an episode for `reset`.
+        self._waits = hasattr(batched, "advance")
+        self._vector = BatchedVectorEnv(
+            batched,
+            exact=exact,
+            autoreset_mode=AutoresetMode.NEXT_STEP if self._waits else AutoresetMode.SAME_STEP,
+            render_mode=render_mode,
+            painter=painter,
+        )
+        self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.observation_space = batched.spec.observation_space
         self.action_space = batched.spec.action_space
         self.action: Rows = ()
-        self._exact, self._open_painter = exact, painter
-        self._painter: Painter | None = None
+        self._exact = exact
         self._info: Callable[[], dict[str, Any]] = getattr(batched, "info", dict)
-        seen = leaves(self.observation_space)
-        self._paths = tuple(seen)
         self._action_leaves = tuple(leaves(self.action_space).values())
-        self._observation, self._final = (
-            tuple(np.zeros((1, *_shape(leaf)), leaf.dtype) for leaf in seen.values())
-            for _ in range(2)
-        )
         self._seeded = self._has_begun = False
 
     def reset(
@@ -386,17 +388,13 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
             EnvError: An option is unknown or does not fit.
         """
         super().reset(seed=seed)
-        begin = getattr(self.batched, "beginning", None)
-        with nullcontext() if begin is None else begin(options or {}):
-            if seed is None and not self._seeded:
-                seed = int(self.np_random.integers(_MAX_SEED))
-            if seed is not None:
-                self.batched.reset([seed], self._observation)
-                self._seeded = True
-            elif not self._has_begun:
-                self.batched.restart(self._observation)
-        self._has_begun, self.action = False, ()
-        return self._copied(self._observation), {}
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(_MAX_SEED))
+        if seed is not None or not self._has_begun:
+            given = options if hasattr(self.batched, "beginning") else None
+            self._vector.reset_rows(self._vector._views.observation, seed, given)
+        self._seeded, self._has_begun, self.action = True, False, ()
+        return self._first_of(self._vector._views.observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step once; the last observation of an episode is that of its end.
@@ -409,23 +407,15 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
             as_stored(each, leaf, _shape(leaf), keep_float64=self._exact)[None]
             for each, leaf in pairs
         )
-        reward: Any = np.zeros(1, np.float64 if self._exact else np.float32)
-        views = StepViews(
-            action=self.action,
-            observation=self._observation,
-            reward=reward,
-            terminated=np.zeros(1, np.bool_),
-            truncated=np.zeros(1, np.bool_),
-            final_observation=self._final,
+        views = self._vector._views
+        self._vector.step_rows(replace(views, action=self.action))
+        reward, terminated, truncated = (
+            each.item() for each in (views.reward, views.terminated, views.truncated)
         )
-        if hasattr(self.batched, "advance"):
-            self.batched.advance(views, restart=False)
-        else:
-            self.batched.step(views)
-            self._has_begun = bool(views.terminated[0] or views.truncated[0])
-        seen = self._copied(self._final if self._has_begun else self._observation)
+        self._has_begun = not self._waits and (terminated or truncated)
+        seen = views.final_observation if self._has_begun else views.observation
         info = {name: float(values[0]) for name, values in self._info().items()}
-        return seen, float(reward[0]), bool(views.terminated[0]), bool(views.truncated[0]), info
+        return self._first_of(seen), reward, terminated, truncated, info
 
     def render(self) -> Frame | None:
         """Return the picture ``[height, width, 3]``, None without a render mode.
@@ -436,22 +426,15 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         Raises:
             EnvError: What drawing needs is missing.
         """
-        if self.render_mode is None:
-            return None
-        if self._painter is None:
-            self._painter = self._open_painter()
-        return self._painter.picture(0)
+        pictures = self._vector.render()
+        return None if pictures is None else pictures[0]
 
     def close(self) -> None:
         """Free what drawing took, and close the batch; safe to call twice."""
-        painter, self._painter = self._painter, None
-        if painter is not None:
-            painter.close()
-        self.batched.close()
+        self._vector.close()
 
-    def _copied(self, rows: Rows) -> Any:
-        values = (each[0].copy() for each in rows)
-        return unflatten(self.observation_space, dict(zip(self._paths, values, strict=True)))
+    def _first_of(self, rows: Rows) -> Any:
+        return self._vector._nested([each[0].copy() for each in rows])
 
 
 def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
