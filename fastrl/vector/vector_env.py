@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastrl.arguments import at_least_one
 from fastrl.closing import Closing
 from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, observes_mask
+from fastrl.envs.vector_facade import checked_mask, checked_options, checked_seeds
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spaces import leaves, unflatten
@@ -38,9 +39,6 @@ from fastrl.vector.infos import Infos, combine, gather
 from fastrl.vector.vector_arguments import (
     ObservationMode,
     check_all_or_none,
-    checked_mask,
-    checked_options,
-    checked_seeds,
 )
 from fastrl.vector.vector_plan import VectorPlan
 
