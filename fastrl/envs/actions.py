@@ -50,23 +50,27 @@ def as_stored(
     Raises:
         ArgumentError: They are of another shape or kind, or do not fit the dtype of the space.
     """
-    rows, dtype, where = _as_array(actions), np.dtype(leaf.dtype), at_path(path)
+    rows, dtype = _as_array(actions), np.dtype(leaf.dtype)
     kept = keep_float64 and rows.dtype == np.float64 and dtype.kind == "f"
     if rows.dtype != dtype and not kept:
         if rows.dtype.kind not in _TAKEN.get(dtype.kind, ""):
-            raise ArgumentError(f"actions{where} are of dtype {rows.dtype}; expected {dtype}")
+            raise _misfit(path, f"are of dtype {rows.dtype}; expected {dtype}")
         if (misfits := beyond(rows, dtype)) is not None:
             number = rows[misfits].flat[0]
-            raise ArgumentError(
-                f"actions{where} hold the number {number}, which does not fit {dtype}"
-            )
+            raise _misfit(path, f"hold the number {number}, which does not fit {dtype}")
         rows = rows.astype(dtype)
     if rows.shape != shape:
-        raise ArgumentError(f"actions{where} have the shape {rows.shape}; expected {shape}")
+        raise _misfit(path, f"have the shape {rows.shape}; expected {shape}")
     return rows
 
 
+def _misfit(path: str, problem: str) -> ArgumentError:
+    return ArgumentError(f"actions{at_path(path)} {problem}")
+
+
 def _as_array(actions: Any) -> NDArray[Any]:
+    if type(actions) is np.ndarray:
+        return actions
     if hasattr(actions, "detach"):
         actions = actions.detach().cpu().numpy()
     try:

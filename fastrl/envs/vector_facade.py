@@ -121,9 +121,10 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self._paths = tuple(leaves(self.single_observation_space))
         self._final_rows = self._rows()
         self._latest: Rows = ()
-        self._leaves = leaves(spec.action_space)
-        # Discrete actions are stored as indices from 0.
-        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._leaves.values()]
+        actions = leaves(spec.action_space)
+        self._leaves = [(path, leaf, _shape(leaf)) for path, leaf in actions.items()]
+        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in actions.values()]
+        self._are_from_zero = not any(start.any() for start in self._starts)
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
@@ -198,9 +199,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             views: ``action`` and ``observation`` are in the dtypes of the spaces.
         """
         batched = self.batched
-        if any(start.any() for start in self._starts):
-            pairs = zip(views.action, self._starts, strict=True)
-            views = replace(views, action=tuple(rows - start for rows, start in pairs))
+        if not self._are_from_zero:
+            views = replace(views, action=self._from_zero(views.action))
         self._latest = views.observation
         if self._resets_later:
             batched.advance(views, restart=False)  # type: ignore[attr-defined]
@@ -246,13 +246,20 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.batched.reset(self._seeds(seed), rows)
         self._seeded = True
 
+    def _from_zero(self, action: Rows) -> Rows:
+        """Return actions as they are stored: discrete ones are indices from 0."""
+        if self._are_from_zero:
+            return action
+        return tuple(rows - start for rows, start in zip(action, self._starts, strict=True))
+
     def _stored_actions(self, actions: Any, *num_envs: int) -> Rows:
         """Return the leaves of the actions of all environments, or of one without their axis."""
-        found = zip(flatten(self.single_action_space, actions), self._leaves.items(), strict=True)
-        return tuple(
-            as_stored(rows, leaf, (*num_envs, *_shape(leaf)), keep_float64=self._exact, path=path)
-            for rows, (path, leaf) in found
-        )
+        found = zip(flatten(self.single_action_space, actions), self._leaves, strict=True)
+        stored = [
+            as_stored(rows, leaf, num_envs + shape, keep_float64=self._exact, path=path)
+            for rows, (path, leaf, shape) in found
+        ]
+        return tuple(stored)
 
     def _seeds(self, seed: Seeds) -> list[int]:
         """Return one seed per environment, and seed the stream that later ones are drawn from."""
@@ -350,15 +357,11 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
+        self._vector = BatchedVectorEnv(
+            batched, exact=exact, render_mode=render_mode, painter=painter
+        )
         # Where the batch can, it waits at the end of an episode for `reset`.
         self._waits = hasattr(batched, "advance")
-        self._vector = BatchedVectorEnv(
-            batched,
-            exact=exact,
-            autoreset_mode=AutoresetMode.NEXT_STEP if self._waits else AutoresetMode.SAME_STEP,
-            render_mode=render_mode,
-            painter=painter,
-        )
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.observation_space = batched.spec.observation_space
@@ -395,11 +398,21 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         """
         stored = self._vector._stored_actions(action)
         self.action = tuple(each[None] for each in stored)
-        views = self._vector._views
-        self._vector.step_rows(replace(views, action=self.action))
-        reward, terminated, truncated = (
-            each.item() for each in (views.reward, views.terminated, views.truncated)
+        rows = self._vector._views
+        views = StepViews(
+            action=self._vector._from_zero(self.action),
+            observation=rows.observation,
+            reward=rows.reward,
+            terminated=rows.terminated,
+            truncated=rows.truncated,
+            final_observation=rows.final_observation,
         )
+        if self._waits:
+            self.batched.advance(views, restart=False)
+        else:
+            self.batched.step(views)
+        reward, terminated = rows.reward.item(), rows.terminated.item()
+        truncated = rows.truncated.item()
         self._has_begun = not self._waits and (terminated or truncated)
         seen = views.final_observation if self._has_begun else views.observation
         info = {name: float(values[0]) for name, values in self._info().items()}
