@@ -10,7 +10,7 @@ _ALGORITHMS = {
     "gail": "adversarial:GAIL",
     "airl": "adversarial:AIRL",
     "bc": "bc:BC",
-    "dagger": "dagger:DAgger",
+    "dagger": "bc:DAgger",
 }
 """Modules and classes; the section of a class has its name."""
 

@@ -49,7 +49,6 @@ OWNERS = {
     "torch.multiprocessing": PROCESS_OWNERS,
     "typer": {
         "cli",
-        "cli.completion",
         "cli.learn",
         "cli.inputs",
         "cli.show",

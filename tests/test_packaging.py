@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastrl.cli.new_project import FILES
+from fastrl.cli.show import PROJECT_FILES
 from fastrl.imports import DISTRIBUTION
 
 pytest.importorskip("build")
@@ -106,7 +106,7 @@ def test_wheel_has_every_file_of_the_package_and_nothing_else(wheel):
         names = opened.namelist()
     package = {name for name in names if ".dist-info/" not in name}
     assert package == {f"fastrl/{name}" for name in files_of(ROOT / "fastrl")}
-    project = {f"fastrl/cli/project/{path.name}" for path in FILES.iterdir()}
+    project = {f"fastrl/cli/project/{path.name}" for path in PROJECT_FILES.iterdir()}
     assert {"fastrl/py.typed", "fastrl/__init__.pyi", *project} <= package
 
 
@@ -132,7 +132,7 @@ def test_installed_command_trains_in_an_empty_directory(installed, tmp_path):
     assert Path(file).is_relative_to(installed)
     assert version == PROJECT["version"]
     assert any("after 512 steps" in line for line in rest)
-    assert len(list((tmp_path / "project").iterdir())) == len(list(FILES.iterdir()))
+    assert len(list((tmp_path / "project").iterdir())) == len(list(PROJECT_FILES.iterdir()))
     assert any(line.startswith("ok      workers") for line in rest)
 
 

@@ -15,9 +15,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fastrl.cli.completion import completion, prepare_completion
 from fastrl.cli.examples import epilog
-from fastrl.cli.inputs import split_arguments
+from fastrl.cli.inputs import completion, prepare_completion, split_arguments
 from fastrl.cli.learn import evaluate, export, plot, pull, push, record, resume, sweep, train
 from fastrl.cli.output import (
     complain,

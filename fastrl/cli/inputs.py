@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and their checks."""
+"""Options and arguments that several commands share, their checks, and completion in shells."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined]
 
-from fastrl.arguments import file_path
+from fastrl.arguments import file_path, one_of
+from fastrl.cli.output import write
 from fastrl.errors import ArgumentError, ConfigError
 from fastrl.imports import look_beside
+
+SHELLS = ("bash", "zsh", "fish")
+
+_VARIABLE = "_FASTRL_COMPLETE"
+"""Set by the shell's script, so that a call of ``fastrl`` prints completions."""
+_RUNS = Path("runs")
+"""That of `fastrl.training.run_directory`, without its imports."""
 
 
 def path_of(argument: str) -> Callable[[str], Path]:
@@ -119,3 +128,26 @@ def split_arguments(
 
 def _is_named_like_a_file(argument: str) -> bool:
     return "=" not in argument and argument.lower().endswith((".yaml", ".yml"))
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="'bash', 'zsh' or 'fish'.")],
+) -> None:
+    """Print a script that completes commands, options and names of runs in a shell.
+
+    The examples are the line for ~/.bashrc, the line for ~/.zshrc, and a command for fish.
+    """
+    one_of("SHELL", shell, SHELLS)
+    write(get_completion_script(prog_name="fastrl", complete_var=_VARIABLE, shell=shell))
+
+
+def prepare_completion() -> None:
+    """Register how each shell is answered, if a shell is asking."""
+    if _VARIABLE in os.environ:
+        completion_init()
+
+
+def names_of_runs(incomplete: str) -> list[str]:
+    """Return the names under ``runs/`` that begin like this one."""
+    found = (file.parent.name for file in _RUNS.glob("*/config.yaml"))
+    return sorted(name for name in found if name.startswith(incomplete))

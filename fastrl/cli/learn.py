@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastrl.cli.completion import names_of_runs
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
     check_output,
     command_line,
+    names_of_runs,
     option,
     path_of,
     split_arguments,

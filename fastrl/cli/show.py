@@ -1,4 +1,4 @@
-"""Commands that list and print: configurations, environments and plug-ins."""
+"""Commands that list, print and write: configurations, environments, plug-ins, new projects."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from fastrl.cli.output import loading, note, show_wait, write, write_json
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
+PROJECT_FILES = Path(__file__).parent / "project"
+"""What `fastrl new` writes: a project that trains and passes its tests."""
 
 
 def config(
@@ -195,11 +197,34 @@ def new(
     ],
 ) -> None:
     """Write a project: an environment with its test, a wrapper, a configuration and a script."""
-    from fastrl.cli.new_project import write_project
-
-    for file in write_project(directory):
+    for file in _write_project(directory):
         write(str(file))
     note(f"next: cd {directory}; python -m pytest; fastrl train config.yaml")
+
+
+def _write_project(directory: Path) -> list[Path]:
+    """Write the files of a project into a directory, which may not hold any yet.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: There are files already, or the directory cannot be written.
+    """
+    written = []
+    # Without `fastrl.training.durable.writing`, as that room imports torch.
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise ConfigError(f"'{directory}' is not empty; name a new directory")
+        for source in sorted(PROJECT_FILES.iterdir()):
+            # The suffix keeps tools from taking these files for modules of fastrl.
+            target = directory / source.name.removesuffix(".txt")
+            target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+            written.append(target)
+    except OSError as error:
+        raise ConfigError(f"'{directory}' cannot be written: {error.strerror or error}") from error
+    return written
 
 
 def plugins() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
-from fastrl.errors import EnvError, SpaceError
+from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
 from fastrl.spaces import action_specs, at_path, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
@@ -36,29 +36,47 @@ def as_stored(
     shape: tuple[int, ...],
     *,
     keep_float64: bool = False,
+    path: str = "",
 ) -> NDArray[Any]:
     """Return actions in the dtype of their space: compiled code would compile again for another.
 
     Args:
-        actions: Those of one leaf, as the caller passed them.
+        actions: Those of one leaf, as the caller passed them; tensors of torch on any device, too.
         leaf: Space of one action.
         shape: The shape that they must have.
         keep_float64: Return actions of float64 as they are where the space is of another float.
+        path: Of the leaf, for messages.
 
     Raises:
-        EnvError: They are of another shape or kind, or do not fit the dtype of the space.
+        ArgumentError: They are of another shape or kind, or do not fit the dtype of the space.
     """
-    rows, dtype = np.asarray(actions), np.dtype(leaf.dtype)
+    rows, dtype = _as_array(actions), np.dtype(leaf.dtype)
     kept = keep_float64 and rows.dtype == np.float64 and dtype.kind == "f"
     if rows.dtype != dtype and not kept:
         if rows.dtype.kind not in _TAKEN.get(dtype.kind, ""):
-            raise EnvError(f"actions are of dtype {rows.dtype}; expected {dtype}")
+            raise _misfit(path, f"are of dtype {rows.dtype}; expected {dtype}")
         if (misfits := beyond(rows, dtype)) is not None:
-            raise EnvError(f"the action {rows[misfits].flat[0]} does not fit {dtype}")
+            number = rows[misfits].flat[0]
+            raise _misfit(path, f"hold the number {number}, which does not fit {dtype}")
         rows = rows.astype(dtype)
     if rows.shape != shape:
-        raise EnvError(f"actions have the shape {rows.shape}; expected {shape}")
+        raise _misfit(path, f"have the shape {rows.shape}; expected {shape}")
     return rows
+
+
+def _misfit(path: str, problem: str) -> ArgumentError:
+    return ArgumentError(f"actions{at_path(path)} {problem}")
+
+
+def _as_array(actions: Any) -> NDArray[Any]:
+    if type(actions) is np.ndarray:
+        return actions
+    if hasattr(actions, "detach"):
+        actions = actions.detach().cpu().numpy()
+    try:
+        return np.asarray(actions)
+    except ValueError:
+        raise ArgumentError(f"actions are ragged: {one_line(actions)}") from None
 
 
 class ActionConverter:

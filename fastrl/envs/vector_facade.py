@@ -1,4 +1,4 @@
-"""Any `BatchedEnv` behind gymnasium's interfaces, of vector and of single environments.
+"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of what vector environments are given.
 
 In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_obs``, as that of
 `gymnasium.vector.SyncVectorEnv` does.
@@ -7,6 +7,7 @@ In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,13 +21,18 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from fastrl.arguments import brief, one_of
+from fastrl.arguments import brief, nearest, one_of, whole
 from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
-from fastrl.errors import EnvError
+from fastrl.errors import ArgumentError, EnvError, one_line
 from fastrl.spaces import flatten, leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
+AUTORESET_MODES: Mapping[str, AutoresetMode] = {
+    "same_step": AutoresetMode.SAME_STEP,
+    "next_step": AutoresetMode.NEXT_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
 Frame = NDArray[np.uint8]
 Seeds = int | Sequence[int] | None
 
@@ -115,9 +121,10 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self._paths = tuple(leaves(self.single_observation_space))
         self._final_rows = self._rows()
         self._latest: Rows = ()
-        self._leaves = tuple(leaves(spec.action_space).values())
-        # Discrete actions are stored as indices from 0.
-        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._leaves]
+        actions = leaves(spec.action_space)
+        self._leaves = [(path, leaf, _shape(leaf)) for path, leaf in actions.items()]
+        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in actions.values()]
+        self._are_from_zero = not any(start.any() for start in self._starts)
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
@@ -131,8 +138,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
                 ``batched.restart`` can do that. Others are passed to ``batched.beginning``.
 
         Raises:
-            EnvError: There is not one seed per environment, an option is unknown, or only some
-                environments are selected before the first reset of all.
+            ArgumentError: There is not one seed per environment, the mask does not fit, or only
+                some environments are selected before the first reset of all.
+            EnvError: An option is unknown.
         """
         self.reset_rows(self._views.observation, seed, options)
         return self._observation(), {}
@@ -147,14 +155,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             actions: A sample of ``action_space``.
 
         Raises:
-            EnvError: They are of another shape or kind; no environment was stepped.
+            ArgumentError: They are of another shape or kind; no environment was stepped.
         """
-        found = flatten(self.single_action_space, actions)
-        each = zip(found, self._leaves, strict=True)
-        action = tuple(
-            as_stored(rows, leaf, (self.num_envs, *_shape(leaf)), keep_float64=self._exact)
-            for rows, leaf in each
-        )
+        action = self._stored_actions(actions, self.num_envs)
         views = self._views
         infos = self.step_rows(replace(views, action=action))
         flags = views.terminated.copy(), views.truncated.copy()
@@ -196,9 +199,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             views: ``action`` and ``observation`` are in the dtypes of the spaces.
         """
         batched = self.batched
-        if any(start.any() for start in self._starts):
-            pairs = zip(views.action, self._starts, strict=True)
-            views = replace(views, action=tuple(rows - start for rows, start in pairs))
+        if not self._are_from_zero:
+            views = replace(views, action=self._from_zero(views.action))
         self._latest = views.observation
         if self._resets_later:
             batched.advance(views, restart=False)  # type: ignore[attr-defined]
@@ -220,17 +222,19 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def reset_rows(self, rows: Rows, seed: Seeds, options: Mapping[str, Any] | None) -> None:
         """Start episodes and write their first observations; see `reset`."""
-        given = dict(options or {})
-        mask = given.pop("reset_mask", None)
+        given = checked_options(options) or {}
+        chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
-        if (given and begin is None) or (mask is not None and not self._resets_some):
+        if (given and begin is None) or not (self._resets_some or chosen.all()):
             raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
         self._latest = rows
         with begin(given) if begin is not None else nullcontext():
-            if mask is None:
+            if chosen.all():
                 self._reset_all(rows, seed)
             else:
-                self._reset_some(rows, np.asarray(mask), seed)
+                seeds = None if seed is None else _each_seed(seed, int(chosen.sum()))
+                self._restart(rows, chosen, seeds)
+                self._waiting[chosen] = False
 
     def _reset_all(self, rows: Rows, seed: Seeds) -> None:
         self._waiting[:] = False
@@ -242,14 +246,20 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self.batched.reset(self._seeds(seed), rows)
         self._seeded = True
 
-    def _reset_some(self, rows: Rows, chosen: NDArray[np.bool_], seed: Seeds) -> None:
-        if chosen.shape != (self.num_envs,) or chosen.dtype != bool:
-            raise EnvError(f"options['reset_mask']: expected [{self.num_envs}] bool, got {chosen}")
-        if not self._seeded:
-            raise EnvError("options['reset_mask'] needs a reset of all before it")
-        seeds = None if seed is None else self._spread(seed, int(np.count_nonzero(chosen)))
-        self._restart(rows, chosen, seeds)
-        self._waiting[chosen] = False
+    def _from_zero(self, action: Rows) -> Rows:
+        """Return actions as they are stored: discrete ones are indices from 0."""
+        if self._are_from_zero:
+            return action
+        return tuple(rows - start for rows, start in zip(action, self._starts, strict=True))
+
+    def _stored_actions(self, actions: Any, *num_envs: int) -> Rows:
+        """Return the leaves of the actions of all environments, or of one without their axis."""
+        found = zip(flatten(self.single_action_space, actions), self._leaves, strict=True)
+        stored = [
+            as_stored(rows, leaf, num_envs + shape, keep_float64=self._exact, path=path)
+            for rows, (path, leaf, shape) in found
+        ]
+        return tuple(stored)
 
     def _seeds(self, seed: Seeds) -> list[int]:
         """Return one seed per environment, and seed the stream that later ones are drawn from."""
@@ -257,35 +267,24 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
             return cast(
                 "list[int]", self.np_random.integers(_MAX_SEED, size=self.num_envs).tolist()
             )
-        seeds = self._spread(seed, self.num_envs)
+        seeds = _each_seed(seed, self.num_envs)
         if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
         else:
             self.np_random = np.random.default_rng(seeds)
         return seeds
 
-    def _spread(self, seed: int | Sequence[int], count: int) -> list[int]:
-        """Return one seed for each of some environments."""
-        if isinstance(seed, int | np.integer) and seed >= 0:
-            return [int(seed) + index for index in range(count)]
-        seeds = list(seed) if isinstance(seed, Iterable) else [seed]
-        if not all(isinstance(each, int | np.integer) and each >= 0 for each in seeds):
-            raise EnvError(f"seed: expected whole numbers of at least 0, got {brief(seed)}")
-        if len(seeds) != count:
-            raise EnvError(f"expected {count} seeds, got {len(seeds)}")
-        return [int(each) for each in seeds]
-
-    def _checked_mode(self, mode: AutoresetMode | str) -> AutoresetMode:
+    def _checked_mode(self, given: AutoresetMode | str) -> AutoresetMode:
+        mode = checked_autoreset(given, "autoreset_mode")
         known = [AutoresetMode.SAME_STEP]
         if hasattr(self.batched, "advance"):
             known.append(AutoresetMode.NEXT_STEP)
-        for each in known:
-            if mode in (each, each.value):
-                return each
-        names = ", ".join(each.value for each in known)
-        raise EnvError(
-            f"autoreset_mode must be one of {names}, got {getattr(mode, 'value', mode)!r}"
-        )
+        if mode not in known:
+            names = " or ".join(each.value for each in known)
+            raise EnvError(
+                f"autoreset_mode must be {names} for '{self.batched.spec.id}', got {given!r}"
+            )
+        return mode
 
     @cached_property
     def _views(self) -> StepViews:
@@ -358,21 +357,17 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         if batched.num_envs != 1:
             raise EnvError(f"expected a batch of one environment, got {batched.num_envs}")
         self.batched: Any = batched
-        self.render_mode = one_of("render_mode", render_mode, ("rgb_array", None))
+        self._vector = BatchedVectorEnv(
+            batched, exact=exact, render_mode=render_mode, painter=painter
+        )
+        # Where the batch can, it waits at the end of an episode for `reset`.
+        self._waits = hasattr(batched, "advance")
+        self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.observation_space = batched.spec.observation_space
         self.action_space = batched.spec.action_space
         self.action: Rows = ()
-        self._exact, self._open_painter = exact, painter
-        self._painter: Painter | None = None
         self._info: Callable[[], dict[str, Any]] = getattr(batched, "info", dict)
-        seen = leaves(self.observation_space)
-        self._paths = tuple(seen)
-        self._action_leaves = tuple(leaves(self.action_space).values())
-        self._observation, self._final = (
-            tuple(np.zeros((1, *_shape(leaf)), leaf.dtype) for leaf in seen.values())
-            for _ in range(2)
-        )
         self._seeded = self._has_begun = False
 
     def reset(
@@ -386,46 +381,42 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
             EnvError: An option is unknown or does not fit.
         """
         super().reset(seed=seed)
-        begin = getattr(self.batched, "beginning", None)
-        with nullcontext() if begin is None else begin(options or {}):
-            if seed is None and not self._seeded:
-                seed = int(self.np_random.integers(_MAX_SEED))
-            if seed is not None:
-                self.batched.reset([seed], self._observation)
-                self._seeded = True
-            elif not self._has_begun:
-                self.batched.restart(self._observation)
-        self._has_begun, self.action = False, ()
-        return self._copied(self._observation), {}
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(_MAX_SEED))
+        if seed is not None or not self._has_begun:
+            given = options if hasattr(self.batched, "beginning") else None
+            self._vector.reset_rows(self._vector._views.observation, seed, given)
+        self._seeded, self._has_begun, self.action = True, False, ()
+        return self._first_of(self._vector._views.observation), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step once; the last observation of an episode is that of its end.
 
         Raises:
+            ArgumentError: The action is not of the space's shape or kind.
             EnvError: The environment was never reset, or the action is not one of its space.
         """
-        pairs = zip(flatten(self.action_space, action), self._action_leaves, strict=True)
-        self.action = tuple(
-            as_stored(each, leaf, _shape(leaf), keep_float64=self._exact)[None]
-            for each, leaf in pairs
-        )
-        reward: Any = np.zeros(1, np.float64 if self._exact else np.float32)
+        stored = self._vector._stored_actions(action)
+        self.action = tuple(each[None] for each in stored)
+        rows = self._vector._views
         views = StepViews(
-            action=self.action,
-            observation=self._observation,
-            reward=reward,
-            terminated=np.zeros(1, np.bool_),
-            truncated=np.zeros(1, np.bool_),
-            final_observation=self._final,
+            action=self._vector._from_zero(self.action),
+            observation=rows.observation,
+            reward=rows.reward,
+            terminated=rows.terminated,
+            truncated=rows.truncated,
+            final_observation=rows.final_observation,
         )
-        if hasattr(self.batched, "advance"):
+        if self._waits:
             self.batched.advance(views, restart=False)
         else:
             self.batched.step(views)
-            self._has_begun = bool(views.terminated[0] or views.truncated[0])
-        seen = self._copied(self._final if self._has_begun else self._observation)
+        reward, terminated = rows.reward.item(), rows.terminated.item()
+        truncated = rows.truncated.item()
+        self._has_begun = not self._waits and (terminated or truncated)
+        seen = views.final_observation if self._has_begun else views.observation
         info = {name: float(values[0]) for name, values in self._info().items()}
-        return seen, float(reward[0]), bool(views.terminated[0]), bool(views.truncated[0]), info
+        return self._first_of(seen), reward, terminated, truncated, info
 
     def render(self) -> Frame | None:
         """Return the picture ``[height, width, 3]``, None without a render mode.
@@ -436,22 +427,15 @@ class SingleBatchedEnv(gymnasium.Env[Any, Any]):
         Raises:
             EnvError: What drawing needs is missing.
         """
-        if self.render_mode is None:
-            return None
-        if self._painter is None:
-            self._painter = self._open_painter()
-        return self._painter.picture(0)
+        pictures = self._vector.render()
+        return None if pictures is None else pictures[0]
 
     def close(self) -> None:
         """Free what drawing took, and close the batch; safe to call twice."""
-        painter, self._painter = self._painter, None
-        if painter is not None:
-            painter.close()
-        self.batched.close()
+        self._vector.close()
 
-    def _copied(self, rows: Rows) -> Any:
-        values = (each[0].copy() for each in rows)
-        return unflatten(self.observation_space, dict(zip(self._paths, values, strict=True)))
+    def _first_of(self, rows: Rows) -> Any:
+        return self._vector._nested([each[0].copy() for each in rows])
 
 
 def _shape(leaf: spaces.Space[Any]) -> tuple[int, ...]:
@@ -468,3 +452,89 @@ def _stored(space: spaces.Space[Any], *, exact: bool) -> spaces.Space[Any]:
     if not exact and isinstance(space, spaces.Box) and space.dtype == np.float64:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
     return space
+
+
+def checked_autoreset(value: AutoresetMode | str | None, name: str) -> AutoresetMode | None:
+    """Return the autoreset mode of a name, fastrl's or gymnasium's; None for None."""
+    if value is None or isinstance(value, AutoresetMode):
+        return value
+    for word, mode in AUTORESET_MODES.items():
+        if str(value).lower() in (word, mode.value.lower()):
+            return mode
+    raise ArgumentError(
+        f"{name} must be one of {', '.join(AUTORESET_MODES)}, got '{value}'"
+        f"{nearest(str(value), AUTORESET_MODES)}"
+    )
+
+
+def _each_seed(seed: int | Sequence[int], count: int) -> list[int]:
+    """Return one seed for each of some environments; see `checked_seeds`."""
+    return [whole("seed", each, 0, math.inf) for each in checked_seeds(seed, count)]
+
+
+class MaskTypeError(ArgumentError, TypeError):
+    """A mask is not an array of bool."""
+
+
+def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """Return one seed per environment.
+
+    Args:
+        seed: One for each, or the first of consecutive ones, or None for none.
+        num_envs: Number of environments.
+
+    Raises:
+        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
+    """
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int | np.integer):
+        first = whole("seed", seed, 0, math.inf)
+        return [first + index for index in range(num_envs)]
+    if isinstance(seed, str) or not isinstance(seed, Iterable):
+        raise ArgumentError(f"seed must be a whole number or one for each, got {brief(seed)}")
+    seeds = [None if each is None else whole("seed", each, 0, math.inf) for each in seed]
+    if len(seeds) != num_envs:
+        raise ArgumentError(f"seed: got {len(seeds)} seeds for {num_envs} environments")
+    return seeds
+
+
+def checked_options(options: object) -> dict[str, Any] | None:
+    """Return a copy of the options of a reset.
+
+    Raises:
+        ArgumentError: They are not a mapping.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ArgumentError(f"options must be a mapping, got {brief(options)}")
+    return None if options is None else dict(options)
+
+
+def checked_mask(
+    options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
+) -> NDArray[np.bool_]:
+    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
+
+    Args:
+        options: Of the reset.
+        num_envs: Number of environments.
+        was_reset: Whether all environments were reset before.
+
+    Raises:
+        ArgumentError: It is not an array ``[num_envs]`` of bool, selects no environment, or leaves
+            out environments that were never reset.
+    """
+    if options is None or "reset_mask" not in options:
+        return np.ones(num_envs, np.bool_)
+    mask = options.pop("reset_mask")
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise MaskTypeError(f"options['reset_mask'] must be an array of bool, got {one_line(mask)}")
+    if mask.shape != (num_envs,):
+        raise ArgumentError(
+            f"options['reset_mask'] must have the shape ({num_envs},), got {mask.shape}"
+        )
+    if not mask.any():
+        raise ArgumentError("options['reset_mask'] names no environment")
+    if not was_reset and not mask.all():
+        raise ArgumentError("reset all environments before some of them")
+    return mask

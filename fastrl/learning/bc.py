@@ -1,4 +1,4 @@
-"""Behavioural cloning."""
+"""Behavioural cloning of given actions, and of those of an expert in the loop (DAgger)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from fastrl.config import BCConfig, Config
+from fastrl.config import BCConfig, Config, DAggerConfig
 from fastrl.config.algorithms import CloningConfig
 from fastrl.datasets import HELD_OUT, PADDING
 from fastrl.learning.algorithm import (
@@ -154,3 +154,24 @@ def _of_mean_1(marked: Tensor) -> Tensor:
     """Return weights ``[n] float32`` of mean 1 that are 0 where ``marked [n] bool`` is False."""
     weight = marked.float()
     return weight / weight.mean()
+
+
+class DAgger(Cloning[DAggerConfig]):
+    """Behavioural cloning of what an expert would do in the states that the policy visits.
+
+    Ross et al. 2011 (https://arxiv.org/abs/1011.0686), algorithm 3.1. A rollout holds all steps of
+    the run so far, with the expert's actions; see `fastrl.training.dagger_sampler`.
+    """
+
+    section_type = DAggerConfig
+
+    @property
+    def epochs(self) -> int:
+        """Number of passes over all steps after each rollout."""
+        return self.section.epochs
+
+    def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
+        """Return the number of steps with an expert's action as a metric."""
+        prepared = super().prepare(experience, policy)
+        learnt = prepared.fields[LEARNT].sum().float()
+        return replace(prepared, metrics={"demonstrations": learnt})

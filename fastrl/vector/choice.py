@@ -21,10 +21,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from fastrl.envs.action_masks import random_actions, uniform_numbers, valid_sample
-from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
+from fastrl.errors import USERS_FAILURES, EnvError, FastrlError
 from fastrl.global_streams import seeded_streams
 from fastrl.system import usable_cores
-from fastrl.vector.failures import EnvFailure, EnvTimeoutError
+from fastrl.vector.failures import EnvTimeoutError, raised
 from fastrl.vector.groups import CallDeadline, close_probed, within_deadlines
 from fastrl.vector.vector_env import FastVectorEnv
 from fastrl.vector.vector_plan import Env, VectorPlan, why_not_sent
@@ -230,11 +230,7 @@ def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
         try:
             yield env, replace(step_cost(env, deadline.begin), build_s=build_s)
         except USERS_FAILURES as error:
-            raise EnvFailure(
-                f"env 0 of '{plan.name}' (serial) raised {cause(error)}, while it was timed",
-                worker="serial",
-                env_index=0,
-            ) from error
+            raise raised(error, "serial", 0).explained(plan.name, "while it was timed") from error
         finally:
             deadline.begin("close()")
             close_probed(env, plan.name)
@@ -242,8 +238,7 @@ def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
     try:
         return within_deadlines(plan, look)
     except EnvTimeoutError as error:
-        what = f"env 0 of '{plan.name}' {error.args[0]}, while it was timed"
-        raise EnvTimeoutError(what, worker="probe", env_index=0) from None
+        raise error.explained(plan.name, "while it was timed") from None
 
 
 def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCost:

@@ -16,12 +16,12 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
+from fastrl.envs.actions import as_stored
 from fastrl.envs.batched_env import Rows, StepViews
-from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import at_path, flatten, leaves, unflatten
+from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
@@ -157,26 +157,11 @@ class ActionRows:
             values = list(flatten(self._space, actions))
         except _MISFITS:
             raise self._misfit(actions, self._space) from None
-        checked = []
-        for (path, leaf), value, row in zip(self._leaves.items(), values, self._rows, strict=True):
-            found, wanted = _as_array(value), (count, *row.shape[1:])
-            where = at_path(path)
-            if found.shape != wanted:
-                raise ArgumentError(
-                    f"actions{where} have the shape {found.shape}; expected {wanted}: one for each "
-                    f"of {count} environments"
-                )
-            if not np.can_cast(found.dtype, row.dtype, "same_kind"):
-                raise ArgumentError(
-                    f"actions{where} are of dtype {found.dtype}; expected {row.dtype} for {leaf}"
-                )
-            if (misfits := beyond(found, row.dtype)) is not None:
-                raise ArgumentError(
-                    f"actions{where} hold the number {found[misfits].flat[0]}, which does not fit "
-                    f"{row.dtype}, the dtype of {leaf}"
-                )
-            checked.append(found)
-        return checked
+        given = zip(self._leaves.items(), values, self._rows, strict=True)
+        return [
+            as_stored(value, leaf, (count, *row.shape[1:]), path=path)
+            for (path, leaf), value, row in given
+        ]
 
     def _misfit(self, actions: object, space: spaces.Space[Any]) -> ArgumentError:
         return ArgumentError(f"actions do not have the form of {space}: {one_line(actions)}")
@@ -210,12 +195,3 @@ def single_action(space: spaces.Space[Any], rows: Rows, index: int) -> Any:
         return rows[0][index]
     found = [row[index] if row.ndim == 1 else row[index].copy() for row in rows]
     return unflatten(space, dict(zip(leaves(space), found, strict=True)))
-
-
-def _as_array(value: Any) -> NDArray[Any]:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise ArgumentError(f"actions are ragged: {one_line(value)}") from None

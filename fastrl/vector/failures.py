@@ -36,10 +36,27 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - a failure, of which err
         super().__init__(worker, message, remote_traceback)
         self.env_index, self.action, self.seed = env_index, action, seed
 
-    def explained(self, message: str, *, action: Any = None, seed: int | None = None) -> EnvFailure:
-        """Return the same failure with a message for the user."""
+    def explained(
+        self,
+        name: str,
+        doing: str,
+        seeded: str = "",
+        *,
+        action: Any = None,
+        seed: int | None = None,
+    ) -> EnvFailure:
+        """Return the same failure with a message for the user: which environment, who, what, when.
+
+        Args:
+            name: Of the environments.
+            doing: When it happened, such as ``in step``.
+            seeded: Its last seed, in words.
+            action: See the attributes.
+            seed: See the attributes.
+        """
+        who = f"{self.worker}, {seeded}" if seeded else self.worker
         return type(self)(
-            message,
+            f"env {self.env_index} of '{name}' ({who}) {self.args[0]}, {doing}",
             worker=self.worker,
             env_index=self.env_index,
             action=action,

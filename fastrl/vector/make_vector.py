@@ -254,10 +254,7 @@ def _start(plan: VectorPlan, backend: str, **arguments: Any) -> FastVectorEnv:
     try:
         driver = _DRIVERS["processes" if several else backend](plan)
     except EnvFailure as failure:
-        raise failure.explained(
-            f"env {failure.env_index} of '{plan.name}' ({failure.worker}) {failure.args[0]}, "
-            "while it was built"
-        ) from failure.__cause__
+        raise failure.explained(plan.name, "while it was built") from failure.__cause__
     try:
         return FastVectorEnv(plan, driver, backend, **arguments)
     except BaseException:

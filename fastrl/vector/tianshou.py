@@ -13,10 +13,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
 
+from fastrl.envs.vector_facade import checked_seeds
 from fastrl.errors import ArgumentError
 from fastrl.vector.adapters import Adapter
 from fastrl.vector.infos import separate
-from fastrl.vector.vector_arguments import checked_seeds
 from fastrl.vector.vector_env import FastVectorEnv
 
 try:

@@ -22,6 +22,7 @@ from fastrl.arguments import at_least_one, brief, nearest, one_of, seconds, whol
 from fastrl.envs.env_factory import EnvFactory, Wrapper
 from fastrl.envs.family import batch_family
 from fastrl.envs.parameter_distributions import KINDS, distribution
+from fastrl.envs.vector_facade import AUTORESET_MODES, checked_autoreset
 from fastrl.errors import ArgumentError, EnvError, one_line
 from fastrl.vector.vector_plan import VectorPlan
 
@@ -31,11 +32,6 @@ Backend = Literal["auto", "serial", "threads", "processes", "native"]
 Autoreset = Literal["same_step", "next_step", "disabled"]
 ObservationMode = Literal["same", "different"] | tuple[Space[Any], Space[Any]]
 
-_MODES: Mapping[str, AutoresetMode] = {
-    "same_step": AutoresetMode.SAME_STEP,
-    "next_step": AutoresetMode.NEXT_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
 _BACKENDS = {"sync": "serial", "async": "processes", "vector_entry_point": "native"}
 _VECTOR_KWARGS = (
     *("autoreset_mode", "copy", "observation_mode"),
@@ -245,7 +241,7 @@ def joined(
     given = _checked_vector_kwargs(vector_kwargs)
     where = "vector_kwargs['{}']".format
     modes = [
-        (name, _checked_mode(value, name))
+        (name, checked_autoreset(value, name))
         for name, value in (
             ("autoreset", autoreset),
             ("autoreset_mode", autoreset_mode),
@@ -271,23 +267,11 @@ def _one(name: str, default: Any, given: list[tuple[str, Any]]) -> Any:
         if value is None or value == found:
             continue
         if found != default:
-            names = {mode: word for word, mode in _MODES.items()}
+            names = {mode: word for word, mode in AUTORESET_MODES.items()}
             shown = repr(names[found]) if isinstance(found, AutoresetMode) else brief(found)
             raise ArgumentError(f"{said} contradicts {name}={shown}; leave one of them out")
         found = value
     return found
-
-
-def _checked_mode(value: AutoresetMode | str | None, name: str) -> AutoresetMode | None:
-    """Return the autoreset mode of a name, fastrl's or gymnasium's; None for None."""
-    if value is None or isinstance(value, AutoresetMode):
-        return value
-    for word, mode in _MODES.items():
-        if str(value).lower() in (word, mode.value.lower()):
-            return mode
-    raise ArgumentError(
-        f"{name} must be one of {', '.join(_MODES)}, got '{value}'{nearest(str(value), _MODES)}"
-    )
 
 
 def _checked_observation_mode(value: Any) -> ObservationMode | None:
@@ -317,33 +301,6 @@ def _checked_vector_kwargs(given: Any) -> Mapping[str, Any]:
     return given
 
 
-class MaskTypeError(ArgumentError, TypeError):
-    """A mask is not an array of bool."""
-
-
-def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """Return one seed per environment.
-
-    Args:
-        seed: One for each, or the first of consecutive ones, or None for none.
-        num_envs: Number of environments.
-
-    Raises:
-        ArgumentError: There is not one per environment, or one is not a whole number of at least 0.
-    """
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        first = whole("seed", seed, 0, math.inf)
-        return [first + index for index in range(num_envs)]
-    if isinstance(seed, str) or not isinstance(seed, Iterable):
-        raise ArgumentError(f"seed must be a whole number or one for each, got {brief(seed)}")
-    seeds = [None if each is None else whole("seed", each, 0, math.inf) for each in seed]
-    if len(seeds) != num_envs:
-        raise ArgumentError(f"seed: got {len(seeds)} seeds for {num_envs} environments")
-    return seeds
-
-
 def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> None:
     """Reject seeds for only some of the environments that a batch must reset.
 
@@ -352,44 +309,3 @@ def check_all_or_none(seeds: Sequence[int | None], mask: NDArray[np.bool_]) -> N
     """
     if len({seeds[index] is None for index in np.flatnonzero(mask).tolist()}) > 1:
         raise ArgumentError("seed: native environments need one for each, or none")
-
-
-def checked_options(options: object) -> dict[str, Any] | None:
-    """Return a copy of the options of a reset.
-
-    Raises:
-        ArgumentError: They are not a mapping.
-    """
-    if options is not None and not isinstance(options, Mapping):
-        raise ArgumentError(f"options must be a mapping, got {brief(options)}")
-    return None if options is None else dict(options)
-
-
-def checked_mask(
-    options: dict[str, Any] | None, num_envs: int, *, was_reset: bool
-) -> NDArray[np.bool_]:
-    """Remove ``reset_mask`` from the options of a reset and return it; by default all environments.
-
-    Args:
-        options: Of the reset.
-        num_envs: Number of environments.
-        was_reset: Whether all environments were reset before.
-
-    Raises:
-        ArgumentError: It is not an array ``[num_envs]`` of bool, selects no environment, or leaves
-            out environments that were never reset.
-    """
-    if options is None or "reset_mask" not in options:
-        return np.ones(num_envs, np.bool_)
-    mask = options.pop("reset_mask")
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise MaskTypeError(f"options['reset_mask'] must be an array of bool, got {one_line(mask)}")
-    if mask.shape != (num_envs,):
-        raise ArgumentError(
-            f"options['reset_mask'] must have the shape ({num_envs},), got {mask.shape}"
-        )
-    if not mask.any():
-        raise ArgumentError("options['reset_mask'] names no environment")
-    if not was_reset and not mask.all():
-        raise ArgumentError("reset all environments before some of them")
-    return mask

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastrl.arguments import at_least_one
 from fastrl.closing import Closing
 from fastrl.envs.action_masks import METHOD, InfoMasks, flat_mask, observes_mask
+from fastrl.envs.vector_facade import checked_mask, checked_options, checked_seeds
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.table import NUM_BANKS
 from fastrl.spaces import leaves, unflatten
@@ -38,9 +39,6 @@ from fastrl.vector.infos import Infos, combine, gather
 from fastrl.vector.vector_arguments import (
     ObservationMode,
     check_all_or_none,
-    checked_mask,
-    checked_options,
-    checked_seeds,
 )
 from fastrl.vector.vector_plan import VectorPlan
 
@@ -632,15 +630,12 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             doing = "reset"
         action = self._actions.of(index) if doing == "step" else None
         seed = self._seeds[index]
-        given = f"(action={one_line(action)})" if doing == "step" else ""
+        if doing == "step":
+            doing += f"(action={one_line(action)})"
+            if not is_finite_action(action):
+                doing += NOT_FINITE
         seeded = f"last seed {seed}" if seed is not None else "never seeded"
-        message = (
-            f"env {index} of '{self.plan.name}' ({failure.worker}, {seeded}) "
-            f"{failure.args[0]}, in {doing}{given}"
-        )
-        if action is not None and not is_finite_action(action):
-            message += NOT_FINITE
-        return failure.explained(message, action=action, seed=seed)
+        return failure.explained(self.plan.name, f"in {doing}", seeded, action=action, seed=seed)
 
 
 def _has_masks(env: Any, _: Any) -> bool:

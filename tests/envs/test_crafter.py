@@ -2,36 +2,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import defaultdict
 
-import crafter
 import numpy as np
 import pytest
 
 from fastrl.envs import EnvFactory
 from fastrl.envs.crafter import CrafterEnv
+from tests.envs.crafter_native.reference import original
 from tests.envs.stepping import random_actions, run
 
 SMALL = {"area": (24, 24)}
-
-
-class InOrder(dict):
-    add = dict.setdefault
-    remove = dict.__delitem__
-
-
-class OrderedWorld(crafter.engine.World):
-    def reset(self, seed=None):
-        super().reset(seed)
-        self._chunks = defaultdict(InOrder)
-
-
-def original(seed, **kwargs):
-    """The original, but for the order of its creatures, which no seed decides."""
-    env = crafter.Env(seed=seed, **kwargs)
-    world = OrderedWorld(env._area, crafter.constants.materials, (12, 12))
-    env._world = env._local_view._world = env._sem_view._world = world
-    return env
 
 
 def compare(ours, theirs, seed, actions, wish=None):
@@ -156,6 +136,7 @@ REPLAY = """
 import hashlib, sys
 junk = [object() for _ in range(int(sys.argv[1]))]
 from fastrl.envs.crafter import CrafterEnv
+from tests.envs.crafter_native.reference import original
 from tests.envs.stepping import random_actions, run
 env, digest = CrafterEnv(area=(24, 24)), hashlib.sha256()
 digest.update(env.reset(seed=8)[0].tobytes())

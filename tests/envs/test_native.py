@@ -265,7 +265,7 @@ def test_single_environments_go_on_as_well(name):
 @pytest.mark.parametrize("seed", [-1, "abc", [1], [1, None], [0.5, 1], 1.5])
 def test_seeds_that_are_none_are_refused(seed):
     env = gymnasium.make_vec("fastrl/CartPole-v1", num_envs=2)
-    with pytest.raises(EnvError, match="seed"):
+    with pytest.raises(ArgumentError, match="seed"):
         env.reset(seed=seed)
 
 

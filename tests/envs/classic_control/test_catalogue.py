@@ -152,11 +152,11 @@ assert env.reset(seed=0)[0].shape == (2, 3)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: vector(autoreset_mode="Disabled"), "one of SameStep, NextStep, got 'Disabled'"),
+        (lambda: vector(autoreset_mode="Disabled"), "must be SameStep or NextStep for"),
         (lambda: vector(render_mode="human"), "render_mode must be 'rgb_array' or None"),
         (lambda: vector(lenght=1), "no parameter 'lenght'; did you mean 'length'"),
         (lambda: catalogue.build("fastrl/CartPole-v7", 1), "did you mean 'CartPole-v1'"),
-        (lambda: vector().reset(options={"reset_mask": [1]}), r"expected \[6\] bool"),
+        (lambda: vector().reset(options={"reset_mask": [1]}), "must be an array of bool"),
         (
             lambda: vector().reset(options={"lower": 1}),
             "no reset option 'lower'; did you mean 'low",
@@ -164,8 +164,8 @@ assert env.reset(seed=0)[0].shape == (2, 3)
         (lambda: vector().reset(options={"low": 1}), "'low' must not be above 'high', got 1.0 and"),
         (lambda: vector().reset(options={"low": "a"}), "'low' must be a number, got 'a'"),
         (
-            lambda: vector().reset(options={"reset_mask": np.ones(N, bool)}),
-            "needs a reset of all before it",
+            lambda: vector().reset(options={"reset_mask": np.arange(N) < 2}),
+            "reset all environments before some of them",
         ),
         (lambda: gymnasium.make("fastrl/CartPole-v1").reset(options={"x": 1}), "no reset option"),
         (

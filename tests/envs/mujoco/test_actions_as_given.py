@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fastrl
 from fastrl.envs import EnvFactory
 from fastrl.envs.mujoco import ENVIRONMENTS, HalfCheetahV5
-from fastrl.errors import EnvError
+from fastrl.errors import ArgumentError
 from tests.envs.mujoco.reference import originals
 from tests.envs.stepping import views
 
@@ -105,7 +105,7 @@ def test_single_environment_refuses_actions_of_another_shape():
     with closing(HalfCheetahV5.single()) as env:
         env.reset(seed=0)
         for action in (0.5, np.zeros(1), np.zeros((1, 6))):
-            with pytest.raises(EnvError, match=r"actions have the shape .*; expected \(6,\)"):
+            with pytest.raises(ArgumentError, match=r"actions have the shape .*; expected \(6,\)"):
                 env.step(action)
 
 
