@@ -198,7 +198,7 @@ def compiled_by_torch(function: Function, **options: Any) -> Function:
         return function
 
     try:
-        fastest: Any = torch.compile(_own_copy(function), **options)
+        fastest: Any = torch.compile(own_copy(function), **options)
         from torch._dynamo.exc import BackendCompilerFailed
     except OSError as error:
         return given_up(error)
@@ -214,7 +214,7 @@ def compiled_by_torch(function: Function, **options: Any) -> Function:
     return cast(Function, call)
 
 
-def _own_copy(function: Function) -> Function:
+def own_copy(function: Function) -> Function:
     """Return a copy of a function or method, with code of its own.
 
     torch keeps what it compiles with the code, and gives up after 8 variants of it: after as many
