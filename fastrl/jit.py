@@ -205,7 +205,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
         return function
 
     try:
-        fastest: Any = torch.compile(_own_copy(function), **options)
+        fastest: Any = torch.compile(own_copy(function), **options)
         from torch._dynamo.exc import BackendCompilerFailed
     except OSError as error:
         return given_up(error)
@@ -221,7 +221,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
     return cast(Function, call)
 
 
-def _own_copy(function: Function) -> Function:
+def own_copy(function: Function) -> Function:
     """Return a copy of a function or method, with code of its own.
 
     torch keeps what it compiles with the code, and gives up after 8 variants of it: after as many

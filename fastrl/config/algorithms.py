@@ -98,8 +98,8 @@ class LearnerConfig(Section):
     """Threads that learn on the CPU; auto is one per usable core where there are images, else one,
     and for MLPs two where workers wait meanwhile, if actor and critic are separate."""
     compile: Bool = False
-    """Compile the loss with torch.compile, on a GPU into CUDA graphs: pays for large networks and
-    long runs."""
+    """Compile the loss with torch.compile where fastrl has no kernels for it, on a GPU into CUDA
+    graphs: pays for custom losses, large networks and long runs."""
     bf16: Bool = False
     """Compute the network in bfloat16 while learning (autocast)."""
 

@@ -129,9 +129,29 @@ class AutogradEngine(GradientEngine):
         scheduled: Scheduled,
         whole: Mapping[str, Tensor] | None,
     ) -> Loss:
-        if whole is None:
-            whole = self._algorithm.whole(Minibatch(batch, index, scheduled))
-        return self._algorithm.loss(Minibatch(batch, index, scheduled, whole), self._policy)
+        minibatch = minibatch_of(self._algorithm, batch, index, scheduled, whole)
+        return self._algorithm.loss(minibatch, self._policy)
+
+
+def minibatch_of(
+    algorithm: Algorithm[Any],
+    batch: Batch,
+    index: Tensor,
+    scheduled: Scheduled,
+    whole: Mapping[str, Tensor] | None,
+) -> Minibatch:
+    """Return what the loss of some rows is computed from.
+
+    Args:
+        algorithm: Whose loss it is.
+        batch: All rows.
+        index: ``[n] int64``: which ones.
+        scheduled: See `Minibatch.scheduled`.
+        whole: What `Algorithm.whole` returned for these rows; None to call it.
+    """
+    if whole is None:
+        whole = algorithm.whole(Minibatch(batch, index, scheduled))
+    return Minibatch(batch, index, scheduled, whole)
 
 
 class _InBfloat16:

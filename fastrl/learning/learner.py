@@ -26,6 +26,7 @@ from fastrl.learning.gradients import (
     Optimizer,
     build_optimizer,
 )
+from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
 from fastrl.learning.ranks import Ranks
 from fastrl.learning.schedules import Schedules
 from fastrl.learning.sequence_gradients import SequenceGradientEngine
@@ -331,20 +332,21 @@ class Learner:
     def _build_engine(self) -> GradientEngine:
         """Return the fastest engine that supports algorithm and model; log why not a faster one."""
         algorithm, model, section = self._algorithm, self.model, self._section
-        chosen = [key for key in ("compile", "bf16") if getattr(section, key)]
-        why = f"algorithm.{chosen[0]} is set" if chosen else mlp_gradients.why_not(algorithm, model)
+        bf16 = "algorithm.bf16 is set" if section.bf16 else None
+        why = bf16 or mlp_gradients.why_not(algorithm, model)
         if why is None:
             policy = cast(ActorCritic, model)
             if self._has_memory:
                 return SequenceGradientEngine(algorithm, policy)
             return mlp_gradients.MLPGradientEngine(algorithm, policy, self._kernel_threads)
-        why_network = None if chosen else mlp_gradients.why_not_network(model)
-        if not chosen and why_network is None:
-            self._log_slower(
-                "the loss is differentiated by autograd, only its network compiled", why
-            )
+        why_network = bf16 or why_not_network(model)
+        if why_network is None:
+            what = "the loss is differentiated by autograd, only its network compiled"
+            if section.compile:
+                what = "the loss is compiled by torch, not by the compiled kernels"
+            self._log_slower(what, why)
             policy = cast(ActorCritic, model)
-            return mlp_gradients.MLPNetworkEngine(algorithm, policy, self._parameters)
+            return MLPNetworkEngine(algorithm, policy, self._parameters, section.compile)
         self._log_slower(
             "gradients are computed by autograd, not by the compiled kernels", why_network or why
         )

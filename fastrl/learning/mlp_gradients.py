@@ -1,8 +1,8 @@
 """Gradients of small MLP policies on the CPU, with compiled networks.
 
 Networks of this size spend most of their time with starting operations, so that one call computes
-all of a minibatch: see `mlp_pass`. For losses that it knows nothing is left to autograd; of any
-other loss the network alone is compiled. Tests compare both with autograd.
+all of a minibatch: see `mlp_pass`. For losses that it knows nothing is left to autograd; for any
+other loss see `mlp_network`. Tests compare both with autograd.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastrl.errors import ConfigError
 from fastrl.learning import mlp_pass as kernel
 from fastrl.learning.algorithm import Algorithm, Batch, ObjectiveSettings, Scheduled
-from fastrl.learning.gradients import AutogradEngine, FlatParameters, GradientEngine
+from fastrl.learning.gradients import GradientEngine
 from fastrl.learning.objective_kernels import COLUMNS, METRICS
 from fastrl.learning.shared_gradients import custom_forward
 from fastrl.models.distributions import ActionPart, Categoricals, Gaussians
@@ -33,6 +33,7 @@ from fastrl.spec import ACTION_MASK
 
 _ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: kernel.TANH, nn.ReLU: kernel.RELU}
 _NOTHING = torch.empty(0)
+_PLACES = {name: place for place, name in enumerate(kernel.PROGRAM.names or ())}
 
 
 def why_not_described(model: PolicyModel) -> str | None:
@@ -124,8 +125,10 @@ class MLPProgram:
                 self._tower(actor, (model.actor_head,), policy=-1),
                 self._tower(critic, (model.critic_head,), value=-1),
             ]
-        self._record = np.zeros(1, kernel.PROGRAM)
-        self.address = self._record.ctypes.data
+        record = np.zeros(1, kernel.PROGRAM)
+        self.address = record.ctypes.data
+        # To set a field of a record takes numpy five times as long.
+        self._record = record.view(np.int64)
         self.write(
             towers=self._kept(np.concatenate(towers)),
             num_towers=len(towers),
@@ -137,7 +140,7 @@ class MLPProgram:
     def write(self, **fields: int) -> None:
         """Set fields of the record."""
         for name, content in fields.items():
-            self._record[name] = content
+            self._record[_PLACES[name]] = content
 
     def read(self, inputs: Tensor, options: Tensor | None) -> None:
         """Set where the inputs of the rows are; see `encoded`."""
@@ -145,12 +148,26 @@ class MLPProgram:
             inputs=inputs.data_ptr(),
             options=0 if options is None else options.data_ptr(),
             num_choices=0 if options is None else options.shape[1],
-            num_rows=len(inputs),
+            num_rows=inputs.shape[0],
         )
 
-    def run(self, index: Tensor) -> bool:
-        """Compute the rows ``[n] int64``; return False if one is outside the batch."""
-        return kernel.run(self.address, index.data_ptr(), len(index))
+    def run(self, index: Tensor) -> None:
+        """Compute some rows.
+
+        Args:
+            index: ``[n]``, of any type of integers.
+
+        Raises:
+            ConfigError: There are none, or one is outside the batch.
+        """
+        if index.dtype != torch.int64 or not index.is_contiguous():
+            index = index.to(torch.int64).contiguous()
+        rows = index.shape[0]
+        if not rows or not kernel.run(self.address, index.data_ptr(), rows):
+            raise ConfigError(
+                "minibatches of an algorithm must be rows of the batch, at least one, from 0 to "
+                f"{self._record[_PLACES['num_rows']] - 1}"
+            )
 
     def _tower(
         self, body: Body, heads: Sequence[nn.Linear], policy: int = 0, value: int = 0
@@ -388,7 +405,7 @@ class MLPGradientEngine(KnownLossEngine):
     def _build(self, model: ActorCritic) -> None:
         """Describe the model to the kernel."""
         kind = kernel.CATEGORICAL if self._categorical else kernel.GAUSSIAN
-        self._program = MLPProgram(model, _gradient_of, kind)
+        self._program = MLPProgram(model, gradient_of, kind)
         if self._log_std.grad is not None:
             self._program.write(log_std_gradient=self._log_std.grad.data_ptr())
 
@@ -412,12 +429,7 @@ class MLPGradientEngine(KnownLossEngine):
             self._mailbox[:] = 0
             self._program.write(mailbox=self._mailbox.ctypes.data)
             self._served = self._pool.submit(kernel.run, self._program.address, 0, 0)
-        index = index.to(torch.int64).contiguous()
-        if not len(index) or not self._program.run(index):
-            raise ConfigError(
-                "minibatches of an algorithm must be rows of the batch, at least one, from 0 to "
-                f"{len(self._inputs) - 1}"
-            )
+        self._program.run(index)
 
     def backward(self) -> None:
         """Do nothing: `forward` has written the gradient."""
@@ -432,7 +444,8 @@ class MLPGradientEngine(KnownLossEngine):
             self._served = None
 
 
-def _gradient_of(parameter: Tensor) -> Tensor:
+def gradient_of(parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter of a `FlatParameters`."""
     assert parameter.grad is not None
     return parameter.grad
 
@@ -447,207 +460,3 @@ def _as_array(settings: ObjectiveSettings) -> NDArray[np.float64]:
         settings.normalize_advantage,
     )
     return np.array(numbers, np.float64)
-
-
-def why_not_network(model: PolicyModel) -> str | None:
-    """Return why `MLPNetworkEngine` cannot be used; None if it can."""
-    why = why_not_described(model)
-    if why is None and cast(ActorCritic, model).has_memory:
-        return "the policy has a memory"
-    return why
-
-
-class MLPNetworkEngine(AutogradEngine):
-    """Computes what `AutogradEngine` computes, where `why_not_network` returns None.
-
-    The loss is written in torch and differentiated by autograd, to which the network is one
-    operation: `mlp_pass` computes its outputs, and from the gradient by them that of the weights.
-
-    Args:
-        algorithm: Its loss.
-        model: Its parameters must be those of ``parameters``.
-        parameters: Where gradients go.
-    """
-
-    def __init__(
-        self, algorithm: Algorithm[Any], model: ActorCritic, parameters: FlatParameters
-    ) -> None:
-        super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
-        self._network = _Network(model, parameters.gradient, has_value=algorithm.uses_value)
-        self._policy = cast(PolicyModel, _CompiledPolicy(model, self._network))
-
-    def backward(self) -> None:
-        """Write the gradient of the last `forward`."""
-        self._network.writes = True
-        try:
-            super().backward()
-        finally:
-            self._network.writes = False
-
-
-class _CompiledPolicy:
-    """The model, with a compiled `forward` and `evaluate`.
-
-    Args:
-        model: The model.
-        network: Its bodies and heads.
-    """
-
-    def __init__(self, model: ActorCritic, network: _Network) -> None:
-        self._model, self._network = model, network
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, observation: Mapping[str, Tensor], *_: Tensor | None) -> tuple[Tensor, ...]:
-        if any(leaf.requires_grad for leaf in observation.values()):
-            return cast(tuple[Tensor, ...], self._model(observation))
-        leading, leaves = self._model._leaves(observation)
-        outputs, values = _Outputs.apply(  # type: ignore[no-untyped-call]
-            self._network, observation, leaves, *self._network.parameters
-        )
-        return outputs.reshape(*leading, -1), values.reshape(leading)
-
-    evaluate = ActorCritic.evaluate
-
-
-class _Network:
-    """Bodies and heads of a model, compiled.
-
-    Attributes:
-        model: The model.
-        parameters: Those of bodies and heads.
-        writes: Whether `gradients` adds to ``total`` itself and returns none, which spares autograd
-            an operation for each parameter.
-
-    Args:
-        model: The model.
-        total: ``[P]``: the vector of which the gradients of parameters are views.
-        has_value: Whether values of a separate body are computed; they are 0 otherwise.
-    """
-
-    def __init__(self, model: ActorCritic, total: Tensor, *, has_value: bool) -> None:
-        self.model, self._has_value, self.writes = model, has_value, False
-        parts = (model.actor_body, model.critic_body, model.actor_head, model.critic_head)
-        self.parameters: list[nn.Parameter] = [
-            parameter for part in parts if part is not None for parameter in part.parameters()
-        ]
-        self._total, self._gradient = total, torch.zeros_like(total)
-        self._gradients = [self._part_of(parameter) for parameter in self.parameters]
-        parts_of: dict[Tensor, Tensor] = dict(zip(self.parameters, self._gradients, strict=True))
-        self._program = MLPProgram(model, parts_of.__getitem__, kernel.OUTPUTS)
-        self._rows = torch.empty(0, dtype=torch.int64)
-        of_value: set[int] = set()
-        if model.critic_body is not None:
-            critic = (*model.critic_body.parameters(), *model.critic_head.parameters())
-            of_value = {id(parameter) for parameter in critic}
-        self._is_of_value = [id(parameter) in of_value for parameter in self.parameters]
-        self._num_towers = 2 if of_value else 1
-
-    def outputs(self, inputs: Tensor, options: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the outputs ``[n, P]`` of the policy's head, and those ``[n]`` of the value's."""
-        outputs = torch.empty(len(inputs), self.model.actor_head.out_features)
-        values = torch.zeros(len(inputs))
-        self._run(kernel.OUTPUTS, inputs, options, outputs, values, has_value=self._has_value)
-        return outputs, values
-
-    def gradients(
-        self,
-        inputs: Tensor,
-        options: Tensor | None,
-        by_outputs: Tensor | None,
-        by_values: Tensor | None,
-    ) -> list[Tensor | None]:
-        """Return the gradients of the parameters, given those by the outputs.
-
-        Args:
-            inputs: See `encoded`.
-            options: See `encoded`.
-            by_outputs: ``[n, P]``; None if the loss does not depend on these outputs.
-            by_values: ``[n]``; None if it does not depend on values, of whose own body nothing is
-                computed then.
-        """
-        has_value = by_values is not None
-        if by_outputs is None:
-            by_outputs = torch.zeros(len(inputs), self.model.actor_head.out_features)
-        if by_values is None:
-            by_values = torch.zeros(len(inputs))
-        by_outputs, by_values = by_outputs.contiguous(), by_values.contiguous()
-        self._run(kernel.GRADIENTS, inputs, options, by_outputs, by_values, has_value=has_value)
-        found = zip(self._gradients, self._is_of_value, strict=True)
-        if not self.writes:
-            return [x.clone() if has_value or not of_value else None for x, of_value in found]
-        if not has_value:
-            for gradient, of_value in found:
-                if of_value:
-                    gradient.zero_()
-        self._total += self._gradient
-        return [None] * len(self.parameters)
-
-    def _run(
-        self,
-        kind: int,
-        inputs: Tensor,
-        options: Tensor | None,
-        outputs: Tensor,
-        values: Tensor,
-        *,
-        has_value: bool,
-    ) -> None:
-        """Compute all towers, or the first one, which is the policy's."""
-        if len(self._rows) != len(inputs):
-            self._rows = torch.arange(len(inputs))
-        self._program.read(inputs, options)
-        self._program.write(
-            kind=kind,
-            outputs=outputs.data_ptr(),
-            values=values.data_ptr(),
-            num_towers=self._num_towers if has_value else 1,
-        )
-        self._program.run(self._rows)
-
-    def _part_of(self, parameter: Tensor) -> Tensor:
-        """Return where the gradient of a parameter is written: at its place in the whole."""
-        if not parameter.requires_grad:
-            return torch.zeros_like(parameter)
-        place = _gradient_of(parameter).storage_offset()
-        return self._gradient.as_strided(parameter.shape, parameter.stride(), place)
-
-
-class _Outputs(torch.autograd.Function):
-    """The outputs of a `_Network`.
-
-    Only those of the rows are kept for the gradient: all that lies between them and the inputs is
-    computed again, which takes less time than to write it to memory and to read it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        network: _Network,
-        observation: Mapping[str, Tensor],
-        leaves: list[Tensor],
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.network, ctx.observation = network, observation
-        ctx.encoded = encoded(network.model, leaves)
-        ctx.set_materialize_grads(False)
-        return network.outputs(*ctx.encoded)
-
-    @staticmethod
-    def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        network: _Network = ctx.network
-        if not torch.is_grad_enabled():
-            return None, None, None, *network.gradients(*ctx.encoded, *by_outputs)
-        # The gradient is to be differentiated, too: with `create_graph`.
-        parameters, values = network.model(ctx.observation)
-        outputs = zip((parameters.flatten(0, -2), values.flatten()), by_outputs, strict=True)
-        used = [(output, gradient) for output, gradient in outputs if gradient is not None]
-        gradients = torch.autograd.grad(
-            [output for output, _ in used],
-            network.parameters,
-            [gradient for _, gradient in used],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        return None, None, None, *gradients

@@ -12,21 +12,18 @@ from gymnasium import spaces
 
 from fastrl.config import A2CConfig, BCConfig, ModelConfig, PPOConfig
 from fastrl.errors import ConfigError
+from fastrl.learning import build_learner
 from fastrl.learning.a2c import A2C
 from fastrl.learning.algorithm import Algorithm, Batch, Loss, Minibatch
 from fastrl.learning.bc import BC
 from fastrl.learning.gradients import AutogradEngine, FlatParameters
-from fastrl.learning.mlp_gradients import (
-    MLPGradientEngine,
-    MLPNetworkEngine,
-    why_not,
-    why_not_network,
-)
+from fastrl.learning.mlp_gradients import MLPGradientEngine, why_not
+from fastrl.learning.mlp_network import MLPNetworkEngine, why_not_network
 from fastrl.learning.ppo import PPO
 from fastrl.learning.shared_gradients import ShardedEngine, why_not_sharded
 from fastrl.models import ActorCritic
 from fastrl.spec import EnvSpec
-from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED
+from tests.learning.synthetic import CONTINUOUS, DISCRETE, NESTED, config_of
 
 CLIPPED = PPO(PPOConfig(entropy_coef=0.01))
 CLIPPED_VALUE = PPO(
@@ -114,6 +111,30 @@ class Smooth(Algorithm[A2CConfig]):
         (by_leaf,) = torch.autograd.grad(policy({"": leaf})[1].sum(), leaf, create_graph=True)
         total = value.mean() + by_weight.square().sum() + by_leaf.square().mean()
         return Loss(total, {"slope": by_leaf.square().mean()})
+
+
+class Branched(PPO):
+    """Depends on a number in a way that no program of torch can have."""
+
+    def __init__(self) -> None:
+        super().__init__(PPOConfig())
+
+    def loss(self, minibatch, policy):
+        total, metrics = super().loss(minibatch, policy)
+        return Loss(2 * total if float(metrics["entropy"]) > 0.5 else total, metrics)
+
+
+class Decayed(PPO):
+    """Reads parameters itself, and evaluates the policy for no rows at all."""
+
+    def __init__(self) -> None:
+        super().__init__(PPOConfig())
+
+    def loss(self, minibatch, policy):
+        total, metrics = super().loss(minibatch, policy)
+        none = {path: leaf[:0] for path, leaf in minibatch.observation.items()}
+        decay = policy.actor_head.weight.square().sum() + policy(none)[1].sum()
+        return Loss(total + 0.1 * decay, metrics)
 
 
 def model_of(spec: EnvSpec, bounds="clip", seed: int = 0, **config) -> ActorCritic:
@@ -213,6 +234,48 @@ def test_compiled_network_of_any_loss_equals_autograd(spec, bounds, config, tole
     assert why_not_network(model) is None
     flat = FlatParameters(model.parameters())
     check(MLPNetworkEngine(Twice(), model, flat), Twice(), flat, model, batch, tolerance)
+
+
+# torch's compiler imports a module of torch that torch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [
+        (Twice(), "it reads parameters, or evaluates the policy for other observations"),
+        (Decayed(), "it reads parameters, or evaluates the policy for other observations"),
+        (Smooth(A2CConfig()), "it differentiates the network"),
+        pytest.param(Branched(), "", marks=pytest.mark.slow),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_losses_that_torch_cannot_compile_are_learnt_by_autograd(algorithm, why, caplog):
+    model = model_of(CONTINUOUS)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    check(MLPNetworkEngine(algorithm, model, flat, True), algorithm, flat, model, batch, 1e-5)
+    told = f"torch cannot compile {type(algorithm).__name__}.loss, which runs uncompiled: {why}"
+    (message,) = filter(None, caplog.messages)  # those that torch traces are empty
+    assert message.startswith(told)
+
+
+def test_kernels_learn_the_losses_that_they_know_where_others_are_compiled_by_torch():
+    learner = build_learner(config_of(PPOConfig(compile=True)), DISCRETE)
+    assert isinstance(learner._engine, MLPGradientEngine)
+
+
+# torch's compiler imports a module of torch that torch has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["discrete", "bounded log_std", "choices"])
+def test_a_loss_that_torch_compiles_equals_autograd(name):
+    spec, config = MODELS[name]
+    model = model_of(spec, **config)
+    batch = batch_of(spec, model, rows=130)
+    flat = FlatParameters(model.parameters())
+    engine = MLPNetworkEngine(CLIPPED_VALUE, model, flat, compiled=True)
+    check(engine, CLIPPED_VALUE, flat, model, batch, 2e-6)
+    assert engine._compiled
+    assert engine._program is not None
 
 
 def test_losses_may_differentiate_the_network_twice_or_by_observations():

@@ -1,0 +1,414 @@
+"""Gradients of any loss over a small MLP policy on the CPU, with a compiled network.
+
+`mlp_pass` computes what the network puts out, and from the gradient by that the one of its weights.
+The loss is written in torch: autograd differentiates it, or with ``algorithm.compile`` a program of
+``torch.compile``. Tests compare both with plain autograd.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+
+from fastrl.errors import one_line
+from fastrl.jit import own_copy
+from fastrl.learning import mlp_pass as kernel
+from fastrl.learning.algorithm import Algorithm, Batch, Loss, Minibatch, Scheduled
+from fastrl.learning.gradients import AutogradEngine, FlatParameters, checked, minibatch_of
+from fastrl.learning.mlp_gradients import MLPProgram, encoded, gradient_of, why_not_described
+from fastrl.models.distributions import ActionDistribution
+from fastrl.models.policy import ActorCritic, PolicyModel
+
+_LOGGER = logging.getLogger(__name__)
+_NOTHING = torch.empty(0)
+
+
+def why_not_network(model: PolicyModel) -> str | None:
+    """Return why `MLPNetworkEngine` cannot be used; None if it can."""
+    why = why_not_described(model)
+    if why is None and cast(ActorCritic, model).has_memory:
+        return "the policy has a memory"
+    return why
+
+
+class MLPNetworkEngine(AutogradEngine):
+    """Computes what `AutogradEngine` computes, where `why_not_network` returns None.
+
+    A loss may differentiate the network itself, as a penalty on gradients does. The first minibatch
+    shows whether it does: there the network is one operation of autograd. Otherwise its outputs are
+    leaves from then on, which takes less time.
+
+    Args:
+        algorithm: Its loss.
+        model: Its parameters must be those of ``parameters``.
+        parameters: Where gradients go.
+        compiled: Run the loss and its gradient through ``torch.compile``, where that works.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm[Any],
+        model: ActorCritic,
+        parameters: FlatParameters,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__(algorithm, model, parameters, compiled=False, bf16=False)
+        self._compiled, self._model = compiled, model
+        self._network = _Network(model, parameters.gradient, has_value=algorithm.uses_value)
+        self._policy = cast(PolicyModel, _CompiledPolicy(model, self._network))
+        self._program: Callable[..., Any] | None = None
+        self._has_leaves: bool | None = None
+        self._inputs: tuple[Tensor, Tensor | None] = _NOTHING, None
+        self._index, self._leaves = _NOTHING, cast(tuple[Tensor, ...], ())
+        self._by_known: list[Tensor] = []
+
+    def load(self, batch: Batch, scheduled: Scheduled) -> None:
+        """Take a batch; normalise its observations once, as their statistics stay the same."""
+        super().load(batch, scheduled)
+        self._inputs = encoded(self._model, self._model._leaves(batch.observation)[1])
+
+    def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the metrics of a minibatch; see `GradientEngine`."""
+        if not self._has_leaves:
+            reported = super().forward(index, own)
+            if self._has_leaves is None:
+                self._has_leaves = not self._network.was_differentiated
+                if self._compiled and not self._has_leaves:
+                    self._give_up("it differentiates the network")
+            return reported
+        known, self._index = self._network.outputs(*self._inputs, index), index
+        given = self._batch, index, self._scheduled, own
+        numbers = self._by_program(given, known) if self._compiled else None
+        if numbers is None:
+            self._leaves = tuple(output.requires_grad_() for output in known)
+            loss = self._loss_of(*given, self._leaves)
+            self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
+            self._total = loss.total
+        return numbers
+
+    def backward(self) -> None:
+        """Write the gradient of the last `forward`."""
+        self._network.writes = True
+        try:
+            if self._total is not None:
+                super().backward()
+                by_known = [leaf.grad for leaf in self._leaves]
+            else:
+                self._parameters.gradient.zero_()
+                by_known = [*self._by_known[:2]]
+                for gradient in self._by_known[2:]:
+                    gradient_of(self._model.distribution.log_std).copy_(gradient)
+            if by_known:
+                by_outputs, by_values = by_known
+                by_values = by_values if self._network.has_value else None
+                self._network.gradients(*self._inputs, by_outputs, by_values, self._index)
+        finally:
+            self._network.writes = False
+            self._leaves, self._by_known = (), []
+
+    def release(self) -> None:
+        """Drop the batch and tensors computed from it."""
+        super().release()
+        self._inputs, self._index = (_NOTHING, None), _NOTHING
+        self._leaves, self._by_known = (), []
+
+    def _loss_of(
+        self,
+        batch: Batch,
+        index: Tensor,
+        scheduled: Scheduled,
+        whole: Mapping[str, Tensor] | None,
+        known: tuple[Tensor, ...],
+    ) -> Loss:
+        """Return the loss as a function of what is known; see `_CompiledPolicy`."""
+        minibatch = minibatch_of(self._algorithm, batch, index, scheduled, whole)
+        policy = _CompiledPolicy(self._model, self._network, minibatch, known)
+        return self._algorithm.loss(minibatch, cast(PolicyModel, policy))
+
+    def _differentiate(
+        self,
+        batch: Batch,
+        index: Tensor,
+        scheduled: Scheduled,
+        whole: Mapping[str, Tensor] | None,
+        known: tuple[Tensor, ...],
+    ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor, ...]]:
+        """Return the names of the metrics, their values, and the gradient by what is known."""
+        names = self.metrics
+
+        def total(*known: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal names
+            loss = self._loss_of(batch, index, scheduled, whole, known)
+            names, numbers = checked(self._algorithm, loss, names)
+            return loss.total, numbers
+
+        of_all = tuple(range(len(known)))
+        gradients, (_, numbers) = grad_and_value(total, of_all, has_aux=True)(*known)
+        return names, numbers, gradients
+
+    def _by_program(self, given: _Given, known: tuple[Tensor, ...]) -> Tensor | None:
+        """Return the metrics and keep the gradient; return None if torch cannot compile both."""
+        log_std = self._model.distribution.log_std
+        if self._program is None and self._reads_parameters(given, known):
+            self._give_up("it reads parameters, or evaluates the policy for other observations")
+            return None
+        try:
+            if self._program is None:
+                self._program = torch.compile(own_copy(self._differentiate), fullgraph=True)
+            if log_std.numel() and log_std.requires_grad:
+                known = *known, log_std.detach()
+            with torch.no_grad():
+                self.metrics, numbers, gradients = self._program(*given, known)
+        # Of many kinds, since torch runs the code of the loss while it compiles.
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {one_line(error, 130)}")
+            return None
+        self._by_known = list(gradients)
+        return cast(Tensor, numbers)
+
+    def _reads_parameters(self, given: _Given, known: tuple[Tensor, ...]) -> bool:
+        """Return whether the loss depends on parameters otherwise than by what is known."""
+        log_std = self._model.distribution.log_std
+        others = [p for p in self._parameters.parameters if p is not log_std]
+        with torch.random.fork_rng(devices=[]):
+            leaves = tuple(output.detach().requires_grad_() for output in known)
+            total = self._loss_of(*given, leaves).total
+        found = torch.autograd.grad(total, others, allow_unused=True)
+        return any(gradient is not None for gradient in found)
+
+    def _give_up(self, why: str) -> None:
+        """Leave the loss to autograd from now on."""
+        self._compiled = False
+        what = f"{type(self._algorithm).__name__}.loss"
+        _LOGGER.warning("torch cannot compile %s, which runs uncompiled: %s", what, why)
+
+
+_Given = tuple[Batch, Tensor, Scheduled, Mapping[str, Tensor] | None]
+"""Batch, rows, scheduled numbers, and what `Algorithm.whole` returned for the rows, if known."""
+
+
+class _Distribution:
+    """A distribution with other log standard deviations.
+
+    Args:
+        distribution: The distribution.
+        log_std: In place of its own.
+    """
+
+    def __init__(self, distribution: ActionDistribution, log_std: Tensor) -> None:
+        self._distribution, self.log_std = distribution, log_std
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._distribution, name)
+
+    evaluate = ActionDistribution.evaluate
+    log_prob = ActionDistribution.log_prob
+    entropy = ActionDistribution.entropy
+    bounded_log_std = ActionDistribution.bounded_log_std
+    _split = ActionDistribution._split
+
+
+class _CompiledPolicy:
+    """The model, with a compiled `forward` and `evaluate`.
+
+    Args:
+        model: The model.
+        network: Its bodies and heads.
+        minibatch: One whose outputs are known, if any.
+        known: The outputs ``[n, P]`` and values ``[n]`` for its observations; and log standard
+            deviations in place of the model's, if any.
+    """
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        network: _Network,
+        minibatch: Minibatch | None = None,
+        known: tuple[Tensor, ...] = (),
+    ) -> None:
+        self._model, self._network = model, network
+        self._minibatch, self._known = minibatch, known[:2]
+        if len(known) == 3:
+            self.distribution = _Distribution(model.distribution, known[2])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, observation: Mapping[str, Tensor], *_: Tensor | None) -> tuple[Tensor, ...]:
+        if any(leaf.requires_grad for leaf in observation.values()):
+            return cast(tuple[Tensor, ...], self._model(observation))
+        if self._minibatch is not None and observation is self._minibatch.observation:
+            return self._known
+        leading, leaves = self._model._leaves(observation)
+        outputs, values = _Outputs.apply(  # type: ignore[no-untyped-call]
+            self._network, observation, leaves, *self._network.parameters
+        )
+        return outputs.reshape(*leading, outputs.shape[1]), values.reshape(leading)
+
+    evaluate = ActorCritic.evaluate
+
+
+class _Network:
+    """Bodies and heads of a model, compiled.
+
+    Attributes:
+        model: The model.
+        parameters: Those of bodies and heads.
+        writes: Whether `gradients` adds to ``total`` itself and returns none, which spares autograd
+            an operation for each parameter.
+        was_differentiated: Whether a loss asked autograd for gradients by the network's parameters.
+
+    Args:
+        model: The model.
+        total: ``[P]``: the vector of which the gradients of parameters are views.
+        has_value: Whether values of a separate body are computed; they are 0 otherwise.
+    """
+
+    def __init__(self, model: ActorCritic, total: Tensor, *, has_value: bool) -> None:
+        self.model, self.has_value = model, has_value
+        self.writes = self.was_differentiated = False
+        parts = (model.actor_body, model.critic_body, model.actor_head, model.critic_head)
+        self.parameters: list[nn.Parameter] = [
+            parameter for part in parts if part is not None for parameter in part.parameters()
+        ]
+        self._total, self._gradient = total, torch.zeros_like(total)
+        self._gradients = [self._part_of(parameter) for parameter in self.parameters]
+        parts_of: dict[Tensor, Tensor] = dict(zip(self.parameters, self._gradients, strict=True))
+        self._program = MLPProgram(model, parts_of.__getitem__, kernel.OUTPUTS)
+        self._rows = torch.empty(0, dtype=torch.int64)
+        of_value: set[int] = set()
+        if model.critic_body is not None:
+            critic = (*model.critic_body.parameters(), *model.critic_head.parameters())
+            of_value = {id(parameter) for parameter in critic}
+        self._is_of_value = [id(parameter) in of_value for parameter in self.parameters]
+        self._num_towers = 2 if of_value else 1
+
+    def outputs(
+        self, inputs: Tensor, options: Tensor | None, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outputs ``[n, P]`` of the policy's head, and those ``[n]`` of the value's.
+
+        Args:
+            inputs: See `encoded`.
+            options: See `encoded`.
+            index: ``[n]``: which rows of them; None for all.
+        """
+        rows = (inputs if index is None else index).shape[0]
+        outputs = torch.empty(rows, self.model.actor_head.out_features)
+        values = torch.zeros(rows)
+        self._run(kernel.OUTPUTS, inputs, options, index, outputs, values, self.has_value)
+        return outputs, values
+
+    def gradients(
+        self,
+        inputs: Tensor,
+        options: Tensor | None,
+        by_outputs: Tensor | None,
+        by_values: Tensor | None,
+        index: Tensor | None = None,
+    ) -> list[Tensor | None]:
+        """Return the gradients of the parameters, given those by the outputs.
+
+        Args:
+            inputs: See `encoded`.
+            options: See `encoded`.
+            by_outputs: ``[n, P]``; None if the loss does not depend on these outputs.
+            by_values: ``[n]``; None if it does not depend on values, of whose own body nothing is
+                computed then.
+            index: ``[n]``: which rows; None for all.
+        """
+        has_value, rows = by_values is not None, (inputs if index is None else index).shape[0]
+        if by_outputs is None:
+            by_outputs = torch.zeros(rows, self.model.actor_head.out_features)
+        if by_values is None:
+            by_values = torch.zeros(rows)
+        by_outputs, by_values = by_outputs.contiguous(), by_values.contiguous()
+        self._run(kernel.GRADIENTS, inputs, options, index, by_outputs, by_values, has_value)
+        found = zip(self._gradients, self._is_of_value, strict=True)
+        if not self.writes:
+            return [x.clone() if has_value or not of_value else None for x, of_value in found]
+        if not has_value:
+            for gradient, of_value in found:
+                if of_value:
+                    gradient.zero_()
+        self._total += self._gradient
+        return [None] * len(self.parameters)
+
+    def _run(
+        self,
+        kind: int,
+        inputs: Tensor,
+        options: Tensor | None,
+        index: Tensor | None,
+        outputs: Tensor,
+        values: Tensor,
+        has_value: bool,
+    ) -> None:
+        """Compute all towers, or the first one, which is the policy's."""
+        if index is None:
+            if not len(inputs):
+                self._gradient.zero_()
+                return
+            if len(self._rows) != len(inputs):
+                self._rows = torch.arange(len(inputs))
+            index = self._rows
+        self._program.read(inputs, options)
+        self._program.write(
+            kind=kind,
+            outputs=outputs.data_ptr(),
+            values=values.data_ptr(),
+            num_towers=self._num_towers if has_value else 1,
+        )
+        self._program.run(index)
+
+    def _part_of(self, parameter: Tensor) -> Tensor:
+        """Return where the gradient of a parameter is written: at its place in the whole."""
+        if not parameter.requires_grad:
+            return torch.zeros_like(parameter)
+        place = gradient_of(parameter).storage_offset()
+        return self._gradient.as_strided(parameter.shape, parameter.stride(), place)
+
+
+class _Outputs(torch.autograd.Function):
+    """The outputs of a `_Network`.
+
+    Only those of the rows are kept for the gradient: all that lies between them and the inputs is
+    computed again, which takes less time than to write it to memory and to read it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        network: _Network,
+        observation: Mapping[str, Tensor],
+        leaves: list[Tensor],
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.network, ctx.observation = network, observation
+        ctx.encoded = encoded(network.model, leaves)
+        ctx.set_materialize_grads(False)
+        return network.outputs(*ctx.encoded)
+
+    @staticmethod
+    def backward(ctx: Any, *by_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        network: _Network = ctx.network
+        network.was_differentiated |= not network.writes
+        if not torch.is_grad_enabled():
+            return None, None, None, *network.gradients(*ctx.encoded, *by_outputs)
+        # The gradient is to be differentiated, too: with `create_graph`.
+        parameters, values = network.model(ctx.observation)
+        outputs = zip((parameters.flatten(0, -2), values.flatten()), by_outputs, strict=True)
+        used = [(output, gradient) for output, gradient in outputs if gradient is not None]
+        gradients = torch.autograd.grad(
+            [output for output, _ in used],
+            network.parameters,
+            [gradient for _, gradient in used],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        return None, None, None, *gradients
