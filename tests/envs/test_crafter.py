@@ -156,7 +156,6 @@ REPLAY = """
 import hashlib, sys
 junk = [object() for _ in range(int(sys.argv[1]))]
 from fastrl.envs.crafter import CrafterEnv
-from tests.envs.stepping import random_actions, run
 env, digest = CrafterEnv(area=(24, 24)), hashlib.sha256()
 digest.update(env.reset(seed=8)[0].tobytes())
 junk = [bytearray(k) for k in range(int(sys.argv[1]))]
