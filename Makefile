@@ -25,13 +25,16 @@ install: $(INSTALLED)
 train: $(INSTALLED)
 	@$(BIN)/fastrl $(TRAIN)
 
+# The tests start hundreds of processes. Even where PYTHONDONTWRITEBYTECODE is set, they share bytecode.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(INSTALLED)
 	@echo "== format" && $(BIN)/ruff format --check --quiet .
 	@echo "== lint" && $(BIN)/ruff check --quiet .
-	@# The compiler takes the core that mypy leaves, and the tests find what it compiled.
-	@echo "== types" && { $(BIN)/python -W ignore -m tests.compile_kernels & \
+	@# Beside mypy, the other core compiles kernels and test modules once for all processes.
+	@echo "== types" && { { $(BIN)/python -W ignore -m tests.compile_kernels; \
+	$(BIN)/python -m pytest -q --collect-only >/dev/null; } & \
 	$(BIN)/mypy --no-error-summary; types=$$?; wait; exit $$types; }
-	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	@echo "== tests" && $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	@echo "== tests of clusters" && $(BIN)/python -m pytest -q -m "ray and not slow" tests/cluster
 	@echo "== notebooks" && $(BIN)/python -m pytest -q -m notebook tests/test_notebooks.py
 

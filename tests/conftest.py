@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -25,6 +26,22 @@ settings.load_profile("fastrl")
 # A shell starts what runs in its background deaf to Ctrl-C, and every process inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)  # after tests were deselected
+def pytest_collection_modifyitems(config, items):
+    """Let parallel runs begin with files of long tests, so that none runs alone at the end.
+
+    The mark of a long test is its longer timeout.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    timeouts, sizes = Counter(), Counter()
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        timeouts[item.path] = max(timeouts[item.path], marker.args[0] if marker else 0)
+        sizes[item.path] += 1
+    items.sort(key=lambda item: (-timeouts[item.path], -sizes[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -263,8 +263,10 @@ def test_modules_in_the_current_directory_are_found(tmp_path):
         "import gymnasium\n\n\ndef build():\n    return gymnasium.make('CartPole-v1')\n"
     )
     code = "import sys; sys.path.remove(''); from fastrl.cli import main; sys.exit(main())"
+    command = ["throughput", "env.id=mine:build", "--seconds", "0.1"]
+    command += ["--repeats", "1", "--warm-up", "0"]
     done = subprocess.run(
-        [sys.executable, "-c", code, "throughput", "env.id=mine:build", "--seconds", "0.2"],
+        [sys.executable, "-c", code, *command],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -26,14 +26,16 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Without compiled loops, which a new installation compiles for a minute.
-SHORT = ("sampler.kind=serial", "sampler.num_envs=4", "algorithm.epochs=1")
-SHORT += ("sampler.engine=eager", "model.activation=gelu")
-# Commands of an installed fastrl that need no process of their own.
-SESSION = """
+TRAIN = ["train", "CartPole-v1", "total_steps=512", "evaluation.final_episodes=2"]
+TRAIN += ["sampler.kind=serial", "sampler.num_envs=4", "algorithm.epochs=1"]
+TRAIN += ["sampler.engine=eager", "model.activation=gelu", "--name", "smoke"]
+# Commands of an installed fastrl, in one process, so that they import torch and start workers once.
+SESSION = f"""
 from importlib.resources import files
 import fastrl
 from fastrl.cli import main
 print(fastrl.__file__, fastrl.__version__, sep="\\n")
+assert main({TRAIN}) == 0
 assert main(["envs", "CartPole-v1"]) == 0
 assert main(["new", "project"]) == 0
 assert main(["eval", "smoke", "--episodes", "2"]) == 0
@@ -124,13 +126,13 @@ def test_metadata_are_those_of_the_project(wheel):
 
 
 def test_installed_command_trains_in_an_empty_directory(installed, tmp_path):
-    train = ("train", "CartPole-v1", "total_steps=512", "evaluation.final_episodes=2", *SHORT)
-    assert "512 steps" in called(installed, tmp_path, "fastrl", *train, "--name", "smoke")
-    assert (tmp_path / "runs" / "smoke" / "summary.json").exists()
+    assert called(installed, tmp_path, "fastrl", "--version").startswith("fastrl ")
     out = called(installed, tmp_path, "python", "-c", SESSION)
     file, version, *rest = out.splitlines()
     assert Path(file).is_relative_to(installed)
     assert version == PROJECT["version"]
+    assert (tmp_path / "runs" / "smoke" / "summary.json").exists()
+    assert any("CartPole-v1, PPO, seed 0: 512 steps in" in line for line in rest)
     assert any("after 512 steps" in line for line in rest)
     assert len(list((tmp_path / "project").iterdir())) == len(list(PROJECT_FILES.iterdir()))
     assert any(line.startswith("ok      workers") for line in rest)

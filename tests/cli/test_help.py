@@ -55,6 +55,7 @@ FURTHER = {"train": SMALL, "resume": ["total_steps=512"], "watch": ["--json"]}
 ENTRY = "n_timesteps: !!float 1e5\n  policy: 'MlpPolicy'\n  n_envs: 8\n"
 
 
+@pytest.mark.timeout(240)  # of forty commands
 def test_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     for package in ("pygame", "minari"):
         pytest.importorskip(package)

@@ -24,6 +24,7 @@ def project(tmp_path, capsys):
     return tmp_path / "deep" / "mine"
 
 
+@pytest.mark.timeout(240)  # of a run of pytest
 def test_project_passes_its_own_tests_and_the_linter(project):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]

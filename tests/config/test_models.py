@@ -137,7 +137,11 @@ def _sections(section: type[Section]):
         yield from _sections(child)
 
 
-@pytest.mark.parametrize("section", list(_sections(Section)), ids=lambda section: section.__name__)
+# Tests that were collected before this one may have sections of their own.
+OURS = [section for section in _sections(Section) if section.__module__.startswith("fastrl.")]
+
+
+@pytest.mark.parametrize("section", OURS, ids=lambda section: section.__name__)
 def test_every_key_is_described(section):
     missing = [name for name, field in section.model_fields.items() if not field.description]
     assert not missing

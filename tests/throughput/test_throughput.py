@@ -236,7 +236,7 @@ def test_limit_of_a_native_environment_is_its_batch():
 def test_command_prints_a_table_and_writes_the_json(tmp_path, monkeypatch, capsys):
     target = tmp_path / "result.json"
     arguments = ["throughput", "--env", "CartPole-v1", "-n", "4", "-N", "2"]
-    arguments += ["--seconds", "0.2", "--repeats", "2", "--json", str(target)]
+    arguments += ["--seconds", "0.1", "--repeats", "2", "--warm-up", "0", "--json", str(target)]
     monkeypatch.setattr(sys, "argv", ["fastrl", *arguments])
     assert main(arguments) == 0
     assert "frames per second" in capsys.readouterr().out

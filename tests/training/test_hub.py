@@ -209,6 +209,7 @@ def called(stub, place, commands, **env):
     return json.loads(done.stdout)
 
 
+@pytest.mark.timeout(240)  # of a process of eight commands
 def test_run_goes_through_the_hub_and_evaluates_to_the_digit(hub, tmp_path):
     keys = ["total_steps=512", "sampler=serial", "sampler.num_envs=4", "sampler.rollout_length=32"]
     keys += ["algorithm.minibatch_size=64", "evaluation.final_episodes=3"]

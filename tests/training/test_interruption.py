@@ -19,6 +19,9 @@ from fastrl.training import resume
 from fastrl.training.checkpoint import CheckpointStore
 from tests.training.clockwork import small_run
 
+# Three processes that train are started in turn, and each may take a minute.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).parents[2]
 ENDLESS = 10**9
 

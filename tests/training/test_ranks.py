@@ -34,6 +34,9 @@ from fastrl.training import resume, train
 from fastrl.training.coordination import own_part, own_plan, require_alike
 from tests.learning.crew import free_port
 
+# Ranks are waited for longer than other tests may take.
+pytestmark = pytest.mark.timeout(300)
+
 WITHIN_S = 120.0
 RUN = [
     *("env.id=CartPole-v1", "evaluation.enabled=false", "logging.every_steps=64"),
