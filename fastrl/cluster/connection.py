@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import warnings
@@ -132,6 +133,7 @@ class Connection(Closing):
             num_cpus=min(num_cores, node.cores),
             max_restarts=0,
             max_task_retries=0,
+            enable_task_events=False,
             scheduling_strategy=strategy,
         )
         return made.remote()
@@ -204,7 +206,12 @@ def _place(node: dict[str, Any]) -> tuple[str, int]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first sentence of Ray's error, which may go on for pages."""
-    text = str(error).strip()
+    """Return what matters of Ray's error, which may go on for pages.
+
+    That is the last line where it holds the traceback of another process, else its beginning.
+    """
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
     kind = type(error).__name__
+    if "creation task" in text:
+        text = text.splitlines()[-1]
     return f"{kind}: {one_line(text, 200)}" if text else kind
