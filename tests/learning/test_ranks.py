@@ -29,7 +29,7 @@ from tests.learning.synthetic import (
     remembered_rollout,
 )
 
-UPDATES, SLOTS, STEPS = 25, 4, 16
+SLOTS, STEPS = 4, 16
 PPO = PPOConfig(
     epochs=2, minibatch_size=20, normalize_rewards=True, entropy_coef=0.01, target_kl=9e-6
 )
@@ -68,7 +68,7 @@ def own_slots(rollout: Rollout, ranks: Ranks) -> Rollout:
     return replace(rollout, **fields)
 
 
-def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int = UPDATES) -> dict[str, Any]:
+def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int) -> dict[str, Any]:
     """Parameters, statistics and metrics after so many updates."""
     learner = build_learner(config, spec, ranks=ranks)
     metrics = {}
@@ -92,16 +92,16 @@ def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int = UPDATES) -
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "updates"),
     [
-        *((name, 2) for name in RUNS),
-        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("ppo", "a2c")),
+        *((name, 2, 25) for name in RUNS),
+        *(pytest.param(name, size, 50, marks=pytest.mark.slow) for name in RUNS for size in (2, 4)),
     ],
 )
-def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size):
+def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size, updates):
     config, spec = RUNS[name]
-    expected = alone(learn, config, spec)
-    found = on_ranks(size, learn, config, spec)
+    expected = alone(learn, config, spec, updates)
+    found = on_ranks(size, learn, config, spec, updates)
     if expected["target_kl"]:
         assert len(set(expected["gradient_steps"])) > 1, "no update was stopped"
     for each in found:
@@ -109,7 +109,7 @@ def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size):
         torch.testing.assert_close(each["rewards"], expected["rewards"], rtol=1e-6, atol=1e-6)
         assert torch.equal(each["model"], found[0]["model"])
         assert each["gradient_steps"] == expected["gradient_steps"]
-        assert each["steps"] == expected["steps"] == UPDATES * STEPS * SLOTS
+        assert each["steps"] == expected["steps"] == updates * STEPS * SLOTS
         assert each["metrics"] == pytest.approx(found[0]["metrics"], nan_ok=True)
 
 
