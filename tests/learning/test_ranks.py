@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from fastrl.config import A2CConfig, Config, PPOConfig
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.ranks import Ranks, ranks_at, ranks_of_environment
 from fastrl.shared.rollouts import Rollout
@@ -111,6 +113,32 @@ def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size, u
         assert each["gradient_steps"] == expected["gradient_steps"]
         assert each["steps"] == expected["steps"] == updates * STEPS * SLOTS
         assert each["metrics"] == pytest.approx(found[0]["metrics"], nan_ok=True)
+
+
+def diverge(ranks: Ranks, config: Config, spec: EnvSpec) -> str:
+    learner = build_learner(config, spec, ranks=ranks)
+    rollout = random_rollout(spec, learner.model, STEPS, SLOTS, 0)
+    rollout.reward[3, -1] = torch.nan
+    with pytest.raises(FastrlError) as caught:
+        learner.update(own_slots(rollout, ranks))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_update_is_left_out_by_all_ranks_or_none(on_ranks, name):
+    first, second = on_ranks(2, diverge, *RUNS[name])
+    assert first == second
+    assert first.startswith("learning diverged")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_group_of_one_rank_adds_up(device):
+    store = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    with closing(Ranks(0, 1, store)) as ranks:
+        numbers = torch.arange(3.0, device=device)
+        # `sum` of a rank on its own does nothing.
+        ranks._wait(lambda: dist.all_reduce(numbers, async_op=True), numbers)
+        assert numbers.tolist() == [0.0, 1.0, 2.0]
 
 
 def fail_on_rank_1(ranks: Ranks) -> str:
