@@ -39,4 +39,4 @@ def test_a_node_without_fastrl_is_named_in_one_line(raylets, nodes):
         actor = connection.start(connection.nodes()[0], NotThere, 1)
         with pytest.raises(NodeLostError) as caught:
             connection.get(actor.ask.remote(), 60.0)
-    assert str(caught.value) == "ActorDiedError: ModuleNotFoundError: No module named 'fastrl'"
+    assert str(caught.value) == "cannot start: ModuleNotFoundError: No module named 'fastrl'"
