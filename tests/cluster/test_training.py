@@ -72,7 +72,7 @@ class Started:
     def trains(self):
         """Wait until it has learnt."""
         metrics = self.run / "metrics.jsonl"
-        wait_until(lambda: metrics.exists() and metrics.read_text(), 100)
+        wait_until(lambda: self.process.poll() or (metrics.exists() and metrics.read_text()), 100)
 
     def ended(self, code=0):
         """Wait for its end; return its errors."""
