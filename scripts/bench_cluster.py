@@ -2,7 +2,8 @@
 
     python scripts/bench_cluster.py --json results/cluster.json
 
-``overhead``: one node through Ray beside a `ProcessSampler`, sampling and with training, in turns.
+``overhead``: one node through Ray, that of the learner, beside a `ProcessSampler`, sampling and
+with training, in turns.
 ``a call``: what Ray itself takes to have an actor do 2 ms of work, with nothing to send.
 ``scaling``: environments that wait 5 ms per step, which need no core, on several raylets.
 ``flatness``: growth of memory, descriptors and the object store over many rollouts.
@@ -78,15 +79,15 @@ def main() -> int:
 
 
 @contextmanager
-def _cluster(raylets: int, cores: int) -> Iterator[ClusterConfig]:
-    """Start a head without cores, and raylets."""
+def _cluster(raylets: int = 0, head_cores: int = 0) -> Iterator[ClusterConfig]:
+    """Start a head, which is the node of this process, and raylets with a core each."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    sizes = {"include_dashboard": False, "object_store_memory": 500 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cores, **sizes})
     try:
         for _ in range(raylets):
-            cluster.add_node(num_cpus=cores, object_store_memory=500 * 2**20)
+            cluster.add_node(num_cpus=1, **sizes)
         yield ClusterConfig(address=cluster.address)
     finally:
         cluster.shutdown()
@@ -94,7 +95,7 @@ def _cluster(raylets: int, cores: int) -> Iterator[ClusterConfig]:
 
 def _overhead(config: Config, learns: bool, rounds: int, seconds: float) -> Row:
     with ExitStack() as stack:
-        cluster = stack.enter_context(_cluster(1, usable_cores()))
+        cluster = stack.enter_context(_cluster(head_cores=usable_cores()))
         turns = {}
         for name, section in {"process": None, "cluster": cluster}.items():
             own = config.model_copy(update={"cluster": section, "total_steps": 2**60})
@@ -137,7 +138,8 @@ class _Works:
 def _call(rounds: int, work_s: float = 0.002, calls: int = 100) -> Row:
     """Return how much longer calls take than their work, where the caller works between them."""
     found = []
-    with _cluster(1, usable_cores()) as cluster, Connection(cluster.address) as connection:
+    head = _cluster(head_cores=usable_cores())
+    with head as cluster, Connection(cluster.address) as connection:
         actor = connection.start(connection.nodes()[0], _Works, 1)
         for _ in range(rounds + 1):
             spent_s = []
@@ -154,7 +156,7 @@ def _call(rounds: int, work_s: float = 0.002, calls: int = 100) -> Row:
 def _scaling(config: Config, raylets: int, args: object) -> Row:
     sizes = {"num_env_workers": 1, "envs_per_worker": 2, "rollout_length": 64}
     sampler = config.sampler.model_copy(update=sizes)
-    with _cluster(raylets, 1) as cluster:
+    with _cluster(raylets) as cluster:
         own = config.model_copy(update={"cluster": cluster, "sampler": sampler})
         with make_sampler(own) as made:
             found = [_window(made, None, args.seconds) for _ in range(args.rounds)]
@@ -165,14 +167,15 @@ def _scaling(config: Config, raylets: int, args: object) -> Row:
 def _flatness(config: Config, rollouts: int) -> Row:
     """Compare the highest of each of the last two fifths of the rollouts."""
     seen: list[dict[str, float]] = []
-    with _cluster(2, 1) as cluster:
+    fifth = max(1, rollouts // 5)
+    with _cluster(2) as cluster:
         own = config.model_copy(update={"cluster": cluster})
         with make_sampler(own) as sampler:
-            for _ in range(rollouts):
+            for index in range(rollouts):
                 sampler.collect()
-                seen.append(_held())
-    fifth = max(1, rollouts // 5)
-    before, after = seen[-2 * fifth : -fifth], seen[-fifth:]
+                if index >= rollouts - 2 * fifth:
+                    seen.append(_held())
+    before, after = seen[:fifth], seen[fifth:]
     return {
         f"{key}_{when}": max(each[key] for each in part)
         for key in seen[0]

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import cloudpickle
@@ -17,7 +18,7 @@ from fastrl import registry
 from fastrl.closing import closing_on_error
 from fastrl.cluster.connection import Connection
 from fastrl.cluster.node_sampler import Collected, Opening, packages
-from fastrl.cluster.peer import num_parts
+from fastrl.cluster.peer import num_parts, split
 from fastrl.cluster.roster import Member, Roster, raise_if
 from fastrl.config import Config
 from fastrl.envs.calls import EnvCall, latest
@@ -28,8 +29,7 @@ from fastrl.sampling.sampler import BaseSampler, Memory, Sampler, SamplerStats
 from fastrl.sampling.worker_pool import Fault
 from fastrl.shared.rollouts import JoinedRollouts, Rollout, SentRollout
 from fastrl.shared.table import Layout
-from fastrl.shared.weights import WeightLayout
-from fastrl.spec import Topology
+from fastrl.shared.weights import WeightLayout, check_parameters, copy_parameters
 from fastrl.workers.handoff import Counter
 from fastrl.workers.plan import SamplingPlan
 
@@ -84,7 +84,8 @@ class ClusterSampler(BaseSampler):
         self._weights = None if plan.build_model is None else WeightLayout(weights or {})
         self._version = 0
         self._sent: list[Any] = []
-        self._vector = np.zeros(0, np.uint8)
+        self._vector = np.zeros(self._weights.num_bytes if self._weights else 0, np.uint8)
+        self._views = self._weights.views(self._vector) if self._weights else {}
         self._calls: list[EnvCall] = []
         self._late_calls: list[EnvCall] = []
         self._resumed: State | None = None
@@ -92,6 +93,7 @@ class ClusterSampler(BaseSampler):
         self._unused: dict[str, State] = {}
         self._arrived: dict[str, tuple[Member, SentRollout]] = {}
         self._joined = JoinedRollouts(plan.schema, plan.rollout_length)
+        self._num_bytes = cache(lambda num: Layout(plan.schema, plan.rollout_length, num).num_bytes)
         self._connection = Connection(config.cluster.address)
         self._roster = Roster(config, self._connection, self._opening, self._on_lost)
         if weights is not None and self._weights is not None:
@@ -133,10 +135,14 @@ class ClusterSampler(BaseSampler):
 
     def _ask(self, member: Member) -> None:
         """Ask for a rollout, with the newest weights where the node begins one."""
-        weights = () if member.is_late else (self._version, *self._sent)
-        timeout_s = _ASKED_S + self._settings.node_timeout_s
-        parts = num_parts(self._num_bytes(member.seat.topology))
-        member.ask(timeout_s, "collect", _ASKED_S, *weights, parts=parts)
+        member.ask(
+            _ASKED_S + self._settings.node_timeout_s,
+            "collect",
+            _ASKED_S,
+            self._version,
+            vectors=() if member.is_late else self._sent,
+            parts=num_parts(self._num_bytes(member.seat.topology.num_envs)),
+        )
 
     def _continue(self) -> None:
         """Ask late nodes again, and new ones only where no other node is sampling.
@@ -186,12 +192,14 @@ class ClusterSampler(BaseSampler):
         """See `Sampler`; nodes get them with the next request."""
         if self._weights is None:
             raise FastrlError("this sampler has no policy: its actions are random")
-        vector = self._weights.pack(state_dict)
+        check_parameters(state_dict, self._views)
+        copy_parameters(state_dict, self._views)
         self._version += 1
-        # Requests under way hold references to the version before.
-        parts = num_parts(len(vector))
-        self._sent = np.array_split(vector, parts) if parts else [self._connection.put(vector)]
-        self._vector = vector
+        # Requests under way have, or refer to, copies of the version before.
+        parts = num_parts(len(self._vector))
+        self._sent = (
+            split(self._vector.tobytes(), parts) if parts else [self._connection.put(self._vector)]
+        )
         return self._version
 
     def stats(self, *, details: bool = False) -> SamplerStats:
@@ -275,7 +283,7 @@ class ClusterSampler(BaseSampler):
         opening = Opening(
             config=config,
             plan=plan,
-            weights=None if self._weights is None else self._weights.views(self._vector),
+            weights=None if self._weights is None else self._views,
             version=self._version,
             calls=self._calls,
             state=state,
@@ -327,7 +335,7 @@ class ClusterSampler(BaseSampler):
         """
         nodes = self._connection.nodes()
         sizes = [
-            self._num_bytes(self._config.sampler_on(node.cores).topology(node.cores))
+            self._num_bytes(self._config.sampler_on(node.cores).topology(node.cores).num_envs)
             for node in nodes
         ]
         for node, size in zip(nodes, sizes, strict=True):
@@ -340,9 +348,6 @@ class ClusterSampler(BaseSampler):
                     f"per node need {needed / 2**20:,.0f} MiB there: ray start "
                     f"--object-store-memory={needed}, or a smaller sampler.rollout_length"
                 )
-
-    def _num_bytes(self, topology: Topology) -> int:
-        return Layout(self._plan.schema, self.rollout_length, topology.num_envs).num_bytes
 
 
 def _check(config: Config) -> None:

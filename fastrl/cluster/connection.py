@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
 from fastrl.imports import how_to_install
 from fastrl.system import usable_cores
 
+_LOGGER = logging.getLogger(__name__)
 _REACHED_S = 10.0
 """How long the head of a cluster may take to accept a connection."""
 
@@ -95,6 +97,8 @@ class Connection(Closing):
                 f"cluster.address: this process cannot join the cluster '{address}': "
                 f"{one_line(error, 300)}"
             ) from error
+        # Ray prints pages about a lost node to standard output, where results of commands are.
+        self._ray._private.worker.print_to_stdstream = _log
 
     def nodes(self) -> list[Node]:
         """Return the nodes with cores that Ray reports as alive, this machine's first.
@@ -132,6 +136,7 @@ class Connection(Closing):
             num_cpus=min(num_cores, node.cores),
             max_restarts=0,
             max_task_retries=0,
+            enable_task_events=False,
             scheduling_strategy=strategy,
         )
         return made.remote()
@@ -186,6 +191,10 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def _log(said: dict[str, Any], **_: Any) -> None:
+    _LOGGER.debug("%s", said["lines"])
+
+
 @contextmanager
 def _ours() -> Iterator[None]:
     """Restore this process's signal handlers, which Ray replaces, and hide Ray's warnings."""
@@ -203,8 +212,21 @@ def _place(node: dict[str, Any]) -> tuple[str, int]:
     return node["NodeManagerAddress"], node["NodeManagerPort"]
 
 
+_REASONS = {
+    "ActorUnavailableError": "cannot be reached",
+    "RayActorError": "has died",
+    "ObjectLostError": "has lost an answer",
+}
+"""What the names of Ray's errors and of their base classes mean."""
+
+
 def _reason(error: BaseException) -> str:
-    """Return the first sentence of Ray's error, which may go on for pages."""
+    """Return in words what Ray's error, which may go on for pages, says of a node."""
     text = str(error).strip()
-    kind = type(error).__name__
-    return f"{kind}: {one_line(text, 200)}" if text else kind
+    if "error raised in its creation task" in text:
+        return f"cannot start: {one_line(text.splitlines()[-1], 200)}"
+    names = [each.__name__ for each in type(error).__mro__]
+    for name, reason in _REASONS.items():
+        if name in names:
+            return reason
+    return f"{names[0]}: {one_line(text, 200)}" if text else names[0]

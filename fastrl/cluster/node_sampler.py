@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastrl.cluster.peer import Answering
 from fastrl.config import Config
@@ -107,7 +108,8 @@ class NodeSampler(Answering):
 
     def __init__(self) -> None:
         self._sampler: ProcessSampler | None = None
-        self._weights: WeightLayout | None = None
+        self._vector: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        self._weights: dict[str, Tensor] = {}
         self._version = 0
         self._faults: list[Fault] = []
 
@@ -143,7 +145,9 @@ class NodeSampler(Answering):
         assert isinstance(sampler, ProcessSampler)
         self._sampler = sampler
         if opening.weights is not None:
-            self._weights = WeightLayout(opening.weights)
+            layout = WeightLayout(opening.weights)
+            self._vector = np.zeros(layout.num_bytes, np.uint8)
+            self._weights = layout.views(self._vector)
             self._version = opening.version
             if opening.version > 1:
                 sampler.publish(opening.weights, opening.version)
@@ -162,19 +166,19 @@ class NodeSampler(Answering):
         self._sampling.call_envs(opening.late_calls)
         return ""
 
-    def collect(self, seconds: float, version: int = 0, *weights: NDArray[np.uint8]) -> Collected:
+    def collect(self, seconds: float, version: int = 0, *weights: Any) -> Collected:
         """Return the next rollout, or none if it is not complete within ``seconds``.
 
         Args:
             seconds: How long to wait.
             version: Of the weights.
-            weights: ``[num_bytes]`` of a `WeightLayout`, in parts; none for those that it has.
+            weights: The bytes of a `WeightLayout`, in parts; none for those that it has.
         """
         sampler = self._sampling
         if weights and version > self._version:
-            assert self._weights is not None
-            # Received memory is read-only, of which torch warns; this copies it.
-            sampler.publish(self._weights.views(np.concatenate(weights)), version)
+            parts = [np.frombuffer(part, np.uint8) for part in weights]
+            np.concatenate(parts, out=self._vector)
+            sampler.publish(self._weights, version)
             self._version = version
         rollout = sampler.collect_until(time.monotonic() + seconds)
         sent = None if rollout is None else sampler.sent(rollout)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fastrl.cluster.connection import Connection, Node, NodeLostError
 from fastrl.errors import FastrlError
@@ -26,6 +23,12 @@ def num_parts(num_bytes: int) -> int:
     return parts if parts <= _MOST_PARTS else 0
 
 
+def split(content: bytes, num: int) -> list[bytes]:
+    """Return so many parts of equal size; the last one may be shorter."""
+    size = -(-len(content) // num)
+    return [content[part * size : (part + 1) * size] for part in range(num)]
+
+
 class Answering:
     """A base class of actors: every answer is a value or a `FastrlError`.
 
@@ -41,10 +44,20 @@ class Answering:
         except FastrlError as error:
             return error
 
-    def ask_in_parts(self, num: int, method: str, *arguments: Any) -> list[NDArray[np.uint8]]:
-        """Return the answer of `ask`, pickled, in so many parts of equal size."""
-        content = pickle.dumps(self.ask(method, *arguments), protocol=5)
-        return np.array_split(np.frombuffer(content, np.uint8), num)
+    def ask_by_bytes(self, num: int, request: bytes, *vectors: Any) -> bytes | list[bytes]:
+        """Return the answer of `ask`, pickled, in so many parts.
+
+        Ray takes bytes as they are, and 0.1 ms for everything else that it sends or receives.
+
+        Args:
+            num: How many parts.
+            request: Method and arguments, pickled.
+            vectors: Further arguments.
+        """
+        method, arguments = pickle.loads(request)
+        content = pickle.dumps(self.ask(method, *arguments, *vectors), protocol=5)
+        parts = split(content, num)
+        return parts if num > 1 else parts[0]
 
 
 class Peer:
@@ -68,6 +81,7 @@ class Peer:
         self.node = node
         self.asked, self.reference = "", None
         self._rest: list[Any] = []
+        self._parts = 0
         self._connection, self._until_s, self._timeout_s = connection, 0.0, 0.0
         self._actor = connection.start(node, actor, num_cores)
 
@@ -75,21 +89,34 @@ class Peer:
         """Return the node's address."""
         return self.node.host
 
-    def ask(self, timeout_s: float, method: str, *arguments: Any, parts: int = 0) -> None:
+    def ask(
+        self,
+        timeout_s: float,
+        method: str,
+        *arguments: Any,
+        vectors: Sequence[Any] = (),
+        parts: int = 0,
+    ) -> None:
         """Send a request whose answer must come within some seconds.
 
         Args:
             timeout_s: How many.
             method: Of the actor.
             arguments: Of the method.
+            vectors: Further arguments of the method: bytes, or references to the object store.
             parts: In how many the answer travels, see `num_parts`.
         """
         assert not self.asked, f"{self} has a request under way"
-        if parts < 2:
-            self.reference, self._rest = self._actor.ask.remote(method, *arguments), []
+        self._parts = parts
+        if parts:
+            send = self._actor.ask_by_bytes
+            request = pickle.dumps((method, arguments), protocol=5)
+            sent = (send.options(num_returns=parts) if parts > 1 else send).remote(
+                parts, request, *vectors
+            )
         else:
-            send = self._actor.ask_in_parts.options(num_returns=parts)
-            self.reference, *self._rest = send.remote(parts, method, *arguments)
+            sent = self._actor.ask.remote(method, *arguments, *vectors)
+        self.reference, *self._rest = sent if parts > 1 else [sent]
         self.asked, self._timeout_s = method, timeout_s
         self._until_s = time.monotonic() + timeout_s
 
@@ -112,8 +139,8 @@ class Peer:
         """
         references, self.reference, self.asked = [self.reference, *self._rest], None, ""
         found, *rest = self._connection.get(references, self._timeout_s)
-        if rest:
-            found = pickle.loads(np.concatenate([found, *rest]).data)
+        if self._parts:
+            found = pickle.loads(b"".join([found, *rest]))
         if isinstance(found, FastrlError):
             raise found
         return found

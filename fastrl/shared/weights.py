@@ -45,6 +45,12 @@ def check_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
             )
 
 
+def copy_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Copy the values of ``given``, see `check_parameters`, into the tensors of ``own``."""
+    for name, tensor in own.items():
+        tensor.copy_(given[name].detach())
+
+
 class WeightLayout:
     """Where the tensors of a state dict lie within one vector of bytes.
 
@@ -66,19 +72,6 @@ class WeightLayout:
     def views(self, memory: NDArray[np.uint8]) -> dict[str, Tensor]:
         """Return the tensors by name as views of ``memory [num_bytes]``."""
         return {name: array_tensor(memory, *spec) for name, spec in self._specs.items()}
-
-    def pack(self, state_dict: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-        """Return new ``[num_bytes]`` with the tensors.
-
-        Raises:
-            FastrlError: Names or shapes differ from those of the layout.
-        """
-        memory = np.empty(self.num_bytes, np.uint8)
-        own = self.views(memory)
-        check_parameters(state_dict, own)
-        for name, tensor in own.items():
-            tensor.copy_(state_dict[name].detach())
-        return memory
 
 
 class WeightStore(Shared):
@@ -117,8 +110,7 @@ class WeightStore(Shared):
         target = self._copies[version % 2]
         check_parameters(state_dict, target)
         self._begun[0] = version
-        for name, tensor in target.items():
-            tensor.copy_(state_dict[name].detach())
+        copy_parameters(state_dict, target)
         self._version[0] = version
         return version
 

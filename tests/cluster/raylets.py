@@ -64,11 +64,13 @@ class Raylets:
         self.nodes.remove(node)
 
     def two(self) -> list[Any]:
-        """Start and kill raylets until there are two; return `nodes`."""
+        """Start and kill raylets until there are two, as Ray knows; return `nodes`."""
         for node in self.nodes[2:]:
             self.remove(node)
         while len(self.nodes) < 2:
             self.add()
+        # The head of the cluster and these.
+        wait_until(lambda: sum(x["Alive"] for x in ray.nodes()) == 3)
         return self.nodes
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from fastrl.config import A2CConfig, Config, PPOConfig
-from fastrl.errors import ConfigError, WorkerError
+from fastrl.errors import ConfigError, FastrlError, WorkerError
 from fastrl.learning import build_learner
 from fastrl.learning.ranks import Ranks, ranks_at, ranks_of_environment
 from fastrl.shared.rollouts import Rollout
@@ -29,7 +31,7 @@ from tests.learning.synthetic import (
     remembered_rollout,
 )
 
-UPDATES, SLOTS, STEPS = 25, 4, 16
+SLOTS, STEPS = 4, 16
 PPO = PPOConfig(
     epochs=2, minibatch_size=20, normalize_rewards=True, entropy_coef=0.01, target_kl=9e-6
 )
@@ -68,7 +70,7 @@ def own_slots(rollout: Rollout, ranks: Ranks) -> Rollout:
     return replace(rollout, **fields)
 
 
-def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int = UPDATES) -> dict[str, Any]:
+def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int) -> dict[str, Any]:
     """Parameters, statistics and metrics after so many updates."""
     learner = build_learner(config, spec, ranks=ranks)
     metrics = {}
@@ -92,16 +94,16 @@ def learn(ranks: Ranks, config: Config, spec: EnvSpec, updates: int = UPDATES) -
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "updates"),
     [
-        *((name, 2) for name in RUNS),
-        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("ppo", "a2c")),
+        *((name, 2, 25) for name in RUNS),
+        *(pytest.param(name, size, 50, marks=pytest.mark.slow) for name in RUNS for size in (2, 4)),
     ],
 )
-def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size):
+def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size, updates):
     config, spec = RUNS[name]
-    expected = alone(learn, config, spec)
-    found = on_ranks(size, learn, config, spec)
+    expected = alone(learn, config, spec, updates)
+    found = on_ranks(size, learn, config, spec, updates)
     if expected["target_kl"]:
         assert len(set(expected["gradient_steps"])) > 1, "no update was stopped"
     for each in found:
@@ -109,8 +111,34 @@ def test_ranks_learn_what_one_rank_with_all_slots_learns(on_ranks, name, size):
         torch.testing.assert_close(each["rewards"], expected["rewards"], rtol=1e-6, atol=1e-6)
         assert torch.equal(each["model"], found[0]["model"])
         assert each["gradient_steps"] == expected["gradient_steps"]
-        assert each["steps"] == expected["steps"] == UPDATES * STEPS * SLOTS
+        assert each["steps"] == expected["steps"] == updates * STEPS * SLOTS
         assert each["metrics"] == pytest.approx(found[0]["metrics"], nan_ok=True)
+
+
+def diverge(ranks: Ranks, config: Config, spec: EnvSpec) -> str:
+    learner = build_learner(config, spec, ranks=ranks)
+    rollout = random_rollout(spec, learner.model, STEPS, SLOTS, 0)
+    rollout.reward[3, -1] = torch.nan
+    with pytest.raises(FastrlError) as caught:
+        learner.update(own_slots(rollout, ranks))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_update_is_left_out_by_all_ranks_or_none(on_ranks, name):
+    first, second = on_ranks(2, diverge, *RUNS[name])
+    assert first == second
+    assert first.startswith("learning diverged")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_group_of_one_rank_adds_up(device):
+    store = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    with closing(Ranks(0, 1, store)) as ranks:
+        numbers = torch.arange(3.0, device=device)
+        # `sum` of a rank on its own does nothing.
+        ranks._wait(lambda: dist.all_reduce(numbers, async_op=True), numbers)
+        assert numbers.tolist() == [0.0, 1.0, 2.0]
 
 
 def fail_on_rank_1(ranks: Ranks) -> str:
