@@ -243,7 +243,8 @@ class _CompiledPolicy:
         if any(leaf.requires_grad for leaf in observation.values()):
             return cast(tuple[Tensor, ...], self._model(observation))
         if self._minibatch is not None and observation is self._minibatch.observation:
-            return self._known
+            # Copies, as a loss may change its outputs in place, and leaves may not be.
+            return tuple(output.clone() for output in self._known)
         leading, leaves = self._model._leaves(observation)
         outputs, values = _Outputs.apply(  # type: ignore[no-untyped-call]
             self._network, observation, leaves, *self._network.parameters

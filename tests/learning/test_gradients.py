@@ -137,6 +137,19 @@ class Decayed(PPO):
         return Loss(total + 0.1 * decay, metrics)
 
 
+class InPlace(PPO):
+    """Changes outputs of the policy in place, and evaluates it again."""
+
+    def __init__(self) -> None:
+        super().__init__(PPOConfig())
+
+    def loss(self, minibatch, policy):
+        outputs, value = policy(minibatch.observation)
+        total = outputs.mul_(0.5).square().mean() + value.add_(1.0).sin().mean()
+        further, metrics = super().loss(minibatch, policy)
+        return Loss(total + further, metrics)
+
+
 def model_of(spec: EnvSpec, bounds="clip", seed: int = 0, **config) -> ActorCritic:
     torch.manual_seed(seed)
     model = ActorCritic(spec, ModelConfig(**{"shared_body": False, **config}), bounds)
@@ -284,6 +297,13 @@ def test_losses_may_differentiate_the_network_twice_or_by_observations():
     flat = FlatParameters(model.parameters())
     algorithm = Smooth(A2CConfig())
     check(MLPNetworkEngine(algorithm, model, flat), algorithm, flat, model, batch, 1e-5)
+
+
+def test_a_loss_may_change_outputs_in_place():
+    model = model_of(CONTINUOUS)
+    batch = batch_of(CONTINUOUS, model)
+    flat = FlatParameters(model.parameters())
+    check(MLPNetworkEngine(InPlace(), model, flat), InPlace(), flat, model, batch, 2e-6)
 
 
 @pytest.mark.parametrize("is_shared", [False, True])

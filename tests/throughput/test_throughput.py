@@ -274,7 +274,7 @@ def test_measurement_without_windows_is_refused(wrong):
 @pytest.mark.parametrize(
     ("space", "name"),
     [
-        (spaces.Box(0, 255, (3, 64, 64), np.uint8), "conv net, eager engine"),
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), "conv net, packed engine"),
         (spaces.Box(-1, 1, (4,)), "64×64 tanh, compiled engine"),
         (
             spaces.Dict({"a": spaces.Box(-1, 1, (4,)), "action_mask": spaces.MultiBinary(2)}),
@@ -282,7 +282,7 @@ def test_measurement_without_windows_is_refused(wrong):
         ),
         (
             spaces.Dict({"a": spaces.Box(0, 255, (64, 64, 3), np.uint8), "b": spaces.Discrete(2)}),
-            "conv net + 64×64 tanh, eager engine",
+            "conv net + 64×64 tanh, packed engine",
         ),
     ],
 )
