@@ -71,16 +71,8 @@ def commands(args: argparse.Namespace, scratch: str) -> dict[str, list[str]]:
         overrides = [f"env.id={task}", *device, *sizes, f"algorithm.minibatch_size={8 * n}"]
         found[f"{task} on the device"] = [*throughput, "--train", *overrides]
         ways = ["gymnax", "fastrl loops" if args.device == "cpu" else "fastrl GPU"]
-        peers = [
-            "--envs",
-            task,
-            "--sizes",
-            str(n),
-            "--methods",
-            *ways,
-            "--plot",
-            f"{scratch}/x.png",
-        ]
+        drawn = ["--plot", f"{scratch}/x.png"]
+        peers = ["--envs", task, "--sizes", str(n), "--methods", *ways, *drawn]
         found[f"{task}, random actions"] = ["scripts/bench_tensor_envs.py", *files, *peers]
         if name == "cartpole":
             ends = ["evaluation.every_steps=5000", "evaluation.stop_at=475", f"run_dir={scratch}/r"]
