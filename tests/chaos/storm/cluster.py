@@ -140,7 +140,7 @@ def count(
             "kwargs": {"uneven": True, "ending": "alternate", "length": 20},
         },
         # Rollouts that are too large to travel within an answer.
-        sampler={"envs_per_worker": 8, "num_env_workers": 2, "rollout_length": 200},
+        sampler={"envs_per_worker": 8, "num_env_workers": 2, "rollout_length": 800},
         cluster=ClusterConfig(address=raylets.address, node_timeout_s=TIMEOUT_S),
         faults={"max_restarts": 1_000_000},
     )
