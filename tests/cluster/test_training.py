@@ -94,13 +94,15 @@ def parameters_of(run):
 
 
 def test_a_run_on_two_nodes_ends_although_one_is_lost(raylets, nodes, start):
-    started = start("two", f"cluster.address={raylets.address}")
+    # Some seconds: the node is lost before the end.
+    longer = "total_steps=300_000", "evaluation.every_steps=100_000"
+    started = start("two", f"cluster.address={raylets.address}", *longer)
     started.trains()
     raylets.remove(nodes[0])
     raylets.two()
     started.ended()
     assert "raylet" not in started.result
-    assert started.steps >= 12_000
+    assert started.steps >= 300_000
     faults = [json.loads(x) for x in (started.run / "faults.jsonl").read_text().splitlines()]
     assert faults[0]["worker"] in ("node-0", "node-1")
     cause = r"node-[01] \([\d.]+\) (has died|cannot be reached|has left the cluster)"
