@@ -8,6 +8,7 @@ deadlines, which one comparison per batch checks.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,7 @@ _FLAGS = (False, False)
 Env = gymnasium.Env[Any, Any]
 
 
-class StepLoop:
+class StepLoop(ABC):
     """Steps gymnasium environments one after the other, in this thread.
 
     `GymLoop` and `fastrl.vector.groups.EnvGroup` define what follows the end of an episode.
@@ -121,9 +122,10 @@ class StepLoop:
         self._write_rewards(rewards, views.reward)
         return infos
 
-    def _failed(self, error: BaseException, action: Any) -> None:
+    def _failed(self, error: BaseException, action: Any) -> None:  # noqa: B027
         """Raise another error in place of one that a step has raised, if that says more."""
 
+    @abstractmethod
     def _end(
         self,
         index: int,
@@ -133,7 +135,6 @@ class StepLoop:
         views: StepViews,
     ) -> None:
         """End an episode: set its flags, and begin the next one or remember to."""
-        raise NotImplementedError
 
     def _next_step(self, index: int) -> Callable[[Any], Any]:
         """Return what steps an environment; one of `_over` is reset or rejected instead."""

@@ -26,6 +26,8 @@ from fastrl.models.policy import ActorCritic, PolicyModel
 
 _LOGGER = logging.getLogger(__name__)
 _NOTHING = torch.empty(0)
+_Given = tuple[Batch, Tensor, Scheduled, Mapping[str, Tensor] | None]
+"""Batch, rows, scheduled numbers, and what `Algorithm.whole` returned for the rows, if known."""
 
 
 def why_not_network(model: PolicyModel) -> str | None:
@@ -86,7 +88,7 @@ class MLPNetworkEngine(AutogradEngine):
         numbers = self._by_program(given, known) if self._compiled else None
         if numbers is None:
             self._leaves = tuple(output.requires_grad_() for output in known)
-            loss = self._loss_of(*given, self._leaves)
+            loss = self._loss_of(given, self._leaves)
             self.metrics, numbers = checked(self._algorithm, loss, self.metrics)
             self._total = loss.total
         return numbers
@@ -117,33 +119,21 @@ class MLPNetworkEngine(AutogradEngine):
         self._inputs, self._index = (_NOTHING, None), _NOTHING
         self._leaves, self._by_known = (), []
 
-    def _loss_of(
-        self,
-        batch: Batch,
-        index: Tensor,
-        scheduled: Scheduled,
-        whole: Mapping[str, Tensor] | None,
-        known: tuple[Tensor, ...],
-    ) -> Loss:
+    def _loss_of(self, given: _Given, known: tuple[Tensor, ...]) -> Loss:
         """Return the loss as a function of what is known; see `_CompiledPolicy`."""
-        minibatch = minibatch_of(self._algorithm, batch, index, scheduled, whole)
+        minibatch = minibatch_of(self._algorithm, *given)
         policy = _CompiledPolicy(self._model, self._network, minibatch, known)
         return self._algorithm.loss(minibatch, cast(PolicyModel, policy))
 
     def _differentiate(
-        self,
-        batch: Batch,
-        index: Tensor,
-        scheduled: Scheduled,
-        whole: Mapping[str, Tensor] | None,
-        known: tuple[Tensor, ...],
+        self, given: _Given, known: tuple[Tensor, ...]
     ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor, ...]]:
         """Return the names of the metrics, their values, and the gradient by what is known."""
         names = self.metrics
 
         def total(*known: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal names
-            loss = self._loss_of(batch, index, scheduled, whole, known)
+            loss = self._loss_of(given, known)
             names, numbers = checked(self._algorithm, loss, names)
             return loss.total, numbers
 
@@ -163,7 +153,7 @@ class MLPNetworkEngine(AutogradEngine):
             if log_std.numel() and log_std.requires_grad:
                 known = *known, log_std.detach()
             with torch.no_grad():
-                self.metrics, numbers, gradients = self._program(*given, known)
+                self.metrics, numbers, gradients = self._program(given, known)
         # Of many kinds, since torch runs the code of the loss while it compiles.
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {one_line(error, 130)}")
@@ -177,7 +167,7 @@ class MLPNetworkEngine(AutogradEngine):
         others = [p for p in self._parameters.parameters if p is not log_std]
         with torch.random.fork_rng(devices=[]):
             leaves = tuple(output.detach().requires_grad_() for output in known)
-            total = self._loss_of(*given, leaves).total
+            total = self._loss_of(given, leaves).total
         found = torch.autograd.grad(total, others, allow_unused=True)
         return any(gradient is not None for gradient in found)
 
@@ -186,10 +176,6 @@ class MLPNetworkEngine(AutogradEngine):
         self._compiled = False
         what = f"{type(self._algorithm).__name__}.loss"
         _LOGGER.warning("torch cannot compile %s, which runs uncompiled: %s", what, why)
-
-
-_Given = tuple[Batch, Tensor, Scheduled, Mapping[str, Tensor] | None]
-"""Batch, rows, scheduled numbers, and what `Algorithm.whole` returned for the rows, if known."""
 
 
 class _Distribution:
