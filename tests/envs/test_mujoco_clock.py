@@ -1,5 +1,6 @@
 """MuJoCo does not read the clock where its timers are not read."""
 
+import time
 from pathlib import Path
 
 import gymnasium
@@ -23,6 +24,13 @@ class Timed(gymnasium.RewardWrapper):
 
 def timed_hopper():
     return Timed(gymnasium.make("Hopper-v5"))
+
+
+@pytest.fixture(autouse=True)
+def _timers_are_on():
+    """Other tests of the process may have stopped them."""
+    if mujoco.get_mjcb_time() is None:
+        mujoco.set_mjcb_time(time.perf_counter)
 
 
 @pytest.fixture

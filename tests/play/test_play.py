@@ -189,7 +189,8 @@ def test_a_run_from_elsewhere_is_not_played_without_trust(trained, capsys):
         (["CartPole-v1", "--keys", "none.yaml"], "--keys: 'none.yaml' cannot be read"),
     ],
 )
-def test_what_cannot_be_played_is_one_line(capsys, arguments, problem):
+def test_what_cannot_be_played_is_one_line(capsys, monkeypatch, tmp_path, arguments, problem):
+    monkeypatch.chdir(tmp_path)  # the error names the latest run where there is one
     assert cli.main(["play", *arguments, "--page"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("fastrl: error: ")
