@@ -1,4 +1,4 @@
-"""Checks of this machine: what will be slow or fail here, and what helps."""
+"""Checks of this machine: what is slow or fails, and remedies."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class OpenConfig(LearnerConfig):
 
 
 class ActorCriticConfig(LearnerConfig):
-    """What A2C and PPO have in common."""
+    """Keys that A2C and PPO share."""
 
     gae_lambda: Fraction = 0.95
     """Lambda of generalised advantage estimation; 1 is the n-step return."""
@@ -281,7 +281,7 @@ class ImpalaConfig(VTraceConfig, ActorCriticConfig):
 
 
 class AdversarialConfig(PPOConfig):
-    """What the algorithms with a discriminator have in common."""
+    """Keys that the algorithms with a discriminator share."""
 
     needs_dataset: ClassVar[bool] = True
 

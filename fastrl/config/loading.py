@@ -49,7 +49,7 @@ class _Source:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a file with its bases and the overrides laid over it.
+    """Return the configuration of a file, with its base files and overrides.
 
     Import paths are not imported. Installed plug-ins are, where fastrl does not know a name.
 

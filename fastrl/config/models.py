@@ -568,7 +568,7 @@ OWN_SECTION = "algorithm"
 
 
 class Config(Section):
-    """A whole run.
+    """The configuration of a run.
 
     Read from YAML by `fastrl.config.loading.load_config`; building one in Python validates it
     the same way, but raises pydantic's own error.

@@ -124,7 +124,7 @@ def check_dataset(
     action_bounds: ActionBounds = "clip",
     key: str = "dataset",
 ) -> None:
-    """Read a dataset without keeping it, so that whatever is wrong with an episode is found now.
+    """Read all episodes of a dataset, and raise an error for the first invalid one.
 
     Args:
         path: As for `load_demonstrations`.
@@ -358,7 +358,7 @@ def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
 
 
 def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
-    """Return the demonstrations that the section ``dataset`` names, checked.
+    """Return the demonstrations of the section ``dataset``, checked.
 
     Args:
         config: A configuration with that section.

@@ -1,4 +1,4 @@
-"""The one interface that env workers step: n environments at once, writing into given views."""
+"""The interface of environments for env workers: n at once, which write into given views."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ for _family in own_families():
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Builds environments of one kind; travels to workers by cloudpickle.
+    """Builds environments of one kind; cloudpickle sends it to workers.
 
     Attributes:
         id: What to build; see this module's docstring.

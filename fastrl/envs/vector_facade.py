@@ -1,4 +1,4 @@
-"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of what vector environments are given.
+"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of vector environments' arguments.
 
 In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_obs``, as that of
 `gymnasium.vector.SyncVectorEnv` does.

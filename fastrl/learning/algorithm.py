@@ -1,4 +1,4 @@
-"""The contract of algorithms: what they are given of a rollout, and what they return."""
+"""The contract of algorithms: their inputs from a rollout, and their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Moved = Callable[[Iterable[Tensor]], list[Tensor]]
 
 
 class Loss(NamedTuple):
-    """What `Algorithm.loss` returns.
+    """The result of `Algorithm.loss`.
 
     Attributes:
         total: ``[]``: what the gradient steps minimise; differentiable.
@@ -44,7 +44,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an algorithm computes once per rollout.
+    """The result of `Algorithm.prepare`.
 
     Attributes:
         fields: ``[T, B, *]`` by name: constants for the loss, added to the rollout's fields or in
@@ -228,7 +228,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout as an algorithm prepares it; all tensors are where the rollout is.
+    """The input of `Algorithm.prepare`: a rollout, with all tensors on its device.
 
     ``experience["reward"]`` is a field by its name.
 

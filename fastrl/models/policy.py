@@ -415,7 +415,7 @@ def build_model(
     action_bounds: ActionBounds = "clip",
     own_class: Any = None,
 ) -> PolicyModel:
-    """Build the policy that a configuration asks for.
+    """Build the policy of a configuration.
 
     Its initial weights do not depend on the number of torch's threads.
 

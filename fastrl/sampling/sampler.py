@@ -274,7 +274,7 @@ def memory_of(pids: Mapping[str, int]) -> dict[str, Memory]:
 
 @dataclass(frozen=True, eq=False)
 class SamplerStats:
-    """The work of a sampler's workers until one moment, or between two.
+    """Counts and times of a sampler's workers, since the start or between two moments.
 
     The difference of two covers the time between them, and a sum combines several such windows;
     neither has details. All times are sums in nanoseconds.

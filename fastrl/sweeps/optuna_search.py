@@ -168,7 +168,7 @@ class OptunaSearch:
 
 
 class TrialPruning(Callback):
-    """Reports evaluations to a trial of Optuna, and ends training if it is to be pruned.
+    """Reports evaluations to a trial of Optuna, and ends training if the trial is pruned.
 
     For objectives of your own: ``fastrl.train(config, callbacks=[TrialPruning(trial)])``.
 

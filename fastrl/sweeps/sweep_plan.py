@@ -1,4 +1,4 @@
-"""What a sweep runs: a configuration, and the values that its trials are given."""
+"""The plan of a sweep: a configuration, and the values of its trials."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: f
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long to measure.
+    """Durations and repeats of a measurement.
 
     Attributes:
         seconds: Length of one window.
@@ -169,7 +169,7 @@ class Protocol:
 
 @dataclass
 class Measurement:
-    """What was measured, window by window.
+    """The windows of a measurement.
 
     Attributes:
         start_s: From starting the workers to their first transition.
@@ -222,7 +222,7 @@ class Measurement:
 
 
 class Training:
-    """A learner to be measured together with a sampler, in a run that does not end.
+    """A learner that is measured together with a sampler.
 
     Attributes:
         learner: Learns from each rollout.

@@ -40,7 +40,7 @@ class CallbackError(FastrlError):
 
 
 class RunContext:
-    """What callbacks read of a run, and how they change its course.
+    """The state of a run for callbacks, and methods that change the run.
 
     Attributes:
         config: The run's configuration.

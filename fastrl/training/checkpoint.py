@@ -133,7 +133,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of a run: the last k, and the one that evaluated best.
+    """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
         directory: Where they are; made with the first one.

@@ -33,7 +33,7 @@ _BUFFERED_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RecordedDataset:
-    """A dataset that was recorded.
+    """The result of recording a dataset.
 
     Attributes:
         path: Its directory.

@@ -34,7 +34,7 @@ RETURN_MEAN, INFO = "return_mean", "info/"
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What is played.
+    """Episodes, seeds and limits of an evaluation.
 
     Attributes:
         episodes: How many.

@@ -1,4 +1,4 @@
-"""Evaluation during training: the process that plays, which policy is next, and which was best."""
+"""Evaluation during training: its process, the next policy, and the best one."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ def open_game(
 def load_policy(
     run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
 ) -> TrainedPolicy:
-    """Return a policy of a run, to act with.
+    """Return a trained policy of a run.
 
     Its environment is not built, unless an earlier version of fastrl wrote the run.
 

@@ -1,4 +1,4 @@
-"""Adds up what happens between two rows of metrics."""
+"""Sums and means of what happens between two rows of metrics."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _METHOD = "fastrl: a method"
 
 
 class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
-    """Steps environments behind gymnasium's interface; see `fastrl.make_vec`.
+    """A vector environment of gymnasium over any backend; see `fastrl.make_vec`.
 
     Attributes:
         plan: What was built, and which worker steps which environments.

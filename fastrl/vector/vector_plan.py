@@ -1,4 +1,4 @@
-"""What a vector environment consists of: plain data that backends and workers are given."""
+"""The plan of a vector environment: plain data for backends and workers."""
 
 from __future__ import annotations
 

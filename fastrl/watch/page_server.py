@@ -1,4 +1,4 @@
-"""Servers of pages on this machine: who may ask, and how answers are sent."""
+"""Servers of local web pages: checks of access, and responses."""
 
 from __future__ import annotations
 

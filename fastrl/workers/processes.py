@@ -1,4 +1,4 @@
-"""Starts processes for the supervisor, and runs in each of them around its work."""
+"""Starts processes for the supervisor, and contains the code around the work of each."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _MAX_CHECK_S = 1.0
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long workers may make no progress before they are killed.
+    """Seconds without progress after which workers are killed.
 
     Time counts only while a worker is busy, not while it waits for another one.
 

@@ -101,7 +101,7 @@ class CrafterOptions:
 
 
 class CrafterBatch:
-    """Steps n Crafter worlds (Hafner, 2021) whose every observation is the original's.
+    """n Crafter worlds (Hafner, 2021) with the observations of the original.
 
     With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
     equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order

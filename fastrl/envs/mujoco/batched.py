@@ -56,7 +56,7 @@ Terms = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Parameters:
-    """Keyword arguments of an environment: none; subclass it to add some."""
+    """Base class of the keyword arguments of an environment; it has none."""
 
 
 @dataclass
