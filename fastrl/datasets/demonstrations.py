@@ -354,7 +354,7 @@ def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
     allowed = are_allowed(spec, group("action", spec.action), mask)
     if not allowed.all():
         step = int((~allowed).nonzero()[0])
-        raise ConfigError(f"action of step {step} is one that its mask forbids")
+        raise ConfigError(f"action of step {step} is invalid by its mask")
 
 
 def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:

@@ -288,7 +288,7 @@ class GymVector:
         found = infos.get("final_obs", infos.get("final_observation"))
         if found is None:
             raise EnvError(
-                f"'{self.spec.id}' is in autoreset mode SameStep and gave no infos['final_obs']"
+                f"'{self.spec.id}' is in autoreset mode SameStep and returned no infos['final_obs']"
             )
         if isinstance(found, np.ndarray) and found.dtype == object:
             for index in np.flatnonzero(ended).tolist():
@@ -476,12 +476,12 @@ def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
     if issubclass(wrapper, gymnasium.Wrapper) and isinstance(env, VectorEnv):
         raise EnvError(
             f"env.wrappers: {wrapper.__name__} wraps single environments and '{name}' is a vector "
-            "environment; take a wrapper of gymnasium.wrappers.vector, or single environments"
+            "environment; use a wrapper of gymnasium.wrappers.vector, or single environments"
         )
     if issubclass(wrapper, VectorWrapper) and not isinstance(env, VectorEnv):
         raise EnvError(
             f"env.wrappers: {wrapper.__name__} wraps vector environments and '{name}' is not one; "
-            "take a wrapper of gymnasium.wrappers, or a vector environment"
+            "use a wrapper of gymnasium.wrappers, or a vector environment"
         )
 
 

@@ -232,7 +232,7 @@ class CountingSampler(BaseSampler):
     def _bad_number(self, bad: BadNumber, rollout: int) -> EnvError:
         """Return the error for a number that is not finite, or a mask without a valid action."""
         step, slot, *_ = bad.where
-        fault = "; the policy gave it, not the environment" if bad.stage is Stage.ACTED else ""
+        fault = "; the policy returned it, not the environment" if bad.stage is Stage.ACTED else ""
         return EnvError(
             f"{bad} at step {step} of rollout "
             f"{self._plan.first_rollout + rollout}, in env {int(self._indices[slot])} of "

@@ -481,8 +481,8 @@ def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkp
     found = _load(store, checkpoint)
     if not found.state:
         raise CheckpointError(
-            f"checkpoint {found.name} holds the weights alone, as the run was shared; begin a new "
-            f"run with them: init_from={run.path}"
+            f"checkpoint {found.name} contains the weights alone, since the run was shared; begin "
+            f"a new run with them: init_from={run.path}"
         )
     return found
 

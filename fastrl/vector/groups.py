@@ -365,7 +365,7 @@ def check_call(name: str, owner: str) -> None:
         ArgumentError: It is a method of an environment's life, or no name.
     """
     if not isinstance(name, str):
-        raise ArgumentError(f"a call is given by the name of a method, got {brief(name)}")
+        raise ArgumentError(f"call takes the name of a method, got {brief(name)}")
     if name in ("reset", "step", "close"):
         raise ArgumentError(f"call('{name}') is rejected; use {name}() of {owner}")
 

@@ -65,8 +65,8 @@ class NativeBuild:
             known = [found]
         names = " and ".join(str(getattr(mode, "name", mode)) for mode in known)
         raise AutoresetError(
-            f"'{self.name}' knows only the autoreset mode{'s' * (len(known) > 1)} {names}, "
-            f"not {autoreset.name}; take another backend for that"
+            f"'{self.name}' supports only the autoreset mode{'s' * (len(known) > 1)} {names}, "
+            f"not {autoreset.name}; use another backend for that"
         )
 
     def _vector(self, envs: range, autoreset: AutoresetMode) -> Vector:

@@ -340,11 +340,11 @@ def test_minibatch_larger_than_a_rollout_is_remarked_upon(tmp_path):
             lambda run: train(load_config(None, ["env.id=A"]), name=3),
             "--name 3: must be 1 to 100",
         ),
-        (lambda run: evaluate_run(None), "a run is given by its directory or its name, got None"),
+        (lambda run: evaluate_run(None), "a run must be a directory or a name, got None"),
         (lambda run: evaluate_run(run, episodes=0), "episodes must be a whole number"),
         (lambda run: record_run(run, "x.gif", episodes=0), "episodes must be a whole number"),
         (lambda run: record_run(run, "x"), "'x' must end in .mp4 or .gif"),
-        (lambda run: resume(3), "a run is given by its directory or its name, got 3"),
+        (lambda run: resume(3), "a run must be a directory or a name, got 3"),
         (lambda run: resume(run, "total_steps=9"), "overrides are a list of texts"),
         (lambda run: resume(run, ["run_dir=x"]), "run_dir: a resumed run stays in its directory, "),
         (lambda run: resume(run, ["init_from=x"]), "init_from: a resumed run keeps its weights"),
@@ -369,7 +369,7 @@ def test_checkpoint_of_something_else_is_one_line(finished, tmp_path):
 
 
 def test_run_that_is_at_its_end_says_how_many_steps_it_takes_to_go_on(finished):
-    told = r"has trained its 512 steps; to go on: fastrl resume .* total_steps="
+    told = r"has trained its 512 steps; to continue: fastrl resume .* total_steps="
     for changes, enough in (((), 1024), (("total_steps=300",), 600), (("total_steps=8",), 1024)):
         with pytest.raises(ConfigError, match=f"{told}{enough}$"):
             resume(finished.path, changes)

@@ -123,7 +123,7 @@ def test_list_of_different_environments_is_stepped_one_by_one():
 
 
 def test_what_native_environments_cannot_do_is_said():
-    with pytest.raises(ArgumentError, match="knows only the autoreset mode SAME_STEP"):
+    with pytest.raises(ArgumentError, match="supports only the autoreset mode SAME_STEP"):
         fastrl.make_vec("HalfCheetah-v5", 2, backend="native", autoreset="next_step")
     with pytest.raises(ArgumentError, match="there is no native 'FrozenLake-v1'"):
         fastrl.make_vec("FrozenLake-v1", 2, backend="native")

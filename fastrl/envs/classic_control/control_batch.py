@@ -502,7 +502,7 @@ def reset_parameters(
     for key, value in options.items():
         if key not in known:
             hint = nearest(str(key), known) or f"; it knows {' and '.join(known)}"
-            raise EnvError(f"'{name}' knows no reset option '{key}'{hint}")
+            raise EnvError(f"'{name}' has no reset option '{key}'{hint}")
         if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(float(value)):
             raise EnvError(f"reset option '{key}' must be a number, got {brief(value)}")
         if key in _PENDULUM and value < 0:
