@@ -80,7 +80,7 @@ class LiveDisplay(Live):
 
 
 class _InThread:
-    """What a thread shows, until it is stopped."""
+    """The text that a thread shows until it is stopped."""
 
     def __init__(self) -> None:
         self._done = threading.Event()

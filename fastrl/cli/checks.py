@@ -45,7 +45,7 @@ _WAITS = {"workers": "checking workers; the first time this compiles …"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         level: ``ok``; ``missing``: an optional package; ``slow``; or ``fails``.

@@ -93,7 +93,7 @@ class LearnerConfig(Section):
     recompute_states_each_epoch: Bool = False
     """Compute the states at the beginning of sequences again before each epoch but the first."""
     device: Device = "cpu"
-    """Where gradients are computed."""
+    """Device on which gradients are computed."""
     torch_threads: Few | Literal["auto"] = "auto"
     """Threads that learn on the CPU; auto is one per usable core where there are images, else one,
     and for MLPs two where workers wait meanwhile, if actor and critic are separate."""
@@ -181,11 +181,11 @@ class PPOConfig(ActorCriticConfig):
     minibatch_size: Size = 64
     """Transitions in each gradient step."""
     clip_range: Annotated[Float, Field(gt=0, le=10)] = 0.2
-    """How far the probability ratio may move from 1."""
+    """Largest distance of the probability ratio from 1."""
     clip_schedule: Schedule = "constant"
     """Constant, or linear or cosine down to 0 at total_steps."""
     clip_value_range: Annotated[Float, Field(gt=0)] | None = None
-    """How far a value may move from the old one; null for no clipping."""
+    """Largest distance of a value from the old one; null for no clipping."""
     normalize_advantage: Bool = True
     """Standardise the advantages of each minibatch."""
     target_kl: Annotated[Float, Field(gt=0)] | None = None
@@ -244,7 +244,7 @@ class A2CConfig(ActorCriticConfig):
 
 
 class VTraceConfig(Section):
-    """What the algorithms with V-trace have in common."""
+    """Keys that the algorithms with V-trace share."""
 
     rho_clip: Annotated[Float, Field(gt=0)] = 1.0
     """Largest weight of a temporal difference in V-trace, rho-bar."""
@@ -334,7 +334,7 @@ class AIRLConfig(AdversarialConfig):
 
 
 class CloningConfig(LearnerConfig):
-    """What behavioural cloning and DAgger have in common."""
+    """Keys that behavioural cloning and DAgger share."""
 
     learning_rate: Rate = 1e-3
     """Step size of the optimizer."""

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 
 class EnvConfig(Section):
-    """Which environment is sampled, and how it is built."""
+    """The environment, and how it is built."""
 
     id: str = Field(min_length=1, max_length=500)
     """Id in gymnasium's registry 'CartPole-v1' or 'module:Id-v0', id of a family such as
@@ -80,7 +80,7 @@ class EnvConfig(Section):
     max_episode_steps: Size | None = None
     """Time limit in steps; null keeps the limit of the environment's id."""
     action_bounds: Literal["clip", "squash"] = "clip"
-    """How actions are kept inside a bounded Box: clipped, or by tanh."""
+    """Actions outside a bounded Box are clipped, or all are squashed by tanh."""
     action_mask: Annotated[
         Literal["auto", "off"],
         BeforeValidator(named_off, json_schema_input_type=Literal["auto", "off", False]),
@@ -119,7 +119,7 @@ _MEASURED_ENVS_OF_WORKER = 64
 
 
 class SamplerConfig(Section):
-    """How many processes sample, and what each of them does."""
+    """The processes that sample."""
 
     kind: Annotated[str, Code("sampler")] = Field(
         default="process",
@@ -149,14 +149,14 @@ class SamplerConfig(Section):
     )
     groups: Few = Field(
         default=1,
-        description="Parts of a worker's environments stepped in turn while others infer.",
+        description="Parts of a worker's environments: one steps while others wait for actions.",
     )
     rollout_length: Size = Field(
         default=128, description="T: steps of every environment in a rollout."
     )
     device: Device | Devices = Field(
         default="cpu",
-        description="Where policies run: cpu, cuda, cuda:0, or a list dealt out to them.",
+        description="Device of the policies: cpu, cuda, cuda:0, or a list distributed among them.",
     )
     mode: Literal["sync", "async"] = Field(
         default="sync", description="Wait for new weights after a rollout, or fill the other bank."
@@ -190,7 +190,7 @@ class SamplerConfig(Section):
         "the same number of environments, unless that was done before; null for none.",
     )
     debug: Bool = Field(
-        default=False, description="Fill memory with NaN, so that unwritten reads show."
+        default=False, description="Fill memory with NaN, to detect reads of unwritten elements."
     )
     start_timeout_s: Seconds = Field(
         default=120.0, description="Deadline in seconds for all workers to be ready."
@@ -420,7 +420,7 @@ class EvaluationConfig(Section):
     metric: Annotated[str, StringConstraints(pattern=r"^(return_mean|info/.{1,200})$")] = (
         "return_mean"
     )
-    """What is compared: return_mean, or info/NAME of env.episode_info."""
+    """Metric by which policies are compared: return_mean, or info/NAME of env.episode_info."""
     stop_at: Float | None = None
     """Value of the metric that ends training; null for total_steps alone."""
     video: Bool = False
@@ -435,7 +435,7 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When a run is saved, and which checkpoints are kept."""
+    """Times at which a run is saved, and the checkpoints that are kept."""
 
     every_steps: Steps | None = None
     """Environment steps between checkpoints; null for none by steps."""
@@ -451,7 +451,7 @@ class CheckpointConfig(Section):
 
 
 class FaultsConfig(Section):
-    """How a run reacts to failures that need not end it."""
+    """The reaction of a run to failures."""
 
     max_restarts: Count = 5
     """How often each worker process is replaced within an hour; one failure more saves and ends the
@@ -491,7 +491,7 @@ class ClusterConfig(Section):
     """The Ray cluster: local for one that starts with the run on this machine, auto for the one
     that this machine belongs to, or host:port of its head."""
     nodes: Size | Literal["all"] = "all"
-    """How many machines sample, each with the processes of the section sampler."""
+    """Number of machines that sample, each with the processes of the section sampler."""
     machines: Entries[MachineConfig] = ()
     """Keys of the section sampler that differ on some machines, such as [{cores: 64,
     num_env_workers: 60}]; with rollouts, sampler.tune_s finds them."""
@@ -525,7 +525,7 @@ class DatasetConfig(Section):
     """Id in Minari's collection, such as mujoco/halfcheetah/medium-v0, downloaded if it is not on
     this machine."""
     episodes: Episodes | None = None
-    """How many are read, from the first; null for all."""
+    """Number of episodes, from the first; null for all."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -535,7 +535,7 @@ class DatasetConfig(Section):
 
 
 class LoggingConfig(Section):
-    """Where metrics are written, besides the run's own JSONL file."""
+    """Destinations of metrics, besides the run's JSONL file."""
 
     tensorboard: Bool = True
     """Write TensorBoard event files."""

@@ -111,7 +111,7 @@ class DeviceEnv(ABC):
 
 
 class DeviceState(NamedTuple):
-    """What rollouts keep of a `DeviceEnv`, which has its state itself.
+    """The state of a rollout over a `DeviceEnv`, which keeps its own state.
 
     Attributes:
         time: ``[n]`` int32: steps since the episode began.

@@ -104,7 +104,7 @@ class Algorithm(ABC, Generic[SectionT]):
         section_type: Class of the section, a subclass of `LearnerConfig`: its keys are those of
             ``algorithm`` in the files.
         needs: Names of the outputs that a policy must have, such as ``value``.
-        schedules: Names of the section's numbers that have a schedule, and of the keys that hold
+        schedules: Names of the section's numbers with a schedule, and of the keys that contain
             it. Their values in an update are in ``Minibatch.scheduled``, and reported.
         last_epoch_metrics: Names of metrics that are means over the last epoch instead of over all
             minibatches: how far an update has moved the policy.
@@ -347,7 +347,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a policy with a memory needs to learn from K segments of L steps of each slot.
+    """The states and masks with which a policy learns from K segments of L steps of each slot.
 
     Attributes:
         state: ``[K+1, B, S] float32``: before each segment and after the last, with that of a new

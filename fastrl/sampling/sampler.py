@@ -1,4 +1,4 @@
-"""The contract of samplers, their statistics, and what samplers of a plan share."""
+"""The contract of samplers, their statistics, and the base class of samplers of a plan."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sampler(Protocol):
     """Collects rollouts of T steps from B environments with the newest published policy.
 
     Attributes:
-        env_spec: What the environments observe and accept.
+        env_spec: Spaces and fields of the environments.
         topology: n, N, M and groups.
         rollout_length: T.
     """
@@ -110,7 +110,7 @@ class Sampler(Protocol):
 
     @abstractmethod
     def set_state(self, state: State) -> None:
-        """Continue from what another sampler's `get_state` returned; before the start.
+        """Continue from the state of another sampler's `get_state`; call it before the start.
 
         Raises:
             StateError: It belongs to another plan; nothing was changed.
@@ -133,7 +133,7 @@ class Sampler(Protocol):
 
     @abstractmethod
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Give the policy new parameters from the next rollout on; return their version.
+        """Set the policy's parameters from the next rollout on; return their version.
 
         Raises:
             FastrlError: The sampler draws random actions, or the parameters are another model's.

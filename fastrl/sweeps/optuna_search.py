@@ -69,7 +69,7 @@ class SearchSpace(Section):
     """The file of ``fastrl sweep --space``."""
 
     trials: Size = 20
-    """How many trials there are."""
+    """The number of trials."""
     sampler: str | NamedCall = "TPESampler"
     """A class of ``optuna.samplers``, or ``{path: …, kwargs: {…}}``."""
     pruner: str | NamedCall = "MedianPruner"

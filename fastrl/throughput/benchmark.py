@@ -310,7 +310,7 @@ def run_throughput(
 
 @dataclass(frozen=True)
 class _Test:
-    """What the measurements of one test have in common."""
+    """The common parts of the measurements of one test."""
 
     protocol: Protocol
     live: LiveFps

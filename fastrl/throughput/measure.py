@@ -309,7 +309,7 @@ def _has_made(sampler: Sampler, steps: int) -> bool:
 
 @dataclass(frozen=True)
 class _Window:
-    """What happened in one window.
+    """Counts and times of one window.
 
     Attributes:
         spent: What the workers did.

@@ -48,7 +48,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What the evaluation process plays; sent to it by cloudpickle.
+    """The plan of the evaluation process; sent to it by cloudpickle.
 
     Attributes:
         env_spec: The spaces.

@@ -122,7 +122,7 @@ def pull_run(
 
 @dataclass(frozen=True)
 class _Shared:
-    """What is shared of a run: its directory, its configuration, and the name of a checkpoint."""
+    """A run to share: its directory, its configuration, and the name of a checkpoint."""
 
     directory: Path
     config: Config

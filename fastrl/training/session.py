@@ -60,7 +60,7 @@ from fastrl.workers.supervisor import call_in_child
 
 @dataclass(frozen=True)
 class SessionOutcome:
-    """How a session ended.
+    """The outcome of a session.
 
     Attributes:
         steps: Environment steps that the run has learnt from, in all its sessions.

@@ -176,7 +176,7 @@ class _Budget:
 
 
 class _Score(NamedTuple):
-    """What the race of a candidate has shown."""
+    """The result of measuring a candidate beside the best one."""
 
     log_speed: float = 0.0  # relative to the first incumbent, less `_burden`
     variance: float = 0.0  # of log_speed

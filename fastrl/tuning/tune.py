@@ -51,7 +51,7 @@ _INSTALLED = tuple(
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What to tune for, and how long.
+    """The objective and the budgets of a tuning.
 
     Attributes:
         objective: ``fps`` of sampling alone, or ``train_fps`` with the learner.

@@ -47,7 +47,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class CallDeadline:
-    """Which call of an environment is under way, and its deadline.
+    """The current call of an environment, and its deadline.
 
     Args:
         plan: Has the deadlines.

@@ -167,7 +167,7 @@ class Control(Shared):
 
 @dataclass
 class VectorContext:
-    """What a worker is given.
+    """The arguments of a worker.
 
     Attributes:
         by_value: The plan and its `InstanceSpec`, pickled by cloudpickle: they may hold functions

@@ -42,7 +42,7 @@ _VECTOR_KWARGS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which environments to build.
+    """The environments to build.
 
     Attributes:
         ids: One id, factory or specification for all environments, or one for each.

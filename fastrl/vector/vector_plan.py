@@ -100,7 +100,7 @@ class NativeBuild:
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """What the first environment or batch says of itself; the others must agree.
+    """The properties of the first environment or batch; the others must have the same.
 
     Attributes:
         name: Its id.

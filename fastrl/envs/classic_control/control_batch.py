@@ -45,7 +45,7 @@ _GREATEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Options:
-    """How environments differ from gymnasium's.
+    """Options in which environments differ from gymnasium's.
 
     Attributes:
         params: Parameters by name: a number, or one for each environment, ``[n]``.
