@@ -56,9 +56,7 @@ class SweepPlan:
     def __post_init__(self) -> None:
         """Check the configuration of every trial that is known before."""
         if bool(self.grid) == (self.space is not None):
-            raise ConfigError(
-                "a sweep needs values to vary: --seeds, --over or --space"
-            )
+            raise ConfigError("a sweep needs values to vary: --seeds, --over or --space")
         keys = {*self.grid, *(self.space.space if self.space else ())}
         for key in keys:
             if key.partition(".")[0] in ("run_dir", "cluster"):
