@@ -186,8 +186,8 @@ class SamplerConfig(Section):
     torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
     tune_s: Seconds | None = Field(
         default=None,
-        description="Seconds to spend before training on finding n, N, M, groups and device for "
-        "the same number of environments, unless that was done before; null for none.",
+        description="Seconds before training in which to search for n, N, M, groups and device "
+        "with the same number of environments, unless a result is known; null for none.",
     )
     debug: Bool = Field(
         default=False, description="Fill memory with NaN, to detect reads of unwritten elements."
@@ -340,7 +340,7 @@ class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
     class_path: Annotated[str, Code("model")] | None = None
-    """Your own module 'package.module:Class', or the registered name of one."""
+    """Custom module 'package.module:Class', or a registered name; null for the built-in network."""
     kwargs: dict[str, JsonValue] = Field(default={})
     """Keyword arguments for class_path."""
     hidden_sizes: Entries[Size] = (64, 64)
@@ -444,7 +444,7 @@ class CheckpointConfig(Section):
     keep_last: Size = 3
     """Checkpoints kept, newest first."""
     keep_best: Bool = True
-    """Keep the checkpoint that evaluated best as well."""
+    """Also keep the checkpoint with the best evaluation."""
     environments: Bool = True
     """Also save unfinished episodes, where the environment supports it, so that a resumed run
     continues them; otherwise it starts new ones."""
@@ -454,7 +454,7 @@ class FaultsConfig(Section):
     """The reaction of a run to failures."""
 
     max_restarts: Count = 5
-    """How often each worker process is replaced within an hour; one failure more saves and ends the
+    """Replacements of each worker process within an hour; one more failure saves and ends the
     run."""
     bad_numbers: Literal["raise", "truncate_episode", "skip_update"] = "raise"
     """NaN or infinity from an environment or a loss, or a mask without a valid action: end the run;
@@ -501,7 +501,7 @@ class ClusterConfig(Section):
     node_timeout_s: Seconds = 20.0
     """Seconds without an answer after which a machine is lost; it is used again when it is back."""
     mode: Literal["rollouts", "gradients"] = "rollouts"
-    """What crosses the network: rollouts to one learner, or gradients among one learner on each
+    """Data on the network: rollouts to one learner, or gradients among one learner on each
     machine."""
     elastic: Bool = False
     """With gradients, continue from the last update without a machine that died; otherwise the
@@ -520,7 +520,7 @@ class DatasetConfig(Section):
     """Demonstrations, which imitation and offline algorithms learn from (extra 'minari')."""
 
     path: Place | None = None
-    """Directory in Minari's format, as fastrl record --dataset writes it, or of several such."""
+    """Directory of a dataset in Minari's format, or of several; see fastrl record --dataset."""
     id: Place | None = None
     """Id in Minari's collection, such as mujoco/halfcheetah/medium-v0, downloaded if it is not on
     this machine."""
@@ -544,7 +544,7 @@ class LoggingConfig(Section):
     every_s: Seconds = 5.0
     """Seconds between rows of metrics, and between lines of progress."""
     every_steps: Steps | None = None
-    """Environment steps after which a row of metrics comes sooner; null for a 200th of
+    """Environment steps after which a row of metrics is written earlier; null for a 200th of
     total_steps."""
     loggers: Entries[Annotated[str | Call, Code("logger")]] = ()
     """More destinations of the metrics: 'package.module:Class' or a registered name each, or
@@ -579,8 +579,8 @@ class Config(Section):
     run_dir: Place | None = None
     """Directory of the run; null for a new one under runs/."""
     init_from: Place | None = None
-    """Run, or directory of a checkpoint, whose weights and statistics of observations a new run
-    begins with; null for new ones."""
+    """Run, or directory of a checkpoint, with whose weights and observation statistics a new run
+    begins; null for new ones."""
     total_steps: Steps = 1_000_000
     """Environment steps to train for, all environments together."""
     env: EnvConfig
