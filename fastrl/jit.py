@@ -122,7 +122,7 @@ def cached_njit(function: Function, **options: Any) -> Function:
     of other files; for those see `cached_kernel`.
 
     Args:
-        function: What to compile.
+        function: The function to compile.
         **options: Arguments of ``numba.njit``.
     """
     compiled: Any = njit(**options)(function)
@@ -187,7 +187,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
     GPU calls are replayed as CUDA graphs, which write their results to the same memory each time.
 
     Args:
-        function: What to compile.
+        function: The function to compile.
         device: Where it computes.
         **options: Further arguments of ``torch.compile``.
     """

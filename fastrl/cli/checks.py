@@ -49,9 +49,9 @@ class Diagnosis:
 
     Attributes:
         level: ``ok``; ``missing``: an optional package; ``slow``; or ``fails``.
-        about: What was checked.
-        found: What was found.
-        remedy: What helps, empty where nothing needs help.
+        about: Subject of the check.
+        found: Finding.
+        remedy: Remedy; empty if none is needed.
     """
 
     level: Level

@@ -100,7 +100,7 @@ def load_demonstrations(
         path: Directory of the dataset, or a directory of several parts.
         env_spec: The environment, whose spaces the dataset must have; by default they are those of
             the dataset.
-        episodes: How many are read, from the first; by default all.
+        episodes: Number of episodes, from the first; by default all.
         action_bounds: How the policy that learns keeps actions inside a bounded ``Box``.
         fields: Names of infos to read, numbers of every step.
         key: What names the dataset, for errors.

@@ -247,7 +247,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
 
     Args:
         path: Of the dataset, or of its directory ``data``.
-        key: What names it, for errors.
+        key: Name of the key or argument, for errors.
 
     Raises:
         ConfigError: There is no dataset, it cannot be read, minari is not installed, or parts of it
@@ -282,7 +282,7 @@ def local_dataset(dataset_id: str, key: str = "id") -> Path:
 
     Args:
         dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
-        key: What names it, for errors.
+        key: Name of the key or argument, for errors.
 
     Raises:
         ConfigError: It is not here and cannot be downloaded.

@@ -59,7 +59,7 @@ class GymVector:
     """Steps a vector environment.
 
     Attributes:
-        spec: What each sub-environment observes and accepts.
+        spec: Spaces and fields of each sub-environment.
         num_envs: Number of sub-environments, n.
     """
 
@@ -75,7 +75,7 @@ class GymVector:
 
         Args:
             env: The vector environment.
-            spec: What each of its sub-environments observes and accepts.
+            spec: Spaces and fields of each of its sub-environments.
             action_bounds: How actions are kept inside a bounded ``Box``.
             rebuild: Builds the vector environment again from one seed per sub-environment, for
                 those that are seeded only at construction, such as EnvPool's.

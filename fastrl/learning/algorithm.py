@@ -142,7 +142,7 @@ class Algorithm(ABC, Generic[SectionT]):
         Args:
             config: The whole run.
             env_spec: Spaces of the environment.
-            device: Where gradients are computed.
+            device: Device of the gradients.
             ranks: Those that learn together, on each of which this is called.
         """
 
@@ -156,7 +156,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
         Args:
             experience: The rollout, with the rewards of the environment.
-            policy: What is learnt.
+            policy: The policy that learns.
             scheduled: See `Minibatch.scheduled`.
         """
         return Prepared()
@@ -192,7 +192,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
         Args:
             minibatch: The rows; ``minibatch["advantage"]`` is a field ``[n, *]``.
-            policy: What is learnt. Its ``evaluate`` returns float32, also with ``bf16``.
+            policy: The policy that learns. Its ``evaluate`` returns float32, also with ``bf16``.
         """
 
     def bounds(self) -> Mapping[str, float]:
@@ -238,7 +238,7 @@ class Experience:
         fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``; those that
             are nested like the observation, by ``name/leaf``. Rewards are scaled and normalised.
             ``action_mask`` is that of the observation, ``[T+1, B, choices] bool``, if it has one.
-        device: Where gradients are computed.
+        device: Device of the gradients.
     """
 
     observation: Mapping[str, Tensor]
@@ -253,7 +253,7 @@ class Experience:
         Args:
             rollout: By name: tensors, or nested like a space.
             env_spec: The environment.
-            device: Where gradients are computed.
+            device: Device of the gradients.
         """
         observed = flatten(env_spec.observation_space, rollout["observation"])
         observation, mask = env_spec.split_mask(

@@ -420,7 +420,7 @@ def build_model(
     Its initial weights do not depend on the number of torch's threads.
 
     Args:
-        env_spec: What the policy observes and does.
+        env_spec: Spaces and fields of the environment.
         config: The network; ``class_path`` names a custom class, which is then called with
             ``env_spec`` and ``config.kwargs``.
         action_bounds: See `ActionDistribution`; a custom class gets it only through its kwargs.

@@ -40,7 +40,7 @@ class TableSampler(CountingSampler):
     """Allocates the shared memory of a plan and turns complete banks into rollouts.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
         state_dict: First parameters; by default those of a freshly built model.
         debug: Poison each bank before it is filled, and reject one with unwritten elements.
         check_numbers: Reject rollouts with a NaN or an infinity.
@@ -217,13 +217,13 @@ class ProcessSampler(TableSampler):
     """Samples in worker processes; see `Sampler` for the contract.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
         state_dict: First parameters; by default those of a freshly built model.
         asynchronous: Fill one bank while the learner uses the other, with parameters that may be
             one update old (see `Rollout.policy_version`). Otherwise the whole rollout is sampled
             with the newest parameters.
         deadlines: After how long a worker without progress has failed.
-        faults: How often failed workers are replaced; by default never.
+        faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
     """

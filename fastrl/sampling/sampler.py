@@ -162,7 +162,7 @@ class BaseSampler(Sampler):
     """A sampler of a plan; see `Sampler` for the contract.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
     """
 
     def __init__(self, plan: SamplingPlan) -> None:
@@ -185,8 +185,8 @@ class CountingSampler(BaseSampler):
     """Counts what a plan's workers do.
 
     Args:
-        plan: What to sample.
-        counters: What every worker did.
+        plan: The plan of sampling.
+        counters: Counters of all workers.
     """
 
     def __init__(self, plan: SamplingPlan, counters: CounterBoard) -> None:

@@ -52,7 +52,7 @@ class UnevenSampler(BaseSampler):
         state_dict: First parameters; by default those of a freshly built model.
         wait: Share of the env workers that a rollout waits for, above 0 and at most 1.
         deadlines: After how long a worker without progress has failed.
-        faults: How often failed workers are replaced; by default never.
+        faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
 

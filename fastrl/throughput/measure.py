@@ -255,7 +255,7 @@ def measure(
     Args:
         sampler: What to measure; one of worker processes in windows that end with any step, any
             other, and with training, in whole rollouts.
-        protocol: How long to measure.
+        protocol: Durations and repeats.
         probe: Measures the limit before every window, while the sampler is paused.
         live: Shows the speed.
         training: Learns from each rollout, with whose weights the sampler was made.

@@ -54,7 +54,7 @@ class EvaluationPlan:
         env_spec: The spaces.
         build_env: Builds a `BatchedEnv` of that many environments.
         build_model: Builds the policy.
-        protocol: What is played.
+        protocol: Episodes, seeds and limits.
         record: Records an episode of the policy into a file, or None for no videos.
         videos: Directory of videos.
     """
@@ -116,7 +116,7 @@ class Evaluator:
 
         Args:
             state_dict: Parameters of the policy.
-            protocol: What is played.
+            protocol: Episodes, seeds and limits.
             watch: Called repeatedly with the number of episodes and of steps played.
         """
         if self._gives_way:

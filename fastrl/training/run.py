@@ -60,7 +60,7 @@ class TrainedRun:
     Attributes:
         path: Its directory.
         config: Its configuration, as it was used.
-        outcome: How the session ended.
+        outcome: Outcome of the session.
     """
 
     path: Path
@@ -97,7 +97,7 @@ def train(
     Args:
         config: The run.
         name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
         callbacks: Beside those of the configuration; not saved with the run.
         ranks: The processes that train together, all of which call this, and which are closed at
             the end; by default those that ``torchrun`` has started, else one on each node of a
@@ -174,7 +174,7 @@ def resume(
         overrides: Changes to its configuration, ``section.key=value`` each.
         checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
         trust: Whether code that the configuration of a run from elsewhere names may be imported.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
         callbacks: As for `train`: those that were given there must be given again.
         ranks: As for `train`; there may be more or fewer than before. Only rank 0 reads the
             directory, and its arguments count.
@@ -318,7 +318,7 @@ def evaluate_run(
         checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
             there is one, else the last.
         trust: As for `resume`.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
 
     Raises:
         ConfigError: There is no such run, or it would import code that this user has not trusted.

@@ -15,7 +15,7 @@ class Adapter:
     """A `FastVectorEnv` behind the interface of another library.
 
     Args:
-        envs: What `fastrl.make_vec` returned.
+        envs: Result of `fastrl.make_vec`.
         library: Its name, for messages.
         autoreset: The mode that the library expects.
 

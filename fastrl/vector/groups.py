@@ -104,8 +104,8 @@ def within_deadlines(
     thread.join(plan.close_timeout_s)
     if thread.is_alive() and outcome.exception() is None:
         _LOGGER.warning(
-            "env 0 of '%s' did not return from close() within %g s, and is left behind; raise "
-            "close_timeout_s if it needs to",
+            "env 0 of '%s' did not return from close() within %g s, and was abandoned; raise "
+            "close_timeout_s if it needs longer",
             plan.name,
             plan.close_timeout_s,
         )

@@ -73,7 +73,7 @@ class ClassicControlBatch:
     What an environment does depends on its own seed and actions alone; see `new_streams`.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         randomized: Names of the parameters that are drawn anew for every episode.
         started: Whether there are episodes to step.

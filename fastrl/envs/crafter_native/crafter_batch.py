@@ -109,7 +109,7 @@ class CrafterBatch:
     they came to their chunk.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         exact: Rewards may be of any floating dtype; see `BatchedEnv`.
     """

@@ -87,7 +87,7 @@ class MujocoBatchedEnv(ABC):
     and must treat them alike.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         physics: The simulations.
         params: The keyword arguments, an instance of `Params`.
