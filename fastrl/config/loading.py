@@ -165,7 +165,7 @@ def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
 def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     """Return a file and its bases, the last base first; ``above`` are the files that led here."""
     if len(above) >= _MAX_BASES:
-        raise ConfigError(f"{path}: base: more than {_MAX_BASES} base files in a chain")
+        raise ConfigError(f"{path}: base: more than {_MAX_BASES} files in a chain")
     text = read_text(path, f"{above[-1]}: base: " if above else "")
     tree = parse_yaml(text, str(path))
     if tree is None:

@@ -255,7 +255,7 @@ def _require_unfinished(path: Path, run: RunDirectory, steps: int, total: int) -
     if run.summary.exists():
         enough = total if steps < 2 * total else steps
         raise ConfigError(
-            f"'{path}' has trained its {steps} steps; to go on: "
+            f"'{path}' has trained its {steps} steps; to continue: "
             f"fastrl resume {path} total_steps={2 * enough}"
         )
 

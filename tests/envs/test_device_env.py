@@ -274,5 +274,5 @@ def test_what_does_not_live_on_a_device_is_rejected():
     with pytest.raises(EnvError, match=r"returned a CountingEnv; sampler.kind: device needs a"):
         make_plan(config(id="tests.counting_env:make"))
     settings = config().model_copy(update={"model": ModelConfig(previous_action_reward=True)})
-    with pytest.raises(ConfigError, match=r"previous_action_reward: sampler.kind: device does not"):
+    with pytest.raises(ConfigError, match=r"previous_action_reward: not supported for"):
         make_sampler(settings)

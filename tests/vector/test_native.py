@@ -131,7 +131,7 @@ def test_what_native_environments_cannot_do_is_said():
         fastrl.make_vec("CartPole-v1", 2, backend="native", wrappers=[lambda env: env])
     with pytest.raises(EnvError, match="wings"):
         fastrl.make_vec("fastrl/CartPole-v1", 2, wings=2)
-    with pytest.raises(ArgumentError, match="all of one id, got fastrl/CartPole-v1, Pendulum-v1"):
+    with pytest.raises(ArgumentError, match="the same id, got fastrl/CartPole-v1, Pendulum-v1"):
         fastrl.make_vec(["fastrl/CartPole-v1", "Pendulum-v1"], backend="native")
     different = [{"gravity": 1.0}, {"gravity": 1.0, "length": 2.0}, {}]
     with pytest.raises(ArgumentError, match="env_kwargs of env 1 and of env 0 have other names"):
