@@ -1,4 +1,4 @@
-"""The registry of everything that a configuration can choose by name.
+"""The registry of all that a configuration may choose by name.
 
 `register` is called by `fastrl.builtin`, by scripts before they train, and by installed
 distributions with the entry points ``fastrl.plugins``. Those are imported when a name is requested

@@ -38,7 +38,7 @@ def link_bytes_per_s(address: str) -> float:
         if not others:
             raise ConfigError(
                 f"cluster.address: '{address}' has no second machine, so there is no link to "
-                "measure; give its speed with --network"
+                "measure; name its speed by --network"
             )
         actor = connection.start(others[0], Source, 1)
         try:

@@ -411,7 +411,7 @@ class VectorMasks:
         missing = needed & ~self._infos.note(infos if isinstance(infos, Mapping) else {})
         if missing.any():
             index = int(missing.argmax())
-            raise EnvError(f"env {index} returned no infos['{ACTION_MASK}'], unlike at first")
+            raise EnvError(f"env {index} gave no infos['{ACTION_MASK}'], unlike in its first reset")
         rows = self._infos.rows
         assert rows is not None
         return rows

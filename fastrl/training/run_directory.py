@@ -153,7 +153,7 @@ def _reject_used(path: Path) -> None:
         return
     if "config.yaml" in found:
         raise ConfigError(
-            f"'{path}' holds a run already; continue it with fastrl resume {path}, "
+            f"'{path}' holds a run already; go on with fastrl resume {path}, "
             "or choose another run_dir"
         )
     raise ConfigError(f"'{path}' holds other files; choose another run_dir")
@@ -175,7 +175,7 @@ def find_run(name: str | Path) -> Path:
         ConfigError: There is no such run.
     """
     if not isinstance(name, str | Path) or not str(name):
-        raise ConfigError(f"a run must be a directory or a name, got {brief(name)}")
+        raise ConfigError(f"a run is given by its directory or its name, got {brief(name)}")
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, RUNS / path]
     for candidate in candidates:
@@ -262,9 +262,7 @@ def new_run_path(config: Config, name: str | None) -> Path:
     """
     if name is not None:
         if config.run_dir is not None:
-            raise ConfigError(
-                f"--name '{name}' and run_dir '{config.run_dir}': give only one of them"
-            )
+            raise ConfigError(f"--name '{name}' and run_dir '{config.run_dir}': give one of them")
         return named_run(name, "--name")
     if config.run_dir is not None:
         return Path(config.run_dir)
@@ -310,9 +308,9 @@ def check_new_run(config: Config, name: str | None) -> None:
         return
     above = next(each for each in (path, *path.parents) if os.path.exists(each))
     if not above.is_dir():
-        raise ConfigError(f"'{path}' cannot be created: '{above}' is not a directory")
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is not a directory")
     if not os.access(above, os.W_OK):
-        raise ConfigError(f"'{path}' cannot be created: '{above}' is read-only")
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is read-only")
 
 
 def locked(path: Path) -> int:

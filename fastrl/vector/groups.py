@@ -47,7 +47,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class CallDeadline:
-    """The current call of an environment, and its deadline.
+    """Which call of an environment is under way, and its deadline.
 
     Args:
         plan: Has the deadlines.

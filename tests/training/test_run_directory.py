@@ -45,7 +45,7 @@ def test_second_trainer_in_the_same_directory_is_refused(tmp_path):
 def test_directory_that_holds_a_run_is_not_used_for_another(tmp_path):
     path = tmp_path / "run"
     RunDirectory.create(path, small_run(path)).close()
-    with pytest.raises(ConfigError, match="holds a run already; continue it with fastrl resume"):
+    with pytest.raises(ConfigError, match="holds a run already; go on with fastrl resume"):
         RunDirectory.create(path, small_run(path))
 
 
@@ -61,7 +61,7 @@ def test_file_in_the_way_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written: "):
         RunDirectory.create(tmp_path / "run", small_run(tmp_path))
     for path in (tmp_path / "run", tmp_path / "run" / "inner"):
-        with pytest.raises(ConfigError, match=r"cannot be created: '.*run' is not a directory"):
+        with pytest.raises(ConfigError, match=r"cannot be made: '.*run' is not a directory"):
             check_new_run(small_run(path), None)
 
 
@@ -135,5 +135,5 @@ def test_name_that_is_no_plain_name_is_refused(name):
 
 def test_name_and_directory_exclude_each_other(tmp_path):
     assert new_run_path(small_run(tmp_path), None) == tmp_path
-    with pytest.raises(ConfigError, match="give only one of them"):
+    with pytest.raises(ConfigError, match="give one of them"):
         new_run_path(small_run(tmp_path), "mine")
