@@ -152,8 +152,8 @@ def _say_damaged(directory: str, error: Exception) -> None:
 def _say_unkept(why: str) -> None:
     if once.is_first("unkept-code"):
         _LOGGER.warning(
-            "compiled code cannot be kept for later, so that every process compiles for itself: "
-            "%s; NUMBA_CACHE_DIR names another directory",
+            "compiled code cannot be cached, so every process compiles it again: %s; "
+            "NUMBA_CACHE_DIR sets another directory",
             why,
         )
 
@@ -198,8 +198,8 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
     def given_up(error: Exception) -> Function:
         if once.is_first("not-compiled"):
             _LOGGER.warning(
-                "torch cannot compile here, so that it runs uncompiled: %s; "
-                "TORCHINDUCTOR_CACHE_DIR names another directory",
+                "torch cannot compile here, so the code runs uncompiled: %s; "
+                "TORCHINDUCTOR_CACHE_DIR sets another directory",
                 cause(getattr(error, "inner_exception", None) or error),
             )
         return function
