@@ -167,7 +167,7 @@ def test_weights_alone_begin_a_new_run_and_resume_none(shared, tmp_path):
         (["push", "none", "./new"], "is not the directory of a run"),
         (["push", "run", "./new", "--checkpoint", "none"], "no checkpoint 'none'"),
         (["pull", "./nowhere"], "there is no folder 'nowhere'"),
-        (["pull", "./run/checkpoints", "new"], "there is no config.yaml in it"),
+        (["pull", "./run/checkpoints", "new"], "config.yaml is missing"),
         (["pull", "./run", "run"], "is not empty; name a new directory"),
         (["pull", "./run", "new", "--revision", "main"], "--revision chooses from a repository"),
         (["pull", "./run/..", "."], "is not empty"),
