@@ -182,7 +182,7 @@ def test_files_that_can_be_neither_read_nor_replaced_cost_only_time(triple, tmp_
         (path / "not empty").mkdir(parents=True)
     assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 0]
     assert len(said.messages) == 1
-    assert said.messages[0].startswith("compiled code cannot be kept")
+    assert said.messages[0].startswith("compiled code cannot be cached")
 
 
 def test_lack_of_any_directory_is_said_where_something_is_compiled(triple, said, monkeypatch):
@@ -222,7 +222,7 @@ def test_run_says_it_once_in_all_its_processes(triple, tmp_path):
     command = [sys.executable, "-c", IN_MANY_PROCESSES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout == "15 15\n"
-    assert done.stderr.count("compiled code cannot be kept") == len(done.stderr.splitlines()) == 1
+    assert done.stderr.count("compiled code cannot be cached") == len(done.stderr.splitlines()) == 1
 
 
 def test_torch_makes_cuda_graphs_on_a_gpu_alone(monkeypatch):
