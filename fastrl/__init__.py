@@ -1,4 +1,4 @@
-"""fastrl samples experience at the speed the machine allows, and trains policies on it.
+"""Fast on-policy reinforcement learning on gymnasium environments, with PyTorch.
 
 - Custom training loops: `make_vec` builds environments behind gymnasium's vector interface.
 - Whole rollouts, with the policy in the workers: `load_config`, then `make_sampler`.

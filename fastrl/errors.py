@@ -66,7 +66,7 @@ class ConfigError(FastrlError):
 
 
 class ArgumentError(ConfigError, ValueError):
-    """An argument of a Python call is wrong; nothing has been done yet."""
+    """An argument of a Python call is wrong; the call had no effect."""
 
 
 class EnvError(FastrlError):

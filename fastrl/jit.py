@@ -122,7 +122,7 @@ def cached_njit(function: Function, **options: Any) -> Function:
     of other files; for those see `cached_kernel`.
 
     Args:
-        function: What to compile.
+        function: The function to compile.
         **options: Arguments of ``numba.njit``.
     """
     compiled: Any = njit(**options)(function)
@@ -152,8 +152,8 @@ def _say_damaged(directory: str, error: Exception) -> None:
 def _say_unkept(why: str) -> None:
     if once.is_first("unkept-code"):
         _LOGGER.warning(
-            "compiled code cannot be kept for later, so that every process compiles for itself: "
-            "%s; NUMBA_CACHE_DIR names another directory",
+            "compiled code cannot be cached, so every process compiles it again: %s; "
+            "NUMBA_CACHE_DIR sets another directory",
             why,
         )
 
@@ -187,7 +187,7 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
     GPU calls are replayed as CUDA graphs, which write their results to the same memory each time.
 
     Args:
-        function: What to compile.
+        function: The function to compile.
         device: Where it computes.
         **options: Further arguments of ``torch.compile``.
     """
@@ -198,8 +198,8 @@ def compiled_by_torch(function: Function, device: torch.device, **options: Any) 
     def given_up(error: Exception) -> Function:
         if once.is_first("not-compiled"):
             _LOGGER.warning(
-                "torch cannot compile here, so that it runs uncompiled: %s; "
-                "TORCHINDUCTOR_CACHE_DIR names another directory",
+                "torch cannot compile here, so the code runs uncompiled: %s; "
+                "TORCHINDUCTOR_CACHE_DIR sets another directory",
                 cause(getattr(error, "inner_exception", None) or error),
             )
         return function

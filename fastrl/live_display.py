@@ -80,7 +80,7 @@ class LiveDisplay(Live):
 
 
 class _InThread:
-    """What a thread shows, until it is stopped."""
+    """The text that a thread shows until it is stopped."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -207,7 +207,7 @@ def display_on(
     """Return a display for a terminal or a notebook; elsewhere one of lines, or None.
 
     Args:
-        console: Where to; None for nowhere.
+        console: Console that shows it, or None.
         shown: As for `LiveDisplay`.
         refresh_per_second: On a terminal.
         handles_sigterm: As for `LiveDisplay`.
@@ -231,7 +231,7 @@ def waiting(
     """Show what is waited for: erased at the end, or as a line if it takes more than two seconds.
 
     Args:
-        console: Where to; nowhere if None.
+        console: Console that shows it, or None.
         text: What is waited for.
         handles_sigterm: See `LiveDisplay`.
 

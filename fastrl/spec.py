@@ -81,7 +81,7 @@ class EnvSpec:
 
     @cached_property
     def action_mask(self) -> str | None:
-        """Path of the observation leaf that says which actions are valid; None without masks.
+        """Path of the observation leaf with the mask of valid actions; None without masks.
 
         This is the key `ACTION_MASK` of a ``Dict`` observation, where actions have discrete leaves.
 

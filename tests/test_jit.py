@@ -160,9 +160,9 @@ def test_disk_without_room_costs_only_time(triple, tmp_path, said, monkeypatch):
     monkeypatch.setattr(jit._CheckedFiles, "_open_for_write", refuse)
     assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 0]
     assert len(said.messages) == 1
-    assert said.messages[0].startswith("compiled code cannot be kept for later")
+    assert said.messages[0].startswith("compiled code cannot be cached")
     assert str(tmp_path) in said.messages[0]
-    assert "No space left on device; NUMBA_CACHE_DIR names another directory" in said.messages[0]
+    assert "No space left on device; NUMBA_CACHE_DIR sets another directory" in said.messages[0]
     monkeypatch.undo()
     assert [hits_of_a_call(triple), hits_of_a_call(triple)] == [0, 1]
 
@@ -246,8 +246,8 @@ def test_torch_that_has_no_directory_to_compile_in_runs_uncompiled(said, monkeyp
     functions = [jit.compiled_by_torch(lambda x: 2 * x, CPU) for _ in range(2)]
     assert [function(3) for function in functions] == [6, 6]
     assert said.messages == [
-        "torch cannot compile here, so that it runs uncompiled: PermissionError: [Errno 13] "
-        "Permission denied: '/cache'; TORCHINDUCTOR_CACHE_DIR names another directory"
+        "torch cannot compile here, so the code runs uncompiled: PermissionError: [Errno 13] "
+        "Permission denied: '/cache'; TORCHINDUCTOR_CACHE_DIR sets another directory"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Checks of this machine: what will be slow or fail here, and what helps."""
+"""Checks of this machine: what is slow or fails, and remedies."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _WAITS = {"workers": "checking workers; the first time this compiles …"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         level: ``ok``; ``missing``: an optional package; ``slow``; or ``fails``.
-        about: What was checked.
-        found: What was found.
-        remedy: What helps, empty where nothing needs help.
+        about: Subject of the check.
+        found: Finding.
+        remedy: Remedy; empty if none is needed.
     """
 
     level: Level

@@ -433,7 +433,7 @@ def _describe_run(trained: TrainedRun) -> None:
 
 def _how_to_continue(trained: TrainedRun) -> str:
     if trained.outcome.steps < trained.config.total_steps:
-        return f"stopped and saved; to go on: fastrl resume {trained.path}"
+        return f"stopped and saved; to continue: fastrl resume {trained.path}"
     return (
         f"trained and saved; the final evaluation was stopped: fastrl eval {trained.path} plays "
         f"episodes, fastrl resume {trained.path} finishes the run"

@@ -240,9 +240,9 @@ class ClusterSampler(BaseSampler):
         if self._next_rollout == 0:
             return self._resumed
         if self._config.sampler.mode == "async":
-            raise StateError("sampler.mode is async: a rollout is always under way")
+            raise StateError("sampler.mode is async: a rollout is always in progress")
         if any(member.asked or member.is_late for member in self._roster):
-            raise StateError("a rollout is under way on a late node")
+            raise StateError("a rollout is in progress on a late node")
         timeout_s = self._config.env.step_timeout_s
         nodes = {m.seat.name: found for m, found in self._asked("get_state", timeout_s=timeout_s)}
         return {"rollouts": self._num_rollouts, "nodes": nodes}
@@ -250,7 +250,7 @@ class ClusterSampler(BaseSampler):
     def set_state(self, state: State) -> None:
         """See `Sampler`; nodes of other sizes than before begin new episodes, with a warning."""
         if not isinstance(state, dict) or not isinstance(state.get("nodes"), dict):
-            raise StateError("the state is that of another kind of sampler")
+            raise StateError("the state is of another kind of sampler")
         self._resumed, self._unused = state, dict(state["nodes"])
 
     def close(self) -> None:

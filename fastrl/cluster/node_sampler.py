@@ -31,7 +31,7 @@ from fastrl.workers.supervisor import call_in_child
 
 @dataclass(frozen=True)
 class Opening:
-    """What a node begins with.
+    """The arguments of a node.
 
     Attributes:
         config: The run, without its section ``cluster``.

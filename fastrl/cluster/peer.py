@@ -100,7 +100,7 @@ class Peer:
         """Send a request whose answer must come within some seconds.
 
         Args:
-            timeout_s: How many.
+            timeout_s: Seconds to wait.
             method: Of the actor.
             arguments: Of the method.
             vectors: Further arguments of the method: bytes, or references to the object store.

@@ -83,20 +83,20 @@ class LearnerConfig(Section):
     """Each step first shrinks all parameters by learning_rate times this; with adam that is AdamW.
     """
     reward_scale: Annotated[Float, Field(gt=0)] = 1.0
-    """Factor on every reward before anything is learnt from it."""
+    """Factor on every reward before learning."""
     normalize_rewards: Bool = False
     """Divide rewards by the running deviation of the discounted return."""
     sequence_length: Size | None = None
-    """Steps of the sequences that a policy with a memory learns from, a divisor of
-    sampler.rollout_length, but of any length in episodes of demonstrations; null for the whole
-    rollout, or the longest part of it that fits into minibatches."""
+    """Length of the sequences from which a policy with a memory learns: a divisor of
+    sampler.rollout_length, or any length for demonstrations; null for the whole rollout, or the
+    longest part of it that fits into minibatches."""
     recompute_states_each_epoch: Bool = False
     """Compute the states at the beginning of sequences again before each epoch but the first."""
     device: Device = "cpu"
-    """Where gradients are computed."""
+    """Device on which gradients are computed."""
     torch_threads: Few | Literal["auto"] = "auto"
-    """Threads that learn on the CPU; auto is one per usable core where there are images, else one,
-    and for MLPs two where workers wait meanwhile, if actor and critic are separate."""
+    """Threads that learn on the CPU; auto is one per usable core for images, two for MLPs with
+    separate actor and critic if workers wait meanwhile, and otherwise one."""
     compile: Bool = False
     """Compile the loss with torch.compile where fastrl has no kernels for it, on a GPU into CUDA
     graphs: pays for custom losses, large networks and long runs."""
@@ -156,7 +156,7 @@ class OpenConfig(LearnerConfig):
 
 
 class ActorCriticConfig(LearnerConfig):
-    """What A2C and PPO have in common."""
+    """Keys that A2C and PPO share."""
 
     gae_lambda: Fraction = 0.95
     """Lambda of generalised advantage estimation; 1 is the n-step return."""
@@ -181,11 +181,11 @@ class PPOConfig(ActorCriticConfig):
     minibatch_size: Size = 64
     """Transitions in each gradient step."""
     clip_range: Annotated[Float, Field(gt=0, le=10)] = 0.2
-    """How far the probability ratio may move from 1."""
+    """Largest distance of the probability ratio from 1."""
     clip_schedule: Schedule = "constant"
     """Constant, or linear or cosine down to 0 at total_steps."""
     clip_value_range: Annotated[Float, Field(gt=0)] | None = None
-    """How far a value may move from the old one; null for no clipping."""
+    """Largest distance of a value from the old one; null for no clipping."""
     normalize_advantage: Bool = True
     """Standardise the advantages of each minibatch."""
     target_kl: Annotated[Float, Field(gt=0)] | None = None
@@ -240,19 +240,20 @@ class A2CConfig(ActorCriticConfig):
     normalize_advantage: Bool = False
     """Standardise the advantages of each rollout."""
     vtrace: Bool = False
-    """Correct by V-trace what an older policy sampled; for sampler.mode async."""
+    """Correct rollouts of an older policy by V-trace; for sampler.mode async."""
 
 
 class VTraceConfig(Section):
-    """What the algorithms with V-trace have in common."""
+    """Keys that the algorithms with V-trace share."""
 
     rho_clip: Annotated[Float, Field(gt=0)] = 1.0
     """Largest weight of a temporal difference in V-trace, rho-bar."""
     c_clip: Annotated[Float, Field(gt=0)] = 1.0
-    """Largest factor by which V-trace carries it to the step before, c-bar; at most rho_clip."""
+    """Largest trace coefficient of V-trace, c-bar; at most rho_clip."""
     max_policy_lag: Size = 4
-    """Steps whose policy is more than this many updates older than the learner's are left out, and
-    where all of a rollout are, all but the newest. Without a cluster none is more than 1 older."""
+    """Largest age of a step's policy in updates: older steps are left out, or if all steps of a
+    rollout are older, all but the newest. With sampler.wait: all and no cluster the age is at most
+    1."""
 
     @model_validator(mode="after")
     def _check_clips(self) -> Self:
@@ -281,14 +282,14 @@ class ImpalaConfig(VTraceConfig, ActorCriticConfig):
 
 
 class AdversarialConfig(PPOConfig):
-    """What the algorithms with a discriminator have in common."""
+    """Keys that the algorithms with a discriminator share."""
 
     needs_dataset: ClassVar[bool] = True
 
     discriminator_updates: Size = 30
     """Gradient steps of the discriminator for each rollout."""
     discriminator_batch_size: Size = 256
-    """Steps of the rollout, and as many demonstrated ones, in each of them."""
+    """Steps of the rollout in each of these gradient steps, and as many demonstrated ones."""
     discriminator_learning_rate: Rate = 1e-3
     """Step size of its optimizer, Adam."""
     discriminator_learning_rate_schedule: Schedule = "constant"
@@ -302,8 +303,8 @@ class AdversarialConfig(PPOConfig):
     reward: Literal["positive", "negative", "both"] = "positive"
     """With D, the probability that a step is demonstrated: -log(1 - D), log D, or their sum."""
     episode_ends: Literal["absorbing", "ignored"] = "absorbing"
-    """After a termination the reward of the absorbing state goes on for ever; ignored: nothing
-    follows, so that the sign of rewards favours long or short episodes."""
+    """absorbing: an absorbing state with a reward follows a termination; ignored: nothing follows,
+    so that the sign of rewards favours long or short episodes."""
 
     @model_validator(mode="after")
     def _check_forever(self) -> Self:
@@ -334,7 +335,7 @@ class AIRLConfig(AdversarialConfig):
 
 
 class CloningConfig(LearnerConfig):
-    """What behavioural cloning and DAgger have in common."""
+    """Keys that behavioural cloning and DAgger share."""
 
     learning_rate: Rate = 1e-3
     """Step size of the optimizer."""
@@ -358,8 +359,7 @@ class BCConfig(CloningConfig):
     name: Text = "bc"
     """Behavioural cloning."""
     validation_fraction: Annotated[Float, Field(ge=0, le=0.9)] = 0.1
-    """Share of the episodes that are not learnt from, at least one where there are two; 0 for
-    none."""
+    """Share of the episodes that are held out, at least one of two or more; 0 for none."""
     patience: Size | None = None
     """Epochs in a row without a lower loss of validation after which training ends; null for
     total_steps alone."""

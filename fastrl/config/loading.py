@@ -49,7 +49,7 @@ class _Source:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a file with its bases and the overrides laid over it.
+    """Return the configuration of a file, with its base files and overrides.
 
     Import paths are not imported. Installed plug-ins are, where fastrl does not know a name.
 
@@ -61,7 +61,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: One line that names the file, the key, the mistake and the allowed values.
     """
     if path is not None and (not isinstance(path, str | Path) or not str(path)):
-        raise ConfigError(f"a configuration is given by the path of its file, got {brief(path)}")
+        raise ConfigError(f"load_config takes the path of a file, got {brief(path)}")
     files = [] if path is None else _read_layers(Path(path), [])
     asked = [_parse_override(text) for text in _texts(overrides)]
     layers = [*files, *asked]
@@ -165,7 +165,7 @@ def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
 def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     """Return a file and its bases, the last base first; ``above`` are the files that led here."""
     if len(above) >= _MAX_BASES:
-        raise ConfigError(f"{path}: base: more than {_MAX_BASES} files on each other")
+        raise ConfigError(f"{path}: base: more than {_MAX_BASES} files in a chain")
     text = read_text(path, f"{above[-1]}: base: " if above else "")
     tree = parse_yaml(text, str(path))
     if tree is None:
@@ -184,7 +184,7 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     first = resolved.index(resolved[-1])
     if first < len(above):
         chain = " -> ".join(file.name for file in resolved[first:])
-        raise ConfigError(f"{above[-1]}: base: files refine each other: {chain}")
+        raise ConfigError(f"{above[-1]}: base: files refer to each other: {chain}")
     if base is None:
         return [layer]
     if not isinstance(base, str) or not base:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 
 class EnvConfig(Section):
-    """Which environment is sampled, and how it is built."""
+    """The environment, and how it is built."""
 
     id: str = Field(min_length=1, max_length=500)
     """Id in gymnasium's registry 'CartPole-v1' or 'module:Id-v0', id of a family such as
@@ -80,7 +80,7 @@ class EnvConfig(Section):
     max_episode_steps: Size | None = None
     """Time limit in steps; null keeps the limit of the environment's id."""
     action_bounds: Literal["clip", "squash"] = "clip"
-    """How actions are kept inside a bounded Box: clipped, or by tanh."""
+    """Actions outside a bounded Box are clipped, or all are squashed by tanh."""
     action_mask: Annotated[
         Literal["auto", "off"],
         BeforeValidator(named_off, json_schema_input_type=Literal["auto", "off", False]),
@@ -119,7 +119,7 @@ _MEASURED_ENVS_OF_WORKER = 64
 
 
 class SamplerConfig(Section):
-    """How many processes sample, and what each of them does."""
+    """The processes that sample."""
 
     kind: Annotated[str, Code("sampler")] = Field(
         default="process",
@@ -149,14 +149,14 @@ class SamplerConfig(Section):
     )
     groups: Few = Field(
         default=1,
-        description="Parts of a worker's environments stepped in turn while others infer.",
+        description="Parts of a worker's environments: one steps while others wait for actions.",
     )
     rollout_length: Size = Field(
         default=128, description="T: steps of every environment in a rollout."
     )
     device: Device | Devices = Field(
         default="cpu",
-        description="Where policies run: cpu, cuda, cuda:0, or a list dealt out to them.",
+        description="Device of the policies: cpu, cuda, cuda:0, or a list distributed among them.",
     )
     mode: Literal["sync", "async"] = Field(
         default="sync", description="Wait for new weights after a rollout, or fill the other bank."
@@ -186,11 +186,11 @@ class SamplerConfig(Section):
     torch_threads: Few = Field(default=1, description="Torch threads of each worker.")
     tune_s: Seconds | None = Field(
         default=None,
-        description="Seconds to spend before training on finding n, N, M, groups and device for "
-        "the same number of environments, unless that was done before; null for none.",
+        description="Seconds before training in which to search for n, N, M, groups and device "
+        "with the same number of environments, unless a result is known; null for none.",
     )
     debug: Bool = Field(
-        default=False, description="Fill memory with NaN, so that unwritten reads show."
+        default=False, description="Fill memory with NaN, to detect reads of unwritten elements."
     )
     start_timeout_s: Seconds = Field(
         default=120.0, description="Deadline in seconds for all workers to be ready."
@@ -340,7 +340,7 @@ class ModelConfig(Section):
     """The network that maps observations to actions and values."""
 
     class_path: Annotated[str, Code("model")] | None = None
-    """Your own module 'package.module:Class', or the registered name of one."""
+    """Custom module 'package.module:Class', or a registered name; null for the built-in network."""
     kwargs: dict[str, JsonValue] = Field(default={})
     """Keyword arguments for class_path."""
     hidden_sizes: Entries[Size] = (64, 64)
@@ -420,7 +420,7 @@ class EvaluationConfig(Section):
     metric: Annotated[str, StringConstraints(pattern=r"^(return_mean|info/.{1,200})$")] = (
         "return_mean"
     )
-    """What is compared: return_mean, or info/NAME of env.episode_info."""
+    """Metric by which policies are compared: return_mean, or info/NAME of env.episode_info."""
     stop_at: Float | None = None
     """Value of the metric that ends training; null for total_steps alone."""
     video: Bool = False
@@ -435,7 +435,7 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When a run is saved, and which checkpoints are kept."""
+    """Times at which a run is saved, and the checkpoints that are kept."""
 
     every_steps: Steps | None = None
     """Environment steps between checkpoints; null for none by steps."""
@@ -444,17 +444,17 @@ class CheckpointConfig(Section):
     keep_last: Size = 3
     """Checkpoints kept, newest first."""
     keep_best: Bool = True
-    """Keep the checkpoint that evaluated best as well."""
+    """Also keep the checkpoint with the best evaluation."""
     environments: Bool = True
     """Also save unfinished episodes, where the environment supports it, so that a resumed run
     continues them; otherwise it starts new ones."""
 
 
 class FaultsConfig(Section):
-    """How a run reacts to failures that need not end it."""
+    """The reaction of a run to failures."""
 
     max_restarts: Count = 5
-    """How often each worker process is replaced within an hour; one failure more saves and ends the
+    """Replacements of each worker process within an hour; one more failure saves and ends the
     run."""
     bad_numbers: Literal["raise", "truncate_episode", "skip_update"] = "raise"
     """NaN or infinity from an environment or a loss, or a mask without a valid action: end the run;
@@ -491,7 +491,7 @@ class ClusterConfig(Section):
     """The Ray cluster: local for one that starts with the run on this machine, auto for the one
     that this machine belongs to, or host:port of its head."""
     nodes: Size | Literal["all"] = "all"
-    """How many machines sample, each with the processes of the section sampler."""
+    """Number of machines that sample, each with the processes of the section sampler."""
     machines: Entries[MachineConfig] = ()
     """Keys of the section sampler that differ on some machines, such as [{cores: 64,
     num_env_workers: 60}]; with rollouts, sampler.tune_s finds them."""
@@ -501,7 +501,7 @@ class ClusterConfig(Section):
     node_timeout_s: Seconds = 20.0
     """Seconds without an answer after which a machine is lost; it is used again when it is back."""
     mode: Literal["rollouts", "gradients"] = "rollouts"
-    """What crosses the network: rollouts to one learner, or gradients among one learner on each
+    """Data on the network: rollouts to one learner, or gradients among one learner on each
     machine."""
     elastic: Bool = False
     """With gradients, continue from the last update without a machine that died; otherwise the
@@ -520,12 +520,12 @@ class DatasetConfig(Section):
     """Demonstrations, which imitation and offline algorithms learn from (extra 'minari')."""
 
     path: Place | None = None
-    """Directory in Minari's format, as fastrl record --dataset writes it, or of several such."""
+    """Directory of a dataset in Minari's format, or of several; see fastrl record --dataset."""
     id: Place | None = None
     """Id in Minari's collection, such as mujoco/halfcheetah/medium-v0, downloaded if it is not on
     this machine."""
     episodes: Episodes | None = None
-    """How many are read, from the first; null for all."""
+    """Number of episodes, from the first; null for all."""
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -535,7 +535,7 @@ class DatasetConfig(Section):
 
 
 class LoggingConfig(Section):
-    """Where metrics are written, besides the run's own JSONL file."""
+    """Destinations of metrics, besides the run's JSONL file."""
 
     tensorboard: Bool = True
     """Write TensorBoard event files."""
@@ -544,7 +544,7 @@ class LoggingConfig(Section):
     every_s: Seconds = 5.0
     """Seconds between rows of metrics, and between lines of progress."""
     every_steps: Steps | None = None
-    """Environment steps after which a row of metrics comes sooner; null for a 200th of
+    """Environment steps after which a row of metrics is written earlier; null for a 200th of
     total_steps."""
     loggers: Entries[Annotated[str | Call, Code("logger")]] = ()
     """More destinations of the metrics: 'package.module:Class' or a registered name each, or
@@ -568,7 +568,7 @@ OWN_SECTION = "algorithm"
 
 
 class Config(Section):
-    """A whole run.
+    """The configuration of a run.
 
     Read from YAML by `fastrl.config.loading.load_config`; building one in Python validates it
     the same way, but raises pydantic's own error.
@@ -579,8 +579,8 @@ class Config(Section):
     run_dir: Place | None = None
     """Directory of the run; null for a new one under runs/."""
     init_from: Place | None = None
-    """Run, or directory of a checkpoint, whose weights and statistics of observations a new run
-    begins with; null for new ones."""
+    """Run, or directory of a checkpoint, with whose weights and observation statistics a new run
+    begins; null for new ones."""
     total_steps: Steps = 1_000_000
     """Environment steps to train for, all environments together."""
     env: EnvConfig

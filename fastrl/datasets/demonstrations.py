@@ -100,7 +100,7 @@ def load_demonstrations(
         path: Directory of the dataset, or a directory of several parts.
         env_spec: The environment, whose spaces the dataset must have; by default they are those of
             the dataset.
-        episodes: How many are read, from the first; by default all.
+        episodes: Number of episodes, from the first; by default all.
         action_bounds: How the policy that learns keeps actions inside a bounded ``Box``.
         fields: Names of infos to read, numbers of every step.
         key: What names the dataset, for errors.
@@ -124,7 +124,7 @@ def check_dataset(
     action_bounds: ActionBounds = "clip",
     key: str = "dataset",
 ) -> None:
-    """Read a dataset without keeping it, so that whatever is wrong with an episode is found now.
+    """Read all episodes of a dataset, and raise an error for the first invalid one.
 
     Args:
         path: As for `load_demonstrations`.
@@ -354,11 +354,11 @@ def _check_masks(spec: EnvSpec, rows: Mapping[str, NDArray[Any]]) -> None:
     allowed = are_allowed(spec, group("action", spec.action), mask)
     if not allowed.all():
         step = int((~allowed).nonzero()[0])
-        raise ConfigError(f"action of step {step} is one that its mask forbids")
+        raise ConfigError(f"action of step {step} is invalid by its mask")
 
 
 def load_dataset(config: Config, env_spec: EnvSpec) -> Demonstrations:
-    """Return the demonstrations that the section ``dataset`` names, checked.
+    """Return the demonstrations of the section ``dataset``, checked.
 
     Args:
         config: A configuration with that section.

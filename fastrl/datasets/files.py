@@ -67,7 +67,7 @@ class Episode:
 
 
 def check_new_dataset(path: str | Path) -> None:
-    """Reject the directory of a new dataset before time is spent on its content.
+    """Raise an error if a new dataset cannot be written to a directory.
 
     Raises:
         ConfigError: It exists, or minari is not installed.
@@ -247,7 +247,7 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
 
     Args:
         path: Of the dataset, or of its directory ``data``.
-        key: What names it, for errors.
+        key: Name of the key or argument, for errors.
 
     Raises:
         ConfigError: There is no dataset, it cannot be read, minari is not installed, or parts of it
@@ -278,11 +278,11 @@ def open_dataset(path: str | Path, key: str = "dataset") -> DatasetFiles:
 
 
 def local_dataset(dataset_id: str, key: str = "id") -> Path:
-    """Return the directory of a dataset of Minari's collection, downloaded if it is not here.
+    """Return the directory of a dataset of Minari's collection, and download it if necessary.
 
     Args:
         dataset_id: Such as ``mujoco/halfcheetah/medium-v0``.
-        key: What names it, for errors.
+        key: Name of the key or argument, for errors.
 
     Raises:
         ConfigError: It is not here and cannot be downloaded.

@@ -1,4 +1,4 @@
-"""What a dataset contains: as a table, as a picture and as JSON."""
+"""Summaries of datasets: as a table, as a picture and as JSON."""
 
 from __future__ import annotations
 

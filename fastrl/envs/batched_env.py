@@ -1,4 +1,4 @@
-"""The one interface that env workers step: n environments at once, writing into given views."""
+"""The interface of environments for env workers: n at once, which write into given views."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class StepViews:
         terminated: ``[n]`` bool: the episode reached a terminal state.
         truncated: ``[n]`` bool: the episode was truncated, by a time limit for instance.
         final_observation: Per observation leaf ``[n, *shape]``: the last observation of an
-            episode that ended in this step; rows of other environments are left alone.
+            episode that ended in this step; rows of other environments do not change.
         episode_info: ``[n, len(spec.episode_info)]`` float32: the values of an episode that
-            ended in this step; rows of other environments are left alone. None where the
-            specification names none, or the caller does not want them.
-        extras: By name ``[n, *shape]``: what `EnvSpec.extras` declares, all of it written in every
+            ended in this step; rows of other environments do not change. None where the
+            specification names none, or the caller does not need them.
+        extras: By name ``[n, *shape]``: the fields of `EnvSpec.extras`, all written in every
             step. A name is missing where nothing reads it, as in an evaluation.
     """
 

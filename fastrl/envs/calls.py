@@ -1,4 +1,4 @@
-"""Calls of methods and values of attributes that a run gives to all of its environments."""
+"""Calls of methods and values of attributes that a run applies to all of its environments."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class DeviceEnv(ABC):
     and NumPy. They are copied before the next call, so the same memory may be written again.
 
     Attributes:
-        spec: What one environment observes and accepts. Actions are one array.
+        spec: Spaces and fields of one environment. Actions are one array.
         num_envs: n.
         device: Where its arrays are.
     """
@@ -111,7 +111,7 @@ class DeviceEnv(ABC):
 
 
 class DeviceState(NamedTuple):
-    """What rollouts keep of a `DeviceEnv`, which has its state itself.
+    """The state of a rollout over a `DeviceEnv`, which keeps its own state.
 
     Attributes:
         time: ``[n]`` int32: steps since the episode began.
@@ -124,7 +124,7 @@ class DeviceProgram:
     """A `DeviceEnv` with the methods by which rollouts step a `TensorEnv`, and with checks.
 
     Attributes:
-        spec: What one environment observes and accepts.
+        spec: Spaces and fields of one environment.
 
     Args:
         env: The environments.
@@ -227,7 +227,7 @@ class DeviceBatch:
 
     Attributes:
         env: The environments.
-        spec: What each of them observes and accepts.
+        spec: Spaces and fields of each of them.
         num_envs: n.
 
     Args:

@@ -71,7 +71,7 @@ for _family in own_families():
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Builds environments of one kind; travels to workers by cloudpickle.
+    """Builds environments of one kind; cloudpickle sends it to workers.
 
     Attributes:
         id: What to build; see this module's docstring.
@@ -171,7 +171,7 @@ class EnvFactory:
 
     def _not_on_device(self, env: object) -> EnvError:
         return EnvError(
-            f"env.id: '{self.name}' gave a {type(env).__name__}; sampler.kind: device needs a "
+            f"env.id: '{self.name}' returned a {type(env).__name__}; sampler.kind: device needs a "
             "fastrl.envs.DeviceEnv or a tensor environment, such as CartPole-v1"
         )
 
@@ -191,7 +191,7 @@ class EnvFactory:
                 env = masked(env, self._source(env))
                 return PreviousActionReward(env) if self.previous_action_reward else env
         env.close()
-        raise EnvError(f"'{self.name}' is a vector environment; it has no single one")
+        raise EnvError(f"'{self.name}' is a vector environment; it has no single environments")
 
     def batched(self, num_envs: int, begun: NDArray[np.int64] | None = None) -> BatchedEnv:
         """Build ``num_envs`` environments that are stepped together.
@@ -380,7 +380,7 @@ class EnvFactory:
                 raise self._not_on_device(env)
         if not (isinstance(env, gymnasium.Env | VectorEnv) or _is_batched(env)):
             raise EnvError(
-                f"'{self.name}' gave a {type(env).__name__}; expected a gymnasium or gym "
+                f"'{self.name}' returned a {type(env).__name__}; expected a gymnasium or gym "
                 "environment, a gymnasium.vector.VectorEnv, a BatchedEnv or a DeviceEnv"
             )
         return env
@@ -478,7 +478,8 @@ def _check_arguments(factory: EnvFactory) -> None:
     """Reject arguments of the wrong kind before anything is built with them."""
     if not isinstance(factory.id, str | GymnasiumSpec) and not callable(factory.id):
         raise EnvError(
-            "an environment is an id such as 'CartPole-v1' or a factory, got " + brief(factory.id)
+            "an environment must be an id such as 'CartPole-v1' or a factory, got "
+            + brief(factory.id)
         )
     for name, (kind, wanted) in _WANTED.items():
         value = getattr(factory, name)
@@ -488,7 +489,7 @@ def _check_arguments(factory: EnvFactory) -> None:
         if isinstance(wrapper, Mapping):
             check_call(wrapper, "env.wrappers")
         elif not isinstance(wrapper, str) and not callable(wrapper):
-            raise EnvError(f"env.wrappers: a wrapper is called, got {brief(wrapper)}")
+            raise EnvError(f"env.wrappers: a wrapper must be callable, got {brief(wrapper)}")
     if not all(isinstance(name, str) for name in (*factory.kwargs, *factory.episode_info)):
         raise EnvError("env.kwargs and env.episode_info: names must be text")
     if factory.max_episode_steps is not None:

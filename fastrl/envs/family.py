@@ -30,7 +30,7 @@ Vector = VectorEnv[Any, Any, Any]
 
 
 class Family:
-    """Environments that are built in one way.
+    """All environments whose ids have a common prefix.
 
     A subclass has a prefix and `build`, and overrides the rest where it differs. Instances travel
     to workers by cloudpickle and are loaded with `fastrl.envs`, so they import the implementation

@@ -161,7 +161,7 @@ class GymLoop(StepLoop):
     """Steps gymnasium environments behind `BatchedEnv`.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
     """
 
@@ -178,7 +178,7 @@ class GymLoop(StepLoop):
 
         Args:
             envs: Environments with the spaces of ``spec``, which nothing else may step.
-            spec: What each of them observes and accepts.
+            spec: Spaces and fields of each of them.
             time_limits: See `StepLoop`.
             action_bounds: How actions are kept inside a bounded ``Box``.
             begun: ``[1]`` int64, to which `reset` adds 1 for each environment that it has reset.

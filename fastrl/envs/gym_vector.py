@@ -59,7 +59,7 @@ class GymVector:
     """Steps a vector environment.
 
     Attributes:
-        spec: What each sub-environment observes and accepts.
+        spec: Spaces and fields of each sub-environment.
         num_envs: Number of sub-environments, n.
     """
 
@@ -75,7 +75,7 @@ class GymVector:
 
         Args:
             env: The vector environment.
-            spec: What each of its sub-environments observes and accepts.
+            spec: Spaces and fields of each of its sub-environments.
             action_bounds: How actions are kept inside a bounded ``Box``.
             rebuild: Builds the vector environment again from one seed per sub-environment, for
                 those that are seeded only at construction, such as EnvPool's.
@@ -288,7 +288,7 @@ class GymVector:
         found = infos.get("final_obs", infos.get("final_observation"))
         if found is None:
             raise EnvError(
-                f"'{self.spec.id}' is in autoreset mode SameStep and gave no infos['final_obs']"
+                f"'{self.spec.id}' is in autoreset mode SameStep and returned no infos['final_obs']"
             )
         if isinstance(found, np.ndarray) and found.dtype == object:
             for index in np.flatnonzero(ended).tolist():
@@ -476,12 +476,12 @@ def check_wrapper(wrapper: Any, env: Any, name: str) -> None:
     if issubclass(wrapper, gymnasium.Wrapper) and isinstance(env, VectorEnv):
         raise EnvError(
             f"env.wrappers: {wrapper.__name__} wraps single environments and '{name}' is a vector "
-            "environment; take a wrapper of gymnasium.wrappers.vector, or single environments"
+            "environment; use a wrapper of gymnasium.wrappers.vector, or single environments"
         )
     if issubclass(wrapper, VectorWrapper) and not isinstance(env, VectorEnv):
         raise EnvError(
             f"env.wrappers: {wrapper.__name__} wraps vector environments and '{name}' is not one; "
-            "take a wrapper of gymnasium.wrappers, or a vector environment"
+            "use a wrapper of gymnasium.wrappers, or a vector environment"
         )
 
 

@@ -26,7 +26,7 @@ def attribute(path: str, key: str) -> Any:
 
     Args:
         path: Import path; the name may be dotted.
-        key: Where the user wrote it, such as ``env.wrappers``.
+        key: Key of the configuration, such as ``env.wrappers``.
 
     Raises:
         EnvError: The path is malformed, the module cannot be imported or lacks the name, or the
@@ -50,7 +50,7 @@ def callee(named: Any, key: str) -> Any:
     Args:
         named: An import path, a mapping of ``path`` and of its keyword arguments ``kwargs``, or
             the callable itself.
-        key: Where the user wrote it, such as ``env.wrappers``.
+        key: Key of the configuration, such as ``env.wrappers``.
 
     Raises:
         EnvError: See `attribute`; or it does not take a keyword argument.

@@ -1,4 +1,4 @@
-"""Keeps MuJoCo from reading the clock some twenty times per step.
+"""Stops MuJoCo from reading the clock some twenty times per step.
 
 Its Python bindings install a timer that fills ``mjData.timer``, which is rarely read: on a
 virtual machine it takes 10 to 16 % of a step of HalfCheetah.

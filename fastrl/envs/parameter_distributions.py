@@ -75,7 +75,7 @@ def distribution(specification: object, where: str) -> Distribution:
 
     Args:
         specification: See this module's docstring.
-        where: Where the user wrote it, such as ``env.randomize.length``.
+        where: Key of the configuration, such as ``env.randomize.length``.
 
     Raises:
         EnvError: It is unknown, or its numbers do not fit.

@@ -103,7 +103,7 @@ class BatchWithPrevious:
     It has no state of its own: all it adds is in the observations.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
 
     Args:

@@ -83,7 +83,7 @@ class SpareLoop(GymLoop):
     Calls (`make_call`) reach spare environments, too, and their episodes begin anew after it.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments that are stepped, n.
     """
 
@@ -101,7 +101,7 @@ class SpareLoop(GymLoop):
 
         Args:
             envs: See `GymLoop`; those after the first ``num_envs`` are spare ones.
-            spec: What each of them observes and accepts.
+            spec: Spaces and fields of each of them.
             num_envs: How many are stepped.
             time_limits: Steps after which episodes of each are truncated; None for no limit.
             action_bounds: See `GymLoop`.

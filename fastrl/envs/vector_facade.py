@@ -1,4 +1,4 @@
-"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of what vector environments are given.
+"""Any `BatchedEnv` behind gymnasium's interfaces, and checks of vector environments' arguments.
 
 In autoreset mode SAME_STEP ``infos`` holds ``final_obs`` and the mask ``_final_obs``, as that of
 `gymnasium.vector.SyncVectorEnv` does.
@@ -226,7 +226,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
         if (given and begin is None) or not (self._resets_some or chosen.all()):
-            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
+            raise EnvError(f"'{self.batched.spec.id}' has no reset options, got {[*options]}")  # type: ignore[misc]
         self._latest = rows
         with begin(given) if begin is not None else nullcontext():
             if chosen.all():
@@ -534,7 +534,7 @@ def checked_mask(
             f"options['reset_mask'] must have the shape ({num_envs},), got {mask.shape}"
         )
     if not mask.any():
-        raise ArgumentError("options['reset_mask'] names no environment")
+        raise ArgumentError("options['reset_mask'] selects no environment")
     if not was_reset and not mask.all():
         raise ArgumentError("reset all environments before some of them")
     return mask

@@ -1,4 +1,4 @@
-"""The contract of algorithms: what they are given of a rollout, and what they return."""
+"""The contract of algorithms: their inputs from a rollout, and their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Moved = Callable[[Iterable[Tensor]], list[Tensor]]
 
 
 class Loss(NamedTuple):
-    """What `Algorithm.loss` returns.
+    """The result of `Algorithm.loss`.
 
     Attributes:
         total: ``[]``: what the gradient steps minimise; differentiable.
@@ -44,7 +44,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an algorithm computes once per rollout.
+    """The result of `Algorithm.prepare`.
 
     Attributes:
         fields: ``[T, B, *]`` by name: constants for the loss, added to the rollout's fields or in
@@ -104,7 +104,7 @@ class Algorithm(ABC, Generic[SectionT]):
         section_type: Class of the section, a subclass of `LearnerConfig`: its keys are those of
             ``algorithm`` in the files.
         needs: Names of the outputs that a policy must have, such as ``value``.
-        schedules: Names of the section's numbers that have a schedule, and of the keys that hold
+        schedules: Names of the section's numbers with a schedule, and of the keys that contain
             it. Their values in an update are in ``Minibatch.scheduled``, and reported.
         last_epoch_metrics: Names of metrics that are means over the last epoch instead of over all
             minibatches: how far an update has moved the policy.
@@ -142,7 +142,7 @@ class Algorithm(ABC, Generic[SectionT]):
         Args:
             config: The whole run.
             env_spec: Spaces of the environment.
-            device: Where gradients are computed.
+            device: Device of the gradients.
             ranks: Those that learn together, on each of which this is called.
         """
 
@@ -156,7 +156,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
         Args:
             experience: The rollout, with the rewards of the environment.
-            policy: What is learnt.
+            policy: The policy that learns.
             scheduled: See `Minibatch.scheduled`.
         """
         return Prepared()
@@ -192,7 +192,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
         Args:
             minibatch: The rows; ``minibatch["advantage"]`` is a field ``[n, *]``.
-            policy: What is learnt. Its ``evaluate`` returns float32, also with ``bf16``.
+            policy: The policy that learns. Its ``evaluate`` returns float32, also with ``bf16``.
         """
 
     def bounds(self) -> Mapping[str, float]:
@@ -228,7 +228,7 @@ class Algorithm(ABC, Generic[SectionT]):
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout as an algorithm prepares it; all tensors are where the rollout is.
+    """The input of `Algorithm.prepare`: a rollout, with all tensors on its device.
 
     ``experience["reward"]`` is a field by its name.
 
@@ -238,7 +238,7 @@ class Experience:
         fields: The rollout's other fields by name, ``[T, B, *]`` or ``[T+1, B, *]``; those that
             are nested like the observation, by ``name/leaf``. Rewards are scaled and normalised.
             ``action_mask`` is that of the observation, ``[T+1, B, choices] bool``, if it has one.
-        device: Where gradients are computed.
+        device: Device of the gradients.
     """
 
     observation: Mapping[str, Tensor]
@@ -253,7 +253,7 @@ class Experience:
         Args:
             rollout: By name: tensors, or nested like a space.
             env_spec: The environment.
-            device: Where gradients are computed.
+            device: Device of the gradients.
         """
         observed = flatten(env_spec.observation_space, rollout["observation"])
         observation, mask = env_spec.split_mask(
@@ -347,7 +347,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a policy with a memory needs to learn from K segments of L steps of each slot.
+    """The states and masks with which a policy learns from K segments of L steps of each slot.
 
     Attributes:
         state: ``[K+1, B, S] float32``: before each segment and after the last, with that of a new

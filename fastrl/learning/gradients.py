@@ -327,7 +327,7 @@ class Adam(Optimizer):
     """Kingma and Ba 2015 (https://arxiv.org/abs/1412.6980), algorithm 1, in one fused operation.
 
     Args:
-        parameters: What to change.
+        parameters: Parameters to change.
         eps: Added to the root of the second moment.
         betas: Decay per step of the first and the second moment.
         weight_decay: Makes it AdamW; see `Optimizer`.
@@ -383,7 +383,7 @@ class RMSprop(Optimizer):
     at 1, which makes the first steps small.
 
     Args:
-        parameters: What to change.
+        parameters: Parameters to change.
         eps: Added to the running square, inside the root.
         weight_decay: See `Optimizer`.
     """

@@ -43,7 +43,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Learner:
-    """Improves the parameters of a policy by rollouts, with any `Algorithm`.
+    """Updates the parameters of a policy from rollouts, with any `Algorithm`.
 
     Schedules are evaluated at the start of an update, so the first update has the full values and,
     where they are linear, the last one a little more than 0; see `Schedules`.

@@ -18,7 +18,7 @@ _EPSILON = 1e-8
 
 
 def normalize_advantage(advantage: Tensor) -> Tensor:
-    """Return advantages with mean 0 and standard deviation 1; a single one as it is.
+    """Return advantages with mean 0 and standard deviation 1; a single one is unchanged.
 
     The deviation is the unbiased one, and 1e-8 is added to it. Equal advantages become exactly 0.
     """

@@ -56,7 +56,7 @@ class Ranks:
 
     Attributes:
         rank: The number of this process; rank 0 leads: it alone writes the run's directory.
-        size: How many there are.
+        size: Number of ranks.
         died: The rank that is lost without a reason, such as one that was killed, or None.
 
     Args:
@@ -323,7 +323,7 @@ def ranks_at(
 
     Args:
         rank: 0 to size - 1.
-        size: How many ranks there are.
+        size: Number of ranks.
         master_address: Name or address of rank 0's machine.
         master_port: A free port there.
         local_rank: Number of this process on its machine, and of its GPU.
@@ -347,7 +347,7 @@ def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Rank
     """Return this process's place as rank 0; it starts the others.
 
     Args:
-        size: How many ranks there are, at least 2.
+        size: Number of ranks, at least 2.
         address: Of this machine, where the others reach it.
         start: Starts them; called with the port at which they find this process.
 

@@ -32,7 +32,7 @@ _FLAGS = frozenset({"ended", "terminated", "truncated"})
 def next_values(
     value: Tensor, final_value: Tensor, terminated: Tensor, truncated: Tensor
 ) -> Tensor:
-    """Return the value of what followed each step: what a return bootstraps from.
+    """Return the value of the state after each step, from which returns bootstrap.
 
     Args:
         value: ``[T+1, B] float32``: V(observation).

@@ -415,12 +415,12 @@ def build_model(
     action_bounds: ActionBounds = "clip",
     own_class: Any = None,
 ) -> PolicyModel:
-    """Build the policy that a configuration asks for.
+    """Build the policy of a configuration.
 
     Its initial weights do not depend on the number of torch's threads.
 
     Args:
-        env_spec: What the policy observes and does.
+        env_spec: Spaces and fields of the environment.
         config: The network; ``class_path`` names a custom class, which is then called with
             ``env_spec`` and ``config.kwargs``.
         action_bounds: See `ActionDistribution`; a custom class gets it only through its kwargs.

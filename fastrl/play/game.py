@@ -27,7 +27,7 @@ _BETWEEN_EPISODES_S = 0.5
 
 
 class Display(Protocol):
-    """Where a game is shown, and where the keys are."""
+    """The display of a game and the source of its keys."""
 
     def show(self, frame: Frame, text: str) -> None:
         """Show a picture ``[height, width, 3] uint8`` with a line of text."""
@@ -40,7 +40,7 @@ class Display(Protocol):
 
 
 class Player(Protocol):
-    """Who chooses the actions."""
+    """The source of actions."""
 
     def begin(self) -> None:
         """Begin an episode."""

@@ -1,4 +1,4 @@
-"""Which keys of a keyboard stand for which actions of an environment."""
+"""Mappings from keys of a keyboard to actions of an environment."""
 
 from __future__ import annotations
 

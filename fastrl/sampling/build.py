@@ -52,8 +52,8 @@ def env_factory(config: Config) -> EnvFactory:
     previous = config.model.previous_action_reward
     if previous and factory.must_be_on_device:
         raise ConfigError(
-            f"model.previous_action_reward: sampler.kind: device does not add them to what "
-            f"'{config.env.id}' observes; let it observe them itself"
+            f"model.previous_action_reward: not supported for '{config.env.id}' with "
+            "sampler.kind: device; let the environment add them to its observations"
         )
     return dataclasses.replace(
         factory, previous_action_reward=previous, spare_envs=config.sampler.spare_envs

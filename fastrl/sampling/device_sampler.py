@@ -72,7 +72,7 @@ class DeviceSampler(CountingSampler):
             instance("env", env, TensorEnv, "fastrl.envs.make_tensor makes one")
         if plan.topology.num_env_workers != 1:
             workers = plan.topology.num_env_workers
-            raise ConfigError(f"one device is one env worker, got num_env_workers = {workers}")
+            raise ConfigError(f"num_env_workers must be 1 on a device, got {workers}")
         self._device, self._schema = existing_device(plan.device(0)), plan.schema
         # It keeps its state itself.
         self._stateful = env if isinstance(env, DeviceEnv) else None
@@ -122,9 +122,9 @@ class DeviceSampler(CountingSampler):
     def set_state(self, state: State) -> None:
         """See `Sampler`."""
         if not isinstance(state, dict) or not isinstance(state.get("tensors"), list):
-            raise StateError("the state is that of another kind of sampler")
+            raise StateError("the state is of another kind of sampler")
         if ("env" in state) != (self._stateful is not None):
-            raise StateError("the state is that of another kind of environment")
+            raise StateError("the state is of another kind of environment")
         start = self._rollouts.start(self.topology.num_envs, self._generator(0))
         self._rollouts.at_state(start, state["tensors"])
         if self._stateful is not None:

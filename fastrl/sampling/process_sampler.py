@@ -40,7 +40,7 @@ class TableSampler(CountingSampler):
     """Allocates the shared memory of a plan and turns complete banks into rollouts.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
         state_dict: First parameters; by default those of a freshly built model.
         debug: Poison each bank before it is filled, and reject one with unwritten elements.
         check_numbers: Reject rollouts with a NaN or an infinity.
@@ -119,7 +119,7 @@ class TableSampler(CountingSampler):
         carried = self._carried(0)
         names = ("rollouts", "layout", "workers", "seeded", "episodes", *carried)
         if not isinstance(state, dict) or set(names) - state.keys():
-            raise StateError("the state is that of another kind of sampler")
+            raise StateError("the state is of another kind of sampler")
         if state["layout"] != self._layout:
             was, now = (_described(*each) for each in (state["layout"], self._layout))
             raise StateError(f"the state is of {was}; this run has {now}")
@@ -217,13 +217,13 @@ class ProcessSampler(TableSampler):
     """Samples in worker processes; see `Sampler` for the contract.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
         state_dict: First parameters; by default those of a freshly built model.
         asynchronous: Fill one bank while the learner uses the other, with parameters that may be
             one update old (see `Rollout.policy_version`). Otherwise the whole rollout is sampled
             with the newest parameters.
         deadlines: After how long a worker without progress has failed.
-        faults: How often failed workers are replaced; by default never.
+        faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
     """
@@ -339,9 +339,9 @@ class ProcessSampler(TableSampler):
 
     def _worker_states(self) -> list[bytes]:
         if self._asynchronous:
-            raise StateError("sampler.mode is async: a rollout is always under way")
+            raise StateError("sampler.mode is async: a rollout is always in progress")
         if self._permitted != self._next_rollout:
-            raise StateError("a rollout is under way")
+            raise StateError("a rollout is in progress")
         assert self._pool is not None
         self._context.handoff.resume()
         return self._pool.states(self._deadlines.stall_timeout_s)
@@ -380,7 +380,7 @@ class ProcessSampler(TableSampler):
         while busy := [name for name in names if not self._is_at_rest(name)]:
             now_s = time.monotonic()
             if now_s > until_s:
-                raise WorkerError(busy[0], f"{busy[0]} was not at rest within {timeout_s:g} s")
+                raise WorkerError(busy[0], f"{busy[0]} was still busy after {timeout_s:g} s")
             if now_s > checked_s + _SLICE_S:
                 self._pool.check()
                 checked_s = now_s

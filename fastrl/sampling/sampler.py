@@ -1,4 +1,4 @@
-"""The contract of samplers, their statistics, and what samplers of a plan share."""
+"""The contract of samplers, their statistics, and the base class of samplers of a plan."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sampler(Protocol):
     """Collects rollouts of T steps from B environments with the newest published policy.
 
     Attributes:
-        env_spec: What the environments observe and accept.
+        env_spec: Spaces and fields of the environments.
         topology: n, N, M and groups.
         rollout_length: T.
     """
@@ -110,7 +110,7 @@ class Sampler(Protocol):
 
     @abstractmethod
     def set_state(self, state: State) -> None:
-        """Continue from what another sampler's `get_state` returned; before the start.
+        """Continue from the state of another sampler's `get_state`; call it before the start.
 
         Raises:
             StateError: It belongs to another plan; nothing was changed.
@@ -133,7 +133,7 @@ class Sampler(Protocol):
 
     @abstractmethod
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Give the policy new parameters from the next rollout on; return their version.
+        """Set the policy's parameters from the next rollout on; return their version.
 
         Raises:
             FastrlError: The sampler draws random actions, or the parameters are another model's.
@@ -162,7 +162,7 @@ class BaseSampler(Sampler):
     """A sampler of a plan; see `Sampler` for the contract.
 
     Args:
-        plan: What to sample.
+        plan: The plan of sampling.
     """
 
     def __init__(self, plan: SamplingPlan) -> None:
@@ -185,8 +185,8 @@ class CountingSampler(BaseSampler):
     """Counts what a plan's workers do.
 
     Args:
-        plan: What to sample.
-        counters: What every worker did.
+        plan: The plan of sampling.
+        counters: Counters of all workers.
     """
 
     def __init__(self, plan: SamplingPlan, counters: CounterBoard) -> None:
@@ -232,7 +232,7 @@ class CountingSampler(BaseSampler):
     def _bad_number(self, bad: BadNumber, rollout: int) -> EnvError:
         """Return the error for a number that is not finite, or a mask without a valid action."""
         step, slot, *_ = bad.where
-        fault = "; the policy gave it, not the environment" if bad.stage is Stage.ACTED else ""
+        fault = "; the policy returned it, not the environment" if bad.stage is Stage.ACTED else ""
         return EnvError(
             f"{bad} at step {step} of rollout "
             f"{self._plan.first_rollout + rollout}, in env {int(self._indices[slot])} of "
@@ -274,7 +274,7 @@ def memory_of(pids: Mapping[str, int]) -> dict[str, Memory]:
 
 @dataclass(frozen=True, eq=False)
 class SamplerStats:
-    """The work of a sampler's workers until one moment, or between two.
+    """Counts and times of a sampler's workers, since the start or between two moments.
 
     The difference of two covers the time between them, and a sum combines several such windows;
     neither has details. All times are sums in nanoseconds.

@@ -52,7 +52,7 @@ class UnevenSampler(BaseSampler):
         state_dict: First parameters; by default those of a freshly built model.
         wait: Share of the env workers that a rollout waits for, above 0 and at most 1.
         deadlines: After how long a worker without progress has failed.
-        faults: How often failed workers are replaced; by default never.
+        faults: Replacements of failed workers; by default none.
         debug: Poison banks; see `TableSampler`.
         check_numbers: See `TableSampler`.
 
@@ -77,7 +77,7 @@ class UnevenSampler(BaseSampler):
             raise ConfigError(f"wait must be at most 1, got {wait:g}")
         topology = plan.topology
         if topology.num_model_workers:
-            raise ConfigError("sampler.wait: must be all with model workers, which serve in step")
+            raise ConfigError("sampler.wait: must be all with model workers")
         if topology.run_envs is not None:
             raise ConfigError("sampler.wait: must be all with several learners")
         super().__init__(plan)
@@ -172,7 +172,7 @@ class UnevenSampler(BaseSampler):
         """See `Sampler`."""
         self._check_open()
         if self._next_rollout:
-            raise StateError("sampler.mode is async: a rollout is always under way")
+            raise StateError("sampler.mode is async: a rollout is always in progress")
         return None
 
     def set_state(self, state: State) -> None:

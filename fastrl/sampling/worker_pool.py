@@ -1,4 +1,4 @@
-"""The pool of workers of a sampler: starts, watches and replaces them, and reports their faults."""
+"""The workers of a sampler: starts, watches and replaces them, and reports their faults."""
 
 from __future__ import annotations
 

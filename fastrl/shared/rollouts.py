@@ -91,7 +91,7 @@ class Rollout(FieldAccess):
             rollout begins. Only if the policy has a memory.
         final_observation: Nested like the space; leaves ``[T, B, *shape]``: the last observation
             of the episode that ended in a step; other rows hold arbitrary numbers. Only if the
-            algorithm asks for it.
+            algorithm requests it.
         episodes: The episodes that ended in this rollout.
         index: 0 for the first rollout of a sampler.
         slots: ``[B]`` int64: which slot of the run each column is. None: column b is slot b. Only

@@ -328,7 +328,7 @@ class Bank(FieldAccess):
 
 
 class Layout:
-    """Where the tensors of a rollout lie within the bytes of a bank.
+    """The places of a rollout's tensors within the bytes of a bank.
 
     Attributes:
         schema: As given.

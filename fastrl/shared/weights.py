@@ -52,7 +52,7 @@ def copy_parameters(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> N
 
 
 class WeightLayout:
-    """Where the tensors of a state dict lie within one vector of bytes.
+    """The places of a state dict's tensors within one vector of bytes.
 
     Attributes:
         num_bytes: Its size.

@@ -24,7 +24,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Order:
-    """What a node needs to run a trial.
+    """The arguments of a trial on a node.
 
     Attributes:
         arguments: Of ``fastrl``.

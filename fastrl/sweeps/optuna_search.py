@@ -69,7 +69,7 @@ class SearchSpace(Section):
     """The file of ``fastrl sweep --space``."""
 
     trials: Size = 20
-    """How many trials there are."""
+    """The number of trials."""
     sampler: str | NamedCall = "TPESampler"
     """A class of ``optuna.samplers``, or ``{path: …, kwargs: {…}}``."""
     pruner: str | NamedCall = "MedianPruner"
@@ -168,7 +168,7 @@ class OptunaSearch:
 
 
 class TrialPruning(Callback):
-    """Reports evaluations to a trial of Optuna, and ends training if it is to be pruned.
+    """Reports evaluations to a trial of Optuna, and ends training if the trial is pruned.
 
     For objectives of your own: ``fastrl.train(config, callbacks=[TrialPruning(trial)])``.
 

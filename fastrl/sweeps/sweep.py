@@ -57,7 +57,7 @@ class Sweep:
     from their last checkpoint.
 
     Attributes:
-        directory: Where everything is written.
+        directory: Directory of all files.
         interrupted: The signal that ended `run` early, or None.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a sweep runs: a configuration, and the values that its trials are given."""
+"""The plan of a sweep: a configuration, and the values of its trials."""
 
 from __future__ import annotations
 
@@ -56,13 +56,11 @@ class SweepPlan:
     def __post_init__(self) -> None:
         """Check the configuration of every trial that is known before."""
         if bool(self.grid) == (self.space is not None):
-            raise ConfigError(
-                "a sweep varies something: seeds and values (--seeds, --over), or a space (--space)"
-            )
+            raise ConfigError("a sweep needs values to vary: --seeds, --over or --space")
         keys = {*self.grid, *(self.space.space if self.space else ())}
         for key in keys:
             if key.partition(".")[0] in ("run_dir", "cluster"):
-                raise ConfigError(f"{key}: a sweep cannot vary it")
+                raise ConfigError(f"{key}: cannot be varied in a sweep")
         if self.base.run_dir is not None:
             raise ConfigError("run_dir: a sweep makes the directory of each trial; use --dir")
         for values in self.combinations():
@@ -177,7 +175,7 @@ def make_grid(seeds: str | None, over: Sequence[str]) -> dict[str, list[Any]]:
     grid = parse_over(over)
     if seeds is not None:
         if SEED in grid:
-            raise ConfigError("--seeds and --over seed=…: give one of them")
+            raise ConfigError("--seeds and --over seed=…: give only one of them")
         grid[SEED] = parse_seeds(seeds)
     number = 1
     for values in grid.values():

@@ -1,4 +1,4 @@
-"""How many environment steps per second are sampled, and how many the machine would allow."""
+"""Measurements of environment steps per second, and of the limit of the machine."""
 
 from fastrl.throughput.benchmark import Column, Report, run_throughput
 from fastrl.throughput.limits import Limit, LimitProbe

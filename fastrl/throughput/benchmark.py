@@ -43,7 +43,7 @@ class Column:
 
     Attributes:
         mode: ``sync`` or ``async``.
-        measurement: What was measured.
+        measurement: The measurement.
     """
 
     mode: str
@@ -61,7 +61,7 @@ class Report:
         policy: What chose the actions, ``random`` for none.
         device: Where the policy ran.
         mode: ``sync`` or ``async``.
-        measurement: What was measured.
+        measurement: The measurement.
         command: The command line that repeats it.
         columns: With training: the speed of the environments with random actions, that with the
             policy, which is ``measurement``, and that of training from end to end, by `COLUMNS`.
@@ -247,7 +247,7 @@ def run_throughput(
 
     Args:
         config: What to sample, and how; see `Config.for_throughput` for its defaults.
-        protocol: How long to measure.
+        protocol: Durations and repeats.
         with_limit: Measure the physical limit next to every window.
         random_actions: Sample without a policy.
         train: Measure the environments with random actions and training from end to end as well,
@@ -310,7 +310,7 @@ def run_throughput(
 
 @dataclass(frozen=True)
 class _Test:
-    """What the measurements of one test have in common."""
+    """The common parts of the measurements of one test."""
 
     protocol: Protocol
     live: LiveFps

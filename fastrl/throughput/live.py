@@ -20,7 +20,7 @@ class LiveFps:
     """Shows the latest frames per second inside a ``with`` block.
 
     Args:
-        console: Where to show it; nowhere if None.
+        console: Console that shows it, or None.
         interval_s: Time between plain lines where the console is not a terminal; two seconds
             by default.
     """

@@ -143,7 +143,7 @@ def run_throughput_meter(counters: CounterBoard, send: Connection, interval_s: f
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long to measure.
+    """Durations and repeats of a measurement.
 
     Attributes:
         seconds: Length of one window.
@@ -169,7 +169,7 @@ class Protocol:
 
 @dataclass
 class Measurement:
-    """What was measured, window by window.
+    """The windows of a measurement.
 
     Attributes:
         start_s: From starting the workers to their first transition.
@@ -222,7 +222,7 @@ class Measurement:
 
 
 class Training:
-    """A learner to be measured together with a sampler, in a run that does not end.
+    """A learner that is measured together with a sampler.
 
     Attributes:
         learner: Learns from each rollout.
@@ -255,7 +255,7 @@ def measure(
     Args:
         sampler: What to measure; one of worker processes in windows that end with any step, any
             other, and with training, in whole rollouts.
-        protocol: How long to measure.
+        protocol: Durations and repeats.
         probe: Measures the limit before every window, while the sampler is paused.
         live: Shows the speed.
         training: Learns from each rollout, with whose weights the sampler was made.
@@ -309,7 +309,7 @@ def _has_made(sampler: Sampler, steps: int) -> bool:
 
 @dataclass(frozen=True)
 class _Window:
-    """What happened in one window.
+    """Counts and times of one window.
 
     Attributes:
         spent: What the workers did.

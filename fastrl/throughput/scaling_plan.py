@@ -40,7 +40,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Workload:
-    """One machine's figures.
+    """Measured speeds of one machine.
 
     Attributes:
         steps_per_s: Environment steps that one machine samples per second, without a learner.
@@ -270,7 +270,7 @@ class ScalingPlan:
 def plan_scaling(
     config: Config, steps_per_s: float, most_nodes: int, network: Network
 ) -> ScalingPlan:
-    """Measure updates on this machine, and plan for up to some number of machines like it.
+    """Measure updates on this machine, and estimate the speed of several such machines.
 
     Args:
         config: The run.

@@ -40,7 +40,7 @@ class CallbackError(FastrlError):
 
 
 class RunContext:
-    """What callbacks read of a run, and how they change its course.
+    """The state of a run for callbacks, and methods that change the run.
 
     Attributes:
         config: The run's configuration.
@@ -129,7 +129,7 @@ class RunContext:
         """Call a method in every environment of every worker, before the next rollout begins.
 
         An environment that replaces another one, in this run or in a resumed one, gets the last
-        call of each method before its first reset. So one call must say everything.
+        call of each method before its first reset. So a call must set a whole state.
 
         Args:
             method: Its name.
@@ -225,7 +225,7 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; called before `on_start`."""
+        """Restore a state that `state_dict` returned; called before `on_start`."""
 
 
 class RunExtensions:

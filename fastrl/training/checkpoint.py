@@ -133,7 +133,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of a run: the last k, and the one that evaluated best.
+    """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
         directory: Where they are; made with the first one.
@@ -217,7 +217,7 @@ class CheckpointStore:
             CheckpointError: There is none.
         """
         if not isinstance(name, str):
-            raise CheckpointError(f"a checkpoint is given by its name, got {brief(name)}")
+            raise CheckpointError(f"a checkpoint must be a name, got {brief(name)}")
         names, best = self.names(), self.best()
         if not names:
             raise CheckpointError(f"there is no checkpoint in '{self._directory}'")

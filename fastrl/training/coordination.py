@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other: who they are, what they sampled, when they end."""
+"""Messages between the ranks of a run: their identity, what they sampled, and the end."""
 
 from __future__ import annotations
 

@@ -269,7 +269,9 @@ def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
     if section.expert_policy is not None:
         function = import_object(section.expert_policy, "algorithm.expert_policy")
         if not callable(function):
-            raise ConfigError(f"algorithm.expert_policy: '{section.expert_policy}' is no function")
+            raise ConfigError(
+                f"algorithm.expert_policy: '{section.expert_policy}' is not a function"
+            )
         return AsPlayed(FunctionPolicy(env_spec, function, bounds), env_spec, bounds, bounds)
     try:
         path, name = locate(section.expert or "")

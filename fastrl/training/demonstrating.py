@@ -33,7 +33,7 @@ _BUFFERED_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class RecordedDataset:
-    """A dataset that was recorded.
+    """The result of recording a dataset.
 
     Attributes:
         path: Its directory.
@@ -67,13 +67,13 @@ def record_dataset(
     Args:
         run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
         path: The dataset, a directory that does not exist yet.
-        episodes: How many.
+        episodes: Number of episodes.
         deterministic: Whether to take the most probable actions; by default as in the run's
             evaluations.
         seed: Of environments and actions; by default that of the run's evaluations.
         checkpoint: As for `evaluate_run`.
         trust: As for `evaluate_run`.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
 
     Raises:
         ConfigError: There is no such run, it would import code that this user has not trusted, the

@@ -34,10 +34,10 @@ RETURN_MEAN, INFO = "return_mean", "info/"
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What is played.
+    """Episodes, seeds and limits of an evaluation.
 
     Attributes:
-        episodes: How many.
+        episodes: Number of episodes.
         seed: From which the seed of every episode follows, and the randomness of the actions.
         deterministic: Whether to take the most probable action rather than a sample.
         max_steps: Environment steps of all episodes together after which the evaluation ends.
@@ -196,7 +196,7 @@ class EpisodePlayer:
 
         Args:
             model: The policy.
-            protocol: What is played.
+            protocol: Episodes, seeds and limits.
             watch: Called after every step with the number of episodes and of steps played.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Evaluation during training: the process that plays, which policy is next, and which was best."""
+"""Evaluation during training: its process, the next policy, and the best one."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What the evaluation process plays; sent to it by cloudpickle.
+    """The plan of the evaluation process; sent to it by cloudpickle.
 
     Attributes:
         env_spec: The spaces.
         build_env: Builds a `BatchedEnv` of that many environments.
         build_model: Builds the policy.
-        protocol: What is played.
+        protocol: Episodes, seeds and limits.
         record: Records an episode of the policy into a file, or None for no videos.
         videos: Directory of videos.
     """
@@ -116,7 +116,7 @@ class Evaluator:
 
         Args:
             state_dict: Parameters of the policy.
-            protocol: What is played.
+            protocol: Episodes, seeds and limits.
             watch: Called repeatedly with the number of episodes and of steps played.
         """
         if self._gives_way:

@@ -122,7 +122,7 @@ def pull_run(
 
 @dataclass(frozen=True)
 class _Shared:
-    """What is shared of a run: its directory, its configuration, and the name of a checkpoint."""
+    """A run to share: its directory, its configuration, and the name of a checkpoint."""
 
     directory: Path
     config: Config
@@ -333,6 +333,6 @@ def _copy_shared(folder: Path, place: Path) -> None:
 def _require_run(place: Path, repo: str | Path) -> None:
     """Reject a directory without a readable configuration and a whole checkpoint."""
     if not (place / "config.yaml").is_file():
-        raise ConfigError(f"'{repo}' has no run of fastrl: there is no config.yaml in it")
+        raise ConfigError(f"'{repo}' contains no run of fastrl: config.yaml is missing")
     read_config(place)
     CheckpointStore(place / "checkpoints").load("last")

@@ -271,7 +271,7 @@ class WeightsAndBiases:
         try:
             self._run = self._start(id=known, resume_from=f"{known}?_step={num_rows - 1}")
         except ConfigError as error:
-            _LOGGER.warning("%s; rows cannot be taken back there, a new run gets all rows", error)
+            _LOGGER.warning("%s; rows cannot be removed there, so a new run gets all rows", error)
             return False
         return True
 

@@ -30,7 +30,7 @@ class Progress:
     """Shows the latest metrics inside a ``with`` block.
 
     Args:
-        console: Where to; None for nowhere.
+        console: Console that shows it, or None.
         title: What is trained.
         total_steps: Steps of the whole run.
         every_s: Time between plain lines.

@@ -167,7 +167,7 @@ def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
         text = " ".join(str(error).split()) or type(error).__name__
         raise EnvError(f"'{name}' cannot be drawn here: {text[:200]} ({_hint(error)})") from error
     if frame.ndim != 3 or frame.shape[2] != 3:
-        raise EnvError(f"'{name}' cannot be drawn: render() gave no RGB image")
+        raise EnvError(f"'{name}' cannot be drawn: render() returned no RGB image")
     factor = -(-_SMALLEST_SIDE // min(frame.shape[:2]))
     return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
 

@@ -60,7 +60,7 @@ class TrainedRun:
     Attributes:
         path: Its directory.
         config: Its configuration, as it was used.
-        outcome: How the session ended.
+        outcome: Outcome of the session.
     """
 
     path: Path
@@ -97,7 +97,7 @@ def train(
     Args:
         config: The run.
         name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
         callbacks: Beside those of the configuration; not saved with the run.
         ranks: The processes that train together, all of which call this, and which are closed at
             the end; by default those that ``torchrun`` has started, else one on each node of a
@@ -174,7 +174,7 @@ def resume(
         overrides: Changes to its configuration, ``section.key=value`` each.
         checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
         trust: Whether code that the configuration of a run from elsewhere names may be imported.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
         callbacks: As for `train`: those that were given there must be given again.
         ranks: As for `train`; there may be more or fewer than before. Only rank 0 reads the
             directory, and its arguments count.
@@ -255,7 +255,7 @@ def _require_unfinished(path: Path, run: RunDirectory, steps: int, total: int) -
     if run.summary.exists():
         enough = total if steps < 2 * total else steps
         raise ConfigError(
-            f"'{path}' has trained its {steps} steps; to go on: "
+            f"'{path}' has trained its {steps} steps; to continue: "
             f"fastrl resume {path} total_steps={2 * enough}"
         )
 
@@ -318,7 +318,7 @@ def evaluate_run(
         checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
             there is one, else the last.
         trust: As for `resume`.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
 
     Raises:
         ConfigError: There is no such run, or it would import code that this user has not trusted.
@@ -397,7 +397,7 @@ def open_game(
 def load_policy(
     run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
 ) -> TrainedPolicy:
-    """Return a policy of a run, to act with.
+    """Return a trained policy of a run.
 
     Its environment is not built, unless an earlier version of fastrl wrote the run.
 
@@ -481,8 +481,8 @@ def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkp
     found = _load(store, checkpoint)
     if not found.state:
         raise CheckpointError(
-            f"checkpoint {found.name} holds the weights alone, as the run was shared; begin a new "
-            f"run with them: init_from={run.path}"
+            f"checkpoint {found.name} contains the weights alone, since the run was shared; begin "
+            f"a new run with them: init_from={run.path}"
         )
     return found
 

@@ -60,7 +60,7 @@ from fastrl.workers.supervisor import call_in_child
 
 @dataclass(frozen=True)
 class SessionOutcome:
-    """How a session ended.
+    """The outcome of a session.
 
     Attributes:
         steps: Environment steps that the run has learnt from, in all its sessions.
@@ -105,7 +105,7 @@ class TrainingSession:
     Args:
         config: The run, with nothing left to be resolved.
         start: Where to resume; None for the beginning.
-        console: Where to show progress; nowhere by default.
+        console: Console that shows the progress; none by default.
         trained_with: The configuration with which it was trained until now, if it was.
         callbacks: Beside those of the configuration.
         ranks: Those that train together. Rank 0 writes, evaluates and calls the callbacks; the

@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Alternates between a sampler and a learner until enough steps were learnt from.
+    """Alternates between a sampler and a learner for a number of environment steps.
 
     In synchronous mode the sampler waits for the weights of each update. In asynchronous mode it
     samples the next rollout during the update, so rollouts come from weights one update old.

@@ -1,4 +1,4 @@
-"""Which run directories may import code: those that this user has trained or trusted.
+"""Trust: only run directories that this user has trained or trusted may import code.
 
 A configuration names code, and loading a run imports it. A run that this user trained, or trusted
 once, has a signature: a keyed hash of all keys of its configuration that name code. The key

@@ -1,4 +1,4 @@
-"""Adds up what happens between two rows of metrics."""
+"""Sums and means of what happens between two rows of metrics."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class EpisodeInfo:
 
     @property
     def totals(self) -> dict[str, list[int]]:
-        """What a later session starts from."""
+        """The state from which a later session starts."""
         return {name: list(counts) for name, counts in self._totals.items()}
 
     def add(self, episodes: Episodes) -> None:

@@ -35,7 +35,7 @@ def tuned(config: Config, console: Console | None = None, *, fresh: bool = False
 
     Args:
         config: Returned as it is where ``sampler.tune_s`` is null.
-        console: Where to print the result; nowhere by default.
+        console: Console that shows the result; none by default.
         fresh: Discard earlier results.
 
     Raises:

@@ -57,7 +57,7 @@ _SCALES, _ENOUGH = (0.7, 1.0, 1.5, 2.2), 6  # length scales to fit, once there a
 
 @dataclass(frozen=True)
 class Settings:
-    """How to search.
+    """Settings of a search.
 
     Attributes:
         budget_s: Wall time of all trials, including those of an earlier search in the same study.
@@ -75,7 +75,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
         best: The fastest candidate; the default where none is faster.
@@ -176,7 +176,7 @@ class _Budget:
 
 
 class _Score(NamedTuple):
-    """What the race of a candidate has shown."""
+    """The result of measuring a candidate beside the best one."""
 
     log_speed: float = 0.0  # relative to the first incumbent, less `_burden`
     variance: float = 0.0  # of log_speed

@@ -17,7 +17,7 @@ _SIZES, _SIZES_ON_GPU = (64, 16, 256), (256, 64, 1024)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of everything that decides how fast a policy samples an environment.
+    """One set of the parameters that determine the speed of sampling.
 
     The attributes are keys of the section ``sampler``; several devices are joined by commas.
     """

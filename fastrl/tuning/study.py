@@ -141,7 +141,7 @@ def _failed(own: Trial, beside: Trial, seconds: float) -> Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What a completed search found.
+    """The result of a completed search.
 
     Attributes:
         enough_s: The largest budget for which it is final; None where more time changes nothing.

@@ -51,7 +51,7 @@ _INSTALLED = tuple(
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What to tune for, and how long.
+    """The objective and the budgets of a tuning.
 
     Attributes:
         objective: ``fps`` of sampling alone, or ``train_fps`` with the learner.
@@ -125,7 +125,8 @@ class Tuning(Closing):
             self.space = replace(_space(config, options, self._bench.plan), fits=fits)
             default = self.space.nearest(default)
             if not self.space.contains(default) and options.batch is not None:
-                raise ConfigError(f"--batch: no n and N make {options.batch[0]}:{options.batch[1]}")
+                low, high = options.batch
+                raise ConfigError(f"--batch: no product n · N is in {low}:{high}")
             settings = Settings(options.search_s, options.rounds, options.seed, limit_s)
             self._search = Search(
                 self.space, default, self._bench, settings, study=study, watch=watch

@@ -15,7 +15,7 @@ class Adapter:
     """A `FastVectorEnv` behind the interface of another library.
 
     Args:
-        envs: What `fastrl.make_vec` returned.
+        envs: Result of `fastrl.make_vec`.
         library: Its name, for messages.
         autoreset: The mode that the library expects.
 
@@ -29,7 +29,7 @@ class Adapter:
     def __init__(self, envs: FastVectorEnv, library: str, autoreset: AutoresetMode) -> None:
         if not isinstance(envs, FastVectorEnv):
             raise ArgumentError(
-                f"the adapter for {library} takes what fastrl.make_vec returns, "
+                f"the adapter for {library} takes the result of fastrl.make_vec, "
                 f"got {type(envs).__name__}"
             )
         if envs.autoreset_mode is not autoreset:

@@ -44,7 +44,7 @@ _WORTH = 0.97
 
 @dataclass(frozen=True)
 class StepCost:
-    """How long one environment takes.
+    """The times of one environment.
 
     Attributes:
         step_s: Seconds of a step, without resets.

@@ -46,7 +46,7 @@ class ConcurrentEnvs:
 
     Attributes:
         envs: The environments.
-        num_envs: How many.
+        num_envs: Number of environments.
         autoreset: When the next episode begins after the end of one.
         single_observation_space: Of one environment.
         single_action_space: Of one environment.

@@ -88,7 +88,7 @@ class Driver(ABC):
 
     Attributes:
         plan: What was built, and which worker steps which environments.
-        spec: What one environment observes and accepts.
+        spec: Spaces and fields of one environment.
         exchange: Where actions go and results come from.
         different_spaces: The observation space of every environment, empty where all are the same.
     """

@@ -104,8 +104,8 @@ def within_deadlines(
     thread.join(plan.close_timeout_s)
     if thread.is_alive() and outcome.exception() is None:
         _LOGGER.warning(
-            "env 0 of '%s' did not return from close() within %g s, and is left behind; raise "
-            "close_timeout_s if it needs to",
+            "env 0 of '%s' did not return from close() within %g s, and was abandoned; raise "
+            "close_timeout_s if it needs longer",
             plan.name,
             plan.close_timeout_s,
         )
@@ -361,7 +361,7 @@ def check_call(name: str, owner: str) -> None:
         ArgumentError: It is a method of an environment's life, or no name.
     """
     if not isinstance(name, str):
-        raise ArgumentError(f"a call is given by the name of a method, got {brief(name)}")
+        raise ArgumentError(f"call takes the name of a method, got {brief(name)}")
     if name in ("reset", "step", "close"):
         raise ArgumentError(f"call('{name}') is rejected; use {name}() of {owner}")
 

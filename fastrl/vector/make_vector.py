@@ -158,7 +158,7 @@ def make_vec(
     batch_error: Exception | None = None
     if chosen == "native" or twin or (alone and is_batch):
         if wrappers:
-            raise ArgumentError("native environments take no wrappers; take another backend")
+            raise ArgumentError("native environments take no wrappers; use another backend")
         try:
             native = _native(plan, recipe, mode, max_episode_steps, as_single=twin)
             return start(_shared(native, num_workers, start), "native")
@@ -279,13 +279,13 @@ def _native(
     """
     if not recipe.is_uniform:
         names = ", ".join(dict.fromkeys(one_line(each) for each in recipe.ids))
-        raise ArgumentError(f"native environments are all of one id, got {names}")
+        raise ArgumentError(f"native environments must have the same id, got {names}")
     given, common = str(recipe.ids[0]), recipe.common
     family = batch_family(recipe.ids[0])
     if family is None:
         hint = nearest(given, [f.prefix + short for f in own_families() for short in f.names()])
         raise ArgumentError(
-            f"there is no native '{one_line(recipe.ids[0])}'{hint}; take another backend"
+            f"there is no native '{one_line(recipe.ids[0])}'{hint}; use another backend"
         )
     name, known = str(family.batch_id(given)), family.autoreset_modes
     if as_single and max_episode_steps is None:

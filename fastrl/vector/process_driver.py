@@ -167,7 +167,7 @@ class Control(Shared):
 
 @dataclass
 class VectorContext:
-    """What a worker is given.
+    """The arguments of a worker.
 
     Attributes:
         by_value: The plan and its `InstanceSpec`, pickled by cloudpickle: they may hold functions
@@ -314,7 +314,7 @@ class ProcessDriver(Driver):
         if reason := why_not_sent(plan):
             raise ArgumentError(
                 f"'{plan.name}' cannot be sent to worker processes: {reason}; create what cannot "
-                "be pickled inside the factory, or take backend='serial' or 'threads'"
+                "be pickled inside the factory, or use backend='serial' or 'threads'"
             )
         self.spec = call_in_child(
             partial(probe, plan), plan.start_timeout_s, plan.close_timeout_s, CLOSE_KEY

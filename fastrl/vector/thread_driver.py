@@ -144,8 +144,8 @@ class ThreadDriver(Driver):
         for worker in self._workers:
             if not worker.has_closed(asked_s, timeout_s) and worker.close_begun_s is not None:
                 _LOGGER.warning(
-                    "%s of '%s' did not close an environment within %g s, and is left behind; "
-                    "raise close_timeout_s if it needs to",
+                    "%s of '%s' did not close an environment within %g s, and was abandoned; "
+                    "raise close_timeout_s if it needs longer",
                     worker.name,
                     self.plan.name,
                     timeout_s,

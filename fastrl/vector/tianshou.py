@@ -104,7 +104,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
             EnvFailure: An environment raised, died or overran the deadline.
         """
         if action is None:
-            raise ArgumentError("step: these environments all answer at once, so None is no action")
+            raise ArgumentError("step: None is not an action, since this adapter is synchronous")
         indices = self._chosen(id)
         actions = self._batched(action, len(indices))
         rows = indices

@@ -42,7 +42,7 @@ _VECTOR_KWARGS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which environments to build.
+    """The environments to build.
 
     Attributes:
         ids: One id, factory or specification for all environments, or one for each.
@@ -182,7 +182,7 @@ def _kwargs_of_each(env_kwargs: EnvKwargs | None, num_envs: int, seed: int) -> l
     drawn = []
     for index, kwargs in enumerate(each):
         if not isinstance(kwargs, Mapping):
-            raise ArgumentError(f"env_kwargs of env {index} is no mapping: {one_line(kwargs)}")
+            raise ArgumentError(f"env_kwargs of env {index} is not a mapping: {one_line(kwargs)}")
         rng = np.random.default_rng((seed, index))
         drawn.append({name: _drawn(name, value, rng) for name, value in kwargs.items()})
     return drawn

@@ -48,7 +48,7 @@ _METHOD = "fastrl: a method"
 
 
 class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
-    """Steps environments behind gymnasium's interface; see `fastrl.make_vec`.
+    """A vector environment of gymnasium over any backend; see `fastrl.make_vec`.
 
     Attributes:
         plan: What was built, and which worker steps which environments.
@@ -289,7 +289,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         under_way = int(self._in_flight.sum())
         count = under_way if batch_size is None else at_least_one("batch_size", batch_size)
         if count > under_way:
-            raise ArgumentError(f"batch_size: {under_way} environments are under way, got {count}")
+            raise ArgumentError(f"batch_size: {under_way} environments are pending, got {count}")
         with self._explaining("step"):
             ready = self._driver.receive(count, self._deadline(timeout))
         ids = np.array([index for index, _ in ready], np.int64)
@@ -380,7 +380,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Set an attribute of some environments; ``values`` are of all."""
         if self.plan.native is not None:
             raise ArgumentError(
-                "native environments take parameters through env_kwargs only; take another backend"
+                "native environments take parameters through env_kwargs only; use another backend"
             )
         self._apply("set_attr", partial(set_attribute, name=name), values, indices, name)
         self._results("set_attr", None)
@@ -406,7 +406,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             ArgumentError: There is not one argument per environment.
         """
         if self.plan.native is not None:
-            raise AttributeError("native environments exist as a batch only; take another backend")
+            raise AttributeError("native environments exist as a batch only; use another backend")
         given = self._spread(arguments, "arguments")
         self._apply("parallel", function, given, range(self.num_envs), "parallel")
         return self._results("parallel", None)
@@ -470,7 +470,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
                 "native environments step all together; use step, or another backend"
             )
         if not self._fits_rows:
-            raise ArgumentError(f"{name}: observations or actions are no arrays of fixed size")
+            raise ArgumentError(f"{name}: observations or actions are not arrays of fixed size")
 
     def _check_sendable(self, indices: NDArray[np.intp]) -> None:
         if not self._was_reset:
@@ -481,7 +481,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if indices.min() < 0 or indices.max() >= self.num_envs:
             raise ArgumentError(f"env_ids must be below {self.num_envs}, got {indices}")
         if len(np.unique(indices)) < len(indices) or self._in_flight[indices].any():
-            raise ArgumentError(f"env_ids: some are under way already, got {indices}")
+            raise ArgumentError(f"env_ids: some have a pending step already, got {indices}")
 
     def _dispatch(self, indices: NDArray[np.intp]) -> None:
         self._in_flight[indices] = True
@@ -541,7 +541,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if self.closed:
             self._begin(name, pending)
         if self._pending != pending:
-            raise NoAsyncCallError(f"`{name}`: nothing was begun that it could finish", name)
+            raise NoAsyncCallError(f"`{name}`: no call is pending", name)
 
     def _begin_call(
         self, name: str, indices: Sequence[int], args: Sequence[Any], kwargs: Mapping[str, Any]

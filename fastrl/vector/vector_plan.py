@@ -1,4 +1,4 @@
-"""What a vector environment consists of: plain data that backends and workers are given."""
+"""The plan of a vector environment: plain data for backends and workers."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class NativeBuild:
             known = [found]
         names = " and ".join(str(getattr(mode, "name", mode)) for mode in known)
         raise AutoresetError(
-            f"'{self.name}' knows only the autoreset mode{'s' * (len(known) > 1)} {names}, "
-            f"not {autoreset.name}; take another backend for that"
+            f"'{self.name}' supports only the autoreset mode{'s' * (len(known) > 1)} {names}, "
+            f"not {autoreset.name}; use another backend for that"
         )
 
     def _vector(self, envs: range, autoreset: AutoresetMode) -> Vector:
@@ -100,7 +100,7 @@ class NativeBuild:
 
 @dataclass(frozen=True)
 class InstanceSpec:
-    """What the first environment or batch says of itself; the others must agree.
+    """The properties of the first environment or batch; the others must have the same.
 
     Attributes:
         name: Its id.

@@ -1,4 +1,4 @@
-"""Servers of pages on this machine: who may ask, and how answers are sent."""
+"""Servers of local web pages: checks of access, and responses."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is, with the token if one is needed."""
+        """The address of the page, with the token if one is needed."""
         is_any = ipaddress.ip_address(self.server_name).is_unspecified
         name = socket.gethostname() if is_any else self.host
         host = f"[{name}]" if ":" in name else name

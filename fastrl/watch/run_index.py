@@ -1,4 +1,4 @@
-"""All runs that are watched, and what the page and the text show of them, as plain data."""
+"""All watched runs, and what the page and the text show, as plain data."""
 
 from __future__ import annotations
 

@@ -429,7 +429,7 @@ class EnvStepper:
             if row.dtype.kind == "f" and np.count_nonzero(np.isfinite(row)) < row.size:
                 index = tuple(np.argwhere(~np.isfinite(row))[0])
                 who = f"env {index[0]} of '{self._plan.env_spec.id}'"
-                raise EnvError(f"{who} gave the {name} {row[index]}")
+                raise EnvError(f"{who} returned the {name} {row[index]}")
         if self._mask is not None:
             valid = self._plan.env_spec.has_valid(views.observation[self._mask])
             if not valid.all():

@@ -184,10 +184,10 @@ class WorkerContext:
     """The plan and the shared memory of a run.
 
     Attributes:
-        plan: What to sample.
+        plan: The plan of sampling.
         table: The shared table.
         weights: Published parameters; None where actions are random.
-        counters: What every worker did.
+        counters: Counters of all workers.
         handoff: Signals and counts.
         check_numbers: Run the finite check on each part of a rollout, see `Handoff.not_finite`.
     """

@@ -1,4 +1,4 @@
-"""Starts processes for the supervisor, and runs in each of them around its work."""
+"""Starts processes for the supervisor, and contains the code around the work of each."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def pipe(*, duplex: bool = False) -> tuple[Connection, Connection]:
     try:
         receive, send = _context().Pipe(duplex=duplex)
     except OSError as error:
-        raise FastrlError(f"no pipe to a worker can be made: {_reason(error)}") from error
+        raise FastrlError(f"a pipe to a worker cannot be created: {_reason(error)}") from error
     return receive, send
 
 
@@ -134,7 +134,7 @@ def start_process(
     """
     if multiprocessing.current_process().daemon:
         raise FastrlError(
-            f"{name} cannot be started: this process is daemonic, and such may start no others"
+            f"{name} cannot be started: this process is daemonic and cannot start others"
         )
     try:
         return _start(name, (name, _Work(target, args), *settings))
@@ -156,7 +156,7 @@ def _start(name: str, args: tuple[Any, ...]) -> Process:
             _raise_if_the_server_failed()
             # It was killed, so the next attempt starts another one.
             if not attempts_left:
-                raise ConnectionError(errno.ECONNREFUSED, "the fork server is gone") from error
+                raise ConnectionError(errno.ECONNREFUSED, "the fork server has ended") from error
         else:
             return process
     raise AssertionError

@@ -315,7 +315,7 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                 if closes is not None and now:
                     _LOGGER.warning(
                         "%s did not close an environment within %g s, and was ended with all that "
-                        "it had started; raise %s if it needs to",
+                        "it had started; raise %s if it needs longer",
                         name,
                         limit_s,
                         closes.key,

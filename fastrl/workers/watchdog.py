@@ -17,7 +17,7 @@ _MAX_CHECK_S = 1.0
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long workers may make no progress before they are killed.
+    """Seconds without progress after which workers are killed.
 
     Time counts only while a worker is busy, not while it waits for another one.
 
@@ -134,12 +134,12 @@ class Watchdog:
         if name not in self._ready:
             limit_s = deadlines.start_timeout_s
             message = f"{name} was not ready within {limit_s:g} s"
-            return limit_s, f"{message}; raise sampler.start_timeout_s if it needs to"
+            return limit_s, f"{message}; raise sampler.start_timeout_s if it needs longer"
         if is_env_worker:
             resetting = int(self._counters.row(name)[Counter.RESETTING])
             limit_s, key = deadlines.of_env_worker(resetting)
             message = f"{name} made no env step within {limit_s:g} s"
-            return limit_s, f"{message}; raise {key} if it needs to"
+            return limit_s, f"{message}; raise {key} if it needs longer"
         limit_s = deadlines.stall_timeout_s
         return limit_s, f"{name} made no inference within {limit_s:g} s"
 

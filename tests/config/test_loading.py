@@ -238,7 +238,7 @@ def test_files_that_refine_each_other_are_refused(write):
     write("c.yaml", "base: b.yaml\n")
     path = write("a.yaml", "base: b.yaml\n")
     assert _refusal(path) == (
-        f"{path.with_name('c.yaml')}: base: files refine each other: b.yaml -> c.yaml -> b.yaml"
+        f"{path.with_name('c.yaml')}: base: files refer to each other: b.yaml -> c.yaml -> b.yaml"
     )
 
 
@@ -271,7 +271,7 @@ def test_overrides_must_be_a_list_of_texts(overrides):
 
 @pytest.mark.parametrize("path", [3, {"env": {"id": "A"}}, Config(env={"id": "A"})])
 def test_file_is_given_by_its_path(path):
-    assert _refusal(path).startswith("a configuration is given by the path of its file, got ")
+    assert _refusal(path).startswith("load_config takes the path of a file, got ")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "sampler..groups=1", ""])

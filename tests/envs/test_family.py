@@ -131,7 +131,7 @@ def test_vector_interface_comes_with_the_batch():
     np.testing.assert_array_equal(seen[:, 0], [2, 0, 2, 0])
     envs.close()
     with pytest.raises(
-        ArgumentError, match="'line:x' knows only the autoreset mode NEXT_STEP, not"
+        ArgumentError, match="'line:x' supports only the autoreset mode NEXT_STEP, not"
     ):
         fastrl.make_vec("line:x", 2, backend="native")
     envs = fastrl.make_vec("count:vector", 2, backend="serial")

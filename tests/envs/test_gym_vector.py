@@ -184,7 +184,7 @@ def test_envs_that_all_end_at_once_are_stepped_on():
 
 def test_same_step_without_final_observations_is_refused():
     env = Vector(AutoresetMode.SAME_STEP)
-    with pytest.raises(EnvError, match="gave no infos\\['final_obs'\\]"):
+    with pytest.raises(EnvError, match="returned no infos\\['final_obs'\\]"):
         steps(GymVector(env, spec_of(env)))
 
 

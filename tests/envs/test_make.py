@@ -276,7 +276,7 @@ def test_crafter_has_several_names(name):
         ("no_such_module:make", "env.id: .* 'no_such_module' cannot be imported"),
         ("vector:Pendulum-v1", "has no vector environment of its own"),
         ("vector:CartPole-v7", "did you mean 'CartPole-v1'"),
-        (f"{HERE}:make_nothing", "gave a int; expected a gymnasium or gym environment"),
+        (f"{HERE}:make_nothing", "returned a int; expected a gymnasium or gym environment"),
     ],
 )
 def test_wrong_id_is_refused_in_one_line(name, message):
@@ -287,7 +287,7 @@ def test_wrong_id_is_refused_in_one_line(name, message):
 
 @pytest.mark.parametrize("wrong", [None, 3, ["CartPole-v1"], {"id": "CartPole-v1"}])
 def test_what_is_no_id_is_refused(wrong):
-    with pytest.raises(EnvError, match=r"^an environment is an id such as 'CartPole-v1' or a fact"):
+    with pytest.raises(EnvError, match=r"^an environment must be an id such as .CartPole-v1."):
         EnvFactory(wrong)
 
 

@@ -288,7 +288,7 @@ def test_vector_environments_of_old_gym_are_refused_in_one_line():
     def make():
         return gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
 
-    with pytest.raises(EnvError, match="gave a SyncVectorEnv; expected a gymnasium or gym env"):
+    with pytest.raises(EnvError, match="returned a SyncVectorEnv; expected a gymnasium or gym env"):
         EnvFactory(make).probe()
 
 

@@ -113,7 +113,7 @@ def test_error_after_an_action_that_is_not_finite_blames_the_policy():
 
 
 def test_bad_numbers_of_a_rollout_are_traced_to_the_action_that_came_first():
-    told = r"^action is inf at step 0 of rollout 0, in env 0 of .*; the policy gave it, not the env"
+    told = r"^action is inf at step 0 of rollout 0, in env 0 of .*; the policy returned it"
     with pytest.raises(EnvError, match=told), SerialSampler(boundless(raises=False)) as sampler:
         sampler.collect()
 

@@ -220,7 +220,7 @@ class Flat(Remembering):
         (Shrinking, r"with the state \[2, 3\], but returned a state \[2, 1\]$"),
         (
             Diverging,
-            r"^policy_state is nan at step (3|4) of rollout 0, in env \d .* policy gave it",
+            r"^policy_state is nan at step (3|4) of rollout 0, in env \d .* policy returned it",
         ),
         (Doubles, r"Doubles.initial_state\(2\) must return \[2, size\] float32, got float64$"),
         (Flat, r"Flat.initial_state\(2\) must return \[2, size\] float32, got \[3\]$"),

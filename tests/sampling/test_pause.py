@@ -148,7 +148,7 @@ def test_a_worker_that_does_not_come_to_rest_is_reported():
     with ProcessSampler(plan, weights(1), asynchronous=True) as sampler:
         while not sampler.counters.row("env-worker-0")[Counter.INFERENCE_NS]:
             time.sleep(0.001)
-        with pytest.raises(WorkerError, match=r"env-worker-0 was not at rest within 0\.1 s"):
+        with pytest.raises(WorkerError, match=r"env-worker-0 was still busy after 0\.1 s"):
             sampler.pause(0.1)
         with pytest.raises(FastrlError, match="closed"):
             sampler.collect()

@@ -206,7 +206,7 @@ def test_pause_calls_and_states():
             before = sampler.stats().env_steps
             time.sleep(0.05)
             assert np.array_equal(sampler.stats().env_steps, before)
-        with pytest.raises(StateError, match="always under way"):
+        with pytest.raises(StateError, match="always in progress"):
             sampler.get_state()
         with pytest.raises(StateError, match="cannot continue"):
             sampler.set_state({})

@@ -88,14 +88,14 @@ def test_every_combination_is_a_trial_and_the_first_seed_comes_first():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "a sweep varies something"),
+        ([], "a sweep needs values to vary"),
         (["--seeds", "3:3"], "--seeds must be first:end, such as 0:5"),
         (["--over", "algorithm.gamma"], "--over must be key=value,value"),
         (["--over", "algorithm.gamma=2,3"], "algorithm.gamma: must be a number"),
         (["--over", "algorithm.gama=0.9"], "did you mean algorithm.gamma?"),
-        (["--over", "seed=1", "--seeds", "1"], "--seeds and --over seed=…: give one of them"),
+        (["--over", "seed=1", "--seeds", "1"], "--seeds and --over seed=…: give only one of them"),
         (["--seeds", "0:2", "run_dir=here"], "run_dir: a sweep makes the directory"),
-        (["--over", "cluster.nodes=1,2"], "cluster.nodes: a sweep cannot vary it"),
+        (["--over", "cluster.nodes=1,2"], "cluster.nodes: cannot be varied in a sweep"),
         (["--seeds", "0:2", "env.id=NoSuch-v0"], "NoSuch"),
     ],
 )
@@ -322,5 +322,5 @@ def test_spaces_and_grids_exclude_each_other(tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "space.yaml").write_text("space: {algorithm.gamma: {low: 0.1, high: 0.9}}")
     space = load_space(tmp_path / "space.yaml")
-    with pytest.raises(ConfigError, match="a sweep varies something"):
+    with pytest.raises(ConfigError, match="a sweep needs values to vary"):
         SweepPlan(None, ["env.id=CartPole-v1"], {"seed": [1]}, space)

@@ -180,4 +180,4 @@ def test_asynchronous_runs_begin_anew(tmp_path):
     asynchronous = sampler("processes", mode="async", lock_step=False)
     train(small_run(path, env=env, sampler=asynchronous, total_steps=256))
     said, _ = resumed(path)
-    assert "begin new episodes: sampler.mode is async: a rollout is always under way" in said
+    assert "begin new episodes: sampler.mode is async: a rollout is always in progress" in said

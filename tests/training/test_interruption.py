@@ -100,7 +100,7 @@ def test_signal_saves_and_ends(start, endless, number, code, whole_group):
     (os.killpg if whole_group else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"to go on: fastrl resume {path}" in err
+    assert f"to continue: fastrl resume {path}" in err
     assert "Traceback" not in err
     assert f"{last_steps(path):,} steps in" in out
     assert last_steps(path) > 0

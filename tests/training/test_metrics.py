@@ -207,7 +207,7 @@ def test_wandb_that_cannot_rewind_gets_a_new_run_with_all_rows(tmp_path, wandb, 
     first, second = wandb.runs.values()
     assert [row["steps"] for row in first] == [row["steps"] for row in second]
     assert second == [named(row) for row in read_rows(path / "metrics.jsonl")]
-    assert "UsageError: rewinding is not enabled; rows cannot be taken back" in caplog.text
+    assert "UsageError: rewinding is not enabled; rows cannot be removed there" in caplog.text
 
 
 @pytest.mark.parametrize("steps", [0, 192])

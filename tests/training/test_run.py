@@ -369,7 +369,7 @@ def test_checkpoint_of_something_else_is_one_line(finished, tmp_path):
 
 
 def test_run_that_is_at_its_end_says_how_many_steps_it_takes_to_go_on(finished):
-    told = r"has trained its 512 steps; to go on: fastrl resume .* total_steps="
+    told = r"has trained its 512 steps; to continue: fastrl resume .* total_steps="
     for changes, enough in (((), 1024), (("total_steps=300",), 600), (("total_steps=8",), 1024)):
         with pytest.raises(ConfigError, match=f"{told}{enough}$"):
             resume(finished.path, changes)

@@ -175,7 +175,7 @@ def test_options_that_are_none_leave_the_environments_as_they_are():
     envs.step(np.array([0, 1]))
 
 
-TAKEN = "the adapter for Stable-Baselines3 takes what fastrl.make_vec returns, got {}"
+TAKEN = "the adapter for Stable-Baselines3 takes the result of fastrl.make_vec, got {}"
 
 
 def test_sb3_adapter_takes_vector_environments_of_fastrl_only():

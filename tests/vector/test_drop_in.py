@@ -173,5 +173,5 @@ def test_batch_that_knows_only_one_autoreset_mode_has_it_by_default(name, mode):
         assert envs.backend == "native"
         assert envs.autoreset_mode is envs.metadata["autoreset_mode"] is mode
     if mode is AutoresetMode.SAME_STEP:
-        with pytest.raises(fastrl.vector.ArgumentError, match="knows only the autoreset mode SAME"):
+        with pytest.raises(fastrl.vector.ArgumentError, match="only the autoreset mode SAME"):
             fastrl.make_vec(name, 2, backend="native", autoreset="next_step")

@@ -327,7 +327,7 @@ def test_tensors_of_torch_go_in_and_come_out():
         ({"reset_mask": [True, False, True]}, TypeError, "array of bool"),
         ({"reset_mask": np.array([1, 0, 1])}, TypeError, "array of bool"),
         ({"reset_mask": np.array([True])}, ValueError, r"shape \(3,\)"),
-        ({"reset_mask": np.zeros(3, bool)}, ValueError, "names no environment"),
+        ({"reset_mask": np.zeros(3, bool)}, ValueError, "selects no environment"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(telling, options, error, message):

@@ -95,7 +95,7 @@ def test_mistakes_are_refused_before_anything_is_stepped(backend):
         envs.send(np.zeros(3, int))
     envs.reset(seed=0)
     for ids, actions, message in (
-        ([0, 0], [1, 1], "under way already"),
+        ([0, 0], [1, 1], "pending step already"),
         ([0, 3], [1, 1], "must be below 3"),
         ([0, -1], [1, 1], "must be below 3"),
         ([0.5], [1], "whole numbers"),
@@ -105,9 +105,9 @@ def test_mistakes_are_refused_before_anything_is_stepped(backend):
         with pytest.raises(ArgumentError, match=message):
             envs.send(np.array(actions), ids)
     envs.send(np.array([1]), [1])
-    with pytest.raises(ArgumentError, match="under way already"):
+    with pytest.raises(ArgumentError, match="pending step already"):
         envs.send(np.array([1, 1]), [0, 1])
-    with pytest.raises(ArgumentError, match="1 environments are under way, got 2"):
+    with pytest.raises(ArgumentError, match="1 environments are pending, got 2"):
         envs.recv(2)
     envs.recv(1)
     assert envs.get_attr("count") == (0, 1, 0)
@@ -116,10 +116,10 @@ def test_mistakes_are_refused_before_anything_is_stepped(backend):
 
 def test_spaces_without_arrays_of_fixed_size_are_refused():
     envs = fastrl.make_vec(WordyEnv, 2, backend="serial")
-    with pytest.raises(ArgumentError, match="no arrays of fixed size"):
+    with pytest.raises(ArgumentError, match="not arrays of fixed size"):
         envs.async_reset()
     envs.reset()
-    with pytest.raises(ArgumentError, match="no arrays of fixed size"):
+    with pytest.raises(ArgumentError, match="not arrays of fixed size"):
         envs.send(("a", "b"))
     assert envs.step(("a", "b"))[0] == ("a", "b")
 

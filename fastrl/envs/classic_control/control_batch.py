@@ -45,7 +45,7 @@ _GREATEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Options:
-    """How environments differ from gymnasium's.
+    """Options in which environments differ from gymnasium's.
 
     Attributes:
         params: Parameters by name: a number, or one for each environment, ``[n]``.
@@ -73,7 +73,7 @@ class ClassicControlBatch:
     What an environment does depends on its own seed and actions alone; see `new_streams`.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         randomized: Names of the parameters that are drawn anew for every episode.
         started: Whether there are episodes to step.
@@ -502,7 +502,7 @@ def reset_parameters(
     for key, value in options.items():
         if key not in known:
             hint = nearest(str(key), known) or f"; it knows {' and '.join(known)}"
-            raise EnvError(f"'{name}' knows no reset option '{key}'{hint}")
+            raise EnvError(f"'{name}' has no reset option '{key}'{hint}")
         if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(float(value)):
             raise EnvError(f"reset option '{key}' must be a number, got {brief(value)}")
         if key in _PENDULUM and value < 0:

@@ -38,7 +38,7 @@ def _spec(full: EnvSpec, columns: Sequence[int]) -> EnvSpec:
 
 
 class _NoVelocity(TensorEnv[Any, Any]):
-    """What the tasks share; the full task is the second base class.
+    """Common base of the tasks; the full task is the second base class.
 
     Attributes:
         positions: The columns of the full task's observation that are left.

@@ -101,7 +101,7 @@ class CrafterOptions:
 
 
 class CrafterBatch:
-    """Steps n Crafter worlds (Hafner, 2021) whose every observation is the original's.
+    """n Crafter worlds (Hafner, 2021) with the observations of the original.
 
     With the same seed and actions, pixels, rewards, inventories, achievements, positions and ends
     equal those of ``crafter.Env``, except that the original keeps creatures in sets, whose order
@@ -109,7 +109,7 @@ class CrafterBatch:
     they came to their chunk.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         exact: Rewards may be of any floating dtype; see `BatchedEnv`.
     """

@@ -20,7 +20,7 @@ _SKELETON_RELOAD = 4
 
 
 class Species(NamedTuple):
-    """How one kind of creature appears and disappears; distances are steps from the player."""
+    """Rules by which one kind of creature appears and disappears; distances are in steps."""
 
     kind: int
     health: int  # at its beginning

@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo robots, and any of your own, stepped n at a time by compiled code.
+"""Gymnasium's MuJoCo robots and custom ones, n in a batch, stepped by compiled code.
 
 They are ``fastrl/HalfCheetah-v5`` and so on, for `fastrl.envs.EnvFactory` and for gymnasium.
 A class is a factory too: ``fastrl.envs.mujoco:HalfCheetahV5``.

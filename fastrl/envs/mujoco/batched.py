@@ -56,7 +56,7 @@ Terms = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Parameters:
-    """Keyword arguments of an environment: none; subclass it to add some."""
+    """Base class of the keyword arguments of an environment; it has none."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class MujocoBatchedEnv(ABC):
     and must treat them alike.
 
     Attributes:
-        spec: What each environment observes and accepts.
+        spec: Spaces and fields of each environment.
         num_envs: Number of environments, n.
         physics: The simulations.
         params: The keyword arguments, an instance of `Params`.

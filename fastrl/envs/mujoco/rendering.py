@@ -46,7 +46,7 @@ _FLAGS = int(mujoco.mjtVisFlag.mjNVISFLAG)
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a picture is taken.
+    """Size and camera of a picture.
 
     Attributes:
         width: Of the picture, in pixels.

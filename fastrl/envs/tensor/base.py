@@ -54,7 +54,7 @@ class TensorEnv(ABC, Generic[S, P]):
     (`observe`); this class adds auto-reset and the time limit.
 
     Attributes:
-        spec: What one environment observes and accepts.
+        spec: Spaces and fields of one environment.
         state_type: The class of its states.
         params_type: The class of its parameters.
         defaults: Their values in gymnasium's environment, by field of ``params_type``.

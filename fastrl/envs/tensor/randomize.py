@@ -107,7 +107,7 @@ def exposed(spec: EnvSpec, count: int) -> EnvSpec:
         EnvError: There are none.
     """
     if count == 0:
-        raise EnvError("there are no parameters to expose where env.randomize is empty")
+        raise EnvError("there are no parameters to expose, since env.randomize is empty")
     params = spaces.Box(-np.inf, np.inf, (count,))
     both = spaces.Dict({"observation": spec.observation_space, "params": params})
     return replace(spec, observation_space=both)

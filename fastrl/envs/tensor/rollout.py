@@ -63,7 +63,7 @@ class TensorRollout(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The begin of a rollout: first observations, states, and returns of the episodes so far.
+    """The start of a rollout: first observations, states, and returns of the episodes so far.
 
     Attributes:
         observation: By leaf ``[n, *shape]``.
@@ -91,7 +91,7 @@ class Noise(NamedTuple):
 
 
 class Rollouts(Generic[S, P]):
-    """Makes rollouts of one environment and one policy, each from where the last one stopped.
+    """Consecutive rollouts of one environment and one policy.
 
     Those of a `DeviceEnv` can begin nowhere else, as it keeps its state itself.
     """
@@ -329,7 +329,7 @@ def rollout(
     num_envs: int,
     generator: torch.Generator | None = None,
 ) -> TensorRollout:
-    """Return T steps of n environments that begin their episodes here.
+    """Reset n environments and return T steps of each.
 
     For rollouts that continue the last one, compiled or with other parameters, see
     `Rollouts`.

@@ -103,7 +103,7 @@ def configured(config: EnvConfig, device: torch.device) -> tuple[TensorEnv[Any, 
     _found(config)
     if config.wrappers:
         raise EnvError(
-            f"env.wrappers: '{config.id}' is a tensor environment, which wrappers do not fit"
+            f"env.wrappers: '{config.id}' is a tensor environment, which takes no wrappers"
         )
     env, params = make_tensor(config.id, device=device)
     given = dict(config.kwargs)
