@@ -133,7 +133,7 @@ def _sampling(env_id: str, root: Path, seconds: float) -> float:
         file = Path(folder, "found.json")
         shape = ["-n", f"{num_envs}", "-M", "0", f"sampler.rollout_length={length}"]
         window = [f"--seconds={seconds}", "--repeats=1", f"--json={file}"]
-        _fastrl(root, "throughput", env_id, *shape, *window, *_SMALL)
+        _fastrl(root, "throughput", f"env.id={env_id}", *shape, *window, *_SMALL)
         return float(json.loads(file.read_text(encoding="utf-8"))["fps_median"])
 
 
@@ -162,7 +162,7 @@ def _start(root: Path, seconds: float) -> float:
     began_s = time.perf_counter()
     shape = ["-n", "2", "-N", "8", "-M", "0", "sampler.rollout_length=8"]
     window = ["--seconds=0.1", "--repeats=1", "--warm-up=0"]
-    _fastrl(root, "throughput", "CartPole-v1", *shape, *window)
+    _fastrl(root, "throughput", "env.id=CartPole-v1", *shape, *window)
     return 1 / (time.perf_counter() - began_s)
 
 

@@ -36,7 +36,8 @@ Env = gymnasium.Env[Any, Any]
 class StepLoop(ABC):
     """Steps gymnasium environments one after the other, in this thread.
 
-    `GymLoop` and `fastrl.vector.groups.EnvGroup` define what follows the end of an episode.
+    `GymLoop` and `fastrl.vector.groups.EnvGroup` define what follows the end of an episode, and set
+    ``_writer``.
 
     Args:
         envs: Environments, which nothing else may step.
@@ -52,6 +53,8 @@ class StepLoop(ABC):
         EnvError: An environment has other spaces, or is in use already; names it by index.
         SpaceError: A space is unsupported.
     """
+
+    _writer: ObservationWriter
 
     def __init__(
         self,
@@ -76,18 +79,12 @@ class StepLoop(ABC):
         # Environments whose episode is done and whose next one has not begun.
         self._over: set[int] = set()
 
-    def _step_all(
-        self,
-        actions: Sequence[Any],
-        views: StepViews,
-        write: Callable[[list[Any]], None],
-    ) -> list[Any]:
+    def _step_all(self, actions: Sequence[Any], views: StepViews) -> list[Any]:
         """Step every environment once; return their infos.
 
         Args:
             actions: One for each.
-            views: Where rewards and flags are written.
-            write: Writes the observations.
+            views: Where observations, rewards and flags are written.
         """
         # After a step of a simulator the caches hold little of what follows, so that each call of a
         # Python function costs a microsecond or two: hence few of them.
@@ -118,7 +115,7 @@ class StepLoop(ABC):
                 ended[index] = ended.get(index, _FLAGS)[0], True
         for index, flags in ended.items():
             self._end(index, flags, observations, infos, views)
-        write(observations)
+        self._write(observations, views)
         self._write_rewards(rewards, views.reward)
         return infos
 
@@ -135,6 +132,9 @@ class StepLoop(ABC):
         views: StepViews,
     ) -> None:
         """End an episode: set its flags, and begin the next one or remember to."""
+
+    def _write(self, observations: list[Any], views: StepViews) -> None:
+        self._writer.write_all(observations, views.observation)
 
     def _next_step(self, index: int) -> Callable[[Any], Any]:
         """Return what steps an environment; one of `_over` is reset or rejected instead."""
@@ -219,8 +219,7 @@ class GymLoop(StepLoop):
         Raises:
             EnvError: An environment raised or broke its contract; names it by index.
         """
-        write = self._writer.into(views.observation)
-        self._step_all(self._split(views.action), views, write)
+        self._step_all(self._split(views.action), views)
 
     def get_state(self) -> State:
         """Return the states of all environments, their wrappers and their time limits.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import MutableSequence, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -16,6 +15,22 @@ from fastrl.errors import EnvError
 from fastrl.spaces import at_path, flattener, leaves
 
 _MISFITS = (TypeError, ValueError, KeyError, IndexError)
+
+
+class _Cast(NamedTuple):
+    """How values of a leaf become those of rows.
+
+    Attributes:
+        limit: Dtype that integers must fit.
+        casting: What NumPy may do without a check.
+        is_bits: Whether integers become bool.
+        is_wider: Whether rows hold more than ``limit``.
+    """
+
+    limit: np.dtype[Any]
+    casting: Any
+    is_bits: bool
+    is_wider: bool
 
 
 class ObservationWriter:
@@ -45,37 +60,30 @@ class ObservationWriter:
         self._dtypes = [np.dtype(leaf.dtype) for _, leaf in self._leaves]
         self._nested = isinstance(space, spaces.Dict | spaces.Tuple)
         self._flat = flattener(space)
+        self._casts: dict[tuple[int, np.dtype[Any]], _Cast] = {}
 
-    def into(self, rows: Rows) -> Callable[[Sequence[Any]], None]:
-        """Return a function that writes one observation per environment.
-
-        Checks of the rows, which stay the same, are made once. The function raises `EnvError` for
-        an observation that does not fit, with the environment's index.
+    def write_all(self, observations: Sequence[Any], rows: Rows) -> None:
+        """Write one observation per environment.
 
         Args:
+            observations: n observations of the space.
             rows: Per leaf ``[n, *shape]``, written; numbers are cast to the rows' dtype, which
                 integers must fit.
+
+        Raises:
+            EnvError: An observation does not fit; names the environment's index.
         """
-        column_writers = [
-            _column_writer(array, self._limit(number, array.dtype), self._dtypes[number])
-            for number, array in enumerate(rows)
-        ]
-        write_column = column_writers[0]
-
-        def write(observations: Sequence[Any]) -> None:
-            try:
-                if not self._nested:
-                    write_column(observations)
-                    return
-                columns = zip(*map(self._flat, observations), strict=True)
-                for write_leaf, column in zip(column_writers, columns, strict=True):
-                    write_leaf(column)
-            except _MISFITS:
-                # One at a time finds the environment at fault; lists are accepted.
-                for index, observation in enumerate(observations):
-                    self.write_one(index, observation, rows)
-
-        return write
+        try:
+            if not self._nested:
+                self._write_column(0, observations, rows[0])
+                return
+            columns = zip(*map(self._flat, observations), strict=True)
+            for number, (column, array) in enumerate(zip(columns, rows, strict=True)):
+                self._write_column(number, column, array)
+        except _MISFITS:
+            # One at a time finds the environment at fault; lists are accepted.
+            for index, observation in enumerate(observations):
+                self.write_one(index, observation, rows)
 
     def write_one(self, index: int, observation: Any, rows: Rows) -> None:
         """Write the observation of environment ``index`` into row ``index``.
@@ -136,6 +144,45 @@ class ObservationWriter:
             raise self._misfit(index, problem, value, number)
         return found
 
+    def _write_column(self, number: int, values: Sequence[Any], array: NDArray[Any]) -> None:
+        """Write one value of a leaf per environment; raise one of `_MISFITS` if one may not fit."""
+        dtype = array.dtype
+        cast = self._casts.get((number, dtype)) or self._cast(number, dtype)
+        if array.ndim == 1 or not array.flags.c_contiguous:
+            _copy_rows(array, cast, values)
+            return
+        # One call for all rows costs half as much as one per row. It would accept wrong heights
+        # whose sum is right, hence the set.
+        if set(map(len, values)) != {array.shape[1]}:
+            raise ValueError
+        flat = array.reshape(-1, *array.shape[2:])
+        if cast.is_bits:
+            _copy_fitting(flat, cast.limit, np.concatenate(values))
+            return
+        is_other = cast.is_wider and {getattr(each, "dtype", None) for each in values} != {
+            cast.limit
+        }
+        if not is_other:
+            try:
+                np.concatenate(values, out=flat, casting=cast.casting)
+                return
+            except TypeError:
+                pass
+        _copy_fitting(array, cast.limit, np.asarray(values))
+
+    def _cast(self, number: int, dtype: np.dtype[Any]) -> _Cast:
+        """Return how a leaf is written into rows of a dtype, and keep it."""
+        limit = self._limit(number, dtype)
+        found = self._casts[number, dtype] = _Cast(
+            limit=limit,
+            # Floats may be rounded. Integers of a wider dtype are checked before they are cast.
+            casting="same_kind" if dtype.kind == "f" else "safe",
+            # Masks of int8 become bool, which `concatenate` rejects.
+            is_bits=dtype.kind == "b" != self._dtypes[number].kind,
+            is_wider=dtype != limit,
+        )
+        return found
+
     def _limit(self, number: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Return the dtype that integers of a leaf must fit: its own, if rows hold all of that."""
         own = self._dtypes[number]
@@ -179,60 +226,17 @@ def number_of(reward: Any, index: int) -> float:
         ) from None
 
 
-def _column_writer(
-    array: NDArray[Any], limit: np.dtype[Any], own: np.dtype[Any]
-) -> Callable[[Sequence[Any]], None]:
-    """Return what writes one value per environment into ``array [n, *shape]``.
-
-    Args:
-        array: Rows that stay the same.
-        limit: Dtype that integers must fit.
-        own: Dtype of the space.
-    """
-    # Floats may be rounded. Integers of a wider dtype are checked before they are cast.
-    casting: Any = "same_kind" if array.dtype.kind == "f" else "safe"
-    if array.ndim == 1 or not array.flags.c_contiguous:
-        return partial(_copy_rows, array, limit, casting)
-    height = array.shape[1]
-    flat = array.reshape(-1, *array.shape[2:])
-    # Masks of int8 become bool, which `concatenate` refuses.
-    is_bits, is_wider = array.dtype.kind == "b" != own.kind, array.dtype != limit
-
-    def write(values: Sequence[Any]) -> None:
-        # One call for all rows costs half as much as one per row. It would accept wrong heights
-        # whose sum is right, hence the set.
-        if set(map(len, values)) != {height}:
-            raise ValueError
-        if is_bits:
-            _copy_fitting(flat, limit, np.concatenate(values))
-            return
-        if is_wider and {getattr(each, "dtype", None) for each in values} != {limit}:
-            _copy_fitting(array, limit, np.asarray(values))
-            return
-        try:
-            np.concatenate(values, out=flat, casting=casting)
-        except TypeError:
-            _copy_fitting(array, limit, np.asarray(values))
-
-    return write
-
-
-def _copy_rows(
-    array: NDArray[Any],
-    limit: np.dtype[Any],
-    casting: Any,
-    values: Sequence[Any],
-) -> None:
+def _copy_rows(array: NDArray[Any], cast: _Cast, values: Sequence[Any]) -> None:
     if array.ndim > 1:
         raise ValueError
     found = np.asarray(values)
-    if array.dtype != limit and found.dtype != limit:
-        _copy_fitting(array, limit, found)
-        return
-    try:
-        np.copyto(array, found, casting=casting)
-    except TypeError:
-        _copy_fitting(array, limit, found)
+    if not cast.is_wider or found.dtype == cast.limit:
+        try:
+            np.copyto(array, found, casting=cast.casting)
+            return
+        except TypeError:
+            pass
+    _copy_fitting(array, cast.limit, found)
 
 
 def _copy_fitting(array: NDArray[Any], limit: np.dtype[Any], found: NDArray[Any]) -> None:

@@ -214,22 +214,16 @@ class SpareLoop(GymLoop):
                 if spare.failure() is None:
                     spare.begin(None)
 
-    def _step_all(
-        self,
-        actions: Sequence[Any],
-        views: StepViews,
-        write: Callable[[list[Any]], None],
-    ) -> list[Any]:
+    def _step_all(self, actions: Sequence[Any], views: StepViews) -> list[Any]:
         self._renew()
+        return super()._step_all(actions, views)
 
-        def replace_and_write(observations: list[Any]) -> None:
-            # Only now that all whose episodes have ended are being reset, side by side.
-            for index in self._ended:
-                observations[index] = self._replace(index)
-            self._ended.clear()
-            write(observations)
-
-        return super()._step_all(actions, views, replace_and_write)
+    def _write(self, observations: list[Any], views: StepViews) -> None:
+        # Only now that all whose episodes have ended are being reset, side by side.
+        for index in self._ended:
+            observations[index] = self._replace(index)
+        self._ended.clear()
+        super()._write(observations, views)
 
     def _reset_env(
         self, index: int, seed: int | None, reset: Callable[..., Any] | None = None

@@ -187,12 +187,11 @@ class EnvGroup(StepLoop):
         self._views = [bank.part(slice(envs.start, envs.stop)) for bank in exchange.banks]
         kind = ObservationWriter if exchange.fits_rows else _ObjectWriter
         self._writer: Any = kind(spec.observation_space, envs.start, at)
-        self._write_all = [self._writer.into(views.observation) for views in self._views]
         self._split = splitter(spec.action_space, self._views[0].action)
 
     def step(self, bank: int) -> Columns:
         """Step every environment once; return their infos."""
-        infos = self._step_all(self._split(), self._views[bank], self._write_all[bank])
+        infos = self._step_all(self._split(), self._views[bank])
         if set(map(type, infos)) != _DICTS:
             for index, info in zip(self._indices, infos, strict=True):
                 self._at[0] = index
@@ -347,12 +346,9 @@ class _ObjectWriter:
 
     def __init__(self, *_: object) -> None: ...
 
-    def into(self, rows: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
-        def write(observations: Sequence[Any]) -> None:
-            for index, observation in enumerate(observations):
-                rows[0][index] = observation
-
-        return write
+    def write_all(self, observations: Sequence[Any], rows: Sequence[Any]) -> None:
+        for index, observation in enumerate(observations):
+            rows[0][index] = observation
 
     def write_one(self, index: int, observation: Any, rows: Sequence[Any]) -> None:
         rows[0][index] = observation

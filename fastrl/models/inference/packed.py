@@ -99,7 +99,8 @@ def _require_equal(encoder: ImageEncoder) -> None:
     images = torch.rand(2, *encoder.shape, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     found = PackedLayers(*encoder.layers)(images)
-    torch.testing.assert_close(found, encoder.layers(images), rtol=1e-3, atol=1e-4)
+    if not torch.allclose(found, encoder.layers(images), rtol=1e-3, atol=1e-4):
+        raise ValueError("packed layers compute something else")
 
 
 def _convolve(

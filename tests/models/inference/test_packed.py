@@ -1,5 +1,9 @@
 """Packed conv nets equal PyTorch's, follow new parameters, and are left where they cannot run."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from fastrl.models import ActorCritic, EagerEngine, build_engine
 from fastrl.models.inference import engines, packed
 from fastrl.spec import EnvSpec
 
+ROOT = Path(__file__).parents[3]
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 CASES = {
     "channels last": (spaces.Box(0, 255, (40, 36, 3), np.uint8), {}),
@@ -122,3 +127,14 @@ def test_all_engines_but_the_eager_one_pack(name, calls, monkeypatch):
     )
     values(engine, images(model))
     assert seen == [torch.bfloat16 if name == "bfloat16" else torch.float32] * calls
+
+
+def test_packing_does_not_import_the_test_tools_of_torch():
+    # They bring sympy: 38 MiB and half a second in every worker.
+    program = (
+        "import sys; from tests.models.inference.test_packed import model_for; "
+        "from fastrl.models import build_engine; "
+        "assert build_engine(model_for('small')).name == 'packed'; "
+        "assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
