@@ -226,7 +226,7 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
         if (given and begin is None) or not (self._resets_some or chosen.all()):
-            raise EnvError(f"'{self.batched.spec.id}' has no reset options, got {[*options]}")  # type: ignore[misc]
+            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
         self._latest = rows
         with begin(given) if begin is not None else nullcontext():
             if chosen.all():
