@@ -135,7 +135,7 @@ def throughput(
         overrides.append("cluster=null")
         resolved = configured = load_config(path, overrides)
         if network is None:
-            from fastrl.cluster.link import link_bytes_per_s
+            from fastrl.cluster.connection import link_bytes_per_s
 
             links = Network(link_bytes_per_s(cluster.address), is_measured=True)
     if mode is None and resolved.sampler.kind == "process":

@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster: the only module that calls Ray."""
+"""The connection to a Ray cluster: the only module that calls Ray; and how fast its links are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import logging
 import os
 import signal
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastrl.closing import Closing
 from fastrl.errors import ConfigError, FastrlError, WorkerError, one_line
@@ -20,6 +24,8 @@ from fastrl.system import usable_cores
 _LOGGER = logging.getLogger(__name__)
 _REACHED_S = 10.0
 """How long the head of a cluster may take to accept a connection."""
+_LINK_BYTES, _LINK_ROUNDS, _LINK_S = 2**25, 4, 60.0
+"""What is sent to measure a link, how often, and how long it may take."""
 
 
 class NodeLostError(FastrlError):
@@ -230,3 +236,43 @@ def _reason(error: BaseException) -> str:
         if name in names:
             return reason
     return f"{names[0]}: {one_line(text, 200)}" if text else names[0]
+
+
+class _Source:
+    """Sends bytes from the node that it is on."""
+
+    def send(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return so many bytes, through the object store of Ray."""
+        return np.ones(num_bytes, np.uint8)
+
+
+def link_bytes_per_s(address: str) -> float:
+    """Return how fast rollouts travel from another node to this one: the fastest of some rounds.
+
+    Args:
+        address: Of the cluster, see `fastrl.config.models.ClusterConfig`.
+
+    Raises:
+        ConfigError: The cluster cannot be joined, or has no other node.
+        WorkerError: The other node does not answer.
+    """
+    with Connection(address) as connection:
+        others = [node for node in connection.nodes() if not node.is_own]
+        if not others:
+            raise ConfigError(
+                f"cluster.address: '{address}' has no second machine, so there is no link to "
+                "measure; name its speed by --network"
+            )
+        actor = connection.start(others[0], _Source, 1)
+        try:
+            # The first round starts the actor.
+            spent_s = []
+            for _ in range(1 + _LINK_ROUNDS):
+                began_s = time.perf_counter()
+                connection.get(actor.send.remote(_LINK_BYTES), _LINK_S)
+                spent_s.append(time.perf_counter() - began_s)
+        except NodeLostError as error:
+            raise WorkerError("cluster", f"{others[0].host}: {error}") from error
+        finally:
+            connection.kill(actor)
+    return _LINK_BYTES / min(spent_s[1:])

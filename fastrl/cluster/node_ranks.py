@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ import cloudpickle
 from fastrl.closing import Closing
 from fastrl.cluster.connection import Connection, Node, NodeLostError
 from fastrl.cluster.node_sampler import packages, require_packages, unpickled
-from fastrl.cluster.peer import Answering
+from fastrl.cluster.peer import Answering, Peer
 from fastrl.config import Config
-from fastrl.errors import WorkerError
+from fastrl.errors import FastrlError, WorkerError
 from fastrl.learning.ranks import Ranks, leading_ranks, ranks_at
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class RankActor(Answering):
     def __init__(self) -> None:
         self._follow: Follow | None = None
 
-    def prepare(self, wanted: dict[str, str], content: bytes) -> None:
+    def open(self, wanted: dict[str, str], content: bytes) -> None:
         """Import what the run needs.
 
         Args:
@@ -47,7 +48,7 @@ class RankActor(Answering):
 
     def run(self, rank: int, size: int, address: str, port: int) -> None:
         """Follow rank 0 to the end of the run; see `fastrl.learning.ranks.ranks_at`."""
-        assert self._follow is not None, "the driver prepares it first"
+        assert self._follow is not None, "the driver opens it first"
         self._follow(ranks=ranks_at(rank, size, address, port))
 
 
@@ -81,20 +82,17 @@ class NodeRanks(Closing):
             WorkerError: A node does not answer.
         """
         nodes = self._nodes()
-        actors = [self._connection.start(node, RankActor, node.cores) for node in nodes]
+        peers = [Peer(self._connection, node, RankActor, node.cores) for node in nodes]
         try:
-            self._prepare(nodes, actors, follow)
+            self._open(peers, follow)
             if not nodes:
                 yield Ranks()
                 return
-            runs: list[Any] = []
 
             def start(port: int) -> None:
                 place = len(nodes) + 1, self._connection.address, port
-                runs.extend(
-                    actor.ask.remote("run", rank, *place)
-                    for rank, actor in enumerate(actors, start=1)
-                )
+                for rank, peer in enumerate(peers, start=1):
+                    peer.ask(math.inf, "run", rank, *place)
 
             ranks = leading_ranks(len(nodes) + 1, self._connection.address, start)
             try:
@@ -103,10 +101,10 @@ class NodeRanks(Closing):
                 ranks.close()
                 if ranks.died is not None:
                     self._died.add(nodes[ranks.died - 1].id)
-                self._wait(runs, _END_S if ranks.lost is None else 0.0)
+                self._wait(peers, _END_S if ranks.lost is None else 0.0)
         finally:
-            for actor in actors:
-                self._connection.kill(actor)
+            for peer in peers:
+                peer.kill()
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -131,34 +129,22 @@ class NodeRanks(Closing):
                 )
         return found
 
-    def _prepare(self, nodes: list[Node], actors: list[Any], follow: Follow) -> None:
+    def _open(self, peers: list[Peer], follow: Follow) -> None:
         content = cloudpickle.dumps(follow)
-        asked = {
-            actor.ask.remote("prepare", packages(), content): node
-            for node, actor in zip(nodes, actors, strict=True)
-        }
-        timeout_s = self._config.sampler.start_timeout_s
-        until_s = time.monotonic() + timeout_s
-        while asked:
-            ready = self._connection.ready(list(asked), max(0.0, until_s - time.monotonic()))
-            for reference in ready:
-                node = asked.pop(reference)
-                try:
-                    error = self._connection.get(reference, timeout_s)
-                except NodeLostError as lost:
-                    raise WorkerError("cluster", f"{node.host} {lost}") from lost
-                if error is not None:
-                    raise type(error)(f"{node.host}: {error}")
-            if asked and time.monotonic() > until_s:
-                silent = ", ".join(node.host for node in asked.values())
-                raise WorkerError(
-                    "cluster",
-                    f"{silent} did not answer within {timeout_s:g} s (are its cores taken?)",
-                )
+        for peer in peers:
+            peer.ask(self._config.sampler.start_timeout_s, "open", packages(), content)
+        for peer in peers:
+            try:
+                peer.wait()
+            except NodeLostError as lost:
+                raise WorkerError("cluster", f"{peer} {lost}") from lost
+            except FastrlError as error:
+                raise type(error)(f"{peer}: {error}") from error
 
-    def _wait(self, runs: list[Any], seconds: float) -> None:
+    def _wait(self, peers: list[Peer], seconds: float) -> None:
         """Wait until the ranks have ended, so that they close their workers themselves."""
         until_s = time.monotonic() + seconds
+        runs = [peer.reference for peer in peers if peer.asked]
         while runs and (left_s := until_s - time.monotonic()) > 0:
             ready = self._connection.ready(runs, left_s)
             runs = [run for run in runs if run not in ready]

@@ -12,6 +12,8 @@ from fastrl.errors import FastrlError
 
 _PART_BYTES = 65_536
 _MOST_PARTS = 8
+_SLICE_S = 0.2
+"""How long one wait for an answer lasts; its deadline is checked between waits."""
 
 
 def num_parts(num_bytes: int) -> int:
@@ -129,6 +131,17 @@ class Peer:
         if self.asked and time.monotonic() > self._until_s:
             why = " (are its cores taken?)" if self.asked == "open" else ""
             raise NodeLostError(f"did not answer within {self._timeout_s:g} s{why}")
+
+    def wait(self) -> Any:
+        """Return the answer once there is one; see `answer`.
+
+        Raises:
+            NodeLostError: It is overdue, or lost.
+            FastrlError: The actor raised it.
+        """
+        while not self._connection.ready([self.reference], _SLICE_S):
+            self.check()
+        return self.answer()
 
     def answer(self) -> Any:
         """Return the answer, which must be ready; afterwards the actor is idle.

@@ -20,7 +20,6 @@ from fastrl.training.session import check_named_code
 from fastrl.tuning.space import Candidate, sampler_keys, with_candidate
 from fastrl.tuning.tune import tuned_here
 
-_SLICE_S = 1.0
 _SLOWER = 4.0
 """A tuning that takes so many times its budget, beside the time to start, is given up."""
 
@@ -119,7 +118,7 @@ def _tuned_machines(
                 peer.ask(timeout_s, "tune", packages(), content)
             for peer in peers:
                 where = f"{peer} ({peer.node.cores} cores)"
-                best, lines = _answer(connection, peer, where)
+                best, lines = _answer(peer, where)
                 for line in lines:
                     say(f"{where}: {line}")
                 if best is not None:
@@ -132,11 +131,9 @@ def _tuned_machines(
     return config.model_copy(update={"cluster": machines})
 
 
-def _answer(connection: Connection, peer: Peer, where: str) -> tuple[Candidate | None, list[str]]:
+def _answer(peer: Peer, where: str) -> tuple[Candidate | None, list[str]]:
     try:
-        while not connection.ready([peer.reference], _SLICE_S):
-            peer.check()
-        found: tuple[Candidate | None, list[str]] = peer.answer()
+        found: tuple[Candidate | None, list[str]] = peer.wait()
     except NodeLostError as error:
         return None, [f"not tuned: it {error}"]
     except FastrlError as error:

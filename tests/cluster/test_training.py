@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("ray")
 
-from fastrl.cluster.link import link_bytes_per_s
+from fastrl.cluster.connection import link_bytes_per_s
 from fastrl.config import load_config
 from fastrl.sampling import make_sampler
 from fastrl.training import train

@@ -52,7 +52,7 @@ class CompiledEnv(TensorWrapper[S, P], Generic[S, P]):
         """
         batch = self._batch(state, noise, params)
         views = self._views(action, batch.time.size)
-        control_kernels.step(batch, views, True)
+        control_kernels.step(batch, views, True, 0, batch.time.size)
         tensors = [torch.from_numpy(array) for array in views[1:]]
         observation, reward, terminated, truncated, final = tensors
         ended = (terminated | truncated)[:, None]

@@ -111,8 +111,12 @@ class ClassicControlBatch:
         self._num_actions = int(action.n) if isinstance(action, spaces.Discrete) else 0
         self._convert = None if self._num_actions else converter.batch
         self._shapes = BatchShapes(self.spec, num_envs)
-        self._parts = self._allocate(options, params)
-        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
+        self._batch = self._allocate(params)
+        threads = min(options.num_threads, num_envs)
+        ends = np.linspace(0, num_envs, threads + 1).astype(int).tolist()
+        # The environments that each thread steps: the first, and the one behind the last.
+        self._ranges = list(pairwise(ends))
+        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.started = False
 
     def reset(self, seeds: Sequence[int], observation: Rows) -> None:
@@ -123,8 +127,7 @@ class ClassicControlBatch:
         """
         self._shapes.check_seeds(seeds)
         self._shapes.check_restart(observation)
-        for envs, batch in self._parts:
-            batch.noise[:] = new_streams(seeds[envs])
+        self._batch.noise[:] = new_streams(seeds)
         self.started = True
         self.restart(observation)
 
@@ -153,14 +156,14 @@ class ClassicControlBatch:
         """
         if not self.started:
             raise EnvError(f"'{self.spec.id}' was stepped before its first reset")
-        bound = self._bind(views)
+        given = self._batch, self._bind(views), restart
+        own, *others = self._ranges
         calls = [
-            self._pool.submit(control_kernels.step, batch, _part(bound, envs), restart)
-            for envs, batch in self._parts[1:]
+            self._pool.submit(control_kernels.step, *given, *each)
+            for each in others
             if self._pool is not None
         ]
-        (envs, batch), *_ = self._parts
-        ended = int(control_kernels.step(batch, _part(bound, envs) if calls else bound, restart))
+        ended = int(control_kernels.step(*given, *own))
         ended += sum(int(call.result()) for call in calls)
         if self._exposes:
             self._show(views.observation[1])
@@ -188,13 +191,10 @@ class ClassicControlBatch:
         if chosen is None:
             chosen = np.ones(self.num_envs, np.bool_)
         self._shapes.check_restart(observation, chosen)
-        streams = None if seeds is None else iter(new_streams(seeds).T)
-        for envs, batch in self._parts:
-            if streams is not None:
-                for index in np.flatnonzero(chosen[envs]).tolist():
-                    batch.noise[:, index] = next(streams)
-            self._draw_params(batch, chosen[envs])
-            control_kernels.begin(batch, chosen[envs], observation[0][envs])
+        if seeds is not None:
+            self._batch.noise[:, chosen] = new_streams(seeds)
+        self._draw_params(chosen)
+        control_kernels.begin(self._batch, chosen, observation[0])
         if self._exposes:
             self._show(observation[1])
 
@@ -208,8 +208,8 @@ class ClassicControlBatch:
         if not options:
             yield
             return
-        fields = self._env.params_type._fields
-        kept = [batch.params.copy() for _, batch in self._parts]
+        fields, batch = self._env.params_type._fields, self._batch
+        kept = batch.params.copy()
         params = dict(zip(fields, map(np.asarray, self.params()), strict=True))
         given = reset_parameters(self.spec.id, options, params)
         for name in given:
@@ -217,15 +217,12 @@ class ClassicControlBatch:
                 raise EnvError(f"reset options {list(options)}: env.randomize draws '{name}'")
         for name, value in given.items():
             numbers = np.broadcast_to(np.asarray(value, np.float32), self.num_envs)
-            for envs, batch in self._parts:
-                own = batch.params.ndim == 2
-                batch.params[fields.index(name)] = numbers[envs] if own else numbers[0]
+            batch.params[fields.index(name)] = numbers if batch.params.ndim == 2 else numbers[0]
         try:
             yield
         finally:
             rows = [fields.index(name) for name in given]
-            for (_, batch), before in zip(self._parts, kept, strict=True):
-                batch.params[rows] = before[rows]
+            batch.params[rows] = kept[rows]
 
     def close(self) -> None:
         """End the threads; safe to call twice."""
@@ -235,10 +232,7 @@ class ClassicControlBatch:
     def get_state(self) -> State:
         """Return all that later steps depend on, by name; see `fastrl.envs.state`."""
         names = [name for name in _SAVED if name != "params" or self.randomized]
-        return {
-            name: np.concatenate([getattr(batch, name) for _, batch in self._parts], axis=-1)
-            for name in names
-        }
+        return {name: getattr(self._batch, name).copy() for name in names}
 
     def set_state(self, state: State) -> None:
         """Restore what `get_state` returned.
@@ -247,53 +241,39 @@ class ClassicControlBatch:
             StateError: It is another environment's, or of another number of environments.
         """
         for name, like in self.get_state().items():
-            rows = fitting(state, name, like)
-            for envs, batch in self._parts:
-                getattr(batch, name)[...] = rows[..., envs]
+            getattr(self._batch, name)[...] = fitting(state, name, like)
         self.started = True
 
     def state(self) -> Any:
         """Return a copy of all states, as the tensor program's class, of tensors ``[n]``."""
-        rows = np.concatenate([batch.state for _, batch in self._parts], axis=1)
-        time = np.concatenate([batch.time for _, batch in self._parts])
-        return self._env.state_type(*map(torch.from_numpy, (*rows, time)))
+        rows = (*self._batch.state.copy(), self._batch.time.copy())
+        return self._env.state_type(*map(torch.from_numpy, rows))
 
     def params(self) -> Any:
         """Return a copy of the parameters, as the tensor program's class, of ``[]`` or ``[n]``."""
-        rows = np.concatenate([batch.params for _, batch in self._parts], axis=-1)
-        if self._parts[0][1].params.ndim == 1:
-            rows = self._parts[0][1].params.copy()
+        rows = self._batch.params.copy()
         limit = torch.tensor(self.spec.max_episode_steps, dtype=torch.int32)
         return self._env.params_type(*map(torch.as_tensor, rows), limit)
 
-    def _allocate(
-        self, options: Options, params: NDArray[np.float32]
-    ) -> list[tuple[slice, EnvArrays]]:
-        """Return the batch that each thread steps, and which environments these are."""
+    def _allocate(self, params: NDArray[np.float32]) -> EnvArrays:
         kind: Any = control_kernels.BATCHES[self.spec.id]
         if self.randomized and params.ndim == 1:
             params = np.repeat(params[:, None], self.num_envs, axis=1)
-        bounds = np.linspace(0, self.num_envs, min(options.num_threads, self.num_envs) + 1)
-        edges = bounds.astype(int).tolist()
-        parts = []
-        for first, last in pairwise(edges):
-            size, quantities = last - first, len(self._env.state_type._fields) - 1
-            batch = kind(
-                params=params if params.ndim == 1 else params[:, first:last].copy(),
-                state=np.zeros((quantities, size), np.float32),
-                time=np.zeros(size, np.int32),
-                time_limit=self.spec.max_episode_steps,
-                noise=np.zeros((2, size), np.uint64),
-                noise_size=self._noise_size,
-            )
-            parts.append((slice(first, last), batch))
-        return parts
+        batch: EnvArrays = kind(
+            params=params,
+            state=np.zeros((len(self._env.state_type._fields) - 1, self.num_envs), np.float32),
+            time=np.zeros(self.num_envs, np.int32),
+            time_limit=self.spec.max_episode_steps,
+            noise=np.zeros((2, self.num_envs), np.uint64),
+            noise_size=self._noise_size,
+        )
+        return batch
 
-    def _draw_params(self, batch: EnvArrays, chosen: NDArray[np.bool_]) -> None:
+    def _draw_params(self, chosen: NDArray[np.bool_]) -> None:
         """Draw the randomised parameters of environments that are about to begin an episode."""
         if not self.randomized:
             return
-        envs = np.flatnonzero(chosen)
+        envs, batch = np.flatnonzero(chosen), self._batch
         noise = torch.from_numpy(peek(batch.noise, envs, self._noise_size))
         columns = noise[:, self._env.noise_size :].unbind(1)
         for row, quantile, column in zip(
@@ -303,8 +283,7 @@ class ClassicControlBatch:
 
     def _show(self, rows: NDArray[np.float32]) -> None:
         """Write the randomised parameters, ``[n, R]``."""
-        for envs, batch in self._parts:
-            rows[envs] = batch.params[self._randomized_rows].T
+        rows[:] = self._batch.params[self._randomized_rows].T
 
     def _bind(self, views: StepViews) -> Views:
         self._shapes.check_views(views)
@@ -408,10 +387,6 @@ def _options(kwargs: dict[str, Any]) -> Options:
     known = {field.name for field in fields(Options)} - {"params"}
     options = {key: kwargs[key] for key in kwargs if key in known}
     return Options(params={key: kwargs[key] for key in kwargs if key not in known}, **options)
-
-
-def _part(views: Views, envs: slice) -> Views:
-    return Views._make(array[envs] for array in views)
 
 
 def require_choices(name: str, actions: NDArray[np.int64], num_actions: int) -> None:

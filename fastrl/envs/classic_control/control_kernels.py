@@ -259,21 +259,23 @@ def _initialize_of(batch: types.NamedTuple, env: Any) -> Any:
 
 
 @cached_kernel(_SOURCES, **OPTIONS)
-def step(digest: int) -> Callable[[EnvArrays, Views, bool], int]:
-    """Return the kernel that steps n environments."""
+def step(digest: int) -> Callable[[EnvArrays, Views, bool, int, int], int]:
+    """Return the kernel that steps some of n environments."""
 
-    def step(batch: EnvArrays, views: Views, restart: bool) -> int:
-        """Step n environments; return how many episodes ended.
+    def step(batch: EnvArrays, views: Views, restart: bool, start: int, stop: int) -> int:
+        """Step environments ``start`` to ``stop``; return how many episodes ended.
 
         Args:
             batch: The environments.
             views: What is read and written.
             restart: Whether an episode that ends is followed by the next at once.
+            start: The first environment.
+            stop: The one behind the last.
         """
         _ = digest
         total = 0
-        for first in range(0, batch.time.size, _BLOCK):
-            last = min(first + _BLOCK, batch.time.size)
+        for first in range(start, stop, _BLOCK):
+            last = min(first + _BLOCK, stop)
             _advance(batch, views, first, last)
             if _let_time_pass(batch, views, first, last):
                 total += _end(batch, views, restart, first, last)

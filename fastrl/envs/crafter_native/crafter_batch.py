@@ -20,7 +20,7 @@ from fastrl.envs.crafter import CrafterEnv
 from fastrl.envs.crafter_native import rules
 from fastrl.envs.crafter_native.picture import render_scratch
 from fastrl.envs.crafter_native.textures import SPRITES, Geometry, Pair, draw_pictures, geometry
-from fastrl.envs.crafter_native.world import PLAYER_INDEX
+from fastrl.envs.crafter_native.world import PLAYER_INDEX, allocate, load, saved
 from fastrl.envs.crafter_native.world_kernels import (
     Game,
     Screens,
@@ -29,7 +29,6 @@ from fastrl.envs.crafter_native.world_kernels import (
     reset_worlds,
     step_worlds,
 )
-from fastrl.envs.crafter_native.world_state import allocate, load, saved
 from fastrl.envs.crafter_native.worldgen import world_scratch
 from fastrl.envs.family import Vector
 from fastrl.envs.state import State, fitting

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from fastrl.envs.crafter_native import rules, world
 from fastrl.envs.crafter_native.player import hurt_player
 from fastrl.envs.crafter_native.rng import below, uniform
+from fastrl.envs.crafter_native.world import World
 from fastrl.envs.crafter_native.world_compiler import compiled, int64
-from fastrl.envs.crafter_native.world_state import World
 
 _ARROW_DAMAGE = 2
 _ZOMBIE_DAMAGE, _ZOMBIE_DAMAGE_ASLEEP, _ZOMBIE_COOLDOWN = 2, 7, 5

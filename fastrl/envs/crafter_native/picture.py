@@ -16,8 +16,8 @@ from fastrl.envs.crafter_native import rules, world
 from fastrl.envs.crafter_native.player import RIPE_AGE
 from fastrl.envs.crafter_native.rng import Stream, fill_uniform, skip_uniform
 from fastrl.envs.crafter_native.textures import SPRITES, Geometry, Pictures
+from fastrl.envs.crafter_native.world import World
 from fastrl.envs.crafter_native.world_compiler import compiled, float32, int32, int64, uint8
-from fastrl.envs.crafter_native.world_state import World
 
 _DARK = 0.5
 _NOISE_LOW, _NOISE_SPAN = 32.0, 95.0

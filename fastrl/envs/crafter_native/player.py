@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from fastrl.envs.crafter_native import rules, world
 from fastrl.envs.crafter_native.rng import uniform
+from fastrl.envs.crafter_native.world import World
 from fastrl.envs.crafter_native.world_compiler import compiled, int64
-from fastrl.envs.crafter_native.world_state import World
 
 RIPE_AGE = 300
 """Updates after which a plant can be eaten."""

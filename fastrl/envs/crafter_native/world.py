@@ -1,12 +1,194 @@
-"""Putting, moving and finding things in a world."""
+"""A world, and n of them: their state, and putting, moving and finding things in them."""
 
 from __future__ import annotations
 
-from fastrl.envs.crafter_native.rules import CHUNK, OUTSIDE, WALKABLE
-from fastrl.envs.crafter_native.world_compiler import compiled, int64
-from fastrl.envs.crafter_native.world_state import World
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrl.envs.crafter_native.rng import STREAM_WORDS
+from fastrl.envs.crafter_native.rules import (
+    CHUNK,
+    NUM_ACHIEVEMENTS,
+    NUM_ITEMS,
+    NUM_KINDS,
+    NUM_MATERIALS,
+    OUTSIDE,
+    WALKABLE,
+)
+from fastrl.envs.crafter_native.world_compiler import compiled, inlined, int64
+from fastrl.envs.state import State, StateError, fitting
 
 PLAYER_INDEX = 1
+REMOVED_BEFORE_COMPACTION = 32
+
+
+class Record(Protocol):
+    """The numbers of a world that are not arrays; a record of `RECORD`."""
+
+    steps: int  # steps since the episode began
+    num_objects: int  # entries in use at the start of `World.objects`, removed ones among them
+    num_removed: int  # removed ones among them
+    num_joins: int  # how often any object joined a chunk
+    num_chunks: int  # chunks that have held an object so far
+    reward_health: int  # the player's health when the last reward was computed
+    last_health: int  # the player's health at the end of its last update
+    facing_x: int  # direction of the player
+    facing_y: int
+    sleeping: bool  # whether it sleeps
+    hunger: float  # counters towards a change of food, drink, energy, health
+    thirst: float
+    fatigue: float
+    recover: float
+
+
+class Thing(Protocol):
+    """One object of a world; a record of `OBJECT`."""
+
+    kind: int  # its kind, 0 once it is removed
+    x: int  # its cell
+    y: int
+    health: int  # its health, except the player's, which is an item of its inventory
+    timer: int  # the zombie's cooldown, the skeleton's reload, the age of the plant
+    facing_x: int  # where an arrow flies
+    facing_y: int
+    chunk: int  # the chunk it is in
+    joined: int  # `Record.num_joins` when it joined the chunk, which orders the chunk's objects
+
+
+def _dtype(protocol: type) -> np.dtype[Any]:
+    stored = {"int": np.int32, "float": np.float64, "bool": np.bool_}
+    fields = [(name, stored[kind]) for name, kind in protocol.__annotations__.items()]
+    return np.dtype(fields, align=True)
+
+
+RECORD = _dtype(Record)
+OBJECT = _dtype(Thing)
+
+
+class World(NamedTuple):
+    """The state of one environment; with a leading axis of n, of all of them."""
+
+    record: Record  # single numbers
+    material: NDArray[np.uint8]  # ``[width, height] uint8``
+    # ``[width, height] int32``: index of the object on each cell, 0 where there is none.
+    object_at: NDArray[np.int32]
+    # ``[capacity]`` of `OBJECT`, in the order in which they came; the first entry is none, the
+    # second the player.
+    objects: Any
+    inventory: NDArray[np.int32]  # ``[items] int32``
+    # ``[achievements] int32``: how often each was reached in this episode.
+    achievements: NDArray[np.int32]
+    unlocked: NDArray[np.bool_]  # ``[achievements] bool``: those that have been rewarded
+    # ``[chunks] int32``: chunks in the order in which each first held an object.
+    chunk_order: NDArray[np.int32]
+    chunk_kinds: NDArray[np.int32]  # ``[chunks, kinds] int32``: objects of each kind
+    chunk_materials: NDArray[np.int32]  # ``[chunks, materials] int32``: cells of each material
+    stream: NDArray[np.uint32]  # ``[625] uint32``: the random stream
+
+
+def allocate(num_envs: int, area: tuple[int, int]) -> World:
+    """Return the state of ``num_envs`` worlds of an area; pages that no world uses stay unmapped.
+
+    There is room for an object on every cell, for as many that were removed, and for what one
+    step may add: one for each object, and one of each creature in each chunk.
+    """
+    cells = area[0] * area[1]
+    chunks = -(-area[0] // CHUNK) * -(-area[1] // CHUNK)
+    capacity = 2 * (cells + 1) + 3 * chunks + REMOVED_BEFORE_COMPACTION
+    return World(
+        record=np.zeros(num_envs, RECORD),  # type: ignore[arg-type]
+        material=np.zeros((num_envs, *area), np.uint8),
+        object_at=np.zeros((num_envs, *area), np.int32),
+        objects=np.zeros((num_envs, capacity), OBJECT),
+        inventory=np.zeros((num_envs, NUM_ITEMS), np.int32),
+        achievements=np.zeros((num_envs, NUM_ACHIEVEMENTS), np.int32),
+        unlocked=np.zeros((num_envs, NUM_ACHIEVEMENTS), np.bool_),
+        chunk_order=np.zeros((num_envs, chunks), np.int32),
+        chunk_kinds=np.zeros((num_envs, chunks, NUM_KINDS), np.int32),
+        chunk_materials=np.zeros((num_envs, chunks, NUM_MATERIALS), np.int32),
+        stream=np.zeros((num_envs, STREAM_WORDS), np.uint32),
+    )
+
+
+def saved(worlds: World) -> State:
+    """Return copies of all arrays by name; of objects only the entries in use."""
+    used = int(worlds.record["num_objects"].max())  # type: ignore[index]
+    found: dict[str, State] = (
+        worlds._asdict()
+        | {
+            "record": {name: worlds.record[name].copy() for name in RECORD.names or ()},  # type: ignore[index]
+            "objects": {name: worlds.objects[name][:, :used].copy() for name in OBJECT.names or ()},
+        }
+    )
+    return {name: each if isinstance(each, dict) else each.copy() for name, each in found.items()}
+
+
+def load(worlds: World, state: State) -> None:
+    """Bring worlds into a state that `saved` returned.
+
+    Raises:
+        StateError: It is of other worlds, or one in which compiled code would leave its arrays.
+    """
+    used = len(state["objects"]["kind"][0])
+    parts: Any = worlds._asdict()
+    parts |= {f"record/{name}": worlds.record[name] for name in RECORD.names or ()}  # type: ignore[index]
+    parts |= {f"objects/{name}": worlds.objects[name][:, :used] for name in OBJECT.names or ()}
+    given = {name: each for name, each in state.items() if not isinstance(each, dict)}
+    for kind in ("record", "objects"):
+        del parts[kind]
+        given |= {f"{kind}/{name}": each for name, each in state[kind].items()}
+    found = {name: fitting(given, name, like) for name, like in parts.items()}
+    for name, (low, high) in _ranges(worlds, found["record/num_objects"], used).items():
+        values = found[name]
+        if values.size and not (np.min(values) >= low and (values <= high).all()):
+            raise StateError(f"the state's array '{name}' leaves {low} to {np.max(high)}")
+    for name, like in parts.items():
+        like[...] = found[name]
+
+
+def _ranges(worlds: World, num_objects: NDArray[np.int32], used: int) -> dict[str, tuple[int, Any]]:
+    """Return the least and the greatest values of what compiled code indexes by."""
+    _, width, height = worlds.material.shape
+    chunks = worlds.chunk_order.shape[1]
+    return {
+        "record/num_objects": (2, used),
+        "record/num_removed": (0, used),
+        "record/num_chunks": (0, chunks),
+        "record/steps": (0, 2**31 - 2),
+        "record/facing_x": (-1, 1),
+        "record/facing_y": (-1, 1),
+        "material": (0, NUM_MATERIALS - 1),
+        "object_at": (0, num_objects[:, None, None] - 1),
+        "objects/kind": (0, NUM_KINDS - 1),
+        "objects/x": (0, width - 1),
+        "objects/y": (0, height - 1),
+        "objects/facing_x": (-1, 1),
+        "objects/facing_y": (-1, 1),
+        "objects/chunk": (0, chunks - 1),
+        "chunk_order": (0, chunks - 1),
+        "inventory": (0, 9),
+        "stream": (0, np.append(np.full(STREAM_WORDS - 1, 2**32 - 1), STREAM_WORDS - 1)),
+    }
+
+
+@inlined
+def world_of(worlds: World, index: int) -> World:
+    """Return the views of one environment's state."""
+    return World(
+        worlds.record[index],  # type: ignore[index]
+        worlds.material[index],
+        worlds.object_at[index],
+        worlds.objects[index],
+        worlds.inventory[index],
+        worlds.achievements[index],
+        worlds.unlocked[index],
+        worlds.chunk_order[index],
+        worlds.chunk_kinds[index],
+        worlds.chunk_materials[index],
+        worlds.stream[index],
+    )
 
 
 @compiled

@@ -1,7 +1,8 @@
 """Compiles this package: functions in memory, kernels with a cache on disk.
 
-Only kernels are stored, under a key that covers every source of the room and the rules of the
-installed crafter (see `fastrl.jit.cached_kernel`); what they call is part of them.
+Only kernels are stored, under a key that covers every source of the room, the rules of the
+installed crafter and the noise of opensimplex (see `fastrl.jit.cached_kernel`); what they call is
+part of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 import crafter
 import numba
 import numpy as np
+from opensimplex import internals
 
 from fastrl.jit import cached_kernel
 
@@ -51,5 +53,5 @@ def kernel(build: Callable[[int], Function]) -> Function:
         build: Returns a function that refers to ``digest``, which so becomes part of its key.
     """
     rules = Path(crafter.__file__).with_name("data.yaml")
-    sources = [*sorted(Path(__file__).parent.glob("*.py")), rules]
+    sources = [*sorted(Path(__file__).parent.glob("*.py")), rules, Path(internals.__file__)]
     return cached_kernel(sources, **_OPTIONS)(build)

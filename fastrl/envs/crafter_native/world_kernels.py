@@ -13,8 +13,8 @@ from fastrl.envs.crafter_native.creatures import balance, update_creature
 from fastrl.envs.crafter_native.picture import RenderScratch, draw, draw_map, skip_picture
 from fastrl.envs.crafter_native.player import update_player
 from fastrl.envs.crafter_native.textures import Geometry, Pictures
+from fastrl.envs.crafter_native.world import REMOVED_BEFORE_COMPACTION, World, world_of
 from fastrl.envs.crafter_native.world_compiler import compiled, int64, kernel
-from fastrl.envs.crafter_native.world_state import REMOVED_BEFORE_COMPACTION, World, world_of
 from fastrl.envs.crafter_native.worldgen import WorldScratch, generate
 
 _BALANCE_EVERY = 10

@@ -24,8 +24,8 @@ from fastrl.envs.crafter_native.noise import (
     seed_permutation,
 )
 from fastrl.envs.crafter_native.rng import Stream, below, seed_stream, uniform
+from fastrl.envs.crafter_native.world import World
 from fastrl.envs.crafter_native.world_compiler import compiled
-from fastrl.envs.crafter_native.world_state import World
 
 _NOISE_SEEDS = 2**31 - 1
 # (z, size in cells) of the layers that every cell needs: start, water twice, mountain twice.

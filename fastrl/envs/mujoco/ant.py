@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from fastrl.arguments import nearest
 from fastrl.envs.mujoco.batched import Step, Terms
-from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_terms import (
-    HealthyRobot,
-    Range,
-    control_cost,
-    flat,
-    uniform_and_normal_start,
-)
+from fastrl.envs.mujoco.physics import Fields
+from fastrl.envs.mujoco.robot_terms import HealthyRobot, Range, control_cost, flat
 from fastrl.errors import EnvError
 
 
@@ -29,7 +23,7 @@ class AntV5(HealthyRobot):
     id = "Ant-v5"
     xml_file = "ant.xml"
     frame_skip = 5
-    time_limit = 1000
+    _has_normal_velocities = True
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
@@ -52,9 +46,6 @@ class AntV5(HealthyRobot):
 
     def setup(self) -> None:
         self._main_body = _body(self.physics.model, self.params.main_body)
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
     def tracked(self, now: Fields) -> NDArray[Any]:
         return now.xpos[:, self._main_body, 0]

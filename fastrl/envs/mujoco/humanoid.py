@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
-from fastrl.envs.mujoco.physics import Fields, Floats
+from fastrl.envs.mujoco.batched import Parameters, Step, Terms
+from fastrl.envs.mujoco.physics import Fields
 from fastrl.envs.mujoco.robot_terms import (
     HealthyRobot,
     Range,
+    Robot,
     control_cost,
     flat,
     inside,
-    uniform_start,
 )
 
 
@@ -32,18 +32,13 @@ class _Observed:
     include_cfrc_ext_in_observation: bool = True
 
 
-class _Humanoid(MujocoBatchedEnv):
+class _Humanoid(Robot):
     """Observes inertia and velocities of its bodies, actuation and contact forces.
 
     Not those of the immovable world, nor the actuation of the free joint, unlike version 4.
     """
 
-    params: Any
     frame_skip = 5
-    time_limit = 1000
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
     def fields(self) -> Sequence[str]:
         return "xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"

@@ -9,28 +9,23 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Parameters, Step, Terms
-from fastrl.envs.mujoco.physics import Fields, Floats
-from fastrl.envs.mujoco.robot_terms import uniform_and_normal_start, uniform_start
+from fastrl.envs.mujoco.batched import Parameters, Step, Terms
+from fastrl.envs.mujoco.physics import Fields
+from fastrl.envs.mujoco.robot_terms import Robot
 
 
-class InvertedPendulumV5(MujocoBatchedEnv):
+class InvertedPendulumV5(Robot):
     """Gymnasium's InvertedPendulum-v5."""
 
     id = "InvertedPendulum-v5"
     xml_file = "inverted_pendulum.xml"
     frame_skip = 2
-    time_limit = 1000
-    params: Any
 
     @dataclass(frozen=True, kw_only=True)
     class Params:
         xml_file: str = "inverted_pendulum.xml"
         frame_skip: int = 2
         reset_noise_scale: float = 0.01
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         return now.qpos, now.qvel
@@ -58,14 +53,13 @@ class InvertedPendulumV4(InvertedPendulumV5):
         return {"reward_survive": 1.0}
 
 
-class InvertedDoublePendulumV5(MujocoBatchedEnv):
+class InvertedDoublePendulumV5(Robot):
     """Gymnasium's InvertedDoublePendulum-v5."""
 
     id = "InvertedDoublePendulum-v5"
     xml_file = "inverted_double_pendulum.xml"
     frame_skip = 5
-    time_limit = 1000
-    params: Any
+    _has_normal_velocities = True
     _observed_constraint_forces = 1
 
     @dataclass(frozen=True, kw_only=True)
@@ -77,9 +71,6 @@ class InvertedDoublePendulumV5(MujocoBatchedEnv):
 
     def fields(self) -> Sequence[str]:
         return "site_xpos", "qfrc_constraint"
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
     def observation(self, now: Fields) -> Sequence[NDArray[Any]]:
         angles = now.qpos[:, 1:]

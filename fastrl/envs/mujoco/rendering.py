@@ -28,18 +28,7 @@ from fastrl.system import has_screen
 
 _BACKENDS = ("glfw", "egl", "osmesa")
 _GREATEST_SIDE = 16_384
-_CAMERA = frozenset(
-    {
-        "azimuth",
-        "distance",
-        "elevation",
-        "fixedcamid",
-        "lookat",
-        "orthographic",
-        "trackbodyid",
-        "type",
-    }
-)
+_CAMERA = frozenset(name for name in dir(mujoco.MjvCamera) if not name.startswith("_"))
 """Attributes of a free camera; see MuJoCo's ``mjvCamera``."""
 _FLAGS = int(mujoco.mjtVisFlag.mjNVISFLAG)
 

@@ -9,15 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step
-from fastrl.envs.mujoco.physics import Fields, Floats, Physics
+from fastrl.envs.mujoco.physics import Fields, Floats
 
 Range = tuple[float, float]
 
 
-class HealthyRobot(MujocoBatchedEnv):
-    """A robot that is paid for being healthy, and may end its episode when it is not."""
+class Robot(MujocoBatchedEnv):
+    """A robot whose first state is the model's own, with noise."""
 
     params: Any
+    time_limit = 1000
+    _has_normal_velocities = False
+    """Whether the noise of first velocities is normal."""
+
+    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        """Return positions and velocities with uniform noise in [-scale, scale).
+
+        The scale is the parameter ``reset_noise_scale``, and the deviation of normal noise.
+        """
+        model, scale = self.physics.model, self.params.reset_noise_scale
+        qpos = self.physics.initial_qpos + generator.uniform(-scale, scale, model.nq)
+        if self._has_normal_velocities:
+            return qpos, scale * generator.standard_normal(model.nv)
+        return qpos, generator.uniform(-scale, scale, model.nv)
+
+
+class HealthyRobot(Robot):
+    """A robot that is paid for being healthy, and may end its episode when it is not."""
+
     _healthy_is_paid_always = False
     """Version 4 also rewards health in the step that ends an episode as unhealthy."""
 
@@ -36,24 +55,6 @@ class HealthyRobot(MujocoBatchedEnv):
             healthy = np.ones_like(healthy)
         reward: NDArray[Any] = self.params.healthy_reward * healthy
         return reward
-
-
-def uniform_start(
-    generator: np.random.Generator, physics: Physics, scale: float
-) -> tuple[Floats, Floats]:
-    """Return positions and velocities with uniform noise in [-scale, scale)."""
-    model = physics.model
-    qpos = physics.initial_qpos + generator.uniform(-scale, scale, model.nq)
-    return qpos, generator.uniform(-scale, scale, model.nv)
-
-
-def uniform_and_normal_start(
-    generator: np.random.Generator, physics: Physics, scale: float
-) -> tuple[Floats, Floats]:
-    """Return positions with uniform noise, velocities with normal noise of deviation ``scale``."""
-    model = physics.model
-    qpos = physics.initial_qpos + generator.uniform(-scale, scale, model.nq)
-    return qpos, scale * generator.standard_normal(model.nv)
 
 
 def control_cost(weight: float, action: NDArray[Any]) -> NDArray[Any]:

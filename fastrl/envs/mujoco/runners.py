@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrl.envs.mujoco.batched import MujocoBatchedEnv, Step, Terms
-from fastrl.envs.mujoco.physics import Fields, Floats
+from fastrl.envs.mujoco.batched import Step, Terms
+from fastrl.envs.mujoco.physics import Fields
 from fastrl.envs.mujoco.robot_terms import (
     HealthyRobot,
     Range,
+    Robot,
     control_cost,
     inside,
-    uniform_and_normal_start,
-    uniform_start,
 )
 
 
@@ -52,16 +51,11 @@ class HopperParameters(HealthyParameters):
     healthy_angle_range: Range = (-0.2, 0.2)
 
 
-class _Runner(MujocoBatchedEnv):
+class _Runner(Robot):
     """Paid for the first coordinate's velocity, at the cost of control."""
 
-    params: Any
-    time_limit = 1000
     _skipped = 1
     """Leading positions that may be left out of the observation."""
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_start(generator, self.physics, self.params.reset_noise_scale)
 
     def tracked(self, now: Fields) -> NDArray[Any]:
         return now.qpos[:, 0]
@@ -84,14 +78,12 @@ class HalfCheetahV5(_Runner):
     id = "HalfCheetah-v5"
     xml_file = "half_cheetah.xml"
     frame_skip = 5
+    _has_normal_velocities = True
 
     @dataclass(frozen=True, kw_only=True)
     class Params(RunnerParameters):
         xml_file: str = "half_cheetah.xml"
         frame_skip: int = 5
-
-    def initial(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        return uniform_and_normal_start(generator, self.physics, self.params.reset_noise_scale)
 
 
 class HalfCheetahV4(HalfCheetahV5):
