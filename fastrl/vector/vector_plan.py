@@ -195,11 +195,6 @@ class VectorPlan:
             env = wrapped
         return env
 
-    def build_batch(self, envs: range) -> Vector:
-        """Build the batch of some environments; see `NativeBuild.build`."""
-        assert self.native is not None
-        return self.native.build(envs, self.autoreset)
-
     def envs_of(self, worker: int) -> range:
         """Return the environments that a worker steps: contiguous, sizes within one."""
         bounds = [i * self.num_envs // self.num_workers for i in (worker, worker + 1)]
