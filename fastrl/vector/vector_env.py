@@ -7,6 +7,7 @@ import copy as copying
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from threading import TIMEOUT_MAX
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -202,7 +203,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if self.closed or self._pending != "step":
             self._expect("step_wait", "step")
         try:
-            parts = self._driver.end(self.plan.timeout_s if timeout is None else timeout)
+            parts = self._driver.end(self._deadline(timeout))
         except BaseException as error:
             self._fail(error, "step")
         self._pending = ""
@@ -512,7 +513,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
                 row[...] = seen
 
     def _deadline(self, timeout: float | None) -> float:
-        return self.plan.timeout_s if timeout is None else timeout
+        return self.plan.timeout_s if timeout is None else min(timeout, TIMEOUT_MAX)
 
     def _check_idle(self, name: str) -> None:
         if self.closed:
