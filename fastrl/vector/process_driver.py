@@ -135,7 +135,7 @@ class Control(Shared):
         while line[ORDER] != DO_STOP and not self.owes(worker):
             if not _spin(signal):
                 signal.wait(SLICE_S)
-        return line[ORDER]
+        return int(line[ORDER])
 
     def answer(self, worker: int, mail: bytes) -> bool:
         """Report that an order is done; return whether the answer fits the mailbox."""

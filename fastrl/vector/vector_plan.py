@@ -178,8 +178,9 @@ class VectorPlan:
             EnvError: It cannot be built; says what would be right.
             ArgumentError: A wrapper returns no environment.
         """
-        env = self.factories[index % len(self.factories)].single()
-        return wrapped(env, self.wrappers, "wrappers", self.name)
+        bare = self.factories[index % len(self.factories)].single()
+        env: Env = wrapped(bare, self.wrappers, "wrappers", self.name)
+        return env
 
     def envs_of(self, worker: int) -> range:
         """Return the environments that a worker steps: contiguous, sizes within one."""
