@@ -138,8 +138,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Raises:
             ArgumentError: There is not one seed per environment, the mask does not fit, or only
-                some environments are selected before the first reset of all.
-            EnvError: An option is unknown.
+                some environments are selected before the first reset of all. Or ``batched`` takes
+                no options, or resets all environments together.
+            EnvError: An option is unknown or does not fit.
         """
         self.reset_rows(self._views.observation, seed, options)
         return self._observation(), {}
@@ -224,8 +225,12 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         given = checked_options(options) or {}
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
-        if (given and begin is None) or not (self._resets_some or chosen.all()):
-            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
+        if given and begin is None:
+            raise ArgumentError(f"options: '{self.batched.spec.id}' takes none, got {[*given]}")
+        if not (self._resets_some or chosen.all()):
+            raise ArgumentError(
+                f"options['reset_mask']: '{self.batched.spec.id}' resets all environments together"
+            )
         self._latest = rows
         with begin(given) if begin is not None else nullcontext():
             if chosen.all():
