@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 USERS_FAILURES = (Exception, SystemExit, GeneratorExit)
 """What users' code may raise without ending this process, unlike an interrupt."""
@@ -101,6 +101,6 @@ class WorkerError(FastrlError):
         message = super().__str__()
         return f"{message}\n\n{self.remote_traceback}" if self.remote_traceback else message
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str], dict[str, Any]]:
         """Pickle for another process."""
-        return type(self), (self.worker, self.args[0], self.remote_traceback)
+        return type(self), (self.worker, self.args[0], self.remote_traceback), vars(self)

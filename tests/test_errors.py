@@ -50,10 +50,14 @@ def test_errors_travel(error):
     assert str(pickle.loads(pickle.dumps(error))) == "a b"
 
 
-def test_timeout_is_one_line_too():
-    error = EnvTimeoutError("env 0\nhangs", worker="serial")
+def test_timeout_of_an_environment_is_one_line_too_and_travels_between_processes():
+    error = EnvTimeoutError("serial", "env 0\nhangs", env_index=3)
     assert isinstance(error, TimeoutError)
     assert str(error) == "env 0 hangs"
+    error.explain("CartPole-v1", "in step")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "env 3 of 'CartPole-v1' (serial) env 0 hangs, in step"
+    assert vars(again) == vars(error)
 
 
 def test_cause_without_a_text_shows_its_place():

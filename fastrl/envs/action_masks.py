@@ -382,7 +382,7 @@ class InfoMasks:
         return has
 
 
-class VectorMasks:
+class VectorMasks(InfoMasks):
     """The latest masks of a vector environment that does not observe them.
 
     Args:
@@ -392,8 +392,8 @@ class VectorMasks:
     """
 
     def __init__(self, source: MaskSource, space: spaces.Space[Any], num_envs: int) -> None:
-        self._source, self._space, self._num_envs = source, space, num_envs
-        self._infos = InfoMasks(space, num_envs)
+        super().__init__(space, num_envs)
+        self._source = source
 
     def latest(self, env: Any, infos: Any, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the masks after a step or a reset, ``[n, choices] bool``.
@@ -408,13 +408,12 @@ class VectorMasks:
         """
         if self._source == "method":
             return np.stack([flat_mask(self._space, mask) != 0 for mask in _called(env)])
-        missing = needed & ~self._infos.note(infos if isinstance(infos, Mapping) else {})
+        missing = needed & ~self.note(infos if isinstance(infos, Mapping) else {})
         if missing.any():
             index = int(missing.argmax())
             raise EnvError(f"env {index} gave no infos['{ACTION_MASK}'], unlike in its first reset")
-        rows = self._infos.rows
-        assert rows is not None
-        return rows
+        assert self.rows is not None
+        return self.rows
 
 
 def _called(env: Any) -> Any:

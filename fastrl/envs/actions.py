@@ -6,7 +6,7 @@ say), so they never get views of the shared table or of a reused buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastrl.envs.batched_env import Rows
 from fastrl.envs.rows import beyond
 from fastrl.errors import ArgumentError, EnvError, SpaceError, one_line
-from fastrl.spaces import action_specs, at_path, leaves, unflatten
+from fastrl.spaces import action_specs, at_path, flatten, leaves, unflatten
 
 ActionBounds = Literal["clip", "squash"]
 """How samples are kept inside a ``Box``: clipped to its finite bounds, or squashed by tanh."""
@@ -62,6 +62,38 @@ def as_stored(
     if rows.shape != shape:
         raise _misfit(path, f"have the shape {rows.shape}; expected {shape}")
     return rows
+
+
+def stored_leaves(
+    space: spaces.Space[Any],
+    known: Mapping[str, spaces.Space[Any]],
+    actions: Any,
+    batch: tuple[int, ...],
+    *,
+    keep_float64: bool = False,
+) -> list[NDArray[Any]]:
+    """Return the leaves of actions as `as_stored` does, each ``[*batch, *shape]``.
+
+    Args:
+        space: Of one action.
+        known: Its leaves by path.
+        actions: In the dicts and tuples of the space.
+        batch: The axes before those of one action.
+        keep_float64: See `as_stored`.
+
+    Raises:
+        ArgumentError: They do not have the form of the space, or a leaf does not fit.
+    """
+    try:
+        found = list(zip(known.items(), flatten(space, actions), strict=True))
+    except (TypeError, KeyError, ValueError, IndexError):
+        raise ArgumentError(
+            f"actions do not have the form of {space}: {one_line(actions)}"
+        ) from None
+    return [
+        as_stored(rows, leaf, batch + (leaf.shape or ()), keep_float64=keep_float64, path=path)
+        for (path, leaf), rows in found
+    ]
 
 
 def _misfit(path: str, problem: str) -> ArgumentError:

@@ -54,7 +54,7 @@ from fastrl.envs.lookup import (
 from fastrl.envs.previous_step import BatchWithPrevious, PreviousActionReward, spec_with_previous
 from fastrl.envs.spare_envs import SpareLoop
 from fastrl.envs.wrappers import peel, running_statistics, with_time_limit
-from fastrl.errors import USERS_FAILURES, EnvError, FastrlError, cause
+from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, cause
 from fastrl.global_streams import seeded_streams
 from fastrl.spec import EnvSpec, MaskSource
 from fastrl.system import draw_without_screen
@@ -364,10 +364,7 @@ class EnvFactory:
             draw_without_screen()
         try:
             env = self._create_single() if single else self._create(num_envs, seeds, device)
-            for wrapper in self.wrappers:
-                wrap = callee(wrapper, "env.wrappers")
-                check_wrapper(wrap, env, self.name)
-                env = wrapped_by(wrap, env)
+            env = wrapped(env, self.wrappers, "env.wrappers", self.name)
         except FastrlError:
             raise
         except USERS_FAILURES as error:
@@ -497,6 +494,38 @@ def _check_arguments(factory: EnvFactory) -> None:
     whole("spare_envs", factory.spare_envs, at_least=0)
     one_of("env.action_bounds", factory.action_bounds, get_args(ActionBounds))
     one_of("env.action_mask", factory.action_mask, ("auto", "off", *get_args(MaskSource)))
+
+
+def wrapped(env: Any, wrappers: Sequence[Wrapper], key: str, name: str) -> Any:
+    """Return an environment in its wrappers; it is closed if one of them fails.
+
+    Args:
+        env: The environment.
+        wrappers: See `EnvFactory`.
+        key: Where the user wrote them, for messages.
+        name: Of the environment, for messages.
+
+    Raises:
+        ArgumentError: A wrapper returned no environment.
+        EnvError: A wrapper raised, cannot be imported, or is of another kind of environments.
+    """
+    for wrapper in wrappers:
+        with _closed_on_error(env):
+            wrap = callee(wrapper, key)
+            check_wrapper(wrap, env, name)
+            called = wrap.func if isinstance(wrap, partial) else wrap
+            called = getattr(called, "__qualname__", brief(called))
+            try:
+                found = wrapped_by(wrap, env)
+            except FastrlError:
+                raise
+            except USERS_FAILURES as error:
+                raise EnvError(f"{key}: {called} raised {cause(error)}") from error
+            if not callable(getattr(found, "step", None)):
+                kind = type(found).__name__
+                raise ArgumentError(f"{key}: {called} returned a {kind}, not an environment")
+        env = found
+    return env
 
 
 @contextmanager

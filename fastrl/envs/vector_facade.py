@@ -22,10 +22,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from fastrl.arguments import brief, nearest, one_of, whole
-from fastrl.envs.actions import as_stored
+from fastrl.envs.actions import stored_leaves
 from fastrl.envs.batched_env import BatchedEnv, Rows, StepViews
 from fastrl.errors import ArgumentError, EnvError, one_line
-from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spaces import leaves, unflatten
 
 _MAX_SEED = 2**31 - 1
 AUTORESET_MODES: Mapping[str, AutoresetMode] = {
@@ -121,9 +121,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         self._paths = tuple(leaves(self.single_observation_space))
         self._final_rows = self._rows()
         self._latest: Rows = ()
-        actions = leaves(spec.action_space)
-        self._leaves = [(path, leaf, _shape(leaf)) for path, leaf in actions.items()]
-        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in actions.values()]
+        self._leaves = leaves(spec.action_space)
+        self._starts = [np.asarray(getattr(leaf, "start", 0)) for leaf in self._leaves.values()]
         self._are_from_zero = not any(start.any() for start in self._starts)
 
     def reset(
@@ -139,8 +138,9 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
         Raises:
             ArgumentError: There is not one seed per environment, the mask does not fit, or only
-                some environments are selected before the first reset of all.
-            EnvError: An option is unknown.
+                some environments are selected before the first reset of all. Or ``batched`` takes
+                no options, or resets all environments together.
+            EnvError: An option is unknown or does not fit.
         """
         self.reset_rows(self._views.observation, seed, options)
         return self._observation(), {}
@@ -225,8 +225,12 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
         given = checked_options(options) or {}
         chosen = checked_mask(given, self.num_envs, was_reset=self._seeded)
         begin: Any = getattr(self.batched, "beginning", None)
-        if (given and begin is None) or not (self._resets_some or chosen.all()):
-            raise EnvError(f"'{self.batched.spec.id}' knows no reset options, got {[*options]}")  # type: ignore[misc]
+        if given and begin is None:
+            raise ArgumentError(f"options: '{self.batched.spec.id}' takes none, got {[*given]}")
+        if not (self._resets_some or chosen.all()):
+            raise ArgumentError(
+                f"options['reset_mask']: '{self.batched.spec.id}' resets all environments together"
+            )
         self._latest = rows
         with begin(given) if begin is not None else nullcontext():
             if chosen.all():
@@ -254,12 +258,8 @@ class BatchedVectorEnv(VectorEnv[Any, Any, NDArray[Any]]):
 
     def _stored_actions(self, actions: Any, *num_envs: int) -> Rows:
         """Return the leaves of the actions of all environments, or of one without their axis."""
-        found = zip(flatten(self.single_action_space, actions), self._leaves, strict=True)
-        stored = [
-            as_stored(rows, leaf, num_envs + shape, keep_float64=self._exact, path=path)
-            for rows, (path, leaf, shape) in found
-        ]
-        return tuple(stored)
+        space, exact = self.single_action_space, self._exact
+        return tuple(stored_leaves(space, self._leaves, actions, num_envs, keep_float64=exact))
 
     def _seeds(self, seed: Seeds) -> list[int]:
         """Return one seed per environment, and seed the stream that later ones are drawn from."""

@@ -30,11 +30,26 @@ __all__ = [
     "to_tianshou",
 ]
 
-_ADAPTERS = {"to_sb3": "sb3", "to_tianshou": "tianshou"}
+_ADAPTERS = {
+    "to_sb3": ("stable_baselines3", "Stable-Baselines3: pip install stable-baselines3"),
+    "to_tianshou": ("tianshou", "Tianshou: pip install 'tianshou>=2'"),
+}
+"""What each needs: a package, and how to install it."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import the adapter to another library on first use."""
+    """Import the adapter to another library on first use.
+
+    Raises:
+        ModuleNotFoundError: The library is not installed; the message says how to install it.
+    """
     if name not in _ADAPTERS:
         raise AttributeError(f"module 'fastrl.vector' has no attribute '{name}'")
-    return getattr(import_module(f"fastrl.vector.{_ADAPTERS[name]}"), name)
+    package, remedy = _ADAPTERS[name]
+    try:
+        return getattr(import_module(f"fastrl.vector.{name.removeprefix('to_')}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        needs = f"fastrl.vector.{name} needs {remedy}"
+        raise ModuleNotFoundError(needs, name=error.name) from None

@@ -25,7 +25,7 @@ from fastrl.errors import USERS_FAILURES, EnvError, FastrlError
 from fastrl.global_streams import seeded_streams
 from fastrl.system import usable_cores
 from fastrl.vector.failures import EnvTimeoutError, raised
-from fastrl.vector.groups import CallDeadline, close_probed, within_deadlines
+from fastrl.vector.groups import close_probed, within_deadlines
 from fastrl.vector.vector_env import FastVectorEnv
 from fastrl.vector.vector_plan import Env, VectorPlan, why_not_sent
 
@@ -223,22 +223,22 @@ def wake_s() -> float:
 
 def _timed(plan: VectorPlan) -> tuple[Env, StepCost]:
     @contextmanager
-    def look(deadline: CallDeadline) -> Iterator[tuple[Env, StepCost]]:
+    def look(begin: Callable[[str], None]) -> Iterator[tuple[Env, StepCost]]:
         began = time.perf_counter()
         env = plan.build(0)
         build_s = time.perf_counter() - began
         try:
-            yield env, replace(step_cost(env, deadline.begin), build_s=build_s)
+            yield env, replace(step_cost(env, begin), build_s=build_s)
         except USERS_FAILURES as error:
-            raise raised(error, "serial", 0).explained(plan.name, "while it was timed") from error
+            raise raised(error, "serial", 0).explain(plan.name, "while it was timed") from error
         finally:
-            deadline.begin("close()")
+            begin("close()")
             close_probed(env, plan.name)
 
     try:
         return within_deadlines(plan, look)
     except EnvTimeoutError as error:
-        raise error.explained(plan.name, "while it was timed") from None
+        raise error.explain(plan.name, "while it was timed") from None
 
 
 def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCost:

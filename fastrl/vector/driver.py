@@ -17,7 +17,7 @@ from typing import Any, cast
 from gymnasium.error import ClosedEnvironmentError
 
 from fastrl.envs.mujoco_clock import untimed
-from fastrl.errors import USERS_FAILURES
+from fastrl.errors import USERS_FAILURES, ArgumentError
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, raised
 from fastrl.vector.groups import EnvGroup, Group, build_first, build_group
@@ -230,6 +230,8 @@ class SerialDriver(Driver):
             self._torch.stepped()
             return [infos]
         except USERS_FAILURES as error:
+            if isinstance(error, ArgumentError) and self.plan.native is not None:
+                raise  # a batch says so before it begins
             raise self._failure(error) from error
 
     def send(self, envs: Sequence[int], bank: int) -> None:

@@ -16,12 +16,12 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from fastrl.envs.actions import as_stored
+from fastrl.envs.actions import stored_leaves
 from fastrl.envs.batched_env import Rows, StepViews
 from fastrl.errors import ArgumentError, one_line
 from fastrl.shared.memory import Shared, SharedArrays
 from fastrl.shared.table import NUM_BANKS
-from fastrl.spaces import flatten, leaves, unflatten
+from fastrl.spaces import leaves, unflatten
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
@@ -126,7 +126,7 @@ class ActionRows:
             for index, action in enumerate(self._iterated(actions)):
                 self._rows[0][index] = action
             return
-        values = self._checked(actions, len(self._rows[0]))
+        values = stored_leaves(self._space, self._leaves, actions, (len(self._rows[0]),))
         for row, value in zip(self._rows, values, strict=True):
             row[...] = value
 
@@ -136,7 +136,8 @@ class ActionRows:
         Raises:
             ArgumentError: The shape or dtype is wrong; no environment was stepped.
         """
-        for row, value in zip(self._rows, self._checked(actions, len(indices)), strict=True):
+        values = stored_leaves(self._space, self._leaves, actions, (len(indices),))
+        for row, value in zip(self._rows, values, strict=True):
             row[indices] = value
 
     def of(self, index: int) -> Any:
@@ -147,24 +148,12 @@ class ActionRows:
         try:
             found = list(iterate(self._batched, actions))
         except _MISFITS:  # of empty spaces as well
-            raise self._misfit(actions, self._batched) from None
+            raise ArgumentError(
+                f"actions do not have the form of {self._batched}: {one_line(actions)}"
+            ) from None
         if len(found) != len(self._rows[0]):
             raise ArgumentError(f"got {len(found)} actions for {len(self._rows[0])} environments")
         return found
-
-    def _checked(self, actions: Any, count: int) -> list[NDArray[Any]]:
-        try:
-            values = list(flatten(self._space, actions))
-        except _MISFITS:
-            raise self._misfit(actions, self._space) from None
-        given = zip(self._leaves.items(), values, self._rows, strict=True)
-        return [
-            as_stored(value, leaf, (count, *row.shape[1:]), path=path)
-            for (path, leaf), value, row in given
-        ]
-
-    def _misfit(self, actions: object, space: spaces.Space[Any]) -> ArgumentError:
-        return ArgumentError(f"actions do not have the form of {space}: {one_line(actions)}")
 
 
 def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -25,44 +25,28 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - a failure, of which err
 
     def __init__(
         self,
-        message: str,
-        *,
         worker: str,
-        env_index: int | None = None,
-        action: Any = None,
-        seed: int | None = None,
+        message: str,
         remote_traceback: str = "",
+        env_index: int | None = None,
     ) -> None:
         super().__init__(worker, message, remote_traceback)
-        self.env_index, self.action, self.seed = env_index, action, seed
+        self.env_index = env_index
+        self.action: Any = None
+        self.seed: int | None = None
 
-    def explained(
-        self,
-        name: str,
-        doing: str,
-        seeded: str = "",
-        *,
-        action: Any = None,
-        seed: int | None = None,
-    ) -> EnvFailure:
-        """Return the same failure with a message for the user: which environment, who, what, when.
+    def explain(self, name: str, doing: str, seeded: str = "") -> Self:
+        """Say in the message which environment failed, where and when; return the failure.
 
         Args:
             name: Of the environments.
             doing: When it happened, such as ``in step``.
             seeded: Its last seed, in words.
-            action: See the attributes.
-            seed: See the attributes.
         """
         who = f"{self.worker}, {seeded}" if seeded else self.worker
-        return type(self)(
-            f"env {self.env_index} of '{name}' ({who}) {self.args[0]}, {doing}",
-            worker=self.worker,
-            env_index=self.env_index,
-            action=action,
-            seed=seed,
-            remote_traceback=self.remote_traceback,
-        )
+        message = f"env {self.env_index} of '{name}' ({who}) {self.args[0]}, {doing}"
+        super().__init__(self.worker, message, self.remote_traceback)
+        return self
 
 
 class EnvTimeoutError(EnvFailure, TimeoutError):
@@ -73,14 +57,13 @@ def raised(
     error: BaseException, worker: str, env_index: int, remote_traceback: str = ""
 ) -> EnvFailure:
     """Return the failure of an environment that raised an error."""
-    what = f"raised {cause(error)}"
-    return EnvFailure(what, worker=worker, env_index=env_index, remote_traceback=remote_traceback)
+    return EnvFailure(worker, f"raised {cause(error)}", remote_traceback, env_index)
 
 
 def late(timeout_s: float, worker: str, env_index: int) -> EnvTimeoutError:
     """Return the failure of an environment whose worker has not answered in time."""
     what = f"did not answer within {timeout_s:g} s"
-    return EnvTimeoutError(what, worker=worker, env_index=env_index)
+    return EnvTimeoutError(worker, what, env_index=env_index)
 
 
 def is_finite_action(action: Any) -> bool:

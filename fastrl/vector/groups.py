@@ -35,7 +35,7 @@ from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, cause, one_li
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.vector.exchange import NO_RESET, UNSEEDED, Exchange, single_action, splitter
 from fastrl.vector.failures import EnvTimeoutError
-from fastrl.vector.infos import copied, gather, gather_rows
+from fastrl.vector.infos import copied, gather
 from fastrl.vector.vector_plan import Env, InstanceSpec, NativeBuild, VectorPlan
 from fastrl.workers.descent import start_thread
 
@@ -46,31 +46,8 @@ _DICTS = {dict}
 _NONE: Mapping[str, Any] = {}
 
 
-class CallDeadline:
-    """Which call of an environment is under way, and its deadline.
-
-    Args:
-        plan: Has the deadlines.
-    """
-
-    def __init__(self, plan: VectorPlan) -> None:
-        self._timeout_s = plan.timeout_s
-        self._now = ("its constructor", plan.start_timeout_s, time.monotonic())
-
-    def begin(self, call: str) -> None:
-        """Note that a call such as ``reset()`` begins."""
-        self._now = (call, self._timeout_s, time.monotonic())
-
-    def check(self) -> None:
-        """Raise an `EnvTimeoutError` that names the call if it has overrun its deadline."""
-        call, timeout_s, began_s = self._now
-        if time.monotonic() > began_s + timeout_s:
-            late = f"did not return from {call} within {timeout_s:g} s"
-            raise EnvTimeoutError(late, worker="probe", env_index=0)
-
-
 def within_deadlines(
-    plan: VectorPlan, look: Callable[[CallDeadline], AbstractContextManager[Found]]
+    plan: VectorPlan, look: Callable[[Callable[[str], None]], AbstractContextManager[Found]]
 ) -> Found:
     """Build an environment in another thread, and return what ``look`` finds out about it.
 
@@ -78,21 +55,29 @@ def within_deadlines(
 
     Args:
         plan: Has the environment and the deadlines.
-        look: A context that builds an environment, yields what it finds, and closes it.
+        look: Returns a context that builds an environment, yields what it finds, and closes it.
+            It is given a function to call with the name of each further call before that is made,
+            such as ``reset()``.
 
     Raises:
         EnvTimeoutError: A call overran its deadline; names it.
         Exception: What ``look`` raises.
     """
+    under_way = "its constructor", plan.start_timeout_s, time.monotonic()
+    outcome = Future[Found]()
+
+    def begin(call: str) -> None:
+        nonlocal under_way
+        under_way = call, plan.timeout_s, time.monotonic()
+
     if sys.platform == "darwin" and plan.factories[0].kwargs.get("render_mode") == "human":
         # Windows belong to the main thread there.
-        with look(CallDeadline(plan)) as found:
+        with look(begin) as found:
             return found
-    deadline, outcome = CallDeadline(plan), Future[Found]()
 
     def run() -> None:
         try:
-            with look(deadline) as found:
+            with look(begin) as found:
                 outcome.set_result(found)
         except BaseException as error:  # SystemExit included: the caller must get it
             if not outcome.done():
@@ -100,7 +85,10 @@ def within_deadlines(
 
     thread = start_thread("fastrl-probe", run)
     while not wait([outcome], _SLICE_S).done:
-        deadline.check()
+        call, timeout_s, began_s = under_way
+        if time.monotonic() > began_s + timeout_s:
+            late = f"did not return from {call} within {timeout_s:g} s"
+            raise EnvTimeoutError("probe", late, env_index=0)
     thread.join(plan.close_timeout_s)
     if thread.is_alive() and outcome.exception() is None:
         _LOGGER.warning(
@@ -196,12 +184,7 @@ class EnvGroup(StepLoop):
             for index, info in zip(self._indices, infos, strict=True):
                 self._at[0] = index
                 _check_info("step", info)
-        if all(infos):
-            return gather_rows(self._index_list, infos)
-        if not any(infos):
-            return {}
-        pairs = zip(self._indices, infos, strict=True)
-        return gather({index: info for index, info in pairs if info})
+        return gather(self._index_list, infos)
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
         """Step one environment, or reset it where its ``reset_seed`` says so; return its info."""
@@ -234,12 +217,9 @@ class EnvGroup(StepLoop):
         mask: Sequence[bool],
     ) -> Columns:
         """Start an episode in those environments that ``mask`` selects; return their infos."""
-        views = self._views[bank]
-        infos: dict[int, dict[str, Any]] = {}
-        for index in np.flatnonzero(mask).tolist():
-            if info := self._start(index, seeds[index], options, views):
-                infos[self._first + index] = info
-        return gather(infos)
+        views, chosen = self._views[bank], np.flatnonzero(mask).tolist()
+        infos = [self._start(index, seeds[index], options, views) for index in chosen]
+        return gather([self._first + index for index in chosen], infos)
 
     def apply(
         self, function: Callable[[Any, Any], Any], arguments: Sequence[Any], mask: Sequence[bool]
@@ -568,16 +548,19 @@ Group = EnvGroup | NativeGroup
 
 def build_first(plan: VectorPlan) -> Any:
     """Build the first environment, or the first batch of them."""
-    return plan.build(0) if plan.native is None else plan.build_batch(plan.envs_of(0))
+    native = plan.native
+    return plan.build(0) if native is None else native.build(plan.envs_of(0), plan.autoreset)
 
 
 @contextmanager
 def probe(plan: VectorPlan) -> Iterator[InstanceSpec]:
     """Build the first environment or batch, yield its `InstanceSpec`, then close it."""
     native = plan.native
-    # Spaces may depend on parameters: only a batch of all has those that fit every worker's.
-    whole = native is not None and native.own
-    first = plan.build_batch(range(plan.num_envs)) if whole else build_first(plan)
+    if native is not None and native.own:
+        # Spaces may depend on parameters: only a batch of all has those that fit every worker's.
+        first = native.build(range(plan.num_envs), plan.autoreset)
+    else:
+        first = build_first(plan)
     try:
         yield InstanceSpec.of(first, plan.name)
     finally:
@@ -593,7 +576,8 @@ def build_group(
     built: Sequence[Any] = (),
 ) -> Group:
     """Build the environments of a worker; see `EnvGroup`."""
-    if plan.native is None:
+    native = plan.native
+    if native is None:
         return EnvGroup(plan, spec, exchange, envs, at, built)
-    batch = built[0] if built else plan.build_batch(envs)
-    return NativeGroup(batch, exchange, envs, at, plan.native)
+    batch = built[0] if built else native.build(envs, plan.autoreset)
+    return NativeGroup(batch, exchange, envs, at, native)

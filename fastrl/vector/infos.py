@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fastrl.envs.batched_env import Columns, NumberTable
 
 Infos = dict[str, Any]
+Kind = tuple[np.dtype[Any] | None, tuple[int, ...]]
 
 _FINAL = "final_obs"
 _INT64 = range(-(2**63), 2**63)
@@ -47,13 +48,13 @@ def copied(value: Any) -> Any:
     return set(value) if type(value) is set else value
 
 
-def gather(infos: Mapping[int, Mapping[str, Any]]) -> Columns:
-    """Return the infos of some environments, by their index, as columns."""
-    return gather_rows(list(infos), list(infos.values())) if infos else {}
-
-
-def gather_rows(indices: list[int], rows: Sequence[Mapping[str, Any]]) -> Columns:
+def gather(indices: list[int], rows: Sequence[Mapping[str, Any]]) -> Columns:
     """Return infos, of the environments ``indices``, as columns."""
+    if not any(rows):
+        return {}
+    if not all(rows):
+        indices = [index for index, row in zip(indices, rows, strict=True) if row]
+        rows = list(filter(None, rows))
     # After a step of a simulator each call of a Python function costs a microsecond or two: hence
     # the maps.
     distinct = set(map(tuple, rows))
@@ -62,7 +63,7 @@ def gather_rows(indices: list[int], rows: Sequence[Mapping[str, Any]]) -> Column
         by_env = list(map(tuple, map(_VALUES, rows)))
         columns = list(zip(*by_env, strict=True))
         kinds = set(map(tuple, map(_TYPES, by_env)))
-        if len(kinds) == 1 and names:
+        if len(kinds) == 1:
             dtype, narrow = _dtype_of(*kinds)
             numbers = None if dtype is None else _array(chain.from_iterable(columns), dtype)
             if numbers is not None:
@@ -160,15 +161,15 @@ def _column(
     columns = [values for _, values in pieces]
     if all(isinstance(values, dict | NumberTable) for values in columns):
         return combine(columns, num_envs)
-    common = None if key == _FINAL else _common(columns)
-    if common is not None:
-        dtype, shape = common
+    kinds = frozenset(chain.from_iterable(map(_kinds_of, columns)))
+    dtype = None if key == _FINAL else _holding_all(kinds)
+    if dtype is not None:
         found = columns[0]
         if len(columns) > 1 or type(found) is not np.ndarray:
             found = np.concatenate([np.asarray(values, dtype) for values in columns])
         if rows == _ALL:
             return found
-        array: NDArray[Any] = np.zeros((num_envs, *shape), dtype)
+        array: NDArray[Any] = np.zeros((num_envs, *found.shape[1:]), dtype)
         array[rows] = found
         return array
     array = np.full(num_envs, None, dtype=object)
@@ -182,62 +183,50 @@ def _column(
     return array
 
 
-def _common(columns: Sequence[Any]) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
-    """Return dtype and shape of an array that holds every value, None where there is none."""
-    kinds: set[tuple[np.dtype[Any], tuple[int, ...]]] = set()
-    for values in columns:
-        if isinstance(values, np.ndarray):
-            kinds.add((values.dtype, values.shape[1:]))
-        elif isinstance(values, dict | NumberTable) or not _are_arrays(values):
-            return None
-        else:
-            kinds.update(map(_kind_of, values))
-    dtypes, shapes = zip(*kinds, strict=True)
-    dtype = _holding_all(frozenset(dtypes))
-    return (dtype, shapes[0]) if dtype is not None and len(set(shapes)) == 1 else None
+def _kinds_of(values: Any) -> Iterable[Kind]:
+    """Return dtypes and shapes of the values of some environments; see `_kind_of`."""
+    if isinstance(values, np.ndarray):
+        return [(values.dtype, values.shape[1:])]
+    return [(None, ())] if isinstance(values, dict | NumberTable) else map(_kind_of, values)
 
 
-def _are_arrays(values: Sequence[Any]) -> bool:
-    """Return whether all are arrays, or numbers of at most 64 bits."""
-    kinds = set(map(type, values))
-    if not all(_is_number(kind) or issubclass(kind, np.ndarray) for kind in kinds):
-        return False
-    return int not in kinds or all(type(each) is not int or each in _INT64 for each in values)
-
-
-def _kind_of(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _kind_of(value: Any) -> Kind:
+    """Return dtype and shape of a number or an array; no dtype for anything else."""
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape
-    return np.dtype(type(value)), ()
+    kind = type(value)
+    if not _is_number(kind) or (kind is int and value not in _INT64):
+        return None, ()
+    return np.dtype(kind), ()
 
 
 @lru_cache(maxsize=256)
-def _holding_all(dtypes: frozenset[np.dtype[Any]]) -> np.dtype[Any] | None:
-    """Return the dtype that holds numbers of several, None where there is none."""
+def _holding_all(kinds: frozenset[Kind]) -> np.dtype[Any] | None:
+    """Return the dtype of an array of values of these dtypes and shapes, None without any."""
+    dtypes, shapes = map(set, zip(*kinds, strict=True))
+    if len(shapes) > 1 or None in dtypes:
+        return None
     if len(dtypes) == 1:
-        return next(iter(dtypes))
-    kinds = {dtype.kind for dtype in dtypes}
-    if kinds <= set("biufc") or kinds in ({"U"}, {"S"}):
-        return np.result_type(*dtypes)
-    return None
+        return dtypes.pop()  # type: ignore[no-any-return]
+    letters = {dtype.kind for dtype in dtypes}
+    can_join = letters <= set("biufc") or letters in ({"U"}, {"S"})
+    return np.result_type(*dtypes) if can_join else None
 
 
 def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:
     """Return the values of one key as an array or as nested columns, else copies of them."""
     if key == _FINAL:
         return values
-    kinds = set(map(type, values))
-    first = values[0]
-    if len(kinds) == 1 and _is_number(kind := type(first)):
+    types, first = set(map(type, values)), values[0]
+    if len(types) == 1 and _is_number(kind := type(first)):
         array = _array(values, kind)
         return values if array is None else array
     if isinstance(first, np.ndarray):
-        dtype, shape = first.dtype, first.shape
-        if len(kinds) == 1 and all(v.dtype == dtype and v.shape == shape for v in values):
-            return np.array(values, dtype=dtype)
-    elif all(issubclass(kind, dict) for kind in kinds):
-        return gather(dict(zip(indices, values, strict=True)))
-    return values if kinds.isdisjoint(_REUSABLE) else list(map(copied, values))
+        if len(types) == len(set(map(_kind_of, values))) == 1:
+            return np.array(values, dtype=first.dtype)
+    elif all(issubclass(kind, dict) for kind in types):
+        return gather(indices, values)
+    return values if types.isdisjoint(_REUSABLE) else list(map(copied, values))
 
 
 @lru_cache(maxsize=256)

@@ -130,6 +130,8 @@ def make_vec(
         autoreset_mode,
     )
     one_of("output", output, get_args(Output))
+    if num_workers is not None:
+        num_workers = at_least_one("num_workers", num_workers)
     recipe = Recipe.of(env, num_envs, kwargs, env_kwargs, env_kwargs_seed)
     may_differ = len(recipe.own) > 1 or not recipe.is_uniform
     plan = recipe.plan(
@@ -181,8 +183,6 @@ def _start_single(
         Exception: ``batch_error``, why there is no batch, if these cannot be built either.
     """
     try:
-        if num_workers is not None:
-            at_least_one("num_workers", num_workers)
         chosen, workers = choose_backend(plan, num_workers, start)
         return start(replace(plan, num_workers=workers), chosen)
     except FastrlError:
@@ -254,7 +254,7 @@ def _start(plan: VectorPlan, backend: str, **arguments: Any) -> FastVectorEnv:
     try:
         driver = _DRIVERS["processes" if several else backend](plan)
     except EnvFailure as failure:
-        raise failure.explained(plan.name, "while it was built") from failure.__cause__
+        raise failure.explain(plan.name, "while it was built") from failure.__cause__
     try:
         return FastVectorEnv(plan, driver, backend, **arguments)
     except BaseException:
@@ -314,8 +314,6 @@ def _shared(plan: VectorPlan, wanted: int | None, start: Start) -> VectorPlan:
 
 
 def _workers(backend: str, wanted: int | None, num_envs: int) -> int:
-    if wanted is not None:
-        wanted = at_least_one("num_workers", wanted)
     if backend == "serial":
         return 1
     default = num_envs if backend == "threads" else usable_cores()

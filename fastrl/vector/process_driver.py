@@ -28,9 +28,9 @@ from fastrl.shared.memory import CACHE_LINE, Shared, SharedArrays, Signal, Signa
 from fastrl.vector.driver import STEP, Driver, ErrorAnswer, Ready, Request
 from fastrl.vector.exchange import Exchange
 from fastrl.vector.failures import EnvFailure, EnvTimeoutError, late
-from fastrl.vector.groups import EnvGroup, Group, build_group, probe
+from fastrl.vector.groups import EnvGroup, build_group, probe
 from fastrl.vector.idle_threads import TorchThreads
-from fastrl.vector.vector_plan import InstanceSpec, VectorPlan, why_not_sent
+from fastrl.vector.vector_plan import VectorPlan, why_not_sent
 from fastrl.workers.descent import start_thread
 from fastrl.workers.handoff import SLICE_S
 from fastrl.workers.processes import Connection, pipe
@@ -38,13 +38,12 @@ from fastrl.workers.supervisor import GRACE_S, Closes, Supervisor, call_in_child
 
 DO_STEP, DO_REQUEST, DO_SEND, DO_STOP = 1, 2, 3, 4
 """Orders to a worker."""
-ORDER, BANK, SENT, ORDERED = 0, 1, 2, 3
-"""In the line of a worker's orders: the latest, its bank, and how many environments were sent and
-orders other than `DO_SEND` were given."""
-AT, MAIL, DONE, ANSWERED, CLOSES = 0, 1, 2, 3, 4
+ORDER, BANK, ORDERED = 0, 1, 2
+"""In the line of a worker's orders: the latest, its bank, and how many were given, where each
+environment that is sent counts as one."""
+AT, MAIL, ANSWERED, CLOSES = 0, 1, 2, 3
 """In the line of its answers: the environment that it is busy with; the size of the latest answer
-in its mailbox, or `IN_PIPE`; how many environments were ready, orders were answered, and closes of
-environments were begun."""
+in its mailbox, or `IN_PIPE`; how many orders were answered, and closes of environments begun."""
 IN_PIPE = -1
 
 MAILBOX = 2**15
@@ -99,18 +98,18 @@ class Control(Shared):
         """Give a worker an order."""
         line = self.orders[worker]
         line[ORDER], line[BANK] = order, bank
-        line[ORDERED] += order in (DO_STEP, DO_REQUEST)
+        line[ORDERED] += 1
         self._signals[worker].post()
 
     def send(self, worker: int, envs: Sequence[int], bank: int) -> None:
         """Ask a worker to step some environments, after those it was sent before."""
         line, ring = self.orders[worker], self._sent[worker]
         # Before the environments: the worker may look at any time.
-        line[BANK] = bank
+        line[ORDER], line[BANK] = DO_SEND, bank
         for index in envs:
-            ring[line[SENT] % self.num_envs] = index
-            line[SENT] += 1
-        self.order(worker, DO_SEND, bank)
+            ring[line[ORDERED] % self.num_envs] = index
+            line[ORDERED] += 1
+        self._signals[worker].post()
 
     def stop(self) -> None:
         """Ask every worker to end."""
@@ -118,27 +117,25 @@ class Control(Shared):
             self.order(worker, DO_STOP)
 
     def owes(self, worker: int) -> bool:
-        """Whether a worker has not answered its latest order."""
+        """Whether a worker has not answered all orders."""
         return bool(self.orders[worker][ORDERED] != self.answers[worker][ANSWERED])
 
-    def owes_envs(self, worker: int) -> bool:
-        """Whether environments that were sent to a worker are not ready."""
-        return bool(self.orders[worker][SENT] != self.answers[worker][DONE])
-
-    def sent(self, worker: int, number: int) -> int:
-        """Return which environment was sent to a worker after ``number`` others."""
-        return int(self._sent[worker, number % self.num_envs])
+    def sent(self, worker: int) -> int:
+        """Return the first environment that was sent to a worker and is not ready."""
+        return int(self._sent[worker, self.answers[worker][ANSWERED] % self.num_envs])
 
     def ready(self, worker: int, number: int) -> tuple[int, bool]:
-        """Return which environment was ready, and whether its info lies in the pipe."""
+        """Return whose step was the answer of this number, and whether its info is in the pipe."""
         row = self._ready[worker, number % self.num_envs]
         return int(row[0]), bool(row[1])
 
-    def wait(self, worker: int) -> None:
-        """Wait for an order to a worker, at most for `SLICE_S`; it may have been served already."""
-        signal = self._signals[worker]
-        if not _spin(signal):
-            signal.wait(SLICE_S)
+    def next(self, worker: int) -> int:
+        """Wait for the next order to a worker, and return it."""
+        line, signal = self.orders[worker], self._signals[worker]
+        while line[ORDER] != DO_STOP and not self.owes(worker):
+            if not _spin(signal):
+                signal.wait(SLICE_S)
+        return int(line[ORDER])
 
     def answer(self, worker: int, mail: bytes) -> bool:
         """Report that an order is done; return whether the answer fits the mailbox."""
@@ -154,8 +151,8 @@ class Control(Shared):
     def answer_one(self, worker: int, env_index: int, mail: bool) -> None:
         """Report that an environment is ready."""
         line = self.answers[worker]
-        self._ready[worker, line[DONE] % self.num_envs] = env_index, mail
-        line[DONE] += 1
+        self._ready[worker, line[ANSWERED] % self.num_envs] = env_index, mail
+        line[ANSWERED] += 1
         self.answered.post()
 
     def _attach(self) -> None:
@@ -187,72 +184,61 @@ def run_vector_worker(
     context: VectorContext, worker: int, orders: Connection, answers: Connection
 ) -> None:
     """Serve until the vector environment is closed; the entry point of the process."""
-    line = context.control.answers[worker]
-    loaded: tuple[VectorPlan, InstanceSpec] = cloudpickle.loads(context.by_value)
-    plan, spec = loaded
-    entropy, key = context.streams.entropy, context.streams.spawn_key
-    seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(*key, worker)))
-    group = build_group(plan, spec, context.exchange, plan.envs_of(worker), line)
-
-    def begin_close() -> None:
-        line[CLOSES] += 1
-
-    group.begin_close = begin_close
+    server = _Server(context, worker, orders, answers)
     stop_timers()
     # The environments live as long as the process: full collections need not visit them.
     gc.collect()
     gc.freeze()
-    with closed_after(group):
-        _Server(context, worker, group, orders, answers).serve()
+    with closed_after(server.group):
+        server.serve()
 
 
 class _Server:
-    """Serves orders with a group of environments."""
+    """Serves orders with the environments of a worker."""
 
     def __init__(
-        self,
-        context: VectorContext,
-        worker: int,
-        group: Group,
-        orders: Connection,
-        answers: Connection,
+        self, context: VectorContext, worker: int, orders: Connection, answers: Connection
     ) -> None:
-        self._control, self._exchange = context.control, context.exchange
-        self._worker, self._group = worker, group
-        self._orders, self._answers = orders, answers
+        self._control, self._exchange, self._worker = context.control, context.exchange, worker
+        self._orders, self._answers, self._line = orders, answers, context.control.answers[worker]
+        plan, spec = cloudpickle.loads(context.by_value)
+        entropy, key = context.streams.entropy, context.streams.spawn_key
+        seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(*key, worker)))
+        self.group = build_group(plan, spec, context.exchange, plan.envs_of(worker), self._line)
+        self.group.begin_close = self._count_close
+
+    def _count_close(self) -> None:
+        self._line[CLOSES] += 1
 
     def serve(self) -> None:
-        control, worker, group = self._control, self._worker, self._group
+        control, worker, group = self._control, self._worker, self.group
         line = control.orders[worker]
-        while line[ORDER] != DO_STOP:
-            if control.owes(worker):
-                if line[ORDER] != DO_STEP:
-                    self._serve_request(*cloudpickle.loads(self._orders.recv_bytes()))
-                elif infos := group.step(line[BANK]):
-                    self._mail(infos)
-                else:
-                    control.answer(worker, b"")
-            elif control.owes_envs(worker):
+        while (order := control.next(worker)) != DO_STOP:
+            if order == DO_SEND:
                 self._step_sent(line[BANK])
+            elif order == DO_REQUEST:
+                self._serve_request(*cloudpickle.loads(self._orders.recv_bytes()))
+            elif infos := group.step(line[BANK]):
+                self._mail(infos)
             else:
-                control.wait(worker)
+                control.answer(worker, b"")
 
     def _serve_request(self, request: Request, actions: Sequence[Any] | None) -> None:
-        group = self._group
+        group = self.group
         if actions is not None:
             self._exchange.put_objects(self._exchange.action, group.envs, actions)
         if request.method == "reset":
             self._seed_streams(*request.per_env)
-        answer = request.serve(group, self._control.answers[self._worker])
+        answer = request.serve(group, self._line)
         self._mail(_sendable(answer) if isinstance(answer, ErrorAnswer) else answer)
 
     def _step_sent(self, bank: int) -> None:
-        control, worker, envs = self._control, self._worker, self._group.envs
-        index = control.sent(worker, control.answers[worker][DONE])
+        control, worker, envs = self._control, self._worker, self.group.envs
+        index = control.sent(worker)
         seeds = self._exchange.reset_seed[envs.start : envs.stop]
         if index == envs.start and seeds[0] >= 0:
             self._seed_streams(seeds.tolist(), (seeds >= 0).tolist())
-        info = cast("EnvGroup", self._group).step_one(index, bank)  # a batch is never sent
+        info = cast("EnvGroup", self.group).step_one(index, bank)  # a batch is never sent
         control.answer_one(worker, index, mail=bool(info))
         if info:
             self._answers.send_bytes(_dumps(info))
@@ -265,14 +251,14 @@ class _Server:
         known = [seed for seed, chosen in zip(seeds, mask, strict=True) if chosen]
         if len(known) == len(seeds) and None not in known:
             entropy = [int(seed or 0) for seed in known]
-            first = self._group.envs.start
+            first = self.group.envs.start
             seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(first,)))
 
     def _mail(self, answer: Any) -> None:
         """Send an answer, with the observations where they are Python objects."""
         objects = None
         if not self._exchange.fits_rows:
-            envs, rows = self._group.envs, self._exchange.banks[0].observation
+            envs, rows = self.group.envs, self._exchange.banks[0].observation
             objects = rows[0][envs.start : envs.stop].tolist()
         payload = _dumps((answer, objects))
         # Before writing to the pipe, which may be too small: the caller must begin to read.
@@ -378,6 +364,7 @@ class ProcessDriver(Driver):
         deadline = time.monotonic() + timeout_s
         self._wait_until(all_answered, deadline, timeout_s)
         answers = [self._answer(worker, deadline, timeout_s) for worker in self._workers]
+        self._seen = [line[ANSWERED] for line in control.answers]
         if self._steps:
             self._torch.stepped()
         return answers
@@ -482,7 +469,7 @@ class ProcessDriver(Driver):
     def _count_ready(self) -> int:
         """Queue the environments that have become ready; return how many are queued."""
         for worker, seen in enumerate(self._seen):
-            count = self._seen[worker] = self._control.answers[worker][DONE]
+            count = self._seen[worker] = self._control.answers[worker][ANSWERED]
             for number in range(seen, count):
                 self._ready.append((worker, *self._control.ready(worker, number)))
         return len(self._ready)
@@ -512,18 +499,12 @@ class ProcessDriver(Driver):
             what = error.args[0].removeprefix(f"{error.worker} ").replace("failed:", "raised")
             if error.remote_traceback == "":
                 what = f"was lost with its worker, which {what}"
-            raise EnvFailure(
-                what,
-                worker=error.worker,
-                env_index=self._busy_with(error.worker),
-                remote_traceback=error.remote_traceback,
-            ) from None
+            at = self._busy_with(error.worker)
+            raise EnvFailure(error.worker, what, error.remote_traceback, at) from None
 
     def _silent(self, timeout_s: float) -> EnvTimeoutError:
         """Return the error of the first worker that has not answered."""
-        control = self._control
-        busy = (each for each in self._workers if control.owes(each) or control.owes_envs(each))
-        name = self._names[next(busy, 0)]
+        name = self._names[next(filter(self._control.owes, self._workers), 0)]
         return late(timeout_s, name, self._busy_with(name))
 
     def _busy_with(self, name: str) -> int:

@@ -8,23 +8,14 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 
 from fastrl.envs.action_masks import METHOD
 from fastrl.errors import ArgumentError
 from fastrl.vector.adapters import Adapter
 from fastrl.vector.infos import separate
 from fastrl.vector.vector_env import FastVectorEnv
-
-try:
-    from stable_baselines3.common.env_util import is_wrapped
-    from stable_baselines3.common.vec_env import VecEnv
-except ModuleNotFoundError as error:
-    if error.name != "stable_baselines3":
-        raise
-    raise ModuleNotFoundError(
-        "fastrl.vector.to_sb3 needs Stable-Baselines3: pip install stable-baselines3",
-        name=error.name,
-    ) from None
 
 Indices = int | Iterable[int] | None
 

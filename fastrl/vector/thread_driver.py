@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import threading
@@ -21,6 +20,7 @@ from fastrl.workers.descent import start_thread
 from fastrl.workers.supervisor import GRACE_S
 
 Work = Callable[[], object]
+Answers = queue.SimpleQueue[tuple[int, Any]]
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -75,40 +75,24 @@ class ThreadDriver(Driver):
         super().__init__(plan)
         self.spec = within_deadlines(plan, lambda _: probe(plan))
         self.exchange = Exchange(self.spec, plan.num_envs, shared=False)
+        self._answers: Answers = queue.SimpleQueue()
         build = partial(EnvGroup, plan, self.spec, self.exchange)
         self._workers = [
-            _Worker(index, plan.envs_of(index), build) for index in range(plan.num_workers)
+            _Worker(index, plan.envs_of(index), build, self._answers)
+            for index in range(plan.num_workers)
         ]
-        self._answers: list[Any] = []
-        self._answered = threading.Event()
-        self._ready: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self._ask_spaces()
 
     def begin(self, request: Request) -> None:
         """Give every thread its part of a request."""
         self._check_open()
-        self._answered.clear()
-        self._answers = answers = [None] * len(self._workers)
-        count = itertools.count(1)  # atomic: threads need no lock
-
-        def answer(worker: int, value: Any) -> None:
-            answers[worker] = value
-            if next(count) == len(answers):
-                self._answered.set()
-
         for index, worker in enumerate(self._workers):
-            part = request.part(worker.envs) if request.per_env else request
-            worker.serve(part, partial(answer, index))
+            worker.serve(request.part(worker.envs) if request.per_env else request, index)
 
     def end(self, timeout_s: float) -> list[Any]:
         """Wait for all threads; see `Driver`."""
-        if not self._answered.wait(timeout_s):
-            raise self._late(timeout_s)
-        self._check_open()
-        for answer in self._answers:
-            if isinstance(answer, EnvFailure):
-                raise answer
-        return self._answers
+        answers = dict(self.receive(len(self._workers), timeout_s))
+        return [answers[index] for index in range(len(self._workers))]
 
     def send(self, envs: Sequence[int], bank: int) -> None:
         """Begin a step of some environments."""
@@ -116,7 +100,7 @@ class ThreadDriver(Driver):
         for index in envs:
             step = Request("step_one", (index, bank), fatal=True)
             worker = self._workers[self.plan.worker_of(index)]
-            worker.serve(step, partial(self._put_ready, index))
+            worker.serve(step, index)
 
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Return the first environments that are ready; see `Driver`."""
@@ -124,7 +108,7 @@ class ThreadDriver(Driver):
         deadline = time.monotonic() + timeout_s
         for _ in range(count):
             try:
-                ready.append(self._ready.get(timeout=max(0.0, deadline - time.monotonic())))
+                ready.append(self._answers.get(timeout=max(0.0, deadline - time.monotonic())))
             except queue.Empty:
                 raise self._late(timeout_s) from None
             self._check_open()
@@ -136,8 +120,7 @@ class ThreadDriver(Driver):
         """Let every thread close its environments; threads that are overdue are abandoned."""
         self._begin_close()
         # Wake callers in other threads, which would wait for their deadline.
-        self._answered.set()
-        self._ready.put((0, {}))
+        self._answers.put((0, {}))
         for worker in self._workers:
             worker.begin_close()
         asked_s, timeout_s = time.monotonic(), self.plan.close_timeout_s
@@ -151,9 +134,6 @@ class ThreadDriver(Driver):
                     timeout_s,
                 )
 
-    def _put_ready(self, index: int, info: Any) -> None:
-        self._ready.put((index, info))
-
     def _late(self, timeout_s: float) -> EnvTimeoutError:
         worker = next((each for each in self._workers if each.busy), self._workers[0])
         return late(timeout_s, worker.name, worker.at[0])
@@ -162,16 +142,18 @@ class ThreadDriver(Driver):
 class _Worker(DaemonThread):
     """The environments of one thread, which are built with its first request."""
 
-    def __init__(self, index: int, envs: range, build: Callable[..., EnvGroup]) -> None:
+    def __init__(
+        self, index: int, envs: range, build: Callable[..., EnvGroup], answers: Answers
+    ) -> None:
         self.name, self.envs, self.at = f"thread-{index}", envs, [envs.start]
         super().__init__(f"fastrl-{self.name}")
         self.busy = False
         self.close_begun_s: float | None = None
-        self._build = build
+        self._build, self._answers = build, answers
         self._group: EnvGroup | None = None
 
-    def serve(self, request: Request, deliver: Callable[[Any], None]) -> None:
-        """Let the thread serve a request and deliver the answer."""
+    def serve(self, request: Request, key: int) -> None:
+        """Let the thread serve a request, and put its answer into the queue under a key."""
 
         def work() -> None:
             self.busy = True
@@ -182,7 +164,7 @@ class _Worker(DaemonThread):
             except BaseException as error:  # SystemExit included: it would be lost otherwise
                 answer = raised(error, self.name, self.at[0], traceback.format_exc())
             self.busy = False
-            deliver(answer)
+            self._answers.put((key, answer))
 
         self.submit(work)
 

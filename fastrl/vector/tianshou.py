@@ -12,21 +12,13 @@ from gymnasium.spaces import Dict, Tuple
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
+from tianshou.env import BaseVectorEnv
 
 from fastrl.envs.vector_facade import checked_seeds
 from fastrl.errors import ArgumentError
 from fastrl.vector.adapters import Adapter
 from fastrl.vector.infos import separate
 from fastrl.vector.vector_env import FastVectorEnv
-
-try:
-    from tianshou.env import BaseVectorEnv
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "tianshou":
-        raise
-    raise ModuleNotFoundError(
-        "fastrl.vector.to_tianshou needs Tianshou: pip install 'tianshou>=2'", name=error.name
-    ) from None
 
 Indices = int | list[int] | NDArray[Any] | None
 Step = tuple[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -122,7 +123,10 @@ class Recipe:
             raise ArgumentError(
                 f"wrappers must be a list of callables or paths, got {one_line(wrappers)}"
             )
-        checked: dict[str, Any] = {name: seconds(name, s) for name, s in deadlines.items()}
+        # Waits of threads take no infinite number.
+        checked: dict[str, Any] = {
+            name: min(seconds(name, each), TIMEOUT_MAX) for name, each in deadlines.items()
+        }
         alike = len(self.own) == len(self.ids) == 1
         each = range(1 if alike else self.num_envs)
         return VectorPlan(

@@ -7,6 +7,7 @@ import copy as copying
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from threading import TIMEOUT_MAX
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -134,22 +135,22 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a `reset`, to be finished by `reset_wait`."""
-        self._begin("reset_async", "reset")
+        self._check_idle("reset_async")
+        seeds = checked_seeds(seed, self.num_envs)
+        given = checked_options(options)
+        mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
+        if seed is None and self._next_seeds is not None:
+            seeds, self._next_seeds = self._next_seeds, None
+        if self.plan.native is not None:
+            check_all_or_none(seeds, mask)
+        for index in np.flatnonzero(mask).tolist():
+            if seeds[index] is not None:
+                self._seeds[index] = seeds[index]
+        self._flip(keep=not mask.all())
+        request = Request("reset", (self._bank, given), (seeds, mask.tolist()), fatal=True)
+        self._pending = "reset"
         with self._explaining("reset"):
-            seeds = checked_seeds(seed, self.num_envs)
-            given = checked_options(options)
-            mask = checked_mask(given, self.num_envs, was_reset=self._was_reset)
-            if seed is None and self._next_seeds is not None:
-                seeds, self._next_seeds = self._next_seeds, None
-            if self.plan.native is not None:
-                check_all_or_none(seeds, mask)
-            for index in np.flatnonzero(mask).tolist():
-                if seeds[index] is not None:
-                    self._seeds[index] = seeds[index]
-            self._flip(keep=not mask.all())
-            self._driver.begin(
-                Request("reset", (self._bank, given), (seeds, mask.tolist()), fatal=True)
-            )
+            self._driver.begin(request)
 
     def reset_wait(self, timeout: float | None = None) -> tuple[Any, Infos]:
         """Finish a `reset`.
@@ -183,16 +184,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Begin a `step`, to be finished by `step_wait`."""
         # Without context managers: those cost as much as a step of a cheap environment.
         if self.closed or self._pending:
-            self._begin("step_async", "step")
-        self._pending = "step"
-        try:
-            if not self._was_reset:
-                raise ArgumentError("reset the environments before the first step")
-            self._actions.write(actions)
-        except Exception:
-            self._pending = ""
-            raise
-        self._bank = (self._bank + 1) % NUM_BANKS
+            self._check_idle("step_async")
+        if not self._was_reset:
+            raise ArgumentError("reset the environments before the first step")
+        self._actions.write(actions)
+        self._pending, self._bank = "step", (self._bank + 1) % NUM_BANKS
         try:
             self._driver.begin(self._steps[self._bank])
         except BaseException as error:
@@ -207,7 +203,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if self.closed or self._pending != "step":
             self._expect("step_wait", "step")
         try:
-            parts = self._driver.end(self.plan.timeout_s if timeout is None else timeout)
+            parts = self._driver.end(self._deadline(timeout))
         except BaseException as error:
             self._fail(error, "step")
         self._pending = ""
@@ -236,7 +232,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         rows = [UNSEEDED if each is None else each for each in seeds]
         if max(rows) > np.iinfo(np.int64).max:
             raise ArgumentError(f"seed: async_reset takes numbers below 2**63, got {max(rows)}")
-        self._begin("async_reset", "send")
+        self._check_idle("async_reset")
         self._flip()
         self._seeds = [
             old if new is None else new for new, old in zip(seeds, self._seeds, strict=True)
@@ -259,13 +255,9 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         indices = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         first = self._pending != "send"
         if first:
-            self._begin("send", "send")
-        try:
-            self._check_sendable(indices)
-            self._actions.write_some(actions, indices)
-        except Exception:
-            self._settle_pending()
-            raise
+            self._check_idle("send")
+        self._check_sendable(indices)
+        self._actions.write_some(actions, indices)
         if first:
             self._flip(keep=len(indices) < self.num_envs)
         self._dispatch(indices)
@@ -294,10 +286,10 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             ready = self._driver.receive(count, self._deadline(timeout))
         ids = np.array([index for index, _ in ready], np.int64)
         self._in_flight[ids] = self._sent_reset[ids] = False
-        self._settle_pending()
+        if not self._in_flight.any():
+            self._pending = ""
         bank = self._banks[self._bank]
-        by_row = {row: info for row, (_, info) in enumerate(ready) if info}
-        infos = combine([gather(by_row)], count)
+        infos = combine([gather(list(range(count)), [info for _, info in ready])], count)
         self._masks.note(infos, ids)
         infos["env_id"] = ids
         flags = (self._given(each[ids]) for each in (bank.reward, bank.terminated, bank.truncated))
@@ -484,13 +476,9 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             raise ArgumentError(f"env_ids: some have a pending step already, got {indices}")
 
     def _dispatch(self, indices: NDArray[np.intp]) -> None:
-        self._in_flight[indices] = True
+        self._pending, self._in_flight[indices] = "send", True
         with self._explaining("step"):
             self._driver.send(indices.tolist(), self._bank)
-
-    def _settle_pending(self) -> None:
-        if not self._in_flight.any():
-            self._pending = ""
 
     def _observation(self) -> Any:
         """Return the observations in the present bank."""
@@ -525,9 +513,9 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
                 row[...] = seen
 
     def _deadline(self, timeout: float | None) -> float:
-        return self.plan.timeout_s if timeout is None else timeout
+        return self.plan.timeout_s if timeout is None else min(timeout, TIMEOUT_MAX)
 
-    def _begin(self, name: str, pending: str) -> None:
+    def _check_idle(self, name: str) -> None:
         if self.closed:
             why = f" after {self._why_closed}" if self._why_closed else ""
             raise ClosedEnvironmentError(f"`{name}`: the vector environment was closed{why}")
@@ -535,11 +523,10 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             raise AlreadyPendingCallError(
                 f"`{name}`: a call to `{self._pending}` is pending", self._pending
             )
-        self._pending = pending
 
     def _expect(self, name: str, pending: str) -> None:
         if self.closed:
-            self._begin(name, pending)
+            self._check_idle(name)
         if self._pending != pending:
             raise NoAsyncCallError(f"`{name}`: no call is pending", name)
 
@@ -561,7 +548,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Begin ``function(env, argument)`` in some environments; ``arguments`` are of all."""
         chosen, user_call = set(indices), caller.removesuffix("_async")
         mask = [index in chosen for index in range(self.num_envs)]
-        self._begin(caller, "call")
+        self._check_idle(caller)
+        self._pending = "call"
         with self._explaining(f"call to '{what}'"):
             self._driver.begin(Request("apply", (function,), (arguments, mask), caller=user_call))
 
@@ -609,33 +597,31 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         if isinstance(error, ArgumentError):
             self._pending = ""
             raise error
-        explained = None
         # The next call would take the answers to an interrupted one for its own.
         self._why_closed = f"an interrupted {doing}"
         if isinstance(error, EnvFailure):
-            self._pending, explained = "", self._explained(error, doing)
-            self._why_closed = one_line(explained.args[0], 200)
+            self._pending = ""
+            self._explain(error, doing)
+            self._why_closed = one_line(error.args[0], 200)
         with contextlib.suppress(Exception):  # the error goes before what closing raises
             self.close()
         self.closed = True
-        if explained is None:
-            raise error
-        raise explained from error.__cause__
+        raise error
 
-    def _explained(self, failure: EnvFailure, doing: str) -> EnvFailure:
-        """Return a failure that names the environment, its last seed and its action."""
+    def _explain(self, failure: EnvFailure, doing: str) -> None:
+        """Name in a failure the environment, its last seed and its action."""
         index = failure.env_index
         assert index is not None
+        failure.seed = seed = self._seeds[index]
         if self._sent_reset[index]:
             doing = "reset"
-        action = self._actions.of(index) if doing == "step" else None
-        seed = self._seeds[index]
-        if doing == "step":
+        elif doing == "step":
+            failure.action = action = self._actions.of(index)
             doing += f"(action={one_line(action)})"
             if not is_finite_action(action):
                 doing += NOT_FINITE
         seeded = f"last seed {seed}" if seed is not None else "never seeded"
-        return failure.explained(self.plan.name, f"in {doing}", seeded, action=action, seed=seed)
+        failure.explain(self.plan.name, f"in {doing}", seeded)
 
 
 def _has_masks(env: Any, _: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +12,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from fastrl.envs.agreement import spaces_of
-from fastrl.envs.env_factory import EnvFactory, Wrapper
+from fastrl.envs.env_factory import EnvFactory, Wrapper, wrapped
 from fastrl.envs.family import Family, Vector
-from fastrl.envs.legacy_gym import wrapped_by
-from fastrl.envs.lookup import callee
-from fastrl.errors import USERS_FAILURES, ArgumentError, EnvError, FastrlError, SpaceError, cause
+from fastrl.errors import ArgumentError, EnvError, FastrlError, SpaceError, cause
 from fastrl.spaces import leaves
 
 Env = gymnasium.Env[Any, Any]
@@ -181,24 +178,9 @@ class VectorPlan:
             EnvError: It cannot be built; says what would be right.
             ArgumentError: A wrapper returns no environment.
         """
-        env = self.factories[index % len(self.factories)].single()
-        for wrapper in self.wrappers:
-            wrap = callee(wrapper, "wrappers")
-            wrapped = wrapped_by(wrap, env)
-            if not callable(getattr(wrapped, "step", None)):
-                with suppress(*USERS_FAILURES):  # the wrapper is what matters
-                    env.close()
-                raise ArgumentError(
-                    f"wrappers: {getattr(wrap, '__qualname__', wrap)} returned a "
-                    f"{type(wrapped).__name__}, not an environment"
-                )
-            env = wrapped
+        bare = self.factories[index % len(self.factories)].single()
+        env: Env = wrapped(bare, self.wrappers, "wrappers", self.name)
         return env
-
-    def build_batch(self, envs: range) -> Vector:
-        """Build the batch of some environments; see `NativeBuild.build`."""
-        assert self.native is not None
-        return self.native.build(envs, self.autoreset)
 
     def envs_of(self, worker: int) -> range:
         """Return the environments that a worker steps: contiguous, sizes within one."""

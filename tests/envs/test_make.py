@@ -341,7 +341,7 @@ def test_missing_package_says_how_to_install_it(package, name, extra, monkeypatc
         ),
         (
             EnvFactory("CartPole-v1", wrappers=[{"path": SCALED}]),
-            "'CartPole-v1' cannot be built: TypeError: .* 'factor'",
+            "env.wrappers: Scaled raised TypeError: .* 'factor'",
         ),
         (EnvFactory("CartPole-v1", randomize={"length": 1}), "env.randomize: 'CartPole-v1'"),
         (EnvFactory(CountingEnv, randomize={"length": 1}), "env.randomize: .* takes no argument"),

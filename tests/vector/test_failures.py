@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -117,6 +118,16 @@ def test_every_environment_is_closed_whatever_another_one_does(backend, fault):
         assert ClosingEnv.open == {0, 1, 2}
         with expected_in(backend, OSError, "cannot be closed"):
             envs.close()
+    assert not ClosingEnv.open
+
+
+def test_environment_whose_wrapper_raises_is_closed():
+    def broken(env):
+        raise LookupError("no such camera")
+
+    ClosingEnv.open.clear()
+    with pytest.raises(EnvError, match=r"^wrappers: .*broken raised LookupError: no such camera$"):
+        fastrl.make_vec(ClosingEnv, 2, backend="serial", wrappers=[broken], number=0)
     assert not ClosingEnv.open
 
 
@@ -373,9 +384,12 @@ def test_error_that_cannot_travel_is_told_in_words():
     envs.close()
 
 
-def test_message_larger_than_a_pipe_arrives():
-    envs = fastrl.make_vec(WaitingEnv, 2, backend="processes")
-    envs.reset()
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_message_larger_than_a_pipe_arrives_also_without_a_deadline(backend):
+    never = dict.fromkeys(("timeout_s", "start_timeout_s", "close_timeout_s"), math.inf)
+    envs = fastrl.make_vec(WaitingEnv, 2, backend=backend, **never)
+    envs.reset_async()
+    envs.reset_wait(math.inf)
     big = np.arange(300_000)
     for returned in envs.parallel(lambda env, argument: argument, [big, big]):
         assert np.array_equal(returned, big)

@@ -122,6 +122,22 @@ def test_list_of_different_environments_is_stepped_one_by_one():
     envs.close()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reset_mask": np.array([True, False])}, "resets all environments together"),
+        ({"speed": 2}, r"takes none, got \['speed'\]"),
+    ],
+)
+def test_options_that_a_batch_does_not_take_leave_it_open(options, message):
+    envs = fastrl.make_vec("HalfCheetah-v5", 2, backend="native")
+    envs.reset(seed=0)
+    with pytest.raises(ArgumentError, match=message):
+        envs.reset(options=options)
+    envs.step(envs.action_space.sample())
+    envs.close()
+
+
 def test_what_native_environments_cannot_do_is_said():
     with pytest.raises(ArgumentError, match="supports only the autoreset mode SAME_STEP"):
         fastrl.make_vec("HalfCheetah-v5", 2, backend="native", autoreset="next_step")
