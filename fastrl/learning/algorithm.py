@@ -459,6 +459,26 @@ class Batch:
         segments = torch.arange(len(self) // self.sequence_length, device=self.device)
         return segment_rows(segments, self.sequence_length, self.num_slots)
 
+    def shuffled(
+        self, size: int, generator: torch.Generator, segments: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the rows of the minibatches of one epoch, every segment once, in random order.
+
+        The last minibatch is smaller where the sizes do not divide.
+
+        Args:
+            size: Rows of each minibatch but the last, of which those of whole segments are taken;
+                at least one segment.
+            generator: On the CPU, so that all devices get the same order.
+            segments: ``[*] int64``: those of the epoch, by default all; see `segment_rows`.
+        """
+        number = len(self) // self.sequence_length if segments is None else len(segments)
+        order = torch.randperm(number, generator=generator).to(self.device)
+        if segments is not None:
+            order = segments[order]
+        for part in order.split(max(1, size // self.sequence_length)):
+            yield segment_rows(part, self.sequence_length, self.num_slots)
+
     def segments_with(self, marked: Tensor) -> Tensor:
         """Return the segments in which a row is marked, ``[*] int64``; see `segment_rows`.
 
@@ -644,41 +664,6 @@ class Transfer:
 def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:
     num_bytes = like.numel() * like.element_size()
     return memory[start : start + num_bytes].view(like.dtype).view(like.shape)
-
-
-def minibatches(
-    num_transitions: int,
-    minibatch_size: int,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-    sequence_length: int = 1,
-    num_slots: int = 1,
-) -> Iterator[Tensor]:
-    """Yield the indices ``[n] int64`` of each minibatch of one epoch, every transition once.
-
-    Index t · B + b stands for slot b at time t: a row of a ``[T, B, *]`` tensor after
-    ``flatten(0, 1)``. The last minibatch is smaller where the sizes do not divide. With sequences
-    of L steps whole segments are shuffled; see `segment_rows`.
-
-    Args:
-        num_transitions: T · B.
-        minibatch_size: Transitions in each minibatch but the last.
-        generator: On the CPU, so that all devices get the same order.
-        device: Device of the indices.
-        sequence_length: L, which divides T.
-        num_slots: B; counts only where L is above 1.
-
-    Raises:
-        ConfigError: The size is not a multiple of L.
-    """
-    if minibatch_size % sequence_length:
-        raise ConfigError(
-            "algorithm.minibatch_size: must be a multiple of the sequences' length "
-            f"({sequence_length}), got {minibatch_size}"
-        )
-    order = torch.randperm(num_transitions // sequence_length, generator=generator)
-    for segments in order.to(device).split(minibatch_size // sequence_length):
-        yield segment_rows(segments, sequence_length, num_slots)
 
 
 def segment_rows(segments: Tensor, sequence_length: int, num_slots: int) -> Tensor:
