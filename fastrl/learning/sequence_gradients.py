@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fastrl.learning.algorithm import Batch, Scheduled, Sequences
 from fastrl.learning.mlp_gradients import KnownLossEngine
@@ -108,8 +107,8 @@ class _WideLayer(_Layer):
         """Write the sums; see `_Layer`."""
         of_others = self.weight.index_select(1, self.others).t()
         torch.addmm(self.bias, inputs, of_others, beta=scale, alpha=scale, out=output)
-        chosen = functional.embedding(self.options, self.weight.t()).sum(1)
-        output.add_(chosen, alpha=scale)
+        for columns in self.options.unbind(1):
+            output.add_(self.weight.index_select(1, columns).t(), alpha=scale)
 
     def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
         """Write the gradient of the weights; see `_Layer`."""
