@@ -434,7 +434,7 @@ class Batch:
         fields: By name ``[N, *]``: those of the rollout and those that the algorithm prepared.
         device: That of all tensors.
         sequences: None for a policy without a memory.
-        slots: B, also where `num_slots` is 1.
+        slots: B.
     """
 
     observation: Mapping[str, Tensor]
@@ -449,15 +449,10 @@ class Batch:
         """L, the steps of each segment; 1 for a policy without a memory."""
         return 1 if self.sequences is None else self.sequences.length
 
-    @property
-    def num_slots(self) -> int:
-        """B; 1 for a policy without a memory, which learns from each row by itself."""
-        return 1 if self.sequences is None else self.slots
-
     def all_rows(self) -> Tensor:
         """Return the index ``[N] int64`` of all rows, segment by segment: ``[L, K · B]``."""
         segments = torch.arange(len(self) // self.sequence_length, device=self.device)
-        return segment_rows(segments, self.sequence_length, self.num_slots)
+        return segment_rows(segments, self.sequence_length, self.slots)
 
     def shuffled(
         self, size: int, generator: torch.Generator, segments: Tensor | None = None
@@ -477,7 +472,7 @@ class Batch:
         if segments is not None:
             order = segments[order]
         for part in order.split(max(1, size // self.sequence_length)):
-            yield segment_rows(part, self.sequence_length, self.num_slots)
+            yield segment_rows(part, self.sequence_length, self.slots)
 
     def segments_with(self, marked: Tensor) -> Tensor:
         """Return the segments in which a row is marked, ``[*] int64``; see `segment_rows`.
@@ -485,7 +480,7 @@ class Batch:
         Args:
             marked: ``[N] bool``.
         """
-        in_time = marked.view(-1, self.sequence_length, self.num_slots)
+        in_time = marked.view(-1, self.sequence_length, self.slots)
         return in_time.any(1).flatten().nonzero().flatten()
 
     def evaluated(
@@ -500,7 +495,7 @@ class Batch:
         length = self.sequence_length
         segments = torch.arange(len(self) // length, device=self.device)
         at_once = len(segments) if rows_at_once is None else max(1, rows_at_once // length)
-        parts = [segment_rows(each, length, self.num_slots) for each in segments.split(at_once)]
+        parts = [segment_rows(each, length, self.slots) for each in segments.split(at_once)]
         found = [Minibatch(self, rows, {}).evaluate(policy) for rows in parts]
         rows = torch.cat(parts)
         log_prob, value = (torch.cat([each[which] for each in found]) for which in (0, 2))
@@ -514,7 +509,7 @@ class Batch:
             segments: ``[b] int64``; see `segment_rows`.
             device: Where it goes.
         """
-        rows = segment_rows(segments, self.sequence_length, self.num_slots)
+        rows = segment_rows(segments, self.sequence_length, self.slots)
         observation, action, fields = (
             {name: leaf.index_select(0, rows).to(device) for name, leaf in group.items()}
             for group in (self.observation, self.action, self.fields)
