@@ -152,7 +152,7 @@ class Algorithm(ABC, Generic[SectionT]):
         """Return fields in place of those of the rollout, such as a learnt reward.
 
         Called once per rollout, before `prepare` and before rewards are scaled and normalised;
-        without gradients.
+        without gradients, and with the policy in evaluation mode.
 
         Args:
             experience: The rollout, with the rewards of the environment.
@@ -162,7 +162,10 @@ class Algorithm(ABC, Generic[SectionT]):
         return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return constants computed once per rollout, such as advantages; without gradients."""
+        """Return constants computed once per rollout, such as advantages.
+
+        It is called without gradients, and with the policy in evaluation mode.
+        """
         return Prepared()
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
