@@ -280,8 +280,9 @@ class Mixture(Demonstrator):
         self.learner, self.expert = learner, expert
         self.share: Tensor
         self.register_buffer("share", torch.tensor(share))
-        self._own_size, self._names = state_size(learner), label_names(env_spec)
-        self.outputs = dict(zip(self._names, env_spec.action.values(), strict=True))
+        self._own_size = state_size(learner)
+        self._label_of = dict(zip(env_spec.action, label_names(env_spec), strict=True))
+        self.outputs = {self._label_of[path]: spec for path, spec in env_spec.action.items()}
 
     def draw_noise(
         self,
@@ -318,7 +319,7 @@ class Mixture(Demonstrator):
             )
             for path, leaf in own.action.items()
         }
-        labels = dict(zip(self._names, (shown.action[path] for path in action), strict=True))
+        labels = {label: shown.action[path] for path, label in self._label_of.items()}
         after = [each.state for each in (own, shown) if each.state is not None]
         return PolicyStep(action, labels, torch.cat(after, -1) if after else None)
 

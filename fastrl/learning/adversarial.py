@@ -26,7 +26,7 @@ from fastrl.learning.statistics import joined_update
 from fastrl.models.distributions import ActionBounds
 from fastrl.models.images import image_layouts
 from fastrl.models.networks import RunningNormalizer, leaf_encoder, mlp, normalizer
-from fastrl.models.policy import PolicyModel, state_size
+from fastrl.models.policy import PolicyModel, sampling_mode, state_size
 from fastrl.spaces import leaves
 from fastrl.spec import ACTION_MASK, EnvSpec, only_given
 
@@ -110,15 +110,19 @@ class Adversarial(PPO):
         rate = float(scheduled["discriminator_learning_rate"])
         updates = range(self.section.discriminator_updates)
         metrics = torch.stack([self._update(steps, policy, rate) for _ in updates]).mean(0)
-        reward = self._rewards(steps, policy)
         names = ("discriminator_loss", "discriminator_accuracy")
-        found = dict(zip(names, metrics, strict=True)) | {"discriminator_reward": reward.mean()}
-        if len(steps) > len(reward):
-            # The discounted return of the absorbing state, which never ends.
-            first = torch.tensor([len(reward)], device=steps.terminated.device)
-            forever = self.section.gamma / (1 - self.section.gamma)
-            after = forever * self._reward(steps.rows(first, self._device), policy)
-            reward = reward + steps.terminated.to(self._device) * after
+        found = dict(zip(names, metrics, strict=True))
+        # In evaluation mode, where a forward pass does not change the estimates of spectral norms:
+        # all rewards are those of the same weights, and all ranks keep the same ones.
+        with sampling_mode(self.discriminator):
+            reward = self._rewards(steps, policy)
+            found["discriminator_reward"] = reward.mean()
+            if len(steps) > len(reward):
+                # The discounted return of the absorbing state, which never ends.
+                first = torch.tensor([len(reward)], device=steps.terminated.device)
+                forever = self.section.gamma / (1 - self.section.gamma)
+                after = forever * self._reward(steps.rows(first, self._device), policy)
+                reward = reward + steps.terminated.to(self._device) * after
         there = experience["reward"]
         return Prepared({"reward": reward.view(there.shape).to(there.device)}, found)
 

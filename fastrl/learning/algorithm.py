@@ -152,7 +152,7 @@ class Algorithm(ABC, Generic[SectionT]):
         """Return fields in place of those of the rollout, such as a learnt reward.
 
         Called once per rollout, before `prepare` and before rewards are scaled and normalised;
-        without gradients.
+        without gradients, and with the policy in evaluation mode.
 
         Args:
             experience: The rollout, with the rewards of the environment.
@@ -162,7 +162,10 @@ class Algorithm(ABC, Generic[SectionT]):
         return Prepared()
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return constants computed once per rollout, such as advantages; without gradients."""
+        """Return constants computed once per rollout, such as advantages.
+
+        It is called without gradients, and with the policy in evaluation mode.
+        """
         return Prepared()
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
@@ -434,7 +437,7 @@ class Batch:
         fields: By name ``[N, *]``: those of the rollout and those that the algorithm prepared.
         device: That of all tensors.
         sequences: None for a policy without a memory.
-        slots: B, also where `num_slots` is 1.
+        slots: B.
     """
 
     observation: Mapping[str, Tensor]
@@ -449,15 +452,30 @@ class Batch:
         """L, the steps of each segment; 1 for a policy without a memory."""
         return 1 if self.sequences is None else self.sequences.length
 
-    @property
-    def num_slots(self) -> int:
-        """B; 1 for a policy without a memory, which learns from each row by itself."""
-        return 1 if self.sequences is None else self.slots
-
     def all_rows(self) -> Tensor:
         """Return the index ``[N] int64`` of all rows, segment by segment: ``[L, K · B]``."""
         segments = torch.arange(len(self) // self.sequence_length, device=self.device)
-        return segment_rows(segments, self.sequence_length, self.num_slots)
+        return segment_rows(segments, self.sequence_length, self.slots)
+
+    def shuffled(
+        self, size: int, generator: torch.Generator, segments: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the rows of the minibatches of one epoch, every segment once, in random order.
+
+        The last minibatch is smaller where the sizes do not divide.
+
+        Args:
+            size: Rows of each minibatch but the last, of which those of whole segments are taken;
+                at least one segment.
+            generator: On the CPU, so that all devices get the same order.
+            segments: ``[*] int64``: those of the epoch, by default all; see `segment_rows`.
+        """
+        number = len(self) // self.sequence_length if segments is None else len(segments)
+        order = torch.randperm(number, generator=generator).to(self.device)
+        if segments is not None:
+            order = segments[order]
+        for part in order.split(max(1, size // self.sequence_length)):
+            yield segment_rows(part, self.sequence_length, self.slots)
 
     def segments_with(self, marked: Tensor) -> Tensor:
         """Return the segments in which a row is marked, ``[*] int64``; see `segment_rows`.
@@ -465,7 +483,7 @@ class Batch:
         Args:
             marked: ``[N] bool``.
         """
-        in_time = marked.view(-1, self.sequence_length, self.num_slots)
+        in_time = marked.view(-1, self.sequence_length, self.slots)
         return in_time.any(1).flatten().nonzero().flatten()
 
     def evaluated(
@@ -480,7 +498,7 @@ class Batch:
         length = self.sequence_length
         segments = torch.arange(len(self) // length, device=self.device)
         at_once = len(segments) if rows_at_once is None else max(1, rows_at_once // length)
-        parts = [segment_rows(each, length, self.num_slots) for each in segments.split(at_once)]
+        parts = [segment_rows(each, length, self.slots) for each in segments.split(at_once)]
         found = [Minibatch(self, rows, {}).evaluate(policy) for rows in parts]
         rows = torch.cat(parts)
         log_prob, value = (torch.cat([each[which] for each in found]) for which in (0, 2))
@@ -494,7 +512,7 @@ class Batch:
             segments: ``[b] int64``; see `segment_rows`.
             device: Where it goes.
         """
-        rows = segment_rows(segments, self.sequence_length, self.num_slots)
+        rows = segment_rows(segments, self.sequence_length, self.slots)
         observation, action, fields = (
             {name: leaf.index_select(0, rows).to(device) for name, leaf in group.items()}
             for group in (self.observation, self.action, self.fields)
@@ -644,41 +662,6 @@ class Transfer:
 def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:
     num_bytes = like.numel() * like.element_size()
     return memory[start : start + num_bytes].view(like.dtype).view(like.shape)
-
-
-def minibatches(
-    num_transitions: int,
-    minibatch_size: int,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
-    sequence_length: int = 1,
-    num_slots: int = 1,
-) -> Iterator[Tensor]:
-    """Yield the indices ``[n] int64`` of each minibatch of one epoch, every transition once.
-
-    Index t · B + b stands for slot b at time t: a row of a ``[T, B, *]`` tensor after
-    ``flatten(0, 1)``. The last minibatch is smaller where the sizes do not divide. With sequences
-    of L steps whole segments are shuffled; see `segment_rows`.
-
-    Args:
-        num_transitions: T · B.
-        minibatch_size: Transitions in each minibatch but the last.
-        generator: On the CPU, so that all devices get the same order.
-        device: Device of the indices.
-        sequence_length: L, which divides T.
-        num_slots: B; counts only where L is above 1.
-
-    Raises:
-        ConfigError: The size is not a multiple of L.
-    """
-    if minibatch_size % sequence_length:
-        raise ConfigError(
-            "algorithm.minibatch_size: must be a multiple of the sequences' length "
-            f"({sequence_length}), got {minibatch_size}"
-        )
-    order = torch.randperm(num_transitions // sequence_length, generator=generator)
-    for segments in order.to(device).split(minibatch_size // sequence_length):
-        yield segment_rows(segments, sequence_length, num_slots)
 
 
 def segment_rows(segments: Tensor, sequence_length: int, num_slots: int) -> Tensor:

@@ -21,7 +21,6 @@ from fastrl.learning.algorithm import (
     Minibatch,
     Prepared,
     Scheduled,
-    segment_rows,
 )
 from fastrl.learning.ranks import Ranks
 from fastrl.models.networks import RunningNormalizer
@@ -54,7 +53,17 @@ class Cloning(Algorithm[SectionT]):
     def relabel(
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
-        """Return the states of a memory; see `Algorithm.relabel`."""
+        """Normalise observations from the first epoch on, and return the states of a memory.
+
+        See `Algorithm.relabel`. What is learnt from the first rollout would otherwise be lost as
+        soon as there are statistics.
+        """
+        # Not part of PolicyModel: models without statistics may lack this method.
+        update = getattr(policy, "update_normalizers", None)
+        modules = cast(nn.Module, policy).modules()
+        statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
+        if update is not None and statistics and not any(each.count for each in statistics):
+            update({path: leaf[:-1] for path, leaf in experience.observation.items()})
         if not state_size(policy):
             return Prepared()
         return Prepared({"policy_state": experience.states(policy, self._sequence_length)})
@@ -68,12 +77,9 @@ class Cloning(Algorithm[SectionT]):
         return Prepared({LEARNT: learnt})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once that is learnt from, shuffled; with a memory whole segments."""
+        """Return every row once that is learnt from, shuffled; with a memory whole segments."""
         segments = batch.segments_with(batch.fields[LEARNT])
-        order = torch.randperm(len(segments), generator=generator).to(batch.device)
-        at_once = max(1, self.section.minibatch_size // batch.sequence_length)
-        for part in segments[order].split(at_once):
-            yield segment_rows(part, batch.sequence_length, batch.num_slots)
+        return batch.shuffled(self.section.minibatch_size, generator, segments)
 
     def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
         """Return weights by which a mean over segments is one over rows that are learnt from."""
@@ -103,18 +109,6 @@ class BC(Cloning[BCConfig]):
     def __init__(self, section: BCConfig) -> None:
         super().__init__(section)
         self._best, self._worse = math.inf, 0
-
-    def relabel(
-        self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
-    ) -> Prepared:
-        """Normalise observations from the first epoch on, since all are known; see `Algorithm`."""
-        # Not part of PolicyModel: models without statistics may lack this method.
-        update = getattr(policy, "update_normalizers", None)
-        modules = cast(nn.Module, policy).modules()
-        statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
-        if update is not None and statistics and not any(each.count for each in statistics):
-            update({path: leaf[:-1] for path, leaf in experience.observation.items()})
-        return super().relabel(experience, policy, scheduled)
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
         """Return the loss of the held-out rows as a metric, where there are some."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import Any, cast
 
@@ -161,9 +161,15 @@ class _InBfloat16:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return self._widened(cast(Any, self._policy), *args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return self._widened(self._policy.evaluate, *args, **kwargs)
+
+    def _widened(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         with torch.autocast(self._device_type, torch.bfloat16, cache_enabled=not self._is_shared):
-            outputs = self._policy.evaluate(*args, **kwargs)
+            outputs = method(*args, **kwargs)
         return tuple(output.float() for output in outputs)
 
 

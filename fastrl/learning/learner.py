@@ -34,7 +34,14 @@ from fastrl.learning.shared_gradients import RankedEngine, ShardedEngine, why_no
 from fastrl.learning.statistics import RewardScaler, joined_update
 from fastrl.models.images import has_images
 from fastrl.models.networks import RunningNormalizer
-from fastrl.models.policy import ActorCritic, PolicyModel, build_model, load_parameters, state_size
+from fastrl.models.policy import (
+    ActorCritic,
+    PolicyModel,
+    build_model,
+    load_parameters,
+    sampling_mode,
+    state_size,
+)
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec, outputs_of
 from fastrl.system import existing_device, keep_freed_memory, torch_threads, usable_cores
@@ -112,8 +119,11 @@ class Learner:
             return self._update(rollout)
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
+        num_steps = rollout.num_steps * self._ranks.size
+        self.schedules.rollout_steps = num_steps
         experience, scheduled = self._experience(rollout), self._scheduled()
-        with torch.no_grad():
+        # In evaluation mode, as the policy acted: dropout would change probabilities and values.
+        with torch.no_grad(), sampling_mode(self.model):
             relabelled = self._algorithm.relabel(experience, self.model, scheduled)
             experience = self._rescaled(experience, relabelled.fields, rollout)
             prepared = self._algorithm.prepare(experience, self.model)
@@ -136,7 +146,7 @@ class Learner:
             modules = cast(torch.nn.Module, self.model).modules()
             statistics = [each for each in modules if isinstance(each, RunningNormalizer)]
             joined_update(self._ranks, statistics, lambda: update_normalizers(batch.observation))
-        self.steps += rollout.num_steps * self._ranks.size
+        self.steps += num_steps
         self.updates += 1
         return metrics
 
@@ -211,9 +221,17 @@ class Learner:
         members = {
             name: [p for p in group.parameters if p.requires_grad] for name, group in groups.items()
         }
+        learnt: set[int] = set()
+        for name, parameters in members.items():
+            for parameter in parameters:
+                if id(parameter) in learnt:
+                    raise ConfigError(
+                        f"{self._algorithm_name}.groups: a parameter of '{name}' is there twice, "
+                        "or in another group as well"
+                    )
+                learnt.add(id(parameter))
         self._parameters = FlatParameters(chain.from_iterable(members.values()))
         self._parts: dict[str, _Part] = {}
-        learnt = {id(parameter) for parameter in self._parameters.parameters}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in learnt)
         start = 0
@@ -253,7 +271,9 @@ class Learner:
         """Let the current policy compute the states before each segment; load the new batch."""
         if batch.sequences is None:
             return batch
-        batch = replace(batch, sequences=batch.sequences.recomputed(batch.observation, self.model))
+        with sampling_mode(self.model):
+            sequences = batch.sequences.recomputed(batch.observation, self.model)
+        batch = replace(batch, sequences=sequences)
         self._engine.load(batch, scheduled)
         return batch
 

@@ -298,7 +298,8 @@ class KnownLossEngine(GradientEngine):
         inputs, options = encoded(self._model, list(batch.observation.values()))
         action = batch.action[self._leaf]
         action = action.flatten() if self._categorical else action.reshape(len(action), -1)
-        columns = torch.stack([batch.fields[name] for name in COLUMNS], dim=-1)
+        # The kernels read float32, also where an algorithm prepares numbers of another type.
+        columns = torch.stack([batch.fields[name].float() for name in COLUMNS], dim=-1)
         mask = batch.fields.get(ACTION_MASK)
         self._take(
             inputs,

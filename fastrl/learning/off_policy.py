@@ -132,15 +132,17 @@ def stale(lag: Tensor, max_lag: int) -> Tensor:
 
 
 def stale_fraction(experience: Experience, max_lag: int) -> dict[str, Tensor]:
-    """Return the metric of that name: the share of steps that `stale` excludes, ``[]``.
+    """Return the metric of that name: the share of steps that `recent` excludes, ``[]``.
 
     Args:
         experience: The rollout.
         max_lag: The bound in updates.
     """
-    lag = experience.fields.get(POLICY_LAG)
-    share = torch.zeros(()) if lag is None else stale(lag, max_lag).float().mean()
-    return {"stale_fraction": share}
+    lag, states = (experience.fields.get(name) for name in (POLICY_LAG, "policy_state"))
+    if lag is None:
+        return {"stale_fraction": torch.zeros(())}
+    segment_length = 1 if states is None else len(lag) // (len(states) - 1)
+    return {"stale_fraction": stale(lag[::segment_length], max_lag).float().mean()}
 
 
 def recent(minibatches: Iterator[Tensor], batch: Batch, max_lag: int) -> Iterator[Tensor]:
@@ -154,9 +156,11 @@ def recent(minibatches: Iterator[Tensor], batch: Batch, max_lag: int) -> Iterato
     if POLICY_LAG not in batch.fields:
         yield from minibatches
         return
-    excluded = stale(batch.fields[POLICY_LAG], max_lag)
+    # Steps of a segment may differ in age; the first one is the oldest.
+    lag, first = batch.fields[POLICY_LAG], batch.all_rows()[: len(batch) // batch.sequence_length]
+    excluded = torch.zeros_like(lag, dtype=torch.bool)
+    excluded[first] = stale(lag[first], max_lag)
     for rows in minibatches:
-        # Steps of a segment may differ in age; the first one is the oldest.
         by_time = rows.view(batch.sequence_length, -1)
         kept = by_time[:, ~excluded[by_time[0]]]
         if kept.numel():

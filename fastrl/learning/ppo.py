@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastrl.config import A2CConfig, ImpalaConfig, PPOConfig
+from fastrl.errors import ConfigError
 from fastrl.learning import losses
 from fastrl.learning.algorithm import (
     Algorithm,
@@ -22,7 +23,6 @@ from fastrl.learning.algorithm import (
     ObjectiveSettings,
     Prepared,
     Scheduled,
-    minibatches,
 )
 from fastrl.learning.returns import gae, next_values
 from fastrl.models.policy import PolicyModel
@@ -46,9 +46,10 @@ class PolicyGradient(Algorithm[SectionT]):
             scheduled: See `Minibatch.scheduled`; tensors in it give tensors in the result.
         """
         return ObjectiveSettings(
-            clip_range=scheduled.get("clip_range"),
+            # A subclass may leave numbers out of its schedules.
+            clip_range=scheduled.get("clip_range", getattr(self.section, "clip_range", None)),
             clip_value_range=getattr(self.section, "clip_value_range", None),
-            entropy_coef=scheduled["entropy_coef"],
+            entropy_coef=scheduled.get("entropy_coef", self.section.entropy_coef),
             value_coef=self.section.value_coef,
             normalize_advantage=self.section.normalize_advantage,
         )
@@ -155,9 +156,18 @@ class PPO(PolicyGradient[PPOConfig]):
         return self.section.epochs
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once, shuffled; with a memory whole segments."""
-        size, sequences = self.section.minibatch_size, (batch.sequence_length, batch.num_slots)
-        return minibatches(len(batch), size, generator, batch.device, *sequences)
+        """Return every row once, shuffled; with a memory whole segments.
+
+        Raises:
+            ConfigError: ``minibatch_size`` is not a multiple of the segments' length.
+        """
+        size, length = self.section.minibatch_size, batch.sequence_length
+        if size % length:
+            raise ConfigError(
+                "algorithm.minibatch_size: must be a multiple of the sequences' length "
+                f"({length}), got {size}"
+            )
+        return batch.shuffled(size, generator)
 
     def bounds(self) -> Mapping[str, float]:
         """Bound the KL divergence, if there is a target."""

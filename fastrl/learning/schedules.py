@@ -62,6 +62,10 @@ class Schedules:
     ``target_kl``, multiplied by 1.5 after one that moved it by less than half of that, and stays
     within ``learning_rate_bounds``.
 
+    Attributes:
+        rollout_steps: Environment steps of a rollout, of all ranks together; the learner sets it to
+            those of its latest one.
+
     Args:
         config: The whole run; ``total_steps`` and the size of a rollout are used.
         section: Section of the algorithm; by default ``config.algorithm``.
@@ -76,7 +80,7 @@ class Schedules:
     ) -> None:
         self._algorithm = config.algorithm if section is None else section
         self._names, self._total_steps = names, config.total_steps
-        self._rollout_steps = config.sampler.rollout_length * config.topology.num_envs
+        self.rollout_steps = config.sampler.rollout_length * config.topology.num_envs
         warmup = self._algorithm.learning_rate_warmup
         self._warmup_steps = warmup * config.total_steps if warmup < 1 else warmup
         self._kl_exponent = 0
@@ -113,7 +117,7 @@ class Schedules:
             return self._kl_adaptive_rate()
         warmup = self._warmup_steps if name == "learning_rate" else 0
         if steps < warmup:
-            return value * min(1.0, (steps + self._rollout_steps) / warmup)
+            return value * min(1.0, (steps + self.rollout_steps) / warmup)
         left = max(1, self._total_steps - warmup)
         return value * SHAPES[schedule]((steps - warmup) / left)
 

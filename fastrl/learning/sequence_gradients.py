@@ -14,16 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrl.jit import cached_njit
 from fastrl.learning.algorithm import Batch, Scheduled, Sequences
 from fastrl.learning.mlp_gradients import KnownLossEngine
 from fastrl.learning.mlp_pass import INVALID
-from fastrl.learning.objective_kernels import (
-    Floats,
-    Ints,
-    categorical_gradient,
-    gaussian_gradient,
-)
+from fastrl.learning.objective_kernels import categorical_gradient, gaussian_gradient
 from fastrl.models import recurrent_loops as loops
 from fastrl.models.networks import Body
 from fastrl.models.policy import ActorCritic
@@ -31,7 +25,6 @@ from fastrl.models.recurrent import Core, RecurrentCore
 
 _NOTHING = torch.empty(0)
 _MINUS_ONE = torch.tensor(-1.0)
-_TILE = 16
 
 
 @dataclass
@@ -114,12 +107,14 @@ class _WideLayer(_Layer):
         """Write the sums; see `_Layer`."""
         of_others = self.weight.index_select(1, self.others).t()
         torch.addmm(self.bias, inputs, of_others, beta=scale, alpha=scale, out=output)
-        add_options(self.weight.numpy(), self.options.numpy(), float(scale), output.numpy())
+        for columns in self.options.unbind(1):
+            output.add_(self.weight.index_select(1, columns).t(), alpha=scale)
 
     def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
         """Write the gradient of the weights; see `_Layer`."""
         self.weight_gradient.zero_().index_copy_(1, self.others, gradient.t() @ inputs)
-        add_gradients(gradient.numpy(), self.options.numpy(), self.weight_gradient.numpy())
+        for columns in self.options.unbind(1):
+            self.weight_gradient.index_add_(1, columns, gradient.t())
 
 
 class _RecurrentLayer:
@@ -291,45 +286,3 @@ class SequenceGradientEngine(KnownLossEngine):
         """Write the gradient of the last `forward`."""
         for tower in self._towers:
             tower.backward()
-
-
-# Products of one-hot vectors with weights, and their gradients, as sums of columns. Outputs are
-# taken _TILE at a time, so that their weights stay in the first-level cache: columns are read in
-# any order. It takes half the time of operations of torch, which transpose twice.
-
-
-@cached_njit
-def add_options(weights: Floats, options: Ints, scale: float, sums: Floats) -> None:
-    """Add the weights of options, times a number.
-
-    Args:
-        weights: ``[outputs, inputs]``.
-        options: ``[n, choices] int64``: columns of ``weights``.
-        scale: The number.
-        sums: ``[n, outputs]``, changed.
-    """
-    outputs = len(weights)
-    for first in range(0, outputs, _TILE):
-        last = min(first + _TILE, outputs)
-        for row in range(len(options)):
-            for option in options[row]:
-                for output in range(first, last):
-                    sums[row, output] += scale * weights[output, option]
-
-
-@cached_njit
-def add_gradients(by_sums: Floats, options: Ints, by_weights: Floats) -> None:
-    """Add the gradients by the weights of options.
-
-    Args:
-        by_sums: ``[n, outputs]``.
-        options: See `add_options`.
-        by_weights: ``[outputs, inputs]``, changed.
-    """
-    outputs = len(by_weights)
-    for first in range(0, outputs, _TILE):
-        last = min(first + _TILE, outputs)
-        for row in range(len(options)):
-            for option in options[row]:
-                for output in range(first, last):
-                    by_weights[output, option] += by_sums[row, output]

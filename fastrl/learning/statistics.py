@@ -112,4 +112,5 @@ def joined_update(
         parts = iter(row.split([moment.numel() for moment in moments]))
         for each in statistics:
             mean, var, count = (next(parts).view(old.shape) for old in each.moments())
-            each.join(mean, var, count)
+            if count:
+                each.join(mean, var, count)

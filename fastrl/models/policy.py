@@ -538,8 +538,8 @@ def _difference(
 
 
 @contextmanager
-def sampling_mode(model: PolicyModel) -> Iterator[None]:
-    """Let a policy act in evaluation mode, as samplers do, and restore its mode afterwards."""
+def sampling_mode(model: object) -> Iterator[None]:
+    """Let a model compute in evaluation mode, as samplers do, and restore its mode afterwards."""
     before = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     for module in before:
         module.training = False

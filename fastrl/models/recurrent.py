@@ -135,9 +135,11 @@ class RecurrentCore(Core):
         if keep is not None:
             state = torch.where(keep[0, :, None], state, self.initial_state(len(state)))
         parts = self._split(state).contiguous()
-        with warnings.catch_warnings():
+        # Under autocast torch would run cuDNN in float16, in which small gradients are 0.
+        with warnings.catch_warnings(), torch.autocast(features.device.type, enabled=False):
             # Parameters are views of the optimiser's vector, which cuDNN copies each time.
             warnings.simplefilter("ignore")
+            features = features.float()
             features, after = self.layers(features, parts[0] if self._parts == 1 else tuple(parts))
         after = after if self._parts == 1 else torch.stack(after)
         return features, self._joined(after.view_as(parts))

@@ -354,3 +354,19 @@ def test_gradient_penalty_pulls_the_slope_to_one(tmp_path):
     features.requires_grad_()
     (gradient,) = torch.autograd.grad(algorithm.discriminator(features).sum(), features)
     assert float(gradient.norm(dim=-1).mean()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_rewards_do_not_change_the_estimates_of_spectral_norms(tmp_path, monkeypatch):
+    learner = built(tmp_path / "data", CONTINUOUS, GAILConfig(spectral_norm=True))
+    algorithm, rewards = adversarial(learner), Adversarial._rewards
+
+    def checked(self, *given):
+        before = self.state_dict()["discriminator"]
+        found = rewards(self, *given)
+        for name, tensor in self.state_dict()["discriminator"].items():
+            assert torch.equal(tensor, before[name]), name
+        return found
+
+    monkeypatch.setattr(Adversarial, "_rewards", checked)
+    learner.update(random_rollout(CONTINUOUS, learner.model))
+    assert algorithm.discriminator.training

@@ -277,6 +277,47 @@ def test_what_is_wrong_with_a_loss_is_one_line(given, message):
     assert "\n" not in str(raised.value)
 
 
+class Precise(PPO):
+    """PPO whose constants are float64."""
+
+    def prepare(self, experience, policy):
+        prepared = super().prepare(experience, policy)
+        return replace(prepared, fields={name: x.double() for name, x in prepared.fields.items()})
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=lambda spec: spec.id)
+def test_constants_of_another_precision_are_learnt_from_alike(spec):
+    found = []
+    for kind in (PPO, Precise):
+        learner = build_learner(config_of(PPOConfig()), spec, None, kind(PPOConfig()))
+        learner.update(random_rollout(spec, learner.model))
+        found.append(vector_of(learner.model))
+    assert torch.equal(*found)
+
+
+class Calling(Reinforce):
+    """The same loss from the outputs of the network."""
+
+    def loss(self, minibatch, policy):
+        parameters, value = policy(minibatch.observation)
+        assert parameters.dtype == value.dtype == torch.float32
+        log_prob = policy.distribution.log_prob(parameters, minibatch.action)
+        advantage = minibatch["return"] - value
+        surprise = advantage.square().mean()
+        return Loss(-(advantage.detach() * log_prob).mean() + surprise, {"surprise": surprise})
+
+
+def test_a_loss_may_call_the_policy_in_bfloat16():
+    found = []
+    for kind in (Reinforce, Calling):
+        section = ReinforceConfig(bf16=True)
+        learner = build_learner(
+            config_of(PPOConfig(), shared_body=False), DISCRETE, None, kind(section)
+        )
+        found.append(learner.update(random_rollout(DISCRETE, learner.model)))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
 class Distilling(Algorithm[A2CConfig]):
     """Reads fields that fastrl itself does not know."""
 
@@ -341,6 +382,8 @@ def test_a_metric_that_is_not_finite_is_divergence():
         ("bounds", lambda: {"kl": 1.0}, "'kl' is not a metric of the loss; there are loss"),
         ("groups", lambda policy: {"": Group(policy.parameters(), "rate")},
          "groups: learning rate 'rate' of '' must be one of schedules: learning_rate"),
+        ("groups", lambda policy: dict.fromkeys("ab", Group([policy.actor_head.bias])),
+         "groups: a parameter of 'b' is there twice, or in another group as well"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_an_algorithm_is_one_line(method, value, message):

@@ -13,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from fastrl.config import BCConfig, Config, DatasetConfig, EnvConfig, ModelConfig
+from fastrl.config import (
+    BCConfig,
+    Config,
+    DAggerConfig,
+    DatasetConfig,
+    EnvConfig,
+    ModelConfig,
+)
 from fastrl.datasets import Demonstrations, load_demonstrations
+from fastrl.datasets.experts import Mixture, MostProbable, label_names
 from fastrl.datasets.streams import rollout_fields
 from fastrl.learning import build_learner
+from fastrl.models import ActorCritic
 from fastrl.sampling.dataset_sampler import DatasetSampler
 from fastrl.spec import EnvSpec, Topology
 from fastrl.workers.plan import SamplingPlan
@@ -241,6 +250,25 @@ def test_held_out_episodes_are_evaluated_and_not_learnt_from(demonstrated):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        BCConfig(minibatch_size=1000, learning_rate=1e-9, validation_fraction=0.0),
+        DAggerConfig(minibatch_size=1000, learning_rate=1e-9, epochs=1, expert_policy="a:b"),
+    ],
+    ids=["bc", "dagger"],
+)
+def test_observations_are_normalised_from_the_first_epoch_on(section, demonstrated):
+    found = demonstrated(SPECS["box"])
+    found = replace(found, observation={"": 5 + 3 * found.observation[""]})
+    learner = build_learner(config_of(section, normalize_observations=True), SPECS["box"])
+    with sampler_of(found) as sampler:
+        metrics = learner.update(sampler.collect())
+    with torch.no_grad():
+        log_prob, _, _ = learner.model.evaluate(found.observation, found.action)
+    assert metrics["log_likelihood"] == pytest.approx(float(log_prob.mean()), rel=1e-5)
+
+
 def test_every_row_is_learnt_from_once_in_an_epoch(demonstrated):
     found = demonstrated(SPECS["box"])
     learner = build_learner(config_of(BCConfig(validation_fraction=0.0)), SPECS["box"])
@@ -289,3 +317,20 @@ def test_patience_ends_training_and_is_resumed(demonstrated):
             one.update(sampler.collect())
     for ours, theirs in zip(learner.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class Backwards(ActorCritic):
+    """A policy that returns the leaves of its actions in another order than the space."""
+
+    def act(self, *given, **others):
+        step = super().act(*given, **others)
+        return step._replace(action=dict(reversed(step.action.items())))
+
+
+def test_an_experts_actions_are_stored_by_leaf_whatever_the_order_of_the_policy():
+    spec = EnvSpec("Some-v0", PLAIN, spaces.Dict(a=spaces.Discrete(3), b=spaces.Discrete(3)))
+    expert = MostProbable(ActorCritic(spec, ModelConfig()))
+    expert.model.actor_head.bias.data[:] = torch.tensor([0.0, 0, 9, 9, 0, 0])
+    mixture = Mixture(spec, Backwards(spec, ModelConfig()), expert, share=0.0)
+    labels = mixture.act({"": torch.zeros(4, 3)}, mixture.draw_noise((4,))).outputs
+    assert [labels[name].tolist() for name in label_names(spec)] == [[2] * 4, [0] * 4]

@@ -13,6 +13,7 @@ from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.off_policy import APPO, Impala
 from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models import ActorCritic
+from fastrl.models.policy import sampling_mode
 from fastrl.shared.rollouts import Rollout
 from tests.learning.synthetic import (
     CONTINUOUS,
@@ -161,6 +162,18 @@ def test_of_a_rollout_beyond_the_bound_the_newest_steps_are_learnt_from(algorith
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=NAMES)
+def test_with_a_memory_the_segments_that_begin_newest_are_learnt_from(algorithm):
+    algorithm = algorithm.model_copy(update={"sequence_length": 4})
+    learner = build_learner(config_of(algorithm, recurrent="gru"), CONTINUOUS)
+    lag = torch.full((16, 3), 12, dtype=torch.int64)
+    lag[8:], lag[13:] = 9, 7  # a worker was replaced within the last segments
+    rollout = remembered_rollout(CONTINUOUS, learner.model, 4)
+    metrics = learner.update(replace(rollout, policy_lag=lag))
+    assert metrics["stale_fraction"] == 0.5
+    assert metrics["gradient_steps"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=NAMES)
 def test_compiled_kernels_are_used(algorithm):
     kind = APPO if isinstance(algorithm, APPOConfig) else Impala
     assert why_not(kind(algorithm), ActorCritic(DISCRETE, ModelConfig())) is None
@@ -177,3 +190,23 @@ def test_compiled_kernels_are_used(algorithm):
 )
 def test_what_is_rewarded_is_learnt(task, sign, algorithm, updates):
     assert learnt_share(algorithm, task, sign, updates=updates) > 0.9
+
+
+class Forgetful(ActorCritic):
+    """A policy with dropout, which is off where it acts."""
+
+    def forward(self, observation):
+        kept = {k: torch.dropout(x, 0.5, self.training) for k, x in observation.items()}
+        return super().forward(kept)
+
+
+def test_a_policy_with_dropout_is_evaluated_again_as_it_acted():
+    config = config_of(APPOConfig())
+    learner = build_learner(config, CONTINUOUS, Forgetful(CONTINUOUS, config.model))
+    with sampling_mode(learner.model):
+        rollout = random_rollout(CONTINUOUS, learner.model)
+    prepare, prepared = learner._algorithm.prepare, []
+    learner._algorithm.prepare = lambda *given: prepared.append(prepare(*given)) or prepared[0]
+    learner.update(rollout)
+    torch.testing.assert_close(prepared[0].fields["log_prob"], rollout.log_prob)
+    assert all(module.training for module in learner.model.modules())

@@ -38,7 +38,10 @@ PPO = PPOConfig(
 RUNS = {
     "ppo": (config_of(PPO, normalize_observations=True), CONTINUOUS),
     "a2c": (config_of(A2CConfig(normalize_rewards=True), normalize_observations=True), DISCRETE),
-    "vtrace": (config_of(A2CConfig(vtrace=True, normalize_advantage=True)), DISCRETE),
+    "vtrace": (
+        config_of(A2CConfig(vtrace=True, normalize_advantage=True, learning_rate_warmup=9999)),
+        DISCRETE,
+    ),
     "autograd": (config_of(PPO, activation="gelu", normalize_observations=True), NESTED),
     "memory": (
         config_of(

@@ -10,7 +10,6 @@ import torch
 
 from fastrl.config import A2CConfig, PPOConfig
 from fastrl.learning import build_learner
-from fastrl.learning.algorithm import minibatches
 from fastrl.models import ActorCritic
 from fastrl.shared.rollouts import Rollout
 from fastrl.spec import EnvSpec
@@ -78,13 +77,13 @@ def fill(buffer, rollout: Rollout) -> None:
     buffer.compute_returns_and_advantage(rollout.value[-1], ended[-1])
 
 
-def same_order(learner, minibatch_size: int, epochs: int, monkeypatch) -> None:
+def same_order(learner, epochs: int, monkeypatch) -> None:
     """Let SB3 draw the learner's minibatches; its rows are sorted by slot, then time."""
     generator = torch.Generator()
     generator.set_state(learner.state_dict()["generator"])
     orders = []
     for _ in range(epochs):
-        flat = torch.cat(list(minibatches(STEPS * SLOTS, minibatch_size, generator)))
+        flat = torch.randperm(STEPS * SLOTS, generator=generator)
         orders.append((flat % SLOTS * STEPS + flat // SLOTS).numpy())
     remaining = iter(orders)
     monkeypatch.setattr(np.random, "permutation", lambda _: next(remaining))
@@ -109,7 +108,7 @@ def test_ppo_update_equals_that_of_sb3(spec, minibatch_size, monkeypatch):
         ent_coef=0.01, clip_range=0.1, learning_rate=1e-3,
     )  # fmt: skip
     fill(other.rollout_buffer, rollout)
-    same_order(learner, minibatch_size, 4, monkeypatch)
+    same_order(learner, 4, monkeypatch)
     before = learner.model.actor_head.weight.detach().clone()
     metrics = learner.update(rollout)
     other.train()
@@ -138,7 +137,7 @@ def test_ppo_stops_at_the_same_minibatch_as_sb3(spec, monkeypatch):
         learning_rate=3e-3, target_kl=0.02,
     )  # fmt: skip
     fill(other.rollout_buffer, rollout)
-    same_order(learner, 32, 10, monkeypatch)
+    same_order(learner, 10, monkeypatch)
     steps = learner.update(rollout)["gradient_steps"]
     other.train()
     assert 0 < steps < 30

@@ -165,5 +165,6 @@ def test_first_update_of_a_warmup_learns(algorithm):
     learner = build_learner(config, CONTINUOUS)
     before = learner.model.actor_head.weight.detach().clone()
     metrics = learner.update(random_rollout(CONTINUOUS, learner.model))
-    assert metrics["learning_rate"] == pytest.approx(1e-3)
+    # The rollout has 48 steps, whatever the configuration of this rank says.
+    assert metrics["learning_rate"] == pytest.approx(4.8e-4)
     assert not before.equal(learner.model.actor_head.weight)

@@ -13,7 +13,7 @@ from fastrl.config import A2CConfig, PPOConfig
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.learning import build_learner, losses
 from fastrl.learning.a2c import A2C
-from fastrl.learning.algorithm import Minibatch, Transfer, minibatches
+from fastrl.learning.algorithm import Minibatch, Transfer
 from fastrl.learning.gradients import AutogradEngine
 from fastrl.learning.mlp_gradients import why_not
 from fastrl.learning.ppo import PPO
@@ -79,7 +79,7 @@ def test_log_probs_and_values_of_learning_are_those_of_acting(
     generator = torch.Generator().manual_seed(seed)
     size = length * int(torch.randint(1, 4, (), generator=generator))
     seen = []
-    for index in minibatches(steps * slots, size, generator, "cpu", length, slots):
+    for index in batch.shuffled(size, generator):
         minibatch = Minibatch(batch, index, {})
         log_prob, _, value = minibatch.evaluate(learner.model)
         torch.testing.assert_close(log_prob, minibatch["log_prob"], rtol=1e-5, atol=1e-5)
@@ -200,7 +200,7 @@ def test_shares_of_threads_are_whole_segments(num_threads):
         ShardedEngine(algorithm, model, learner._parameters, num_threads, bf16=False),
     ):
         engine.load(batch, scheduled(algorithm))
-        for index in minibatches(len(batch), 20, torch.Generator().manual_seed(0), "cpu", 4, 3):
+        for index in batch.shuffled(20, torch.Generator().manual_seed(0)):
             metrics = engine.forward(index)
             engine.backward()
             results.append(torch.cat([metrics, learner._parameters.gradient]))
@@ -234,7 +234,7 @@ def test_compiled_gradients_equal_those_of_autograd(kind, name, ends):
     compiled = SequenceGradientEngine(algorithm, model)
     autograd = AutogradEngine(algorithm, model, learner._parameters, compiled=False, bf16=False)
     for size in (20, 32, 80):
-        for index in minibatches(len(batch), size, torch.Generator().manual_seed(1), "cpu", 4, 5):
+        for index in batch.shuffled(size, torch.Generator().manual_seed(1)):
             results = []
             for engine in (compiled, autograd):
                 engine.load(batch, scheduled(algorithm))

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fastrl.errors import FastrlError
-from fastrl.learning.statistics import RewardScaler
+from fastrl.learning.ranks import Ranks
+from fastrl.learning.statistics import RewardScaler, joined_update
+from fastrl.models.networks import RunningNormalizer
 
 
 def never(steps: int, slots: int) -> torch.Tensor:
@@ -101,3 +103,13 @@ def test_sums_of_slots_that_are_not_in_every_rollout_wait_for_them():
     found, expected = scaler.state_dict(), both.state_dict()
     assert found["so_far"].tolist() == [3, 0, 0, 0, 0, 3]
     assert found["var"] == expected["var"]
+
+
+def test_statistics_that_no_rank_adds_to_stay():
+    ranks = Ranks()
+    ranks.size, ranks.stack = 2, lambda tensor: torch.stack([tensor, tensor])
+    seen, unseen = RunningNormalizer((2,)), RunningNormalizer((2,))
+    joined_update(ranks, [seen, unseen], lambda: seen.update(torch.ones(3, 2)))
+    assert seen.moments()[2] == 6
+    for own, new in zip(unseen.moments(), RunningNormalizer((2,)).moments(), strict=True):
+        assert torch.equal(own, new)

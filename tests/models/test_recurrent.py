@@ -193,3 +193,14 @@ def test_the_linear_scan_of_the_guide_computes_its_steps():
                 strict=True,
             ):
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@KINDS
+def test_cudnn_computes_in_float32_under_autocast(kind):
+    """On the CPU, where torch has the same layers."""
+    core, features = policy_of(kind).actor_core, torch.randn(5, 3, 7).bfloat16()
+    expected = core._by_cudnn(features.float(), core.initial_state(3), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = core._by_cudnn(features, core.initial_state(3), None)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
