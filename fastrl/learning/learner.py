@@ -16,6 +16,7 @@ from fastrl import once, registry
 from fastrl.arguments import instance, taken
 from fastrl.config import Config, LearnerConfig, ModelConfig, resolved
 from fastrl.errors import ConfigError, FastrlError
+from fastrl.global_streams import seeded_weights
 from fastrl.imports import import_object
 from fastrl.learning import mlp_gradients
 from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Transfer
@@ -436,8 +437,7 @@ def build_learner(
     instance("algorithm", algorithm, Algorithm)
     config = config.model_copy(update={"algorithm": algorithm.section})
     if model is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded_weights(config.seed):
             model = build_model(env_spec, config.model, config.env.action_bounds)
     instance("model", model, torch.nn.Module)
     return Learner(config, algorithm, env_spec, model, ranks or Ranks())

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastrl import registry
@@ -18,6 +17,7 @@ from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
 from fastrl.envs.tensor.tensor_by_id import configured, device_factory, find_tensor
 from fastrl.errors import ConfigError
+from fastrl.global_streams import seeded_weights
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model, check_model_class
 from fastrl.sampling.dataset_sampler import DatasetSampler
@@ -146,8 +146,7 @@ def initial_weights(plan: SamplingPlan) -> dict[str, Tensor] | None:
     """Return the first parameters of a run, which depend only on its seed."""
     if plan.build_model is None:
         return None
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(plan.seed)
+    with seeded_weights(plan.seed):
         return dict(plan.build_model().state_dict())
 
 
