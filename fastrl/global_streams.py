@@ -7,6 +7,7 @@ Processes of one fork server start with equal streams, so each worker seeds its 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,20 @@ import torch
 
 StreamsState = tuple[Any, Any, torch.Tensor]
 """States of Python, NumPy and torch."""
+
+_LOCK = threading.RLock()
+"""Held while models are built, and to set the streams: all threads share them."""
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Let the models that are built in the block depend on the seed alone, also in threads.
+
+    Torch's stream of the caller is restored on the CPU.
+    """
+    with _LOCK, torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        yield
 
 
 def seed_global_streams(sequence: np.random.SeedSequence) -> None:
@@ -104,7 +119,8 @@ def _seed_on_cpu(sequence: np.random.SeedSequence) -> int:
     random.seed(int.from_bytes(words[:8].tobytes(), "little"))
     np.random.seed(words[8:16])
     seed = int.from_bytes(words[16:].tobytes(), "little") >> 1
-    torch.default_generator.manual_seed(seed)
+    with _LOCK:
+        torch.default_generator.manual_seed(seed)
     return seed
 
 
@@ -118,4 +134,5 @@ def load_streams_state(state: StreamsState) -> None:
     of_python, of_numpy, of_torch = state
     random.setstate(of_python)
     np.random.set_state(of_numpy)
-    torch.default_generator.set_state(of_torch)
+    with _LOCK:
+        torch.default_generator.set_state(of_torch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import site
 import sys
@@ -21,11 +22,13 @@ DISTRIBUTION = "fastrl-torch"
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module that a configuration names.
+    """Import a module that a configuration names; the running script is not run again.
 
     Raises:
         ImportError: It cannot be imported, or belongs to Python's standard library.
     """
+    if (script := running_script(name)) is not None:
+        return script
     if _is_standard(name):
         raise ImportError(f"'{name}' is part of Python's standard library", name=name)
     try:
@@ -34,6 +37,15 @@ def import_module(name: str) -> ModuleType:
         if error.name != name and not name.startswith(f"{error.name}."):
             raise
         raise ModuleNotFoundError(f"{error.msg}; looked in {PLACES}", name=error.name) from error
+
+
+def running_script(name: str) -> ModuleType | None:
+    """Return the running script if it could be imported by this name; None otherwise."""
+    # A thread that starts a process hides it for a moment.
+    script = inspect.unwrap(sys.modules["__main__"])  # type: ignore[arg-type]
+    file, spec = getattr(script, "__file__", None), script.__spec__
+    names = {Path(file).stem if file else "", spec.name if spec else ""} - {"", *sys.modules}
+    return script if name in names | {"__main__"} else None
 
 
 def import_object(path: str, key: str) -> Any:

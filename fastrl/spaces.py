@@ -70,13 +70,13 @@ def leaves(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[A
     if found:
         return found
     where = at_path(path)
+    if isinstance(space, spaces.Dict | spaces.Tuple) or 0 in (getattr(space, "shape", None) or ()):
+        raise SpaceError(f"{space}{where} has no elements")
     if not isinstance(space, _LEAF_TYPES):
         shown = space if isinstance(space, spaces.Space) else brief(space)
         raise SpaceError(
             f"unsupported space {shown}{where}; supported are {_SUPPORTED}{_remedy(space)}"
         )
-    if space.shape is not None and 0 in space.shape:
-        raise SpaceError(f"{space}{where} has no elements")
     return {path: space}
 
 
@@ -183,7 +183,7 @@ def _observation_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
         return TensorSpec((), torch.int64)
     dtype = _STORED_DTYPE.get(np.dtype(space.dtype).name)
     if dtype is None or space.shape is None:
-        raise SpaceError(f"unsupported dtype {space.dtype} of {space} at '{path}'")
+        raise SpaceError(f"unsupported dtype {space.dtype} of {space}{at_path(path)}")
     return TensorSpec(tuple(space.shape), dtype)
 
 
@@ -197,6 +197,6 @@ def _action_spec(space: spaces.Space[Any], path: str) -> TensorSpec:
     if np.issubdtype(np.dtype(space.dtype), np.floating) and space.shape is not None:
         return TensorSpec(tuple(space.shape), torch.float32)
     raise SpaceError(
-        f"unsupported action space {space} at '{path}': a Box of actions must be floating point; "
-        "use MultiDiscrete for integers"
+        f"unsupported action space {space}{at_path(path)}: a Box of actions must be floating "
+        "point; use MultiDiscrete for integers"
     )

@@ -227,10 +227,15 @@ def checked_step(
         state_size: Of a policy with a memory.
 
     Raises:
-        FastrlError: It is not a `PolicyStep`, or an output or the next state is missing or has
-            another shape.
+        FastrlError: It is not a `PolicyStep`, its action is not a mapping, or an output or the
+            next state is missing or has another shape.
     """
     if isinstance(step, PolicyStep):
+        if not isinstance(step.action, Mapping):
+            raise FastrlError(
+                f"{type(policy).__name__}.act: the action must map leaf paths to tensors, such as "
+                f"{{'': tensor}}, got a {type(step.action).__name__}"
+            )
         for name, spec in outputs.items():
             found = step.outputs.get(name)
             # A copy into a row would broadcast a tensor that is too small.

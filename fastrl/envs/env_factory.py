@@ -93,6 +93,8 @@ class EnvFactory:
             background; see `fastrl.envs.spare_envs`.
         must_be_on_device: Reject whatever is built that is not a `DeviceEnv`.
         family: The one that builds the id; None where gymnasium or a factory does.
+        registered: The registration of the id with gymnasium; None where there is none, or a
+            module is imported for it.
     """
 
     id: str | GymnasiumSpec | Callable[..., Any]
@@ -108,6 +110,7 @@ class EnvFactory:
     must_be_on_device: bool = False
     # Pickled with the factory: workers lack the registrations of the script.
     family: Family | None = field(init=False, repr=False, compare=False)
+    registered: GymnasiumSpec | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the arguments, and replace paths into the running script; see `of_script`.
@@ -119,6 +122,7 @@ class EnvFactory:
         _check_arguments(self)
         object.__setattr__(self, "id", of_script(self.id))
         object.__setattr__(self, "family", family_of(self.id))
+        object.__setattr__(self, "registered", _registered(self.id))
         object.__setattr__(self, "wrappers", tuple(of_script(each) for each in self.wrappers))
 
     @classmethod
@@ -414,9 +418,7 @@ class EnvFactory:
             )
         if self.randomize:
             raise EnvError(f"env.randomize: '{self.name}' has no parameters that can be randomised")
-        spec = self.id
-        if not isinstance(spec, GymnasiumSpec):
-            spec = registered_spec(_unaliased(str(self.id)))
+        spec = self.registered or registered_spec(_unaliased(str(self.id)))
         spec = dataclasses.replace(spec, order_enforce=False)
         return gymnasium.make(spec, self.max_episode_steps, disable_env_checker=True, **self.kwargs)
 
@@ -537,6 +539,14 @@ def _closed_on_error(env: Any) -> Iterator[None]:
         with suppress(*USERS_FAILURES):  # what failed first is what matters
             env.close()
         raise
+
+
+def _registered(env_id: object) -> GymnasiumSpec | None:
+    """Return a specification of gymnasium's, or that of its registry, as workers can use it."""
+    spec = gymnasium.registry.get(_unaliased(env_id)) if isinstance(env_id, str) else env_id
+    if not isinstance(spec, GymnasiumSpec):
+        return None
+    return dataclasses.replace(spec, entry_point=of_script(spec.entry_point))
 
 
 def _unaliased(env_id: str) -> str:

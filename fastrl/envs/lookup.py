@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from fastrl.arguments import brief, nearest, nearest_or_all
 from fastrl.envs.family import own_families
 from fastrl.errors import EnvError
-from fastrl.imports import import_module, is_of_standard_library
+from fastrl.imports import import_module, is_of_standard_library, running_script
 
 
 def attribute(path: str, key: str) -> Any:
@@ -97,20 +95,10 @@ def of_script(path: Any) -> Any:
     if not isinstance(path, str):
         return path
     module_name, _, name = path.partition(":")
-    main = sys.modules.get("__main__")
-    if not name or module_name not in _names_of(main):
-        return path
-    found: Any = main
+    found: Any = running_script(module_name)
     for part in name.split("."):
         found = getattr(found, part, None)
     return found if callable(found) else path
-
-
-def _names_of(main: ModuleType | None) -> set[str]:
-    """Return the names under which the running script could be imported again."""
-    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    names = {Path(file).stem if file else "", spec.name if spec else ""}
-    return {"__main__"} | {name for name in names if name not in sys.modules}
 
 
 def factory(path: str, key: str) -> Callable[..., Any] | None:

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fastrl.config import AdversarialConfig, AIRLConfig, Config, GAILConfig, ModelConfig
 from fastrl.datasets import Demonstrations, load_dataset
 from fastrl.datasets.streams import rollout_fields
+from fastrl.global_streams import seeded_weights
 from fastrl.learning.algorithm import Experience, Prepared, Scheduled
 from fastrl.learning.gradients import Adam, FlatParameters
 from fastrl.learning.ppo import PPO
@@ -68,8 +69,7 @@ class Adversarial(PPO):
             absorbing=self._is_absorbing,
             follows=self.uses_following,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded_weights(config.seed):
             self.discriminator = self.build_discriminator(config, env_spec).to(device)
         for scorer in self._scorers():
             scorer.observe(self._demonstrations.observation)

@@ -571,19 +571,27 @@ class Minibatch:
         return self._leaves("action", self._batch.action)
 
     def evaluate(self, policy: PolicyModel) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-probability, entropy and value of the rows, ``[n]`` each; differentiable."""
+        """Return log-probability, entropy and value of the rows, ``[n]`` each; differentiable.
+
+        Raises:
+            ConfigError: The policy returns something else.
+        """
         # Classes without a memory or masks need no parameters for them.
         given = {"mask": self[ACTION_MASK]} if ACTION_MASK in self._batch.fields else {}
         sequences = self._batch.sequences
         if sequences is None:
-            return policy.evaluate(self.observation, self.action, **given)
+            found = policy.evaluate(self.observation, self.action, **given)
+            _require_rows(policy, found, self.index.shape)
+            return found
         axes = (sequences.length, -1)
         observation, action, given = (
             {name: tensor.unflatten(0, axes) for name, tensor in tensors.items()}
             for tensors in (self.observation, self.action, given)
         )
         given["state"], given["keep"] = sequences.of(self.index)
-        log_prob, entropy, value = policy.evaluate(observation, action, **given)
+        found = policy.evaluate(observation, action, **given)
+        _require_rows(policy, found, given["keep"].shape)
+        log_prob, entropy, value = found
         return log_prob.flatten(), entropy.flatten(), value.flatten()
 
     @property
@@ -614,6 +622,23 @@ def _field(fields: Mapping[str, Tensor], name: str) -> Tensor:
         raise ConfigError(
             f"the rollout has no field '{name}'; there are {', '.join(sorted(fields))}"
         ) from None
+
+
+def _require_rows(policy: object, found: tuple[Tensor, ...], shape: torch.Size) -> None:
+    """Reject shapes that a loss would broadcast to a matrix.
+
+    Raises:
+        ConfigError: What ``evaluate`` returned is not three tensors of this shape.
+    """
+    names = ("log_prob", "entropy", "value")
+    if not isinstance(found, tuple | list) or len(found) != len(names):
+        raise ConfigError(f"{type(policy).__name__}.evaluate must return {', '.join(names)}")
+    for name, each in zip(names, found, strict=True):
+        if isinstance(each, Tensor) and each.shape != shape:
+            raise ConfigError(
+                f"{type(policy).__name__}.evaluate: the {name} must have the shape {list(shape)}, "
+                f"got {list(each.shape)}"
+            )
 
 
 class Transfer:

@@ -355,7 +355,8 @@ class Adam(Optimizer):
         )
         self._eps, self._betas = eps, betas
         vectors = (parameters.value, parameters.gradient, *self._state.values())
-        self._arrays = [vector.reshape(-1).numpy() for vector in vectors if is_compiled(vector)]
+        compiled = vectors if is_compiled(parameters.value) else ()
+        self._arrays = [vector.reshape(-1).numpy() for vector in compiled]
 
     def _descend(self, learning_rate: float) -> None:
         if self._arrays:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from fastrl import once, registry
-from fastrl.arguments import instance, taken
+from fastrl.arguments import brief, instance, taken
 from fastrl.config import Config, LearnerConfig, ModelConfig, resolved
 from fastrl.errors import ConfigError, FastrlError
+from fastrl.global_streams import seeded_weights
 from fastrl.imports import import_object
 from fastrl.learning import mlp_gradients
-from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Transfer
+from fastrl.learning.algorithm import Algorithm, Batch, Experience, Group, Prepared, Transfer
 from fastrl.learning.gradients import (
     AutogradEngine,
     FlatParameters,
@@ -125,8 +126,10 @@ class Learner:
         # In evaluation mode, as the policy acted: dropout would change probabilities and values.
         with torch.no_grad(), sampling_mode(self.model):
             relabelled = self._algorithm.relabel(experience, self.model, scheduled)
+            instance(f"the result of {self._algorithm_name}.relabel", relabelled, Prepared)
             experience = self._rescaled(experience, relabelled.fields, rollout)
             prepared = self._algorithm.prepare(experience, self.model)
+            instance(f"the result of {self._algorithm_name}.prepare", prepared, Prepared)
         batch = experience.batch(self._transfer, prepared.fields)
         if self._has_memory and batch.sequences is None:
             raise FastrlError(
@@ -258,6 +261,11 @@ class Learner:
                 batch = self._with_new_states(batch, scheduled)
             whole = self._engine.run_batch(batch)
             for index in self._algorithm.minibatches(whole, self._generator):
+                if not isinstance(index, Tensor) or index.dtype != torch.int64:
+                    raise ConfigError(
+                        f"{self._algorithm_name}.minibatches must yield rows [n] int64, got "
+                        f"{brief(index)}"
+                    )
                 if not reported and whole.sequences is not None:
                     whole.sequences.require_segments(index, self._algorithm_name)
                 reported.append(self._engine.forward(index))
@@ -456,8 +464,7 @@ def build_learner(
     instance("algorithm", algorithm, Algorithm)
     config = config.model_copy(update={"algorithm": algorithm.section})
     if model is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded_weights(config.seed):
             model = build_model(env_spec, config.model, config.env.action_bounds)
     instance("model", model, torch.nn.Module)
     return Learner(config, algorithm, env_spec, model, ranks or Ranks())

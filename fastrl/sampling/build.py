@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastrl import registry
@@ -18,8 +17,9 @@ from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.tensor.previous import TensorEnvWithPrevious
 from fastrl.envs.tensor.tensor_by_id import configured, device_factory, find_tensor
 from fastrl.errors import ConfigError
+from fastrl.global_streams import seeded_weights
 from fastrl.imports import import_object
-from fastrl.models.policy import build_model
+from fastrl.models.policy import build_model, check_model_class
 from fastrl.sampling.dataset_sampler import DatasetSampler
 from fastrl.sampling.device_sampler import DeviceSampler
 from fastrl.sampling.process_sampler import ProcessSampler
@@ -92,12 +92,10 @@ def make_plan(
             factory.probing, config.sampler.start_timeout_s, config.env.close_timeout_s
         )
     factory = factory.with_masks_of(env_spec)
-    named, own_class = config.model.class_path, None
-    if named is not None and ":" not in named:
-        # Workers do not have the registrations of this process, so they are sent the class.
-        own_class = registry.find("model", named, "model.class_path")
+    # Workers lack the registrations and the script of this process, so they are sent the class.
+    own_class = None if random_actions else check_model_class(config.model)
     # Another class declares its outputs and its memory.
-    is_plain = named is None and getattr(config.model, "recurrent", None) is None
+    is_plain = config.model.class_path is None and config.model.recurrent is None
 
     def build_policy():  # type: ignore[no-untyped-def]  # noqa: ANN202
         return build_model(env_spec, config.model, config.env.action_bounds, own_class)
@@ -148,8 +146,7 @@ def initial_weights(plan: SamplingPlan) -> dict[str, Tensor] | None:
     """Return the first parameters of a run, which depend only on its seed."""
     if plan.build_model is None:
         return None
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(plan.seed)
+    with seeded_weights(plan.seed):
         return dict(plan.build_model().state_dict())
 
 

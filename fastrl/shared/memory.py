@@ -146,8 +146,9 @@ def array_tensor(
     memory: Any, dtype: torch.dtype, shape: tuple[int, ...], offset: int
 ) -> torch.Tensor:
     """Return a CPU tensor over part of a writable buffer."""
-    name = str(dtype).removeprefix("torch.")
-    return torch.from_numpy(np.ndarray(shape, np.dtype(name), buffer=memory, offset=offset))
+    # NumPy has no bfloat16.
+    numbers = np.ndarray((math.prod(shape) * dtype.itemsize,), np.uint8, memory, offset)
+    return torch.from_numpy(numbers).view(dtype).view(shape)
 
 
 def align(offset: int, alignment: int = CACHE_LINE) -> int:

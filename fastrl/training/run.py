@@ -17,6 +17,7 @@ from fastrl.arguments import file_path, instance, one_of, taken
 from fastrl.config import Config, resolved
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
+from fastrl.global_streams import seeded_weights
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.live_display import waiting
 from fastrl.models.policy import build_model
@@ -526,7 +527,8 @@ def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec
 
 
 def _model(config: Config, env_spec: EnvSpec, checkpoint: Checkpoint) -> Any:
-    model = build_model(env_spec, config.model, config.env.action_bounds)
+    with seeded_weights(config.seed):  # the caller's stream stays as it is
+        model = build_model(env_spec, config.model, config.env.action_bounds)
     load_model(model, checkpoint)
     return model
 

@@ -14,6 +14,7 @@ import torch
 from fastrl.arguments import brief, function, instance, whole_attributes
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import ConfigError
+from fastrl.global_streams import seeded_weights
 from fastrl.models.inference.engines import EngineBuilder
 from fastrl.models.policy import PolicyModel, state_size
 from fastrl.shared.table import Schema, Table
@@ -112,7 +113,7 @@ class SamplingPlan:
         if self.build_model is None:
             outputs, size = LOG_PROB_AND_VALUE, 0
         elif outputs is None:
-            with torch.random.fork_rng(devices=()):
+            with seeded_weights(self.seed):
                 model = self.build_model()
             outputs, size = outputs_of(model), state_size(model)
         return Schema(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import multiprocessing
 import os
 import pickle
@@ -359,7 +360,11 @@ def _light_start() -> Iterator[None]:
     with _STARTING:
         given = dict.fromkeys(_ONE_THREAD, "1") | {once.VARIABLE: once.place()}
         main, before = sys.modules["__main__"], {key: os.environ.get(key) for key in given}
-        sys.modules["__main__"] = types.ModuleType("__main__")
+        hidden: Any = types.ModuleType("__main__")
+        # Other threads still find what the script defines, and `running_script` finds the script.
+        hidden.__file__, hidden.__wrapped__ = None, main
+        hidden.__getattr__ = functools.partial(getattr, main)
+        sys.modules["__main__"] = hidden
         os.environ.update(given)
         try:
             yield

@@ -379,6 +379,8 @@ def test_a_metric_that_is_not_finite_is_divergence():
     ("method", "value", "message"),
     [
         ("minibatches", lambda batch, generator: iter(()), "minibatches must yield at least one"),
+        ("minibatches", lambda batch, generator: [[0]], r"yield rows \[n\] int64, got \[0\]"),
+        ("prepare", lambda experience, policy: {}, r"result of Broken\.prepare must be a Prepared"),
         ("bounds", lambda: {"kl": 1.0}, "'kl' is not a metric of the loss; there are loss"),
         ("groups", lambda policy: {"": Group(policy.parameters(), "rate")},
          "groups: learning rate 'rate' of '' must be one of schedules: learning_rate"),
@@ -394,6 +396,23 @@ def test_what_is_wrong_with_an_algorithm_is_one_line(method, value, message):
     with pytest.raises(ConfigError, match=message) as raised:
         build_learner(config_of(PPOConfig()), DISCRETE, None, algorithm).update(rollout)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: (*found[:2], found[2][:, None]), r"the value must have the shape \[\d+\]"),
+        (lambda found: found[:2], "evaluate must return log_prob, entropy, value"),
+    ],
+)
+def test_what_a_policy_evaluates_to_is_not_broadcast(change, message):
+    def evaluate(self, *given):
+        return change(ActorCritic.evaluate(self, *given))
+
+    model = type("Mine", (ActorCritic,), {"evaluate": evaluate})(DISCRETE, ModelConfig())
+    learner = build_learner(config_of(PPOConfig()), DISCRETE, model, reinforce())
+    with pytest.raises(ConfigError, match=message):
+        learner.update(random_rollout(DISCRETE, model))
 
 
 def test_parameters_of_no_group_stay():

@@ -159,6 +159,14 @@ def test_gradient_is_left_alone_without_a_bound():
     assert flat.gradient.tolist() == [300, 300]
 
 
+def test_adam_steps_parameters_of_float64():
+    flat = FlatParameters(nn.Linear(2, 1, bias=False).double().parameters())
+    before = flat.value.clone()
+    flat.gradient.fill_(1.0)
+    Adam(flat, eps=1e-8).step(0.5)
+    torch.testing.assert_close(flat.value, before - 0.5)
+
+
 def test_frozen_parameters_are_left_out():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)

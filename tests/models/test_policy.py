@@ -1,5 +1,6 @@
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from gymnasium import spaces
 
 from fastrl.config import ModelConfig
 from fastrl.errors import ConfigError
+from fastrl.global_streams import seeded_weights
 from fastrl.models import ActorCritic, build_model
 from fastrl.models.policy import initial_state
 from fastrl.spec import EnvSpec
@@ -65,6 +67,17 @@ def test_initial_weights_do_not_depend_on_the_number_of_threads():
             return torch.cat([each.flatten() for each in found.values()])
 
     assert torch.equal(weights(1), weights(2))
+
+
+def test_weights_of_several_threads_are_those_of_their_seeds():
+    def weights(seed):
+        with seeded_weights(seed):
+            found = build_model(SPEC, ModelConfig()).state_dict()
+        return torch.cat([each.flatten() for each in found.values()])
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(weights, [*range(4)] * 4))
+    assert all(torch.equal(each, weights(i % 4)) for i, each in enumerate(found))
 
 
 def test_without_a_class_path_the_model_is_an_actor_critic():

@@ -264,6 +264,14 @@ RETURNED = {
         lambda step: PolicyStep(step.action, {**step.outputs, "value": step.outputs["value"][:1]}),
         r"but returned the outputs log_prob \[4\], value \[1\]",
     ),
+    "another shape of an action": (
+        lambda step: step._replace(action={k: leaf[:1] for k, leaf in step.action.items()}),
+        r"Mine\.act: 'action.*' must have the shape \[4.*\], got \[1",
+    ),
+    "an action without its path": (
+        lambda step: step._replace(action=next(iter(step.action.values()))),
+        "the action must map leaf paths to tensors, .* got a Tensor",
+    ),
 }
 
 
@@ -274,7 +282,7 @@ def test_a_policy_that_returns_something_else_is_told_in_one_line(case):
     plan = counting.make_plan(Topology(4, 1), 5, build_model=policy)
     with SerialSampler(plan) as sampler, pytest.raises(FastrlError, match=told) as caught:
         sampler.collect()
-    assert "Mine.act must return PolicyStep(action, outputs)" in str(caught.value)
+    assert "Mine.act" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -9,6 +9,7 @@ from fastrl.errors import FastrlError
 from fastrl.shared.weights import WeightStore
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)}
+STATE["half"] = torch.ones(3, dtype=torch.bfloat16)
 
 
 def test_reader_gets_what_was_published_and_nothing_twice():

@@ -108,7 +108,9 @@ def test_tensors_give_tensors(spacious_run, kind):
             assert (tensor.numpy() == array).all()
 
 
-def test_samples_follow_from_the_seed(spacious_run):
+def test_samples_follow_from_the_seed_and_leave_the_callers_stream(spacious_run):
+    before = torch.get_rng_state()
+
     def actions(seed):
         policy = load_policy(spacious_run("clipped"), seed=seed)
         noise = [policy.act(np.zeros((5, 3)), deterministic=False)[0][:, 1] for _ in range(2)]
@@ -117,6 +119,7 @@ def test_samples_follow_from_the_seed(spacious_run):
     assert (actions(1) == actions(1)).all()
     assert (actions(1) != actions(2)).any()
     assert (actions(None) != actions(None)).any()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_observations_are_copied_and_may_be_of_any_layout(spacious_run):

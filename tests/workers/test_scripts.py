@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from multiprocessing import spawn
 
 import pytest
+
+from fastrl.envs.lookup import of_script
+from fastrl.workers import processes
 
 DEFINITIONS = """
 import gymnasium
@@ -43,6 +47,15 @@ class Double(Scaled):
         super().__init__(env, 2)
 
 
+class Small(fastrl.ActorCritic):
+    def __init__(self, env_spec):
+        super().__init__(env_spec, fastrl.config.ModelConfig(hidden_sizes=(4,)))
+
+
+gymnasium.register("Steps-v0", entry_point=Steps)
+gymnasium.register("Steps-v1", entry_point="training_script:Steps")
+
+
 SIZES = ["sampler.envs_per_worker=2", "sampler.num_env_workers=1", "sampler.rollout_length=8"]
 """
 
@@ -60,23 +73,39 @@ def run(directory, text, timeout=100):
     )
 
 
-def test_environment_and_wrapper_of_the_script_are_sampled(tmp_path):
+def test_environment_wrapper_and_policy_of_the_script_are_sampled(tmp_path):
     done = run(
         tmp_path,
         """
-        for module in ("__main__", "training_script"):
+        for module, steps in (
+            ("__main__", "__main__:Steps"),
+            ("training_script", "training_script:Steps"),
+            ("__main__", "Steps-v0"),
+            ("__main__", "Steps-v1"),
+        ):
             scaled = f"{{path: '{module}:Scaled', kwargs: {{factor: 3}}}}"
-            names = [f"env.id={module}:Steps", f"env.wrappers=[{module}:Double, {scaled}]"]
+            names = [f"env.id={steps}", f"env.wrappers=[{module}:Double, {scaled}]"]
+            names.append(f"model.class_path={module}:Small")
             with fastrl.make_sampler(fastrl.load_config(None, [*names, *SIZES])) as sampler:
                 print(sampler.collect().episodes.returns.tolist())
-            envs = fastrl.make_vec(f"{module}:Steps", 2, backend="processes")
+            envs = fastrl.make_vec(steps, 2, backend="processes")
             print(envs.reset(seed=0)[0].tolist())
             envs.close()
         """,
     )
-    assert done.stdout.splitlines() == ["[24.0, 24.0, 24.0, 24.0]", "[[0.0], [0.0]]"] * 2, (
+    assert done.stdout.splitlines() == ["[24.0, 24.0, 24.0, 24.0]", "[[0.0], [0.0]]"] * 4, (
         done.stderr
     )
+
+
+def test_script_is_found_while_another_thread_starts_a_process(monkeypatch):
+    def make(): ...
+
+    monkeypatch.setattr(sys.modules["__main__"], "make", make, raising=False)
+    with processes._light_start():
+        assert of_script("__main__:make") is make
+        assert sys.modules["__main__"].make is make  # as pickle looks it up
+        assert not [key for key in spawn.get_preparation_data("") if key.startswith("init_main")]
 
 
 @pytest.mark.slow

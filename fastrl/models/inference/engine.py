@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastrl.errors import FastrlError
 from fastrl.models.policy import Leaves, PolicyModel, initial_state, state_size
 from fastrl.spaces import TensorSpec, leaves, num_choices
 from fastrl.spec import LOG_PROB_AND_VALUE, EnvSpec, checked_step, only_given, outputs_of
@@ -185,7 +186,8 @@ class EagerEngine(InferenceEngine):
         further = self._inputs("further", only_given(state=state, mask=mask))
         targets = {f"action/{path}": leaf for path, leaf in out.action.items()}
         targets |= {f"output/{name}": x for name, x in out.outputs.items()}
-        write = self._writer(targets if out.state is None else targets | {"state": out.state})
+        targets |= {} if out.state is None else {"state": out.state}
+        write = self._writer(targets)
 
         @torch.inference_mode()
         def call() -> None:
@@ -195,7 +197,7 @@ class EagerEngine(InferenceEngine):
             results += [step.outputs[name] for name in out.outputs]
             if step.state is not None and out.state is not None:
                 results.append(step.state)
-            write(results)
+            write(_fitting(model, "act", targets, results))
 
         return call
 
@@ -204,12 +206,13 @@ class EagerEngine(InferenceEngine):
     ) -> Callable[[], None]:
         """Return a call that writes the value of ``observation`` into ``out``."""
         model = self._model
-        inputs, write = self._inputs("observation", observation), self._writer({"value": out})
+        targets = {"value": out}
+        inputs, write = self._inputs("observation", observation), self._writer(targets)
         further = self._inputs("further", only_given(state=state))
 
         @torch.inference_mode()
         def call() -> None:
-            write([model.value(inputs(), **further())])
+            write(_fitting(model, "value", targets, [model.value(inputs(), **further())]))
 
         return call
 
@@ -226,6 +229,23 @@ class EagerEngine(InferenceEngine):
                 target.copy_(result)
 
         return write
+
+
+def _fitting(
+    model: PolicyModel, method: str, targets: Leaves, results: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return what a policy gave after a check: a copy would broadcast shapes that are too small.
+
+    Raises:
+        FastrlError: It has another shape than one of the ``targets``; names it.
+    """
+    for (name, target), result in zip(targets.items(), results, strict=True):
+        if result.shape != target.shape:
+            raise FastrlError(
+                f"{type(model).__name__}.{method}: '{name.rstrip('/')}' must have the shape "
+                f"{list(target.shape)}, got {list(result.shape)}"
+            )
+    return results
 
 
 class StagedEngine(EagerEngine):
