@@ -236,7 +236,7 @@ def loading(**how):
     print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
     raise SystemExit
 
-learn.loading = loading
+learn.loading, learn.check_run = loading, str
 main(sys.argv[1:])
 """
     done = subprocess.run(
@@ -246,7 +246,8 @@ main(sys.argv[1:])
 
 
 def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "nothing"]
+    (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}")
+    command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "."]
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
@@ -255,7 +256,39 @@ def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path)
     assert line
     assert "torch" not in before
     assert "torch" in after
-    assert after.endswith("[config]\n")
+    assert after.endswith("[checkpoint]\n")
+
+
+def test_what_is_missing_is_reported_without_waiting_for_torch(tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("env: {id: CartPole-v1}")
+    commands = [
+        "train CartPole-v1 --name ../up",
+        "train CartPole-v1 --name mine",
+        "train CartPole-v1 init_from=nothing",
+        "train CartPole-v1 algorithm.name=bc dataset.path=nothing",
+        "resume mine total_steps=x",
+        *(f"{each} nothing" for each in ("resume", "eval", "record", "plot")),
+        "export nothing --format onnx",
+        "push nothing ./shared",
+    ]
+    code = """
+import sys
+sys.modules["torch"] = None
+from fastrl.cli import main
+print([main(command.split()) for command in sys.argv[1:]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert done.stdout == f"{[2] * len(commands)}\n"
+    assert len(done.stderr.splitlines()) == len(commands)
+    assert {line.split()[-1] for line in done.stderr.splitlines()} == {"[config]"}
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path):

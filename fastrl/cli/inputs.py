@@ -16,13 +16,12 @@ from fastrl.arguments import file_path, one_of
 from fastrl.cli.output import write
 from fastrl.errors import ArgumentError, ConfigError
 from fastrl.imports import look_beside
+from fastrl.runs import RUNS, run_and_checkpoint
 
 SHELLS = ("bash", "zsh", "fish")
 
 _VARIABLE = "_FASTRL_COMPLETE"
 """Set by the shell's script, so that a call of ``fastrl`` prints completions."""
-_RUNS = Path("runs")
-"""That of `fastrl.training.run_directory`, without its imports."""
 
 
 def path_of(argument: str) -> Callable[[str], Path]:
@@ -58,6 +57,24 @@ ConfigArguments = Annotated[
         show_default=False,
     ),
 ]
+
+
+def is_alone() -> bool:
+    """Return whether this process trains without other ranks, of which the first reads runs."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def check_run(run: str) -> None:
+    """Reject a run that does not exist, before torch is imported.
+
+    Args:
+        run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if is_alone():
+        run_and_checkpoint(run)
 
 
 def command_line() -> str:
@@ -149,5 +166,5 @@ def prepare_completion() -> None:
 
 def names_of_runs(incomplete: str) -> list[str]:
     """Return the names under ``runs/`` that begin like this one."""
-    found = (file.parent.name for file in _RUNS.glob("*/config.yaml"))
+    found = (file.parent.name for file in RUNS.glob("*/config.yaml"))
     return sorted(name for name in found if name.startswith(incomplete))

@@ -12,9 +12,12 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from fastrl.durable import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +30,9 @@ def progress_console() -> Console:
     return QuietConsole(stderr=True)
 
 
-def show_wait(text: str, *, handles_sigterm: bool = False) -> AbstractContextManager[object]:
+def show_wait(
+    text: str, *, handles_sigterm: bool = False
+) -> AbstractContextManager[Callable[[str], None]]:
     """Show what is waited for; see `fastrl.live_display.waiting`."""
     from fastrl.live_display import waiting
 
@@ -56,12 +61,17 @@ def write(text: str) -> None:
 
 
 def write_json(tree: Any, file: Path | None = None) -> None:
-    """Write a result as JSON, into a file if one is given."""
+    """Write a result as JSON, into a file if one is given.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
     text = json.dumps(tree, indent=2)
     if file is None:
         write(text)
     else:
-        file.write_text(f"{text}\n", encoding="utf-8")
+        with writing(file):
+            file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_wrapped(text: str) -> None:

@@ -26,9 +26,7 @@ import torch
 from torch import Tensor
 
 from fastrl.arguments import brief
-from fastrl.errors import FastrlError
-from fastrl.system import sync
-from fastrl.training.durable import (
+from fastrl.durable import (
     json_bytes,
     read_bounded,
     read_object,
@@ -36,6 +34,8 @@ from fastrl.training.durable import (
     write_durably,
     writing,
 )
+from fastrl.errors import FastrlError
+from fastrl.system import sync
 
 FORMAT = "fastrl checkpoint"
 FORMAT_VERSION = 1

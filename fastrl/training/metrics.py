@@ -20,10 +20,7 @@ from fastrl.arguments import methods
 from fastrl.closing import build_all, close_all
 from fastrl.config import Config, LoggingConfig
 from fastrl.config.fields import Call
-from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
-from fastrl.imports import how_to_install
-from fastrl.json_lines import row_of
-from fastrl.training.durable import (
+from fastrl.durable import (
     WriteError,
     append_line,
     read_bounded,
@@ -31,6 +28,9 @@ from fastrl.training.durable import (
     write_durably,
     writing,
 )
+from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
+from fastrl.imports import how_to_install
+from fastrl.json_lines import row_of
 from fastrl.training.run_directory import RunDirectory
 
 _LONGEST_ERROR = 200
