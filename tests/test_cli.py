@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -320,3 +321,30 @@ def test_what_a_terminal_has_no_code_for_is_no_error():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "id: ?n?code" in done.stdout
+
+
+def test_ctrl_c_while_modules_are_imported_has_no_traceback(tmp_path):
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
+    (tmp_path / "typer.py").write_text(kill)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrl", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_result_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrl", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    line = "fastrl: error: 'standard output' cannot be written: No space left on device [write]\n"
+    assert (done.returncode, done.stderr) == (2, line)
