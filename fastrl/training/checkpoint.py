@@ -263,7 +263,9 @@ class CheckpointStore:
         sync(self._directory)
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
-        partial.mkdir(parents=True)
+        # Not the directory of the run: it is gone where it was moved or removed meanwhile.
+        self._directory.mkdir(exist_ok=True)
+        partial.mkdir()
         for name, content in checkpoint.files().items():
             write_and_sync(partial / name, content)
         sync(partial)
