@@ -106,6 +106,7 @@ def test_version_is_printed(run):
         (["config", "--env"], "Option '--env' requires an argument; see fastrl config --help"),
         (["config", "a.yaml", "b.yaml"], "'b.yaml' is a second configuration file after 'a.yaml'"),
         (["config", "missing.yaml"], "missing.yaml: no such file"),
+        (["config", "env.id=A", "seed"], "'A' is a second environment after 'seed'; changes are"),
         (["config", CONFIG, "sampler.groups=0"], "sampler.groups: must be an integer"),
         (["config"], "env: missing"),
         (["envs", "no-such-environment"], "'no-such-environment'"),
@@ -348,3 +349,13 @@ def test_a_result_that_cannot_be_written_is_one_line():
         )
     line = "fastrl: error: 'standard output' cannot be written: No space left on device [write]\n"
     assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("command", [["config"], ["convert", "ppo.yml", "A", "--output"]])
+def test_a_loop_of_links_is_one_line(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop.yaml", "loop.yaml")
+    code, out, err = run(*command, "loop.yaml")
+    assert (code, out) == (2, "")
+    assert "loop.yaml" in err
+    assert len(err.splitlines()) == 1

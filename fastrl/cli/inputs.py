@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -95,6 +96,8 @@ def check_output(option: str, file: Path | None, *, directory: bool = False) -> 
     """
     if file is None:
         return
+    if file.is_symlink() and os.path.islink(os.path.realpath(file)):
+        raise ConfigError(f"{option}: '{file}' is a loop of symbolic links")
     if directory and file.exists() and not file.is_dir():
         raise ConfigError(f"{option}: '{file}' is not a directory")
     if not directory and file.is_dir():
@@ -124,23 +127,25 @@ def split_arguments(
     files: list[str] = []
     ids: list[str] = [] if env is None else [env]
     overrides: list[str] = []
+    changed: list[str] = []
     for argument in arguments or ():
         # A directory may be called 'lr=0.001'; isfile, unlike Path, answers for any text.
         if os.path.isfile(argument) or _is_named_like_a_file(argument):
             files.append(argument)
         elif "=" in argument:
             overrides.append(argument)
+            changed += re.findall(r"^\s*env\.id\s*=(.*)", argument)
         else:
             ids.append(argument)
-    for given, kind in ((files, "configuration file"), (ids, "environment")):
+    named = [*ids, *changed] if ids else []
+    for given, kind in ((files, "configuration file"), (named, "environment")):
         if len(given) > 1:
             raise ConfigError(
                 f"'{given[1]}' is a second {kind} after '{given[0]}'; changes are written key=value"
             )
     if files:
         look_beside(Path(files[0]))
-    named = [f"env.id={name}" for name in ids]
-    return (Path(files[0]) if files else None), [*named, *overrides]
+    return (Path(files[0]) if files else None), [*(f"env.id={name}" for name in ids), *overrides]
 
 
 def _is_named_like_a_file(argument: str) -> bool:
