@@ -84,7 +84,7 @@ def is_of_standard_library(found: object) -> bool:
 
 def look_beside(file: Path) -> None:
     """Append the directory of a configuration to the import path."""
-    directory = str(file.resolve().parent)
+    directory = os.path.dirname(os.path.realpath(file))
     if directory not in sys.path:
         sys.path.append(directory)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -105,6 +106,7 @@ def test_version_is_printed(run):
         (["config", "--env"], "Option '--env' requires an argument; see fastrl config --help"),
         (["config", "a.yaml", "b.yaml"], "'b.yaml' is a second configuration file after 'a.yaml'"),
         (["config", "missing.yaml"], "missing.yaml: no such file"),
+        (["config", "env.id=A", "seed"], "'A' is a second environment after 'seed'; changes are"),
         (["config", CONFIG, "sampler.groups=0"], "sampler.groups: must be an integer"),
         (["config"], "env: missing"),
         (["envs", "no-such-environment"], "'no-such-environment'"),
@@ -236,7 +238,7 @@ def loading(**how):
     print(sorted({"gymnasium", "numpy", "torch"} & sys.modules.keys()))
     raise SystemExit
 
-learn.loading = loading
+learn.loading, learn.check_run = loading, str
 main(sys.argv[1:])
 """
     done = subprocess.run(
@@ -246,7 +248,8 @@ main(sys.argv[1:])
 
 
 def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "nothing"]
+    (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}")
+    command = [sys.executable, "-X", "importtime", "-m", "fastrl", "eval", "."]
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
@@ -255,7 +258,39 @@ def test_a_pipe_shows_that_a_command_is_loading_before_torch_is_loaded(tmp_path)
     assert line
     assert "torch" not in before
     assert "torch" in after
-    assert after.endswith("[config]\n")
+    assert after.endswith("[checkpoint]\n")
+
+
+def test_what_is_missing_is_reported_without_waiting_for_torch(tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("env: {id: CartPole-v1}")
+    commands = [
+        "train CartPole-v1 --name ../up",
+        "train CartPole-v1 --name mine",
+        "train CartPole-v1 init_from=nothing",
+        "train CartPole-v1 algorithm.name=bc dataset.path=nothing",
+        "resume mine total_steps=x",
+        *(f"{each} nothing" for each in ("resume", "eval", "record", "plot")),
+        "export nothing --format onnx",
+        "push nothing ./shared",
+    ]
+    code = """
+import sys
+sys.modules["torch"] = None
+from fastrl.cli import main
+print([main(command.split()) for command in sys.argv[1:]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert done.stdout == f"{[2] * len(commands)}\n"
+    assert len(done.stderr.splitlines()) == len(commands)
+    assert {line.split()[-1] for line in done.stderr.splitlines()} == {"[config]"}
 
 
 def test_modules_in_the_current_directory_are_found(tmp_path):
@@ -287,3 +322,40 @@ def test_what_a_terminal_has_no_code_for_is_no_error():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "id: ?n?code" in done.stdout
+
+
+def test_ctrl_c_while_modules_are_imported_has_no_traceback(tmp_path):
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
+    (tmp_path / "typer.py").write_text(kill)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrl", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_result_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrl", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    line = "fastrl: error: 'standard output' cannot be written: No space left on device [write]\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.parametrize("command", [["config"], ["convert", "ppo.yml", "A", "--output"]])
+def test_a_loop_of_links_is_one_line(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop.yaml", "loop.yaml")
+    code, out, err = run(*command, "loop.yaml")
+    assert (code, out) == (2, "")
+    assert "loop.yaml" in err
+    assert len(err.splitlines()) == 1

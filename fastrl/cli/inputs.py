@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,13 +17,12 @@ from fastrl.arguments import file_path, one_of
 from fastrl.cli.output import write
 from fastrl.errors import ArgumentError, ConfigError
 from fastrl.imports import look_beside
+from fastrl.runs import RUNS, run_and_checkpoint
 
 SHELLS = ("bash", "zsh", "fish")
 
 _VARIABLE = "_FASTRL_COMPLETE"
 """Set by the shell's script, so that a call of ``fastrl`` prints completions."""
-_RUNS = Path("runs")
-"""That of `fastrl.training.run_directory`, without its imports."""
 
 
 def path_of(argument: str) -> Callable[[str], Path]:
@@ -60,6 +60,24 @@ ConfigArguments = Annotated[
 ]
 
 
+def is_alone() -> bool:
+    """Return whether this process trains without other ranks, of which the first reads runs."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def check_run(run: str) -> None:
+    """Reject a run that does not exist, before torch is imported.
+
+    Args:
+        run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if is_alone():
+        run_and_checkpoint(run)
+
+
 def command_line() -> str:
     """Return the command line of this process, which repeats it."""
     return shlex.join(["fastrl", *sys.argv[1:]])
@@ -78,6 +96,8 @@ def check_output(option: str, file: Path | None, *, directory: bool = False) -> 
     """
     if file is None:
         return
+    if file.is_symlink() and os.path.islink(os.path.realpath(file)):
+        raise ConfigError(f"{option}: '{file}' is a loop of symbolic links")
     if directory and file.exists() and not file.is_dir():
         raise ConfigError(f"{option}: '{file}' is not a directory")
     if not directory and file.is_dir():
@@ -107,23 +127,25 @@ def split_arguments(
     files: list[str] = []
     ids: list[str] = [] if env is None else [env]
     overrides: list[str] = []
+    changed: list[str] = []
     for argument in arguments or ():
         # A directory may be called 'lr=0.001'; isfile, unlike Path, answers for any text.
         if os.path.isfile(argument) or _is_named_like_a_file(argument):
             files.append(argument)
         elif "=" in argument:
             overrides.append(argument)
+            changed += re.findall(r"^\s*env\.id\s*=(.*)", argument)
         else:
             ids.append(argument)
-    for given, kind in ((files, "configuration file"), (ids, "environment")):
+    named = [*ids, *changed] if ids else []
+    for given, kind in ((files, "configuration file"), (named, "environment")):
         if len(given) > 1:
             raise ConfigError(
                 f"'{given[1]}' is a second {kind} after '{given[0]}'; changes are written key=value"
             )
     if files:
         look_beside(Path(files[0]))
-    named = [f"env.id={name}" for name in ids]
-    return (Path(files[0]) if files else None), [*named, *overrides]
+    return (Path(files[0]) if files else None), [*(f"env.id={name}" for name in ids), *overrides]
 
 
 def _is_named_like_a_file(argument: str) -> bool:
@@ -149,5 +171,5 @@ def prepare_completion() -> None:
 
 def names_of_runs(incomplete: str) -> list[str]:
     """Return the names under ``runs/`` that begin like this one."""
-    found = (file.parent.name for file in _RUNS.glob("*/config.yaml"))
+    found = (file.parent.name for file in RUNS.glob("*/config.yaml"))
     return sorted(name for name in found if name.startswith(incomplete))

@@ -12,7 +12,9 @@ from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
     check_output,
+    check_run,
     command_line,
+    is_alone,
     names_of_runs,
     option,
     path_of,
@@ -28,7 +30,7 @@ from fastrl.cli.output import (
     write_wrapped,
 )
 from fastrl.errors import ConfigError
-from fastrl.workers.descent import without_hangups
+from fastrl.workers.descent import as_interrupts, without_hangups
 
 if TYPE_CHECKING:
     from fastrl.training import TrainedRun
@@ -88,10 +90,13 @@ def train(
     path, overrides = split_arguments(arguments, env)
     with loading(quiet=quiet, imports_torch=False):
         from fastrl.config import load_config
+        from fastrl.runs import check_new_run
 
         resolved = load_config(path, overrides)
         if fresh and resolved.sampler.tune_s is None:
             raise ConfigError("--fresh needs a sampler that is tuned; write 'sampler: auto'")
+        if is_alone():
+            check_new_run(resolved, name)
     with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import train as train_run
@@ -102,10 +107,8 @@ def train(
         ranks.close()
         raise ConfigError("sampler: auto tunes one process; run 'fastrl tune' before torchrun")
     if resolved.sampler.tune_s is not None:
-        from fastrl.training.run_directory import check_new_run
         from fastrl.tuning import tuned
 
-        check_new_run(resolved, name)
         resolved = tuned(resolved, console, fresh=fresh)
     trained = train_run(resolved, name=name, console=console, ranks=ranks)
     return _report(trained, ranks.leads, as_json)
@@ -126,11 +129,16 @@ def resume(
     as_json: AsJson = False,
 ) -> int:
     """Continue a run that was stopped."""
+    changes = overrides or ()
+    if is_alone():
+        with loading(quiet=quiet, imports_torch=False):
+            from fastrl.runs import find_run, read_config
+
+            read_config(find_run(run), changes)
     with loading(quiet=quiet):
         from fastrl.learning.ranks import ranks_of_environment
         from fastrl.training import resume as resume_run
 
-    changes = overrides or ()
     console = None if quiet else progress_console()
     ranks = ranks_of_environment()
     trained = resume_run(
@@ -196,8 +204,8 @@ def sweep(
         plan = SweepPlan(path, overrides, grid, None if space is None else load_space(space))
         running = Sweep(plan, directory, jobs)
     note(str(running))
-    with show_wait("training; each trial that ends is a line …"):
-        report = running.run(lambda trial: note(str(trial)), command_line())
+    with show_wait("starting trials …") as say:
+        report = running.run(lambda trial: note(str(trial)), command_line(), say)
     show_tables(report.to_rich())
     if json_file is not None:
         write_json(report.to_dict(), json_file)
@@ -221,6 +229,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Play episodes with a trained policy, print the returns."""
+    check_run(run)
     with loading():
         from fastrl.training import evaluate_run
 
@@ -294,6 +303,8 @@ def record(
         raise ConfigError("--policy needs --dataset")
     if policy is not None and (sampled or trust or checkpoint is not None):
         raise ConfigError("--sampled, --checkpoint and --trust are for runs, not for --policy")
+    if policy is None:
+        check_run(run)
     if dataset is not None:
         if video is not None:
             raise ConfigError("--video and --dataset exclude each other")
@@ -355,6 +366,7 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write a trained policy as a file for other programs, and compare both on observations."""
+    check_run(run)
     check_output("--output", output)
     with loading():
         from fastrl.training import export_run
@@ -387,6 +399,8 @@ def plot(
     ] = None,
 ) -> None:
     """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
+    for run in runs:
+        check_run(run)
     with loading():
         from fastrl.training.plotting import FORMATS, plot_runs
 
@@ -470,6 +484,7 @@ Repo = Annotated[
 ]
 
 
+@as_interrupts()
 def push(
     run: Run,
     repo: Repo,
@@ -482,6 +497,7 @@ def push(
 
     What training resumes from stays here. 'hf auth login' logs in to the hub.
     """
+    check_run(run)
     with loading():
         from fastrl.training import push_run
 
@@ -490,6 +506,7 @@ def push(
     write(where)
 
 
+@as_interrupts()
 def pull(
     repo: Repo,
     directory: Annotated[
@@ -507,8 +524,8 @@ def pull(
 ) -> None:
     """Copy a shared run; 'fastrl eval' then plays what its author's command played."""
     with loading():
+        from fastrl.runs import read_config
         from fastrl.training import pull_run
-        from fastrl.training.run_directory import read_config
         from fastrl.training.trust import named_code
 
     with show_wait("copying …"):

@@ -6,15 +6,19 @@ import it.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
 import shutil
 import sys
 import textwrap
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from fastrl.durable import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,41 +31,61 @@ def progress_console() -> Console:
     return QuietConsole(stderr=True)
 
 
-def show_wait(text: str, *, handles_sigterm: bool = False) -> AbstractContextManager[object]:
+def show_wait(
+    text: str, *, handles_sigterm: bool = False
+) -> AbstractContextManager[Callable[[str], None]]:
     """Show what is waited for; see `fastrl.live_display.waiting`."""
     from fastrl.live_display import waiting
 
     return waiting(progress_console(), text, handles_sigterm=handles_sigterm)
 
 
-def loading(*, quiet: bool = False, imports_torch: bool = True) -> AbstractContextManager[object]:
+@contextmanager
+def loading(*, quiet: bool = False, imports_torch: bool = True) -> Iterator[None]:
     """Show that packages are imported: on a terminal until that is done, elsewhere as a line.
 
     Args:
         quiet: Show nothing.
         imports_torch: Whether it takes seconds, so that a line is needed where none is erased.
     """
-    if quiet:
-        return nullcontext()
-    if sys.stderr.isatty():
-        return show_wait("loading …", handles_sigterm=True)
-    if imports_torch and "torch" not in sys.modules:
+    shown: AbstractContextManager[object] = nullcontext()
+    if not quiet and sys.stderr.isatty():
+        shown = show_wait("loading …", handles_sigterm=True)
+    elif not quiet and imports_torch and "torch" not in sys.modules:
         note("loading …")
-    return nullcontext()
+    was_enabled = gc.isenabled()
+    # Modules stay, so looking for garbage among them is a fifth of the time of their import.
+    gc.disable()
+    try:
+        with shown:
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def write(text: str) -> None:
-    """Write a result without wrapping and colours."""
-    _put(text, sys.stdout)
+    """Write a result without wrapping and colours.
+
+    Raises:
+        WriteError: It cannot be written, such as into a file on a full disk.
+    """
+    with writing(Path("standard output")):
+        _put(text, sys.stdout)
 
 
 def write_json(tree: Any, file: Path | None = None) -> None:
-    """Write a result as JSON, into a file if one is given."""
+    """Write a result as JSON, into a file if one is given.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
     text = json.dumps(tree, indent=2)
     if file is None:
         write(text)
     else:
-        file.write_text(f"{text}\n", encoding="utf-8")
+        with writing(file):
+            file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_wrapped(text: str) -> None:

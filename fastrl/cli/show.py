@@ -18,6 +18,7 @@ from fastrl.cli.inputs import (
     split_arguments,
 )
 from fastrl.cli.output import loading, note, show_wait, write, write_json
+from fastrl.durable import write_durably, writing
 from fastrl.errors import ConfigError
 
 EXIT_FAILS = 1
@@ -122,8 +123,6 @@ def convert(
     if output is None:
         write(text.rstrip("\n"))
         return
-    from fastrl.training.durable import write_durably, writing
-
     with writing(output, ConfigError):
         write_durably(output.resolve(), text.encode())
 
@@ -212,8 +211,7 @@ def _write_project(directory: Path) -> list[Path]:
         ConfigError: There are files already, or the directory cannot be written.
     """
     written = []
-    # Without `fastrl.training.durable.writing`, as that room imports torch.
-    try:
+    with writing(directory, ConfigError):
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
             raise ConfigError(f"'{directory}' is not empty; name a new directory")
@@ -222,8 +220,6 @@ def _write_project(directory: Path) -> list[Path]:
             target = directory / source.name.removesuffix(".txt")
             target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
             written.append(target)
-    except OSError as error:
-        raise ConfigError(f"'{directory}' cannot be written: {error.strerror or error}") from error
     return written
 
 

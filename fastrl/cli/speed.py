@@ -278,7 +278,7 @@ def write_overlay(path: Path, base: Path | None, config: Config, candidate: Cand
     """
     from fastrl.config import load_config
     from fastrl.config.text import dump_yaml
-    from fastrl.training.durable import write_durably, writing
+    from fastrl.durable import write_durably, writing
     from fastrl.tuning.space import sampler_keys
 
     tree: dict[str, Any] = {"env": {"id": config.env.id}}

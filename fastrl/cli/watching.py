@@ -207,9 +207,9 @@ def _game_of(
     """Return what builds the environment, and the policy where a run is named."""
     from fastrl.config import load_config
     from fastrl.envs.lookup import registered_spec
+    from fastrl.runs import find_run
     from fastrl.sampling import env_factory
     from fastrl.training.run import open_game
-    from fastrl.training.run_directory import find_run
 
     first = arguments[0]
     no_run = ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -559,9 +558,6 @@ def _fitting_sequence(rollout_length: int, section: LearnerConfig) -> int:
     """Return the longest part of a rollout of which minibatches hold whole ones."""
     return math.gcd(rollout_length, getattr(section, "minibatch_size", rollout_length))
 
-
-RUNS = Path("runs")
-"""Where runs are by default."""
 
 OWN_SECTION = "algorithm"
 """Key of the class of an imported algorithm's section in the context of validation."""

@@ -21,6 +21,7 @@ from fastrl.play.key_map import KeyMap
 from fastrl.spec import EnvSpec
 from fastrl.training.recording import drawn
 from fastrl.training.trained_policy import TrainedPolicy
+from fastrl.workers.descent import OF_GROUPS, as_interrupts
 
 _DEFAULT_FPS = 30.0
 _BETWEEN_EPISODES_S = 0.5
@@ -198,9 +199,6 @@ def _is_begun(
     return True
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 def record_episodes(
     played: Iterable[Played],
     path: Path,
@@ -232,7 +230,7 @@ def record_episodes(
     failure: BaseException | None = None
     about = {"algorithm_name": player}
     with (
-        _as_interrupts(),
+        as_interrupts(),
         ExitStack() as completing,
         DatasetWriter(path, env_spec, action_bounds, about) as writer,
     ):
@@ -254,20 +252,9 @@ def record_episodes(
 
 
 @contextmanager
-def _as_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGTERM and SIGHUP as for SIGINT."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _held_signals() -> Iterator[None]:
     """Deliver signals after the block, which writes files."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUPS)
     try:
         yield
     finally:

@@ -16,10 +16,10 @@ from fastrl.arguments import brief, file_path
 from fastrl.config.explain import dotted, explain, first_problem
 from fastrl.config.fields import Bool, Float, NamedCall, Section, Size, conflict
 from fastrl.config.text import parse_yaml
+from fastrl.durable import read_bounded
 from fastrl.errors import ConfigError, cause
 from fastrl.imports import how_to_install
 from fastrl.training.callbacks import Callback, RunContext
-from fastrl.training.durable import read_bounded
 from fastrl.training.evaluation import EvaluationResult
 
 _MOST_BYTES = 256 * 1024

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastrl.arguments import at_least_one, file_path, instance
+from fastrl.durable import append_line, last_lines, make_directory, read_bounded, writing
 from fastrl.errors import ConfigError, FastrlError, WorkerError
-from fastrl.json_lines import object_of
+from fastrl.json_lines import object_of, row_of
+from fastrl.runs import locked
 from fastrl.sweeps.optuna_search import OptunaSearch
 from fastrl.sweeps.sweep_plan import Pins, SweepPlan
 from fastrl.sweeps.sweep_report import (
@@ -27,13 +30,13 @@ from fastrl.sweeps.sweep_report import (
 )
 from fastrl.sweeps.trial_process import CoreShare, Share, StartedTrial, shares
 from fastrl.system import usable_cores
-from fastrl.training.durable import append_line, make_directory, read_bounded, writing
 from fastrl.training.interrupts import Interrupts
-from fastrl.training.run_directory import locked
 
 LOG = "sweep.jsonl"
 """What a sweep keeps: its plan, the values of its trials, and how they ended."""
 _POLL_S = 0.1
+_SAY_S = 1.0
+"""Time between two lines on the progress."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -43,6 +46,7 @@ class _Running:
 
     number: int
     values: dict[str, Any]
+    total_steps: int
     share: Share
     process: StartedTrial
     metrics_bytes: int = 0
@@ -97,7 +101,12 @@ class Sweep:
         where = "shared cores" if sizes == [0] else cores
         return f"{said}, {len(found)} at a time on {where}"
 
-    def run(self, on_end: Callable[[TrialResult], None], command: str = "") -> SweepReport:
+    def run(
+        self,
+        on_end: Callable[[TrialResult], None],
+        command: str = "",
+        on_progress: Callable[[str], None] = lambda text: None,
+    ) -> SweepReport:
         """Run the trials until all have ended, or until Ctrl-C or SIGTERM.
 
         A trial that fails does not end the sweep. After a second Ctrl-C runs are killed.
@@ -105,6 +114,7 @@ class Sweep:
         Args:
             on_end: Called with each trial that has ended.
             command: The command line that repeats it.
+            on_progress: Called each second with a line that says how far the trials are.
 
         Raises:
             ConfigError: The directory holds something else, another process runs this sweep, or
@@ -113,7 +123,7 @@ class Sweep:
             WriteError: A file cannot be written.
         """
         with self._shares() as self._free:
-            return self._run_all(on_end, command)
+            return self._run_all(on_end, command, on_progress)
 
     def _own_shares(self) -> list[CoreShare]:
         jobs = min(usable_cores(), self._count) if self._jobs is None else self._jobs
@@ -128,7 +138,12 @@ class Sweep:
 
         return node_shares(self._plan.given, self.directory / LOG, self._count, self._jobs)
 
-    def _run_all(self, on_end: Callable[[TrialResult], None], command: str) -> SweepReport:
+    def _run_all(
+        self,
+        on_end: Callable[[TrialResult], None],
+        command: str,
+        on_progress: Callable[[str], None],
+    ) -> SweepReport:
         with writing(self.directory, ConfigError):
             make_directory(self.directory)
         lock = locked(self.directory)
@@ -137,7 +152,7 @@ class Sweep:
             search = self._search(known, ended)
             waiting = self._waiting(search, known)
             with Interrupts() as interrupts:
-                self._run(waiting, search, interrupts, on_end)
+                self._run(waiting, search, interrupts, on_end, on_progress)
                 self.interrupted = interrupts.requested
         finally:
             os.close(lock)
@@ -218,12 +233,14 @@ class Sweep:
         search: OptunaSearch | None,
         interrupts: Interrupts,
         on_end: Callable[[TrialResult], None],
+        on_progress: Callable[[str], None],
     ) -> None:
         """Keep as many trials running as there are shares of the cores.
 
         A trial whose machine is lost continues on another share.
         """
         running: list[_Running] = []
+        said_s = -math.inf
         try:
             while True:
                 is_stopping = interrupts.requested is not None
@@ -231,6 +248,9 @@ class Sweep:
                     self._fill(waiting, running, search, on_end)
                 if not running:
                     return
+                if time.monotonic() - said_s >= _SAY_S:
+                    said_s = time.monotonic()
+                    on_progress("saving all trials …" if is_stopping else self._progress(running))
                 time.sleep(_POLL_S)
                 for trial in list(running):
                     if is_stopping:
@@ -244,6 +264,15 @@ class Sweep:
         finally:
             for trial in running:
                 trial.process.kill()
+
+    def _progress(self, running: Sequence[_Running]) -> str:
+        """Return in one line how many trials have ended, and how far the others are."""
+        done = sorted(_last_steps(self._path(t.number)) / t.total_steps for t in running)
+        ends = dict.fromkeys(f"{share:.0%}" for share in (done[0], done[-1]))
+        return (
+            f"training: {len(self._results)} of {self._count} trials have ended, "
+            f"{len(running)} running, {' to '.join(ends)} of the steps done"
+        )
 
     def _fill(
         self,
@@ -293,7 +322,7 @@ class Sweep:
             return None
         beside = self._plan.path.resolve().parent if self._plan.path else None
         process = share.start(arguments, path.with_suffix(".log"), beside)
-        return _Running(number, values, share, process)
+        return _Running(number, values, config.total_steps, share, process)
 
     def _finish(
         self,
@@ -352,6 +381,14 @@ def _rows(log: Path) -> list[dict[str, Any]]:
             with log.open("ab") as file:
                 file.write(b"\n")
     return [row for line in content.split(b"\n") if (row := object_of(line)) is not None]
+
+
+def _last_steps(run: Path) -> int:
+    """Return the steps in the last row of a run's metrics; 0 before the first."""
+    with suppress(OSError):
+        rows = [row for line in last_lines(run / "metrics.jsonl") if (row := row_of(line))]
+        return int(rows[-1]["steps"]) if rows else 0
+    return 0
 
 
 def _difference(row: Mapping[str, Any], plan: SweepPlan) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 from fastrl.arguments import brief
 from fastrl.config import Config, load_config, resolved
-from fastrl.config.models import RUNS
 from fastrl.config.text import parse_yaml
 from fastrl.errors import ConfigError
 from fastrl.learning.learner import learner_threads
+from fastrl.runs import RUNS
 from fastrl.sampling.build import make_plan
 from fastrl.sweeps.optuna_search import OptunaSearch, SearchSpace
 

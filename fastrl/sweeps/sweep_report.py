@@ -14,9 +14,9 @@ from typing import Any, Literal
 from rich.table import Table
 
 from fastrl.curves import is_number, shown
+from fastrl.durable import read_object
 from fastrl.errors import ConfigError
 from fastrl.system import circumstances
-from fastrl.training.durable import read_object
 from fastrl.training.evaluation import INFO, RETURN_MEAN
 from fastrl.training.metrics import read_rows
 from fastrl.training.plotting import plot_runs, read_curve

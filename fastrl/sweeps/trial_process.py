@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
+from fastrl.durable import last_lines, writing
 from fastrl.errors import one_line
 from fastrl.system import usable_cores
-from fastrl.training.durable import writing
 
 STOP_S = 60.0
 """How long a run may take to save and end after it was asked to, before it is killed."""
@@ -27,7 +27,6 @@ _KILLED_S = 10.0
 PROGRAM = "fastrl.cli.trial"
 """Module that is run with the order of a trial."""
 _ERROR = "fastrl: error: "
-_TAIL_BYTES = 4096
 
 
 class StartedTrial(Protocol):
@@ -136,10 +135,8 @@ class TrialProcess:
             return "killed by SIGKILL, as where memory is short; fewer --jobs need less"
         if code < 0:
             return f"killed by signal {-code}"
-        with suppress(OSError), self._log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._begin, size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+        with suppress(OSError):
+            lines = [line.decode(errors="replace") for line in last_lines(self._log, self._begin)]
             said = [line.partition(_ERROR)[2] for line in lines if _ERROR in line] or lines
             if said:
                 return one_line(said[-1], None)

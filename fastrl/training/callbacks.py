@@ -15,13 +15,13 @@ from fastrl import registry
 from fastrl.arguments import brief, function, instance
 from fastrl.config import Config
 from fastrl.config.fields import Call
+from fastrl.durable import make_directory, writing
 from fastrl.envs.calls import EnvCall, latest, pack_calls, unpack_calls
 from fastrl.envs.state import StateError, pack, unpack
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, WorkerError, cause
 from fastrl.learning import Learner
 from fastrl.sampling import Sampler
 from fastrl.shared.rollouts import Rollout
-from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.window import Update, Window
 

@@ -26,9 +26,7 @@ import torch
 from torch import Tensor
 
 from fastrl.arguments import brief
-from fastrl.errors import FastrlError
-from fastrl.system import sync
-from fastrl.training.durable import (
+from fastrl.durable import (
     json_bytes,
     read_bounded,
     read_object,
@@ -36,6 +34,8 @@ from fastrl.training.durable import (
     write_durably,
     writing,
 )
+from fastrl.errors import FastrlError
+from fastrl.system import sync
 
 FORMAT = "fastrl checkpoint"
 FORMAT_VERSION = 1
@@ -263,7 +263,9 @@ class CheckpointStore:
         sync(self._directory)
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
-        partial.mkdir(parents=True)
+        # Not the directory of the run: it is gone where it was moved or removed meanwhile.
+        self._directory.mkdir(exist_ok=True)
+        partial.mkdir()
         for name, content in checkpoint.files().items():
             write_and_sync(partial / name, content)
         sync(partial)

@@ -24,19 +24,19 @@ from fastrl.datasets.experts import (
     try_function,
 )
 from fastrl.datasets.streams import concatenated, joined_episodes, rollout_fields
+from fastrl.durable import make_directory, writing
 from fastrl.envs.calls import EnvCall
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, FastrlError
 from fastrl.imports import import_object
 from fastrl.models.policy import build_model
+from fastrl.runs import read_config
 from fastrl.sampling import Fault, Sampler, SamplerStats, env_factory
 from fastrl.sampling.build import sampler_builder
 from fastrl.shared.rollouts import Rollout
 from fastrl.spaces import unflatten
 from fastrl.spec import EnvSpec
 from fastrl.training.checkpoint import CheckpointStore
-from fastrl.training.durable import make_directory, writing
-from fastrl.training.run_directory import read_config
 from fastrl.training.saved_spec import SPACES, read_spec
 from fastrl.training.saver import load_model, locate
 from fastrl.training.trust import require_trust

@@ -18,13 +18,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastrl.durable import make_directory, write_durably, writing
 from fastrl.envs.actions import ActionBounds
 from fastrl.errors import USERS_FAILURES, ConfigError, FastrlError, cause
 from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel
 from fastrl.spaces import flatten, leaves, unflatten
 from fastrl.spec import ACTION_MASK, only_given
-from fastrl.training.durable import make_directory, write_durably, writing
 from fastrl.training.trained_policy import TrainedPolicy
 
 SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx"}

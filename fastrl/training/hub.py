@@ -21,12 +21,13 @@ from fastrl.arguments import file_path, taken
 from fastrl.config import Config, config_to_yaml
 from fastrl.config.models import LoggingConfig
 from fastrl.config.text import dump_yaml
+from fastrl.durable import make_directory, read_object, write_and_sync, writing
 from fastrl.errors import ConfigError, one_line
 from fastrl.imports import DISTRIBUTION, how_to_install
+from fastrl.runs import named_run, read_config
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
-from fastrl.training.durable import make_directory, read_object, write_and_sync, writing
 from fastrl.training.plotting import plot_runs
-from fastrl.training.run_directory import named_run, read_config, require_own_files
+from fastrl.training.run_directory import require_own_files
 from fastrl.training.saver import locate
 from fastrl.training.trust import named_code
 

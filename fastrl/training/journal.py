@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fastrl.config import Config
+from fastrl.durable import append_line, read_bounded, write_atomically, writing
 from fastrl.sampling import Fault, Sampler, SamplerStats
 from fastrl.sampling.sampler import SHARES
 from fastrl.system import usable_cores
-from fastrl.training.durable import append_line, read_bounded, write_atomically, writing
 from fastrl.training.evaluation import EvaluationResult
 from fastrl.training.metrics import MetricsLog
 from fastrl.training.progress import Progress

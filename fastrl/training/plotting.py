@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastrl.config import Config
 from fastrl.curves import Curve, curve_name, curve_of, labels_of, mean_curve, shared_keys
+from fastrl.durable import writing
 from fastrl.errors import ConfigError
-from fastrl.training.durable import writing
+from fastrl.runs import find_run, read_config
 from fastrl.training.journal import FINAL
 from fastrl.training.metrics import read_rows
-from fastrl.training.run_directory import find_run, read_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from fastrl.durable import make_directory, writing
 from fastrl.envs.animation import Frame, FrameWriter, open_animation
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
@@ -20,7 +21,6 @@ from fastrl.imports import how_to_install
 from fastrl.models.policy import PolicyModel, sampling_mode
 from fastrl.spec import EnvSpec
 from fastrl.system import draw_without_screen
-from fastrl.training.durable import make_directory, writing
 from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.trained_policy import TrainedPolicy
 

@@ -21,6 +21,7 @@ from fastrl.global_streams import seeded_weights
 from fastrl.learning.ranks import Ranks, ranks_of_environment
 from fastrl.live_display import waiting
 from fastrl.models.policy import build_model
+from fastrl.runs import check_new_run, find_run, new_run_path, read_config
 from fastrl.spec import EnvSpec
 from fastrl.training.callbacks import Callback
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -31,11 +32,7 @@ from fastrl.training.progress import BUILDING, watched_episodes
 from fastrl.training.recording import Recorder, check_video_path, video_suffix
 from fastrl.training.run_directory import (
     RunDirectory,
-    check_new_run,
-    find_run,
     make_run_directory,
-    new_run_path,
-    read_config,
     require_own_files,
 )
 from fastrl.training.saved_spec import SPACES, read_spec

@@ -18,11 +18,11 @@ from fastrl.global_streams import load_streams_state, streams_state
 from fastrl.learning import Learner
 from fastrl.learning.ranks import Ranks
 from fastrl.models.policy import PolicyModel, load_parameters
+from fastrl.runs import find_run, run_and_checkpoint
 from fastrl.sampling import Sampler
 from fastrl.training.callbacks import RunExtensions
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.coordination import joined_environments, own_environments
-from fastrl.training.run_directory import find_run
 from fastrl.training.window import Window
 
 _UNSAVED = "environments_unsaved"
@@ -168,14 +168,10 @@ def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
     Raises:
         ConfigError: There is no such run.
     """
-    if checkpoint is None and isinstance(run, str | Path):
-        given = Path(run)
-        if given.parent.name == "checkpoints" and not (given / "config.yaml").exists():
-            return find_run(given.parent.parent), given.name
-    path = find_run(run)
-    if checkpoint is None:
-        checkpoint = "last" if CheckpointStore(path / "checkpoints").best() is None else "best"
-    return path, checkpoint
+    path, named = run_and_checkpoint(run) if checkpoint is None else (find_run(run), checkpoint)
+    if named is None:
+        named = "last" if CheckpointStore(path / "checkpoints").best() is None else "best"
+    return path, named
 
 
 def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from fastrl.config import Config
+from fastrl.durable import WriteError
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.envs.state import State
 from fastrl.errors import ConfigError, EnvError, FastrlError, WorkerError
@@ -36,7 +37,6 @@ from fastrl.training.callbacks import (
 from fastrl.training.checkpoint import Checkpoint, CheckpointStore
 from fastrl.training.coordination import own_part, own_plan
 from fastrl.training.dagger_sampler import check_expert
-from fastrl.training.durable import WriteError
 from fastrl.training.evaluation import INFO, RETURN_MEAN, EvaluationProtocol, EvaluationResult
 from fastrl.training.evaluator import Candidates, EvaluationPlan, Evaluator
 from fastrl.training.interrupts import Interrupts, StopSignal

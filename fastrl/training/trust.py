@@ -18,12 +18,10 @@ from pathlib import Path
 
 from fastrl.config import Config
 from fastrl.config.fields import code_of
+from fastrl.durable import make_directory, write_durably, writing
 from fastrl.envs.family import family_of, own_families
 from fastrl.errors import ConfigError
-from fastrl.training.durable import make_directory, write_durably, writing
-
-SIGNATURE = "signature"
-"""Name of the file in a run's directory."""
+from fastrl.runs import SIGNATURE
 
 _KEY_BYTES = 32
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fastrl.durable import read_bounded
 from fastrl.errors import ConfigError, FastrlError, one_line
-from fastrl.training.durable import read_bounded
 from fastrl.tuning.space import Candidate
 
 _TURN_S = 0.2

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrl.arguments import file_path
-from fastrl.config.models import RUNS
 from fastrl.curves import (
     curve_name,
     differences,
@@ -26,6 +25,7 @@ from fastrl.curves import (
     shown,
 )
 from fastrl.errors import ConfigError
+from fastrl.runs import RUNS
 from fastrl.watch.run_files import directory_below, open_below
 from fastrl.watch.watched_run import VIDEOS, WatchedRun
 

@@ -128,6 +128,19 @@ def test_a_trial_that_fails_is_one_line_and_is_tried_again_by_the_same_command(s
     assert [each["does"] for each in orders(Path("all/trial-001"))] == ["train"]
 
 
+def test_progress_says_how_many_trials_have_ended_and_how_far_the_others_are(stub):
+    said = []
+
+    def listen(line):
+        said.append(line)
+        if "50%" in line:
+            Path("cured").touch()
+
+    base = ["env.id=CartPole-v1", "total_steps=40"]
+    Sweep(SweepPlan(None, base, {"algorithm.gamma": [0.75]})).run(print, on_progress=listen)
+    assert said[-1] == "training: 0 of 1 trials have ended, 1 running, 50% of the steps done"
+
+
 def test_a_sweep_is_continued_where_it_is_and_another_one_is_not_mixed_in(sweep):
     assert sweep("--seeds", "0:1")[0] == 0
     (first,) = Path("runs").iterdir()

@@ -163,6 +163,13 @@ def test_full_disk_is_one_line(store, monkeypatch):
     assert store.names() == []
 
 
+def test_run_that_was_moved_meanwhile_is_not_made_again(tmp_path):
+    store = CheckpointStore(tmp_path / "gone" / "checkpoints")
+    with pytest.raises(CheckpointError, match="cannot be written: No such file or directory"):
+        store.save(checkpoint(1))
+    assert list(tmp_path.iterdir()) == []
+
+
 def save_for_ever(directory):
     store = CheckpointStore(Path(directory), keep_last=2)
     for steps in range(10**9):

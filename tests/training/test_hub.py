@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from fastrl.training import (
     resume,
     train,
 )
+from fastrl.workers.descent import ignore_signal
 from tests.training.clockwork import small_run
 from tests.training.hub_stub import hub_stub
 
@@ -182,6 +184,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, problem, run, monke
     assert problem in err
     assert len(err.splitlines()) == 1
     assert sorted(run.parent.iterdir()) == before
+
+
+def test_sigterm_leaves_nothing_of_what_was_being_shared(run, tmp_path, monkeypatch):
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("fastrl.training.hub.plot_runs", kill)
+    before = signal.signal(signal.SIGTERM, ignore_signal)
+    try:
+        assert main(["push", str(run), str(tmp_path / "shared")]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_without_the_package_a_folder_is_offered(run, monkeypatch, capsys):

@@ -74,16 +74,16 @@ def test_later_rows_are_dropped_where_a_run_goes_on(run):
     assert [json.loads(line)["steps"] for line in lines] == [10, 20, 25]
 
 
-def test_tensorboard_reads_what_was_written(run):
+def test_tensorboard_reads_what_was_written_at_once(run):
     log = log_of(run, tensorboard=True)
     for steps in (100, 200):
         row = {"steps": steps, "loss": steps / 10, "return_mean": float("nan")}
         log.write("training", row)
-    log.close()
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     assert events.Tags()["scalars"] == ["training/loss"]
     assert [(e.step, e.value) for e in events.Scalars("training/loss")] == [(100, 10), (200, 20)]
+    log.close()
 
 
 def test_missing_wandb_is_one_line_before_anything_is_written(tmp_path, monkeypatch):

@@ -6,16 +6,12 @@ from datetime import datetime
 
 import pytest
 
+from fastrl import runs
 from fastrl.config import Config, EnvConfig, load_config
 from fastrl.errors import ConfigError
-from fastrl.training import run_directory, train
-from fastrl.training.run_directory import (
-    RunDirectory,
-    check_new_run,
-    find_run,
-    new_run_path,
-    read_config,
-)
+from fastrl.runs import check_new_run, find_run, new_run_path, read_config
+from fastrl.training import train
+from fastrl.training.run_directory import RunDirectory
 from fastrl.training.session import TrainingSession
 from tests.training.clockwork import small_run
 
@@ -53,7 +49,9 @@ def test_directory_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(ConfigError, match="holds other files"):
         RunDirectory.create(tmp_path, small_run(tmp_path))
-    assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex", ".lock"}
+    with pytest.raises(ConfigError, match="holds other files"):
+        check_new_run(small_run(tmp_path), None)
+    assert {each.name for each in tmp_path.iterdir()} == {"thesis.tex"}
 
 
 def test_file_in_the_way_is_one_line(tmp_path):
@@ -108,7 +106,7 @@ def test_runs_that_start_at_the_same_moment_get_directories_of_their_own(tmp_pat
                 done.append(train(config))
 
     monkeypatch.setattr("fastrl.training.run.TrainingSession", Overtaken)
-    monkeypatch.setattr(run_directory, "datetime", Noon)
+    monkeypatch.setattr(runs, "datetime", Noon)
     last = train(config)
     assert {last.path.name, done[-1].path.name} == {NOON, f"{NOON}-2"}
     for each in (last, done[-1]):

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import torch
 
-from fastrl import cli
+from fastrl import cli, durable
 from fastrl.config import save_config
+from fastrl.durable import WriteError
 from fastrl.errors import ConfigError
 from fastrl.learning import build_learner
 from fastrl.sampling import make_plan, make_sampler
-from fastrl.training import durable, interrupts, resume, train
+from fastrl.training import interrupts, resume, train
 from fastrl.training.checkpoint import CheckpointError, CheckpointStore
-from fastrl.training.durable import WriteError
 from fastrl.training.interrupts import Interrupts, StopSignal
 from fastrl.training.run_directory import RunDirectory
 from fastrl.training.trainer import Trainer

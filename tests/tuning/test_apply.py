@@ -4,7 +4,7 @@ import pytest
 
 from fastrl.cli.speed import write_overlay
 from fastrl.config import load_config
-from fastrl.training.durable import WriteError
+from fastrl.durable import WriteError
 from fastrl.tuning import Candidate
 from fastrl.tuning.space import candidate_of, with_candidate
 

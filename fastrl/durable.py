@@ -22,6 +22,7 @@ from fastrl.system import free_bytes, sync
 _MODE = 0o666
 """Of new files, before the umask."""
 _MOST_OBJECT_BYTES = 2**24
+_LAST_BYTES = 2**12
 _IS_LINK = "it is a symbolic link"
 _NO_FILE = "it is not a regular file"
 
@@ -119,6 +120,21 @@ def read_bounded(path: Path, at_most: int | None = None) -> bytes:
     if size > (free_bytes() if at_most is None else at_most):
         raise OSError(errno.EFBIG, f"{size:,} bytes are too large", str(path))
     return path.read_bytes()
+
+
+def last_lines(path: Path, begin: int = 0) -> list[bytes]:
+    """Return the last lines of a file, 4 KiB at most, of which the first may be cut.
+
+    Args:
+        path: The file.
+        begin: The byte from which lines count.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+        return file.read().strip().splitlines()
 
 
 def read_object(path: Path) -> dict[str, Any]:

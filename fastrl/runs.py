@@ -1,0 +1,241 @@
+"""Where runs are: one that is given by its name, and the directory of a new one.
+
+Nothing here imports torch, so that commands reject a wrong name at once; configurations are
+imported where one is read, so that shells complete names quickly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastrl import registry
+from fastrl.arguments import brief, nearest
+from fastrl.durable import open_inside, read_object, writing
+from fastrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastrl.config import Config
+
+RUNS = Path("runs")
+"""Where runs are by default."""
+VERSIONS, SIGNATURE = "versions.json", "signature"
+"""Names of files in a run's directory."""
+
+# What remains of a run that was killed while its directory was made.
+_BEFORE_CONFIG = {
+    ".lock",
+    "checkpoints",
+    VERSIONS,
+    f".{VERSIONS}.partial",
+    SIGNATURE,
+    f".{SIGNATURE}.partial",
+    ".config.yaml.partial",
+}
+_LONGEST_LIST = 200
+"""Characters that are shown of the plug-ins that a run had."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def find_run(name: str | Path) -> Path:
+    """Return the directory of a run, given by its path or by its name under ``runs/``.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    if not isinstance(name, str | Path) or not str(name):
+        raise ConfigError(f"a run is given by its directory or its name, got {brief(name)}")
+    path = Path(name)
+    candidates = [path] if path.is_absolute() else [path, RUNS / path]
+    for candidate in candidates:
+        with suppress(OSError, ValueError):  # not a path, such as one with a NUL
+            if (candidate / "config.yaml").is_file():
+                return candidate
+    hint = ""
+    with suppress(OSError):  # another process may remove some
+        recent = sorted(RUNS.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+        hint = nearest(str(name), (file.parent.name for file in recent))
+        if recent and not hint:
+            hint = f"; the latest is {recent[-1].parent}"
+    raise ConfigError(f"'{name}' is not the directory of a run{hint}")
+
+
+def run_and_checkpoint(run: str | Path) -> tuple[Path, str | None]:
+    """Return the directory of a run, and the name of a checkpoint where its directory is given.
+
+    Args:
+        run: As for `find_run`, or the directory of a checkpoint.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    if isinstance(run, str | Path):
+        given = Path(run)
+        if given.parent.name == "checkpoints" and not (given / "config.yaml").exists():
+            return find_run(given.parent.parent), given.name
+    return find_run(run), None
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of the run in ``path``, with changes laid over it.
+
+    Raises:
+        ConfigError: It is not valid; names plug-ins that the run had and that are not installed.
+    """
+    from fastrl.config import load_config
+
+    try:
+        return load_config(path / "config.yaml", overrides)
+    except ConfigError as error:
+        lost = _lost_plugins(path)
+        if not lost:
+            raise
+        raise ConfigError(
+            f"{error}; this run had plug-ins that are not installed: {lost}"
+        ) from None
+
+
+def _lost_plugins(path: Path) -> str:
+    """Return the plug-ins of a run's first session that are not installed here."""
+    then = read_object(path / VERSIONS).get("plugins")
+    if not isinstance(then, dict):
+        return ""
+    lost = sorted(then.keys() - registry.plugin_versions().keys())
+    return ", ".join(f"{name} {then[name]}" for name in lost)[:_LONGEST_LIST]
+
+
+def _check_named_places(config: Config) -> None:
+    """Reject a run or a dataset that a configuration learns from and that does not exist.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    from fastrl.config import DAggerConfig
+
+    section = config.algorithm
+    expert = section.expert if isinstance(section, DAggerConfig) else None
+    for key, run in (("init_from", config.init_from), ("algorithm.expert", expert)):
+        try:
+            if run is not None:
+                run_and_checkpoint(run)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    dataset = config.dataset and config.dataset.path
+    if section.needs_dataset and dataset is not None and not Path(dataset).is_dir():
+        raise ConfigError(f"dataset.path: '{dataset}' is not a directory")
+
+
+def new_run_path(config: Config, name: str | None) -> Path:
+    """Return the path of a new run: ``run_dir``, or a new directory under ``runs/``.
+
+    Args:
+        config: Names the environment, the algorithm and the seed.
+        name: Of the directory under ``runs/``; by default made from the configuration and the time.
+
+    Raises:
+        ConfigError: The name is not a plain file name, or there is a ``run_dir`` as well.
+    """
+    if name is not None:
+        if config.run_dir is not None:
+            raise ConfigError(f"--name '{name}' and run_dir '{config.run_dir}': give one of them")
+        return named_run(name, "--name")
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    env = _UNSAFE.sub("-", config.env.id).strip("-.")[:60] or "run"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = f"{env}-{config.algorithm.name}-s{config.seed}-{stamp}"
+    path, number = RUNS / base, 1
+    while path.exists():
+        number += 1
+        path = RUNS / f"{base}-{number}"
+    return path
+
+
+def named_run(name: str, option: str) -> Path:
+    """Return the path of a run of a name under ``runs/``.
+
+    Args:
+        name: The name.
+        option: Where it is from, for errors.
+
+    Raises:
+        ConfigError: It is not a plain file name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{option} {brief(name)}: must be 1 to 100 letters, digits, '.', '_' and '-', "
+            "the first a letter or a digit"
+        )
+    return RUNS / name
+
+
+def check_new_run(config: Config, name: str | None) -> None:
+    """Reject a new run whose name or directory cannot be used, before time is spent on it.
+
+    Raises:
+        ConfigError: As for `new_run_path`; or the directory is in use, holds other files or cannot
+            be made; or a run or a dataset that it learns from does not exist.
+    """
+    path = new_run_path(config, name)
+    _check_named_places(config)
+    if path.is_dir():
+        os.close(locked_for_new_run(path))
+        return
+    above = next(each for each in (path, *path.parents) if os.path.exists(each))
+    if not above.is_dir():
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is not a directory")
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"'{path}' cannot be made: '{above}' is read-only")
+
+
+def locked_for_new_run(path: Path) -> int:
+    """Lock a directory for a new run; see `locked`.
+
+    Raises:
+        ConfigError: It cannot be locked, is in use, or holds a run or other files, among which
+            nothing is written.
+    """
+    with writing(path, ConfigError):
+        found = {each.name for each in path.iterdir()}
+    if "config.yaml" not in found and not found <= _BEFORE_CONFIG:
+        raise ConfigError(f"'{path}' holds other files; choose another run_dir")
+    lock = locked(path)
+    if (path / "config.yaml").exists():
+        os.close(lock)
+        raise ConfigError(
+            f"'{path}' holds a run already; go on with fastrl resume {path}, "
+            "or choose another run_dir"
+        )
+    return lock
+
+
+def locked(path: Path) -> int:
+    """Return the descriptor of a lock that the system releases when this process ends."""
+    file = path / ".lock"
+    try:
+        descriptor = open_inside(file, os.O_RDWR)
+    except OSError as error:
+        raise ConfigError(f"'{file}' cannot be locked: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 20).decode(errors="replace").strip()
+        os.close(descriptor)
+        by = f" by process {owner}" if owner.isdecimal() else ""
+        raise ConfigError(f"'{path}' is being trained in{by}; wait for it or stop it") from None
+    except OSError as error:  # some network file systems have no locks
+        os.close(descriptor)
+        raise ConfigError(f"'{path}' cannot be locked: {error.strerror}") from None
+    with suppress(OSError):  # the process id only serves the error above
+        before = os.pread(descriptor, 20, 0)
+        if not before or before.isdigit():
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
