@@ -39,16 +39,22 @@ class PolicyGradient(Algorithm[SectionT]):
     schedules: ClassVar = {**Algorithm.schedules, "entropy_coef": "entropy_schedule"}
     is_mean_over_rows = True
 
+    def __init__(self, section: SectionT) -> None:
+        super().__init__(section)
+        # Here, as torch cannot compile a look for an attribute that a section lacks.
+        self._clips = [getattr(section, name, None) for name in ("clip_range", "clip_value_range")]
+
     def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
         """Return the weights and bounds of the loss.
 
         Args:
             scheduled: See `Minibatch.scheduled`; tensors in it give tensors in the result.
         """
+        clip_range, clip_value_range = self._clips
         return ObjectiveSettings(
             # A subclass may leave numbers out of its schedules.
-            clip_range=scheduled.get("clip_range", getattr(self.section, "clip_range", None)),
-            clip_value_range=getattr(self.section, "clip_value_range", None),
+            clip_range=scheduled.get("clip_range", clip_range),
+            clip_value_range=clip_value_range,
             entropy_coef=scheduled.get("entropy_coef", self.section.entropy_coef),
             value_coef=self.section.value_coef,
             normalize_advantage=self.section.normalize_advantage,

@@ -279,14 +279,20 @@ def test_kernels_learn_the_losses_that_they_know_where_others_are_compiled_by_to
 # torch's compiler imports a module of torch that torch has deprecated.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["discrete", "bounded log_std", "choices"])
-def test_a_loss_that_torch_compiles_equals_autograd(name):
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        *((name, CLIPPED_VALUE) for name in ("discrete", "bounded log_std", "choices")),
+        ("discrete", PLAIN),
+    ],
+)
+def test_a_loss_that_torch_compiles_equals_autograd(name, algorithm):
     spec, config = MODELS[name]
     model = model_of(spec, **config)
     batch = batch_of(spec, model, rows=130)
     flat = FlatParameters(model.parameters())
-    engine = MLPNetworkEngine(CLIPPED_VALUE, model, flat, compiled=True)
-    check(engine, CLIPPED_VALUE, flat, model, batch, 2e-6)
+    engine = MLPNetworkEngine(algorithm, model, flat, compiled=True)
+    check(engine, algorithm, flat, model, batch, 2e-6)
     assert engine._compiled
     assert engine._program is not None
 
