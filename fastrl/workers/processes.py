@@ -135,7 +135,8 @@ def start_process(
     """
     if multiprocessing.current_process().daemon:
         raise FastrlError(
-            f"{name} cannot be started: this process is daemonic, and such may start no others"
+            f"{name} cannot be started: this process is daemonic, and such may start no others; "
+            "those of concurrent.futures.ProcessPoolExecutor are not"
         )
     try:
         return _start(name, (name, _Work(target, args), *settings))
