@@ -148,8 +148,8 @@ class StepLoop(ABC):
             # The cheapest check for NaN, to which NumPy also converts None.
             if row.dot(row) >= 0:
                 return
-        except (TypeError, ValueError, OverflowError):
-            # Arrays of one number, perhaps.
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            # Arrays of one number, perhaps, or tensors that need a gradient.
             pass
         # NaN itself is stored: the caller decides what to do with it.
         for index, reward in enumerate(rewards):

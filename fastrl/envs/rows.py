@@ -14,7 +14,8 @@ from fastrl.envs.batched_env import Rows
 from fastrl.errors import EnvError
 from fastrl.spaces import at_path, flattener, leaves
 
-_MISFITS = (TypeError, ValueError, KeyError, IndexError)
+_MISFITS = (TypeError, ValueError, KeyError, IndexError, RuntimeError)
+"""RuntimeError is that of tensors that need a gradient."""
 
 
 class _Cast(NamedTuple):
@@ -135,6 +136,8 @@ class ObservationWriter:
             found = np.asarray(value)
         except ValueError:
             raise self._misfit(index, "that is ragged", value, number) from None
+        except RuntimeError as error:
+            raise self._misfit(index, f"that is no array ({error})", value, number) from None
         if found.shape != array.shape[1:] or not _holds(array.dtype.kind, found.dtype.kind):
             problem = f"of shape {found.shape} and dtype {found.dtype}"
             raise self._misfit(index, problem, value, number)
@@ -220,7 +223,7 @@ def number_of(reward: Any, index: int) -> float:
     """
     try:
         return float(np.asarray(reward).item())
-    except (TypeError, ValueError, OverflowError):
+    except (*_MISFITS, OverflowError):
         raise EnvError(
             f"env {index} returned the reward {brief(reward)}; expected a number"
         ) from None

@@ -428,12 +428,13 @@ def build_model(
 
     Raises:
         ConfigError: The custom class cannot be imported or built, does not take its arguments, or
-            lacks a method.
+            lacks a method; or torch's default dtype or device is not the usual one.
         SpaceError: The action space is not supported.
     """
     instance("env_spec", env_spec, EnvSpec)
     instance("config", config, ModelConfig)
     one_of("action_bounds", action_bounds, get_args(ActionBounds))
+    _require_usual_defaults()
     if config.class_path is None:
         return ActorCritic(env_spec, config, action_bounds)
     where = f"model.class_path '{config.class_path}'"
@@ -448,6 +449,21 @@ def build_model(
     if env_spec.action_mask is not None:
         _require_mask(model, where, env_spec)
     return cast(PolicyModel, model)
+
+
+def _require_usual_defaults() -> None:
+    """Reject defaults of torch with which tensors would be of another dtype, or elsewhere."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    if dtype != torch.float32:
+        raise ConfigError(
+            f"torch's default dtype is {dtype}, but fastrl computes in float32: call "
+            "torch.set_default_dtype(torch.float32)"
+        )
+    if device.type != "cpu":
+        raise ConfigError(
+            f"torch's default device is {device}; fastrl learns on algorithm.device: call "
+            "torch.set_default_device('cpu')"
+        )
 
 
 def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:

@@ -90,7 +90,7 @@ class SamplingPlan:
                 f"devices must be a tuple such as ('cpu',), got {brief(self.devices)}"
             )
         for name in self.devices if self.build_model is not None else ():
-            existing_device(name)
+            existing_device(name, "sampler.device")
 
     def _check_sequence_length(self) -> None:
         if self.sequence_length is None:

@@ -135,7 +135,8 @@ def start_process(
     """
     if multiprocessing.current_process().daemon:
         raise FastrlError(
-            f"{name} cannot be started: this process is daemonic and cannot start others"
+            f"{name} cannot be started: this process is daemonic and cannot start others; workers of "
+            "concurrent.futures.ProcessPoolExecutor are not daemonic"
         )
     try:
         return _start(name, (name, _Work(target, args), *settings))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -219,6 +220,8 @@ def observing(observation):
         (observing(np.ones((2, 1), np.float32)), r"of shape \(2, 1\)"),
         (observing([1.0, [2.0]]), "ragged"),
         (observing(np.array(["a", "b"])), "dtype <U1"),
+        (observing(torch.ones(2, requires_grad=True)), "that is no array .*requires grad"),
+        ((np.ones(2), torch.ones((), requires_grad=True), False, False, {}), "reward tensor"),
         ((np.ones(2), None, False, False, {}), "the reward None"),
         ((np.ones(2), "much", False, False, {}), "the reward 'much'"),
         ((np.ones(2), 1.0, False, {}), "raised in step.*expected 5, got 4"),

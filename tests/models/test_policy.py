@@ -80,6 +80,14 @@ def test_weights_of_several_threads_are_those_of_their_seeds():
     assert all(torch.equal(each, weights(i % 4)) for i, each in enumerate(found))
 
 
+def test_other_defaults_of_torch_are_one_line(monkeypatch):
+    with torch.device("meta"), pytest.raises(ConfigError, match="default device is meta"):
+        build_model(SPEC, ModelConfig())
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    with pytest.raises(ConfigError, match=r"default dtype is torch\.float64"):
+        build_model(SPEC, ModelConfig())
+
+
 def test_without_a_class_path_the_model_is_an_actor_critic():
     model = build_model(SPEC, ModelConfig(hidden_sizes=(8, 8, 8)))
     assert type(model) is ActorCritic

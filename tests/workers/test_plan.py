@@ -20,7 +20,7 @@ def resumed(first_rollout):
 
 
 def test_missing_device_is_told_before_any_worker_starts():
-    with pytest.raises(ConfigError, match=r"^no device 'cuda:99': torch finds "):
+    with pytest.raises(ConfigError, match=r"^sampler\.device: no device 'cuda:99': torch finds "):
         dataclasses.replace(PLAN, devices=("cpu", "cuda:99"))
     assert dataclasses.replace(PLAN, devices=("cuda:99",), build_model=None).build_model is None
 
