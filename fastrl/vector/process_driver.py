@@ -313,8 +313,8 @@ class ProcessDriver(Driver):
         self._workers = range(plan.num_workers)
         self._names = [f"env-worker-{index}" for index in self._workers]
         self._control = control = Control(plan.num_workers, plan.num_envs)
-        begun = partial(_of_answers, control, self._names, CLOSES)
-        closes = Closes(begun, plan.close_timeout_s, CLOSE_KEY)
+        self._lines = lines = dict(zip(self._names, control.answers, strict=True))
+        closes = Closes(lambda name: int(lines[name][CLOSES]), plan.close_timeout_s, CLOSE_KEY)
         self._supervisor = Supervisor(control.stop, grace_s=GRACE_S, closes=closes)
         streams = sequence_after_numpys(next(_MADE) if plan.stream is None else plan.stream)
         by_value = cloudpickle.dumps((plan, self.spec))
@@ -508,9 +508,4 @@ class ProcessDriver(Driver):
         return late(timeout_s, name, self._busy_with(name))
 
     def _busy_with(self, name: str) -> int:
-        return _of_answers(self._control, self._names, AT, name)
-
-
-def _of_answers(control: Control, names: Sequence[str], column: int, name: str) -> int:
-    """Return a number in the answers of the worker of this name."""
-    return int(control.answers[names.index(name)][column])
+        return int(self._lines[name][AT])

@@ -99,8 +99,7 @@ class ThreadDriver(Driver):
         self._check_open()
         for index in envs:
             step = Request("step_one", (index, bank), fatal=True)
-            worker = self._workers[self.plan.worker_of(index)]
-            worker.serve(step, index)
+            self._workers[self.plan.worker_of(index)].serve(step, index)
 
     def receive(self, count: int, timeout_s: float) -> Ready:
         """Return the first environments that are ready; see `Driver`."""
