@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastrl.arguments import check_ending
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
@@ -401,12 +402,11 @@ def plot(
     """Draw learning curves; runs that differ in their seed alone become one, with a spread."""
     for run in runs:
         check_run(run)
-    with loading():
-        from fastrl.training.plotting import FORMATS, plot_runs
-
-    if output.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--output '{output}' must end in {', '.join(FORMATS)}")
+    check_ending(output)
     check_output("--output", output)
+    with loading():
+        from fastrl.training.plotting import plot_runs
+
     with show_wait("drawing …"):
         plot_runs(runs, output, "evaluation" if evaluation else "training", metric, title)
     write(str(output))

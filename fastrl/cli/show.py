@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fastrl.arguments import check_ending
 from fastrl.cli.inputs import (
     ConfigArguments,
     EnvOption,
@@ -63,14 +64,14 @@ def dataset(
     json_file: Annotated[Path | None, option("--json", "FILE", "Write all numbers here.")] = None,
 ) -> None:
     """Print the returns, lengths, sizes and spaces of a dataset in Minari's format."""
+    if picture is not None:
+        check_ending(picture)
     check_output("--picture", picture)
     check_output("--json", json_file)
     with loading():
         from fastrl.cli.consoles import show_tables
-        from fastrl.datasets.summary import check_picture, summarize
+        from fastrl.datasets.summary import summarize
 
-    if picture is not None:
-        check_picture(picture)
     with show_wait("reading …"):
         found = summarize(path)
     show_tables(found.to_rich())

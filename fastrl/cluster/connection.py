@@ -238,7 +238,7 @@ def _reason(error: BaseException) -> str:
     return f"{names[0]}: {one_line(text, 200)}" if text else names[0]
 
 
-class _Source:
+class _LinkSource:
     """Sends bytes from the node that it is on."""
 
     def send(self, num_bytes: int) -> NDArray[np.uint8]:
@@ -263,7 +263,7 @@ def link_bytes_per_s(address: str) -> float:
                 f"cluster.address: '{address}' has no second machine, so there is no link to "
                 "measure; name its speed by --network"
             )
-        actor = connection.start(others[0], _Source, 1)
+        actor = connection.start(others[0], _LinkSource, 1)
         try:
             # The first round starts the actor.
             spent_s = []

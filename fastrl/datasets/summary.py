@@ -12,10 +12,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.table import Table
 
+from fastrl.arguments import check_ending
 from fastrl.datasets.files import open_dataset
 from fastrl.errors import ConfigError
 
-FORMATS = (".png", ".pdf", ".svg")
 _BINS = 30
 
 
@@ -89,7 +89,7 @@ class DatasetSummary:
         Raises:
             ConfigError: It ends in something else, or cannot be written.
         """
-        check_picture(picture)
+        check_ending(picture)
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -106,16 +106,6 @@ class DatasetSummary:
             figure.savefig(picture)
         except OSError as error:
             raise ConfigError(f"'{picture}' cannot be written: {error.strerror}") from error
-
-
-def check_picture(picture: Path) -> None:
-    """Reject a picture of an unknown format.
-
-    Raises:
-        ConfigError: Its name does not end in one of `FORMATS`.
-    """
-    if picture.suffix.lower() not in FORMATS:
-        raise ConfigError(f"'{picture}' must end in {', '.join(FORMATS)}")
 
 
 def summarize(path: str | Path) -> DatasetSummary:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastrl.arguments import check_ending
+from fastrl.errors import ConfigError
+from fastrl.imports import how_to_install
 
 Frame = NDArray[np.uint8]
 
@@ -85,6 +90,25 @@ class GifWriter:
     def _time(self, count: int) -> int:
         """Return when picture ``count`` begins, in centiseconds."""
         return round(count * 100 / self._fps)
+
+
+def default_ending() -> str:
+    """Return the default format of animations: MP4, or GIF without its encoder."""
+    return ".mp4" if find_spec("imageio_ffmpeg") is not None else ".gif"
+
+
+def check_animation(path: Path) -> None:
+    """Reject a file that cannot become an animation, before anything is drawn.
+
+    Raises:
+        ConfigError: The format is unknown, or its encoder is missing.
+    """
+    check_ending(path, (".mp4", ".gif"))
+    if path.suffix.lower() not in (".gif", default_ending()):
+        raise ConfigError(
+            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}; "
+            "GIF needs nothing"
+        )
 
 
 def open_animation(path: Path, fps: float) -> FrameWriter:

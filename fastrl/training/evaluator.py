@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastrl.closing import closed_after
 from fastrl.config import Config
+from fastrl.envs.animation import default_ending
 from fastrl.envs.batched_env import BatchedEnv
 from fastrl.errors import WorkerError
 from fastrl.learning.learner import policy_threads
@@ -29,7 +30,6 @@ from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
-from fastrl.training.recording import video_suffix
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 
@@ -267,7 +267,7 @@ def run_evaluator(
         answers.send(result)
         if records:
             assert plan.record is not None
-            plan.record(model, plan.videos / f"step_{steps:012d}{video_suffix()}")
+            plan.record(model, plan.videos / f"step_{steps:012d}{default_ending()}")
             played[2] = 0
 
     num_episodes, request = plan.protocol.episodes, None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrl.arguments import check_ending
 from fastrl.config import Config
 from fastrl.curves import Curve, curve_name, curve_of, labels_of, mean_curve, shared_keys
 from fastrl.durable import writing
@@ -18,9 +19,6 @@ from fastrl.training.metrics import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FORMATS = (".png", ".pdf", ".svg")
-"""Endings of the files that a picture can be written to."""
 
 _FEW_POINTS = 20
 _LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
@@ -53,6 +51,7 @@ def plot_runs(
     Raises:
         ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
     """
+    check_ending(output)
     if isinstance(runs, str | Path):
         runs = [runs]
     groups: dict[str, list[tuple[Config, Path]]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from fastrl.durable import make_directory, writing
-from fastrl.envs.animation import Frame, FrameWriter, open_animation
+from fastrl.envs.animation import Frame, FrameWriter, check_animation, open_animation
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
 from fastrl.global_streams import seeded_streams
@@ -24,7 +23,6 @@ from fastrl.system import draw_without_screen
 from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.trained_policy import TrainedPolicy
 
-_SUFFIXES = (".mp4", ".gif")
 _SMALLEST_SIDE = 240
 """Smaller frames are enlarged by a whole factor, since most players blur them otherwise."""
 
@@ -109,26 +107,6 @@ class Recorder:
                 return
 
 
-def video_suffix() -> str:
-    """Return the default format of videos: MP4, or GIF without its encoder."""
-    return ".mp4" if find_spec("imageio_ffmpeg") is not None else ".gif"
-
-
-def check_video_path(path: Path) -> None:
-    """Reject a file that cannot become a video, before anything is played.
-
-    Raises:
-        ConfigError: The format is unknown, or its encoder is missing.
-    """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"'{path}' must end in {' or '.join(_SUFFIXES)}")
-    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ConfigError(
-            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}; "
-            "GIF needs nothing"
-        )
-
-
 def _unfinished(path: Path) -> Path:
     """Return where a video is written until it is complete; `fastrl watch` shows no hidden file."""
     return path.with_name(f".{path.name}")
@@ -147,7 +125,7 @@ def _appearing_whole(path: Path) -> Iterator[None]:
 
 
 def _writer(path: Path, fps: float) -> FrameWriter:
-    check_video_path(path)
+    check_animation(path)
     if path.is_dir():
         raise ConfigError(f"'{path}' is a directory; name a file")
     with writing(path, ConfigError):

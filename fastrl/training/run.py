@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fastrl.arguments import file_path, instance, one_of, taken
 from fastrl.config import Config, resolved
+from fastrl.envs.animation import check_animation, default_ending
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, WorkerError
 from fastrl.global_streams import seeded_weights
@@ -29,7 +30,7 @@ from fastrl.training.coordination import require_alike, together
 from fastrl.training.evaluation import EvaluationProtocol, EvaluationResult, evaluate
 from fastrl.training.export import SUFFIXES, export
 from fastrl.training.progress import BUILDING, watched_episodes
-from fastrl.training.recording import Recorder, check_video_path, video_suffix
+from fastrl.training.recording import Recorder
 from fastrl.training.run_directory import (
     RunDirectory,
     make_run_directory,
@@ -360,11 +361,11 @@ def record_run(
         EnvError: The environment cannot be rendered.
     """
     directory, config, found = opened_run(run, checkpoint, trust)
-    named = directory / "videos" / f"{found.name}{video_suffix()}"
+    named = directory / "videos" / f"{found.name}{default_ending()}"
     path = named if video is None else file_path("video", video)
     if video is None:
         require_own_files(directory)
-    check_video_path(path)
+    check_animation(path)
     factory, env_spec, model = _policy(config, found)
     recorder = Recorder(factory, env_spec, _protocol(config, episodes, deterministic, seed))
     return path, recorder(model, path)

@@ -87,7 +87,7 @@ def test_wrong_arguments_are_one_line(run, tmp_path):
             ("record", "nothing", "--dataset", "taken"),
             "'taken' exists already; name a new directory",
         ),
-        (("dataset", "taken", "--picture", "a.txt"), "'a.txt' must end in .png, .pdf, .svg"),
+        (("dataset", "taken", "--picture", "a.txt"), "'a.txt' must end in .png or .pdf or .svg"),
         (("dataset", "nothing"), "dataset: 'nothing' is not a directory"),
         (("dataset", "."), "dataset: '.' is not a dataset: there is no metadata.json"),
     ):

@@ -145,7 +145,7 @@ def trained(run_of_mine, workplace):
         (["record", "mine", "--video", "out.avi"], "must end in .mp4 or .gif"),
         (["plot", "other"], "is not the directory of a run"),
         (["plot", "mine", "--evaluation"], "has no evaluation returns yet"),
-        (["plot", "mine", "-o", "x.jpg"], "must end in .png, .pdf, .svg"),
+        (["plot", "mine", "-o", "x.jpg"], "must end in .png or .pdf or .svg"),
         (["plot"], "Missing argument 'RUN'; see fastrl plot --help"),
         (["plot", "mine", "-o", "no/x.png"], "--output: there is no directory 'no'"),
     ],

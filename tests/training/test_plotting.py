@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from fastrl.arguments import PICTURES
 from fastrl.config import EnvConfig, SamplerConfig
 from fastrl.errors import ConfigError
 from fastrl.training import plotting
@@ -165,7 +166,7 @@ def test_legends_are_within_the_figure_and_off_the_curves(labels, seeds, points)
     plt.close(figure)
 
 
-@pytest.mark.parametrize("suffix", plotting.FORMATS)
+@pytest.mark.parametrize("suffix", PICTURES)
 def test_pictures_have_the_format_of_their_name(finished, tmp_path, suffix):
     output = tmp_path / f"x{suffix}"
     plot_runs([finished("a")], output)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from fastrl.config import ModelConfig
+from fastrl.envs import animation
 from fastrl.envs.env_factory import EnvFactory
 from fastrl.errors import ConfigError, EnvError
 from fastrl.models import build_model
@@ -84,7 +85,7 @@ def test_unknown_format_is_refused(tmp_path):
 
 
 def test_missing_encoder_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "find_spec", lambda name: None)
+    monkeypatch.setattr(animation, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"imageio-ffmpeg.*pip install "):
         recorder()(model(), tmp_path / "x.mp4")
     assert not list(tmp_path.iterdir())
@@ -102,10 +103,10 @@ def test_mp4_can_be_read_back(tmp_path):
 
 
 def test_video_without_a_name_has_a_format_that_can_be_written(monkeypatch):
-    monkeypatch.setattr(recording, "find_spec", lambda name: None)
-    assert recording.video_suffix() == ".gif"
-    monkeypatch.setattr(recording, "find_spec", lambda name: "there")
-    assert recording.video_suffix() == ".mp4"
+    monkeypatch.setattr(animation, "find_spec", lambda name: None)
+    assert animation.default_ending() == ".gif"
+    monkeypatch.setattr(animation, "find_spec", lambda name: "there")
+    assert animation.default_ending() == ".mp4"
 
 
 def test_place_that_is_no_directory_is_one_line(tmp_path):

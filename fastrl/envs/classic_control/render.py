@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from gymnasium.envs.classic_control import (
 from torch import Tensor
 
 from fastrl.arguments import finite_number, nearest
-from fastrl.envs.animation import Frame, open_animation
+from fastrl.envs.animation import Frame, check_animation, open_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.errors import EnvError
 from fastrl.imports import how_to_install
@@ -113,14 +112,9 @@ def save_animation(frames: Iterable[Frame], path: Path, fps: float) -> None:
         fps: Pictures per second.
 
     Raises:
-        EnvError: The format is unknown, a package for it is missing, or ``fps`` is not positive.
+        ConfigError: The format is unknown, a package for it is missing, or ``fps`` is not positive.
     """
-    if path.suffix.lower() not in (".gif", ".mp4"):
-        raise EnvError(f"'{path}' must end in .gif or .mp4")
-    if path.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-        raise EnvError(
-            f"'{path}': MP4 needs the package 'imageio-ffmpeg': {how_to_install('video')}"
-        )
+    check_animation(path)
     finite_number("fps", fps, above=0)
     with closing(open_animation(path, fps)) as writer:
         for frame in frames:

@@ -13,7 +13,7 @@ import fastrl.envs.classic_control.control_batch  # noqa: F401
 from fastrl.envs.classic_control.render import Renderer, save_animation
 from fastrl.envs.classic_control.screen import quicken
 from fastrl.envs.tensor import make_tensor
-from fastrl.errors import ArgumentError, EnvError
+from fastrl.errors import ArgumentError, ConfigError, EnvError
 from tests.envs.classic_control.gymnasium_twin import NAMES
 
 needs_pygame = pytest.mark.skipif(find_spec("pygame") is None, reason="needs the extra 'video'")
@@ -112,7 +112,7 @@ def test_animation_is_a_video_where_asked_for(tmp_path):
 
 
 def test_what_cannot_be_drawn_says_so(tmp_path):
-    with pytest.raises(EnvError, match="must end in"):
+    with pytest.raises(ConfigError, match="must end in"):
         save_animation(pictures(), tmp_path / "a.avi", fps=10)
     with pytest.raises(ArgumentError, match="fps must be a finite number above 0, got 0"):
         save_animation(pictures(), tmp_path / "a.gif", fps=0)
