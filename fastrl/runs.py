@@ -127,7 +127,7 @@ def _check_named_places(config: Config) -> None:
                 run_and_checkpoint(run)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
-    dataset = config.dataset and config.dataset.path
+    dataset = None if config.dataset is None else config.dataset.path
     if section.needs_dataset and dataset is not None and not Path(dataset).is_dir():
         raise ConfigError(f"dataset.path: '{dataset}' is not a directory")
 

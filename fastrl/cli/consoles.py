@@ -45,7 +45,7 @@ def show_tables(shown: Group | Table, console: Console | None = None) -> None:
 
 
 def _list(table: Table, console: Console) -> None:
-    """Print each row as lines: the first cell, then the others with their column's header."""
+    """Print each row as lines, one for each cell with its column's header."""
 
     def say(text: object, indent: int) -> None:
         console.print(Padding(Text(str(text), overflow="fold"), (0, 0, 0, indent)))
@@ -53,8 +53,7 @@ def _list(table: Table, console: Console) -> None:
     if table.title:
         say(table.title, 0)
     heads = [str(column.header) if table.show_header else "" for column in table.columns]
-    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
-        say(str(first).strip(), 0)
-        for head, cell in zip(heads[1:], others, strict=True):
-            if str(cell):
-                say(f"{head}: {cell}".removeprefix(": "), 2)
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        for number, (head, cell) in enumerate(zip(heads, row, strict=True)):
+            if text := str(cell).strip():
+                say(f"{head}: {text}".removeprefix(": "), 2 * (number > 0))

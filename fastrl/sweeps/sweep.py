@@ -268,7 +268,8 @@ class Sweep:
     def _progress(self, running: Sequence[_Running]) -> str:
         """Return in one line how many trials have ended, and how far the others are."""
         done = sorted(_last_steps(self._path(t.number)) / t.total_steps for t in running)
-        ends = dict.fromkeys(f"{share:.0%}" for share in (done[0], done[-1]))
+        # The last rollout may exceed the steps.
+        ends = dict.fromkeys(f"{min(1.0, share):.0%}" for share in (done[0], done[-1]))
         return (
             f"training: {len(self._results)} of {self._count} trials have ended, "
             f"{len(running)} running, {' to '.join(ends)} of the steps done"

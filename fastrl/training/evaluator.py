@@ -30,6 +30,7 @@ from fastrl.spec import EnvSpec
 from fastrl.system import torch_threads
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fastrl.training.evaluation import EpisodePlayer, EvaluationProtocol, EvaluationResult
+from fastrl.training.recording import unfinished
 from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import Supervisor
 
@@ -90,6 +91,7 @@ class Evaluator:
         self._progress = SharedBlock(24)
         self._played = self._progress.array(np.int64, (3,))  # steps, episodes, records a video
         self._payload = cloudpickle.dumps(plan)
+        self._videos: Path | None = plan.videos
         self._supervisor = Supervisor(request_stop=lambda: None, grace_s=0.0)
         self._restarts_left = _RESTARTS
         self.busy = False
@@ -216,8 +218,13 @@ class Evaluator:
         return self._supervisor.pids()
 
     def close(self) -> None:
-        """End the process at once; safe to call twice."""
+        """End the process at once, with the video that it records; safe to call twice."""
         self._supervisor.stop()
+        videos, self._videos = self._videos, None
+        if videos is not None and self._played[2]:
+            for file in unfinished(videos):
+                with suppress(OSError):
+                    file.unlink()
         self._requests.close()
         self._answers.close()
         self._store.close()

@@ -112,6 +112,11 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}")
 
 
+def unfinished(videos: Path) -> list[Path]:
+    """Return what is left in a directory of videos of those whose recording was ended."""
+    return [*videos.glob(".step_*")]
+
+
 @contextmanager
 def _appearing_whole(path: Path) -> Iterator[None]:
     """Move a video to its place at the end of the block; discard it after an error."""

@@ -135,7 +135,7 @@ def start_process(
     """
     if multiprocessing.current_process().daemon:
         raise FastrlError(
-            f"{name} cannot be started: this process is daemonic and cannot start others; workers of "
+            f"{name} cannot be started: this process is daemonic and cannot start others; those of "
             "concurrent.futures.ProcessPoolExecutor are not daemonic"
         )
     try:

@@ -58,7 +58,7 @@ def test_read_only_run_is_one_line(tmp_path):
         "{fastrl} resume run total_steps=64",
     )
     assert code == 2
-    line = "fastrl: error: 'run' cannot be locked: Read-only file system [config]"
+    line = "fastrl: error: 'run/.lock' cannot be locked: Read-only file system [config]"
     assert errors.splitlines()[-1] == line
 
 

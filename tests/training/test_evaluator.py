@@ -115,3 +115,25 @@ def test_close_ends_the_process_at_once(evaluator, model):
     evaluator.close()
     evaluator.close()
     assert not psutil.pid_exists(pid)
+
+
+def test_close_removes_a_video_that_is_not_finished(env_spec, model, tmp_path):
+    def record(model, path):
+        path.with_name(f".{path.name}").touch()
+        time.sleep(60)
+
+    plan = EvaluationPlan(
+        env_spec=env_spec,
+        build_env=FACTORY.batched,
+        build_model=lambda: build_model(env_spec, ModelConfig(hidden_sizes=(8,))),
+        protocol=EvaluationProtocol(1, 0),
+        record=record,
+        videos=tmp_path,
+    )
+    with contextlib.closing(Evaluator(plan, model.state_dict())) as evaluator:
+        evaluator.request(model.state_dict(), 5)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
