@@ -303,12 +303,12 @@ def record(
         raise ConfigError("--policy needs --dataset")
     if policy is not None and (sampled or trust or checkpoint is not None):
         raise ConfigError("--sampled, --checkpoint and --trust are for runs, not for --policy")
+    if dataset is not None and video is not None:
+        raise ConfigError("--video and --dataset exclude each other")
+    check_output("--dataset", dataset, directory=True)
     if policy is None:
         check_run(run)
     if dataset is not None:
-        if video is not None:
-            raise ConfigError("--video and --dataset exclude each other")
-        check_output("--dataset", dataset, directory=True)
         _record_dataset(run, dataset, episodes or 100, policy, options, as_json)
         return
     with loading():

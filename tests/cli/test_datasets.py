@@ -84,7 +84,7 @@ def test_wrong_arguments_are_one_line(run, tmp_path):
             f"--policy: '{PLAYING}:raising' raised IndexError: index 99 is out of bounds",
         ),
         (
-            ("record", "nothing", "--dataset", "taken"),
+            ("record", "CartPole-v1", "--policy", f"{PLAYING}:wrong", "--dataset", "taken"),
             "'taken' exists already; name a new directory",
         ),
         (("dataset", "taken", "--picture", "a.txt"), "'a.txt' must end in .png, .pdf, .svg"),
