@@ -40,7 +40,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Trains policies on gymnasium environments, at the speed the machine allows.",
+    help="Train and evaluate reinforcement learning policies on gymnasium environments.",
     add_completion=False,  # `completion` is a command, without options that each help would list
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
