@@ -213,7 +213,7 @@ def test_a_forbidden_action_is_named(tmp_path):
     episode.observation["action_mask"][2, episode.action[""][2]] = False
     path = written(tmp_path / "set", spec, [drawn(spec), episode])
     with pytest.raises(
-        ConfigError, match=r"episode 1 of .*: action of step 2 is one that its mask"
+        ConfigError, match=r"episode 1 of .*: action of step 2 is invalid by its mask"
     ):
         load_demonstrations(path)
 

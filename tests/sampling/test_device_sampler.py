@@ -228,7 +228,7 @@ def test_misuse_says_what_would_be_right():
     with pytest.raises(FastrlError, match="differ from the model's"):
         DeviceSampler(plan, env, params, {})
     assert psutil.Process().num_fds() == before
-    with pytest.raises(ConfigError, match="one env worker, got num_env_workers = 2"):
+    with pytest.raises(ConfigError, match="num_env_workers must be 1 on a device, got 2"):
         device_sampler(config(), topology=Topology(N, 2))
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no device 'cuda': torch finds 0"):

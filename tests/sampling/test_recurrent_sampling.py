@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastrl.config import Config, EnvConfig, ModelConfig, PPOConfig, SamplerConfig
 from fastrl.learning import build_learner
-from fastrl.learning.algorithm import Minibatch, minibatches
+from fastrl.learning.algorithm import Minibatch
 from fastrl.models.policy import build_model, initial_state
 from fastrl.sampling import (
     DeviceSampler,
@@ -117,9 +117,7 @@ def test_lock_step_processes_equal_the_serial_sampler_bit_for_bit(sizes):
 def assert_learnt_as_acted(learner, rollout, size=None):
     """Check that learning begins with the log-probs and values of acting."""
     batch = batch_of(learner, rollout)
-    steps, slots = rollout.reward.shape
-    generator, length = torch.Generator().manual_seed(0), batch.sequence_length
-    for index in minibatches(steps * slots, size or steps * slots, generator, "cpu", length, slots):
+    for index in batch.shuffled(size or len(batch), torch.Generator().manual_seed(0)):
         rows = Minibatch(batch, index, {})
         log_prob, _, value = rows.evaluate(learner.model)
         torch.testing.assert_close(log_prob, rows["log_prob"], rtol=1e-5, atol=1e-5)

@@ -216,7 +216,7 @@ def test_what_does_not_suit_tianshou_is_refused(kwargs, message):
 
 
 def test_what_is_no_vector_environment_of_fastrl_is_refused():
-    with pytest.raises(ArgumentError, match=r"Tianshou takes what .* returns"):
+    with pytest.raises(ArgumentError, match="Tianshou takes the result of"):
         to_tianshou(DummyVectorEnv([CARTPOLE]))
 
 
@@ -225,7 +225,7 @@ def test_arguments_that_fit_nothing_are_refused():
     envs.reset()
     with pytest.raises(ArgumentError, match="reset takes seed and options, got speed"):
         envs.reset(speed=2)
-    with pytest.raises(ArgumentError, match="None is no action"):
+    with pytest.raises(ArgumentError, match="None is not an action"):
         envs.step(None)
     with pytest.raises(ArgumentError, match="actions have the shape"):
         envs.step(np.zeros(2, np.int64), [1])
