@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch  # noqa: F401 - the first command would write that it is loading
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch  # noqa: F401 - the first command would write that it is loading
 
 from fastrl import cli
 from fastrl.config import save_config
