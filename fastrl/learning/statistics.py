@@ -1,4 +1,4 @@
-"""Running statistics that all ranks share, and rewards that are scaled by them."""
+"""Running statistics over all ranks, and the scaling of rewards by them."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class RewardScaler:
 def joined_update(
     ranks: Ranks, statistics: Sequence[RunningNormalizer], update: Callable[[], None]
 ) -> None:
-    """Let ``update`` add this rank's rows to statistics, and add those of the other ranks.
+    """Call ``update`` with this rank's rows, and add the rows of the other ranks.
 
-    The result is the same on all ranks, and apart from rounding that of one with all rows.
+    The result is the same on all ranks, and equals that of one rank with all rows up to rounding.
     """
     if ranks.size == 1 or not statistics:
         update()
