@@ -26,7 +26,7 @@ class RewardScaler:
 
     Args:
         gamma: Discount factor.
-        ranks: Those whose rewards are scaled together; by default this process on its own.
+        ranks: The ranks of the run, which share the scale; by default this process alone.
     """
 
     def __init__(self, gamma: float, ranks: Ranks | None = None) -> None:
@@ -46,8 +46,8 @@ class RewardScaler:
         Args:
             reward: ``[T, B] float32``.
             ended: ``[T, B] bool``: terminated or truncated.
-            restarted: ``[B] bool``: where an episode begins that no end precedes; see `Rollout`.
-            slots: ``[B] int64``: where the sums of slots that are not in every rollout are kept.
+            restarted: ``[B] bool``: True where a new environment began an episode; see `Rollout`.
+            slots: ``[B] int64``: slots of the columns, if not every rollout has all slots.
 
         Returns:
             ``[T, B] float32``.
