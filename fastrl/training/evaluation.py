@@ -153,8 +153,8 @@ class EpisodePlayer:
     """Evaluates policies, one after the other, in its own environments.
 
     Each environment is built separately and seeded for each of its episodes, so an episode depends
-    only on its seed and on the policy. All episodes are played to their end, so that short ones are not
-    favoured. Each evaluation seeds the global random streams and restores the caller's.
+    only on its seed and on the policy. All episodes are played to their end, so that short ones are
+    not favoured. Each evaluation seeds the global random streams and restores the caller's.
 
     Args:
         env_spec: The spaces of the environments.

@@ -78,8 +78,8 @@ class Evaluator:
     The process has the lowest priority during training, and the usual one for `play`,
     since a process of the lowest priority gets almost no time on a busy machine.
 
-    If the process fails, or makes no step for `STALL_S`, it is replaced and the request is repeated. If
-    it fails repeatedly, methods raise `WorkerError`.
+    If the process fails, or makes no step for `STALL_S`, it is replaced and the request repeated.
+    If it fails repeatedly, methods raise `WorkerError`.
 
     Args:
         plan: Environments, policy and episodes.
