@@ -211,7 +211,7 @@ class TrainedPolicy:
             raise EnvError(f"the observation, a {kind}, is not of its space {space}") from None
 
     def _rows(self, values: Sequence[Any]) -> tuple[list[NDArray[Any]], bool]:
-        """Return copies of leaves as ``[n, *shape]`` in stored dtypes, and whether n was missing."""
+        """Return copies of leaves as ``[n, *shape]`` in stored dtypes, and whether n was absent."""
         found = [_array(value, path) for value, path in zip(values, self._observed, strict=True)]
         specs = self.env_spec.observation
         is_single = found[0].ndim == len(specs[next(iter(specs))].shape)
