@@ -1,4 +1,4 @@
-"""The configuration of a run: validated sections, and the only reader and writer of its YAML."""
+"""The configuration of a run: validated sections (`models`, `algorithms`) and YAML (`loading`)."""
 
 from fastrl.config.algorithms import (
     A2CConfig,

@@ -51,7 +51,7 @@ class LearnerConfig(Section):
         wanted_fields: Optional fields of a rollout that the algorithm needs, such as
             ``final_observation``.
         own_sampler: Registered name of the sampler that the algorithm learns from, in place of
-            ``sampler.kind``; None where any does.
+            ``sampler.kind``; None if any sampler will do.
         needs_dataset: Whether the section ``dataset`` must name demonstrations.
     """
 
@@ -105,7 +105,7 @@ class LearnerConfig(Section):
 
     @property
     def import_path(self) -> str | None:
-        """The import path of the algorithm; None where it is a registered one."""
+        """The import path of the algorithm; None for a registered one."""
         return self._class_path
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class LearnerConfig(Section):
 class OpenConfig(LearnerConfig):
     """The section of an algorithm that ``class_path`` names and that is not imported yet.
 
-    `fastrl.config.resolved` validates its keys when a run starts. Until then they are kept and
+    `fastrl.config.resolved` validates its keys when a run starts. Until then they are stored and
     written as given, and the attributes of `LearnerConfig` have their defaults.
     """
 
@@ -141,7 +141,7 @@ class OpenConfig(LearnerConfig):
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Self:
-        """Return the section of a mapping of keys; only ``class_path`` is validated."""
+        """Return a section with these keys; only ``class_path`` is validated."""
         name = given.get("name")
         path = given.get("class_path")
         default = path.rpartition(":")[2] if isinstance(path, str) else "?"
@@ -203,7 +203,7 @@ class PPOConfig(ActorCriticConfig):
 
     @property
     def stopping_kl(self) -> float | None:
-        """The ``target_kl`` of a single update; None where no update stops early."""
+        """The ``target_kl`` of a single update; None if no update stops early."""
         return None if self.is_kl_adaptive else self.target_kl
 
     @model_validator(mode="after")
@@ -429,7 +429,7 @@ def _validated(own: type[LearnerConfig], keys: dict[str, Any], key: str) -> Lear
 
 
 def _names_itself(own: type[LearnerConfig]) -> bool:
-    """Say whether a section declares a name with a default, not inherited from fastrl."""
+    """Return whether a section declares a default name of its own."""
     declaring = next(each for each in own.__mro__ if "name" in inspect.get_annotations(each))
     is_ours = declaring.__module__.partition(".")[0] == "fastrl"
     return not is_ours and not own.model_fields["name"].is_required()
@@ -456,7 +456,7 @@ def own_section_type(class_path: str) -> type[LearnerConfig]:
 
 
 def checked_section_type(found: object, algorithm: str) -> type[LearnerConfig]:
-    """Return the class of a section; raise a `ConfigError` where it is something else."""
+    """Return ``found`` if it is the class of a section; otherwise raise a `ConfigError`."""
     if isinstance(found, type) and issubclass(found, LearnerConfig):
         return found
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""One line for each mistake in a configuration: the key, the mistake and the allowed values."""
+"""Error messages of a configuration: one line with the key, the mistake and the allowed values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastrl.config.models import Config
 Key = tuple[str | int, ...]
 """A key as a path, with indices of lists."""
 
-# Names in other libraries that are too different from ours for a comparison of letters.
+# Names in other libraries that differ too much from ours for a comparison by spelling.
 _ALIASES = {
     "ent_coef": "algorithm.entropy_coef",
     "env_id": "env.id",
@@ -55,7 +55,7 @@ _SHOWN_KEYS = 8
 
 
 def first_problem(error: ValidationError) -> ErrorDetails:
-    """Return what is said of a tree: its unknown keys first, as other problems may follow."""
+    """Return the problem to report: an unknown key first, as it may cause the others."""
     problems = error.errors(include_url=False)
     return min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
 
@@ -70,8 +70,8 @@ def explain(
 
     Args:
         error: One entry of ``ValidationError.errors()``, such as `first_problem`.
-        tree: What was validated.
-        algorithm: Class of the section ``algorithm``; by default what the tree chooses.
+        tree: Validated tree.
+        algorithm: Class of the section ``algorithm``; by default the one that the tree chooses.
         root: Class of the whole tree.
     """
     algorithm = algorithm or _algorithm(tree)
@@ -117,7 +117,7 @@ def sections() -> dict[str, type[Section]]:
 
 
 def _algorithm(tree: Mapping[str, Any]) -> type[LearnerConfig]:
-    """Return the class of the section that a tree chooses; PPO's where it chooses none."""
+    """Return the class of the section that a tree chooses; PPO's if it chooses none."""
     keys = tree.get("algorithm")
     if not isinstance(keys, Mapping):
         return PPOConfig
@@ -178,7 +178,7 @@ def _sections_in(annotation: Any) -> list[type[Section]]:
 def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig] | None) -> str:
     """Return the known key that an unknown one was probably meant to be.
 
-    ``algorithm`` is None outside of a `Config`, whose other sections are then not meant.
+    ``algorithm`` is None outside of a `Config`; then only ``owner`` is searched.
     """
     name, own = str(key[-1]), list(owner.model_fields)
     if algorithm is not None and key[0] == "algorithm" and len(key) == 2:
@@ -204,7 +204,7 @@ def _suggestion(key: Key, owner: type[Section], algorithm: type[LearnerConfig] |
 
 
 def _allowed(key: Key, owner: type[Section]) -> str:
-    """Return in words which values a key of a section may have."""
+    """Describe the values that a key of a section may have."""
     schema = owner.model_json_schema()
     if key == ("algorithm",):
         return _describe(schema, {})
@@ -219,7 +219,7 @@ def _allowed(key: Key, owner: type[Section]) -> str:
 
 
 def _first_key(key: Key, value: Any) -> str:
-    """Return the key that a value was probably meant for, if it was given to its whole section."""
+    """Return the key that was probably meant, if a value was given to a whole section."""
     first = {str: ("name", "id"), bool: ("enabled",)}.get(type(value), ())
     section = sections().get(str(key[0])) if len(key) == 1 else None
     for name in first:
@@ -229,7 +229,7 @@ def _first_key(key: Key, value: Any) -> str:
 
 
 def _describe(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    """Return a JSON schema in words, as far as sections use it."""
+    """Describe a JSON schema in words, as far as sections use it."""
     if "anyOf" in schema or "oneOf" in schema:
         parts = schema.get("anyOf") or schema["oneOf"]
         return " or ".join(dict.fromkeys(_describe(part, defs) for part in parts))
@@ -247,7 +247,7 @@ def _describe(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
 def _describe_kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if kind in ("integer", "number"):
-        # All digits of an integer, as it may be written so.
+        # Print all digits of an integer.
         bounds = [
             f"{word} {schema[bound] if isinstance(schema[bound], int) else f'{schema[bound]:.15g}'}"
             for bound, word in _BOUNDS.items()
@@ -270,6 +270,6 @@ def _describe_kind(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
 
 
 def _show(value: Any) -> str:
-    """Return a value as YAML would write it on one line, cut where it is long."""
+    """Return a value as YAML would write it on one line, shortened if it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

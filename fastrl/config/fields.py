@@ -1,4 +1,4 @@
-"""The types of configuration keys, and the class of all sections."""
+"""The types of configuration keys, and `Section`, the base class of all sections."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ T = TypeVar("T")
 
 
 def whole(value: Any) -> Any:
-    """Return ``1e6`` as an integer; other floats are left to be rejected."""
+    """Return ``1e6`` as an integer; leave other floats to the validation."""
     is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
     return int(value) if is_whole else value
 
 
 def sequence(value: Any) -> Any:
-    """Return a list of YAML as a tuple; anything else is left to be rejected."""
+    """Return a list of YAML as a tuple; leave anything else to the validation."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def named_off(value: Any) -> Any:
-    """Return ``off``, which YAML 1.1 reads as false, as the word; others are left as they are."""
+    """Return false as ``off``, which YAML 1.1 reads as false; return other values unchanged."""
     return "off" if value is False else value
 
 
 Entries = Annotated[tuple[T, ...], BeforeValidator(sequence)]
 
-# The function comes last, so that it runs first and the bounds stay part of the JSON schema.
+# The last function runs first, and the bounds stay part of the JSON schema.
 Size = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1), BeforeValidator(whole)]
 MOST_PROCESSES = 4096
 Few = Annotated[int, Strict(), Field(ge=1, le=MOST_PROCESSES), BeforeValidator(whole)]
-"""Processes, threads and the like: far more would take all memory before anything could fail."""
+"""Number of processes, threads and the like; many more would use up all memory."""
 Count = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1), BeforeValidator(whole)]
 Steps = Annotated[int, Strict(), Field(ge=1, le=2**62), BeforeValidator(whole)]
 Episodes = Annotated[int, Strict(), Field(ge=1, le=1_000_000), BeforeValidator(whole)]
@@ -60,7 +60,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and closed to unknown keys.
+    """A part of the configuration: immutable, and without unknown keys.
 
     The text below a key, or the ``description`` of its `Field`, is its documentation.
     """
@@ -71,7 +71,7 @@ class Section(BaseModel):
 
 
 def conflict(key: str, problem: str) -> PydanticCustomError:
-    """Return an error of a whole section that is about one of its keys."""
+    """Return an error of a section's validator about one of its keys."""
     return PydanticCustomError("conflict", "{problem}", {"key": key, "problem": problem})
 
 
@@ -79,7 +79,7 @@ def registered(kind: str, name: str, key: str = "") -> registry.Entry:
     """Return the registered entry of a name; the error names a key of the section, if given.
 
     Raises:
-        PydanticCustomError: Nothing is.
+        PydanticCustomError: The name is not registered.
     """
     try:
         return registry.entry(kind, name)
@@ -91,12 +91,12 @@ def registered(kind: str, name: str, key: str = "") -> registry.Entry:
 class Code:
     """Marks a key that names an object to import: ``package.module:name``.
 
-    Trust, tuning and documentation find code in a configuration by these marks, see `code_of`. A
+    Trust, tuning and documentation find code in a configuration by this mark; see `code_of`. A
     key of the type ``str | Call`` may also be a mapping of ``path`` and ``kwargs``. Nothing is
     imported here.
 
     Attributes:
-        kind: One of `registry.KINDS`, whose registered names are allowed, too; empty for none.
+        kind: One of `registry.KINDS`, whose registered names are allowed, too; or empty.
     """
 
     kind: str = ""
@@ -143,14 +143,14 @@ ImportPath = Annotated[str, Code()]
 
 
 class Call(Section):
-    """What is imported, and the keyword arguments that it is called with."""
+    """An import path with keyword arguments."""
 
     path: ImportPath = Field(description="Import path 'package.module:name'.")
     kwargs: dict[str, JsonValue] = Field(default={}, description="Keyword arguments.")
 
 
 class NamedCall(Call):
-    """What is imported or registered, and the keyword arguments that it is called with."""
+    """An import path or a registered name, with keyword arguments."""
 
     path: _PATH_OR_NAME = Field(description="Import path 'package.module:name', or a name.")
 
@@ -177,7 +177,7 @@ def code_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, list
 
 
 def _names_code(annotation: Any) -> bool:
-    """Say whether values of a type may name code."""
+    """Return whether values of a type may name code."""
     parts = annotation if isinstance(annotation, tuple) else get_args(annotation)
     return isinstance(annotation, Code) or any(_names_code(part) for part in parts)
 

@@ -1,7 +1,7 @@
-"""From YAML files and overrides to a `Config`, and back.
+"""Loads a `Config` from YAML files and overrides, and saves it.
 
-A file may name another with ``base: other.yaml``; its own keys are laid over that one's. Overrides
-such as ``sampler.num_env_workers=4`` are laid over the files. Mappings are merged key by key,
+A file may name another with ``base: other.yaml``; its own keys replace those of the other file.
+Overrides such as ``sampler.num_env_workers=4`` come last. Mappings are merged key by key;
 everything else is replaced.
 """
 
@@ -39,7 +39,7 @@ _MAX_BASES = 32
 
 @dataclass(frozen=True)
 class _Source:
-    """A tree of keys and where it comes from."""
+    """A tree of keys and its source."""
 
     origin: str
     tree: dict[str, Any]
@@ -51,21 +51,21 @@ class _Source:
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a file, with its base files and overrides.
 
-    Import paths are not imported. Installed plug-ins are, where fastrl does not know a name.
+    Import paths are not imported; installed plug-ins are, if fastrl does not know a name.
 
     Args:
         path: A YAML file; None for the defaults alone.
         overrides: ``section.key=value`` each, the value in YAML; later ones take precedence.
 
     Raises:
-        ConfigError: One line that names the file, the key, the mistake and the allowed values.
+        ConfigError: The configuration is invalid; names the file, the key and the allowed values.
     """
     if path is not None and (not isinstance(path, str | Path) or not str(path)):
         raise ConfigError(f"load_config takes the path of a file, got {brief(path)}")
     files = [] if path is None else _read_layers(Path(path), [])
     asked = [_parse_override(text) for text in _texts(overrides)]
     layers = [*files, *asked]
-    # Before they are merged, so that a name changes only the keys that it means.
+    # Before layers are merged, so that a name changes only the keys for which it stands.
     for layer in layers:
         if "sampler" in layer.tree:
             layer.tree["sampler"] = named_sampler(layer.tree["sampler"])
@@ -128,7 +128,7 @@ def config_schema() -> dict[str, Any]:
     """
     default = Config.model_fields["algorithm"]
     field = Field(default=default.default, description=default.description)
-    # A union that is only known now.
+    # A union that is only known at run time.
     union: Any = Union[(*_algorithm_sections(), OpenConfig)]
     # Named and documented like its base.
     whole = create_model(
@@ -163,7 +163,7 @@ def _algorithm_sections() -> Iterator[type[LearnerConfig]]:
 
 
 def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
-    """Return a file and its bases, the last base first; ``above`` are the files that led here."""
+    """Return a file and its bases, the last base first; ``above`` are files that refer to it."""
     if len(above) >= _MAX_BASES:
         raise ConfigError(f"{path}: base: more than {_MAX_BASES} files in a chain")
     text = read_text(path, f"{above[-1]}: base: " if above else "")
@@ -173,7 +173,7 @@ def _read_layers(path: Path, above: list[Path]) -> list[_Source]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     base = tree.pop("base", None)
-    # 'sampler:' without keys, such as commented-out ones, is a section without changes.
+    # 'sampler:' without keys, for instance if they are comments, changes nothing.
     empty = [
         key
         for key in sections()
@@ -197,7 +197,7 @@ def read_text(path: Path, where: str = "") -> str:
 
     Args:
         path: The file.
-        where: What precedes its path in errors.
+        where: Prefix of its path in errors.
 
     Raises:
         ConfigError: It is missing, too large or not text.
@@ -227,7 +227,7 @@ def _reason(error: Exception) -> str:
 
 
 def _texts(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides, which must be texts."""
+    """Return the overrides after a check that they are texts."""
     if isinstance(overrides, Iterable) and not isinstance(overrides, str | bytes | Mapping):
         found = list(overrides)
         if all(isinstance(text, str) for text in found):
@@ -261,11 +261,11 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_other_size(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree without the size of the sampler that those which ``above`` gives replace.
+    """Return a tree without the sampler's size that the sizes in ``above`` replace.
 
-    Two of B, n and N decide the third. So a file that gives ``envs_per_worker`` can refine one that
-    gives ``num_envs``, and vice versa; and where a file gives all three, as a tuned one does, a
-    refined N keeps B.
+    Two of B, n and N determine the third. So a file with ``envs_per_worker`` can refine one with
+    ``num_envs``, and vice versa; and if a file has all three, as a tuned one does, B stays and N
+    is refined.
     """
     lower, upper = below.get("sampler"), above.get("sampler")
     if not isinstance(lower, dict) or not isinstance(upper, dict):
@@ -281,7 +281,7 @@ def _without_other_size(below: dict[str, Any], above: Mapping[str, Any]) -> dict
 
 
 def _without_other_algorithm(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree without the keys of its algorithm that the one named by ``above`` lacks.
+    """Return a tree without the keys that the algorithm named by ``above`` lacks.
 
     So ``algorithm.name=a2c`` refines a file with PPO's ``epochs``.
     """
@@ -290,7 +290,7 @@ def _without_other_algorithm(below: dict[str, Any], above: Mapping[str, Any]) ->
         return below
     try:
         before, after = (section_type({"name": "ppo", **keys}) for keys in (lower, upper))
-    except PydanticCustomError:  # what is wrong with a name is said where all is validated
+    except PydanticCustomError:  # validation reports a wrong name later
         return below
     other = before.model_fields.keys() - after.model_fields.keys()
     return {**below, "algorithm": {key: lower[key] for key in lower if key not in other}}
@@ -305,7 +305,7 @@ def _message(
 ) -> str:
     """Return the first problem in one line."""
     key, text = explain(first_problem(error), tree, algorithm)
-    # A list is from one layer, with all of its entries.
+    # A list with all its entries comes from one layer.
     written = tuple(takewhile(lambda part: isinstance(part, str), key))
     origin = next((layer.origin for layer in reversed(layers) if layer.has(written)), source)
     return f"{origin}: {dotted(key)}: {text}"

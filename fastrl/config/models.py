@@ -112,9 +112,9 @@ def _check_no_num_envs(env_id: str, key: str, kwargs: Mapping[str, JsonValue]) -
 
 
 _ENVS, _ENVS_OF_DEVICE, _ENVS_OF_WORKER = 32, 16, 16
-"""Numbers of environments where none is given: of a run, on one device, of each of N workers."""
+"""Default numbers of environments: of a run, on one device, and of each of N workers."""
 _MEASURED_ENVS_OF_WORKER = 64
-"""The same where only the speed counts: within 3 % of the best of grids over n, N and M."""
+"""Default per worker in speed tests: within 3 % of the best of grids over n, N and M."""
 
 
 class SamplerConfig(Section):
@@ -197,12 +197,12 @@ class SamplerConfig(Section):
 
     @property
     def unit(self) -> int:
-        """Of how many environments the part of each rank is a multiple."""
+        """Number of environments of which the part of each rank is a multiple."""
         return self.envs_per_worker or self.groups
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices as a tuple, also where the configuration names a single one."""
+        """The devices as a tuple, also if the configuration names a single one."""
         return (self.device,) if isinstance(self.device, str) else self.device
 
     @model_validator(mode="after")
@@ -254,7 +254,7 @@ class SamplerConfig(Section):
 
     @property
     def _total(self) -> int | None:
-        """B where it does not follow from n and N."""
+        """B, unless it follows from n and N; then None."""
         given = self.envs_per_worker is not None or self.num_env_workers != "auto"
         if self.num_envs is not None or given:
             return self.num_envs
@@ -262,19 +262,19 @@ class SamplerConfig(Section):
 
     @property
     def _known_workers(self) -> int | None:
-        """N where it does not depend on the machine."""
+        """N, unless it depends on the machine; then None."""
         if self.kind == "device":
             return 1
         return None if self.num_env_workers == "auto" else self.num_env_workers
 
     def topology(self, cores: int | None = None) -> Topology:
-        """Return who steps and who infers, with ``auto`` resolved.
+        """Return the topology of workers, with ``auto`` resolved.
 
         Args:
-            cores: Of the machine; by default the usable ones of this one.
+            cores: Cores of the machine; by default the usable ones of this one.
 
         Raises:
-            ConfigError: ``num_env_workers`` is auto, and too small here for the model workers.
+            ConfigError: ``num_env_workers`` is auto, and smaller than the number of model workers.
         """
         # fastrl.spec imports torch, which takes seconds; see the module's docstring.
         from fastrl.errors import ConfigError
@@ -308,7 +308,7 @@ def _check_divides(key: str, number: int, **divisors: int) -> None:
         raise conflict(key, f"must be divisible by {by} ({sizes}), got {number}")
 
 
-# The keys that a name in place of the section `sampler` means.
+# The keys for which a name in place of the section `sampler` stands.
 _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "process": {"kind": "process"},
     "serial": {"kind": "serial"},
@@ -318,7 +318,7 @@ _NAMED_SAMPLERS: Mapping[str, Mapping[str, Any]] = {
 
 
 def named_sampler(value: Any) -> Any:
-    """Return the keys that ``sampler: device`` means; a mapping of keys as it is."""
+    """Return the keys for a name such as ``sampler: device``; return a mapping unchanged."""
     if not isinstance(value, str):
         return value
     return dict(_NAMED_SAMPLERS.get(value, {"kind": value}))
@@ -551,16 +551,16 @@ class LoggingConfig(Section):
 
 
 _SHORTEST_SEQUENCE = 8
-"""Of sequences whose length is not configured: shorter ones teach a memory little."""
+"""Least length of sequences if none is configured: a memory learns little from shorter ones."""
 
 
 def _fitting_sequence(rollout_length: int, section: LearnerConfig) -> int:
-    """Return the longest part of a rollout of which minibatches hold whole ones."""
+    """Return the longest sequence length that divides a rollout and a minibatch."""
     return math.gcd(rollout_length, getattr(section, "minibatch_size", rollout_length))
 
 
 OWN_SECTION = "algorithm"
-"""Key of the class of an imported algorithm's section in the context of validation."""
+"""Key in the validation context, for the section class of an imported algorithm."""
 
 
 class Config(Section):
@@ -608,7 +608,7 @@ class Config(Section):
     @field_validator("algorithm", mode="before")
     @classmethod
     def _choose_algorithm(cls, value: Any, info: ValidationInfo) -> Any:
-        """Choose the class of the section; without a name it is PPO's."""
+        """Choose the class of the section; PPO's without a name."""
         own = (info.context or {}).get(OWN_SECTION)
         return algorithm_section(value, own) if isinstance(value, dict) else value
 
@@ -728,7 +728,7 @@ class Config(Section):
         return given or _fitting_sequence(self.sampler.rollout_length, self.algorithm)
 
     def sampler_on(self, cores: int) -> SamplerConfig:
-        """Return the section sampler of machines of the cluster with so many cores."""
+        """Return the section sampler of cluster machines with this number of cores."""
         machines = () if self.cluster is None else self.cluster.machines
         for machine in machines:
             if machine.cores == cores:
@@ -737,11 +737,11 @@ class Config(Section):
 
     @property
     def topology(self) -> Topology:
-        """Who steps and who infers, with ``auto`` resolved; see `SamplerConfig.topology`."""
+        """Topology of workers, with ``auto`` resolved; see `SamplerConfig.topology`."""
         return self.sampler.topology()
 
     def for_throughput(self) -> Self:
-        """Return a configuration to measure: 64 environments per worker where no size is given."""
+        """Return a configuration for speed tests; by default 64 environments per worker."""
         sampler = self.sampler
         sized = sampler.num_envs is not None or sampler.envs_per_worker is not None
         if sized or sampler.kind == "device":

@@ -1,9 +1,9 @@
-"""YAML text to plain trees and back, without the features of YAML that surprise or harm.
+"""Reads and writes a subset of YAML, without its surprising or harmful features.
 
-The reader is `yaml.safe_load`'s, narrowed: no tags (so nothing but text, numbers, booleans, null,
-lists and mappings can come out), no anchors (a few lines of them expand to gigabytes), no
-duplicate keys (the last one would win in silence), and numbers as in YAML 1.2, where ``1e-3`` is a
-number while ``010`` and ``1:30`` are text.
+The reader is `yaml.safe_load`'s without tags (so all values are text, numbers, booleans, null,
+lists and mappings), without anchors (a few lines of them expand to gigabytes), without duplicate
+keys (the last one would win silently), and with numbers as in YAML 1.2, where ``1e-3`` is a number
+and ``010`` and ``1:30`` are text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from fastrl.errors import ConfigError
 
 MAX_DEPTH = 32
-"""Levels of nesting that are read; each takes a few frames of Python's stack."""
+"""Most levels of nesting; each takes a few frames of Python's stack."""
 
 _INT_TAG = "tag:yaml.org,2002:int"
 _FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
 class _ForeignLoader(_Loader):
     """Reads tags of YAML's own types, and mappings that are merged into others by ``<<: *name``.
 
-    Other aliases stay out, so that a text does not expand to more than a multiple of its length.
+    Other aliases are rejected, so that a text expands at most to a multiple of its length.
     """
 
     key_tags = _Loader.key_tags | {_MERGE_TAG}
@@ -115,15 +115,15 @@ for _sequence in (list, tuple):
 
 
 def parse_yaml(text: str, origin: str, numbered: bool = True) -> Any:
-    """Return the tree of a YAML text; None where it is empty.
+    """Return the tree of a YAML text; None if it is empty.
 
     Args:
         text: One YAML document.
-        origin: Where the text comes from, for the error message.
-        numbered: Whether the error message names the line.
+        origin: Source of the text, for errors.
+        numbered: Whether errors name the line.
 
     Raises:
-        ConfigError: The text is not YAML, or uses more of it than a configuration may.
+        ConfigError: The text is not YAML, or uses features outside of the subset.
     """
     return _parsed(text, _Loader, origin, numbered)
 
@@ -136,7 +136,7 @@ def parse_foreign_yaml(text: str, origin: str) -> Any:
     """
     try:
         return _parsed(text, _ForeignLoader, origin)
-    except ValueError as error:  # a tag that does not fit its text
+    except ValueError as error:  # a tag that does not match its text
         raise ConfigError(f"{origin}: {error}") from None
 
 

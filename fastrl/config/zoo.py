@@ -1,7 +1,7 @@
-"""Hyperparameter files of rl-baselines3-zoo as configurations.
+"""Converts hyperparameter files of rl-baselines3-zoo to configurations.
 
-An entry of these files holds arguments of Stable-Baselines3's algorithms and of the zoo's own
-script. What it leaves out has SB3's default, so the rollouts of a converted entry are as there.
+An entry of these files has arguments of Stable-Baselines3's algorithms and of the zoo's own
+script. Missing arguments get SB3's defaults, so that rollouts are like those of SB3.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastrl.config.text import parse_foreign_yaml
 from fastrl.errors import ConfigError
 
 ALGORITHMS = ("ppo", "a2c", "ppo_lstm", "ppo_mask")
-"""The zoo's names, which are also those of its files."""
+"""Algorithms of the zoo, which are also the names of its files."""
 
 _ROLLOUTS = {"ppo": 2048, "a2c": 5, "ppo_lstm": 128, "ppo_mask": 2048}
 _MINIBATCHES = {"ppo": 64, "ppo_lstm": 128, "ppo_mask": 64}
@@ -29,7 +29,7 @@ _ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 _ATARI_FRAMES = 4
 _NO_COUNTERPART = "has no counterpart"
 _MOST_DIGITS = 400
-"""Characters of an expression in a file; longer ones are not hyperparameters."""
+"""Most characters of an expression in a file; longer ones are no hyperparameters."""
 
 
 @dataclass
@@ -37,8 +37,8 @@ class Converted:
     """A converted entry.
 
     Attributes:
-        tree: The configuration, as its YAML.
-        remarks: One line for each key that has no counterpart, or not quite the same one.
+        tree: The configuration, as a tree of its YAML.
+        remarks: One line for each key without an exact counterpart.
     """
 
     tree: dict[str, Any]
@@ -63,13 +63,13 @@ def convert_entry(
     """Return an entry of a file of rl-baselines3-zoo as a configuration.
 
     Args:
-        file: Such as ``hyperparams/ppo.yml``.
+        file: Path of a file, such as ``hyperparams/ppo.yml``.
         entry: Its name in the file, mostly an environment's id; None for the only one.
         algorithm: One of `ALGORITHMS`; by default the name of the file.
         env: The id of the environment; by default the entry's name.
 
     Raises:
-        ConfigError: The file or the entry cannot be read, or makes no valid configuration.
+        ConfigError: The file or the entry cannot be read, or does not give a valid configuration.
     """
     path = file_path("file", file)
     tree = parse_foreign_yaml(read_text(path), str(path))
@@ -81,18 +81,18 @@ def convert_entry(
     algorithm = one_of("--algorithm", path.stem if algorithm is None else algorithm, ALGORITHMS)
     name, keys = _entry(tree, entry, str(path))
     if name == "atari" and env is None:
-        raise ConfigError("entry 'atari' is of all games: name one, such as --env ALE/Pong-v5")
+        raise ConfigError("entry 'atari' is for all games: choose one, such as --env ALE/Pong-v5")
     env_id = name if env is None else env
     found = Converted({"total_steps": 1_000_000, "env": {"id": env_id}})
     _convert(keys, algorithm, found)
-    # A wrong value is reported by the key that it was converted to.
+    # An error in a value names the key to which it was converted.
     load_config(None, [f"{key}={json.dumps(value)}" for key, value in found.tree.items()])
     return found
 
 
 def _entry(tree: Any, entry: str | None, origin: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(tree, dict) or not tree:
-        raise ConfigError(f"{origin}: holds no entries")
+        raise ConfigError(f"{origin}: has no entries")
     names = [name for name in tree if isinstance(name, str)]
     if entry is None and len(names) != 1:
         raise ConfigError(f"{origin}: name an entry: {', '.join(names)[:400]}")
@@ -156,7 +156,7 @@ _SAME = {
     "target_kl": "algorithm.target_kl",
     "vf_coef": "algorithm.value_coef",
 }
-"""Keys whose values are the same here."""
+"""Keys with the same values in fastrl."""
 _SCHEDULED = {
     "learning_rate": ("algorithm.learning_rate", "algorithm.learning_rate_schedule"),
     "clip_range": ("algorithm.clip_range", "algorithm.clip_schedule"),
@@ -255,7 +255,7 @@ def _policy_kwargs(value: Any, found: Converted) -> None:
 
 
 def _architecture(value: Any, found: Converted) -> bool:
-    """Convert ``net_arch``: sizes of all bodies, or of those of policy and value."""
+    """Convert ``net_arch``: sizes of all bodies, or of policy and value separately."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]  # the form of versions before 1.8
     if isinstance(value, dict) and value.keys() <= {"pi", "vf"}:
@@ -298,7 +298,7 @@ def _optimizer_kwargs(value: Any, found: Converted) -> bool:
 
 
 def _key(target: str) -> Callable[[Any, Converted], bool]:
-    """Return what converts a key whose value is the same here."""
+    """Return a function that converts a key with the same value in fastrl."""
 
     def convert(value: Any, found: Converted) -> bool:
         found.put(target, value)
@@ -308,7 +308,7 @@ def _key(target: str) -> Callable[[Any, Converted], bool]:
 
 
 def _if_equal(wanted: object) -> Callable[[Any, Converted], bool]:
-    """Return what converts a key of which one value is what happens here."""
+    """Return a function that accepts a key with the one value that fastrl supports."""
     return lambda value, found: bool(value == wanted)
 
 
@@ -327,9 +327,9 @@ _OF_POLICY: Mapping[str, Callable[[Any, Converted], bool]] = {
 
 
 def _value(value: Any) -> Any:
-    """Return the value of a Python expression in text, which the zoo evaluates; text as it is.
+    """Return the value of a Python expression, which the zoo evaluates; other text unchanged.
 
-    Literals, ``dict(…)`` and dotted names are understood, and nothing is run.
+    Literals, ``dict(…)`` and dotted names are understood; no code is run.
     """
     if not isinstance(value, str) or len(value) > _MOST_DIGITS:
         return value
@@ -356,7 +356,7 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether JSON has a value, whose mappings have keys of text."""
+    """Return whether a value is valid in JSON, with text as keys of mappings."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
     if isinstance(value, list):

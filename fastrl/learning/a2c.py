@@ -1,4 +1,4 @@
-"""Advantage actor-critic."""
+"""Advantage actor-critic (A2C). Its loss is in `ppo`, its V-trace correction in `off_policy`."""
 
 from __future__ import annotations
 

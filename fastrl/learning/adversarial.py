@@ -1,4 +1,4 @@
-"""GAIL and AIRL: a discriminator of steps, whose reward PPO maximises."""
+"""GAIL and AIRL: PPO with a learnt reward, from a discriminator of demonstrated steps."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from fastrl.spec import ACTION_MASK, EnvSpec, only_given
 
 Leaves = Mapping[str, Tensor]
 _MOST_LOG_ODDS = 10.0
-"""Bound of the log-odds in rewards: a discriminator that is sure would dominate all returns."""
+"""Bound of the log-odds in rewards: a confident discriminator would dominate all returns."""
 _ROWS_AT_ONCE = 4096
 _EPS = 1e-8
 _ROW = "row"
 
 
 class Adversarial(PPO):
-    """PPO with the reward of a discriminator between demonstrated steps and its own.
+    """PPO with the reward of a discriminator between demonstrated and sampled steps.
 
     Before each update the discriminator learns from steps of the rollout and of the demonstrations,
     drawn with replacement. Its reward then replaces that of the environment. A subclass defines the
@@ -90,7 +90,7 @@ class Adversarial(PPO):
 
     @abstractmethod
     def build_discriminator(self, config: Config, env_spec: EnvSpec) -> nn.Module:
-        """Return the networks, `Scorer` each or modules of them."""
+        """Return the discriminator: a `Scorer`, or a module that contains several."""
 
     @abstractmethod
     def log_odds(self, rows: Rows, policy: PolicyModel) -> Tensor:
@@ -98,13 +98,13 @@ class Adversarial(PPO):
 
         Args:
             rows: The steps.
-            policy: The one that learns.
+            policy: The policy that learns.
         """
 
     def relabel(
         self, experience: Experience, policy: PolicyModel, scheduled: Scheduled
     ) -> Prepared:
-        """Teach the discriminator, and return its reward; see `Algorithm.relabel`."""
+        """Train the discriminator, and return its reward; see `Algorithm.relabel`."""
         steps = self.steps(experience, policy)
         self._observe(steps)
         rate = float(scheduled["discriminator_learning_rate"])
@@ -112,13 +112,13 @@ class Adversarial(PPO):
         metrics = torch.stack([self._update(steps, policy, rate) for _ in updates]).mean(0)
         names = ("discriminator_loss", "discriminator_accuracy")
         found = dict(zip(names, metrics, strict=True))
-        # In evaluation mode, where a forward pass does not change the estimates of spectral norms:
-        # all rewards are those of the same weights, and all ranks keep the same ones.
+        # In evaluation mode a forward pass does not change the estimates of spectral norms, so
+        # all rewards come from the same weights, and all ranks keep the same weights.
         with sampling_mode(self.discriminator):
             reward = self._rewards(steps, policy)
             found["discriminator_reward"] = reward.mean()
             if len(steps) > len(reward):
-                # The discounted return of the absorbing state, which never ends.
+                # The discounted return of staying in the absorbing state forever.
                 first = torch.tensor([len(reward)], device=steps.terminated.device)
                 forever = self.section.gamma / (1 - self.section.gamma)
                 after = forever * self._reward(steps.rows(first, self._device), policy)
@@ -211,8 +211,8 @@ def discriminator_loss(demonstrated: Tensor, own: Tensor) -> Tensor:
     """Return the mean cross entropy of both halves of a batch, ``[]``, in nats.
 
     Args:
-        demonstrated: ``[n]``: log-odds that these steps are demonstrated, which they are.
-        own: ``[n]``: the same of the policy's steps, which are not.
+        demonstrated: ``[n]``: log-odds of demonstrated steps.
+        own: ``[n]``: log-odds of the policy's steps.
     """
     return (functional.softplus(-demonstrated).mean() + functional.softplus(own).mean()) / 2
 
@@ -252,8 +252,8 @@ class AIRL(Adversarial):
     """A discriminator whose log-odds are f(s, a, s') - log π(a|s).
 
     Fu et al. 2018 (https://arxiv.org/abs/1710.11248), section 5: f(s, a, s') = g(s, a) + γ h(s') -
-    h(s), where h takes over what shapes the reward, and g is the reward that is left. In the
-    absorbing state there is nothing to choose: log π is 0.
+    h(s), where h is the shaping of the reward, and g the reward without it. In the
+    absorbing state there are no actions, so log π is 0.
     """
 
     section_type = AIRLConfig
@@ -273,7 +273,7 @@ class AIRL(Adversarial):
         )
 
     def steps(self, experience: Experience, policy: PolicyModel) -> Steps:
-        """Return the steps of a rollout, for a memory with the probabilities of all steps."""
+        """Return the steps of a rollout; with a memory also the log-probabilities of all steps."""
         own = super().steps(experience, policy)
         if not state_size(policy):
             return own
@@ -313,26 +313,26 @@ class AIRL(Adversarial):
 
 
 def _log_prob(experience: Experience, policy: PolicyModel) -> Tensor:
-    """Return log π of the actions of a rollout, ``[T · B] float32``, where the rollout is."""
+    """Return log π of the actions of a rollout, ``[T · B] float32``, on the rollout's device."""
     found = experience.on_device().evaluated(policy, _ROWS_AT_ONCE)[0]
     return found.to(experience["terminated"].device)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """N steps, and after them a step in the absorbing state for each that terminated.
+    """N steps, then A steps in the absorbing state, one for each termination.
 
-    Rows are numbered from 0 to N + A, of which the last A are in the absorbing state.
+    Rows are numbered from 0 to N + A - 1; the last A are in the absorbing state.
 
     Attributes:
         observation: Per leaf ``[N, *shape]``.
         action: Per leaf ``[N, *shape]``, as a policy samples it.
-        following: Per leaf ``[N, *shape]``: the next observation; None where it is not used.
+        following: Per leaf ``[N, *shape]``: the next observation; None if it is not used.
         terminated: ``[N] bool``.
         mask: ``[N, choices] bool``: valid actions; None without masks.
         absorbing: Whether terminations lead to the absorbing state.
-        log_prob: ``[N] float32``: of the actions under a policy with a memory, which depends on the
-            steps before; None without.
+        log_prob: ``[N] float32``: log-probability of the actions under a policy with a memory;
+            None without a memory, as it is then computed from the rows.
     """
 
     observation: Leaves
@@ -345,7 +345,7 @@ class Steps:
 
     @cached_property
     def sources(self) -> Tensor:
-        """``[N + A] int64``: the step that each row is, or that led to the absorbing state."""
+        """``[N + A] int64``: the step of each row, or the one that led to its absorbing state."""
         steps = torch.arange(len(self.terminated), device=self.terminated.device)
         return torch.cat([steps, self.terminated.nonzero().flatten()]) if self.absorbing else steps
 
@@ -358,7 +358,7 @@ class Steps:
 
         Args:
             index: ``[n] int64``.
-            device: Where they go.
+            device: Target device.
         """
         source = self.sources[index]
 
@@ -390,12 +390,12 @@ class Rows:
 
     Attributes:
         observation: Per leaf ``[n, *shape]``; arbitrary in the absorbing state.
-        action: The same.
-        following: The same, or None.
-        is_absorbing: ``[n] bool``: where the step is in the absorbing state.
-        ends: ``[n] bool``: where it leads there.
+        action: Per leaf ``[n, *shape]``; arbitrary in the absorbing state.
+        following: Per leaf ``[n, *shape]``; None if it is not used.
+        is_absorbing: ``[n] bool``: True in the absorbing state.
+        ends: ``[n] bool``: True if the step leads to the absorbing state.
         mask: ``[n, choices] bool`` or None.
-        source: ``[n] int64``: see `Steps.sources`; where the steps are.
+        source: ``[n] int64``: see `Steps.sources`; on the device of the steps.
         log_prob: ``[n] float32`` or None; arbitrary in the absorbing state.
     """
 
@@ -463,8 +463,8 @@ class Scorer(nn.Module):
     Args:
         env_spec: Gives the spaces.
         config: The hidden layers, and how images are encoded.
-        action_bounds: How actions are kept inside a bounded ``Box``: scores are those of what the
-            environment gets.
+        action_bounds: How sampled actions become those of a bounded ``Box``: the network reads the
+            actions that the environment receives.
         takes_action: Whether the score depends on the action.
         is_lipschitz: Whether the weights of each layer are divided by their largest singular value
             (Miyato et al. 2018, https://arxiv.org/abs/1802.05957).
@@ -513,7 +513,7 @@ class Scorer(nn.Module):
         Args:
             observation: Per leaf ``[n, *shape]``.
             action: Per leaf ``[n, *shape]``, as a policy samples it; ignored if it is not scored.
-            flag: ``[n] bool``: where the state is the absorbing one.
+            flag: ``[n] bool``: True in the absorbing state.
         """
         inputs = [f(x) for f, x in zip(self.normalizers, observation.values(), strict=True)]
         inputs += [f(x) for f, x in zip(self.bounds, self._actions(action), strict=True)]
@@ -531,7 +531,7 @@ class Scorer(nn.Module):
 
 
 class _Bounds(nn.Module):
-    """Turns sampled actions into those that the environment gets, a bounded ``Box`` to ±1."""
+    """Turns sampled actions into those of the environment, scaled to ±1 for a bounded ``Box``."""
 
     _low: Tensor
     _high: Tensor

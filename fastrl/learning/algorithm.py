@@ -1,4 +1,4 @@
-"""The contract of algorithms: their inputs from a rollout, and their results."""
+"""The base class of algorithms, and its inputs and results; `learner` calls it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fastrl.spec import ACTION_MASK, EnvSpec
 
 SectionT = TypeVar("SectionT", bound=LearnerConfig)
 Scheduled = Mapping[str, float | Tensor]
-"""Numbers that have a schedule, at one point of the run; tensors ``[]`` in a compiled loss."""
+"""Current values of scheduled numbers, by name; tensors ``[]`` in a compiled loss."""
 
 
 _ALIGNMENT = 64
 Moved = Callable[[Iterable[Tensor]], list[Tensor]]
-"""A function that returns equal tensors on the learner's device, as `Transfer` is."""
+"""A function that copies tensors to the learner's device, such as a `Transfer`."""
 
 
 class Loss(NamedTuple):
     """The result of `Algorithm.loss`.
 
     Attributes:
-        total: ``[]``: what the gradient steps minimise; differentiable.
+        total: ``[]``: differentiable loss that the gradient steps minimise.
         metrics: ``[]`` by name, reported. The learner adds ``loss``, the total. A metric that is
             not finite counts as divergence, like the total.
     """
@@ -75,7 +75,7 @@ class ObjectiveSettings:
 
     Attributes:
         clip_range: ε of PPO; None for the plain policy gradient of A2C.
-        clip_value_range: How far a value may move from the old one; None for no bound.
+        clip_value_range: Largest change of a value from the old one; None for no bound.
         entropy_coef: Weight of the entropy bonus.
         value_coef: Weight of the value loss.
         normalize_advantage: Whether to standardise the advantages of each minibatch.
@@ -91,7 +91,7 @@ class ObjectiveSettings:
 class Algorithm(ABC, Generic[SectionT]):
     """A loss and the fields that it is computed from.
 
-    The learner does the rest for any algorithm: device, transfer, gradients, optimisers, schedules,
+    For any algorithm the learner handles device, transfer, gradients, optimisers, schedules,
     clipping, bfloat16, ``torch.compile``, threads, normalisers and checkpoints.
 
     An update is `relabel` and `prepare`, and then, `epochs` times, a gradient step for each of
@@ -104,15 +104,15 @@ class Algorithm(ABC, Generic[SectionT]):
         section_type: Class of the section, a subclass of `LearnerConfig`: its keys are those of
             ``algorithm`` in the files.
         needs: Names of the outputs that a policy must have, such as ``value``.
-        schedules: Names of the section's numbers with a schedule, and of the keys that contain
-            it. Their values in an update are in ``Minibatch.scheduled``, and reported.
+        schedules: Names of the section's scheduled numbers, and of the keys that contain
+            their schedules. Current values are in ``Minibatch.scheduled`` and in the metrics.
         last_epoch_metrics: Names of metrics that are means over the last epoch instead of over all
-            minibatches: how far an update has moved the policy.
+            minibatches, such as the KL divergence.
         is_mean_over_rows: Whether the total and all metrics of `loss` are means over the rows of
             the minibatch, except for fields of `whole`. Only then may each thread compute them
             over a share of the rows. False in a class that defines `loss` but not this.
-        uses_value: Whether `loss` uses the values that `Minibatch.evaluate` returns. Otherwise they
-            may be 0, where a separate network of the value need not be computed.
+        uses_value: Whether `loss` uses the values that `Minibatch.evaluate` returns. If not, they
+            may be 0, so that a separate value network is not computed.
     """
 
     section_type: ClassVar[type[LearnerConfig]]
@@ -137,13 +137,13 @@ class Algorithm(ABC, Generic[SectionT]):
         return 1
 
     def begin(self, config: Config, env_spec: EnvSpec, device: torch.device, ranks: Ranks) -> None:
-        """Build what depends on the run, such as further networks; called once, by the learner.
+        """Build what depends on the run, such as further networks; the learner calls this once.
 
         Args:
             config: The whole run.
             env_spec: Spaces of the environment.
             device: Device of the gradients.
-            ranks: Those that learn together, on each of which this is called.
+            ranks: The ranks of the run; each of them calls this method.
         """
 
     def relabel(
@@ -204,13 +204,13 @@ class Algorithm(ABC, Generic[SectionT]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether further updates would not help, so that the run ends after this one."""
+        """Whether the run ends after this update, because further ones would not help."""
         return False
 
     def known_objective(self) -> Callable[[Scheduled], ObjectiveSettings] | None:
-        """Return a function that returns the settings of `ppo.objective`.
+        """Return a function that computes the settings of `ppo.objective` from scheduled numbers.
 
-        None if `loss` is another one, for which there are no compiled kernels.
+        None if `loss` is another function, for which there are no compiled kernels.
         """
         return None
 
@@ -322,10 +322,10 @@ class Experience:
         return self.batch(lambda leaves: [leaf.to(self.device) for leaf in leaves], {})
 
     def states(self, policy: PolicyModel, sequence_length: int) -> Tensor:
-        """Return the states of a policy before each segment of a rollout that holds none.
+        """Compute the policy's state before each segment, for a rollout without stored states.
 
         Args:
-            policy: Has `PolicyModel.state_after`.
+            policy: A policy with the method `PolicyModel.state_after`.
             sequence_length: L.
 
         Returns:
@@ -379,13 +379,13 @@ class Sequences:
         return self.state.flatten(0, 1).index_select(0, segment), keep
 
     def recomputed(self, observation: Mapping[str, Tensor], policy: PolicyModel) -> Sequences:
-        """Return the same, with states that a policy computes from those of the first step.
+        """Return these sequences with states that a policy computes anew from the first one.
 
         The states after the last segment stay as they are.
 
         Args:
             observation: Per leaf ``[T · B, *shape]``, on any device.
-            policy: Has `PolicyModel.state_after`.
+            policy: A policy with the method `PolicyModel.state_after`.
 
         Raises:
             ConfigError: The policy lacks the method.
@@ -411,7 +411,7 @@ class Sequences:
         """Reject rows that are not whole segments.
 
         Raises:
-            ConfigError: They are not what `segment_rows` returns; ``who`` made them.
+            ConfigError: They are not rows of `segment_rows`; the error names ``who``.
         """
         length, slots = self.length, self.keep.shape[1]
         is_whole = len(index) > 0 and len(index) % length == 0
@@ -429,13 +429,13 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Batch:
-    """N = T · B transitions; row t · B + b is slot b at time t.
+    """A rollout as N = T · B rows; row t · B + b is slot b at time t.
 
     Attributes:
         observation: Per leaf ``[N, *shape]``.
         action: Per leaf ``[N, *shape]``.
         fields: By name ``[N, *]``: those of the rollout and those that the algorithm prepared.
-        device: That of all tensors.
+        device: Device of all tensors.
         sequences: None for a policy without a memory.
         slots: B.
     """
@@ -462,13 +462,13 @@ class Batch:
     ) -> Iterator[Tensor]:
         """Yield the rows of the minibatches of one epoch, every segment once, in random order.
 
-        The last minibatch is smaller where the sizes do not divide.
+        The last minibatch is smaller if the sizes do not divide.
 
         Args:
-            size: Rows of each minibatch but the last, of which those of whole segments are taken;
+            size: Rows of each minibatch but the last, rounded down to whole segments;
                 at least one segment.
             generator: On the CPU, so that all devices get the same order.
-            segments: ``[*] int64``: those of the epoch, by default all; see `segment_rows`.
+            segments: ``[*] int64``: segments of the epoch, by default all; see `segment_rows`.
         """
         number = len(self) // self.sequence_length if segments is None else len(segments)
         order = torch.randperm(number, generator=generator).to(self.device)
@@ -510,7 +510,7 @@ class Batch:
 
         Args:
             segments: ``[b] int64``; see `segment_rows`.
-            device: Where it goes.
+            device: Target device.
         """
         rows = segment_rows(segments, self.sequence_length, self.slots)
         observation, action, fields = (
@@ -538,9 +538,9 @@ class Minibatch:
     ``minibatch["advantage"]`` is a field ``[n, *]``.
 
     Attributes:
-        index: ``[n] int64``: which rows; with a memory ``[L, b]`` flattened, whole segments.
-        scheduled: The numbers of `Algorithm.schedules` at this point of the run; tensors ``[]``
-            where the loss is compiled, so that it is compiled once for all.
+        index: ``[n] int64``: its rows; with a memory whole segments, ``[L, b]`` flattened.
+        scheduled: Current values of the numbers of `Algorithm.schedules`; tensors ``[]``
+            in a compiled loss, so that their changes need no new compilation.
 
     Args:
         batch: All rows.
@@ -628,7 +628,7 @@ def _require_rows(policy: object, found: tuple[Tensor, ...], shape: torch.Size) 
     """Reject shapes that a loss would broadcast to a matrix.
 
     Raises:
-        ConfigError: What ``evaluate`` returned is not three tensors of this shape.
+        ConfigError: ``evaluate`` did not return three tensors of this shape.
     """
     names = ("log_prob", "entropy", "value")
     if not isinstance(found, tuple | list) or len(found) != len(names):

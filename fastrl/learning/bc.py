@@ -28,26 +28,26 @@ from fastrl.models.policy import PolicyModel, state_size
 from fastrl.spec import EnvSpec
 
 LEARNT = "learnt"
-"""Field ``[T, B] bool`` of the loss: rows that are learnt from."""
+"""Field ``[T, B] bool`` of the loss: rows that the loss uses."""
 _WEIGHT = "weight"
-"""Field ``[n] float32`` of mean 1: 0 in rows of segments that do not count."""
+"""Field ``[n] float32`` of mean 1: weight of each row, 0 for rows that the loss ignores."""
 _ROWS = 4096
-"""Held-out rows that are evaluated at once."""
+"""Number of held-out rows that are evaluated at once."""
 SectionT = TypeVar("SectionT", bound=CloningConfig)
 
 
 class Cloning(Algorithm[SectionT]):
     """Maximises the likelihood of given actions, with an entropy bonus.
 
-    A policy with a memory learns from sequences of whole episodes. Demonstrations hold no states of
-    it, so it computes those before sequences from the beginnings of episodes, before each epoch.
+    A policy with a memory learns from sequences of whole episodes. Demonstrations hold no policy
+    states, so the policy computes them from the beginnings of episodes, before each epoch.
     """
 
     is_mean_over_rows = True
     uses_value = False
 
     def begin(self, config: Config, env_spec: EnvSpec, device: torch.device, ranks: Ranks) -> None:
-        """Take the length of sequences; see `Algorithm.begin`."""
+        """Store the length of sequences; see `Algorithm.begin`."""
         self._sequence_length = config.sequence_length
 
     def relabel(
@@ -55,8 +55,8 @@ class Cloning(Algorithm[SectionT]):
     ) -> Prepared:
         """Normalise observations from the first epoch on, and return the states of a memory.
 
-        See `Algorithm.relabel`. What is learnt from the first rollout would otherwise be lost as
-        soon as there are statistics.
+        See `Algorithm.relabel`. Otherwise the policy would lose what it learns from the first
+        rollout as soon as there are statistics.
         """
         # Not part of PolicyModel: models without statistics may lack this method.
         update = getattr(policy, "update_normalizers", None)
@@ -69,7 +69,7 @@ class Cloning(Algorithm[SectionT]):
         return Prepared({"policy_state": experience.states(policy, self._sequence_length)})
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return which rows are learnt from."""
+        """Return the field that marks the rows of the loss."""
         learnt = torch.ones_like(experience["terminated"])
         for name in (HELD_OUT, PADDING):
             if name in experience.fields:
@@ -77,12 +77,12 @@ class Cloning(Algorithm[SectionT]):
         return Prepared({LEARNT: learnt})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Return every row once that is learnt from, shuffled; with a memory whole segments."""
+        """Yield every row of the loss once, shuffled; with a memory whole segments."""
         segments = batch.segments_with(batch.fields[LEARNT])
         return batch.shuffled(self.section.minibatch_size, generator, segments)
 
     def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
-        """Return weights by which a mean over segments is one over rows that are learnt from."""
+        """Return weights that turn a mean over segments into a mean over the rows of the loss."""
         if minibatch.sequence_length == 1:
             return {}
         return {_WEIGHT: _of_mean_1(minibatch[LEARNT])}
@@ -100,8 +100,8 @@ class Cloning(Algorithm[SectionT]):
 class BC(Cloning[BCConfig]):
     """Behavioural cloning (Pomerleau, 1991): supervised learning of demonstrated actions.
 
-    A rollout is all demonstrations, and an update an epoch over those that are not held out. The
-    loss of the others, ``validation_loss``, is computed before each epoch.
+    A rollout contains all demonstrations; an update is an epoch over those that are not held
+    out. The loss of the held-out ones, ``validation_loss``, is computed before each epoch.
     """
 
     section_type = BCConfig
@@ -111,7 +111,7 @@ class BC(Cloning[BCConfig]):
         self._best, self._worse = math.inf, 0
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return the loss of the held-out rows as a metric, where there are some."""
+        """Return the loss of the held-out rows as a metric, if there are any."""
         prepared = super().prepare(experience, policy)
         batch = experience.batch(list, {})
         held = batch.fields[HELD_OUT]
@@ -132,11 +132,11 @@ class BC(Cloning[BCConfig]):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the loss of validation has not fallen for ``patience`` epochs."""
+        """Whether the validation loss has not fallen for ``patience`` epochs."""
         return self.section.patience is not None and self._worse >= self.section.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the lowest loss of validation, and for how many epochs it was not lower."""
+        """Return the lowest validation loss, and the number of epochs since then."""
         return {"best": self._best, "worse": self._worse}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,10 +151,10 @@ def _of_mean_1(marked: Tensor) -> Tensor:
 
 
 class DAgger(Cloning[DAggerConfig]):
-    """Behavioural cloning of what an expert would do in the states that the policy visits.
+    """Behavioural cloning of an expert's actions in the states that the policy visits.
 
-    Ross et al. 2011 (https://arxiv.org/abs/1011.0686), algorithm 3.1. A rollout holds all steps of
-    the run so far, with the expert's actions; see `fastrl.training.dagger_sampler`.
+    Ross et al. 2011 (https://arxiv.org/abs/1011.0686), algorithm 3.1. A rollout contains all steps
+    of the run so far, with the expert's actions; see `fastrl.training.dagger_sampler`.
     """
 
     section_type = DAggerConfig

@@ -1,8 +1,9 @@
-"""From the loss of a minibatch to changed parameters: autograd, clipping, optimisers.
+"""Gradients of a loss by autograd, and the parameters' update: clipping and optimisers.
 
-A model's parameters are one vector, and so are their gradients: one operation clips or steps all.
-torch's optimisers spend 60 µs of Python on a step that takes 6 µs for a small network (64×64 MLP,
-AMD EPYC); these have no lookups, and on the CPU they are one compiled call.
+All parameters are one vector, and so are their gradients: one operation clips or updates all.
+torch's optimisers take 60 µs in Python for a step of 6 µs of a small network (64×64 MLP,
+AMD EPYC); on the CPU these are one compiled call. `mlp_gradients`, `mlp_network`,
+`sequence_gradients` and `shared_gradients` are faster engines for particular policies.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from fastrl.models.policy import PolicyModel
 
 Floats = NDArray[np.floating[Any]]
 
-# Sums in any order, and products added in one instruction: with both the compiler uses registers
-# of several numbers. Numbers that are not finite stay so.
+# Sums in any order and fused multiply-add let the compiler use vector registers. Numbers that are
+# not finite stay so.
 _FAST = {"reassoc", "contract"}
 
 
@@ -36,14 +37,14 @@ class GradientEngine(ABC):
     """Computes the loss of minibatches, and its gradient into a `FlatParameters`.
 
     Attributes:
-        metrics: Names of what `forward` returns; known after the first one.
+        metrics: Names of the numbers that `forward` returns; empty before the first call.
     """
 
     metrics: tuple[str, ...] = ()
 
     @abstractmethod
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take the batch from which minibatches are drawn until `release`."""
+        """Set the batch from which minibatches are drawn until `release`."""
 
     @abstractmethod
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -51,7 +52,8 @@ class GradientEngine(ABC):
 
         Args:
             index: ``[n] int64``: rows of the batch, on its device.
-            own: What `Algorithm.whole` returned for these rows as a part of more; None to call it.
+            own: Result of `Algorithm.whole` for these rows as a part of a larger minibatch; None to
+                call it.
         """
 
     @abstractmethod
@@ -59,7 +61,7 @@ class GradientEngine(ABC):
         """Write the gradient of the last `forward`."""
 
     def run_batch(self, batch: Batch) -> Batch:
-        """Return the batch from which the minibatches of all ranks are drawn."""
+        """Return the batch from which all ranks draw the same minibatches."""
         return batch
 
     @abstractmethod
@@ -73,7 +75,7 @@ class AutogradEngine(GradientEngine):
     Args:
         algorithm: Its loss.
         model: Its parameters must be those of ``parameters``.
-        parameters: Where gradients go.
+        parameters: Vectors of the parameters and gradients.
         compiled: Run model and loss through ``torch.compile``, where that works.
         bf16: Run the model under autocast.
     """
@@ -93,7 +95,7 @@ class AutogradEngine(GradientEngine):
         self._total: Tensor | None = None
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take a batch; see `GradientEngine`."""
+        """Set the batch; see `GradientEngine`."""
         self._batch, self._scheduled = batch, scheduled
         if self._compiled:
             self._scheduled = {
@@ -140,14 +142,14 @@ def minibatch_of(
     scheduled: Scheduled,
     whole: Mapping[str, Tensor] | None,
 ) -> Minibatch:
-    """Return what the loss of some rows is computed from.
+    """Return the input of the loss for some rows.
 
     Args:
-        algorithm: Whose loss it is.
+        algorithm: Owner of the loss.
         batch: All rows.
-        index: ``[n] int64``: which ones.
+        index: ``[n] int64``: rows of the batch.
         scheduled: See `Minibatch.scheduled`.
-        whole: What `Algorithm.whole` returned for these rows; None to call it.
+        whole: Result of `Algorithm.whole` for these rows; None to call it.
     """
     if whole is None:
         whole = algorithm.whole(Minibatch(batch, index, scheduled))
@@ -180,7 +182,7 @@ def in_bfloat16(
 
     Args:
         policy: The policy.
-        device: Where it is.
+        device: Device of the policy.
         is_shared: Whether several threads evaluate at once: autocast must not cache converted
             weights then, which would be shared among them.
     """
@@ -193,8 +195,8 @@ def checked(
     """Return the names of the metrics of a loss, the total first, and their values.
 
     Args:
-        algorithm: Whose loss it is.
-        loss: What its ``loss`` returned.
+        algorithm: Owner of the loss.
+        loss: Result of its ``loss``.
         before: The names of the previous loss; empty if there was none.
 
     Raises:
@@ -230,11 +232,11 @@ def _require_scalars(what: str, loss: Loss) -> None:
 class FlatParameters:
     """Moves parameters and their gradients into two vectors, of which they become views.
 
-    The model must not be moved to another device or dtype afterwards; loading a state dict into
-    it is fine, since that copies.
+    The model must not be moved to another device or dtype afterwards. A state dict may be
+    loaded into it, since that copies.
 
     Args:
-        parameters: Those that need no gradient stay where they are.
+        parameters: Parameters of a model; those without gradients stay unchanged.
 
     Attributes:
         value: ``[P] float32``.
@@ -279,7 +281,7 @@ class FlatParameters:
             max_norm: None for no bound.
 
         Returns:
-            A number on the CPU, which is known at once; elsewhere a tensor ``[]``.
+            A float on the CPU; elsewhere a tensor ``[]``, which is not waited for.
         """
         if self._array is not None:
             return _clip_kernel(self._array, math.inf if max_norm is None else max_norm)
@@ -312,14 +314,14 @@ class Optimizer(ABC):
         """Change the parameters by the gradient."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of what the next steps depend on."""
+        """Return copies of the state on which further steps depend."""
         return {name: tensor.clone() for name, tensor in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a state of the same optimiser.
 
         Raises:
-            FastrlError: It is the state of another optimiser or of another model.
+            FastrlError: The state belongs to another optimiser or another model.
         """
         wanted = {name: list(tensor.shape) for name, tensor in self._state.items()}
         found = {name: list(tensor.shape) for name, tensor in state.items()}
@@ -475,5 +477,5 @@ _adam_kernel = cached_njit(_adam, fastmath=_FAST, error_model="numpy")
 
 
 def is_compiled(vector: Tensor) -> bool:
-    """Return whether the compiled kernels are for this vector."""
+    """Return whether the compiled kernels support this vector."""
     return vector.device.type == "cpu" and vector.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Learners: from a configuration to a learner, from a rollout to changed parameters."""
+"""The learner: updates the policy's parameters from rollouts, with the loss of any algorithm."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ _LOGGER = logging.getLogger(__name__)
 class Learner:
     """Updates the parameters of a policy from rollouts, with any `Algorithm`.
 
-    Schedules are evaluated at the start of an update, so the first update has the full values and,
-    where they are linear, the last one a little more than 0; see `Schedules`.
+    Schedules are evaluated at the start of an update: the first update has the initial values,
+    and a linear schedule is a little above 0 in the last one; see `Schedules`.
 
     Statistics of observations change after the gradient steps: while learning, observations are
-    normalised as they were when the policy acted, so an unchanged policy has a probability ratio
+    normalised as when the policy acted, so an unchanged policy has a probability ratio
     of 1.
 
     Attributes:
         model: The policy, on the learner's device.
-        steps: Environment steps learnt from so far.
-        updates: Rollouts learnt from so far.
-        schedules: The numbers that change during the run.
+        steps: Number of environment steps learnt from so far.
+        updates: Number of rollouts learnt from so far.
+        schedules: Scheduled numbers of the algorithm.
 
     Args:
         config: The whole run; the seed, ``total_steps`` and the model are used.
         algorithm: The loss, with its section.
         env_spec: Spaces of the environment.
-        model: Is moved to the algorithm's device; its parameters become views of one vector.
-        ranks: Those that learn together, each from rollouts of its own slots. The parameters are
-            the same on all after each update, and those of one rank with all slots.
+        model: The policy; moved to the device, and its parameters become views of one vector.
+        ranks: The ranks of the run, each of which learns from rollouts of its own slots. After each
+            update the parameters equal those of one rank with all slots.
 
     Raises:
         ConfigError: The device does not exist, the policy lacks an output that the algorithm
@@ -154,7 +154,7 @@ class Learner:
         return metrics
 
     def use_autograd(self) -> None:
-        """Compute all gradients by autograd from now on, whose operations torch can report."""
+        """Compute all gradients by autograd from now on, for counts of torch's operations."""
         section = self._section
         engine = AutogradEngine(
             self._algorithm, self.model, self._parameters, compiled=False, bf16=section.bf16
@@ -177,7 +177,7 @@ class Learner:
         return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of all that further updates depend on; the model's are in ``model``."""
+        """Return copies of the state on which further updates depend; the model's is ``model``."""
         return {
             "algorithm": self._section.name,
             "model": {name: tensor.cpu().clone() for name, tensor in self.weights().items()},
@@ -195,10 +195,10 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state: the same rollouts then give the same parameters.
+        """Load a state: the same rollouts then give the same parameters.
 
         Raises:
-            FastrlError: It is the state of another algorithm or of another model.
+            FastrlError: The state belongs to another algorithm or another model.
         """
         if state.get("algorithm") != self._section.name:
             raise FastrlError(
@@ -214,13 +214,13 @@ class Learner:
             part.optimizer.load_state_dict(optimizers[name])
         self._reward_scaler.load_state_dict(state["reward_scaler"])
         self._generator.set_state(state["generator"])
-        # Checkpoints of earlier versions lack these two.
+        # Checkpoints of earlier versions lack these two keys.
         self._algorithm.load_state_dict(state.get("algorithm_state", {}))
         self.schedules.load_state_dict(state.get("schedules", {}))
         self.steps, self.updates = state["steps"], state["updates"]
 
     def _build_optimizers(self, groups: Mapping[str, Group]) -> None:
-        """Make one vector of all parameters, and for each group a part of it and an optimiser."""
+        """Put all parameters into one vector, and build an optimiser for each group."""
         members = {
             name: [p for p in group.parameters if p.requires_grad] for name, group in groups.items()
         }
@@ -229,8 +229,8 @@ class Learner:
             for parameter in parameters:
                 if id(parameter) in learnt:
                     raise ConfigError(
-                        f"{self._algorithm_name}.groups: a parameter of '{name}' is there twice, "
-                        "or in another group as well"
+                        f"{self._algorithm_name}.groups: a parameter of '{name}' is listed twice, "
+                        "or also belongs to another group"
                     )
                 learnt.add(id(parameter))
         self._parameters = FlatParameters(chain.from_iterable(members.values()))
@@ -276,7 +276,7 @@ class Learner:
 
     @torch.no_grad()
     def _with_new_states(self, batch: Batch, scheduled: Mapping[str, float]) -> Batch:
-        """Let the current policy compute the states before each segment; load the new batch."""
+        """Compute the states before each segment by the current policy; load the new batch."""
         if batch.sequences is None:
             return batch
         with sampling_mode(self.model):
@@ -348,7 +348,7 @@ class Learner:
         return replace(experience, fields={**fields, "reward": reward})
 
     def _shared(self, engine: GradientEngine) -> GradientEngine:
-        """Return an engine that computes what this one would compute for the rows of all ranks."""
+        """Return an engine that computes the gradient over the rows of all ranks."""
         if self._ranks.size == 1:
             return engine
         if not self._algorithm.is_mean_over_rows:
@@ -358,7 +358,7 @@ class Learner:
         return RankedEngine(engine, self._ranks, self._algorithm, self._parameters, waits=waits)
 
     def _build_engine(self) -> GradientEngine:
-        """Return the fastest engine that supports algorithm and model; log why not a faster one."""
+        """Return the fastest engine for algorithm and model; log why no faster one is used."""
         algorithm, model, section = self._algorithm, self.model, self._section
         bf16 = "algorithm.bf16 is set" if section.bf16 else None
         why = bf16 or mlp_gradients.why_not(algorithm, model)
@@ -388,7 +388,7 @@ class Learner:
         return AutogradEngine(algorithm, model, self._parameters, section.compile, section.bf16)
 
     def _log_slower(self, what: str, why: str) -> None:
-        """Log why learning is not as fast as possible, as a warning if because of custom code."""
+        """Log why a slower engine is used; a warning if custom code is the reason."""
         is_ours = all(
             type(part).__module__.startswith("fastrl.") for part in (self._algorithm, self.model)
         )
@@ -402,7 +402,7 @@ class Learner:
         if not all(map(math.isfinite, numbers)):
             raise FastrlError(
                 f"learning diverged after {self.steps} steps: loss or parameters are not finite; "
-                "lower algorithm.learning_rate, set algorithm.max_grad_norm, or look for rewards "
+                "lower algorithm.learning_rate, set algorithm.max_grad_norm, or check for rewards "
                 "and observations that are not finite"
             )
 
@@ -428,7 +428,7 @@ def _require_outputs(algorithm: Algorithm[Any], model: PolicyModel) -> None:
     if missing:
         kind = type(model).__name__
         raise ConfigError(
-            f"{type(algorithm).__name__} needs {' and '.join(algorithm.needs)} of the policy, but "
+            f"{type(algorithm).__name__} needs the policy's {' and '.join(algorithm.needs)}, but "
             f"{kind}.outputs lacks {' and '.join(missing)}; it has {', '.join(outputs) or 'none'}"
         )
 
@@ -445,11 +445,11 @@ def build_learner(
     Args:
         config: The whole run.
         env_spec: Spaces of the environment.
-        model: The policy; by default a new one, whose first parameters depend only on
+        model: The policy; by default a new one, whose initial parameters depend only on
             ``config.seed``.
         algorithm: By default the one that ``config.algorithm`` names. The section of another one
             replaces ``config.algorithm``.
-        ranks: Those that learn together; by default this process on its own.
+        ranks: The ranks of the run; by default this process alone.
 
     Raises:
         ConfigError: The algorithm or the model cannot be built, or the learner's device does not
@@ -471,10 +471,10 @@ def build_learner(
 
 
 def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
-    """Return the algorithm that a section belongs to.
+    """Build the algorithm of a section.
 
     Raises:
-        ConfigError: It cannot be imported or built, or is something else.
+        ConfigError: It cannot be imported or built, or is not an `Algorithm`.
     """
     if section.import_path is None:
         where = f"algorithm.name: '{section.name}'"
@@ -489,7 +489,7 @@ def _build_algorithm(section: LearnerConfig) -> Algorithm[Any]:
 def learner_threads(config: Config, env_spec: EnvSpec) -> int:
     """Return the number of threads of the learner.
 
-    They wait for each other in each update, so that more than one pays only for large networks.
+    Threads wait for each other in each update, so more than one pays only for large networks.
     """
     threads = config.algorithm.torch_threads
     return policy_threads(env_spec, config.model) if threads == "auto" else threads
@@ -499,7 +499,7 @@ def kernel_threads(config: Config, num_ranks: int) -> int:
     """Return the number of threads for compiled gradients.
 
     Args:
-        config: The whole run. ``auto`` is all cores, if workers rest while the learner works.
+        config: The whole run. ``auto`` means all cores if workers rest during an update.
         num_ranks: Ranks that learn together: with more than one, each has a core.
     """
     threads = config.algorithm.torch_threads

@@ -1,8 +1,8 @@
 """Losses and diagnostics of policy-gradient methods as pure, differentiable functions.
 
-All take tensors ``[*]`` of equal shape, usually ``[N] float32`` for N transitions, and return
-scalars ``[]``; ``log_prob`` is that of the taken actions under the policy that learns, and
-``old_log_prob`` that under the policy that took them, in nats. They raise `ValueError` where shapes
+All functions take tensors ``[*]`` of equal shape, usually ``[N] float32``, and return
+scalars ``[]``. ``log_prob`` belongs to the taken actions under the policy that learns,
+``old_log_prob`` under the policy that acted, both in nats. They raise `ValueError` if shapes
 disagree.
 """
 
@@ -24,8 +24,8 @@ def normalize_advantage(advantage: Tensor) -> Tensor:
     """
     if advantage.numel() < 2:
         return advantage
-    # The mean of equal numbers is rounded, and dividing the rest by a deviation as small would give
-    # 1 or -1 for all. Relative to the first one they are 0, and so is their mean.
+    # The mean of equal numbers is rounded, and the remainder divided by as small a deviation is
+    # 1 or -1. Relative to the first number they are exactly 0, and so is their mean.
     shifted = advantage - advantage.flatten()[0]
     deviation, mean = torch.std_mean(shifted)
     return (shifted - mean) / (deviation + _EPSILON)
@@ -70,9 +70,9 @@ def clipped_value_loss(
 ) -> Tensor:
     """Return E[max((V - G)², (V_old + clip(V - V_old, -ε, ε) - G)²)].
 
-    The larger of the two, as in PPO's first implementation: no gradient flows once a value has
+    This is the maximum, as in PPO's first implementation: no gradient flows once a value has
     moved by more than ε towards its target (Engstrom et al. 2020,
-    https://arxiv.org/abs/2005.12729, section 3). Equal to `value_loss` where nothing is clipped;
+    https://arxiv.org/abs/2005.12729, section 3). Equal to `value_loss` if nothing is clipped;
     implementations that halve it need half the ``value_coef`` here.
     """
     same_shapes(value=value, old_value=old_value, target=target)

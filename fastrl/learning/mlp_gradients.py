@@ -1,8 +1,8 @@
-"""Gradients of small MLP policies on the CPU, with compiled networks.
+"""Gradients of the known losses over small MLP policies on the CPU, in one compiled call.
 
-Networks of this size spend most of their time with starting operations, so that one call computes
-all of a minibatch: see `mlp_pass`. For losses that it knows nothing is left to autograd; for any
-other loss see `mlp_network`. Tests compare both with autograd.
+For small networks most of the time goes into starting operations, so one call of `mlp_pass`
+computes a whole minibatch, loss included. `mlp_network` is for other losses, `sequence_gradients`
+for memories. Tests compare all of them with autograd.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _PLACES = {name: place for place, name in enumerate(kernel.PROGRAM.names or ())}
 
 
 def why_not_described(model: PolicyModel) -> str | None:
-    """Return why the bodies and heads of a model cannot be described; None if they can.
+    """Return why kernels cannot compute the bodies and heads of a model; None if they can.
 
-    The model must compute what an `ActorCritic` computes, in float32 on the CPU, over vectors of
+    The model must compute the same as `ActorCritic`, in float32 on the CPU, over vectors of
     numbers and choices, with tanh or ReLU.
     """
     custom = custom_forward(model)
@@ -64,9 +64,9 @@ def why_not_described(model: PolicyModel) -> str | None:
 
 
 def columns_of_others(model: ActorCritic) -> tuple[Tensor, bool]:
-    """Return which inputs of the first layers belong to no wide choice, and whether some do.
+    """Return the inputs of the first layers outside of wide choices, and whether there are any.
 
-    The first are ``[inputs] int64``, columns of the layers' weights.
+    The inputs are ``[inputs] int64``, columns of the layers' weights.
     """
     vectors, narrow, wide = columns_by_kind(model.actor_body.encoders)
     return torch.cat([vectors, narrow]).sort().values, len(wide) > 0
@@ -74,15 +74,15 @@ def columns_of_others(model: ActorCritic) -> tuple[Tensor, bool]:
 
 @torch.no_grad()
 def encoded(model: ActorCritic, leaves: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return what the first layers read of an observation.
+    """Return an observation as the first layers read it.
 
     Args:
-        model: Its normalisers and encoders, which have no parameters; see `why_not_described`.
-        leaves: Of the observation, ``[n, *shape]`` each.
+        model: A model whose encoders have no parameters; see `why_not_described`.
+        leaves: Leaves of the observation, ``[n, *shape]`` each.
 
     Returns:
-        ``[n, inputs] float32``, without those of wide choices; and ``[n, choices] int64``: which
-        columns of the weights belong to the options that were chosen, or None without wide choices.
+        ``[n, inputs] float32`` without wide choices; and ``[n, choices] int64``: the columns of
+        the weights that belong to the chosen options, or None without wide choices.
     """
     encoders: Any = model.actor_body.encoders
     numbers, options, first = [], [], 0
@@ -102,12 +102,12 @@ class MLPProgram:
     """The records of `mlp_pass` for a model, of which `why_not_described` returns None.
 
     Args:
-        model: Its parameters must stay where they are.
-        gradient_of: Returns where the gradient of a parameter goes, a contiguous tensor.
-        kind: What `mlp_pass` computes.
+        model: The policy, whose parameters must not be moved in memory.
+        gradient_of: Returns the contiguous tensor that receives the gradient of a parameter.
+        kind: Task of `mlp_pass`, such as its `OUTPUTS`.
 
     Attributes:
-        address: That of the `mlp_pass.PROGRAM`.
+        address: Address of the `mlp_pass.PROGRAM` record.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class MLPProgram:
             ]
         record = np.zeros(1, kernel.PROGRAM)
         self.address = record.ctypes.data
-        # To set a field of a record takes numpy five times as long.
+        # Setting a field of a record takes numpy five times as long.
         self._record = record.view(np.int64)
         self.write(
             towers=self._kept(np.concatenate(towers)),
@@ -143,7 +143,7 @@ class MLPProgram:
             self._record[_PLACES[name]] = content
 
     def read(self, inputs: Tensor, options: Tensor | None) -> None:
-        """Set where the inputs of the rows are; see `encoded`."""
+        """Set the memory of the inputs; see `encoded`."""
         self.write(
             inputs=inputs.data_ptr(),
             options=0 if options is None else options.data_ptr(),
@@ -158,7 +158,7 @@ class MLPProgram:
             index: ``[n]``, of any type of integers.
 
         Raises:
-            ConfigError: There are none, or one is outside the batch.
+            ConfigError: There are no rows, or a row is outside of the batch.
         """
         if index.dtype != torch.int64 or not index.is_contiguous():
             index = index.to(torch.int64).contiguous()
@@ -172,7 +172,7 @@ class MLPProgram:
     def _tower(
         self, body: Body, heads: Sequence[nn.Linear], policy: int = 0, value: int = 0
     ) -> NDArray[Any]:
-        """Return the record of a body and its heads; which is whose head counts from the end."""
+        """Return the record of a body and its heads; heads are numbered from the end."""
         inputs = kernel.padded(len(self._others))
         source = self._buffer(inputs, kernel.TILE), self._buffer(kernel.TILE, inputs), 0
         tower = np.zeros(1, kernel.TOWER)
@@ -233,7 +233,7 @@ class MLPProgram:
 
 
 def why_not(algorithm: Algorithm[Any], model: PolicyModel) -> str | None:
-    """Return why `MLPGradientEngine` cannot be used; None if it can.
+    """Return why the compiled loss cannot be used; None if it can.
 
     The loss must be the one that the kernels implement, and the model one that can be described;
     see `why_not_described`. It must have one action leaf: a single categorical, or a plain Gaussian
@@ -294,11 +294,11 @@ class KnownLossEngine(GradientEngine):
 
     @torch.no_grad()
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take a batch; normalise its observations once, as their statistics stay the same."""
+        """Set the batch; normalise its observations once, as their statistics stay the same."""
         inputs, options = encoded(self._model, list(batch.observation.values()))
         action = batch.action[self._leaf]
         action = action.flatten() if self._categorical else action.reshape(len(action), -1)
-        # The kernels read float32, also where an algorithm prepares numbers of another type.
+        # The kernels read float32, also if an algorithm prepares numbers of another type.
         columns = torch.stack([batch.fields[name].float() for name in COLUMNS], dim=-1)
         mask = batch.fields.get(ACTION_MASK)
         self._take(
@@ -319,14 +319,14 @@ class KnownLossEngine(GradientEngine):
         valid: Tensor | None,
         settings: ObjectiveSettings,
     ) -> None:
-        """Keep what minibatches are computed from.
+        """Keep the data of the batch.
 
         Args:
-            inputs: ``[N, features] float32``, without those of wide choices.
-            options: ``[N, choices] int64``: which inputs of wide choices are 1.
+            inputs: ``[N, features] float32``, without wide choices.
+            options: ``[N, choices] int64``: inputs of wide choices that are 1.
             action: ``[N] int64`` or ``[N, numbers]``.
             columns: ``[N, 4] float32``; see `COLUMNS`.
-            valid: ``[N, options] bool``, or None where all actions are.
+            valid: ``[N, options] bool``, or None if all actions are valid.
             settings: Weights and bounds of the loss.
         """
         self._inputs, self._options = inputs, options
@@ -350,7 +350,7 @@ class KnownLossEngine(GradientEngine):
     def forward(self, index: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return the metrics of a minibatch, ``[6] float64``."""
         if own:
-            # Advantages that are standardised over the rows of all ranks.
+            # Advantages standardised over the rows of all ranks.
             self._columns[index, COLUMNS.index("advantage")] = own["advantage"]
             self._settings[-1] = False
         metrics = torch.empty(len(METRICS), dtype=torch.float64)
@@ -386,13 +386,13 @@ class KnownLossEngine(GradientEngine):
 
 
 class MLPGradientEngine(KnownLossEngine):
-    """Computes what `AutogradEngine` computes, where `why_not` returns None, without a memory.
+    """Computes the same as `AutogradEngine`, if `why_not` returns None and there is no memory.
 
     Args:
         algorithm: See `KnownLossEngine`.
-        model: See there.
-        threads: With more than one, the network of the value and that of the policy, if they are
-            separate, are computed in a thread each. The numbers do not depend on it.
+        model: See `KnownLossEngine`.
+        threads: If more than one, separate networks of value and policy are computed in one
+            thread each. The results do not depend on it.
     """
 
     def __init__(self, algorithm: Algorithm[Any], model: ActorCritic, threads: int = 1) -> None:
@@ -425,7 +425,7 @@ class MLPGradientEngine(KnownLossEngine):
     def _compute(self, index: Tensor, log_std: Tensor, metrics: Tensor) -> None:
         self._program.write(log_std=log_std.data_ptr(), metrics=metrics.data_ptr())
         self._minibatches += 1
-        # A single minibatch takes no longer than to wake the other thread.
+        # Waking the other thread takes as long as a single minibatch.
         if self._pool is not None and self._minibatches == 2:
             self._mailbox[:] = 0
             self._program.write(mailbox=self._mailbox.ctypes.data)
@@ -436,7 +436,7 @@ class MLPGradientEngine(KnownLossEngine):
         """Do nothing: `forward` has written the gradient."""
 
     def release(self) -> None:
-        """Drop the batch, and let the other thread rest."""
+        """Drop the batch, and send the other thread to sleep."""
         super().release()
         if self._served is not None:
             self._mailbox[0] = kernel.STOP
@@ -452,7 +452,7 @@ def gradient_of(parameter: Tensor) -> Tensor:
 
 
 def _as_array(settings: ObjectiveSettings) -> NDArray[np.float64]:
-    """Return what the kernels take, in the order of the attributes; infinite for None."""
+    """Return settings as a vector, in the order of the attributes; infinite for None."""
     numbers = (
         math.inf if settings.clip_range is None else settings.clip_range,
         math.inf if settings.clip_value_range is None else settings.clip_value_range,

@@ -1,8 +1,8 @@
 """Gradients of any loss over a small MLP policy on the CPU, with a compiled network.
 
-`mlp_pass` computes what the network puts out, and from the gradient by that the one of its weights.
-The loss is written in torch: autograd differentiates it, or with ``algorithm.compile`` a program of
-``torch.compile``. Tests compare both with plain autograd.
+`mlp_pass` computes the outputs of the network, and the gradient of its weights from that of the
+outputs. The loss is written in torch, and differentiated by autograd or, with
+``algorithm.compile``, by a program of ``torch.compile``. Tests compare both with plain autograd.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastrl.models.policy import ActorCritic, PolicyModel
 _LOGGER = logging.getLogger(__name__)
 _NOTHING = torch.empty(0)
 _Given = tuple[Batch, Tensor, Scheduled, Mapping[str, Tensor] | None]
-"""Batch, rows, scheduled numbers, and what `Algorithm.whole` returned for the rows, if known."""
+"""Batch, rows, scheduled numbers, and the result of `Algorithm.whole` for the rows, if known."""
 
 
 def why_not_network(model: PolicyModel) -> str | None:
@@ -39,16 +39,16 @@ def why_not_network(model: PolicyModel) -> str | None:
 
 
 class MLPNetworkEngine(AutogradEngine):
-    """Computes what `AutogradEngine` computes, where `why_not_network` returns None.
+    """Computes the same as `AutogradEngine`, if `why_not_network` returns None.
 
     A loss may differentiate the network itself, as a penalty on gradients does. The first minibatch
-    shows whether it does: there the network is one operation of autograd. Otherwise its outputs are
-    leaves from then on, which takes less time.
+    shows whether it does; if so, the network is one operation of autograd. Otherwise its outputs
+    are leaves of autograd from then on, which takes less time.
 
     Args:
         algorithm: Its loss.
         model: Its parameters must be those of ``parameters``.
-        parameters: Where gradients go.
+        parameters: Vectors of the parameters and gradients.
         compiled: Run the loss and its gradient through ``torch.compile``, where that works.
     """
 
@@ -70,7 +70,7 @@ class MLPNetworkEngine(AutogradEngine):
         self._by_known: list[Tensor] = []
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take a batch; normalise its observations once, as their statistics stay the same."""
+        """Set the batch; normalise its observations once, as their statistics stay the same."""
         super().load(batch, scheduled)
         self._inputs = encoded(self._model, self._model._leaves(batch.observation)[1])
 
@@ -120,7 +120,7 @@ class MLPNetworkEngine(AutogradEngine):
         self._leaves, self._by_known = (), []
 
     def _loss_of(self, given: _Given, known: tuple[Tensor, ...]) -> Loss:
-        """Return the loss as a function of what is known; see `_CompiledPolicy`."""
+        """Return the loss as a function of known outputs; see `_CompiledPolicy`."""
         minibatch = minibatch_of(self._algorithm, *given)
         policy = _CompiledPolicy(self._model, self._network, minibatch, known)
         return self._algorithm.loss(minibatch, cast(PolicyModel, policy))
@@ -128,7 +128,7 @@ class MLPNetworkEngine(AutogradEngine):
     def _differentiate(
         self, given: _Given, known: tuple[Tensor, ...]
     ) -> tuple[tuple[str, ...], Tensor, tuple[Tensor, ...]]:
-        """Return the names of the metrics, their values, and the gradient by what is known."""
+        """Return the names of the metrics, their values, and the gradient by the known outputs."""
         names = self.metrics
 
         def total(*known: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class MLPNetworkEngine(AutogradEngine):
                 known = *known, log_std.detach()
             with torch.no_grad():
                 self.metrics, numbers, gradients = self._program(given, known)
-        # Of many kinds, since torch runs the code of the loss while it compiles.
+        # Any exception, since torch runs the code of the loss while it compiles.
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {one_line(error, 130)}")
             return None
@@ -162,7 +162,7 @@ class MLPNetworkEngine(AutogradEngine):
         return cast(Tensor, numbers)
 
     def _reads_parameters(self, given: _Given, known: tuple[Tensor, ...]) -> bool:
-        """Return whether the loss depends on parameters otherwise than by what is known."""
+        """Return whether the loss depends on parameters other than through the known outputs."""
         log_std = self._model.distribution.log_std
         others = [p for p in self._parameters.parameters if p is not log_std]
         with torch.random.fork_rng(devices=[]):
@@ -172,7 +172,7 @@ class MLPNetworkEngine(AutogradEngine):
         return any(gradient is not None for gradient in found)
 
     def _give_up(self, why: str) -> None:
-        """Leave the loss to autograd from now on."""
+        """Differentiate the loss by autograd from now on."""
         self._compiled = False
         what = f"{type(self._algorithm).__name__}.loss"
         _LOGGER.warning("torch cannot compile %s, which runs uncompiled: %s", what, why)
@@ -183,7 +183,7 @@ class _Distribution:
 
     Args:
         distribution: The distribution.
-        log_std: In place of its own.
+        log_std: Replaces its log standard deviations.
     """
 
     def __init__(self, distribution: ActionDistribution, log_std: Tensor) -> None:
@@ -205,7 +205,7 @@ class _CompiledPolicy:
     Args:
         model: The model.
         network: Its bodies and heads.
-        minibatch: One whose outputs are known, if any.
+        minibatch: Minibatch whose outputs are known, if any.
         known: The outputs ``[n, P]`` and values ``[n]`` for its observations; and log standard
             deviations in place of the model's, if any.
     """
@@ -229,7 +229,7 @@ class _CompiledPolicy:
         if any(leaf.requires_grad for leaf in observation.values()):
             return cast(tuple[Tensor, ...], self._model(observation))
         if self._minibatch is not None and observation is self._minibatch.observation:
-            # Copies, as a loss may change its outputs in place, and leaves may not be.
+            # Copies, as a loss may change outputs in place, but leaves must not change.
             return tuple(output.clone() for output in self._known)
         leading, leaves = self._model._leaves(observation)
         outputs, values = _Outputs.apply(  # type: ignore[no-untyped-call]
@@ -245,8 +245,8 @@ class _Network:
 
     Attributes:
         model: The model.
-        parameters: Those of bodies and heads.
-        writes: Whether `gradients` adds to ``total`` itself and returns none, which spares autograd
+        parameters: Parameters of bodies and heads.
+        writes: Whether `gradients` adds to ``total`` and returns nothing, which saves autograd
             an operation for each parameter.
         was_differentiated: Whether a loss asked autograd for gradients by the network's parameters.
 
@@ -283,7 +283,7 @@ class _Network:
         Args:
             inputs: See `encoded`.
             options: See `encoded`.
-            index: ``[n]``: which rows of them; None for all.
+            index: ``[n]``: rows to compute; None for all.
         """
         rows = (inputs if index is None else index).shape[0]
         outputs = torch.empty(rows, self.model.actor_head.out_features)
@@ -299,15 +299,15 @@ class _Network:
         by_values: Tensor | None,
         index: Tensor | None = None,
     ) -> list[Tensor | None]:
-        """Return the gradients of the parameters, given those by the outputs.
+        """Return the gradients by the parameters from those by the outputs.
 
         Args:
             inputs: See `encoded`.
             options: See `encoded`.
             by_outputs: ``[n, P]``; None if the loss does not depend on these outputs.
-            by_values: ``[n]``; None if it does not depend on values, of whose own body nothing is
-                computed then.
-            index: ``[n]``: which rows; None for all.
+            by_values: ``[n]``; None if the loss does not depend on values; a separate value body is
+                not computed then.
+            index: ``[n]``: rows to compute; None for all.
         """
         has_value, rows = by_values is not None, (inputs if index is None else index).shape[0]
         if by_outputs is None:
@@ -336,7 +336,7 @@ class _Network:
         values: Tensor,
         has_value: bool,
     ) -> None:
-        """Compute all towers, or the first one, which is the policy's."""
+        """Compute all towers, or only the policy's, which is the first."""
         if index is None:
             if not len(inputs):
                 self._gradient.zero_()
@@ -354,7 +354,7 @@ class _Network:
         self._program.run(index)
 
     def _part_of(self, parameter: Tensor) -> Tensor:
-        """Return where the gradient of a parameter is written: at its place in the whole."""
+        """Return the memory of a parameter's gradient, a part of the whole vector."""
         if not parameter.requires_grad:
             return torch.zeros_like(parameter)
         place = gradient_of(parameter).storage_offset()
@@ -364,8 +364,8 @@ class _Network:
 class _Outputs(torch.autograd.Function):
     """The outputs of a `_Network`.
 
-    Only those of the rows are kept for the gradient: all that lies between them and the inputs is
-    computed again, which takes less time than to write it to memory and to read it.
+    The backward pass computes the hidden layers of its rows again, which takes less time than
+    writing them to memory and reading them.
     """
 
     @staticmethod
@@ -387,7 +387,7 @@ class _Outputs(torch.autograd.Function):
         network.was_differentiated |= not network.writes
         if not torch.is_grad_enabled():
             return None, None, None, *network.gradients(*ctx.encoded, *by_outputs)
-        # The gradient is to be differentiated, too: with `create_graph`.
+        # With `create_graph` the gradient is differentiated, too.
         parameters, values = network.model(ctx.observation)
         outputs = zip((parameters.flatten(0, -2), values.flatten()), by_outputs, strict=True)
         used = [(output, gradient) for output, gradient in outputs if gradient is not None]

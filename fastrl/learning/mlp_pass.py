@@ -1,13 +1,13 @@
 """One call that computes the loss of a minibatch and its gradient, for MLP policies on the CPU.
 
-Rows are taken `TILE` at a time, so that all that is computed of them stays in the cache. Within a
+Rows are processed `TILE` at a time, so that their intermediate results stay in the cache. In a
 tile each feature's numbers are contiguous, ``buffer[feature, row] float32``: rows are the lanes of
 registers, forward and backward, as in `fastrl.models.inference.mlp_kernel`. Only the gradient of
 weights, which is a sum over rows, reads the inputs of a layer row by row.
 
-What to compute is described by the records below, which `mlp_gradients` fills: mostly addresses.
-For a loss that is not compiled it is computed in two calls: the outputs, and from the gradient by
-them that of the weights.
+The records below, which `mlp_gradients` fills, describe the task; most fields are addresses.
+For a loss that is not compiled there are two calls: one computes the outputs, the other one the
+gradient of the weights from the gradient of the outputs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from fastrl.models.inference.lanes import (
 Record = Any
 """A record of one of the types below, in jitted code."""
 Records = Any
-"""Several of them."""
+"""An array of such records, in jitted code."""
 
 TILE = 64
 """Rows that are computed together."""
@@ -70,11 +70,11 @@ _TILE_BYTES = 4 * TILE
 
 IDENTITY, TANH, RELU = range(3)
 CATEGORICAL, GAUSSIAN, OUTPUTS, GRADIENTS = range(4)
-"""What to compute: the known loss and its gradient, for either kind of action; the outputs of the
-heads; or the gradient of the weights from that by the outputs."""
+"""Tasks: the known loss and its gradient, for either kind of action; the outputs of the heads; or
+the gradient of the weights from the gradient by the outputs."""
 INVALID = float(np.finfo(np.float32).min)
-"""Logit of an invalid action: less any other logit its exponential is exactly 0, and times that it
-is 0, unlike -inf. Logits of the network are far above it."""
+"""Logit of an invalid action. The exponential of its difference from any valid logit is exactly 0,
+and their product is 0, unlike for -inf. Logits of the network are far above it."""
 
 
 def _record(*fields: str) -> np.dtype[Any]:
@@ -88,10 +88,10 @@ PROGRAM = _record(
     "num_inputs",
     "options",  # [N, num_choices] int64: columns of the first layers' weights
     "num_choices",
-    "kind",  # of what is computed
+    "kind",  # task
     "width",  # outputs of the policy's head: logits, or numbers of an action
     "action",  # [N] int64, or [N, width] float32
-    "valid",  # [N, width] bool, or 0 where all actions are
+    "valid",  # [N, width] bool, or 0 if all actions are valid
     "log_std",  # [width] float32
     "log_std_gradient",  # [width] float32
     "num_rows",  # N
@@ -100,16 +100,16 @@ PROGRAM = _record(
     "metrics",  # [6] float64
     "outputs",  # [rows, width] float32: of the policy's head, or the gradient by them
     "values",  # [rows] float32: of the value's head, or the gradient by them
-    "mailbox",  # [NUM_LETTERS] int64, or 0 where one thread computes all
+    "mailbox",  # [NUM_LETTERS] int64, or 0 if one thread computes everything
 )
-"""What is computed for the minibatches of one batch of N rows.
+"""The task for all minibatches of one batch of N rows.
 
-`OUTPUTS` and `GRADIENTS` need no actions, columns, settings or metrics, other kinds no outputs and
+`OUTPUTS` and `GRADIENTS` use no actions, columns, settings or metrics; other tasks no outputs or
 values.
 """
 
 NUM_LETTERS = 24
-"""Numbers of a mailbox; what different threads write is in different lines of the cache."""
+"""Size of a mailbox; different threads write to different cache lines."""
 _INDEX, _ROWS = 8, 16
 _CLAIMED, _DONE = 64, 128
 STOP = -1
@@ -134,15 +134,15 @@ LAYER = _record(
     "activation",
     "source",  # [padded inputs, TILE] float32
     "source_rows",  # [TILE, padded inputs] float32: the same
-    "source_gradient",  # [padded inputs, TILE] float32, or 0 where it is not needed
+    "source_gradient",  # [padded inputs, TILE] float32, or 0 if it is not needed
     "is_last_reader",  # of the source: writes its gradient first
     "target",  # [padded outputs, TILE] float32
     "target_rows",  # [TILE, padded outputs] float32: the same, or 0 for heads
     "gradient",  # [padded outputs, TILE] float32: by the target
     "sums",  # [outputs, padded inputs] float32: gradient of the weights
     "num_options",  # of all choices; 0 in all but first layers
-    "others",  # [num_inputs] int64: columns of the inputs among weights, where there are options
-    "narrow",  # [outputs, num_inputs] float32: weights of the inputs, where there are options
+    "others",  # [num_inputs] int64: columns of the inputs among weights, if there are options
+    "narrow",  # [outputs, num_inputs] float32: weights of the inputs, if there are options
 )
 """A linear layer and its activation. Numbers are padded to multiples of `LANES`, with zeros."""
 
@@ -191,7 +191,7 @@ def _activate(layer: Record, registers: int) -> None:
 
 @jitted
 def _add_options(program: Record, layer: Record, index: int, count: int) -> None:
-    """Add the weights of the chosen options, for each row its own."""
+    """Add the weights of each row's chosen options."""
     row_bytes = 4 * (layer.num_inputs + layer.num_options)
     for row in range(count):
         options = program.options + read_int64(index + 8 * row) * 8 * program.num_choices
@@ -365,7 +365,7 @@ def _copy_head(program: Record, layer: Record, memory: int, first: int, count: i
     """Copy outputs of a head for a tile to memory, or the gradient by them from there.
 
     Args:
-        program: Its kind says which.
+        program: Its kind decides between both.
         layer: The head.
         memory: Address of ``[rows, outputs] float32``.
         first: Row at which the tile begins.
@@ -394,7 +394,7 @@ def _head(
     scale: float,
     rows: int,
 ) -> None:
-    """Compute the loss of a tile and its gradient by the outputs of a head, or copy one of them."""
+    """Compute a tile's loss and its gradient by a head's outputs, or copy one of them."""
     if program.kind >= OUTPUTS:
         memory = program.outputs if is_policy else program.values
         _copy_head(program, layer, memory, first, count)
@@ -409,7 +409,7 @@ def _head(
 
 @jitted
 def _begin(program: Record, layer: Record) -> None:
-    """Set gradients that are sums over rows to zero, and find the weights of inputs."""
+    """Set gradients that are sums over rows to zero, and copy the weights of inputs."""
     inputs, options = layer.num_inputs, layer.num_options
     if program.kind != OUTPUTS:
         _zero(layer.sums, layer.num_outputs * padded(inputs))
@@ -441,7 +441,7 @@ def _end(layer: Record) -> None:
 
 @jitted
 def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
-    """Compute a tower's part of what is asked for, for the rows at ``index``."""
+    """Compute a tower's part of the task for the rows at ``index``."""
     layers = carray(pointer(tower.layers), tower.num_layers, LAYER)
     mean, scale = 0.0, 1.0
     if program.kind < OUTPUTS and tower.policy >= 0:
@@ -468,10 +468,10 @@ def _pass(program: Record, tower: Record, index: int, rows: int) -> None:
 
 @jitted
 def _pass_in_two_threads(program: Record, towers: Records, index: int, rows: int) -> None:
-    """Compute the policy's part here, and the value's in the thread that serves, if it is there.
+    """Compute the policy's part here, and the value's part in the other thread if it is free.
 
-    The first of both that gets to the value's part computes it, so that this thread waits only if
-    the other one has begun.
+    The first thread that reaches the value's part computes it, so this thread waits only if the
+    other one has begun.
     """
     mailbox = program.mailbox
     number = read_int64(mailbox) + 1
@@ -511,15 +511,15 @@ def run(digest: int) -> Callable[[int, int, int], bool]:
     """Return the kernel."""
 
     def run(program_address: int, index: int, rows: int) -> bool:
-        """Write what `PROGRAM` describes for a minibatch; or serve another thread.
+        """Run a `PROGRAM` on a minibatch; or serve another thread.
 
-        Returns whether it could: a row may be none of the batch.
+        Return False if a row is outside of the batch.
 
         Args:
             program_address: Address of a `PROGRAM` record.
             index: Address of ``[rows] int64``: rows of the batch.
-            rows: Size of the minibatch; 0 to compute a part of those of another thread, until it
-                writes `STOP` to the mailbox.
+            rows: Size of the minibatch; 0 to compute parts of another thread's minibatches
+                until it writes `STOP` to the mailbox.
         """
         _ = digest
         program = carray(pointer(program_address), 1, PROGRAM)[0]

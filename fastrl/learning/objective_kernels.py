@@ -1,6 +1,6 @@
 """Loss and gradient of a minibatch in one compiled call, for the CPU.
 
-The loss is `fastrl.learning.ppo.objective`, whose derivatives are written out by hand; tests
+The loss is `fastrl.learning.ppo.objective`, with handwritten derivatives; tests
 compare them with autograd. Sums are float64.
 """
 
@@ -25,7 +25,7 @@ COLUMNS = ("log_prob", "advantage", "target", "value")
 """Fields of the batch in ``columns [N, 4] float32``."""
 
 NUM_SETTINGS = 5
-"""Numbers of `ObjectiveSettings`."""
+"""Number of `ObjectiveSettings`."""
 
 _EPSILON = 1e-8
 """Added to the deviation of advantages, as in `fastrl.learning.losses`."""
@@ -37,7 +37,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 def moments(index: Ints, columns: Floats, settings: Floats) -> tuple[float, float]:
     """Return the mean of the advantages of a minibatch, and the inverse of their deviation.
 
-    They are 0 and 1 where advantages are not normalised.
+    They are 0 and 1 if advantages are not normalised.
     """
     rows = len(index)
     if settings[4] == 0.0 or rows == 1:
@@ -69,7 +69,7 @@ def value_terms(
         index: ``[n] int64``: rows of ``columns``.
         columns: ``[N, 4]``; see `COLUMNS`.
         settings: ``[5] float64``; the `ObjectiveSettings`, infinite for None.
-        rows: Of the minibatch.
+        rows: Size of the minibatch.
         value_gradient: ``[n]``, written.
         metrics: ``[6] float64``, added to: sums over rows; see `METRICS` and `finish`.
     """
@@ -100,7 +100,7 @@ def _policy_terms(
     log_prob_gradient: Floats,
     metrics: Floats,
 ) -> None:
-    """Compute the derivatives by log-probabilities; that by each entropy is ``-coef / rows``."""
+    """Compute the derivatives by log-probabilities; that of each entropy is ``-coef / rows``."""
     clip = settings[0]
     plain = math.isinf(clip)
     policy_sum = entropy_sum = kl_sum = 0.0
@@ -117,7 +117,7 @@ def _policy_terms(
             log_prob_gradient[row] = -advantage / rows
         else:
             clipped += abs(ratio - 1) > clip
-            # The bound holds only where it makes the objective smaller.
+            # The bound applies only if it makes the objective smaller.
             held = ratio > 1 + clip if advantage > 0 else ratio < 1 - clip
             kept = (1 + clip if advantage > 0 else 1 - clip) if held else ratio
             policy_sum -= advantage * kept
@@ -155,11 +155,11 @@ def categorical_terms(
         logits: ``[n, K]``.
         action: ``[N] int64``.
         index: ``[n] int64``: rows of ``action`` and ``columns``.
-        columns: See `value_terms`, as the rest.
-        settings: See there.
+        columns: See `value_terms`.
+        settings: See `value_terms`.
         mean: See `moments`.
-        scale: See there.
-        rows: Of the minibatch.
+        scale: See `moments`.
+        rows: Size of the minibatch.
         logits_gradient: ``[n, K]``, written.
         metrics: ``[6] float64``, added to.
     """
@@ -214,11 +214,11 @@ def gaussian_terms(
         log_std: ``[K]``; used within `LOG_STD_RANGE`, and without a gradient outside.
         action: ``[N, K]``.
         index: ``[n] int64``: rows of ``action`` and ``columns``.
-        columns: See `value_terms`, as the rest.
-        settings: See there.
-        mean: Of advantages; see `moments`.
-        scale: See there.
-        rows: Of the minibatch.
+        columns: See `value_terms`.
+        settings: See `value_terms`.
+        mean: See `moments`.
+        scale: See `moments`.
+        rows: Size of the minibatch.
         means_gradient: ``[n, K]``, written.
         log_std_gradient: ``[K]``, added to.
         metrics: ``[6] float64``, added to.
@@ -228,7 +228,7 @@ def gaussian_terms(
     slope = np.empty(count, np.float64)
     bounded = log_std.copy()
     for column in range(width):
-        # NaN stays what it is.
+        # NaN stays NaN.
         if bounded[column] < _LEAST_LOG_STD:
             bounded[column] = _LEAST_LOG_STD
         elif bounded[column] > _MOST_LOG_STD:

@@ -15,17 +15,17 @@ from fastrl.learning.returns import VTraceSettings, next_values, vtrace
 from fastrl.models.policy import PolicyModel
 
 POLICY_LAG = "policy_lag"
-"""Field ``[T, B] int64``: updates by which the policy that acted is older than the learner's."""
+"""Field ``[T, B] int64``: age of the acting policy, in updates of the learner."""
 
 
 class APPO(PPO):
     """PPO for rollouts of an older policy, with targets and advantages by V-trace.
 
-    The policy at the start of the update takes the place of the one that acted: the clip range, the
-    KL divergence and the range of values are measured from it, and its advantages are weighted by
-    its truncated probability ratio to the one that acted. That is the decoupled objective of Hilton
-    et al. 2021 (https://arxiv.org/abs/2110.00641), equation 5, whose proximal policy is the
-    learner's. Rollouts of the newest policy are learnt from as PPO does.
+    The policy at the start of the update replaces the one that acted: the clip range, the KL
+    divergence and the range of values are relative to it, and advantages are weighted by its
+    truncated probability ratio to the one that acted. This is the decoupled objective of Hilton et
+    al. 2021 (https://arxiv.org/abs/2110.00641), equation 5, whose proximal policy is the learner's.
+    PPO learns in the same way from rollouts of the newest policy.
     """
 
     section_type = APPOConfig
@@ -35,14 +35,14 @@ class APPO(PPO):
         """Return targets, advantages, and log-probabilities and values of the newest policy."""
         section = self.section
         found = corrected(experience, policy, vtrace_settings(section), section.minibatch_size)
-        # Equal to V-trace's own advantage at λ = 1, and to that of GAE on the newest policy.
+        # Equal to V-trace's own advantage at λ = 1, and to GAE for the newest policy.
         prepared = self.prepared(experience, found.target - found.value, found.target)
         fields = {**prepared.fields, "log_prob": found.log_prob, "value": found.value}
         excluded = stale_fraction(experience, section.max_policy_lag)
         return Prepared(fields, {**prepared.metrics, **excluded})
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield every row once that is not older than ``max_policy_lag``, shuffled."""
+        """Yield every row that is not older than ``max_policy_lag`` once, shuffled."""
         return recent(super().minibatches(batch, generator), batch, self.section.max_policy_lag)
 
 
@@ -67,13 +67,13 @@ class Impala(PolicyGradient[ImpalaConfig]):
 
 
 class Corrected(NamedTuple):
-    """A rollout of an older policy as the policy that learns values it; all ``[T, B] float32``.
+    """Corrected fields of an older policy's rollout, all ``[T, B] float32``.
 
     Attributes:
-        log_prob: Of the actions, under the policy that learns.
+        log_prob: Log-probability of the actions under the policy that learns.
         value: V(observation) of the policy that learns.
-        target: Of the value, by V-trace.
-        advantage: The one of V-trace.
+        target: Value target by V-trace.
+        advantage: Advantage by V-trace.
     """
 
     log_prob: Tensor
@@ -83,7 +83,7 @@ class Corrected(NamedTuple):
 
 
 def vtrace_settings(section: APPOConfig | ImpalaConfig) -> VTraceSettings:
-    """Return the settings of V-trace that a section has."""
+    """Return a section's settings of V-trace."""
     return VTraceSettings(section.gamma, section.gae_lambda, section.rho_clip, section.c_clip)
 
 
@@ -96,13 +96,13 @@ def corrected(
     """Return targets and advantages by V-trace (Espeholt et al. 2018) for a rollout.
 
     The policy that learns computes values and log-probabilities again. Only V(final observation) of
-    truncated episodes stays that of the older policy, since rollouts do not hold that observation,
-    and so do the states of a memory before each segment and after the last.
+    truncated episodes comes from the older policy, since rollouts do not hold that observation, and
+    so do the states of a memory before each segment and after the last.
 
     Args:
         experience: The rollout.
-        policy: The one that learns.
-        settings: Of V-trace.
+        policy: The policy that learns.
+        settings: Settings of V-trace.
         rows_at_once: Transitions that the policy evaluates at a time; None for all.
     """
     log_prob, value = _evaluated_anew(experience, policy, rows_at_once)
@@ -119,7 +119,7 @@ def corrected(
 
 
 def stale(lag: Tensor, max_lag: int) -> Tensor:
-    """Return which steps are too old to learn from, ``[*] bool``.
+    """Return a mask of the steps that are too old to learn from, ``[*] bool``.
 
     A step is too old if its policy is more than ``max_lag`` updates older than the learner's and a
     newer one acted elsewhere in the rollout: the newest steps are always learnt from.
@@ -132,7 +132,7 @@ def stale(lag: Tensor, max_lag: int) -> Tensor:
 
 
 def stale_fraction(experience: Experience, max_lag: int) -> dict[str, Tensor]:
-    """Return the metric of that name: the share of steps that `recent` excludes, ``[]``.
+    """Return the metric ``stale_fraction``, the share of steps that `recent` excludes, ``[]``.
 
     Args:
         experience: The rollout.
@@ -146,11 +146,11 @@ def stale_fraction(experience: Experience, max_lag: int) -> dict[str, Tensor]:
 
 
 def recent(minibatches: Iterator[Tensor], batch: Batch, max_lag: int) -> Iterator[Tensor]:
-    """Yield the rows of minibatches that `stale` does not exclude; with a memory whole segments.
+    """Yield minibatches without the rows that are `stale`; with a memory whole segments.
 
     Args:
         minibatches: Rows ``[n] int64``; see `Algorithm.minibatches`.
-        batch: The rollout. Without the field `POLICY_LAG` no step is old.
+        batch: The rollout. Without the field `POLICY_LAG` no step is stale.
         max_lag: The bound in updates.
     """
     if POLICY_LAG not in batch.fields:
@@ -172,7 +172,7 @@ def _evaluated_anew(
 ) -> tuple[Tensor, Tensor]:
     """Return log_prob ``[T, B]`` and value ``[T+1, B]`` of the policy that learns.
 
-    Both are where the rollout is: on the CPU, unless it was sampled on the learner's device.
+    Both are on the rollout's device: the CPU, unless it was sampled on the learner's device.
     """
     batch = experience.on_device()
     found = batch.evaluated(policy, rows_at_once)

@@ -29,7 +29,7 @@ from fastrl.models.policy import PolicyModel
 
 SectionT = TypeVar("SectionT", bound=PPOConfig | A2CConfig | ImpalaConfig)
 _KL_MARGIN = 1.5
-"""How far the KL divergence of a minibatch may exceed its target, as OpenAI's baselines allow."""
+"""Factor by which a minibatch's KL divergence may exceed its target, as in OpenAI's baselines."""
 
 
 class PolicyGradient(Algorithm[SectionT]):
@@ -41,18 +41,18 @@ class PolicyGradient(Algorithm[SectionT]):
 
     def __init__(self, section: SectionT) -> None:
         super().__init__(section)
-        # Here, as torch cannot compile a look for an attribute that a section lacks.
+        # Read here, as torch cannot compile a test for a missing attribute.
         self._clips = [getattr(section, name, None) for name in ("clip_range", "clip_value_range")]
 
     def objective_settings(self, scheduled: Scheduled) -> ObjectiveSettings:
         """Return the weights and bounds of the loss.
 
         Args:
-            scheduled: See `Minibatch.scheduled`; tensors in it give tensors in the result.
+            scheduled: See `Minibatch.scheduled`; if it contains tensors, so does the result.
         """
         clip_range, clip_value_range = self._clips
         return ObjectiveSettings(
-            # A subclass may leave numbers out of its schedules.
+            # The schedules of a subclass may lack some numbers.
             clip_range=scheduled.get("clip_range", clip_range),
             clip_value_range=clip_value_range,
             entropy_coef=scheduled.get("entropy_coef", self.section.entropy_coef),
@@ -61,7 +61,7 @@ class PolicyGradient(Algorithm[SectionT]):
         )
 
     def prepare(self, experience: Experience, policy: PolicyModel) -> Prepared:
-        """Return generalised advantage estimates, and λ-returns for the value to learn."""
+        """Return generalised advantage estimates, and λ-returns as value targets."""
         reward, value = experience["reward"], experience["value"][:-1]
         ended = experience["terminated"] | experience["truncated"]
         following = next_values(
@@ -82,7 +82,7 @@ class PolicyGradient(Algorithm[SectionT]):
         return Prepared(fields, {"explained_variance": explained})
 
     def whole(self, minibatch: Minibatch) -> Mapping[str, Tensor]:
-        """Standardise the advantages, where the settings say so."""
+        """Standardise the advantages, if the settings say so."""
         if not self.section.normalize_advantage:
             return {}
         return {"advantage": losses.normalize_advantage(minibatch["advantage"])}
@@ -115,9 +115,9 @@ def objective(
         log_prob: ``[n] float32`` of the taken actions under the policy that learns.
         entropy: ``[n] float32``.
         value: ``[n] float32``.
-        minibatch: Of its fields: ``log_prob`` and ``value`` when the policy acted, ``advantage``,
-            standardised if it must be, and ``target`` of the value, ``[n]`` each.
-        settings: Weights and bounds; ``normalize_advantage`` is `PolicyGradient.whole`'s.
+        minibatch: Has the fields ``log_prob`` and ``value`` of the acting policy, ``advantage``,
+            standardised if configured, and the value ``target``, ``[n]`` each.
+        settings: Weights and bounds; ``normalize_advantage`` is used by `PolicyGradient.whole`.
     """
     old_log_prob, advantage = minibatch["log_prob"], minibatch["advantage"]
     target = minibatch["target"]
@@ -162,7 +162,7 @@ class PPO(PolicyGradient[PPOConfig]):
         return self.section.epochs
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Return every row once, shuffled; with a memory whole segments.
+        """Yield every row once, shuffled; with a memory whole segments.
 
         Raises:
             ConfigError: ``minibatch_size`` is not a multiple of the segments' length.

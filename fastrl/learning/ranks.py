@@ -1,4 +1,4 @@
-"""Ranks: the processes that learn one run together, by torch.distributed."""
+"""Ranks: the processes that train one run together, connected by torch.distributed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fastrl.envs.state import State, pack, unpack
 from fastrl.errors import ConfigError, WorkerError, one_line
 
 DEADLINE_S = 30.0
-"""Without a sign of life for so long a rank counts as dead."""
+"""A rank without a sign of life for so long counts as dead."""
 START_S = 120.0
-"""How long all ranks may take to join."""
+"""Deadline for all ranks to join."""
 _BEAT_S = 0.2
-"""How often a rank gives a sign of life."""
+"""Interval of a rank's signs of life."""
 _POLL_S = 0.5
-"""How often a rank that waits checks whether another one is lost."""
+"""Interval at which a waiting rank checks for lost ranks."""
 _SILENT_S = 3.0
-"""The deadline once a connection has broken, and for peers to read why a rank ends."""
+"""Deadline after a connection has broken, and for peers to read why a rank ends."""
 _LONGEST = 2000
-"""Characters of the reason for which a rank ends."""
+"""Most characters of a rank's reason to end."""
 _FOREVER = timedelta(days=365)
 """Timeout of the process group, which must not end it: `Ranks` has its own deadlines."""
 
@@ -47,24 +47,24 @@ class Requests(Protocol):
 
 
 class Ranks:
-    """The processes that learn one run together, seen from one of them.
+    """The processes that train one run together, seen from one of them.
 
-    All ranks call `sum`, `stack`, `gather`, `broadcast` and `close` in the same order. They wait as
-    long as every rank gives signs of life, which threads exchange through a key-value store; a rank
-    that dies, freezes or fails ends the wait of the others. A rank on its own has size 1: nothing
-    is started, and the methods return what they are given.
+    All ranks call `sum`, `stack`, `gather`, `broadcast` and `close` in the same order. Threads
+    exchange signs of life through a key-value store; if a rank dies, freezes or fails, the wait of
+    the others ends with an error. With size 1 nothing is started, and the methods return their
+    arguments.
 
     Attributes:
-        rank: The number of this process; rank 0 leads: it alone writes the run's directory.
+        rank: Number of this process. Rank 0 leads: it alone writes the run directory.
         size: Number of ranks.
-        died: The rank that is lost without a reason, such as one that was killed, or None.
+        died: A rank that was lost without giving a reason, such as a killed one, or None.
 
     Args:
         rank: See the attribute.
         size: See the attribute.
-        store: The key-value store of all ranks; None for a rank on its own.
+        store: The key-value store of all ranks; None if the size is 1.
         local_rank: Number of this process on its machine, and of its GPU.
-        host: Which process has the store, for errors: ``rank 0`` or a launcher.
+        host: Owner of the store, for errors: ``rank 0`` or a launcher.
         deadline_s: See `DEADLINE_S`.
 
     Raises:
@@ -99,19 +99,19 @@ class Ranks:
 
     @property
     def lost(self) -> WorkerError | None:
-        """What ended the collective work, such as the death of a rank; None while all is well."""
+        """The error that ended the group, such as the death of a rank; None without one."""
         return self._lost
 
     def device(self, name: str) -> str:
-        """Return the device of this rank where the configuration says ``cuda``."""
+        """Return the device of this rank if the configuration says ``cuda``."""
         return f"cuda:{self._local_rank}" if name == "cuda" and self.size > 1 else name
 
     def follow(self, requests: Requests | None) -> None:
-        """Pass requests to end on to all ranks, and theirs to this process; None ends that."""
+        """Forward requests to end to all ranks, and theirs to this process; None stops that."""
         self._requests = requests
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add the tensors of all ranks, in place; return the sum, the same bits on each.
+        """Add the tensors of all ranks in place; return the sum, equal bit for bit on all ranks.
 
         Raises:
             WorkerError: A rank is lost.
@@ -159,7 +159,7 @@ class Ranks:
         return item if self.size == 1 else self.gather(item if self.leads else None)[0]
 
     def fail(self, why: str) -> None:
-        """Tell the other ranks that this one ends, and why, in one line; keeps the first reason."""
+        """Report to the other ranks why this one ends, in one line; the first reason is kept."""
         if self.size > 1 and self._lost is None:
             self._lose(self.rank, f"rank {self.rank} failed: {one_line(why, _LONGEST)}")
 
@@ -175,7 +175,7 @@ class Ranks:
         else:
             self._told.wait(_SILENT_S)
             if self._hosts_store:
-                # The others read from this process why they end.
+                # The others read the reason to end from this process.
                 self._ended.wait(_SILENT_S)
         self._ended.set()
         self._thread.join(_SILENT_S)
@@ -212,7 +212,7 @@ class Ranks:
         return f"rank{rank}"
 
     def _wait(self, start: Any, tensor: Tensor) -> None:
-        """Run a collective operation; end it where a rank is lost.
+        """Wait for a collective operation; stop if a rank is lost.
 
         Raises:
             WorkerError: A rank is lost.
@@ -301,7 +301,7 @@ class Ranks:
 
 
 def _abandon(group: Any) -> None:
-    """Never free a process group, whose destructor would wait for a rank that is dead."""
+    """Keep a process group forever, because its destructor would wait for a dead rank."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
     if torch.cuda.is_available():
         nccl = group._get_backend(torch.device("cuda"))
@@ -319,7 +319,7 @@ def ranks_at(
     local_rank: int = 0,
     deadline_s: float = DEADLINE_S,
 ) -> Ranks:
-    """Return this process's place among the ranks of a run; rank 0 listens at the address.
+    """Join the ranks of a run; rank 0 listens at the address.
 
     Args:
         rank: 0 to size - 1.
@@ -344,12 +344,12 @@ def ranks_at(
 
 
 def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Ranks:
-    """Return this process's place as rank 0; it starts the others.
+    """Join the ranks of a run as rank 0, which starts the others.
 
     Args:
         size: Number of ranks, at least 2.
-        address: Of this machine, where the others reach it.
-        start: Starts them; called with the port at which they find this process.
+        address: Address of this machine, as the others reach it.
+        start: Starts the other ranks; called with this process's port.
 
     Raises:
         WorkerError: The other ranks have not joined within `START_S`.
@@ -360,7 +360,7 @@ def leading_ranks(size: int, address: str, start: Callable[[int], None]) -> Rank
 
 
 def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Return the place that ``torchrun`` has given this process, by environment variables.
+    """Join the ranks that ``torchrun`` has started, by environment variables.
 
     Raises:
         ConfigError: Variables are missing or wrong.
@@ -379,7 +379,7 @@ def ranks_of_environment(environment: Mapping[str, str] = os.environ) -> Ranks:
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return ranks_at(rank, size, environment["MASTER_ADDR"], port, local_rank=local_rank)
     store: Store = _store(environment["MASTER_ADDR"], port, is_master=False)
-    # After a restart the launcher's store holds the keys of those before.
+    # After a restart the launcher's store still holds the keys of the earlier ranks.
     store = PrefixStore(environment.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     return Ranks(rank, size, store, local_rank=local_rank, host="torchrun")
 
@@ -395,7 +395,7 @@ def _store(address: str, port: int, *, is_master: bool, deadline_s: float = DEAD
     """Return a client of the key-value store, and its server on the master.
 
     Raises:
-        WorkerError: Nothing listens at the address, or it cannot be listened at.
+        WorkerError: The server cannot listen at the address, or the client finds no server there.
     """
     try:
         store = TCPStore(

@@ -1,15 +1,15 @@
 """Returns and advantages as pure functions of ``[T, B]`` tensors.
 
-All of them look ahead within one rollout and never past the end of an episode. Where an episode
-ended (``ended = terminated | truncated``), and after the last step of the rollout, they bootstrap
-from ``next_value``, which `next_values` makes 0 after a termination and V(final observation)
-after a truncation.
+They look ahead within one rollout and never past the end of an episode. At the end of an episode
+(``ended = terminated | truncated``) and after the last step of the rollout they bootstrap from
+``next_value``, which `next_values` makes 0 after a termination and V(final observation) after a
+truncation.
 
 All arguments and results are ``[T, B]``, flags (``ended``, ``terminated``, ``truncated``) bool and
 the others float32, unless stated otherwise; other shapes and dtypes raise `ValueError`. γ is
 ``gamma``, the discount factor.
 
-They are constants: no gradient flows through any of them. Every one is a recurrence
+No gradient flows through the results. Each function is a recurrence
 x[t] = a[t] + b[t] · x[t+1], which is compiled on the CPU: at T = 2048 and B = 1 it takes 10 µs,
 where one torch operation per step takes 6 ms (AMD EPYC).
 """
@@ -37,8 +37,8 @@ def next_values(
     Args:
         value: ``[T+1, B] float32``: V(observation).
         final_value: ``[T, B] float32``: V(final observation), read only where truncated.
-        terminated: Where episodes terminated.
-        truncated: Where they were truncated; a step that is both counts as terminated.
+        terminated: Flags of terminated episodes.
+        truncated: Flags of truncated episodes; a step with both flags counts as terminated.
 
     Returns:
         ``[T, B] float32``: 0 where terminated, ``final_value`` where truncated, else
@@ -93,7 +93,7 @@ class VTraceSettings:
         gamma: Discount factor.
         trace_lambda: λ of remark 2: 1 weighs long traces fully.
         rho_clip: ρ̄, bounds the weight of each TD error, and determines whose values are learnt.
-        c_clip: c̄, bounds how far a TD error reaches back, and determines the speed.
+        c_clip: c̄, bounds the trace of a TD error to earlier steps, and determines the speed.
     """
 
     gamma: float
@@ -185,7 +185,7 @@ def _decay(ended: Tensor, dtype: torch.dtype, factor: float) -> Tensor:
 
 
 def _cut(ended: Tensor) -> Tensor:
-    """Return where a return must bootstrap: at ends and at the last step."""
+    """Return flags of the steps that bootstrap: ends of episodes and the last step."""
     cut = ended.clone()
     cut[-1] = True
     return cut

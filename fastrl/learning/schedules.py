@@ -1,4 +1,4 @@
-"""Numbers of an algorithm that change during a run.
+"""Schedules: numbers of an algorithm that change during a run.
 
 The shapes are pure functions of progress: 0 at the start, 1 at ``total_steps`` and more beyond.
 They return a factor for the configured number.
@@ -19,12 +19,12 @@ SCHEDULED = {
     "entropy_coef": "entropy_schedule",
     "clip_range": "clip_schedule",
 }
-"""Numbers with a schedule, and the keys that hold it."""
+"""Scheduled numbers, and the keys of their schedules."""
 
 _KL_FACTOR = 1.5
 """Factor by which a KL-adaptive learning rate changes after an update."""
 _KL_MARGIN = 2.0
-"""How far a KL divergence may be from its target, as a factor, before the rate changes."""
+"""Factor by which a KL divergence may differ from its target before the rate changes."""
 
 
 def constant(progress: float) -> float:
@@ -63,13 +63,13 @@ class Schedules:
     within ``learning_rate_bounds``.
 
     Attributes:
-        rollout_steps: Environment steps of a rollout, of all ranks together; the learner sets it to
-            those of its latest one.
+        rollout_steps: Environment steps of a rollout, over all ranks; the learner sets it to
+            that of its latest rollout.
 
     Args:
         config: The whole run; ``total_steps`` and the size of a rollout are used.
         section: Section of the algorithm; by default ``config.algorithm``.
-        names: Numbers of the section that have a schedule, and the keys that hold it.
+        names: Scheduled numbers of the section, and the keys of their schedules.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Schedules:
     def at(self, name: str, steps: int) -> float:
         """Return a scheduled number for the update after ``steps`` environment steps.
 
-        The first update of a warm-up has the rate at the end of its rollout, as that at the start
-        is 0.
+        The first update of a warm-up uses the rate at the end of its rollout, as the rate at the
+        start is 0.
         """
         if name in self._overrides:
             return self._overrides[name]
@@ -141,11 +141,11 @@ class Schedules:
             self._kl_exponent += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that does not follow from the number of steps."""
+        """Return the state that does not depend on the number of steps alone."""
         return {"kl_exponent": self._kl_exponent, "overrides": dict(self._overrides)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; an empty one is that of the start."""
+        """Load a state; an empty one is the initial state."""
         self._kl_exponent = state.get("kl_exponent", 0)
         self._overrides = dict(state.get("overrides", {}))
 

@@ -1,8 +1,8 @@
 """Gradients of small MLP policies with GRU or LSTM on the CPU, without autograd.
 
-With 64 units per layer most of the time goes into starting operations, so this starts few: three
-per layer forward, four backward, all into memory that is kept, and one call for distribution,
-loss and their derivatives. Rows are ordered by time, as the loops over it need them.
+With 64 units per layer most of the time goes into starting operations, so this module starts few:
+three per layer forward and four backward, all in preallocated memory, and one call for the
+distribution, the loss and their derivatives. Rows are ordered by time, as the loops need them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MINUS_ONE = torch.tensor(-1.0)
 
 @dataclass
 class _Layer:
-    """A linear layer and what follows it; all tensors are views of a `FlatParameters`.
+    """A linear layer and its activation; all tensors are views of a `FlatParameters`.
 
     Attributes:
         activation: Tanh, ReLU, or None.
@@ -77,7 +77,7 @@ class _Layer:
         torch.addmm(self.bias, inputs, self.weight.t(), beta=scale, alpha=scale, out=output)
 
     def weigh(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Write the gradient of the weights."""
+        """Write the gradient of weights and bias."""
         torch.mm(gradient.t(), inputs, out=self.weight_gradient)
 
     def backward(self, inputs: Tensor, output: Tensor, gradient: Tensor) -> Tensor:
@@ -93,11 +93,11 @@ class _Layer:
 
 @dataclass
 class _WideLayer(_Layer):
-    """A first layer that adds up the weights of the options of wide choices.
+    """A first layer with wide choices, which adds up the weights of their chosen options.
 
     Attributes:
-        others: Which inputs are those of other leaves, ``[in] int64``.
-        options: Which inputs are 1 in each row, ``[n, choices] int64``; set before `forward`.
+        others: Inputs that belong to other leaves, ``[in] int64``.
+        options: Inputs that are 1 in each row, ``[n, choices] int64``; set before `forward`.
     """
 
     others: Tensor = _NOTHING
@@ -118,15 +118,15 @@ class _WideLayer(_Layer):
 
 
 class _RecurrentLayer:
-    """A layer of GRU or LSTM; with the same methods.
+    """A layer of GRU or LSTM, with the methods of `_Layer`.
 
     Args:
-        layers: The module.
-        number: Of the layer.
-        first: Column of the policy's state at which that of the module begins.
+        layers: The module of all recurrent layers.
+        number: Index of the layer.
+        first: First column of the module's state within the policy's state.
 
     Attributes:
-        weight: ``[gates · H, in]``: that of the inputs.
+        weight: ``[gates · H, in]``: weight of the inputs.
         width: H.
     """
 
@@ -144,7 +144,7 @@ class _RecurrentLayer:
         self._memory: dict[torch.Size, tuple[loops.Loop, Tensor]] = {}
 
     def begin(self, state: Tensor, keep: Tensor) -> None:
-        """Take the states before each sequence and what is kept; see `Sequences.of`."""
+        """Set the states before each sequence and their ``keep``; see `Sequences.of`."""
         length, rows = keep.shape
         if keep.shape not in self._memory:
             loop = loops.Loop(self._kind, length, rows, self.width)
@@ -173,9 +173,9 @@ class _Tower:
     """A body, its memory and heads; outputs ``[n, out]`` and gradients are allocated once per n.
 
     Attributes:
-        outputs: Of each head in the last `forward`, ``[n, out]``.
-        gradients: By these; to be written before `backward`.
-        wide: The first layer, if it gathers.
+        outputs: Outputs of each head in the last `forward`, ``[n, out]``.
+        gradients: Gradients by the outputs, written before `backward`.
+        wide: The first layer, if it has wide choices.
         memory: The recurrent layers.
     """
 
@@ -227,7 +227,7 @@ class _Tower:
 
 
 class SequenceGradientEngine(KnownLossEngine):
-    """Computes what `AutogradEngine` computes, for policies with GRU or LSTM."""
+    """Computes the same as `AutogradEngine`, for policies with GRU or LSTM."""
 
     def _build(self, model: ActorCritic) -> None:
         actor = model, model.actor_body, model.actor_core, model.actor_head
@@ -240,7 +240,7 @@ class SequenceGradientEngine(KnownLossEngine):
             ]
         for layer in chain.from_iterable(tower.wide for tower in self._towers):
             layer.others = self._others
-        # Of the run of `_compile`.
+        # For the run of `_compile`.
         self._sequences = Sequences(model.initial_state(2)[:, None], torch.ones(1, 1) > 0)
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:

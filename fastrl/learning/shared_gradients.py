@@ -1,10 +1,9 @@
-"""Gradients of minibatches that are shared: among threads, or among the ranks of a run.
+"""Gradients of minibatches that are divided among threads, or among the ranks of a run.
 
-With several threads each computes a share of every minibatch by autograd. Torch's own threads share
-every operation and wait for each other at the end of each, spinning: some hundred times in a
-minibatch, and for long where another process has taken a core from one of them (a conv net with two
-threads on a busy machine of two cores: 30 times as slow). Here each thread goes all the way forward
-and all the way back on its own, and they wait twice.
+With several threads, each computes a share of every minibatch by autograd, and they wait for each
+other twice per minibatch. Torch's own threads share every operation and spin until all have
+finished it, some hundred times per minibatch, and for long if another process takes a core (a
+conv net with two threads on a busy machine of two cores: 30 times as slow).
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ from fastrl.models.policy import ActorCritic, PolicyModel
 
 
 class ShardedEngine(AutogradEngine):
-    """Computes what `AutogradEngine` computes, where `why_not_sharded` returns None.
+    """Computes the same as `AutogradEngine`, if `why_not_sharded` returns None.
 
     Each thread computes the loss of its share of the rows; the total and the metrics are the means
-    of theirs, weighted by their rows. What depends on the whole minibatch, `Algorithm.whole`, is
-    computed before. The sums over shards are always taken in the same order, so the same number of
+    over shares, weighted by their rows. `Algorithm.whole` is computed before for all rows. The
+    sums over shares are always taken in the same order, so the same number of
     threads gives the same numbers.
 
     Args:
         algorithm: Its loss.
         model: Its parameters must be those of ``parameters``.
-        parameters: Where gradients go.
-        num_threads: How many share the work.
+        parameters: Vectors of the parameters and gradients.
+        num_threads: Number of threads.
         bf16: Run the model under autocast.
     """
 
@@ -151,7 +150,7 @@ _PARTS = (
 
 
 def custom_forward(model: object) -> str | None:
-    """Return in which part a model differs from `ActorCritic`; None if it computes the same."""
+    """Return the part in which a model differs from `ActorCritic`; None if it computes the same."""
     name = type(model).__name__
     if not isinstance(model, ActorCritic):
         return f"{name} is not an ActorCritic"
@@ -174,17 +173,17 @@ def _is_row_by_row(module: type[nn.Module]) -> bool:
 class RankedEngine(GradientEngine):
     """Computes the gradient of minibatches whose rows belong to several ranks.
 
-    Every rank draws the same minibatches from `run_batch`, and computes the loss of the rows in its
-    own slots by another engine. The total, the metrics and the gradient are the means of theirs,
-    weighted by rows: those of one rank with all slots, if the loss is a mean over rows.
+    Every rank draws the same minibatches from `run_batch`, and another engine computes the loss of
+    the rows in its own slots. Total, metrics and gradient are means over the ranks,
+    weighted by rows. They equal those of one rank with all slots if the loss is a mean over rows.
     `Algorithm.whole` sees all rows; the fields that it reads are gathered once per rollout.
 
     Args:
         engine: Computes this rank's share.
-        ranks: All ranks, which have equally many slots.
+        ranks: All ranks, which have the same number of slots.
         algorithm: Its loss.
-        parameters: Where gradients go.
-        waits: Whether metrics are needed before `backward`; otherwise they are final after it.
+        parameters: Vectors of the parameters and gradients.
+        waits: Whether `forward` waits for the metrics; otherwise they are final after `backward`.
     """
 
     def __init__(
@@ -222,7 +221,7 @@ class RankedEngine(GradientEngine):
         return self._run
 
     def load(self, batch: Batch, scheduled: Scheduled) -> None:
-        """Take a batch; see `GradientEngine`."""
+        """Set the batch; see `GradientEngine`."""
         self._scheduled, self._length = scheduled, batch.sequence_length
         self._engine.load(batch, scheduled)
 
@@ -236,7 +235,7 @@ class RankedEngine(GradientEngine):
         self._weight = len(mine) / len(index)
         rows = time[mine] * slots + slot[mine] - first
         if not len(mine):
-            # Any segment, which counts nothing, so that all ranks do the same.
+            # Any segment with weight 0, so that all ranks run the same operations.
             rows = segment_rows(index.new_zeros(1), self._length, slots)
             mine = torch.arange(self._length, device=index.device)
         share = {name: field.index_select(0, mine) for name, field in fields.items()}
@@ -252,7 +251,7 @@ class RankedEngine(GradientEngine):
         if self._waits:
             self._ranks.sum(self._gradient)
             return
-        # One operation for both: its latency is that of the network.
+        # One operation for both, as its time is the latency of the network.
         both = self._ranks.sum(torch.cat([self._gradient, self._numbers]))
         self._gradient.copy_(both[: len(self._gradient)])
         self._numbers.copy_(both[len(self._gradient) :])

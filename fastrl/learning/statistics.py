@@ -1,4 +1,4 @@
-"""Running statistics that all ranks share, and rewards that are scaled by them."""
+"""Running statistics over all ranks, and the scaling of rewards by them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RewardScaler:
 
     Args:
         gamma: Discount factor.
-        ranks: Those whose rewards are scaled together; by default this process on its own.
+        ranks: The ranks of the run, which share the scale; by default this process alone.
     """
 
     def __init__(self, gamma: float, ranks: Ranks | None = None) -> None:
@@ -46,8 +46,8 @@ class RewardScaler:
         Args:
             reward: ``[T, B] float32``.
             ended: ``[T, B] bool``: terminated or truncated.
-            restarted: ``[B] bool``: where an episode begins that no end precedes; see `Rollout`.
-            slots: ``[B] int64``: where the sums of slots that are not in every rollout are kept.
+            restarted: ``[B] bool``: True where a new environment began an episode; see `Rollout`.
+            slots: ``[B] int64``: slots of the columns, if not every rollout has all slots.
 
         Returns:
             ``[T, B] float32``.
@@ -93,9 +93,9 @@ class RewardScaler:
 def joined_update(
     ranks: Ranks, statistics: Sequence[RunningNormalizer], update: Callable[[], None]
 ) -> None:
-    """Let ``update`` add this rank's rows to statistics, and add those of the other ranks.
+    """Call ``update`` with this rank's rows, and add the rows of the other ranks.
 
-    The result is the same on all ranks, and apart from rounding that of one with all rows.
+    The result is the same on all ranks, and equals that of one rank with all rows up to rounding.
     """
     if ranks.size == 1 or not statistics:
         update()

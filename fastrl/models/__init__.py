@@ -1,4 +1,4 @@
-"""Policies: distributions, networks, the actor-critic, and the engines that run it."""
+"""Policies: networks, memories, distributions over actions, and the engines that run them."""
 
 from __future__ import annotations
 

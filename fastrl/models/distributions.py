@@ -1,7 +1,7 @@
 """Distributions over actions: one independent part per leaf of the action space.
 
-All randomness comes in as a tensor of noise, and the same noise gives the same action wherever it
-is computed, which makes inference engines comparable. Parts work on columns of two flat tensors:
+All randomness is passed as a tensor of noise: the same noise gives the same action in every
+inference engine, so that engines are comparable. Parts work on columns of two flat tensors:
 the parameters that the actor head produces, and the noise that a sample consumes.
 """
 
@@ -26,12 +26,12 @@ ActionBounds = Literal["clip", "squash"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 LOG_STD_RANGE = (-20.0, 20.0)
-"""Bounds of log standard deviations: far from where float32 overflows in a sample, an inverse or a
-square, and wider than successful training ever needs."""
+"""Bounds of log standard deviations: wide enough for training, and far from an overflow of float32
+in a sample, an inverse or a square."""
 _IMPOSSIBLE = -1e9
 """Logit of padding: its probability is exactly 0, and 0 times it is 0, not NaN."""
 _SHARPNESS = 2.0**40
-"""Factor of sharp logits: those of size 1 that differ in their last bit differ by 65,536 then."""
+"""Factor of sharp logits: logits near 1 that differ in their last bit then differ by 65,536."""
 _EDGE = 1 - 1e-6
 """Largest initial log standard deviation relative to its bound of 1, where tanh has no inverse."""
 
@@ -43,13 +43,13 @@ class ActionPart(ABC):
         shape: Shape of the leaf.
         num_parameters: Columns of the actor head's output.
         num_noise: Columns of noise.
-        dtype: That of stored actions.
-        num_log_std: Learned log standard deviations that are the same in every state, 0 unless
-            the leaf is continuous.
-        state_std: Whether log standard deviations are the second half of the parameters instead.
+        dtype: Dtype of stored actions.
+        num_log_std: Number of learned log standard deviations that are equal in every state, 0
+            unless the leaf is continuous.
+        state_std: Whether they depend on the state, as the second half of the parameters.
         normal_noise: Whether its noise is standard normal rather than uniform in [0, 1).
-        likely_noise: Noise with which a sample is the most probable action, once logits are as far
-            apart as `ActionDistribution.sharpen` makes them.
+        likely_noise: Noise for which a sample is the most probable action after
+            `ActionDistribution.sharpen`.
     """
 
     dtype = torch.float32
@@ -76,7 +76,7 @@ class ActionPart(ABC):
     def evaluate(
         self, parameters: Tensor, action: Tensor, log_std: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return `log_prob` and `entropy`; overridden where they share computations."""
+        """Return `log_prob` and `entropy`; overridden if they share computations."""
         return self.log_prob(parameters, action, log_std), self.entropy(parameters, log_std)
 
     @abstractmethod
@@ -117,11 +117,11 @@ class Categoricals(ActionPart):
         return (boundaries[..., :-1] <= threshold).sum(-1)
 
     def log_prob(self, parameters: Tensor, action: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' log-probabilities."""
+        """Return the sum of the elements' log-probabilities."""
         return _chosen(self._logits(parameters).log_softmax(-1), action)
 
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' entropies."""
+        """Return the sum of the elements' entropies."""
         return self._entropy(self._logits(parameters).log_softmax(-1))
 
     def evaluate(
@@ -153,11 +153,11 @@ def _chosen(log_probs: Tensor, action: Tensor) -> Tensor:
 class MaskedCategoricals(Categoricals):
     """Categoricals some of whose options are invalid: their probability is exactly 0.
 
-    Logits of invalid options are -inf, so they have no gradient, and entropy is that over the valid
+    Logits of invalid options are -inf, so they have no gradient, and entropy is over the valid
     ones. Without any valid option, the mode and samples are arbitrary, and all else is NaN.
 
     Args:
-        part: The same without a mask.
+        part: The categoricals without a mask.
         mask: ``[*, sum of sizes] bool``: True where valid.
     """
 
@@ -172,7 +172,7 @@ class MaskedCategoricals(Categoricals):
             self._valid = mask.reshape(*mask.shape[:-1], *self._grid)
 
     def sample(self, parameters: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
-        """Invert the cumulative distribution; the index is that of a valid option.
+        """Invert the cumulative distribution; the result is a valid option.
 
         It is the first valid option whose boundary is above the noise times the highest boundary
         of valid ones. A parallel sum may round boundaries of invalid options up.
@@ -204,11 +204,11 @@ class Bernoullis(ActionPart):
         return (noise < parameters.sigmoid()).to(self.dtype)
 
     def log_prob(self, parameters: Tensor, action: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the coins' log-probabilities."""
+        """Return the sum of the coins' log-probabilities."""
         return (action * parameters - F.softplus(parameters)).sum(-1)
 
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the coins' entropies."""
+        """Return the sum of the coins' entropies."""
         return (F.softplus(parameters) - parameters * parameters.sigmoid()).sum(-1)
 
     def mode(self, parameters: Tensor) -> Tensor:
@@ -220,11 +220,11 @@ class Gaussians(ActionPart):
     """Diagonal Gaussian with a learned standard deviation.
 
     The methods take the means for ``parameters``, and log standard deviations that are ``[K]``, or
-    ``[*, K]`` where they depend on the state.
+    ``[*, K]`` if they depend on the state.
 
     Args:
-        shape: Of the leaf, with K elements.
-        state_std: Whether they depend on the state.
+        shape: Shape of the leaf, with K elements.
+        state_std: Whether log standard deviations depend on the state.
     """
 
     normal_noise = True
@@ -239,12 +239,12 @@ class Gaussians(ActionPart):
         return torch.addcmul(parameters, log_std.exp(), noise)
 
     def log_prob(self, parameters: Tensor, action: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' log-densities."""
+        """Return the sum of the elements' log-densities."""
         z = (action - parameters) * (-log_std).exp()
         return (-0.5 * z.square() - log_std - _LOG_SQRT_2PI).sum(-1)
 
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' differential entropies."""
+        """Return the sum of the elements' differential entropies."""
         return (log_std + 0.5 + _LOG_SQRT_2PI).sum(-1).expand(parameters.shape[:-1])
 
     def mode(self, parameters: Tensor) -> Tensor:
@@ -267,12 +267,12 @@ class SquashedGaussians(Gaussians):
     _NODES, _WEIGHTS = (torch.from_numpy(x).float() for x in np.polynomial.hermite_e.hermegauss(32))
 
     def log_prob(self, parameters: Tensor, action: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' log-densities after the tanh."""
+        """Return the sum of the elements' log-densities after the tanh."""
         gaussian = super().log_prob(parameters, action, log_std)
         return gaussian - log_tanh_slope(action).sum(-1)
 
     def entropy(self, parameters: Tensor, log_std: Tensor) -> Tensor:
-        """Sum of the elements' differential entropies after the tanh."""
+        """Return the sum of the elements' differential entropies after the tanh."""
         nodes, weights = (t.to(parameters.device) for t in (self._NODES, self._WEIGHTS))
         u = parameters.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes
         expected = log_tanh_slope(u) @ (weights / weights.sum())
@@ -312,17 +312,17 @@ class ActionDistribution(nn.Module):
     Owns the learned ``log_std [num_log_std] float32`` of continuous leaves, unless it depends on
     the state. Methods take ``parameters [*, num_parameters]`` of any floating dtype and compute in
     float32; actions are dicts by leaf path, ``[*, *leaf.shape]`` in the dtypes of
-    `fastrl.spaces.action_specs`. ``mask`` says which options are valid, ``[*, choices] bool``; see
+    `fastrl.spaces.action_specs`. ``mask`` marks the valid options, ``[*, choices] bool``; see
     `EnvSpec.choices`.
 
     Attributes:
         parts: Distribution of each leaf, by path.
         num_parameters: Columns of ``parameters``, all parts side by side.
         noise_size: Columns of the noise that a sample consumes.
-        middle_and_half: Of the bounds of log standard deviations: their middle, and half their
+        middle_and_half: Middle of the bounds of log standard deviations, and half their
             distance; None for `LOG_STD_RANGE`.
-        is_sharp: Whether `sharpen` was called: noise is then that of the most probable actions.
-        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves, and where
+        is_sharp: Whether `sharpen` was called: noise then selects the most probable actions.
+        log_std: ``[num_log_std] float32``, learned; empty without continuous leaves, or if
             log standard deviations depend on the state. See `bounded_log_std`.
 
     Args:
@@ -331,8 +331,8 @@ class ActionDistribution(nn.Module):
             tanh-Gaussian.
         log_std_init: Initial log standard deviation.
         log_std_bounds: Bounds of log standard deviations; None for `LOG_STD_RANGE`.
-        state_std: Whether log standard deviations depend on the state. The ``parameters`` of a
-            continuous leaf are then its means, followed by the input of `bounded`.
+        state_std: Whether log standard deviations depend on the state. Then the ``parameters`` of a
+            continuous leaf are its means, followed by the input of `bounded`.
 
     Raises:
         SpaceError: A leaf is not supported, or cannot be squashed.
@@ -383,9 +383,9 @@ class ActionDistribution(nn.Module):
         """Return learned log standard deviations within their bounds.
 
         Without configured bounds they are clamped to `LOG_STD_RANGE`, which has no gradient
-        outside. Configured bounds are close enough to be reached, and a clamp would hold a
-        parameter beyond them permanently: they are approached by a tanh instead, of slope 1 in the
-        middle and with a gradient everywhere.
+        outside. Configured bounds are narrow enough to be reached, and a clamp would hold a
+        parameter beyond them permanently, so a tanh is used for them, with slope 1 in the
+        middle and a gradient everywhere.
         """
         if self.middle_and_half is None:
             return log_std.clamp(*LOG_STD_RANGE)
@@ -407,7 +407,7 @@ class ActionDistribution(nn.Module):
         Args:
             shape: Leading axes.
             generator: Source of randomness, on ``device``; torch's default if None.
-            device: That of the noise.
+            device: Device of the noise.
         """
         noise = torch.empty(*shape, self.noise_size, device=device)
         columns = noise.split(self._noise_widths, -1)
@@ -424,9 +424,9 @@ class ActionDistribution(nn.Module):
     def sharpen(self, head: nn.Linear) -> bool:
         """Turn samples into the most probable actions, in place; return whether that is possible.
 
-        So all engines play what is most probable as fast as they sample. Logits are multiplied by a
-        power of two, which rounds nothing, until the largest one alone has a probability. It is
-        impossible for categoricals of different sizes side by side, whose padding has a logit.
+        All engines then play the most probable action as fast as a sample. Logits are scaled by a
+        power of two, which rounds nothing, so that only the largest has a probability. It is
+        impossible for several categoricals of different sizes, whose padding has a logit.
 
         Args:
             head: The layer that computes ``parameters``.
@@ -495,7 +495,7 @@ class ActionDistribution(nn.Module):
         """Return (path, part, its parameters, its log standard deviations) of each leaf."""
         masks = iter(()) if mask is None else iter(mask.split(self._mask_widths, -1))
         parameters = parameters.float()
-        # Autograd spends more time on a split and a clamp than they take.
+        # Skipped if possible: autograd adds more time to a split and a clamp than they take.
         is_one = len(self.parts) == 1
         all_columns = [parameters] if is_one else parameters.split(self._parameter_widths, -1)
         log_std = self.bounded_log_std().float() if len(self.log_std) else self.log_std

@@ -1,4 +1,4 @@
-"""Which observations are images, and which of their axes are height, width and channels."""
+"""Layouts of images: finds image observations and their axes of height, width and channels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST_SIDE = 7
 _SMALLEST_GREY_SIDE = 36
 _PIXEL_RANGES = ((0, 255), (0, 65535))
 _LETTERS = {(3, 0): "HWC", (3, 1): "CHW", (4, 0): "HWCS", (4, 1): "SHWC", (4, 2): "SCHW"}
-"""By the number of axes and the first axis of the picture."""
+"""Layouts by the number of axes and the first axis of the picture."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class ImageLayout:
     """The order of the axes of an image.
 
     Attributes:
-        letters: One for each axis: H height, W width, C channels, S frames of a stack.
-        shape: Of the image, in this order.
+        letters: A letter for each axis: H height, W width, C channels, S frames of a stack.
+        shape: Shape of the image, in this order.
     """
 
     letters: str
@@ -68,13 +68,13 @@ class ImageLayout:
 
 
 def image_layouts(space: spaces.Space[Any], config: ModelConfig) -> dict[str, ImageLayout | None]:
-    """Return the layout of each leaf of an observation space, None where it is not an image.
+    """Return the layout of each leaf of an observation space, None for a leaf that is no image.
 
-    ``model.image_layout`` gives it, or else it follows from the sizes. Boxes of three axes are
+    ``model.image_layout`` sets it; otherwise it follows from the sizes. Boxes of three axes are
     images with one axis of channels, boxes of four axes also have the frames of a stack, and boxes
     of two axes are grey images if they have bytes, or the bounds of 8 or 16 bits, and at least
     36 × 36 pixels. Height and width are adjacent axes of at least 7 pixels each. Of several such
-    pairs it is the one with equal sizes, or the one whose sides are both at least twice as long as
+    pairs, the pair of equal sizes is used, or the one whose sides are at least twice as long as
     every other axis.
 
     Raises:
@@ -93,7 +93,7 @@ def has_images(space: spaces.Space[Any], config: ModelConfig | None = None) -> b
     try:
         return any(image_layouts(space, config or ModelConfig()).values())
     except ConfigError:
-        # A custom model may accept the space; the standard one rejects it when it is built.
+        # A custom model may accept the space; the built-in one rejects it when it is built.
         return True
 
 
@@ -135,7 +135,7 @@ def _named(letters: str, leaf: spaces.Space[Any], path: str) -> ImageLayout | No
     shape = tuple(leaf.shape or ())
     if not isinstance(leaf, spaces.Box) or len(shape) != len(letters):
         raise ConfigError(
-            f"model.image_layout: {letters} does not fit {_named_leaf(path)} of {leaf}"
+            f"model.image_layout: {letters} does not match {_named_leaf(path)} of {leaf}"
         )
     return ImageLayout(letters, shape)
 

@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 """Non-linearities by their name in the configuration."""
 
-# (channels, kernel, stride) of each layer, by the smallest side in pixels: the net of Mnih
+# (channels, kernel, stride) of each layer, by the image's smallest side: the net of Mnih
 # et al. 2015 (https://doi.org/10.1038/nature14236), and two for smaller images.
 _CONV_LAYERS = (
     (36, ((32, 8, 4), (64, 4, 2), (64, 3, 1))),
@@ -36,17 +36,17 @@ _CONV_LAYERS = (
     (SMALLEST_SIDE, ((32, 3, 1), (64, 3, 1), (64, 3, 1))),
 )
 _EPSILON = 1e-8
-"""Added to variances before their root is taken."""
+"""Added to variances before the square root."""
 _COPIES = 4
-"""The weights, their gradient, and two averages that an optimiser keeps."""
+"""Copies in memory: the weights, their gradient, and two averages of an optimiser."""
 _WIDEST_SPAN = 2**24
-"""Bounds further apart describe the dtype rather than the observations."""
+"""Wider bounds are those of the dtype rather than of the observations."""
 _WIDE = 64
-"""Options from which on columns of weights are added up. Estimated from counts of operations."""
+"""Least options of a wide choice, whose weights' columns are added up; by counts of operations."""
 
 
 def orthogonal(layer: nn.Module, gain: float) -> None:
-    """Give a linear or convolutional layer orthogonal weights and a bias of zero, in place."""
+    """Set orthogonal weights and a zero bias in a linear or convolutional layer, in place."""
     if isinstance(layer, nn.Linear | nn.Conv2d):
         nn.init.orthogonal_(layer.weight, gain)
         if layer.bias is not None:
@@ -56,13 +56,13 @@ def orthogonal(layer: nn.Module, gain: float) -> None:
 def mlp(
     inputs: int, hidden_sizes: Sequence[int], activation: str, key: str = "hidden_sizes"
 ) -> nn.Sequential:
-    """Return linear layers, each followed by the activation; the identity without layers.
+    """Return linear layers, each followed by the activation; the identity if there are none.
 
     Args:
         inputs: Number of input features.
         hidden_sizes: Width of each layer.
         activation: One of `ACTIVATIONS`.
-        key: Key of the model's section that gives the widths, for errors.
+        key: Key of the widths in the model's section, for errors.
 
     Raises:
         ConfigError: A layer does not fit into memory.
@@ -76,18 +76,18 @@ def mlp(
 
 
 def require_memory(num_weights: int, what: str) -> None:
-    """Reject a layer that does not fit into memory, before the kernel kills the process.
+    """Reject a layer that does not fit into memory, before the system kills the process.
 
     Args:
-        num_weights: Of the layer.
-        what: Key of the configuration, or space, that makes it so large.
+        num_weights: Number of the layer's weights.
+        what: Key of the configuration, or space, that determines the size.
 
     Raises:
         ConfigError: It does not fit with its gradients and the optimiser's averages.
     """
     if _COPIES * 4 * num_weights > free_bytes():
         size = f"{4 * num_weights / 2**20:,.0f} MiB"
-        raise ConfigError(f"{what}: a layer of {size} does not fit here")
+        raise ConfigError(f"{what}: a layer of {size} does not fit into memory")
 
 
 def _usual_layers(layout: ImageLayout) -> Sequence[tuple[int, int, int]]:
@@ -96,7 +96,7 @@ def _usual_layers(layout: ImageLayout) -> Sequence[tuple[int, int, int]]:
         if side >= smallest:
             return layers
     raise ConfigError(
-        f"model.image_layout: {layout} are too small for the usual convolutions; set "
+        f"model.image_layout: {layout} are too small for the default convolutions; set "
         "model.conv_layers, or flat for no image"
     )
 
@@ -152,7 +152,7 @@ class ImageEncoder(LeafEncoder):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return features of images ``[n, *shape]``."""
-        # Updates take 0.7 of the time with channels last (float32 on CPUs, 256 images 4 × 84 × 84).
+        # With channels last an update takes 0.7 of the time (float32, CPU, 256 images 4 × 84 × 84).
         pixels = self._arrange(image).contiguous(memory_format=torch.channels_last)
         features: Tensor = self.layers(self.scaling(pixels))
         return features
@@ -195,7 +195,7 @@ class OneHotEncoder(LeafEncoder):
         self._offset: Tensor
 
     def columns(self, index: Tensor) -> Tensor:
-        """Return which columns of each row are 1, ``[n, elements] int64``."""
+        """Return the columns that are 1 in each row, ``[n, elements] int64``."""
         # Not len, which an exporter would record as a constant.
         return index.reshape(index.shape[0], -1).long() + self._offset
 
@@ -221,7 +221,7 @@ class OneHotEncoder(LeafEncoder):
 
 
 def columns_by_kind(encoders: Iterable[nn.Module]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which joined features are vectors, narrow one-hot vectors and wide ones."""
+    """Return the columns of vectors, of narrow one-hot vectors and of wide ones."""
     kinds: tuple[list[Tensor], ...] = ([], [], [])
     first = 0
     for encoder in encoders:
@@ -235,11 +235,11 @@ def columns_by_kind(encoders: Iterable[nn.Module]) -> tuple[Tensor, Tensor, Tens
 
 
 class RunningNormalizer(nn.Module):
-    """Subtracts the mean and divides by the standard deviation of everything seen so far.
+    """Subtracts the mean and divides by the standard deviation of all observations so far.
 
-    The statistics change only in `update`, so sampling and evaluation do not move them. They are
+    The statistics change only in `update`, so sampling and evaluation do not change them. They are
     float64 buffers of the state dict: ``mean`` and ``var`` ``[*shape]`` and ``count`` ``[]``.
-    Before the first update the input passes unscaled.
+    Before the first update the input is not scaled.
 
     Args:
         shape: Shape of one observation.
@@ -301,7 +301,7 @@ class RunningNormalizer(nn.Module):
 def is_bounded(space: spaces.Space[Any], layout: ImageLayout | None) -> bool:
     """Return whether a leaf is scaled by its bounds, and so needs no normalisation.
 
-    Bytes are, and images with finite bounds; other boxes hold numbers of any size.
+    True for bytes, and for images with finite bounds; other boxes may hold numbers of any size.
     """
     if not isinstance(space, spaces.Box):
         return False
@@ -322,11 +322,11 @@ def normalizer(leaf: spaces.Space[Any], layout: ImageLayout | None, wanted: bool
 class Scaling(nn.Module):
     """Converts numbers to float32, and maps the bounds of bytes and images to [0, 1].
 
-    Bounds within [-1, 1] are left as they are.
+    Bounds within [-1, 1] are not changed.
 
     Args:
         space: One leaf; see `is_bounded`.
-        layout: Of images, which are scaled after `ImageLayout.arrange`; None for other leaves.
+        layout: Layout of images, scaled after `ImageLayout.arrange`; None for other leaves.
     """
 
     low: Tensor | float
@@ -344,7 +344,7 @@ class Scaling(nn.Module):
         self._keep("scale", 1 / np.where(high > low, high - low, 1.0), layout)
 
     def _keep(self, name: str, values: NDArray[np.float64], layout: ImageLayout | None) -> None:
-        """Keep values ``[*shape]``, as one number where they are equal, which is faster."""
+        """Store values ``[*shape]``, as one number if all are equal, which is faster."""
         if (values == values.flat[0]).all():
             setattr(self, name, float(values.flat[0]))
             return
@@ -368,7 +368,7 @@ class Scaling(nn.Module):
 def leaf_encoder(
     space: spaces.Space[Any], layout: ImageLayout | None, config: ModelConfig
 ) -> LeafEncoder:
-    """Return the encoder of one leaf of an observation space, an image where it has a layout."""
+    """Return the encoder of one leaf of an observation space, an image if it has a layout."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return OneHotEncoder(space)
     if layout is not None:
@@ -384,10 +384,10 @@ class Body(nn.Module):
 
     Attributes:
         num_features: Width of the output.
-        gathers: Whether a leaf is wide and so the first layer no product; see `LeafEncoder`.
+        gathers: Whether a leaf is wide, so that the first layer adds columns; see `LeafEncoder`.
 
     Args:
-        space: What is observed.
+        space: Observation space.
         config: Sizes, activation and initialisation.
         is_critic: Whether ``critic_hidden_sizes``, if given, replaces ``hidden_sizes``.
 

@@ -1,4 +1,4 @@
-"""The contract of policies, the network that is built from an environment's spaces, and loading."""
+"""The interface of policies, the built-in actor-critic, and loading; layers are in `networks`."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _METHODS = ("draw_noise", "act", "evaluate", "mode")
 class PolicyModel(Protocol):
     """A ``torch.nn.Module`` with these methods; any leading axes ``[*]``, ``[T, B]`` or ``[n]``.
 
-    Randomness comes in as noise, whose last axis has the size that `draw_noise` gives it.
-    `ActorCritic` is one; subclassing it and overriding ``forward`` is the shortest way to another.
+    Randomness is passed as noise of the shape that `draw_noise` returns.
+    `ActorCritic` is one; the shortest way to another is a subclass with its own ``forward``.
     It samples in evaluation mode and learns in training mode, where layers distinguish them.
 
-    A policy with a memory has a state ``[n, size] float32`` for n environments; without one its
-    size is 0. Samplers keep it between the steps of an episode, and pass that of `initial_state`
+    A policy with a memory has a state ``[n, size] float32`` for n environments; otherwise its
+    size is 0. Samplers keep it between the steps of an episode, and pass `initial_state`
     at the first step. The learner passes sequences, ``[L, b, *]`` for L steps of b environments,
     with the state before the first step, and ``keep``, which is False where an episode begins:
     ``keep[t] = not (terminated | truncated)[t-1]``. There `evaluate` restarts at `initial_state`.
 
-    ``mask`` says which actions are valid, ``[*, choices] bool``, with the choices of all discrete
-    leaves of the action space one after the other; None where all are. It is not among the leaves
-    of ``observation``; see `EnvSpec.action_mask`.
+    ``mask`` marks the valid actions, ``[*, choices] bool``, with the choices of all discrete leaves
+    of the action space one after the other; None if all are valid. It is not among the leaves of
+    ``observation``; see `EnvSpec.action_mask`.
 
     Attributes:
-        outputs: What `act` returns beside actions, by name: a `Rollout` holds each of them as a
-            field ``[T, B, *shape]``. A class without the attribute puts out ``log_prob`` and
+        outputs: Specs of further results of `act`, by name: a `Rollout` contains each as a
+            field ``[T, B, *shape]``. A class without the attribute returns ``log_prob`` and
             ``value``, which PPO and A2C need. With ``value`` the rollout also holds the values of
             its last observation and of the final observations of truncated episodes.
     """
@@ -81,7 +81,7 @@ class PolicyModel(Protocol):
     ) -> PolicyStep:
         """Return sampled actions, all ``outputs``, and the next state.
 
-        ``log_prob`` is that of the actions, in nats.
+        ``log_prob`` is the log-probability of the actions, in nats.
         """
 
     def evaluate(
@@ -96,14 +96,14 @@ class PolicyModel(Protocol):
 
         Args:
             observation: Per leaf ``[*, *shape]``; ``[L, b, *shape]`` for a policy with a memory.
-            action: As `act` returned it.
-            state: ``[b, size]``: before the first step of each sequence.
-            keep: ``[L, b] bool``; None where no episode begins within a sequence.
+            action: Actions as `act` returned them.
+            state: ``[b, size]``: state before the first step of each sequence.
+            keep: ``[L, b] bool``; None if no episode begins within a sequence.
             mask: See the class.
         """
 
     def value(self, observation: Leaves, state: Tensor | None = None) -> Tensor:
-        """Return the value ``[*]``; only where ``outputs`` has it."""
+        """Return the value ``[*]``; called only if ``outputs`` has it."""
 
     def state_after(self, observation: Leaves, state: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the state ``[b, size]`` after a sequence; its arguments are those of `evaluate`.
@@ -121,10 +121,10 @@ class PolicyModel(Protocol):
         """Return the tensors that are published to the workers; of ``torch.nn.Module``."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """Take published parameters; of ``torch.nn.Module``."""
+        """Load published parameters; of ``torch.nn.Module``."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Return what the optimiser changes; of ``torch.nn.Module``."""
+        """Return the parameters that the optimiser changes; of ``torch.nn.Module``."""
 
     def to(self, device: torch.device) -> Any:
         """Move to a device, in place; of ``torch.nn.Module``."""
@@ -136,8 +136,8 @@ class ActorCritic(nn.Module):
     Observations and actions are mappings from leaf path to ``[*, *leaf.shape]``, with the same
     leading axes ``[*]`` everywhere: ``[n]``, ``[T, B]`` or any others.
 
-    With ``recurrent`` it has a memory: a core behind each body, before the heads. Its state is
-    that of the policy's core, followed by that of the value's where bodies are separate. Without
+    With ``recurrent`` it has a memory: a core between each body and its heads. Its state is
+    the state of the policy's core, followed by that of a separate value body's core. Without
     it, the state has size 0, and ``state`` and ``keep`` are ignored.
 
     `mode`, `act` and `value` take tensors by leaf path, ``{"": tensor}`` for a plain space. They
@@ -148,19 +148,19 @@ class ActorCritic(nn.Module):
     Attributes:
         observation_specs: Shape and dtype of each observation leaf that it reads, by path; see
             `EnvSpec.inputs`.
-        outputs: What `act` returns beside actions. A subclass that returns more declares it here.
+        outputs: Specs of further results of `act`, by name; a subclass may add some.
         actor_core: The memory behind the policy's body; None without one.
-        critic_core: That behind the value's own body.
+        critic_core: The memory behind a separate value body; None without one.
 
     Args:
         env_spec: Gives the spaces.
         config: Sizes, activation and initialisation; see `Body` for what they apply to. With
             ``shared_body`` the value is a second head on the actor's body, otherwise it has a
-            separate body. ``auto`` shares the body where an observation is an image.
+            separate body. ``auto`` shares the body if an observation is an image.
         action_bounds: See `ActionDistribution`.
 
     Raises:
-        ConfigError: The value has sizes but no separate body; or a layer does not fit.
+        ConfigError: The value has sizes but no separate body; or a layer does not fit into memory.
         SpaceError: A space is not supported.
     """
 
@@ -250,7 +250,7 @@ class ActorCritic(nn.Module):
 
     @property
     def cores(self) -> list[Core]:
-        """The memories, in the order of their states; empty without any."""
+        """The memories, in the order of their states; empty if there are none."""
         return [core for core in (self.actor_core, self.critic_core) if core is not None]
 
     @property
@@ -296,19 +296,19 @@ class ActorCritic(nn.Module):
 
         Args:
             observation: Per leaf ``[*, *shape]``; ``[L, b, *shape]`` with a memory.
-            action: As `act` returned it.
+            action: Actions as `act` returned them.
             state: ``[b, size]`` before the first step; without a memory it is ignored.
-            keep: ``[L, b] bool``: False where an episode begins; None where none does.
-            mask: ``[*, choices] bool``: which actions were valid; None for all.
+            keep: ``[L, b] bool``: False where an episode begins; None if none begins.
+            mask: ``[*, choices] bool``: valid actions; None for all.
 
         Raises:
-            FastrlError: The policy has a memory, and there is no state.
+            FastrlError: The policy has a memory, but ``state`` is None.
         """
         parameters, value = self(observation, *self._memory(state, keep))[:2]
         return *self.distribution.evaluate(parameters, action, mask), value
 
     def value(self, observation: Mapping[str, Tensor], state: Tensor | None = None) -> Tensor:
-        """Return the value ``[*]``, without computing the policy where bodies are separate."""
+        """Return the value ``[*]``, without computing the policy if bodies are separate."""
         if type(self).forward is not ActorCritic.forward:
             # A custom forward may compute the value in another way.
             custom: Tensor = self(observation, *self._memory(state))[1]
@@ -340,29 +340,29 @@ class ActorCritic(nn.Module):
         return PolicyStep(self.distribution.mode(parameters, mask), {}, *after)
 
     def update_normalizers(self, observation: Mapping[str, Tensor]) -> None:
-        """Add observations to the running statistics, which nothing else changes."""
+        """Add observations to the running statistics; no other method changes them."""
         _, inputs = self._leaves(observation)
         for each, leaf in zip(self.normalizers, inputs, strict=True):
             if isinstance(each, RunningNormalizer):
                 each.update(leaf)
 
     def _memory(self, *arguments: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the arguments of `forward` that only a policy with a memory has."""
+        """Return the arguments that `forward` takes only with a memory."""
         return arguments if self.has_memory else ()
 
     def _core_states(self, state: Tensor | None) -> tuple[Tensor, ...]:
         """Return the state of each core, one after the other.
 
         Raises:
-            FastrlError: There is no state.
+            FastrlError: ``state`` is None.
         """
         cores = (
             [self.actor_core] if self.critic_body is None else [self.actor_core, self.critic_core]
         )
         if state is None:
             raise FastrlError(
-                f"{type(self).__name__} has a memory and needs a state: that of the step before, "
-                "or where a loss evaluates the policy, minibatch.evaluate(policy) passes it"
+                f"{type(self).__name__} has a memory and needs the state of the previous step; "
+                "in a loss, minibatch.evaluate(policy) passes it"
             )
         sizes = [0 if core is None else core.state_size for core in cores]
         states: tuple[Tensor, ...] = state.split(sizes, 1)
@@ -423,12 +423,12 @@ def build_model(
         env_spec: Spaces and fields of the environment.
         config: The network; ``class_path`` names a custom class, which is then called with
             ``env_spec`` and ``config.kwargs``.
-        action_bounds: See `ActionDistribution`; a custom class gets it only through its kwargs.
+        action_bounds: See `ActionDistribution`; a custom class receives it only in its kwargs.
         own_class: The class that ``class_path`` names, if it has been imported already.
 
     Raises:
         ConfigError: The custom class cannot be imported or built, does not take its arguments, or
-            lacks a method; or torch's default dtype or device is not the usual one.
+            lacks a method; or torch's default dtype or device was changed.
         SpaceError: The action space is not supported.
     """
     instance("env_spec", env_spec, EnvSpec)
@@ -452,7 +452,7 @@ def build_model(
 
 
 def _require_usual_defaults() -> None:
-    """Reject defaults of torch with which tensors would be of another dtype, or elsewhere."""
+    """Reject other default dtypes or devices of torch, which new tensors would have."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     if dtype != torch.float32:
         raise ConfigError(
@@ -472,13 +472,13 @@ def _require_mask(model: nn.Module, where: str, env_spec: EnvSpec) -> None:
         parameters = inspect.signature(getattr(model, name)).parameters.values()
         if not any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters):
             raise ConfigError(
-                f"{where}.{name} takes no mask, and '{env_spec.id}' has masks of valid actions; "
+                f"{where}.{name} takes no mask, but '{env_spec.id}' has masks of valid actions; "
                 "add the parameter, or set env.action_mask=off"
             )
 
 
 def check_model_class(config: ModelConfig, own_class: Any = None) -> Any:
-    """Return the class that ``class_path`` names after a check of its arguments; None for none.
+    """Check the arguments of the class that ``class_path`` names, and return it; None without one.
 
     Args:
         config: The network.
@@ -524,11 +524,11 @@ def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: 
 
     Args:
         model: The model.
-        state_dict: By name.
-        what: Where they come from, for the error.
+        state_dict: Tensors by name.
+        what: Source of the parameters, for the error.
 
     Raises:
-        FastrlError: They are those of another model; names the first tensors that differ.
+        FastrlError: They belong to another model; the error names the first tensors that differ.
     """
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
@@ -536,11 +536,11 @@ def load_parameters(model: PolicyModel, state_dict: Mapping[str, Tensor], what: 
         wrong = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
         more = ", …" if len(wrong) > _MOST_NAMES else ""
         listed = ", ".join(_difference(key, wanted, found) for key in wrong[:_MOST_NAMES])
-        raise FastrlError(f"{what} is of another model: {listed}{more}")
+        raise FastrlError(f"{what} belongs to another model: {listed}{more}")
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, KeyError) as error:
-        raise FastrlError(f"{what} is of another model: {cause(error)}") from error
+        raise FastrlError(f"{what} belongs to another model: {cause(error)}") from error
 
 
 def _difference(
@@ -555,7 +555,7 @@ def _difference(
 
 @contextmanager
 def sampling_mode(model: object) -> Iterator[None]:
-    """Let a model compute in evaluation mode, as samplers do, and restore its mode afterwards."""
+    """Set a model to evaluation mode, as samplers do, and restore its mode afterwards."""
     before = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     for module in before:
         module.training = False

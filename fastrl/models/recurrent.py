@@ -1,4 +1,4 @@
-"""Memories of policies: the contract of a core, GRU and LSTM."""
+"""Memories of policies: the base class `Core`, and GRU and LSTM; `recurrent_loops` runs them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastrl.models.networks import require_memory
 
 
 class Core(nn.Module):
-    """Maps the features of a step and a state to other features and the next state.
+    """Maps the features of a step and a state to new features and the next state.
 
-    A subclass sets the attributes and defines `step`. It may override `sequence`, which computes
-    the same for many steps, and `initial_state`.
+    A subclass sets the attributes and defines `step`. It may override `initial_state`, and
+    `sequence`, which computes the same for many steps.
 
     Attributes:
         state_size: S, numbers in the state of one environment.
@@ -33,7 +33,7 @@ class Core(nn.Module):
         return torch.zeros(n, self.state_size, device=getattr(parameter, "device", None))
 
     def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return other features ``[n, num_features]`` and the next state ``[n, S]``.
+        """Return new features ``[n, num_features]`` and the next state ``[n, S]``.
 
         Args:
             features: ``[n, F]``.
@@ -44,13 +44,13 @@ class Core(nn.Module):
     def sequence(
         self, features: Tensor, state: Tensor, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return other features ``[L, b, num_features]`` and the state ``[b, S]`` after all steps.
+        """Return new features ``[L, b, num_features]`` and the state ``[b, S]`` after all steps.
 
         Args:
             features: ``[L, b, F]``: L steps of b environments.
             state: ``[b, S]`` before the first step.
             keep: ``[L, b] bool``: False where an episode begins, whose state is the initial one;
-                None where none does.
+                None if none begins.
         """
         outputs = []
         for time, step_features in enumerate(features):
@@ -62,13 +62,13 @@ class Core(nn.Module):
 
 
 class RecurrentCore(Core):
-    """Layers of gated recurrent units, or of long short-term memory, as PyTorch defines them.
+    """Layers of GRU or LSTM, as PyTorch defines them.
 
     GRU: Cho et al. 2014 (https://arxiv.org/abs/1406.1078) in the variant of cuDNN, whose reset gate
     comes after the matrix product. LSTM: Hochreiter and Schmidhuber 1997
     (https://doi.org/10.1162/neco.1997.9.8.1735) with a forget gate and without peepholes.
 
-    A state holds the outputs of all layers, followed for LSTM by their cells.
+    A state contains the outputs of all layers, followed by their cells for LSTM.
 
     Attributes:
         layers: The parameters. With ``orthogonal_init`` the matrices of all gates are orthogonal
@@ -106,10 +106,10 @@ class RecurrentCore(Core):
     def sequence(
         self, features: Tensor, state: Tensor, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return what the same number of steps gives; see `Core.sequence`.
+        """Return the result of L steps; see `Core.sequence`.
 
-        On the CPU compiled loops compute it. On a GPU cuDNN does where no episode begins within
-        the sequences, else one step after the other, and so where torch compiles it.
+        On the CPU it runs compiled loops. On a GPU it runs cuDNN if no episode begins within the
+        sequences and torch does not compile it, else one step after the other.
         """
         if torch.compiler.is_compiling():
             return super().sequence(features, state, keep)
@@ -117,7 +117,7 @@ class RecurrentCore(Core):
             return self._by_cudnn(features, state, keep)
         if features.device.type != "cpu" or state.dtype != torch.float32:
             return super().sequence(features, state, keep)
-        # Imported here, as numba takes a fifth of a second.
+        # Imported here, as importing numba takes 0.2 s.
         from fastrl.models import recurrent_loops
 
         after = []
@@ -135,9 +135,9 @@ class RecurrentCore(Core):
         if keep is not None:
             state = torch.where(keep[0, :, None], state, self.initial_state(len(state)))
         parts = self._split(state).contiguous()
-        # Under autocast torch would run cuDNN in float16, in which small gradients are 0.
+        # Under autocast torch would run cuDNN in float16, in which small gradients become 0.
         with warnings.catch_warnings(), torch.autocast(features.device.type, enabled=False):
-            # Parameters are views of the optimiser's vector, which cuDNN copies each time.
+            # Parameters are views of the optimiser's vector, which cuDNN copies in each call.
             warnings.simplefilter("ignore")
             features = features.float()
             features, after = self.layers(features, parts[0] if self._parts == 1 else tuple(parts))
@@ -146,13 +146,13 @@ class RecurrentCore(Core):
 
     def _split(self, state: Tensor) -> Tensor:
         """Return a state ``[b, S]`` as ``[parts, layers, b, num_features]``."""
-        # Of no fixed batch size, as exported files have any.
+        # Without a fixed batch size, as exported files take any.
         states: Tensor = state.unflatten(1, (self._parts, self.layers.num_layers, -1))
         return states.permute(1, 2, 0, 3)
 
     @staticmethod
     def _joined(states: Tensor) -> Tensor:
-        """Return what `_split` split."""
+        """Undo `_split`."""
         return states.permute(2, 0, 1, 3).flatten(1)
 
 
@@ -165,7 +165,7 @@ def _lstm_cell(features: Tensor, before: Tensor, *weights: Tensor) -> Tensor:
 
 
 _Cell = Callable[..., Tensor]
-"""From features ``[n, F]``, a layer's state ``[parts, n, H]`` and weights to the next state."""
+"""Returns a layer's next state, of features ``[n, F]``, its state ``[parts, n, H]`` and weights."""
 _KINDS: Mapping[str, tuple[Any, _Cell, int]] = {
     "gru": (nn.GRU, _gru_cell, 1),
     "lstm": (nn.LSTM, _lstm_cell, 2),

@@ -1,9 +1,9 @@
-"""The loops of GRU and LSTM over the steps of sequences, compiled, and differentiable by autograd.
+"""Compiled loops of GRU and LSTM over the steps of sequences, differentiable by autograd.
 
-The loop forward is one compiled call, and so is the one back. The last axis of every tensor is
-contiguous, its width a multiple of `LANES`, and units are taken `LANES` at a time. Tensors with a
-slack have `BLOCK` more rows, which are read or written where the number of rows is not a multiple
-of `BLOCK`; what is in them does not matter.
+The forward loop is one compiled call, and so is the backward loop. The last axis of every tensor is
+contiguous and a multiple of `LANES`; units are processed `LANES` at a time. Tensors with a slack
+have `BLOCK` more rows, whose contents do not matter: they are read or written if the number of
+rows is not a multiple of `BLOCK`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Lanes = Any
 """`LANES` float32 numbers, in jitted code."""
 
 BLOCK = 8
-"""Rows of a product that are computed together: as many sums as hide an FMA's latency."""
+"""Rows of a product that are computed together: enough sums to hide an FMA's latency."""
 GRU, LSTM = 1, 2
 """Kinds, and the vectors in a state: the output, and for LSTM the cell."""
 GATES = {GRU: 3, LSTM: 4}
 """Blocks of the weights: reset, update, new; or input, forget, cell, output."""
 SAVED = {GRU: 4, LSTM: 5}
-"""Vectors that `forward` leaves for `backward`: the gates, then for GRU the product that the reset
+"""Vectors that `forward` saves for `backward`: the gates, then for GRU the product that the reset
 gate multiplies, and for LSTM the tanh of the new cell."""
 
 
@@ -153,7 +153,7 @@ def _tanh_slope(result: Lanes) -> Lanes:
 def _gru_back(width: int, before: int, saved: int, output: int, state: int, x: int, s: int) -> None:
     """Turn the gradient by one row's state and output into that by its products.
 
-    ``state`` becomes the gradient by the state before, without what comes through the products.
+    ``state`` becomes the gradient by the previous state, without the part through the products.
     """
     for i in range(0, width, LANE_BYTES):
         reset, update = load(saved + i), load(saved + width + i)
@@ -173,7 +173,7 @@ def _gru_back(width: int, before: int, saved: int, output: int, state: int, x: i
 
 @jitted
 def _lstm_back(width: int, before: int, saved: int, output: int, state: int, x: int) -> None:
-    """The same for LSTM, whose two products are only added."""
+    """Do the same for LSTM, whose two products are only added."""
     for i in range(0, width, LANE_BYTES):
         into, forget = load(saved + i), load(saved + width + i)
         new, out = load(saved + 2 * width + i), load(saved + 3 * width + i)
@@ -194,7 +194,7 @@ _SOURCES = [Path(__file__), Path(lanes.__file__)]
 
 @cached_kernel(_SOURCES, nogil=True)
 def forward(digest: int) -> Callable[..., None]:
-    """Return the kernel of the loop forward."""
+    """Return the kernel of the forward loop."""
 
     def forward(
         kind: int, length: int, rows: int, size: int, keep: int, weights: int, bias: int,
@@ -207,13 +207,13 @@ def forward(digest: int) -> Callable[..., None]:
             length: L.
             rows: b.
             size: H.
-            keep: ``[L, b]``: 0 where the state is to be 0 before the step.
-            weights: Of the state, ``[gates · H / LANES, H, LANES]``.
+            keep: ``[L, b]``: 0 where the state is reset before the step.
+            weights: Weights of the state, ``[gates · H / LANES, H, LANES]``.
             bias: ``[gates · H]``.
             inputs: ``[L, b, gates · H]``: products of the inputs, bias included.
             products: Memory ``[b, gates · H]``, with a slack.
-            states: ``[L + 1, b, kind · H]`` with a slack: before each step and after the last. The
-                first is given.
+            states: ``[L + 1, b, kind · H]`` with a slack: before each step and after the last; the
+                first one is an input.
             outputs: Written, ``[L, b, H]``.
             saved: Written, ``[L, b, saved vectors · H]``.
         """
@@ -245,7 +245,7 @@ def forward(digest: int) -> Callable[..., None]:
 
 @cached_kernel(_SOURCES, nogil=True)
 def backward(digest: int) -> Callable[..., None]:
-    """Return the kernel of the loop back."""
+    """Return the kernel of the backward loop."""
 
     def backward(
         kind: int, length: int, rows: int, size: int, keep: int, weights: int, states: int,
@@ -254,20 +254,20 @@ def backward(digest: int) -> Callable[..., None]:
         """Compute the gradients of `forward` by the products of each step.
 
         Args:
-            kind: As in `forward`, and so are the next three.
-            length: L.
-            rows: b.
-            size: H.
+            kind: As in `forward`.
+            length: As in `forward`.
+            rows: As in `forward`.
+            size: As in `forward`.
             keep: As in `forward`.
-            weights: Of the state, ``[H / LANES, gates · H, LANES]``.
-            states: As `forward` left them.
-            saved: As `forward` left them.
+            weights: Weights of the state, ``[H / LANES, gates · H, LANES]``.
+            states: As `forward` wrote them.
+            saved: As `forward` wrote them.
             by_outputs: Gradient by the outputs, ``[L, b, H]``.
-            by_state: Gradient by the last state, ``[b, kind · H]`` with a slack; overwritten by
-                that by the first one.
+            by_state: Gradient by the last state, ``[b, kind · H]`` with a slack; overwritten with
+                the gradient by the first one.
             by_inputs: Written for GRU: gradient by the inputs, ``[L, b, gates · H]``.
             by_products: Written: gradient by the products of the states, of the same shape, with a
-                slack; for LSTM that by the inputs as well.
+                slack; for LSTM also the gradient by the inputs.
         """
         _ = digest
         width = size * 4
@@ -306,9 +306,9 @@ def sequence(
     Args:
         kind: `GRU` or `LSTM`.
         features: ``[L, b, F]``.
-        state: ``[b, kind · H]``: output, and for LSTM the cell.
+        state: ``[b, kind · H]``: outputs, and for LSTM the cells.
         keep: ``[L, b] bool``: False where the state is 0 before a step; None for True everywhere.
-        weights: Those of PyTorch's cells: of inputs and outputs, and the biases of both.
+        weights: Weights of PyTorch's cells: of inputs and outputs, and the biases of both.
     """
     size = weights[1].shape[1]
     missing = -size % LANES
@@ -335,12 +335,12 @@ class Loop:
     """The loops of one layer over L steps of b sequences, and their memory.
 
     Attributes:
-        outputs: ``[L · b, H]``, of the last `forward`.
-        states: ``[L · b, kind · H]``: before each step of the last `forward`.
-        after: ``[b, kind · H]``: after all steps.
+        outputs: ``[L · b, H]``, outputs of the last `forward`.
+        states: ``[L · b, kind · H]``: states before each step of the last `forward`.
+        after: ``[b, kind · H]``: state after all steps.
         by_inputs: ``[L · b, gates · H]``: gradient by the inputs, of the last `backward`.
-        by_products: ``[L · b, gates · H]``: that by the products of weights and states.
-        by_state: ``[b, kind · H]``: that by the first state.
+        by_products: ``[L · b, gates · H]``: gradient by the products of weights and states.
+        by_state: ``[b, kind · H]``: gradient by the first state.
 
     Args:
         kind: `GRU` or `LSTM`.

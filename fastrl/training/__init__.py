@@ -1,4 +1,4 @@
-"""Training: the loop, evaluation, checkpoints, metrics, and whole runs."""
+"""Training: whole runs (`run`), the loop (`trainer`), evaluation, checkpoints and metrics."""
 
 from fastrl.training.callbacks import Callback, CallbackError, RunContext
 from fastrl.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore

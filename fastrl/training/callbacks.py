@@ -1,4 +1,4 @@
-"""Callbacks and transforms: user code that observes a run, changes its course or its rollouts."""
+"""Callbacks and transforms: user code that observes and steers a run, or changes its rollouts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastrl.training.window import Update, Window
 _LOGGER = logging.getLogger(__name__)
 _STEPPING = ("reset", "step", "close")
 METRICS = "callback/"
-"""Prefix of the metrics that callbacks log, which keeps them apart from all others."""
+"""Prefix of metrics that callbacks log."""
 
 Transform = Callable[[Rollout], Rollout]
 
@@ -47,10 +47,10 @@ class RunContext:
 
     Args:
         config: See the attribute.
-        run: The run's directory.
-        learner: Counts steps and updates, and has the schedules.
-        window: Takes metrics.
-        calls: What was called and set in the environments; changed in place.
+        run: Directory of the run.
+        learner: The learner, whose steps, updates and schedules callbacks see.
+        window: Receives logged metrics.
+        calls: Calls and attributes that environments were given; changed in place.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class RunContext:
 
     @property
     def steps(self) -> int:
-        """Environment steps that the run has learnt from."""
+        """Number of environment steps that the run has learnt from."""
         return self._learner.steps
 
     @property
     def updates(self) -> int:
-        """Rollouts that the run has learnt from."""
+        """Number of rollouts that the run has learnt from."""
         return self._learner.updates
 
     @property
     def directory(self) -> Path:
-        """The directory ``callbacks`` of the run's directory, for files of callbacks.
+        """The subdirectory ``callbacks`` of the run directory, for files of callbacks.
 
         Raises:
             WriteError: It cannot be made.
@@ -90,7 +90,7 @@ class RunContext:
         return path
 
     def log(self, name: str, value: float) -> None:
-        """Add ``callback/NAME`` to the next row of metrics: the mean of all values logged for it.
+        """Add ``callback/NAME`` to the next row of metrics: the mean of its logged values.
 
         Raises:
             ConfigError: The name is not text, or the value is not a number.
@@ -128,17 +128,17 @@ class RunContext:
     def call_envs(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Call a method in every environment of every worker, before the next rollout begins.
 
-        An environment that replaces another one, in this run or in a resumed one, gets the last
-        call of each method before its first reset. So a call must set a whole state.
+        If an environment is replaced, in this run or in a resumed one, the last call of each method
+        is repeated before its first reset. So a call must set the whole state that it changes.
 
         Args:
-            method: Its name.
+            method: Name of the method.
             *args: Numbers, text, arrays, tensors, and lists, tuples and dicts of these.
-            **kwargs: The same.
+            **kwargs: As ``args``.
 
         Raises:
             ConfigError: An argument is of another kind, or the method steps the environment.
-            EnvError: An environment has no such method, or raised; names it.
+            EnvError: An environment has no such method, or raised; the error names it.
         """
         self._call(EnvCall(method, args, kwargs))
 
@@ -151,7 +151,7 @@ class RunContext:
 
         Raises:
             ConfigError: The value is of another kind.
-            EnvError: An environment has no such attribute, or raised; names it.
+            EnvError: An environment has no such attribute, or raised; the error names it.
         """
         self._call(EnvCall(name, (value,), sets=True))
 
@@ -159,8 +159,8 @@ class RunContext:
         by = "set_env_attribute" if call.sets else "call_envs"
         if not isinstance(call.name, str) or call.name in _STEPPING:
             raise ConfigError(
-                f"{by}: the name must be text, and none of {', '.join(_STEPPING)}, which the "
-                f"sampler calls; got {brief(call.name)}"
+                f"{by}: the name must be text other than {', '.join(_STEPPING)}, which only the "
+                f"sampler may call; got {brief(call.name)}"
             )
         try:
             pack_calls([call])
@@ -172,18 +172,18 @@ class RunContext:
         self._new_calls.append(call)
 
     def news(self) -> bytes:
-        """Return the calls since the last time, for other ranks."""
+        """Return the new calls since the last time, for other ranks."""
         new, self._new_calls = self._new_calls, []
         return pack_calls(new)
 
     def repeat(self, news: bytes) -> None:
-        """Make the calls that another rank has made."""
+        """Repeat the calls of another rank."""
         for call in unpack_calls(news):
             self._call(call)
         self._new_calls = []
 
     def follow(self, sampler: Sampler | None) -> None:
-        """Make earlier and later calls in the environments of a sampler; None ends that."""
+        """Apply earlier and later calls to the environments of a sampler; None detaches it."""
         if sampler is not None:
             sampler.call_envs(self._calls)
         self._sampler = sampler
@@ -192,23 +192,23 @@ class RunContext:
 class Callback:
     """Base class of callbacks: override the methods that you need.
 
-    Methods run in the process that learns, between its other work, and training waits for them.
+    Methods run in the learner's process between updates, and training waits for them.
     """
 
     def on_start(self, context: RunContext) -> None:
         """The run begins or resumes; environments are not built yet."""
 
     def on_rollout(self, context: RunContext, rollout: Rollout) -> None:
-        """A rollout was collected and transformed, and will be learnt from.
+        """A rollout was collected and transformed; the update comes next.
 
-        Its tensors are valid during this call; clone what must live longer.
+        Its tensors are valid during this call; clone those that you keep.
         """
 
     def on_update(self, context: RunContext, update: Update) -> None:
-        """A rollout was learnt from; ``update`` has its metrics and the episodes that ended."""
+        """An update is done; ``update`` has its metrics and the episodes that ended."""
 
     def on_evaluation(self, context: RunContext, result: EvaluationResult, steps: int) -> None:
-        """The policy as it was after ``steps`` was evaluated; includes the final evaluation."""
+        """The policy after ``steps`` steps was evaluated; called for the final evaluation, too."""
 
     def on_checkpoint(self, context: RunContext, path: Path) -> None:
         """A checkpoint was written; ``path`` is its directory."""
@@ -231,20 +231,20 @@ class Callback:
 class RunExtensions:
     """The callbacks and transforms of a run, and the calls that were made in its environments.
 
-    Each is known by the path of its class or function; the second of a path has ``#2`` behind it,
+    Each is named by the path of its class or function; the second one of a path ends in ``#2``,
     and so on.
 
     Attributes:
-        env_calls: The last call of each method and the last value of each attribute that
-            environments were given, oldest first.
+        env_calls: The last call of each method and the last value of each attribute, oldest
+            first.
 
     Args:
-        config: Names callbacks and transforms, which are imported and built now.
-        callbacks: Further ones.
+        config: Names the callbacks and transforms, which are imported and built at once.
+        callbacks: Further callbacks.
 
     Raises:
-        ConfigError: One cannot be imported or has the wrong type.
-        CallbackError: One cannot be built.
+        ConfigError: A callback or transform cannot be imported or has the wrong type.
+        CallbackError: A callback or transform cannot be built.
     """
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
@@ -265,10 +265,10 @@ class RunExtensions:
     def call(self, context: RunContext, hook: str, *args: object) -> None:
         """Call a method of each callback in their order, such as ``on_update``.
 
-        After a failure only ``on_end`` is called, of all that have started.
+        After a failure only ``on_end`` is called, for all callbacks that have started.
 
         Raises:
-            CallbackError: One raised; names it.
+            CallbackError: A callback raised; the error names it.
         """
         for name, callback in self._callbacks.items():
             if self._has_failed:
@@ -286,7 +286,7 @@ class RunExtensions:
         """Call ``on_end`` of all callbacks that have started.
 
         Raises:
-            CallbackError: One raised, the first of them; logged instead if the run has failed.
+            CallbackError: A callback raised (the first of them); logged if the run has failed.
         """
         failures = []
         for name in self._started:
@@ -304,7 +304,7 @@ class RunExtensions:
         """Return a rollout after all transforms, in their order.
 
         Raises:
-            CallbackError: A transform raised, or returned something that cannot be learnt from.
+            CallbackError: A transform raised, or returned an invalid rollout.
         """
         for name, transform in self._transforms.items():
             with _naming("transform", name, "its call"):
@@ -314,10 +314,10 @@ class RunExtensions:
         return rollout
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what further steps depend on: dicts and bytes that cannot run code.
+        """Return the states of callbacks and transforms: dicts and bytes that cannot run code.
 
         Raises:
-            CallbackError: A state cannot be saved; names its owner.
+            CallbackError: A state cannot be saved; the error names its owner.
         """
         return {
             "callbacks": _states("callback", self._callbacks),
@@ -326,10 +326,10 @@ class RunExtensions:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; an empty one is that of the beginning. Log states without an owner.
+        """Restore a state; an empty one is the initial state. States without an owner are logged.
 
         Raises:
-            CallbackError: A callback or a transform rejects its state; names it.
+            CallbackError: A callback or a transform rejects its state; the error names it.
         """
         _load_states("callback", self._callbacks, state.get("callbacks", {}))
         _load_states("transform", self._transforms, state.get("transforms", {}))
@@ -339,10 +339,10 @@ class RunExtensions:
 
 @contextmanager
 def _naming(kind: str, name: str, where: str) -> Iterator[None]:
-    """Turn what a callback or a transform raises into one line that names it and its method.
+    """Turn an exception of a callback or a transform into one line that names its method.
 
     Raises:
-        CallbackError: It raised.
+        CallbackError: The callback or transform raised.
         WorkerError: A worker failed too often when its environments were called.
     """
     try:
@@ -359,7 +359,7 @@ def check_extensions(config: Config) -> None:
     """Check the callbacks and transforms that a configuration names, without building any.
 
     Raises:
-        ConfigError: One cannot be imported, or does not take its arguments.
+        ConfigError: A callback or transform cannot be imported, or does not take its arguments.
     """
     for kind, entries in (("callback", config.callbacks), ("transform", config.transforms)):
         for _ in _imported(kind, entries):
@@ -369,10 +369,10 @@ def check_extensions(config: Config) -> None:
 def _imported(
     kind: str, entries: Sequence[str | Call]
 ) -> Iterator[tuple[str, Any, Mapping[str, Any], bool]]:
-    """Yield path, object and keyword arguments of each entry, and whether it is called to build.
+    """Yield path, object and keyword arguments of each entry, and whether a call builds it.
 
     A class is called with its keyword arguments, and so is a function that returns a callback. A
-    function that is a transform gets them with every rollout.
+    function that is a transform receives them with every rollout.
     """
     for entry in entries:
         path, kwargs = (entry.path, entry.kwargs) if isinstance(entry, Call) else (entry, {})
@@ -426,7 +426,7 @@ def _load_states(kind: str, things: Mapping[str, Any], states: Mapping[str, byte
     for name, state in states.items():
         if name not in things:
             _LOGGER.warning(
-                "the checkpoint has a state of the %s '%s', which is not there any more", kind, name
+                "the checkpoint has a state of the %s '%s', which this run lacks", kind, name
             )
             continue
         with _naming(kind, name, "load_state_dict"):
@@ -434,10 +434,10 @@ def _load_states(kind: str, things: Mapping[str, Any], states: Mapping[str, byte
 
 
 def _check(name: str, before: Rollout, after: Any) -> None:
-    """Reject what a transform returns unless it is a rollout of the same size.
+    """Reject the result of a transform unless it is a rollout of the same size.
 
     Raises:
-        CallbackError: Names the transform and the field.
+        CallbackError: The result is invalid; the error names the transform and the field.
     """
     if not isinstance(after, Rollout):
         raise CallbackError(

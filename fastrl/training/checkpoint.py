@@ -1,11 +1,11 @@
 """Checkpoints: complete or absent, verified when they are read, and never able to run code.
 
 A checkpoint is a directory ``step_<steps>`` with these files: ``model.safetensors``; ``state.pt``,
-everything else that training resumes from, which ``torch.load`` reads with ``weights_only=True``,
-and which is missing from a run that was shared;
-``environments.safetensors``, where the running episodes can be saved (see `fastrl.envs.state`);
-and ``meta.json``, which describes it and holds the checksums of the others. It is written under
-another name, synced to the disk and then renamed, so under its own name it is complete.
+all else that training resumes from, which ``torch.load`` reads with ``weights_only=True``, and
+which a shared run lacks; ``environments.safetensors``, if the running episodes can be saved (see
+`fastrl.envs.state`); and ``meta.json``, which describes the checkpoint and has the checksums of the
+other files. It is written under another name, synced to the disk and then renamed, so a checkpoint
+with its final name is complete. `saver` decides when and what to save.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Checkpoint:
 
     Attributes:
         model: The model's state dict.
-        state: Nested dicts, lists, tensors, numbers and text: all else that training resumes from;
-            empty in a run that was shared, which has the weights alone.
-        about: Plain JSON types: what can be read without loading the rest; at least ``steps``.
-        environments: What a sampler's `get_state` returned, packed; None where new episodes begin.
+        state: Nested dicts, lists, tensors, numbers and text: everything else that training
+            resumes from; empty in a shared run, which has only the weights.
+        about: Plain JSON types that can be read without loading the rest; at least ``steps``.
+        environments: Packed result of a sampler's `get_state`; None if new episodes begin.
     """
 
     model: Mapping[str, Tensor]
@@ -74,12 +74,12 @@ class Checkpoint:
 
     @property
     def steps(self) -> int:
-        """Environment steps that were learnt from."""
+        """Number of environment steps that were learnt from."""
         return int(self.about["steps"])
 
     @property
     def name(self) -> str:
-        """Name of its directory."""
+        """Name of the checkpoint's directory."""
         return _name(self.steps)
 
     def files(self) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ class Checkpoint:
 
         Args:
             contents: As `files` returns them.
-            path: Of its directory, for errors.
+            path: Path of its directory, for errors.
 
         Raises:
             CheckpointError: A file is missing, damaged or foreign.
@@ -136,8 +136,8 @@ class CheckpointStore:
     """The checkpoints of a run: the last k, and the one with the best evaluation.
 
     Args:
-        directory: Where they are; made with the first one.
-        keep_last: k.
+        directory: Directory of the checkpoints; made with the first one.
+        keep_last: Number k of latest checkpoints to keep.
         on_written: Called with the directory of each checkpoint once it is complete.
     """
 
@@ -169,7 +169,7 @@ class CheckpointStore:
 
         Args:
             checkpoint: The best one.
-            about: Plain JSON types: how it evaluated.
+            about: Plain JSON types: result of its evaluation.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -186,7 +186,7 @@ class CheckpointStore:
         return sorted(path.name for path in self._directory.glob(f"{_PREFIX}*") if path.is_dir())
 
     def best(self) -> dict[str, Any] | None:
-        """Return what `save_best` was given, and the ``checkpoint``; None before the first."""
+        """Return ``about`` of `save_best`, and the name ``checkpoint``; None before the first."""
         found = read_object(self._directory / _BEST)
         mean = found.get("return_mean")
         is_whole = isinstance(mean, float | int) and math.isfinite(mean)
@@ -200,7 +200,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: There is none of that name, or it is damaged, foreign or newer than
-                this version of fastrl; names an older one to resume from.
+                this version of fastrl; the error names an older one to resume from.
         """
         chosen = self.resolve(name)
         try:
@@ -246,7 +246,7 @@ class CheckpointStore:
                     (self._directory / newer).rename(aside)
 
     def clean(self) -> None:
-        """Remove what an interrupted `save` has left; only in the one process that saves."""
+        """Remove the remains of an interrupted `save`; only in the process that saves."""
         for path in self._directory.glob(f".{_PREFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -257,13 +257,13 @@ class CheckpointStore:
             self._write_parts(checkpoint, partial)
             partial.rename(final)
         except OSError:
-            # On a full disk the space is needed.
+            # Frees space on a full disk.
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(self._directory)
 
     def _write_parts(self, checkpoint: Checkpoint, partial: Path) -> None:
-        # Not the directory of the run: it is gone where it was moved or removed meanwhile.
+        # Does not make the run directory, which may have been moved or removed meanwhile.
         self._directory.mkdir(exist_ok=True)
         partial.mkdir()
         for name, content in checkpoint.files().items():
@@ -291,7 +291,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _named(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the files that a checkpoint has beside its ``meta.json``."""
+    """Return the names of a checkpoint's files other than ``meta.json``."""
     return _MODEL, *({_STATE, _ENVIRONMENTS} & meta["sha256"].keys())
 
 

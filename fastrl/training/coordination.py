@@ -1,4 +1,4 @@
-"""Messages between the ranks of a run: their identity, what they sampled, and the end."""
+"""Coordination of the ranks of a run: equal configurations, sums of samples, and the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RANKS = "ranks"
 
 @contextmanager
 def together(ranks: Ranks) -> Iterator[None]:
-    """Tell the other ranks if this one fails in the block, and leave them at its end."""
+    """Report a failure of the block to the other ranks, and leave the group at its end."""
     try:
         yield
     except BaseException as error:
@@ -54,7 +54,7 @@ def require_alike(ranks: Ranks, config: Config) -> None:
 
 
 def _difference(first: str, second: str) -> tuple[str, str]:
-    """Return the first lines in which two texts differ."""
+    """Return the first line of each text in which they differ."""
     lines = [text.splitlines() or [""] for text in (first, second)]
     longest = max(map(len, lines))
     padded = [found + [""] * (longest - len(found)) for found in lines]
@@ -66,7 +66,7 @@ def own_part(config: Config, ranks: Ranks) -> Config:
     """Return the configuration of this rank's sampler and learner.
 
     The sizes of ``sampler`` are those of the whole run. Each rank has an equal part of the
-    environments, and of the workers at least one.
+    environments, and at least one worker.
 
     Raises:
         ConfigError: The sizes cannot be divided among the ranks.
@@ -109,7 +109,7 @@ def own_part(config: Config, ranks: Ranks) -> Config:
 
 
 def own_plan(plan: SamplingPlan, ranks: Ranks) -> SamplingPlan:
-    """Return the plan of this rank's sampler, whose slots are those of one with all slots."""
+    """Return the plan of this rank's sampler: its part of the slots of the whole run."""
     if ranks.size == 1:
         return plan
     own = plan.topology.num_envs
@@ -122,16 +122,16 @@ def own_plan(plan: SamplingPlan, ranks: Ranks) -> SamplingPlan:
 def meet(
     ranks: Ranks, rollout: Rollout | None, lag: float = 0.0, asked: int | None = None
 ) -> tuple[Episodes, float]:
-    """Return the episodes that ended on all ranks, and the mean lag of their policies.
+    """Return the episodes that ended on all ranks, and their policies' mean lag.
 
     Args:
-        ranks: All of them, which call this once per update.
-        rollout: What this rank sampled; None if it has broken that off.
-        lag: That of this rank's policy.
-        asked: The signal because of which it was broken off.
+        ranks: All ranks, which call this once per update.
+        rollout: Rollout of this rank; None if it was interrupted.
+        lag: Lag of this rank's policy.
+        asked: The signal that interrupted the rollout.
 
     Raises:
-        StopSignal: A rank has broken off its rollout; with the signal.
+        StopSignal: The rollout of a rank was interrupted; carries the signal.
         WorkerError: A rank is lost.
     """
     if rollout is not None and ranks.size == 1:
@@ -152,12 +152,12 @@ def meet(
 
 
 def joined_environments(ranks: Ranks, own: bytes | None, reason: str) -> tuple[bytes | None, str]:
-    """Return the states of all ranks' environments as one, or why there is none.
+    """Join the states of all ranks' environments; or return None and the reason.
 
     Args:
-        ranks: All of them, which call this together.
-        own: The state of this rank's; None if there is none.
-        reason: Why; empty where no episode has begun.
+        ranks: All ranks, which call this together.
+        own: State of this rank's environments; None if there is none.
+        reason: Reason for None; empty if no episode has begun.
 
     Raises:
         WorkerError: A rank is lost.
@@ -169,7 +169,7 @@ def joined_environments(ranks: Ranks, own: bytes | None, reason: str) -> tuple[b
 
 
 def own_environments(state: State, ranks: Ranks) -> tuple[State, str]:
-    """Return this rank's part of a checkpoint's environments, or why there is none."""
+    """Return this rank's part of a checkpoint's environments, or the reason why there is none."""
     parts = state.get(_RANKS) if isinstance(state, dict) else None
     number = 1 if parts is None else len(parts)
     if number != ranks.size:

@@ -1,4 +1,4 @@
-"""Rollouts of DAgger: the policy's states with an expert's actions, of the whole run so far."""
+"""The sampler of DAgger: states of the policy with an expert's actions, of the run so far."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ from fastrl.training.trust import require_trust
 from fastrl.workers.plan import SamplingPlan
 
 FOLDER = "demonstrations"
-"""Directory of a run with a dataset of each rollout."""
+"""Subdirectory of a run with the dataset of each rollout."""
 _EPISODE = "episode"
-"""Field ``[T, B] int64``: a number for each episode of the run."""
+"""Field ``[T, B] int64``: number of each step's episode in the run."""
 
 
 class DAggerSampler(Sampler):
     """Samples with a mixture of the policy and the expert, and returns all steps so far.
 
-    The steps of each rollout are a dataset in the run's directory, complete before they are learnt
-    from: observations, the expert's actions, and rewards. Its episodes are the parts of episodes
-    within that rollout. A run that resumes reads them, and drops those that are newer than its
-    checkpoint.
+    The steps of each rollout are written to a dataset in the run directory before they are learnt
+    from: observations, the expert's actions, and rewards. An episode that spans two rollouts is
+    stored as one part in each dataset. A resumed run reads the datasets, and drops those that are
+    newer than its checkpoint.
 
     A policy with a memory learns from whole episodes, so the parts are joined; each step has the
     number of its episode.
 
     Args:
         sampler: Samples the mixture.
-        expert: Of the mixture.
+        expert: Expert of the mixture.
         config: The run, with its directory.
-        plan: Of the run; its policy is the one that learns.
+        plan: Plan of the run; its policy learns.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DAggerSampler(Sampler):
         """Read the steps of earlier sessions and start sampling; see `Sampler`.
 
         Raises:
-            ConfigError: They are damaged or missing.
+            ConfigError: Steps of earlier sessions are damaged or missing.
         """
         if self._parts is None:
             with writing(self._directory):
@@ -98,7 +98,7 @@ class DAggerSampler(Sampler):
         self._sampler.start()
 
     def collect(self) -> Rollout:
-        """Return all steps so far, those of the next rollout included; see `Sampler`."""
+        """Sample the next rollout and return all steps so far; see `Sampler`."""
         self.start()
         assert self._parts is not None
         rollout = self._sampler.collect()
@@ -142,7 +142,7 @@ class DAggerSampler(Sampler):
             numbers = before.fields[_EPISODE]
             first = max(int(part.fields[_EPISODE].max()) for part in self._parts) + 1
             if rollout.restarted is None or not rollout.restarted.all():
-                # A part holds the steps of one slot after those of the other.
+                # A part contains the steps slot by slot.
                 begins[0] = (before.terminated | before.fields["truncated"])[length - 1 :: length]
                 going_on = numbers[None, length - 1 :: length]
             if rollout.restarted is not None:
@@ -166,7 +166,7 @@ class DAggerSampler(Sampler):
         )
 
     def publish(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Give the mixture new parameters, and the expert its share of the next rollout."""
+        """Publish new parameters and the expert's share of the next rollout."""
         share = torch.tensor(expert_share(self._section, self._rollouts))
         learner = {f"learner.{name}": tensor for name, tensor in state_dict.items()}
         return self._sampler.publish({"share": share, **learner, **self._expert})
@@ -197,7 +197,7 @@ class DAggerSampler(Sampler):
 
 
 def expert_share(section: DAggerConfig, rollout: int) -> float:
-    """Return the share of a rollout's actions that are the expert's: β of the algorithm."""
+    """Return the expert's share of a rollout's actions: β of the algorithm."""
     return max(0.0, 1.0 - rollout / section.beta_rollouts)
 
 
@@ -207,10 +207,10 @@ def dagger_sampler(
     weights: Mapping[str, Tensor] | None,
     on_fault: Callable[[Fault], None] | None,
 ) -> Sampler:
-    """Return the sampler of DAgger around the one that ``sampler.kind`` names.
+    """Return the sampler of DAgger, which wraps the one that ``sampler.kind`` names.
 
     Raises:
-        ConfigError: The expert is missing or does not fit.
+        ConfigError: The expert is missing or does not match the environment.
     """
     assert isinstance(config.algorithm, DAggerConfig)
     expert, build = load_expert(config, plan.env_spec), plan.build_model
@@ -238,7 +238,7 @@ def check_expert(config: Config, env_spec: EnvSpec) -> None:
     """Check the expert of a run of DAgger, before the run has a directory.
 
     Raises:
-        ConfigError: It is missing or does not fit, or the sampler runs no expert.
+        ConfigError: It is missing or does not match the environment, or the sampler runs no expert.
     """
     if not isinstance(config.algorithm, DAggerConfig):
         return
@@ -262,7 +262,7 @@ def load_expert(config: Config, env_spec: EnvSpec) -> Demonstrator:
         env_spec: The environment.
 
     Raises:
-        ConfigError: It is missing, of other spaces, or would import code that is not trusted.
+        ConfigError: It is missing, has other spaces, or would import code that is not trusted.
     """
     section, bounds = config.algorithm, config.env.action_bounds
     assert isinstance(section, DAggerConfig)

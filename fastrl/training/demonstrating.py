@@ -1,4 +1,4 @@
-"""Datasets of episodes that a trained policy, or a function, plays in the workers of a sampler."""
+"""Records datasets: a trained policy or a function plays episodes in the workers of a sampler."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RecordedDataset:
         path: Its directory.
         returns: ``[E] float64``: undiscounted sum of rewards of each episode.
         lengths: ``[E] int64``.
-        wall_s: Time from starting the workers to the complete files.
+        wall_s: Wall time from the start of the workers to complete files.
     """
 
     path: Path
@@ -61,8 +61,8 @@ def record_dataset(
 ) -> RecordedDataset:
     """Write episodes of a policy of a run as a dataset in Minari's format.
 
-    They are sampled by worker processes in the environments of training, in compiled code where
-    there is some. Sampled actions come with what the policy puts out, such as ``log_prob``.
+    Worker processes sample them in the environments of training, in compiled code if possible.
+    Sampled actions are stored with the policy's other outputs, such as ``log_prob``.
 
     Args:
         run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
@@ -70,7 +70,7 @@ def record_dataset(
         episodes: Number of episodes.
         deterministic: Whether to take the most probable actions; by default as in the run's
             evaluations.
-        seed: Of environments and actions; by default that of the run's evaluations.
+        seed: Seed of environments and actions; by default that of the run's evaluations.
         checkpoint: As for `evaluate_run`.
         trust: As for `evaluate_run`.
         console: Console that shows the progress; none by default.
@@ -148,7 +148,7 @@ def record_function(
 
 
 def _for_recording(config: Config, episodes: int, seed: int | None) -> Config:
-    """Return a configuration whose sampler plays about as many environments as needed."""
+    """Return a configuration whose sampler has about as many environments as episodes."""
     whole("episodes", episodes)
     sampler, topology = config.sampler, config.topology
     workers = min(topology.num_env_workers, episodes)
@@ -157,7 +157,7 @@ def _for_recording(config: Config, episodes: int, seed: int | None) -> Config:
         envs_per_worker=envs,
         num_env_workers=workers,
         rollout_length=sampler.rollout_length,
-        # The next rollout is sampled while one is written.
+        # The next rollout is sampled while the last one is written.
         mode="async",
         engine=sampler.engine,
         start_timeout_s=sampler.start_timeout_s,
@@ -174,13 +174,13 @@ def _playing(plan: SamplingPlan, build: Callable[[], PolicyModel]) -> SamplingPl
 
 
 def _is_sharpened(model: PolicyModel) -> bool:
-    """Let samples be the most probable actions, in place; return whether that is possible."""
-    # Another class may compute its samples in another way.
+    """Make samples the most probable actions, in place; return whether that is possible."""
+    # Other classes may sample in another way.
     return type(model) is ActorCritic and model.distribution.sharpen(model.actor_head)
 
 
 def _sharpened(model: PolicyModel) -> PolicyModel:
-    """Return a policy for which that is possible, whose samples are the most probable actions."""
+    """Return a policy whose samples are the most probable actions; see `_is_sharpened`."""
     _is_sharpened(model)
     return model
 

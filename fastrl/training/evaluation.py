@@ -1,4 +1,4 @@
-"""Evaluation: a policy plays whole episodes with fixed seeds, apart from those of training."""
+"""Evaluation: a policy plays whole episodes with fixed seeds; `evaluator` runs it in training."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from fastrl.system import torch_threads
 from fastrl.training.trained_policy import choose
 
 _WIDTH = 16
-"""Episodes played at once: a step of the policy costs little more for them than for one."""
+"""Episodes played at once: the policy's step for all costs little more than for one."""
 _MAX_EPISODE_STEPS = 200_000
-"""Steps after which an episode that does not end is cut."""
+"""Steps after which an endless episode is stopped."""
 RETURN_MEAN, INFO = "return_mean", "info/"
 """``evaluation.metric`` is the mean return, or the mean of an episode info ``info/NAME``."""
 
@@ -38,12 +38,12 @@ class EvaluationProtocol:
 
     Attributes:
         episodes: Number of episodes.
-        seed: From which the seed of every episode follows, and the randomness of the actions.
+        seed: Determines the seed of every episode and the randomness of actions.
         deterministic: Whether to take the most probable action rather than a sample.
         max_steps: Environment steps of all episodes together after which the evaluation ends.
         max_s: Seconds after which it ends; None for no limit.
-        cuts_bad_numbers: Whether an observation or a reward that is not finite, or a mask without
-            a valid action, cuts the episode; otherwise the evaluation ends with an error.
+        cuts_bad_numbers: If True, an observation or reward that is not finite, or a mask without
+            a valid action, stops the episode; otherwise the evaluation fails.
     """
 
     episodes: int
@@ -57,7 +57,7 @@ class EvaluationProtocol:
         """Reject values that are out of range.
 
         Raises:
-            ConfigError: Names one.
+            ConfigError: A value is out of range; the error names it.
         """
         whole("episodes", self.episodes, at_most=1_000_000)
         whole("seed", self.seed, at_least=0, at_most=2**63 - 1)
@@ -67,7 +67,7 @@ class EvaluationProtocol:
             finite_number("max_s", self.max_s, above=0)
 
     def limit_reached(self, steps: int, elapsed_s: float) -> str:
-        """Return the limit that these steps or seconds have reached, in words, or nothing."""
+        """Return a text with the limit that was reached; empty if none was."""
         if self.max_steps is not None and steps >= self.max_steps:
             return f"evaluation.max_steps ({self.max_steps:,})"
         if self.max_s is not None and elapsed_s >= self.max_s:
@@ -75,7 +75,7 @@ class EvaluationProtocol:
         return ""
 
     def episode_seeds(self) -> list[int]:
-        """Return the seed of each episode; more episodes begin with those of fewer."""
+        """Return the seed of each episode; those of fewer episodes are the first of these."""
         return [
             int(np.random.SeedSequence(self.seed, spawn_key=(episode,)).generate_state(1)[0])
             for episode in range(self.episodes)
@@ -88,12 +88,12 @@ class EvaluationResult:
 
     Attributes:
         returns: ``[episodes]``: undiscounted sum of rewards, in the order of the seeds.
-        lengths: ``[episodes]``: in environment steps.
-        info: By name ``[episodes]``: the values that `EnvSpec.episode_info` names, NaN where an
+        lengths: ``[episodes]``: lengths in environment steps.
+        info: By name ``[episodes]``: the values that `EnvSpec.episode_info` names, NaN if an
             episode did not report one.
-        cut: How many of the episodes were cut before they had ended.
-        limit: The limit that ended the evaluation before all episodes were played, in words.
-        bad: How many were cut at a number that is not finite, or at a mask without valid action.
+        cut: Number of episodes that were stopped before their end.
+        limit: The limit that ended the evaluation early, in words; empty if none did.
+        bad: Number of episodes stopped because of a number that is not finite or an empty mask.
     """
 
     returns: tuple[float, ...]
@@ -119,11 +119,11 @@ class EvaluationResult:
         return means
 
     def info_row(self) -> dict[str, float]:
-        """Return `info_means` as metrics: the mean of ``info/NAME`` by that name."""
+        """Return `info_means` as metrics, named ``info/NAME``."""
         return {f"{INFO}{name}": mean for name, mean in self.info_means().items()}
 
     def remark(self) -> str:
-        """Return what a reader of the means must know; empty where all episodes have ended."""
+        """Return a warning to show with the means; empty if all episodes have ended."""
         played, endless = len(self.returns), self.cut - self.bad
         parts = [f"{self.limit} reached"] if self.limit else []
         if endless:
@@ -150,16 +150,16 @@ class EvaluationResult:
 
 
 class EpisodePlayer:
-    """Environments in which policies are evaluated, one evaluation after the other.
+    """Evaluates policies, one after the other, in its own environments.
 
-    Each environment is built by itself and seeded for each of its episodes, so an episode depends
-    only on its seed and on the policy. All episodes are played to their end, so short ones are not
-    favoured. Each evaluation seeds the global random streams and restores the caller's.
+    Each environment is built separately and seeded for each of its episodes, so an episode depends
+    only on its seed and on the policy. All episodes are played to their end, so that short ones are
+    not favoured. Each evaluation seeds the global random streams and restores the caller's.
 
     Args:
         env_spec: The spaces of the environments.
-        build_env: Builds a `BatchedEnv` of that many environments.
-        episodes: How many are played at most; no more environments are built.
+        build_env: Builds a `BatchedEnv` of a given number of environments.
+        episodes: Largest number of episodes; no more environments are built.
 
     Raises:
         EnvError: An environment cannot be built.
@@ -192,7 +192,7 @@ class EpisodePlayer:
         protocol: EvaluationProtocol,
         watch: Callable[[int, int], None] = lambda episodes, steps: None,
     ) -> EvaluationResult:
-        """Evaluate a policy on the CPU; its statistics stay as they are.
+        """Evaluate a policy on the CPU; its statistics do not change.
 
         Args:
             model: The policy.
@@ -237,7 +237,7 @@ class EpisodePlayer:
         self._begin(slot, state)
 
     def _check_observations(self, state: _EvaluationState) -> None:
-        """Cut episodes whose observation is not finite, or that allow no action."""
+        """Stop episodes whose observation is not finite, or that have no valid action."""
         while not all(np.isfinite(rows).all() for rows in self._numbers):
             for slot in range(self._width):
                 if all(np.isfinite(rows[slot]).all() for rows in self._numbers):
@@ -255,7 +255,7 @@ class EpisodePlayer:
     def _cut_bad(
         self, slot: int, state: _EvaluationState, what: str, problem: str = "not finite"
     ) -> None:
-        """Cut an episode at a bad number or mask, or raise `EnvError`."""
+        """Stop an episode because of a bad number or mask, or raise `EnvError`."""
         if not state.protocol.cuts_bad_numbers:
             raise EnvError(f"evaluation: the {what} of {state.playing[slot]} is {problem}")
         state.cut += 1
@@ -276,7 +276,7 @@ class EpisodePlayer:
             who = f"an environment of '{env_spec.id}' for evaluation"
             check_spaces(env.spec, env_spec, who, different=True)
             if env.spec.episode_info != env_spec.episode_info:
-                # The columns of some environments would hold the values of others.
+                # Otherwise environments would write each other's columns.
                 self._info_names = ()
         except BaseException:
             env.close()
@@ -297,8 +297,8 @@ class EpisodePlayer:
     def _policy(self, model: PolicyModel, state: _EvaluationState) -> Callable[[], None]:
         """Return a call that writes an action for every slot, and the policy's next state.
 
-        This includes slots without an episode: the last bits of an action may depend on the size of
-        the batch, which must not depend on the episodes that have ended.
+        Slots without an episode are included: the last bits of an action may depend on the size of
+        the batch, which therefore must not change when episodes end.
         """
         generator = torch.Generator().manual_seed(state.protocol.seed)
         drawn_by = None if state.protocol.deterministic else generator
@@ -336,9 +336,9 @@ class _Episode:
 
 @dataclass
 class _EvaluationState:
-    """The episodes of one evaluation: all that have begun, and by slot those that are played.
+    """The episodes of one evaluation: all that have begun, and the current one of each slot.
 
-    The policy's states are ``memory [slots, size]``; with ``initial`` episodes begin.
+    The policy's states are ``memory [slots, size]``; episodes begin with ``initial``.
     """
 
     protocol: EvaluationProtocol
@@ -351,7 +351,7 @@ class _EvaluationState:
     bad: int = 0
 
     def result(self, info_names: Sequence[str], limit: str) -> EvaluationResult:
-        """Return the result; episodes that are still played count as cut."""
+        """Return the result; unfinished episodes count as cut."""
         return EvaluationResult(
             returns=tuple(episode.total for episode in self.episodes),
             lengths=tuple(episode.length for episode in self.episodes),

@@ -1,4 +1,4 @@
-"""Evaluation during training: its process, the next policy, and the best one."""
+"""Evaluation during training: in a separate process, with the choice of the best policy."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _NICENESS = 19
 """Lowest priority, for systems without the scheduling class SCHED_IDLE."""
 
 STALL_S = 300.0
-"""Time without a step after which the process is replaced."""
+"""Seconds without a step after which the process is replaced."""
 _RESTARTS = 3
 _POLL_S = 0.1
 _CHECK_S = 0.02
-"""Time between polls for a result; each costs some microseconds."""
+"""Seconds between polls for a result; each costs some microseconds."""
 _NAME = "evaluator"
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class EvaluationPlan:
 
     Attributes:
         env_spec: The spaces.
-        build_env: Builds a `BatchedEnv` of that many environments.
+        build_env: Builds a `BatchedEnv` of a given number of environments.
         build_model: Builds the policy.
         protocol: Episodes, seeds and limits.
         record: Records an episode of the policy into a file, or None for no videos.
@@ -69,21 +69,21 @@ class EvaluationPlan:
 
 
 _Request = tuple[int, EvaluationProtocol | None]
-"""Steps that the policy has learnt from, which name the video; or other episodes, without one."""
+"""The policy's steps, which name the video; or a protocol for other episodes without a video."""
 
 
 class Evaluator:
     """Evaluates one policy at a time in a separate process.
 
-    The process has the lowest priority while the policy is trained, and the usual one for `play`,
-    since a process of the lowest priority gets next to no time on a busy machine.
+    The process has the lowest priority during training, and the usual one for `play`,
+    since a process of the lowest priority gets almost no time on a busy machine.
 
-    A process that fails, or makes no step for `STALL_S`, is replaced and the request repeated. If
-    it fails again and again, methods raise `WorkerError`.
+    If the process fails, or makes no step for `STALL_S`, it is replaced and the request repeated.
+    If it fails repeatedly, methods raise `WorkerError`.
 
     Args:
-        plan: What to play.
-        state_dict: Any parameters of the policy; fixes their names and shapes.
+        plan: Environments, policy and episodes.
+        state_dict: Any parameters of the policy; they define names and shapes.
     """
 
     def __init__(self, plan: EvaluationPlan, state_dict: Mapping[str, Tensor]) -> None:
@@ -101,7 +101,7 @@ class Evaluator:
     def request(self, state_dict: Mapping[str, Tensor], steps: int) -> None:
         """Start to evaluate a copy of these parameters; ``steps`` names the video.
 
-        Not while another evaluation is running.
+        It must not be called during another evaluation.
         """
         self._begin(state_dict, (steps, None))
 
@@ -111,10 +111,10 @@ class Evaluator:
         protocol: EvaluationProtocol,
         watch: Callable[[int, int], None],
     ) -> EvaluationResult:
-        """Evaluate these parameters in other episodes than the plan's, and wait for the result.
+        """Evaluate parameters in other episodes than the plan's, and wait for the result.
 
-        Not while another evaluation is running. Training is over: the process has the usual
-        priority, and uses the threads of a learner.
+        It must not be called during another evaluation. Training is over, so the process has the
+        usual priority and uses the threads of a learner.
 
         Args:
             state_dict: Parameters of the policy.
@@ -122,7 +122,7 @@ class Evaluator:
             watch: Called repeatedly with the number of episodes and of steps played.
         """
         if self._gives_way:
-            # Only some users may raise the priority of a process, so another one plays.
+            # Only privileged users may raise a process's priority, so a new process plays.
             self._await_video()
             self._gives_way = False
             self._restart()
@@ -132,7 +132,7 @@ class Evaluator:
         return result
 
     def _await_video(self) -> None:
-        """Wait for the video of the last evaluation, while its process lives and has time left."""
+        """Wait for the last evaluation's video, until its process dies or times out."""
         until_s = time.monotonic() + STALL_S
         while self._played[2] and time.monotonic() < until_s and not self._supervisor.failures():
             time.sleep(_POLL_S)
@@ -195,9 +195,9 @@ class Evaluator:
         self._start()
 
     def _stalled(self) -> list[WorkerError]:
-        """Return an error if no step was made for too long while this was polled.
+        """Return an error if the process has made no step for too long.
 
-        A process of the lowest priority may have to wait long for a core.
+        A process of the lowest priority may wait long for a core.
         """
         now_s, seen = time.monotonic(), int(self._played[0])
         self._silent_s += min(now_s - self._checked_s, 1.0)
@@ -209,9 +209,9 @@ class Evaluator:
         return [WorkerError(_NAME, f"the {_NAME} made no step within {STALL_S:g} s")]
 
     def _failure(self) -> WorkerError:
-        """Return why the process cannot be reached."""
+        """Return the error of a process that cannot be reached."""
         failures = self._supervisor.failures()
-        return failures[0] if failures else WorkerError(_NAME, f"the {_NAME} is gone")
+        return failures[0] if failures else WorkerError(_NAME, f"the {_NAME} has ended")
 
     def pids(self) -> dict[str, int]:
         """Return the process id by name."""
@@ -232,10 +232,10 @@ class Evaluator:
 
 
 def _lower_priority() -> None:
-    """Run only on cores that are idle otherwise.
+    """Run this process only on idle cores.
 
-    A process that wakes up preempts one of the class SCHED_IDLE at once. One that is only nice
-    keeps its core for some milliseconds, for which workers and learner then wait in turn.
+    A waking process preempts one of the class SCHED_IDLE at once. A process that is only nice keeps
+    its core for some milliseconds, for which workers and learner then wait in turn.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -291,25 +291,25 @@ def run_evaluator(
 
 
 class Candidates:
-    """Has the policy evaluated when it is due, keeps the best one, and decides when to stop.
+    """Requests evaluations when they are due, keeps the best policy, and decides when to stop.
 
-    A policy that falls due while another one is being played waits until that one is done; of
-    several only the newest is played. Evaluations may be late and fewer, but never delay training.
+    A policy that is due during an evaluation waits for its end; of several, only the newest is
+    evaluated. Evaluations may be late or skipped, but they never delay training.
 
-    All policies play the same episodes. The best has the highest score, by default the mean return
-    (``evaluation.metric``); of equal ones it is the later policy. A score that is not finite is
-    lower than every other. In a resumed session the best policy so far is played again, since the
+    All policies play the same episodes. The best policy has the highest score, by default the mean
+    return (``evaluation.metric``); of equal scores the later one counts. A score that is not finite
+    is lower than every other. A resumed session evaluates the best policy so far again, since the
     episodes may have changed.
 
     Attributes:
         passed: The first policy whose evaluation reached ``evaluation.stop_at``, and the result.
 
     Args:
-        config: Says how often, and when to stop.
-        evaluator: Plays.
-        store: Keeps the best one.
-        snapshot: Returns a checkpoint of the run as it is now.
-        report: Called with each result, and the steps of the policy.
+        config: Sets the interval and the end of training.
+        evaluator: Evaluates policies.
+        store: Stores the best checkpoint.
+        snapshot: Returns a checkpoint of the current state.
+        report: Called with each result and the policy's steps.
     """
 
     def __init__(
@@ -331,15 +331,15 @@ class Candidates:
         self.passed: tuple[Checkpoint, EvaluationResult] | None = None
 
     def after_update(self, steps: int, *, is_last: bool = False) -> bool:
-        """Begin and end evaluations that are due; return whether training ends.
+        """Start due evaluations and take their results; return whether training ends.
 
         Args:
             steps: Environment steps so far.
-            is_last: Whether training ends anyway. Its last policy plays the final evaluation, so
-                it is not evaluated before that, unless for a video.
+            is_last: Whether training ends anyway. The last policy plays the final evaluation, so
+                it is not evaluated here, unless a video is due.
         """
         if self._due_at is None:
-            # The first call of a session: evaluations that were due before it are skipped.
+            # In the first call of a session: skip evaluations that were due before it.
             self._due_at = self._next_after(steps - 1)
         if self._played is not None and time.monotonic() - self._polled_s >= _CHECK_S:
             self._polled_s = time.monotonic()
@@ -352,7 +352,7 @@ class Candidates:
         return self.passed is not None
 
     def finish(self) -> None:
-        """Wait for the evaluation that is running and for one that is pending."""
+        """Wait for the running evaluation and for a pending one."""
         while self._played is not None:
             self._take(self._evaluator.poll(timeout_s=0.1))
             self._play_next()
@@ -363,15 +363,15 @@ class Candidates:
         result: EvaluationResult,
         play: Callable[[Checkpoint], EvaluationResult],
     ) -> None:
-        """Keep the final policy as the best one, unless the best so far has a higher score.
+        """Store the final policy as the best one, unless the best so far has a higher score.
 
-        Both play the same episodes, which are more and others than those of the candidates: the
+        Both play the same episodes, which differ from the candidates' and are more: the
         highest of many means over few episodes overestimates its policy.
 
         Args:
-            final: The policy that the run ended with.
+            final: The last policy of the run.
             result: Its evaluation.
-            play: Evaluates a policy in the same episodes.
+            play: Evaluates another policy in the same episodes.
         """
         best = self._best()
         if best is not None and best.steps != final.steps:
@@ -382,7 +382,7 @@ class Candidates:
         self._keep(final, result)
 
     def _best(self) -> Checkpoint | None:
-        """Return the best checkpoint so far; None if there is none that can be read."""
+        """Return the best checkpoint so far; None if none can be read."""
         if self._keep_best and self._store.best() is not None:
             with suppress(CheckpointError):
                 return self._store.load("best")

@@ -1,4 +1,4 @@
-"""Policies as files for other programs: TorchScript and ONNX, verified before they are written."""
+"""Exports policies as TorchScript or ONNX, verified before they are written."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from fastrl.spec import ACTION_MASK, only_given
 from fastrl.training.trained_policy import TrainedPolicy
 
 SUFFIXES = {"torchscript": ".pt", "onnx": ".onnx"}
-"""Of files, by format."""
+"""File suffix by format."""
 
 _INITIAL_STATE = "initial_state"
-"""Name in a file of the state in which episodes begin."""
+"""Name of the initial state in a file."""
 
 _BATCHES = (1, 3, 28)
-"""Batch sizes that are compared, so that a size fixed in the file is noticed."""
+"""Batch sizes that are compared, to detect a file with a fixed size."""
 _STEPS = 5
-"""That are compared of a policy with a memory, each with the state that the one before returned."""
+"""Steps that are compared for a policy with a memory, each with the state of the previous step."""
 _TOLERANCE = 1e-4
-"""Of continuous actions, relative and absolute: other kernels round in another order."""
+"""Relative and absolute tolerance of continuous actions, as other kernels round differently."""
 _LONGEST_ERROR = 200
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Rows = Sequence[NDArray[Any]]
 Run = Callable[[Rows], Rows]
-"""From the leaves of observations to the leaves of actions; both end with a memory's state."""
+"""A function from observation leaves to action leaves; both end with the state of a memory."""
 
 
 def export(policy: TrainedPolicy, format: str, path: Path) -> None:
@@ -60,7 +60,7 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
     Args:
         policy: The policy.
         format: One of `SUFFIXES`.
-        path: Of the file; its directory is made.
+        path: Path of the file; its directory is made.
 
     Raises:
         ConfigError: A package is missing, the path is a directory, or the policy cannot be
@@ -75,7 +75,7 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
         raise ConfigError(f"--format onnx needs the packages {packages}: {how_to_install('onnx')}")
     try:
         with warnings.catch_warnings():
-            # Of both exporters; the comparison finds what they warn of.
+            # Warnings of both exporters; the comparison finds what they warn of.
             warnings.simplefilter("ignore")
             content = traced(_Actor(policy).eval().requires_grad_(False), policy)
             difference = _difference(policy, run_in(content))
@@ -92,10 +92,10 @@ def export(policy: TrainedPolicy, format: str, path: Path) -> None:
 
 
 class _Actor(nn.Module):
-    """From the leaves of observations to the leaves of the most probable actions.
+    """Maps observation leaves to the leaves of the most probable actions.
 
-    Of a policy with a memory also from its state to the next one. It has a copy of the model, which
-    may still be learning.
+    For a policy with a memory also maps its state to the next one. It copies the model, which
+    may still learn.
     """
 
     def __init__(self, policy: TrainedPolicy) -> None:
@@ -139,7 +139,7 @@ class _Converter(nn.Module):
             half_width = (leaf.high.astype(np.float64) - leaf.low) / 2
             numbers = {"low": leaf.low, "high": leaf.high, "half_width": half_width}
         for name, array in numbers.items():
-            # An operation on arrays of no dimensions returns a scalar.
+            # Operations on arrays without dimensions return scalars.
             self.register_buffer(name, torch.from_numpy(np.array(array)))
 
     def forward(self, action: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _names(kind: str, paths: Iterable[str]) -> list[str]:
 
 
 def _difference(policy: TrainedPolicy, run: Run) -> str:
-    """Return how the actions differ on random observations, in words; empty where they agree."""
+    """Describe how actions differ on random observations; empty if they agree."""
     names = [f"actions '{path}'" if path else "actions" for path in policy.env_spec.action]
     names += ["states"] * (policy.initial_state(1) is not None)
     for num_rows in _BATCHES:
@@ -256,7 +256,7 @@ def _observations(policy: TrainedPolicy, num_rows: int, seed: int = 0) -> list[N
         for (path, spec), column in zip(specs.items(), columns, strict=True)
     }
     if (mask := policy.env_spec.action_mask) is not None:
-        # One option of each choice at least is valid.
+        # At least one option of each choice is valid.
         firsts = np.cumsum([0, *policy.env_spec.choices[:-1]])
         rows[mask][:, firsts] = True
     return list(rows.values())

@@ -1,7 +1,7 @@
-"""Runs that are shared: in a folder, or in a repository of the Hugging Face hub.
+"""Sharing of runs: in a folder, or in a repository of the Hugging Face hub.
 
-A shared run has the layout of a run's directory: one checkpoint with the weights alone, and text,
-pictures and videos. No file of it can run code, and no other file is taken from one.
+A shared run has the layout of a run directory: one checkpoint with only the weights, and text,
+pictures and videos. None of these files can run code, and no other files are copied.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from fastrl.training.saver import locate
 from fastrl.training.trust import named_code
 
 CARD, CURVE = "README.md", "curve.png"
-"""The model card, and the picture on it."""
+"""Files of the model card and its picture."""
 
 _TEXTS = ("versions.json", "spaces.json", "metrics.jsonl", "summary.json")
-"""Files of a run that are shared as they are."""
+"""Files of a run that are shared unchanged."""
 _SHARED = re.compile(
     r"README\.md|curve\.png|config\.yaml|versions\.json|spaces\.json|metrics\.jsonl|summary\.json"
     r"|checkpoints/step_[0-9]{1,20}/(model\.safetensors|meta\.json)"
     r"|videos/[\w-][\w.-]{0,99}\.(mp4|gif)"
 )
-"""The only names that are taken from others."""
+"""Names of files that are accepted from others."""
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _LONGEST_REASON = 300
 
@@ -51,9 +51,9 @@ def push_run(
 ) -> str:
     """Share the policy of a run, with its configuration, versions, metrics, curve and video.
 
-    The weights of one checkpoint are shared, without what training resumes from. The configuration
-    loses ``run_dir``, ``init_from``, ``logging`` and ``cluster``, which are of this machine. Code
-    that it names is not imported.
+    Only the weights of one checkpoint are shared, so training cannot resume. The configuration
+    loses ``run_dir``, ``init_from``, ``logging`` and ``cluster``, which belong to this machine.
+    Code that it names is not imported.
 
     Args:
         run: As for `evaluate_run`.
@@ -61,7 +61,7 @@ def push_run(
             earlier push are replaced; or a new folder, which begins with ``/``, ``./``, ``../`` or
             ``~``, or is a `Path`.
         checkpoint: As for `evaluate_run`.
-        private: Whether a repository that is created is private.
+        private: Whether a new repository is private.
 
     Returns:
         The folder, or the address of the repository.
@@ -90,7 +90,7 @@ def pull_run(
 ) -> Path:
     """Copy a shared run into a directory, where it can be evaluated, recorded and exported.
 
-    Only files that `push_run` writes are taken. The run counts as one from elsewhere: code that its
+    Only files that `push_run` writes are copied. The run is not trusted: code that its
     configuration names is imported only with ``trust``.
 
     Args:
@@ -221,10 +221,10 @@ class _Shared:
 
 
 class _Hub:
-    """Repositories on the hub; the token stays with huggingface_hub.
+    """Repositories on the hub; huggingface_hub keeps the token.
 
     Raises:
-        ConfigError: That package is missing.
+        ConfigError: The package huggingface_hub is missing.
     """
 
     def __init__(self) -> None:
@@ -232,7 +232,7 @@ class _Hub:
             import huggingface_hub
         except ImportError as error:
             needed = f"a repository on the hub needs huggingface_hub: {how_to_install('hub')}"
-            raise ConfigError(f"{needed}; a folder such as ./name needs nothing") from error
+            raise ConfigError(f"{needed}; a folder such as ./name needs no package") from error
         self._client = huggingface_hub
         self._api = huggingface_hub.HfApi()
 
@@ -254,7 +254,7 @@ class _Hub:
             return str(url)
 
     def pull(self, repo: str, place: Path, revision: str | None) -> None:
-        """Download the files of a shared run, all of one commit."""
+        """Download the files of a shared run, all from one commit."""
         with _reporting():
             info = self._api.model_info(repo, revision=revision)
             for name in sorted(each.rfilename for each in info.siblings or ()):
@@ -268,21 +268,21 @@ def _reporting() -> Iterator[None]:
     """Turn an error of the hub, of the network or of the disk into one line.
 
     Raises:
-        ConfigError: There was one.
+        ConfigError: Such an error occurred.
     """
     try:
         yield
-    except Exception as error:  # of the client or of its HTTP library, which have no common type
+    except Exception as error:  # the client and its HTTP library have no common type of errors
         status = getattr(getattr(error, "response", None), "status_code", None)
         hint = "; log in with 'hf auth login'" if status in (401, 403, 404) else ""
         raise ConfigError(f"hub: {one_line(error, _LONGEST_REASON)}{hint}") from error
 
 
 def _folder(repo: str | Path) -> Path | None:
-    """Return the folder that a repository is, or None for one on the hub.
+    """Return the folder that ``repo`` names, or None for a repository on the hub.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It names neither.
     """
     if isinstance(repo, Path):
         return repo
@@ -296,7 +296,7 @@ def _folder(repo: str | Path) -> Path | None:
 
 @contextmanager
 def _new_directory(directory: Path) -> Iterator[Path]:
-    """Provide an empty directory beside one that it becomes, unless there is an error.
+    """Yield an empty directory that is renamed to ``directory``, unless there is an error.
 
     Raises:
         ConfigError: The directory is not empty, or cannot be made.

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal: training ends where it can be saved, or continues."""
+"""Interrupts by Ctrl-C, SIGTERM and a lost terminal: training ends at a point that can be saved."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any, Self
 from fastrl.workers.descent import ignore_signal
 
 HURRY_S = 5.0
-"""How long after SIGTERM an update may still take; schedulers send SIGKILL after about 10 s.
+"""Seconds that an update may still take after SIGTERM; schedulers send SIGKILL after about 10 s.
 
-And how long after any request a rollout may, so that the running episodes can be saved.
+A rollout may take as long after any request, so that the running episodes can be saved.
 """
 
 
 class StopSignal(BaseException):
-    """Breaks off work that may be lost; not an ``Exception``, so that user code cannot catch it."""
+    """Interrupts work that may be lost; no ``Exception``, so that user code does not catch it."""
 
 
 class Interrupts:
-    """Inside a ``with`` block the first Ctrl-C or SIGTERM is a request, and the second one raises.
+    """In a ``with`` block the first Ctrl-C or SIGTERM is a request to end; the second one raises.
 
     SIGHUP, which a closed terminal sends, is ignored. Python delivers signals to the main thread
-    only; in another thread this never sees a request.
+    only, so in other threads there are no requests.
 
     Attributes:
-        requested: The signal that asked to end, or None.
+        requested: The signal that requested the end, or None.
 
     Args:
-        is_repeated: Whether one request may come as several signals, of which only the first
-            counts: those of a launcher and of other ranks.
+        is_repeated: Whether one request may arrive as several signals, such as those of a launcher
+            and of other ranks; then only the first counts.
     """
 
     def __init__(self, *, is_repeated: bool = False) -> None:
@@ -44,34 +44,34 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def request(self, number: int) -> None:
-        """Act as if the main thread had got a signal; from any thread."""
+        """Act as if the main thread had received a signal; may be called from any thread."""
         if self._before:
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def breakable(self) -> AbstractContextManager[None]:
-        """Break off the block when a request comes, or has come.
+        """Interrupt the block at a request, or at once after one.
 
         Raises:
-            StopSignal: A request came.
+            StopSignal: There was a request.
         """
         return self._in("breakable")
 
     def awaited(self, usual_s: float) -> AbstractContextManager[None]:
-        """Break off the block if it takes longer than `HURRY_S` after a request.
+        """Interrupt the block if it takes longer than `HURRY_S` after a request.
 
         Args:
-            usual_s: How long it usually takes. If that is longer, a request breaks it off at once.
+            usual_s: Usual duration of the block. If that is longer, it is interrupted at once.
 
         Raises:
-            StopSignal: It did, or a request had come before.
+            StopSignal: The block was interrupted, or there was a request before it.
         """
         return self._in("breakable" if usual_s > HURRY_S else "awaited")
 
     def hurried(self) -> AbstractContextManager[None]:
-        """Break off the block if it takes longer than `HURRY_S` after SIGTERM.
+        """Interrupt the block if it takes longer than `HURRY_S` after SIGTERM.
 
         Raises:
-            StopSignal: It did.
+            StopSignal: The block was interrupted.
         """
         return self._in("hurried")
 
@@ -86,7 +86,7 @@ class Interrupts:
             self._block = ""
 
     def __enter__(self) -> Self:
-        """Take over the signals."""
+        """Install the signal handlers."""
         if threading.current_thread() is threading.main_thread():
             handlers = {
                 signal.SIGINT: self._handle,
@@ -100,7 +100,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore the signals."""
+        """Restore the earlier signal handlers."""
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():

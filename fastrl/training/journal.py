@@ -1,4 +1,4 @@
-"""Writes and shows the metrics, evaluations and worker failures of a run."""
+"""The journal of a run: writes and shows metrics, evaluations and worker failures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastrl.training.run_directory import RunDirectory
 from fastrl.training.window import Update, Window
 
 FINAL = "final_evaluation"
-"""Kind of the row of the evaluation after the last step, which plays other episodes."""
+"""Kind of the final evaluation's row; its episodes differ from those of other evaluations."""
 
 _ROWS_PER_RUN = 200
 
@@ -36,12 +36,12 @@ class RunJournal:
     """Writes and shows updates and evaluations as rows of metrics, and worker failures.
 
     Args:
-        config: Says how often there is a row.
-        run: Has the file of workers that failed.
-        log: Where rows are written.
-        progress: Where they are shown.
-        window: Adds up what happened since the last row.
-        signs: Which rows of metrics are reported as a sign that nothing is learnt.
+        config: Sets the interval of rows.
+        run: Run directory, with the file of worker failures.
+        log: Writes the rows.
+        progress: Shows the rows.
+        window: Sums up the updates since the last row.
+        signs: Detects rows that show that the policy does not learn.
 
     Raises:
         WriteError: ``faults.jsonl`` is not a file.
@@ -68,7 +68,7 @@ class RunJournal:
             self._num_faults = self._earlier_faults()
 
     def watch(self, sampler: Sampler, learner_threads: int) -> None:
-        """Write where the time of the workers goes, too, with each row from now on.
+        """Write the times of the workers, too, with each row from now on.
 
         The idle time of an asynchronous sampler is subtracted; see `Window.row`.
         """
@@ -111,7 +111,7 @@ class RunJournal:
     def note_evaluation(
         self, result: EvaluationResult, steps: int, kind: str = "evaluation"
     ) -> None:
-        """Write an evaluation of the policy as it was after ``steps``, in a row of that kind."""
+        """Write an evaluation of the policy after ``steps`` as a row of the given kind."""
         row = {
             "steps": steps,
             "return_mean": result.return_mean,
@@ -125,7 +125,7 @@ class RunJournal:
         self._progress.show_evaluation(result, steps)
 
     def _earlier_faults(self) -> int:
-        """Return the failures of earlier sessions; 0, with a remark, if they cannot be read.
+        """Return the number of failures in earlier sessions; 0, with a remark, if unreadable.
 
         Raises:
             OSError: The file is a directory or a pipe, to which no failure can be appended.
@@ -140,7 +140,7 @@ class RunJournal:
             return 0
 
     def _idle_s(self) -> float | None:
-        """Return the time since the last row in which the workers did not sample, their mean.
+        """Return the workers' mean time without sampling since the last row.
 
         With model workers, waiting for actions and waiting for the learner are counted together,
         and none of it is counted as idle.
@@ -155,25 +155,25 @@ _DIGITS = 4
 
 
 class WorkerTimes:
-    """Replaces ``workers.json`` with what the workers did between two rows of metrics.
+    """Writes ``workers.json``: the times of the workers between two rows of metrics.
 
-    The limit is ``cores / (t_step + t_policy + t_learn)``, with the times of this window: the
-    speed at which all cores would step, run the policy or learn, and never wait. Without training
-    it is that without ``t_learn``, and of the environments alone that without ``t_policy``. They
-    are estimates, since a process that waits for a core counts as busy.
+    The limit is ``cores / (t_step + t_policy + t_learn)``, with the times of this window: the speed
+    if all cores always stepped, ran the policy or learnt, and never waited. Without training
+    ``t_learn`` is left out, and for the environments alone ``t_policy`` as well. Limits are
+    estimates, since a process that waits for a core counts as busy.
 
     Args:
         path: The file.
-        sampler: Has the workers.
-        config: Says on which devices the policy and the learner compute.
-        learner_threads: Threads of the learner.
+        sampler: Sampler of the workers.
+        config: Sets the devices of the policy and the learner.
+        learner_threads: Number of the learner's threads.
     """
 
     def __init__(self, path: Path, sampler: Sampler, config: Config, learner_threads: int) -> None:
         self._path, self._sampler, self._cores = path, sampler, usable_cores()
         self._learner_cores = learner_threads if config.algorithm.device == "cpu" else 0
         self._infers_here = config.sampler.device == "cpu"
-        # Steps on other machines, or on a device, take none of these cores.
+        # Steps on other machines, or on a device, do not use these cores.
         self._has_limit = config.cluster is None and config.sampler.kind != "device"
         self._seen = sampler.stats()
 
@@ -182,7 +182,7 @@ class WorkerTimes:
 
         Returns:
             The limits in steps per second: ``environment``, ``policy`` and ``training``; empty
-            where they are unknown.
+            if they are unknown.
 
         Raises:
             WriteError: The file cannot be written.
@@ -206,7 +206,7 @@ class WorkerTimes:
         return limits
 
     def _limits(self, spent: SamplerStats, row: Mapping[str, Any]) -> dict[str, float]:
-        """Return the limits; none where nothing was sampled."""
+        """Return the limits; none if nothing was sampled."""
         stepping_ns, steps = int(spent.stepping_ns.sum()), spent.frames
         if not stepping_ns or not steps:
             return {}
@@ -218,7 +218,7 @@ class WorkerTimes:
         }
         learnt_steps = max(row["fps"] * spent.time_ns / 1e9, 1.0)
         busy_s["training"] = busy_s["policy"] + learning_ns / learnt_steps / 1e9
-        # Processes that wait for a core are no reason for a limit below what was reached.
+        # A limit is at least the speed that was reached, even if processes waited for cores.
         training = max(self._cores / busy_s["training"], float(row["fps"]))
         policy = max(self._cores / busy_s["policy"], float(row["sampling_fps"]), training)
         environment = max(self._cores / busy_s["environment"], policy)

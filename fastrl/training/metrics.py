@@ -1,4 +1,4 @@
-"""Where metrics go: a JSONL file always, and by configuration TensorBoard and other loggers."""
+"""Writers of metrics: a JSONL file always, and by configuration TensorBoard and other loggers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from fastrl.json_lines import row_of
 from fastrl.training.run_directory import RunDirectory
 
 _LONGEST_ERROR = 200
-"""Characters that are shown of an error of Weights & Biases."""
+"""Most characters of an error of Weights & Biases."""
 _LOGGER = logging.getLogger(__name__)
 Row = Mapping[str, float | int]
 
 
 class Sink(Protocol):
-    """Something that rows are written to: what a logger returns.
+    """A target of rows, as a logger returns it.
 
     A logger is called with the `RunDirectory`, the `Config`, the steps of the checkpoint that
     training resumes from (it drops rows of later steps, if it has any), and the keyword arguments
@@ -63,10 +63,10 @@ class MetricsLog:
     Args:
         run: The run's directory.
         config: The run's configuration.
-        steps: Of the checkpoint that training resumes from: later rows are dropped.
+        steps: Steps of the resumed checkpoint; later rows are dropped.
 
     Raises:
-        WriteError: They cannot be written, or a custom logger fails, now or later.
+        WriteError: Rows cannot be written, or a custom logger fails, now or later.
         ConfigError: Weights & Biases does not start, or a logger does not return a `Sink`.
     """
 
@@ -91,7 +91,7 @@ def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
     loggers = _loggers(config.logging)
     names = [path for path, _ in loggers]
     if "wandb" not in names:
-        # The run there would lack the rows that are written from here on.
+        # A run of W&B would lack the rows that are written from here on.
         with writing(run.wandb):
             run.wandb.unlink(missing_ok=True)
     for path, kwargs in loggers:
@@ -106,7 +106,7 @@ def _sinks(run: RunDirectory, config: Config, steps: int) -> Iterator[Sink]:
 
 def _loggers(settings: LoggingConfig) -> list[tuple[str, dict[str, Any]]]:
     """Return all loggers, each with its arguments; fastrl's own first."""
-    # Weights & Biases comes before rows are dropped from the file: where it fails, the next
+    # Weights & Biases comes before rows are dropped from the file: if it fails, the next
     # session drops them again.
     chosen = {"wandb": settings.wandb, "jsonl": True, "tensorboard": settings.tensorboard}
     others = [
@@ -126,8 +126,8 @@ class _CustomSink:
     """A custom logger, whose failures end the run with one line.
 
     Raises:
-        ConfigError: It lacks a method of `Sink`.
-        WriteError: It fails.
+        ConfigError: The logger lacks a method of `Sink`.
+        WriteError: The logger fails.
     """
 
     def __init__(self, path: str, build: Callable[[], Sink]) -> None:
@@ -160,9 +160,9 @@ class JsonLines:
     """One JSON object per line: ``kind`` and the row; null for values that are not finite.
 
     Args:
-        run: The run's directory, which has the file.
+        run: Run directory of the file.
         config: The run's configuration.
-        steps: Later rows are dropped, and so is one that a killed process left unfinished.
+        steps: Later rows are dropped, and so is an unfinished row of a killed process.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
@@ -176,26 +176,26 @@ class JsonLines:
         append_line(self._path, {"kind": kind, **finite})
 
     def close(self) -> None:
-        """Do nothing: each line is in the file."""
+        """Do nothing: each line is written at once."""
 
 
 class TensorBoard:
     """Event files with one scalar per number.
 
-    They are written here, since the writer of torch does so in a thread, which prints its errors,
+    torch's writer is not used: it writes in a thread, which prints its errors,
     and only every two minutes.
 
     Args:
-        run: The run's directory, in which they go.
+        run: Run directory of the files.
         config: The run's configuration.
-        steps: TensorBoard hides the values of later steps in earlier files.
+        steps: Steps of the resumed checkpoint; TensorBoard hides later ones in earlier files.
 
     Raises:
-        OSError: They cannot be written, now or later.
+        OSError: Files cannot be written, now or later.
     """
 
     def __init__(self, run: RunDirectory, config: Config, steps: int) -> None:
-        # Takes a tenth of a second to import.
+        # Imported here, as it takes 0.1 s.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -229,10 +229,10 @@ class TensorBoard:
 
 
 def _unused_second(directory: Path) -> int:
-    """Return the second for the name of an event file that sorts behind all others; wait for it.
+    """Wait for a second whose event file sorts behind all others, and return it.
 
     TensorBoard reads event files in the order of their names, which begin with the second in which
-    they are made: rows would be hidden in the wrong order.
+    they are made. In the wrong order rows would be hidden.
     """
     started = {path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")}
     while str(second := int(time.time())) in started:  # noqa: TID251 (as TensorBoard names them)
@@ -241,24 +241,24 @@ def _unused_second(directory: Path) -> int:
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases, which is resumed when this one is.
+    """A run at Weights & Biases, which is resumed with this run.
 
-    Its id is drawn once and kept in ``wandb.json``, with the inode of the directory: a copy of the
-    directory is another run. Each row is one step there, counted from 0, so that dropping later
-    rows rewinds that run. Where the server cannot rewind, a new run there gets all rows that are
+    Its id is drawn once and stored in ``wandb.json`` with the inode of the directory, as a copy of
+    the directory is another run. Each row is one step there, counted from 0, so that dropping later
+    rows rewinds that run. If the server cannot rewind, a new run there gets all rows that are
     kept. Videos of evaluations go with the next row.
 
     Args:
         run: The run's directory.
-        config: Is shown there.
-        steps: Later rows are dropped.
-        project: The project there.
+        config: Configuration that is shown there.
+        steps: Steps of the resumed checkpoint; later rows are dropped.
+        project: Name of the project there.
         entity: The user or team; None for the default one of the user who is logged in.
-        group: Of runs that belong together, such as all seeds of a configuration; None for none.
+        group: Group of runs, such as all seeds of a configuration; None for none.
         tags: Labels of the run.
 
     Raises:
-        ConfigError: It does not start.
+        ConfigError: Weights & Biases does not start.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class WeightsAndBiases:
             self._begin(run, kept)
 
     def _rewind(self, known: str, num_rows: int) -> bool:
-        """Drop all rows but the first ones; return whether that was possible."""
+        """Drop all rows after the first ``num_rows``; return whether that was possible."""
         try:
             self._run = self._start(id=known, resume_from=f"{known}?_step={num_rows - 1}")
         except ConfigError as error:
@@ -329,7 +329,7 @@ class WeightsAndBiases:
         self._run.log({**named, **self._new_video(), "steps": row["steps"]})
 
     def _new_video(self) -> dict[str, Any]:
-        """Return the latest video, unless it was sent or is older than this process."""
+        """Return the latest video, unless it was sent already or is older than this process."""
         made_ns, video = _newest(self._videos)
         if made_ns <= self._shown_ns:
             return {}
@@ -342,14 +342,14 @@ class WeightsAndBiases:
 
 
 def _wandb_id(run: RunDirectory) -> str | None:
-    """Return the id that this directory has at Weights & Biases, or None."""
+    """Return the id of this directory at Weights & Biases, or None."""
     known = read_object(run.wandb)
     is_own = known.get("inode") == run.path.stat().st_ino
     return str(known["id"]) if is_own and known.get("id") else None
 
 
 def _newest(videos: Path) -> tuple[int, str]:
-    """Return when the latest video was made, and its path; 0 where there is none."""
+    """Return the time and the path of the latest video; 0 if there is none."""
     found = ((path.stat().st_mtime_ns, str(path)) for path in videos.glob("step_*"))
     return max(found, default=(0, ""))
 

@@ -1,4 +1,4 @@
-"""Learning curves of runs as a picture."""
+"""Plots of the learning curves of runs; `fastrl.curves` reads and averages them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _FEW_POINTS = 20
 _LABEL_WIDTH, _LEGEND_WIDTH = 60, 100
-"""Characters in a line of a label, and in a row of the legend."""
+"""Most characters in a line of a label, and in a row of the legend."""
 _LABEL_LINES = 4
 _STYLES = ("-", "--", ":", "-.")
-"""Line styles; the next one is used when the colours are used up."""
+"""Line styles; the next one is used after all colours."""
 
 
 def plot_runs(
@@ -44,9 +44,9 @@ def plot_runs(
     Args:
         runs: Directories of runs, or their names under ``runs/``.
         output: A file that ends in .png, .pdf or .svg.
-        kind: Which rows of metrics: ``training`` or ``evaluation``.
-        metric: Which value of these rows, such as ``info/is_success``.
-        title: Of the picture; by default what all runs have in common.
+        kind: Kind of rows: ``training`` or ``evaluation``.
+        metric: Name of a metric in these rows, such as ``info/is_success``.
+        title: Title of the picture; by default the values that all runs have in common.
 
     Raises:
         ConfigError: There is no such run, or it has no such rows, or the file cannot be written.
@@ -93,10 +93,10 @@ def draw_curves(
     """Draw the mean of each group of curves, and a band of one standard deviation to both sides.
 
     Args:
-        curves: Of all seeds, by label.
+        curves: Curves of all seeds, by label.
         output: A file that ends in .png, .pdf or .svg.
         ylabel: Label of the vertical axis.
-        title: Of the picture.
+        title: Title of the picture.
         finals: Final evaluations by the same labels, drawn as points.
 
     Raises:
@@ -168,7 +168,7 @@ def _add_legend(figure: Figure, curves: list[Any], signs: list[Any]) -> None:
 
 
 def _wrapped(text: str) -> str:
-    """Return a text in lines of limited width, in which matplotlib finds no formulas."""
+    """Return a text in lines of limited width, with signs of formulas escaped."""
     lines = textwrap.wrap(text, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" …")
     shown = "\n".join(lines).replace("$", r"\$")
     # Legends omit labels that begin with an underscore.
@@ -183,10 +183,10 @@ def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
     """Return a metric of a run.
 
     Raises:
-        ConfigError: There is none, or it cannot be read.
+        ConfigError: The metric does not exist or cannot be read.
     """
     curve, others = _read(path, kind, metric)
-    if kind == "evaluation" and not len(curve[0]):  # a short run has the final one alone
+    if kind == "evaluation" and not len(curve[0]):  # a short run has only the final one
         curve, in_final = _read(path, FINAL, metric)
         others |= in_final
     if len(curve[0]):
@@ -198,7 +198,7 @@ def read_curve(path: Path, kind: str, metric: str = "return_mean") -> Curve:
 
 
 def _read(path: Path, kind: str, metric: str) -> tuple[Curve, set[str]]:
-    """Return a metric of a run, which may have no row, and the names of all metrics there."""
+    """Return a metric of a run, possibly empty, and the names of all its metrics."""
     try:
         rows = [row for row in read_rows(path / "metrics.jsonl") if row.get("kind") == kind]
     except OSError as error:

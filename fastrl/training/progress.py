@@ -31,7 +31,7 @@ class Progress:
 
     Args:
         console: Console that shows it, or None.
-        title: What is trained.
+        title: Title of the panel.
         total_steps: Steps of the whole run.
         every_s: Time between plain lines.
     """
@@ -51,7 +51,7 @@ class Progress:
         self._live = display_on(console, self._panel, _REFRESHES_PER_S)
 
     def advance(self, steps: int) -> None:
-        """Set how many steps were learnt from; cheap enough for every update."""
+        """Set the number of steps so far; cheap enough for every update."""
         self._steps = steps
         if not self._has_begun:
             self._end_start()
@@ -61,14 +61,14 @@ class Progress:
 
         Args:
             row: The metrics.
-            limits: What `WorkerTimes.write` returned; shown in the panel.
+            limits: Limits of `WorkerTimes.write`, shown in the panel.
         """
         self._row, self._limits = row, limits or {}
         if self._is_due():
             self._print(self._line())
 
     def show_evaluation(self, result: EvaluationResult, steps: int) -> None:
-        """Show an evaluation of the policy as it was after ``steps``."""
+        """Show an evaluation of the policy after ``steps`` steps."""
         info = "".join(f", {name} {mean:.4g}" for name, mean in result.info_means().items())
         self._evaluation = (
             f"{result.return_mean:,.1f} ± {result.return_std:,.1f} over {len(result.returns)} "
@@ -84,7 +84,7 @@ class Progress:
         self._print(activity)
 
     def update(self, activity: str) -> None:
-        """Show how far an activity is: in the panel at once, as a line if one is due."""
+        """Show the progress of an activity: in the panel at once, as a line if one is due."""
         self._activity = lambda: activity
         if self._is_due():
             self._print(activity)
@@ -93,7 +93,7 @@ class Progress:
         """Show the progress of the start until the first update.
 
         Args:
-            starting: Returns it in words; may be called in another thread.
+            starting: Returns the progress in words; may be called in another thread.
         """
         self._activity = starting
         if self._live is None and self._console is not None and self._lines is None:
@@ -104,11 +104,11 @@ class Progress:
             self._lines.start()
 
     def remark(self, line: str) -> None:
-        """Print a line that stays, above the panel where there is one."""
+        """Print a permanent line, above the panel if there is one."""
         if self._console is not None:
             try:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-            except OSError:  # the terminal or the reader of a pipe is gone; training continues
+            except OSError:  # the terminal or a pipe's reader was closed; training continues
                 self._console = None
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ class Progress:
         """Stop showing."""
         self._end_start()
         if self._live is not None:
-            with suppress(OSError):  # the terminal is gone
+            with suppress(OSError):  # the terminal was closed
                 self._live.stop()
 
     def _is_due(self) -> bool:
@@ -204,11 +204,11 @@ class Progress:
 
 
 def estimate(episodes: int) -> Callable[[int, int], str]:
-    """Start the clock of an evaluation of this many episodes.
+    """Start the clock of an evaluation.
 
     Returns:
-        Maps the number of episodes and of steps played so far to the progress in words, with an
-        estimate of the time left once an episode has ended.
+        A function from the numbers of episodes and steps so far to the progress in words, with
+        the estimated time left after the first episode.
     """
     began_s = time.perf_counter()
 
@@ -227,7 +227,7 @@ def watched_episodes(
     """Show the progress of an evaluation; see `fastrl.live_display.waiting`.
 
     Yields:
-        A function to call with the number of episodes and of steps played, as often as you like.
+        A function to call with the numbers of episodes and steps so far, at any time.
     """
     progress_after, shown_s = estimate(episodes), -math.inf
     with waiting(console, "building environments …") as say:

@@ -1,4 +1,4 @@
-"""Videos of a policy: MP4 where an encoder is installed, GIF everywhere."""
+"""Videos of a policy: MP4 if an encoder is installed, else GIF; see `fastrl.envs.animation`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrl.training.evaluation import EvaluationProtocol
 from fastrl.training.trained_policy import TrainedPolicy
 
 _SMALLEST_SIDE = 240
-"""Smaller frames are enlarged by a whole factor, since most players blur them otherwise."""
+"""Smaller frames are enlarged by a whole factor, because most players blur small ones."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Recorder:
 
     Attributes:
         factory: Builds the environment.
-        env_spec: Its spaces.
-        protocol: Which episodes, and how the policy acts.
+        env_spec: Spaces of the environment.
+        protocol: Episodes, seeds and limits.
         max_steps: Longest video, in environment steps.
     """
 
@@ -61,7 +61,7 @@ class Recorder:
         with sampling_mode(model), streams, closing(self._drawable()) as env:
             fps = float(env.metadata.get("render_fps") or 30)
             frames = self._frames(env, model, returns)
-            # The first frame shows whether it can be rendered, before a file is made.
+            # The first frame is rendered before a file is made, as rendering may fail.
             first = next(frames)
             with _appearing_whole(path), closing(_writer(path, fps)) as writer:
                 writer.append_data(first)
@@ -73,7 +73,7 @@ class Recorder:
         """Render the first observation of an episode.
 
         Raises:
-            EnvError: That is not possible here.
+            EnvError: The environment cannot be rendered here.
         """
         draw_without_screen()
         with closing(self._drawable()) as env:
@@ -108,18 +108,18 @@ class Recorder:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return where a video is written until it is complete; `fastrl watch` shows no hidden file."""
+    """Return the path of an unfinished video: hidden, so `fastrl watch` does not show it."""
     return path.with_name(f".{path.name}")
 
 
 def unfinished(videos: Path) -> list[Path]:
-    """Return what is left in a directory of videos of those whose recording was ended."""
+    """Return the incomplete files of interrupted recordings in a directory of videos."""
     return [*videos.glob(".step_*")]
 
 
 @contextmanager
 def _appearing_whole(path: Path) -> Iterator[None]:
-    """Move a video to its place at the end of the block; discard it after an error."""
+    """Rename a video to its final path at the end of the block; discard it after an error."""
     try:
         yield
         with writing(path, ConfigError):
@@ -142,7 +142,7 @@ def drawn(env: gymnasium.Env[Any, Any], name: str) -> Frame:
     """Return the picture of an environment, ``[height, width, 3] uint8``; small ones enlarged.
 
     Raises:
-        EnvError: It cannot be drawn.
+        EnvError: The environment cannot be drawn.
     """
     try:
         frame = np.asarray(env.render())

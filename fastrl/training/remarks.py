@@ -21,15 +21,15 @@ from fastrl.spec import EnvSpec
 GUIDE = "docs/guide/not_learning.md"
 
 _PATIENCE = 10
-"""Rows of metrics in a row that must show a sign before it is reported."""
+"""Consecutive rows of metrics that must show a sign before it is reported."""
 _UNEXPLAINED = 0.05
 _DWARFED = 1000.0
 _MISFIT = 30.0
 """Largest ratio between an action range and the first standard deviation, and the reverse."""
 _UNBOUNDED = 1e30
-"""Bounds beyond it mean that there is none."""
+"""Larger bounds count as unbounded."""
 _FAR = 1e4
-"""Observations closer to 0 have enough digits in float32."""
+"""Smaller observations have enough digits in float32."""
 _FEW_STEPS = 32
 """An observation with fewer distinct float32 values than this is coarse."""
 _DECIDES_ACTIONS = (
@@ -46,13 +46,13 @@ _DECIDES_ACTIONS = (
 def remarks(
     config: Config, env_spec: EnvSpec, trained_with: Config | None = None, steps: int = 0
 ) -> Iterator[str]:
-    """Yield what fastrl guessed, and settings that are valid and yet seldom intended.
+    """Yield a line for each guess of fastrl, and each setting that is seldom intended.
 
     Args:
-        config: Of the run.
-        env_spec: Of its environment.
-        trained_with: Its configuration until now, if it was trained before.
-        steps: Environment steps that it was trained for until now.
+        config: Configuration of the run.
+        env_spec: Spaces of its environment.
+        trained_with: Its earlier configuration, if it was trained before.
+        steps: Environment steps that it has learnt from.
     """
     if config.model.class_path is None:
         yield from describe_images(env_spec.input_space, config.model)
@@ -80,8 +80,8 @@ def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:
     """Yield a line for each leaf whose values are so far from 0 that float32 loses differences.
 
     Args:
-        observation: Of a rollout, nested like the space; leaves ``[T+1, B, *shape]``.
-        env_spec: Of the environment.
+        observation: Observation of a rollout, nested like the space; leaves ``[T+1, B, *shape]``.
+        env_spec: Spaces of the environment.
     """
     space = env_spec.observation_space
     for (path, leaf), rows in zip(leaves(space).items(), flatten(space, observation), strict=True):
@@ -94,7 +94,7 @@ def coarse_observations(observation: Any, env_spec: EnvSpec) -> Iterator[str]:
             size = np.maximum(np.abs(low), np.abs(high))
             step = np.spacing(size.astype(np.float32))
             spread = high - low
-        # Values that never differ may be constants, unless float32 dropped all their fractions.
+        # Equal values may be constants, unless float32 dropped all their fractions.
         is_coarse = (size >= _FAR) & (spread < _FEW_STEPS * step) & ((spread > 0) | (step > 1))
         if is_coarse.any():
             near, apart = max(zip(size[is_coarse], step[is_coarse], strict=True))
@@ -155,12 +155,12 @@ def _changes(before: Config, now: Config) -> Iterator[str]:
         if old != new:
             yield (
                 f"{section}.{key}: the policy was trained with {brief(old)} until now, and "
-                f"its actions become others with {brief(new)}"
+                f"its actions change with {brief(new)}"
             )
 
 
 def _jumps(config: Config, old_end: int, steps: int) -> Iterator[str]:
-    """Yield a line if scheduled values jump up because the run's end has moved."""
+    """Yield a line if scheduled values jump up because ``total_steps`` has changed."""
     before = Schedules(config.model_copy(update={"total_steps": old_end}))
     now = Schedules(config)
     section = config.algorithm

@@ -1,4 +1,4 @@
-"""Whole runs, as the command line and scripts use them: train, resume, evaluate, record, export."""
+"""Whole runs, for the command line and scripts: train, resume, evaluate, record and export."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TrainedRun:
 
     Attributes:
         path: Its directory.
-        config: Its configuration, as it was used.
+        config: Its resolved configuration.
         outcome: Outcome of the session.
     """
 
@@ -73,7 +73,7 @@ class Evaluated:
 
     Attributes:
         checkpoint: Name of the checkpoint.
-        steps: Environment steps that it has learnt from.
+        steps: Environment steps that the policy has learnt from.
         result: Its evaluation.
     """
 
@@ -94,19 +94,19 @@ def train(
     """Train in a new directory until the configured end, or until Ctrl-C or SIGTERM.
 
     Args:
-        config: The run.
-        name: Of its directory under ``runs/``, unless the configuration has a ``run_dir``.
+        config: Configuration of the run.
+        name: Name of its directory under ``runs/``, unless the configuration has a ``run_dir``.
         console: Console that shows the progress; none by default.
-        callbacks: Beside those of the configuration; not saved with the run.
-        ranks: The processes that train together, all of which call this, and which are closed at
-            the end; by default those that ``torchrun`` has started, else one on each node of a
-            cluster with ``mode: gradients``, else this process on its own.
+        callbacks: Further callbacks beside those of the configuration; not saved with the run.
+        ranks: The processes that train together, each of which calls this function; closed at the
+            end. By default those that ``torchrun`` has started, else one on each node of a cluster
+            with ``mode: gradients``, else this process alone.
 
     Raises:
         ConfigError: The directory is in use, or the configuration names something that is missing.
         EnvError: The environment cannot be built, or broke its contract.
         WorkerError: A process failed; the run is saved.
-        CallbackError: A callback or a transform failed; the same.
+        CallbackError: A callback or a transform failed; the run is saved.
         FastrlError: Learning diverged.
     """
     taken("train", config, Config, "load_config reads one from a file")
@@ -117,7 +117,7 @@ def train(
         ranks.close()
         raise ConfigError(
             "cluster.elastic: ranks of torchrun cannot continue without one that died; 'torchrun "
-            "--max-restarts=3 … -m fastrl resume RUN' continues with those that are left"
+            "--max-restarts=3 … -m fastrl resume RUN' continues with the remaining ones"
         )
     if ranks.size > 1 or not _learns_on_nodes(config):
         return _train(config, name, console, callbacks, ranks=ranks)
@@ -163,24 +163,24 @@ def resume(
     callbacks: Sequence[Callback] = (),
     ranks: Ranks | None = None,
 ) -> TrainedRun:
-    """Resume a run from one of its checkpoints; play its final evaluation if only that is left.
+    """Resume a run from one of its checkpoints; play only its final evaluation if training is done.
 
-    It continues as if it had not been stopped, except that environments that cannot be saved begin
+    Training continues as if it had not stopped, except that environments that cannot be saved begin
     new episodes, with other seeds than at the beginning (see `fastrl.envs.state`).
 
     Args:
-        run: Its directory, or its name under ``runs/``.
-        overrides: Changes to its configuration, ``section.key=value`` each.
+        run: Directory of the run, or its name under ``runs/``.
+        overrides: Changes of its configuration, ``section.key=value`` each.
         checkpoint: Name of a checkpoint, ``last`` or ``best``. Newer ones are set aside.
-        trust: Whether code that the configuration of a run from elsewhere names may be imported.
+        trust: Whether a run of another user may import the code that its configuration names.
         console: Console that shows the progress; none by default.
-        callbacks: As for `train`: those that were given there must be given again.
-        ranks: As for `train`; there may be more or fewer than before. Only rank 0 reads the
-            directory, and its arguments count.
+        callbacks: As for `train`; callbacks that were passed there must be passed again.
+        ranks: As for `train`; the number may differ from before. Only rank 0 reads the
+            directory, and only its arguments are used.
 
     Raises:
-        ConfigError: There is no such run, it is being trained in, is at its end, or would import
-            code that this user has not trusted.
+        ConfigError: There is no such run, another process trains in it, it is complete, or it would
+            import code that this user has not trusted.
         CheckpointError: The checkpoint is damaged or foreign.
         FastrlError: As for `train`.
     """
@@ -202,7 +202,7 @@ def _resume(
     *,
     ranks: Ranks,
 ) -> TrainedRun:
-    """Resume as one of several ranks, or alone; all arguments are those of rank 0."""
+    """Resume as one of several ranks, or alone; only the arguments of rank 0 are used."""
     with together(ranks), ExitStack() as stack:
         directory: RunDirectory | None = None
         start, found = None, None
@@ -216,7 +216,7 @@ def _resume(
             store = CheckpointStore(path / "checkpoints")
             store.clean()
             start = _start(store, checkpoint, directory)
-            # Else the final evaluation may be left to do.
+            # Otherwise only the final evaluation may be missing.
             if start is not None and start.steps >= config.total_steps:
                 _require_unfinished(path, directory, start.steps, config.total_steps)
             found = [str(path), *(each.model_dump(mode="json") for each in (before, config))]
@@ -272,10 +272,10 @@ def _on_nodes(
     """Train with a rank on each node of the cluster.
 
     Args:
-        config: With a section ``cluster``.
-        lead: What this process does, which is rank 0; called with ``ranks``.
-        follow: What the others do, called alike.
-        again: What this process does after the death of a rank where ``cluster.elastic`` is true.
+        config: Configuration with a section ``cluster``.
+        lead: Function of this process, rank 0; called with ``ranks``.
+        follow: Function of the other ranks, called with ``ranks``.
+        again: Function of this process after the death of a rank if ``cluster.elastic`` is true.
     """
     from fastrl.cluster.node_ranks import NodeRanks
 
@@ -310,11 +310,11 @@ def evaluate_run(
 
     Args:
         run: Its directory, its name under ``runs/``, or the directory of one of its checkpoints.
-        episodes: How many; by default ``evaluation.final_episodes``.
+        episodes: Number of episodes; by default ``evaluation.final_episodes``.
         deterministic: Whether to take the most probable actions; by default as configured.
-        seed: Of the episodes; by default the one of the final evaluation, which differs from that
+        seed: Seed of the episodes; by default that of the final evaluation, which differs from that
             of the evaluations that chose the best checkpoint.
-        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one if
             there is one, else the last.
         trust: As for `resume`.
         console: Console that shows the progress; none by default.
@@ -349,7 +349,7 @@ def record_run(
         run: As for `evaluate_run`.
         video: File, ending in .mp4 or .gif; by default under the run's ``videos/``, an MP4 with
             the extra 'video', else a GIF.
-        episodes: How many, one after the other.
+        episodes: Number of episodes, one after the other.
         deterministic: As for `evaluate_run`.
         seed: As for `evaluate_run`.
         checkpoint: As for `evaluate_run`.
@@ -374,12 +374,12 @@ def record_run(
 def open_game(
     run: str | Path, *, checkpoint: str | None = None, seed: int | None = None, trust: bool = False
 ) -> tuple[EnvFactory, TrainedPolicy]:
-    """Return what builds the environment in which a run is evaluated, and a policy of the run.
+    """Return the factory of a run's evaluation environment, and a policy of the run.
 
     Args:
         run: As for `evaluate_run`.
         checkpoint: As for `evaluate_run`.
-        seed: Of sampled actions; None for a random one.
+        seed: Seed of sampled actions; None for a random one.
         trust: As for `resume`.
 
     Raises:
@@ -403,7 +403,7 @@ def load_policy(
     Args:
         run: As for `evaluate_run`.
         checkpoint: As for `evaluate_run`.
-        seed: Of sampled actions; None for a random one.
+        seed: Seed of sampled actions; None for a random one.
         trust: As for `resume`.
 
     Raises:
@@ -456,10 +456,9 @@ def _loaded(path: Path, config: Config, found: Checkpoint, seed: int | None) -> 
 
 
 def _resolved(config: Config, ranks: Ranks) -> Config:
-    """Return the configuration with the section of a custom algorithm, and without ``auto``.
+    """Return the configuration with a custom algorithm's section, and without ``auto``.
 
-    Of several ranks each resolves the number of its own workers, and so does each node of a
-    cluster.
+    With several ranks, each resolves the number of its own workers; so does each node of a cluster.
     """
     config = resolved(config)
     if config.cluster is not None and not _learns_on_nodes(config):
@@ -474,13 +473,13 @@ def _resolved(config: Config, ranks: Ranks) -> Config:
 
 
 def _start(store: CheckpointStore, checkpoint: str, run: RunDirectory) -> Checkpoint | None:
-    """Return where to resume; None where a run was ended before its first checkpoint."""
+    """Return the checkpoint to resume; None if the run ended before its first one."""
     if checkpoint == "last" and not store.names() and not run.has_metrics:
         return None
     found = _load(store, checkpoint)
     if not found.state:
         raise CheckpointError(
-            f"checkpoint {found.name} contains the weights alone, since the run was shared; begin "
+            f"checkpoint {found.name} contains only weights, since the run was shared; begin "
             f"a new run with them: init_from={run.path}"
         )
     return found
@@ -525,7 +524,7 @@ def _policy(config: Config, checkpoint: Checkpoint) -> tuple[EnvFactory, EnvSpec
 
 
 def _model(config: Config, env_spec: EnvSpec, checkpoint: Checkpoint) -> Any:
-    with seeded_weights(config.seed):  # the caller's stream stays as it is
+    with seeded_weights(config.seed):  # the caller's stream does not change
         model = build_model(env_spec, config.model, config.env.action_bounds)
     load_model(model, checkpoint)
     return model

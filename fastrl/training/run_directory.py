@@ -1,4 +1,4 @@
-"""The directory of a run: its files, and the lock by which one process at a time trains in it."""
+"""The run directory: its files, and the lock that allows only one process to train in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastrl.training.saved_spec import SPACES, spec_to_json
 from fastrl.training.trust import sign
 
 _ATTEMPTS = 100
-"""How many names are tried for a new directory."""
+"""Number of names that are tried for a new directory."""
 
 
 class RunDirectory:
@@ -33,8 +33,8 @@ class RunDirectory:
 
     Methods raise `WriteError` if a file cannot be written.
 
-    ``config.yaml`` holds every key as it is used, ``signature`` marks it as this user's,
-    ``versions.json`` holds the packages, the plug-ins and the machine, and ``callbacks/`` files of
+    ``config.yaml`` contains the resolved value of every key, ``signature`` marks it as this user's,
+    ``versions.json`` contains packages, plug-ins and the machine, and ``callbacks/`` files of
     callbacks.
 
     Attributes:
@@ -44,11 +44,11 @@ class RunDirectory:
         videos: Directory of videos.
         metrics: Rows of metrics, one JSON object per line.
         faults: Worker failures, one JSON object per line.
-        workers: Where the time of each worker goes.
+        workers: Times of each worker.
         tensorboard: Directory of TensorBoard's event files.
-        wandb: The id of this run at Weights & Biases.
-        spaces: The spaces of the environment.
-        summary: The outcome, once training has ended.
+        wandb: File with the id of this run at Weights & Biases.
+        spaces: File with the spaces of the environment.
+        summary: File with the outcome, once training has ended.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
@@ -64,7 +64,7 @@ class RunDirectory:
         """Make the directory of a new run and write its configuration and versions.
 
         Raises:
-            ConfigError: It holds a run or other files already, is in use, or cannot be written.
+            ConfigError: It contains a run or other files already, is in use, or cannot be written.
         """
         with writing(path, ConfigError):
             make_directory(path)
@@ -77,7 +77,7 @@ class RunDirectory:
             if plugins := registry.plugin_versions():
                 known["plugins"] = plugins
             _replace(path / VERSIONS, json_bytes(known))
-            # The last one: it is what makes the directory a run.
+            # Written last, because it makes the directory a run.
             run.write_config(config)
         except FastrlError:
             run.close()
@@ -89,7 +89,7 @@ class RunDirectory:
         """Lock the directory of a run, to resume it.
 
         Raises:
-            ConfigError: It is not a run, is in use, or has links that lead out of it.
+            ConfigError: It is not a run, is in use, or contains links to other directories.
         """
         run = cls(path, locked(path))
         try:
@@ -126,7 +126,7 @@ class RunDirectory:
 
 
 def _replace(file: Path, content: bytes | None) -> None:
-    """Write a file, or remove it where there is no content."""
+    """Write a file, or remove it if there is no content."""
     with writing(file):
         if content is None:
             file.unlink(missing_ok=True)
@@ -135,10 +135,10 @@ def _replace(file: Path, content: bytes | None) -> None:
 
 
 def require_own_files(path: Path) -> None:
-    """Reject the directory of a run that holds symbolic links, except those of wandb.
+    """Reject a run directory with symbolic links, except those of wandb.
 
     Raises:
-        ConfigError: It holds one.
+        ConfigError: It contains one.
     """
     try:
         require_no_links(path, ignored=("wandb",))
@@ -150,7 +150,7 @@ def require_own_files(path: Path) -> None:
 
 
 def make_run_directory(config: Config, name: str | None) -> RunDirectory:
-    """Make the directory of a new run at `new_run_path`; its ``config.yaml`` has it as ``run_dir``.
+    """Make the directory of a new run at `new_run_path`, and set it as ``run_dir``.
 
     Runs that start in the same second get different directories.
 
@@ -160,7 +160,7 @@ def make_run_directory(config: Config, name: str | None) -> RunDirectory:
     is_named = name is not None or config.run_dir is not None
     path = new_run_path(config, name)
     for _ in range(0 if is_named else _ATTEMPTS):
-        with suppress(OSError):  # `create` reports all but a name that another run has just taken
+        with suppress(OSError):  # `create` reports all errors but a name that is in use
             path.mkdir(parents=True)
             break
         path = new_run_path(config, name)

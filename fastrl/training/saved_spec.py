@@ -42,7 +42,7 @@ def spec_to_json(spec: EnvSpec) -> str | None:
 
 
 def read_spec(file: Path) -> EnvSpec | None:
-    """Return the `EnvSpec` in a file of `spec_to_json`; None where there is no file.
+    """Return the `EnvSpec` in a file of `spec_to_json`; None if there is no file.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -61,7 +61,7 @@ def read_spec(file: Path) -> EnvSpec | None:
             # Earlier versions passed a key of this name to the network.
             mask_source=tree.get("mask_source"),
         )
-        _ = spec.observation, spec.action  # whether these spaces are supported
+        _ = spec.observation, spec.action  # raises if these spaces are not supported
     except (FastrlError, OSError) as error:
         raise CheckpointError(f"'{file}' cannot be used: {error}") from None
     except Exception as error:  # the file may hold anything

@@ -1,4 +1,4 @@
-"""From a run to its checkpoints and back."""
+"""Saves a run as checkpoints and restores it; `checkpoint` reads and writes their files."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from fastrl.training.coordination import joined_environments, own_environments
 from fastrl.training.window import Window
 
 _UNSAVED = "environments_unsaved"
-"""Why a checkpoint holds no environments; empty where it does, or where no episode had begun."""
+"""Reason why a checkpoint has no environments; empty if it has, or if no episode had begun."""
 _BETWEEN = "the run was stopped in the middle of a rollout or an update"
 
 
 class Saver:
-    """Takes checkpoints of a run, when asked and when they are due.
+    """Takes checkpoints of a run, on request and when they are due.
 
     Args:
-        config: The run.
-        learner: What is saved.
-        window: Counts time and episodes.
-        store: Where checkpoints are kept.
-        extensions: Have states, too.
-        ranks: Those that save together; rank 0 writes.
+        config: Configuration of the run.
+        learner: Learner to save.
+        window: Window with the counts of time and episodes.
+        store: Store of the checkpoints.
+        extensions: Callbacks and transforms, whose states are saved, too.
+        ranks: The ranks of the run, which save together; rank 0 writes.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Saver:
         self._sampler = sampler
 
     def snapshot(self) -> Checkpoint:
-        """Return a copy of everything that the run resumes from, as it is between two updates.
+        """Return a checkpoint of the current state, between two updates.
 
-        Of several ranks it has no environments, unless `save` was called after this update.
+        With several ranks it has no environments, unless `save` was called after this update.
         """
         learner = self._learner.state_dict()
         model = learner.pop("model")
@@ -93,9 +93,9 @@ class Saver:
         )
 
     def _environments(self) -> tuple[bytes | None, str]:
-        """Return the state of the sampler, or why there is none; see `_UNSAVED`.
+        """Return the state of the sampler, or None and the reason; see `_UNSAVED`.
 
-        It is requested once between two updates: later the sampler may have continued or be closed.
+        It is requested once between two updates, before the sampler may continue or be closed.
         """
         updates = self._learner.updates
         if self._taken is None or self._taken[0] != updates:
@@ -120,7 +120,7 @@ class Saver:
             return None, _BETWEEN
 
     def save(self) -> None:
-        """Save the run as it is: all ranks together, or rank 0 alone once one is lost.
+        """Save the current state: all ranks together, or rank 0 alone if a rank is lost.
 
         Raises:
             CheckpointError: It cannot be written.
@@ -144,12 +144,12 @@ class Saver:
         return by_steps or by_time
 
     def take_over(self) -> None:
-        """Save in place of rank 0, which has died.
+        """Save instead of rank 0, which has died.
 
         Callbacks and transforms will resume from the last checkpoint of rank 0.
 
         Raises:
-            CheckpointError: There is none here, or it cannot be written.
+            CheckpointError: There is no checkpoint on this machine, or it cannot be written.
         """
         extensions = self._store.load("last").state.get("extensions", {})
         snapshot = self.snapshot()
@@ -162,7 +162,7 @@ def locate(run: str | Path, checkpoint: str | None = None) -> tuple[Path, str]:
 
     Args:
         run: Directory of the run, its name under ``runs/``, or the directory of a checkpoint.
-        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one where
+        checkpoint: Name of a checkpoint, ``last`` or ``best``; by default the best one if
             there is one, else the last.
 
     Raises:
@@ -198,7 +198,7 @@ def begin_from(run: str, model: PolicyModel, ranks: Ranks) -> str:
 
 
 def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
-    """Return the checkpoint of rank 0 on all ranks, which may not see its directory.
+    """Return the checkpoint of rank 0 on all ranks, which may not have access to its directory.
 
     Raises:
         WorkerError: A rank is lost.
@@ -218,7 +218,7 @@ def restore(
     """Restore a run and this process's random states; return the arguments of its `Window`.
 
     Raises:
-        CheckpointError: It is of another environment, algorithm or model, or a callback or a
+        CheckpointError: It belongs to another environment, algorithm or model, or a callback or a
             transform rejects its state.
     """
     about = checkpoint.about
@@ -246,7 +246,7 @@ def restore(
 
 
 def without_callbacks(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint for a process that does not have the callbacks."""
+    """Return a checkpoint without the states of callbacks, for a process that has none."""
     extensions = {**checkpoint.state.get("extensions", {}), "callbacks": {}}
     return dataclasses.replace(checkpoint, state={**checkpoint.state, "extensions": extensions})
 
@@ -255,7 +255,7 @@ def resume_episodes(sampler: Sampler, checkpoint: Checkpoint, config: Config, ra
     """Restore the running episodes of a checkpoint in a sampler that is not started yet.
 
     Returns:
-        Why new ones begin instead; empty where they are restored, or where none were running.
+        The reason why new ones begin instead; empty if they are restored or none were running.
     """
     if checkpoint.environments is None:
         return str(checkpoint.about.get(_UNSAVED, "the checkpoint is of a former version"))
@@ -276,7 +276,7 @@ def check_environment(checkpoint: Checkpoint, config: Config) -> None:
     """Reject a checkpoint of a run in another environment.
 
     Raises:
-        CheckpointError: It is one.
+        CheckpointError: The checkpoint belongs to another environment.
     """
     env = checkpoint.about.get("env")
     if env != config.env.id:
@@ -290,7 +290,7 @@ def load_model(model: PolicyModel, checkpoint: Checkpoint) -> None:
     """Load the parameters of a checkpoint into a model.
 
     Raises:
-        CheckpointError: They are another model's.
+        CheckpointError: They belong to another model.
     """
     try:
         load_parameters(model, checkpoint.model, f"checkpoint {checkpoint.name}")
@@ -307,7 +307,7 @@ def _counts(name: str, row: Sequence[int]) -> tuple[int, int]:
 
 
 def _random_state() -> dict[str, Any]:
-    """Return the states of the global generators, as plain types that a checkpoint may hold."""
+    """Return the states of the global generators, as plain types for a checkpoint."""
     (version, words, gauss_next), of_numpy, of_torch = streams_state()
     _, keys, position, has_gauss, gauss = of_numpy
     return {
@@ -324,7 +324,7 @@ def _random_state() -> dict[str, Any]:
 
 
 def _load_random_state(state: Mapping[str, Any]) -> None:
-    """Restore such a state; that of GPUs only where there are as many."""
+    """Restore such a state; that of GPUs only if their number is the same."""
     numpy, python, cuda = state["numpy"], state["python"], state["cuda"]
     keys = numpy["keys"].numpy().astype(np.uint32)
     of_numpy = ("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"])

@@ -1,4 +1,4 @@
-"""One session of a run: from starting the workers to the summary."""
+"""One session of a run, from the start of the workers to the summary; its loop is in `trainer`."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class SessionOutcome:
 
     Attributes:
         steps: Environment steps that the run has learnt from, in all its sessions.
-        wall_s: Its time, from starting the workers to the last update.
-        evaluation: Of the policy that the run ended with; None where there was none.
+        wall_s: Time in seconds from the start of the workers to the last update, in all sessions.
+        evaluation: Evaluation of the final policy; None without one.
         interrupted: The signal that ended it early, or None.
-        info: What the environments reported of the episodes of training.
+        info: Values that environments reported of the training episodes.
     """
 
     steps: int
@@ -103,17 +103,17 @@ class TrainingSession:
     """Trains from a checkpoint, or from the beginning, to the end or to an interrupt; once.
 
     Args:
-        config: The run, with nothing left to be resolved.
-        start: Where to resume; None for the beginning.
+        config: Resolved configuration of the run.
+        start: Checkpoint to resume; None for the beginning.
         console: Console that shows the progress; none by default.
-        trained_with: The configuration with which it was trained until now, if it was.
-        callbacks: Beside those of the configuration.
-        ranks: Those that train together. Rank 0 writes, evaluates and calls the callbacks; the
+        trained_with: Earlier configuration of the run, if it was trained before.
+        callbacks: Further callbacks beside those of the configuration.
+        ranks: The ranks of the run. Rank 0 writes, evaluates and calls the callbacks; the
             others follow its decisions.
 
     Raises:
         FastrlError: The environment or the model cannot be built, a package is missing, or the
-            checkpoint is that of another run.
+            checkpoint belongs to another run.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ class TrainingSession:
         """Train, evaluate the result, and save both.
 
         Args:
-            directory: Where everything is written; on other ranks than 0 its path.
+            directory: Run directory; on ranks other than 0 its path.
 
         Raises:
             WorkerError: A process failed, or a rank is lost; the run is saved.
-            CallbackError: A callback or a transform failed; the same.
+            CallbackError: A callback or a transform failed; the run is saved.
             FastrlError: Learning diverged; the checkpoints before it are kept.
         """
         config, learner = self._config, self._learner
@@ -187,7 +187,7 @@ class TrainingSession:
         with ExitStack() as stack:
             self._open(directory, stack)
             training = stack.enter_context(ExitStack())
-            # A run that was stopped in its final evaluation has only that left.
+            # A run that was stopped in its final evaluation only has to play that.
             is_trained = learner.steps >= config.total_steps
             sampler = None if is_trained else self._start_sampler(training)
             if is_trained:
@@ -200,7 +200,7 @@ class TrainingSession:
                 if not finished:
                     interrupted = self._interrupts.requested
                     return SessionOutcome(learner.steps, self._window.wall_s, None, interrupted)
-            # The final evaluation is that of rank 0 alone.
+            # Only rank 0 plays the final evaluation.
             self._ranks.close()
             steps, wall_s = learner.steps, self._window.wall_s
             if not isinstance(directory, RunDirectory):
@@ -226,7 +226,7 @@ class TrainingSession:
         """Report an update and save if it is due; return whether training ends.
 
         Raises:
-            StopSignal: An interrupt broke off a callback.
+            StopSignal: A callback was interrupted.
         """
         if self._journal is None:
             self._window.add(update)
@@ -242,7 +242,7 @@ class TrainingSession:
         return bool(decision["ends"])
 
     def _decide(self, journal: RunJournal, update: Update) -> State:
-        """Report an update on rank 0; return what all ranks do after it."""
+        """Report an update on rank 0; return the decision for all ranks."""
         journal.note_update(update)
         try:
             with self._interrupts.hurried():
@@ -258,7 +258,7 @@ class TrainingSession:
         return {"ends": ends, "saves": saves, "asked": 0}
 
     def _exchange(self, decision: State) -> State:
-        """Return the decision of rank 0, and follow what its callbacks have changed."""
+        """Return the decision of rank 0, and apply the changes of its callbacks."""
         faults, self._faults = self._faults, []
         schedules = self._learner.schedules
         own = {"faults": faults, "decision": decision}
@@ -274,7 +274,7 @@ class TrainingSession:
         return first["decision"]
 
     def _note_fault(self, fault: Fault) -> None:
-        """Write a worker failure; on other ranks than 0 keep it for rank 0."""
+        """Write a worker failure; on ranks other than 0 keep it for rank 0."""
         if self._journal is not None:
             self._journal.note_fault(fault)
             return
@@ -285,7 +285,7 @@ class TrainingSession:
     def after_evaluation(
         self, result: EvaluationResult, steps: int, kind: str = "evaluation"
     ) -> None:
-        """Write and report an evaluation of the policy as it was after ``steps``."""
+        """Write and report an evaluation of the policy after ``steps`` steps."""
         assert self._journal is not None
         self._journal.note_evaluation(result, steps, kind)
         self._call("on_evaluation", result, steps)
@@ -295,7 +295,7 @@ class TrainingSession:
             self._extensions.call(self._context, hook, *args)
 
     def _open(self, directory: RunDirectory | Path, stack: ExitStack) -> None:
-        """Build what observes training and is closed by the stack."""
+        """Open the objects that observe training; the stack closes them."""
         config, learner, extensions = self._config, self._learner, self._extensions
         is_repeated = self._ranks.size > 1
         self._interrupts = stack.enter_context(Interrupts(is_repeated=is_repeated))
@@ -332,14 +332,14 @@ class TrainingSession:
             self._progress.remark(remark)
 
     def _start_sampler(self, stack: ExitStack) -> Sampler:
-        """Return a sampler that samples until the stack is closed; save the run before."""
+        """Start a sampler, which the stack closes after a save of the run."""
         config = self._own.model_copy(update={"run_dir": str(self._path)})
         context, weights = self._context, self._learner.weights()
-        # Before anything that is there once per environment: it checks that memory suffices.
+        # First, before memory is allocated per environment: this checks that memory suffices.
         sampler = make_sampler(config, self._plan, weights, self._note_fault)
         stack.callback(sampler.close)
         stack.callback(context.follow, None)
-        # Before the states of environments, which were saved after these calls.
+        # Before environments are restored, whose states were saved after these calls.
         context.follow(sampler)
         if self._start is not None:
             reason = resume_episodes(sampler, self._start, config, self._ranks)
@@ -377,7 +377,7 @@ class TrainingSession:
         )
 
     def _train(self, sampler: Sampler) -> bool:
-        """Train and save; return whether training came to its end."""
+        """Train and save; return whether training reached its end."""
         config = self._config
         trainer = Trainer(
             sampler,
@@ -403,13 +403,13 @@ class TrainingSession:
         except (WorkerError, EnvError, WriteError, CallbackError) as error:
             self._ranks.fail(str(error))
             self._save_alone()
-            # A signal to the whole process group takes the workers down as well.
+            # A signal to the whole process group ends the workers as well.
             if self._interrupts.requested is None or self._ranks.lost is not None:
                 raise
             return False
 
     def _save_alone(self) -> None:
-        """Save on rank 0, or on rank 1 if rank 0 has died and its directory is here."""
+        """Save on rank 0, or on rank 1 if rank 0 has died and its directory is accessible."""
         if self._ranks.leads:
             self._saver.save()
         elif self._ranks.died == 0 and self._ranks.rank == 1:
@@ -417,12 +417,12 @@ class TrainingSession:
                 self._saver.take_over()
 
     def _evaluate_final(self, candidates: Candidates) -> EvaluationResult | None:
-        """Evaluate the policy that passed, else the last one; return None if interrupted.
+        """Evaluate the policy that reached ``stop_at``, else the last one; None if interrupted.
 
-        The best one so far plays the same episodes, and the better of the two is kept.
+        The best policy so far plays the same episodes, and the better of the two becomes the best.
 
         Raises:
-            WorkerError: The evaluation process failed again and again.
+            WorkerError: The evaluation process failed repeatedly.
         """
         result = None
         with suppress(StopSignal):
@@ -440,7 +440,7 @@ class TrainingSession:
         """Play the final evaluation of a policy.
 
         Raises:
-            StopSignal: It was interrupted.
+            StopSignal: The evaluation was interrupted.
         """
         final = final_protocol(self._config)
         what = f"evaluating the policy of {policy.steps:,} steps"
@@ -458,7 +458,8 @@ def check_named_code(config: Config) -> None:
     """Check the loggers, callbacks, transforms and the model before an environment is built.
 
     Raises:
-        ConfigError: One cannot be imported, does not take its arguments, or needs a package.
+        ConfigError: A class or function cannot be imported, does not take its arguments, or needs a
+            package.
     """
     check_loggers(config.logging)
     check_extensions(config)
@@ -469,8 +470,8 @@ def evaluation_factory(config: Config, env_spec: EnvSpec | None = None) -> EnvFa
     """Return the factory of the environments in which policies are evaluated.
 
     Args:
-        config: Of the run.
-        env_spec: The environment that was probed; None where it was not.
+        config: Configuration of the run.
+        env_spec: Spaces of the probed environment; None if it was not probed.
     """
     factory = env_factory(config)
     if env_spec is not None:
@@ -492,7 +493,7 @@ def protocol(config: Config) -> EvaluationProtocol:
 
 
 def final_protocol(config: Config) -> EvaluationProtocol:
-    """Return the protocol of the final evaluation, whose episodes did not choose the best."""
+    """Return the protocol of the final evaluation, with episodes that did not choose the best."""
     settings = config.evaluation
     return dataclasses.replace(
         protocol(config), episodes=settings.final_episodes, seed=settings.seed + 1
@@ -503,7 +504,7 @@ def _check_spaces(evaluated: EnvSpec, sampled: EnvSpec) -> None:
     """Reject `evaluation.env_kwargs` that change the observation or action space.
 
     Raises:
-        ConfigError: Names what differs.
+        ConfigError: The spaces differ; the error names them.
     """
     for kind in ("observation", "action"):
         if getattr(evaluated, kind) != getattr(sampled, kind):
@@ -518,7 +519,7 @@ def _check_metric(config: Config, env_spec: EnvSpec) -> None:
     """Reject an `evaluation.metric` that the environment does not report.
 
     Raises:
-        ConfigError: Names what it does report.
+        ConfigError: The metric is not reported; the error names those that are.
     """
     metric = config.evaluation.metric
     if metric == RETURN_MEAN or metric.removeprefix(INFO) in env_spec.episode_info:

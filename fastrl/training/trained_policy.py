@@ -1,4 +1,4 @@
-"""A trained policy without its environments: from observations to actions."""
+"""A trained policy as a function from observations to actions, without its environments."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def choose(
     Args:
         model: The policy.
         observation: Leaves ``[n, *shape]`` by path, on the device of the policy.
-        generator: Draws the noise of sampled actions; None for the most probable actions.
-        state: ``[n, size]``: of a policy with a memory.
-        mask: ``[n, choices] bool``: which actions are valid; None for all.
+        generator: Source of the noise of sampled actions; None for the most probable actions.
+        state: ``[n, size]``: state of a policy with a memory.
+        mask: ``[n, choices] bool``: valid actions; None for all.
 
     Returns:
         Actions ``[n, *shape]`` by path, see `fastrl.spaces.action_specs`, and the next state.
@@ -57,21 +57,21 @@ def choose(
 
 
 class TrainedPolicy:
-    """Maps observations as the environment returns them to actions as it accepts them.
+    """Maps observations, as the environment returns them, to actions, as it accepts them.
 
-    That includes scaling and normalising observations, and clipping, squashing and offsetting
+    This includes scaling and normalising observations, and clipping, squashing and offsetting
     actions.
 
     Attributes:
         model: The network, on the CPU.
         env_spec: The spaces.
-        action_bounds: How actions are kept inside a bounded ``Box``; see `ActionConverter`.
+        action_bounds: ``clip`` or ``squash`` for bounded ``Box`` actions; see `ActionConverter`.
 
     Args:
         model: The network, on the CPU and in evaluation mode.
-        env_spec: The spaces that it was built for.
+        env_spec: The spaces of the network.
         action_bounds: As in the run.
-        seed: Of sampled actions; None for a random one.
+        seed: Seed of sampled actions; None for a random one.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class TrainedPolicy:
         """Return an action and the policy's state, as `predict` of Stable-Baselines3 does.
 
         Args:
-            observation: Of one environment, or of n of them with arrays ``[n, *shape]``; arrays
+            observation: Observation of one environment, or of n with arrays ``[n, *shape]``; arrays
                 of NumPy or tensors of torch, in the dicts and tuples of the space.
-            state: What the last call returned for these environments; None where their episodes
+            state: State of the last call for these environments; None if their episodes
                 begin. For one of n environments, a row of `initial_state`. Always None for a
                 policy without a memory.
-            mask: Which actions are valid, where the environment has masks that ``observation``
-                does not hold under ``action_mask``: an array ``[choices]``, or ``[n, choices]``,
+            mask: Valid actions, if the environment has masks that ``observation``
+                does not contain under ``action_mask``: an array ``[choices]``, or ``[n, choices]``,
                 of 0 and 1, or nested like the action space; see `fastrl.EnvSpec.choices`.
             deterministic: Whether to take the most probable action rather than a sample.
 
@@ -124,8 +124,8 @@ class TrainedPolicy:
             state for the next call, likewise: ``[S]`` or ``[n, S]`` float32, None without a memory.
 
         Raises:
-            ConfigError: The state has another shape or is not taken; or a mask is missing, or not
-                taken.
+            ConfigError: The state has another shape or is not supported; or a mask is missing, or
+                not supported.
             EnvError: The observation is not of the space or not finite, or no action is valid.
         """
         values = self._values(self._with_mask(observation, mask))
@@ -178,11 +178,11 @@ class TrainedPolicy:
         return torch.from_numpy(array).reshape(n, size)
 
     def _with_mask(self, observation: Any, mask: Any) -> Any:
-        """Return the observation with its mask, which may be in it or beside it.
+        """Return the observation with its mask, which may be in it or passed separately.
 
         Raises:
-            ConfigError: It is missing, or the environment has none.
-            EnvError: It does not fit the actions.
+            ConfigError: The mask is missing, or the environment has none.
+            EnvError: The mask does not match the actions.
         """
         spec = self.env_spec
         if spec.action_mask is None:
@@ -211,7 +211,7 @@ class TrainedPolicy:
             raise EnvError(f"the observation, a {kind}, is not of its space {space}") from None
 
     def _rows(self, values: Sequence[Any]) -> tuple[list[NDArray[Any]], bool]:
-        """Return copies ``[n, *shape]`` of leaves as they are stored, and whether n was absent."""
+        """Return copies of leaves as ``[n, *shape]`` in stored dtypes, and whether n was absent."""
         found = [_array(value, path) for value, path in zip(values, self._observed, strict=True)]
         specs = self.env_spec.observation
         is_single = found[0].ndim == len(specs[next(iter(specs))].shape)

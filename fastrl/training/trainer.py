@@ -1,4 +1,4 @@
-"""The training loop: collect, update, publish."""
+"""The training loop: collect, update, publish; `session` runs it."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from fastrl.training.window import Update
 
 _SKIPPED_IN_A_ROW = 10
 _SLOW_S = 0.5
-"""A copy of the state takes milliseconds, which are negligible in an update this long."""
+"""Seconds of an update for which a copy of the state, some milliseconds, is negligible."""
 _LOGGER = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Alternates between a sampler and a learner for a number of environment steps.
+    """Alternates between sampling and learning for a number of environment steps.
 
     In synchronous mode the sampler waits for the weights of each update. In asynchronous mode it
     samples the next rollout during the update, so rollouts come from weights one update old.
 
     Args:
-        sampler: Started, with the learner's weights.
-        learner: Its counter of steps is the progress of the run.
+        sampler: A started sampler with the learner's weights.
+        learner: The learner, whose ``steps`` are the progress of the run.
         total_steps: Steps at which to end; the last rollout is learnt from as a whole.
-        interrupts: Checked between rollouts. A request during a rollout breaks that off, unless it
+        interrupts: Checked between rollouts. A request during a rollout interrupts it, unless it
             is complete soon.
         skip_bad_updates: Skip updates that end in a loss or in parameters that are not finite, up
             to 10 in a row. Costs a copy of the learner's state before each update.
-        receive: Called with each rollout; the learner gets what it returns.
-        ranks: Those that learn together: an interrupt at one of them ends all after the same
-            update, and updates count the steps and episodes of all.
+        receive: Called with each rollout; returns the rollout to learn from.
+        ranks: The ranks of the run: an interrupt of one ends all of them after the same
+            update, and updates count the steps and episodes of all ranks.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class Trainer:
         self._version = sampler.publish(learner.weights())
 
     def run(self, after_update: Callable[[Update], bool]) -> bool:
-        """Train; return whether training came to its end rather than being interrupted.
+        """Train; return False if it was interrupted.
 
         Args:
             after_update: Called with each update; training ends when it returns True.
 
         Raises:
-            StopSignal: An interrupt broke off a rollout. The learner is as after the last update.
-            WorkerError: A worker failed, or a rank is lost. The learner is as after the last
+            StopSignal: A rollout was interrupted. The learner's state is that of the last update.
+            WorkerError: A worker failed, or a rank is lost. The learner's state is that of the last
                 update.
             FastrlError: Learning diverged.
         """
         while self._learner.steps < self._total_steps:
             if after_update(self._step()):
                 return True
-            # Several ranks end where all know of it, in `meet`.
+            # Several ranks end together, in `meet`.
             if self._interrupts.requested is not None and self._ranks.size == 1:
                 return False
         return True
@@ -115,13 +115,13 @@ class Trainer:
         )
 
     def _sample(self) -> tuple[Rollout, float]:
-        """Return a rollout as it was received, and when it was collected."""
+        """Return a rollout after ``receive``, and the time of its collection."""
         began_s = time.perf_counter()
         try:
             with self._interrupts.awaited(self._collect_s):
                 rollout = self._sampler.collect()
         except (WorkerError, EnvError):
-            # A launcher's signal goes to the workers, too.
+            # A launcher's signal reaches the workers, too.
             if self._ranks.size > 1 and self._interrupts.requested is not None:
                 raise StopSignal from None
             raise
@@ -133,10 +133,10 @@ class Trainer:
         return rollout, collected_s
 
     def _update(self, rollout: Rollout) -> dict[str, float]:
-        """Update the learner, or leave it as it was.
+        """Update the learner; restore its state if the update fails.
 
-        Its state is copied if bad updates are skipped, if updates take so long that SIGTERM might
-        break one off, and among several ranks, of which one may be lost.
+        The state is copied before if bad updates are skipped, if an update takes so long that
+        SIGTERM might interrupt it, or if there are several ranks, one of which may be lost.
         """
         is_alone = self._ranks.size == 1
         is_slow = self._update_s > _SLOW_S or not is_alone
@@ -158,7 +158,7 @@ class Trainer:
             self._skipped += 1
             if before is None or not self._skip_bad_updates or self._skipped > _SKIPPED_IN_A_ROW:
                 raise
-            _LOGGER.warning("update %d is left out: %s", before["updates"], error)
+            _LOGGER.warning("update %d is skipped: %s", before["updates"], error)
             steps = before["steps"] + rollout.num_steps * self._ranks.size
             updates = before["updates"] + 1
             self._learner.load_state_dict({**before, "steps": steps, "updates": updates})

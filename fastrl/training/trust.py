@@ -26,14 +26,14 @@ from fastrl.runs import SIGNATURE
 _KEY_BYTES = 32
 _KNOWN_WRAPPERS = ("gymnasium.wrappers", "gymnasium.wrappers.vector")
 _WRITING_WRAPPERS = ("RecordVideo",)
-"""Those of them that write files where their arguments say."""
+"""Wrappers that write files at paths in their arguments."""
 
 
 def named_code(config: Config) -> list[str]:
-    """Return the import paths that a configuration names, each with its key.
+    """Return the import paths in a configuration, each with its key.
 
-    Registered ids, gymnasium's wrappers and fastrl's factories are not named: they only import
-    these packages and installed plug-ins. ``RecordVideo`` is named, since it writes files.
+    Registered ids, gymnasium's wrappers and fastrl's factories are left out, as they only import
+    these packages and installed plug-ins. ``RecordVideo`` is included, since it writes files.
     """
     factories = {path: name for each in own_families() for path, name in each.factories.items()}
     ids: dict[str, object] = {"env.id": config.env.id}
@@ -63,17 +63,17 @@ def sign(directory: Path, config: Config) -> None:
 
 
 def require_trust(directory: Path, config: Config) -> None:
-    """Reject the directory of a run from elsewhere whose configuration would import code.
+    """Reject an untrusted run directory whose configuration would import code.
 
     Raises:
-        ConfigError: The run has no signature of this user; names what would be imported.
+        ConfigError: The run lacks this user's signature; the error names the imports.
     """
     named = named_code(config)
     if not named or _is_signed(directory, config):
         return
     raise ConfigError(
         f"'{directory}' was not trained by this user, and would import {', '.join(named)}; read "
-        "that code first, then add --trust, or trust=True in Python"
+        "this code first, then add --trust, or trust=True in Python"
     )
 
 
@@ -95,7 +95,7 @@ def _keys(config: Config) -> Iterator[tuple[str, object, list[str]]]:
         if section.import_path is None or not key.startswith("algorithm."):
             yield key, value, paths
     if section.import_path is not None:
-        # The whole section is passed to the code; its keys are unknown before the import.
+        # The whole section is passed to the code, and its keys are unknown before the import.
         yield "algorithm.class_path", section.model_dump(mode="json"), [section.import_path]
 
 
@@ -119,16 +119,16 @@ def _signature(key: bytes, config: Config) -> str:
         "model.class_path": config.model.class_path,
         "model.kwargs": config.model.kwargs,
     }
-    # Newer keys count only where they name code, so that older signatures stay valid.
+    # Newer keys count only if they name code, so that older signatures stay valid.
     signed |= {key: value for key, value, paths in _keys(config) if paths and key not in signed}
-    # Values with arguments are sections; all others are of plain types.
+    # Values with arguments are sections; all others have plain types.
     text = json.dumps(signed, sort_keys=True, default=dict)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:
     """Return this user's key, or None."""
-    with suppress(OSError, RuntimeError):  # the user may have no home
+    with suppress(OSError, RuntimeError):  # the user may have no home directory
         data = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
         file = Path(data) / "fastrl" / "key"
         if make and not file.exists():
@@ -139,7 +139,7 @@ def _key(*, make: bool) -> bytes | None:
 
 
 def _make_key(file: Path) -> None:
-    """Write a new key, unless another process does so first."""
+    """Write a new key, unless another process has written one."""
     make_directory(file.parent)
     new = file.with_name(f"key.{secrets.token_hex(8)}")
     try:

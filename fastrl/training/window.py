@@ -13,25 +13,25 @@ import numpy as np
 from fastrl.shared.rollouts import Episodes
 
 _EPISODES = 100
-"""Episodes over which returns, lengths and episode infos are averaged."""
+"""Number of episodes over which returns, lengths and episode infos are averaged."""
 _ACHIEVEMENT = "achievements/"
 
 Totals = Mapping[str, Sequence[int]]
-"""By name: the number of episodes that reported the value, and of those where it was positive."""
+"""By name: the number of episodes that reported the value, and of those with a positive value."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """One pass of the training loop.
+    """The result of one pass of the training loop.
 
     Attributes:
-        steps: Environment steps learnt from so far.
-        updates: Rollouts learnt from so far.
-        num_steps: Environment steps of this rollout.
+        steps: Number of environment steps learnt from so far.
+        updates: Number of rollouts learnt from so far.
+        num_steps: Number of environment steps of this rollout.
         episodes: The episodes that ended in it.
-        metrics: What the learner reported.
-        policy_lag: By how many updates the policy that sampled was older than the one that
-            learnt, mean over the rollout.
+        metrics: Metrics of the learner.
+        policy_lag: Age of the policy that sampled, in updates of the learner; mean over the
+            rollout.
         sampling_s: Time in which this process waited for the rollout.
         learning_s: Time of the update, including the transfer of its weights to the sampler.
     """
@@ -47,10 +47,10 @@ class Update:
 
 
 class EpisodeInfo:
-    """Counts and averages what environments report of their episodes (`Episodes.info`).
+    """Counts and averages the values that environments report of episodes (`Episodes.info`).
 
     Args:
-        totals: Of the episodes before now.
+        totals: Totals of earlier episodes.
     """
 
     def __init__(self, totals: Totals | None = None) -> None:
@@ -78,11 +78,11 @@ class EpisodeInfo:
         return means if score is None else {**means, "achievement_score": score}
 
     def shares(self) -> dict[str, float]:
-        """Return in which share of all episodes each value was positive."""
+        """Return the share of all episodes in which each value was positive."""
         return {name: positive / count for name, (count, positive) in self._totals.items() if count}
 
     def achievement_score(self) -> float | None:
-        """Return the score of the achievements, in percent; None where there are none.
+        """Return the score of the achievements, in percent; None if there are none.
 
         It is the geometric mean of one plus the success rates in percent, minus one, over all
         episodes of training: exp(mean(ln(1 + s))) - 1 (Hafner 2021, "Benchmarking the Spectrum of
@@ -95,18 +95,18 @@ class EpisodeInfo:
 
 
 class Window:
-    """Adds up updates and gives one row of metrics for all of them.
+    """Sums up updates and returns one row of metrics for all of them.
 
     Attributes:
-        steps: Environment steps in the window.
-        episodes: Episodes that have ended in the whole run.
-        info: What their environments reported.
+        steps: Number of environment steps in the window.
+        episodes: Number of episodes that have ended in the whole run.
+        info: Values that environments reported of them.
 
     Args:
-        wall_s: Time of the run before now.
-        episodes: Episodes before now.
-        info: What their environments reported.
-        latest: What `latest` returned before now.
+        wall_s: Earlier time of the run.
+        episodes: Number of earlier episodes.
+        info: Values that environments reported of earlier episodes.
+        latest: Earlier result of `latest`.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class Window:
 
     @property
     def wall_s(self) -> float:
-        """Time of the run so far, without that between two sessions of it."""
+        """Time of the run so far, without pauses between sessions."""
         return self._earlier_s + time.perf_counter() - self._began_s
 
     @property
     def latest(self) -> list[tuple[float, int]]:
-        """Returns and lengths of the episodes that are averaged over."""
+        """Returns and lengths of the episodes of the averages."""
         return list(self._latest)
 
     @property
@@ -165,12 +165,12 @@ class Window:
 
         ``return_mean`` and ``length_mean`` are those of the last 100 episodes, and NaN before the
         first; each value that the learner reports is averaged over the updates that reported it.
-        ``sampling_fps`` is the speed while the sampler sampled, ``learning_fps`` that while the
-        learner learnt, ``fps`` the speed from end to end, all in environment steps per second. The
+        ``sampling_fps`` is the speed while the sampler samples, ``learning_fps`` that while the
+        learner learns, ``fps`` the speed from end to end, all in environment steps per second. The
         shares are of this process's time: waiting for rollouts, and learning.
 
         Args:
-            idle_s: How long the sampler did not sample; None if it samples only while this
+            idle_s: Time in which the sampler did not sample; None if it samples only while this
                 process waits for it.
         """
         open_s = self.open_s

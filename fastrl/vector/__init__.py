@@ -34,7 +34,7 @@ _ADAPTERS = {
     "to_sb3": ("stable_baselines3", "Stable-Baselines3: pip install stable-baselines3"),
     "to_tianshou": ("tianshou", "Tianshou: pip install 'tianshou>=2'"),
 }
-"""What each needs: a package, and how to install it."""
+"""Requirement of each adapter: a package, and how to install it."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the adapters to Stable-Baselines3 and Tianshou share."""
+"""The base class of the adapters to Stable-Baselines3 (`sb3`) and Tianshou (`tianshou`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Adapter:
 
     Args:
         envs: Result of `fastrl.make_vec`.
-        library: Its name, for messages.
+        library: Name of the other library, for messages.
         autoreset: The mode that the library expects.
 
     Attributes:
-        envs: The vector environment; closed by `close`.
+        envs: The vector environment, which `close` closes.
 
     Raises:
         ArgumentError: ``envs`` has another type or autoreset mode, or returns tensors.

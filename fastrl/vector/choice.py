@@ -1,6 +1,6 @@
-"""The choice of `auto`: one environment is timed, and backends are tried where that is not clear.
+"""The choice of ``backend="auto"``: times one environment, and backends if that is not enough.
 
-No constant here was measured on one machine.
+No constant here depends on a particular machine.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _BUDGET_S, _MAX_STEPS = 0.05, 500
 _WAITS_S = 1e-3
 _TRIAL_S, _TURN_S = 0.2, 5e-3
 _CLEAR = 20
-"""Gains of this many times the overhead need no trial."""
+"""Ratio of gain to overhead that needs no trial."""
 _WORTH = 0.97
-"""Share of the time on one core above which the other cores are left to the caller."""
+"""Share of the time on one core above which processes are not used."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class StepCost:
     Attributes:
         step_s: Seconds of a step, without resets.
         busy_s: Seconds of the processor's time, with a step's share of resets.
-        waits: Whether it waits for a network, another process or the like.
-        ends: Episodes that end in a step: 1 / their mean length.
+        waits: Whether it waits, for instance for a network or another process.
+        ends: Mean number of episodes that end in a step: 1 / their mean length.
         reset_s: Seconds of a reset.
         build_s: Seconds to build it.
     """
@@ -63,13 +63,13 @@ class StepCost:
     build_s: float = 0.0
 
     def steps_s(self, num_envs: int, workers: int) -> float:
-        """Return the seconds of a step of all environments, without the overhead of sharing it."""
+        """Return the seconds of a step of all environments, without the overhead of workers."""
         return num_envs / workers * self.step_s + self.resets_s(num_envs, workers)
 
     def resets_s(self, num_envs: int, workers: int) -> float:
         """Return the seconds of resets in a step, which lasts until the last worker is done.
 
-        The number of episodes that end is Poisson distributed; for the greatest of several such
+        The number of episodes that end is Poisson distributed; for the maximum of several such
         numbers see Boucheron et al., *Concentration Inequalities* (2013), section 2.5.
         """
         mean = num_envs / workers * self.ends
@@ -81,10 +81,10 @@ def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[
     """Return the fastest backend for single environments, and its number of workers.
 
     One environment is timed for a twentieth of a second with random actions. Threads are for
-    environments that wait. Where the gain of processes is not clear, they are tried.
+    environments that wait. If the gain of processes is not clear, they are tried.
 
     Args:
-        plan: What is built.
+        plan: Plan of the environments.
         wanted: Number of workers that the caller asks for, or None.
         start: Starts a trial.
 
@@ -94,7 +94,7 @@ def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[
     num_envs, cores = plan.num_envs, usable_cores()
     if num_envs == 1:
         return _SERIAL
-    # The caller's global random streams stay as they are.
+    # The caller's global random streams do not change.
     with seeded_streams(0):
         try:
             env, cost = _timed(plan)
@@ -105,7 +105,7 @@ def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[
             if "main thread" in str(error):
                 return _SERIAL
             raise
-        # By the time all windows are drawn in turn, the next frame of the first has come.
+        # Drawing all windows in turn takes until the next frame of the first.
         if getattr(env, "render_mode", None) == "human":
             return _SERIAL
         processes = ("processes", min(wanted or cores, num_envs))
@@ -129,10 +129,10 @@ def choose_backend(plan: VectorPlan, wanted: int | None, start: Start) -> tuple[
 def _tried(
     plan: VectorPlan, cost: StepCost, shared: Sequence[tuple[str, int]], start: Start
 ) -> tuple[str, int]:
-    """Return the fastest choice, measured with as many environments as are built quickly."""
+    """Return the fastest choice, measured with as many environments as can be built quickly."""
     num_envs, most = plan.num_envs, max(workers for _, workers in shared)
     few = min(num_envs, max(2 * most, int(_TRIAL_S / max(cost.build_s, 1e-9))))
-    # Trials reset by themselves, also where the caller is going to.
+    # Trials reset automatically, also if the caller will reset.
     plan = replace(plan, num_envs=few, autoreset=AutoresetMode.SAME_STEP, stream=0)
     choices = [_SERIAL, *shared]
     contestants = [(replace(plan, num_workers=workers), name) for name, workers in choices]
@@ -163,9 +163,9 @@ def choose_shares(alone: VectorPlan, shared: VectorPlan, start: Start) -> Vector
 def trial(
     contestants: Sequence[tuple[VectorPlan, str]], start: Start, seconds: float = _TRIAL_S
 ) -> list[float]:
-    """Return the seconds of a step of each contestant, which step in turns.
+    """Return the seconds of a step of each candidate, which step in turns.
 
-    The lower quartile is disturbed less by other programs than the median.
+    It is the lower quartile, which other programs disturb less than the median.
     """
     with ExitStack() as stack:
         running = [stack.enter_context(closing(start(*each))) for each in contestants]
@@ -187,17 +187,17 @@ def trial(
 
 
 def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
-    """Return a function that draws actions of all environments, valid ones where they have masks.
+    """Return a function that draws actions of all environments, valid ones if they have masks.
 
     Args:
-        envs: After a reset.
+        envs: Environments after a reset.
     """
     envs.action_space.seed(0)
     samples = itertools.cycle([envs.action_space.sample() for _ in range(5)])
     try:
         if not envs.has_action_masks:
             return lambda: next(samples)
-    except EnvError:  # something else of that name
+    except EnvError:  # something else has this name
         return lambda: next(samples)
     space, uniform = envs.single_action_space, uniform_numbers()
     empty: Any = create_empty_array(space, envs.num_envs)
@@ -211,7 +211,7 @@ def _random_actions(envs: FastVectorEnv) -> Callable[[], Any]:
 
 @cache
 def wake_s() -> float:
-    """Return the seconds to wake a thread and get its answer: the least cost of sharing a step."""
+    """Return the seconds to wake a thread and get its answer: the least overhead of a worker."""
     times = []
     with ThreadPoolExecutor(1) as pool:
         for _ in range(20):
@@ -245,8 +245,8 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
     """Time an environment.
 
     Args:
-        env: What to time.
-        begin: Called with the name of each kind of call before it is made.
+        env: Environment to time.
+        begin: Called before each kind of call with its name.
     """
     begin("reset()")
     seen, info = env.reset(seed=0)
@@ -272,7 +272,7 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
     mean_s = (time.perf_counter() - start) / steps
     busy_s = (time.thread_time() - busy) / steps
     asleep = _sleeps() - sleeps >= steps / 2
-    # Of an environment that never sleeps, the rest of the time belongs to other programs.
+    # If an environment never sleeps, other programs took the rest of the time.
     step_s = mean_s - resets_s / steps if asleep else busy_s - resets_busy_s / steps
     return StepCost(
         step_s=step_s,
@@ -284,6 +284,6 @@ def step_cost(env: Env, begin: Callable[[str], None] = lambda _: None) -> StepCo
 
 
 def _sleeps() -> float:
-    """Return how many times this thread has slept; NaN where the system does not count it."""
+    """Return how many times this thread has slept; NaN if the system does not count it."""
     thread = getattr(resource, "RUSAGE_THREAD", None)
     return math.nan if thread is None else resource.getrusage(thread).ru_nvcsw

@@ -27,7 +27,7 @@ from fastrl.vector.vector_env import FastVectorEnv, StepResult
 from fastrl.vector.vector_plan import VectorPlan
 
 CLOSE_S = 2.0
-"""How long environments may take to close before they are abandoned."""
+"""Seconds after which environments that do not close are abandoned."""
 _OF_VECTOR = (
     *("action_space", "closed", "metadata", "observation_space", "render_mode", "spec"),
     *("single_action_space", "single_observation_space"),
@@ -38,25 +38,25 @@ class ConcurrentEnvs:
     """Environments whose calls overlap; every method that calls them must be awaited.
 
     A method of an environment may be a coroutine function, which runs in the caller's event loop,
-    or a plain one, which runs in a thread. Where all are coroutines, no thread is started.
+    or a plain one, which runs in a thread. If all are coroutines, no thread is started.
 
     A step or reset that fails, overruns the deadline or is cancelled closes all environments, since
-    some are a step ahead of others; so does `fastrl.make_vec`. An error in `call`, `parallel` or
+    some would be a step ahead of others, as in `fastrl.make_vec`. An error in `call`, `parallel` or
     `set_attr` is raised unchanged, and the environments stay open.
 
     Attributes:
         envs: The environments.
         num_envs: Number of environments.
-        autoreset: When the next episode begins after the end of one.
-        single_observation_space: Of one environment.
-        single_action_space: Of one environment.
-        observation_space: Of all.
-        action_space: Of all; ``action_space.sample()`` gives a batch.
-        metadata: That of the first environment, and ``autoreset_mode``.
-        render_mode: Of the first environment, None where it renders nothing.
-        spec: Gymnasium's specification of the first environment, None where it has none.
+        autoreset: Mode in which the next episode begins.
+        single_observation_space: Observation space of one environment.
+        single_action_space: Action space of one environment.
+        observation_space: Observation space of all environments.
+        action_space: Action space of all; ``action_space.sample()`` returns a batch.
+        metadata: Metadata of the first environment, and ``autoreset_mode``.
+        render_mode: Render mode of the first environment; None without one.
+        spec: Gymnasium's specification of the first environment, None without one.
         closed: Whether the environments were closed, by `close` or by a failure.
-        timeout_s: How long any one call may take.
+        timeout_s: Deadline of each call in seconds.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ConcurrentEnvs:
         """Start an episode in every environment, or in some; see `FastVectorEnv.reset`.
 
         Raises:
-            ArgumentError: Seeds or mask do not fit; no environment was reset.
+            ArgumentError: Seeds or mask are invalid; no environment was reset.
             EnvFailure: An environment raised or overran the deadline; all are closed.
         """
         self._vector.reset_async(seed, options)
@@ -96,7 +96,7 @@ class ConcurrentEnvs:
         """Step all environments at once; see `FastVectorEnv.step`.
 
         Raises:
-            ArgumentError: The actions do not fit; no environment was stepped.
+            ArgumentError: The actions are invalid; no environment was stepped.
             EnvFailure: An environment raised or overran the deadline; all are closed.
         """
         self._vector.step_async(actions)
@@ -125,10 +125,10 @@ class ConcurrentEnvs:
         function: Callable[[Any, Any], Any],
         arguments: Any = None,
     ) -> tuple[Any, ...]:
-        """Return ``function(env, argument)`` for every environment, evaluated all at once.
+        """Return ``function(env, argument)`` for every environment, evaluated concurrently.
 
         Args:
-            function: Plain, or a coroutine function.
+            function: A plain function or a coroutine function.
             arguments: As in `FastVectorEnv.parallel`.
 
         Raises:
@@ -139,7 +139,7 @@ class ConcurrentEnvs:
         given = self._vector._spread(arguments, "arguments")
 
         async def one(index: int) -> Any:
-            # Called in the task, so that it comes after a step that is under way.
+            # Called in the task, so that a pending step comes first.
             return await self._driver.call(index, function, self.envs[index], given[index])
 
         tasks = {index: asyncio.ensure_future(one(index)) for index in range(self.num_envs)}
@@ -154,13 +154,13 @@ class ConcurrentEnvs:
         return tuple(task.result() for task in tasks.values())
 
     def seed(self, seeds: int | Sequence[int | None]) -> None:
-        """Use these seeds in the next `reset` that is not given any."""
+        """Use these seeds in the next `reset` without seeds."""
         self._vector.seed(seeds)
 
     async def close(self) -> None:
         """Close all environments; those that take longer than two seconds are abandoned.
 
-        A step that is under way raises gymnasium's ``ClosedEnvironmentError``.
+        A pending step raises gymnasium's ``ClosedEnvironmentError``.
         """
         self._vector.close()
         await self._driver.closed()
@@ -174,7 +174,7 @@ class ConcurrentEnvs:
         await self.close()
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of every environment; of a method, what calls it in all of them."""
+        """Return an attribute of every environment, or a function that calls a method of all."""
         if name.startswith("_") or "envs" not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         if name in _OF_VECTOR:
@@ -184,7 +184,7 @@ class ConcurrentEnvs:
 
     def _check_open(self) -> None:
         if self.closed:
-            self._vector.call_wait()  # raises, and says what closed the environments
+            self._vector.call_wait()  # raises, with the reason why they are closed
 
 
 Tasks = Mapping[int, "asyncio.Future[Any]"]
@@ -193,7 +193,7 @@ Outcome = tuple[Any, BaseException | None]
 
 
 class _AwaitDriver(SerialDriver):
-    """Awaits steps and resets of all environments, then lets the serial step loop use the results.
+    """Awaits steps and resets of all environments, then passes the results to the serial step loop.
 
     Between `begin` and `end` the caller awaits `wait`.
     """
@@ -229,14 +229,14 @@ class _AwaitDriver(SerialDriver):
         self._tasks = {index: asyncio.ensure_future(call) for index, call in calls.items()}
 
     def end(self, timeout_s: float) -> list[Any]:
-        """Let the step loop use the results."""
+        """Pass the results to the step loop."""
         error, self._error = self._error, None
         if error is not None:
             raise error
         return super().end(timeout_s)
 
     async def wait(self, timeout_s: float) -> None:
-        """Await what was begun; `end` raises its error, if any."""
+        """Await the pending request; `end` raises its error, if any."""
         tasks, self._tasks = self._tasks, {}
         try:
             await self.all_of(tasks, timeout_s, asyncio.FIRST_EXCEPTION)
@@ -248,7 +248,7 @@ class _AwaitDriver(SerialDriver):
             self._error = error
 
     async def all_of(self, tasks: Tasks, timeout_s: float, until: str) -> None:
-        """Await tasks until the deadline, or until `close`; cancel those that are late."""
+        """Await tasks until the deadline, or until `close`; cancel late ones."""
         self._all_tasks.update(tasks.values())
         try:
             if tasks:
@@ -256,7 +256,7 @@ class _AwaitDriver(SerialDriver):
         finally:
             self._all_tasks.difference_update(tasks.values())
             for task in tasks.values():
-                task.add_done_callback(_error)  # else asyncio logs that it was not retrieved
+                task.add_done_callback(_error)  # otherwise asyncio logs that nobody read it
                 task.cancel()
 
     def check_in_time(self, tasks: Tasks, timeout_s: float) -> None:
@@ -278,7 +278,7 @@ class _AwaitDriver(SerialDriver):
         return _in_thread(self._threads[index], partial(function, *args, **kwargs))
 
     def close(self) -> None:
-        """Begin to close all environments; coroutines are closed only where an event loop runs."""
+        """Begin to close all environments; coroutines are closed only if an event loop runs."""
         super().close()
         for task in self._all_tasks:
             task.cancel()
@@ -296,9 +296,9 @@ class _AwaitDriver(SerialDriver):
             thread.stop()
 
     async def closed(self) -> None:
-        """Wait until the environments are closed, for at most `CLOSE_S`."""
+        """Wait at most `CLOSE_S` until the environments are closed."""
         closing, self._closing = self._closing, None
-        # What began in another event loop went on in threads, or was cancelled with that loop.
+        # Calls of another event loop continue in threads, or were cancelled with that loop.
         if closing is not None and closing.get_loop() is asyncio.get_running_loop():
             await asyncio.wait([closing], timeout=CLOSE_S)
 
@@ -307,7 +307,7 @@ class _AwaitDriver(SerialDriver):
         if isinstance(group, EnvGroup) and group.is_over(index):
             if mode is AutoresetMode.NEXT_STEP:
                 await self._reset_one(index)
-            return  # where the caller must reset, the step loop raises
+            return  # if the caller must reset, the step loop raises
         result = await self.call(index, awaited.env.step, action)
         observation, reward, terminated, truncated, info = result
         if (terminated or truncated) and mode is AutoresetMode.SAME_STEP:
@@ -351,7 +351,7 @@ class _Awaited:
 
 
 def _in_thread(thread: DaemonThread, function: Callable[[], Any]) -> Coroutine[Any, Any, Any]:
-    """Begin a function in a thread; return what awaits its result, or that of its coroutine."""
+    """Start a function in a thread; return an awaitable of its result, or of its coroutine's."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Outcome] = loop.create_future()
 

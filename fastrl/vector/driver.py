@@ -1,6 +1,6 @@
-"""The contract of a backend, which sends requests to all workers and collects their answers.
+"""The base class of backends: a driver sends requests to all workers and collects their answers.
 
-`SerialDriver` is the simplest one: all environments in turn, in the caller's thread.
+`SerialDriver` is the simplest: it steps all environments in turn in the caller's thread.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Request:
 
     Attributes:
         method: Name of the method.
-        common: Arguments that all groups get.
-        per_env: Arguments with one element per environment; each group gets its own part.
+        common: Arguments of all groups.
+        per_env: Arguments with one element per environment; each group receives its part.
         fatal: Whether an error closes all environments, as it leaves one in an unknown state.
-        caller: The user's call that it serves, for messages.
+        caller: Name of the user's call, for messages.
     """
 
     method: str
@@ -51,11 +51,11 @@ class Request:
         return replace(self, per_env=tuple(each[rows] for each in self.per_env))
 
     def serve(self, group: Group, at: Any) -> Any:
-        """Return what the method of a group returns; for an error, unless fatal, an `ErrorAnswer`.
+        """Return the result of a group's method; for an error, unless fatal, an `ErrorAnswer`.
 
         Args:
             group: Some environments.
-            at: Element 0 is the index of the environment that an error comes from.
+            at: Element 0 is the index of the environment that raised.
         """
         try:
             return getattr(group, self.method)(*self.common, *self.per_env)
@@ -81,16 +81,16 @@ _WITH_WORKERS: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
 class Driver(ABC):
-    """Steps environments on one backend.
+    """Base class of a backend, which steps environments.
 
-    Another thread may close them during a call. In a fork of the program, which has its memory but
-    neither its threads nor its processes, drivers with workers reject every call.
+    Another thread may close them during a call. A fork of the program has its memory, but
+    neither its threads nor its processes, so drivers with workers reject every call there.
 
     Attributes:
-        plan: What was built, and which worker steps which environments.
+        plan: Plan of the environments and workers.
         spec: Spaces and fields of one environment.
-        exchange: Where actions go and results come from.
-        different_spaces: The observation space of every environment, empty where all are the same.
+        exchange: Memory of actions and results.
+        different_spaces: Observation space of every environment; empty if all are equal.
     """
 
     spec: InstanceSpec
@@ -102,7 +102,7 @@ class Driver(ABC):
 
     @abstractmethod
     def begin(self, request: Request) -> None:
-        """Send a request to every worker; that of a step finds its actions in the exchange.
+        """Send a request to every worker; actions of a step are in the exchange.
 
         Raises:
             ArgumentError: It cannot be sent; no worker has received it.
@@ -113,14 +113,14 @@ class Driver(ABC):
         """Wait for the answers of all workers, some of which may be an `ErrorAnswer`.
 
         Raises:
-            EnvFailure: An environment died, overran the deadline, or raised where that is fatal.
+            EnvFailure: An environment died, overran the deadline, or raised in a fatal request.
         """
 
     @abstractmethod
     def send(self, envs: Sequence[int], bank: int) -> None:
         """Begin a step of some environments into a bank, each as soon as its worker is free.
 
-        The bank stays the same as long as any environment is under way.
+        The bank stays the same while any environment has a pending step.
         """
 
     @abstractmethod
@@ -133,24 +133,24 @@ class Driver(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close environments and workers, in bounded time even where environments hang."""
+        """Close environments and workers, in bounded time even if environments hang."""
 
     def environments(self) -> Sequence[Any] | None:
-        """Return the environments, where they are stepped in the caller's thread; else None."""
+        """Return the environments if the caller's thread steps them; else None."""
         return None
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of every worker by name; empty where there are no processes."""
+        """Return the process id of every worker by name; empty if there are no processes."""
         return {}
 
     def disown(self) -> None:
         """Reject all calls from now on: this process is a fork of the one with the workers."""
         self._why_closed = (
-            "the environments belong to the process that built them, of which this one is a fork"
+            "the environments belong to the process that built them; this process is a fork of it"
         )
 
     def _ask_spaces(self) -> None:
-        """Wait until all workers have built their environments, and learn of their spaces."""
+        """Wait until all workers have built their environments, and store their spaces."""
         _WITH_WORKERS.add(self)
         plan = self.plan
         try:
@@ -167,7 +167,7 @@ class Driver(ABC):
             ]
 
     def _begin_close(self) -> None:
-        """Make calls that are under way in other threads raise."""
+        """Make pending calls in other threads raise."""
         self._why_closed = self._why_closed or "the environments were closed meanwhile"
 
     def _check_open(self) -> None:
@@ -185,9 +185,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class SerialDriver(Driver):
-    """Steps all environments of a plan one after the other, when results are asked for.
+    """Steps all environments of a plan in turn, when results are requested.
 
-    There are no deadlines, as no other thread could enforce them.
+    There are no deadlines, as there is no other thread to enforce them.
     """
 
     worker = "serial"
@@ -210,11 +210,11 @@ class SerialDriver(Driver):
         self.different_spaces = self._group.different_spaces()
 
     def environments(self) -> list[Any] | None:
-        """Return the environments, up to date; None where they exist as a batch only."""
+        """Return the environments; None if they exist only as a batch."""
         return self._group.environments() if isinstance(self._group, EnvGroup) else None
 
     def begin(self, request: Request) -> None:
-        """Keep a request for `end`."""
+        """Store a request for `end`."""
         self._request = request
 
     def end(self, timeout_s: float) -> list[Any]:
@@ -231,7 +231,7 @@ class SerialDriver(Driver):
             return [infos]
         except USERS_FAILURES as error:
             if isinstance(error, ArgumentError) and self.plan.native is not None:
-                raise  # a batch says so before it begins
+                raise  # a batch raises before it begins
             raise self._failure(error) from error
 
     def send(self, envs: Sequence[int], bank: int) -> None:

@@ -1,8 +1,8 @@
-"""The memory through which actions reach environments and their results come back.
+"""The memory of actions and results, which is shared between the caller and the workers.
 
-Unlike the sampler's table, which the learner reads in float32, rows have the dtypes of the spaces
+Unlike in the sampler's table (`fastrl.shared.table`), rows have the dtypes of the spaces
 and rewards are float64, so that results have the same bits as gymnasium's vector environments.
-Two banks are used in turn, so that a view is valid until the second step from now. Actions are
+Two banks are used in turn, so that a view is valid until the step after next. Actions are
 checked as a whole before any environment is stepped, then split.
 """
 
@@ -25,9 +25,9 @@ from fastrl.spaces import leaves, unflatten
 from fastrl.vector.vector_plan import InstanceSpec
 
 NO_RESET = -1
-"""In `Exchange.reset_seed`: step this environment."""
+"""Value of `Exchange.reset_seed`: step this environment."""
 UNSEEDED = -2
-"""In `Exchange.reset_seed`: reset this environment without a seed."""
+"""Value of `Exchange.reset_seed`: reset this environment without a seed."""
 
 _MISFITS = (TypeError, KeyError, ValueError, IndexError)
 _OBJECT = np.dtype(object)
@@ -37,17 +37,17 @@ class Exchange(Shared):
     """Two banks of results, and one of actions; sent to workers when they are started.
 
     Args:
-        spec: Has the spaces of observations and actions. Without arrays of fixed size these are a
-            row of Python objects, of which each process has its own.
+        spec: Spaces of observations and actions. If they are no arrays of fixed size, rows contain
+            Python objects, and each process has its own.
         num_envs: B.
         shared: Whether processes share the memory.
 
     Attributes:
-        banks: What environments return: ``reward`` is float64, ``final_observation`` is empty, and
+        banks: Results of environments: ``reward`` is float64, ``final_observation`` is empty, and
             ``action`` is the same in both.
         action: Per action leaf ``[B, *shape]`` in the dtype of its space.
-        reset_seed: ``[B]`` int64: the seed with which an environment must be reset in its next
-            step, or `NO_RESET` or `UNSEEDED`; used by ``send`` alone.
+        reset_seed: ``[B]`` int64: seed with which an environment must be reset in its next step, or
+            `NO_RESET` or `UNSEEDED`; used only by ``send``.
         fits_rows: Whether observations and actions are arrays of fixed size.
     """
 
@@ -63,12 +63,12 @@ class Exchange(Shared):
         self.reset_seed.fill(NO_RESET)
 
     def put_objects(self, rows: Rows, envs: range, objects: Sequence[Any]) -> None:
-        """Put Python objects into the rows of some environments."""
+        """Write Python objects into the rows of some environments."""
         for index, each in zip(envs, objects, strict=True):
             rows[0][index] = each
 
     def _arrays(self, space: spaces.Space[Any]) -> list[tuple[tuple[int, ...], Any]]:
-        """Return shape and dtype of the rows of a space; without `fits_rows` they hold objects."""
+        """Return shape and dtype of the rows of a space, of objects without `fits_rows`."""
         if not self.fits_rows:
             return [((self.num_envs,), _OBJECT)]
         return [
@@ -77,7 +77,7 @@ class Exchange(Shared):
 
     def _attach(self) -> None:
         arrays, size = self._rows.arrays.copy(), self._bank_size
-        if not self.fits_rows:  # objects are copied before they are returned: one row is enough
+        if not self.fits_rows:  # objects are copied before they are returned, so one bank is enough
             arrays[size] = arrays[0]
         self.action = tuple(arrays[NUM_BANKS * size : -1])
         self.reset_seed: NDArray[np.int64] = arrays[-1]
@@ -88,11 +88,11 @@ class Exchange(Shared):
 
 
 class ActionRows:
-    """Writes batches of actions into rows; rejects those that do not fit.
+    """Writes batches of actions into rows; rejects invalid ones.
 
     Args:
-        space: Of one action.
-        exchange: Has the rows.
+        space: Space of one action.
+        exchange: Memory of the rows.
     """
 
     def __init__(self, space: spaces.Space[Any], exchange: Exchange) -> None:
@@ -119,7 +119,7 @@ class ActionRows:
             and actions.shape == only.shape
             and actions.dtype == only.dtype
         ):
-            # The usual case, without further checks.
+            # The usual case needs no further checks.
             only[...] = actions
             return
         if self._objects:
@@ -157,9 +157,9 @@ class ActionRows:
 
 
 def splitter(space: spaces.Space[Any], rows: Rows) -> Callable[[], list[Any]]:
-    """Return a function that gives one action per environment, read from ``rows``.
+    """Return a function that reads one action per environment from ``rows``.
 
-    They are copies: environments may keep the action they were given.
+    Actions are copies, as environments may keep them.
     """
     first = rows[0]
     if first.dtype == _OBJECT or isinstance(space, spaces.Discrete):

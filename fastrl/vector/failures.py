@@ -1,4 +1,4 @@
-"""Errors of environments in a vector environment: each says in one line where and why."""
+"""Errors of environments in a vector environment, each with the place and the cause in one line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastrl.errors import EnvError, WorkerError, cause
 NOT_FINITE = "; the action is not finite, so what chose it is at fault"
 
 
-class EnvFailure(WorkerError, EnvError):  # noqa: N818 - a failure, of which errors tell
+class EnvFailure(WorkerError, EnvError):  # noqa: N818 - the public name
     """An environment raised, died with its worker, or broke its contract.
 
     Attributes:
-        env_index: Which environment, None where that is unknown.
-        action: Its action, None outside of a step.
-        seed: Its last seed, None if it was never seeded.
-        worker: Who stepped it: ``env-worker-1``, ``thread-3`` or ``serial``.
+        env_index: Index of the environment; None if unknown.
+        action: Action of the environment; None outside of a step.
+        seed: Last seed of the environment; None if it was never seeded.
+        worker: Worker of the environment: ``env-worker-1``, ``thread-3`` or ``serial``.
         remote_traceback: The worker's own traceback, empty if it died without one.
     """
 
@@ -36,12 +36,12 @@ class EnvFailure(WorkerError, EnvError):  # noqa: N818 - a failure, of which err
         self.seed: int | None = None
 
     def explain(self, name: str, doing: str, seeded: str = "") -> Self:
-        """Say in the message which environment failed, where and when; return the failure.
+        """Add the environment, the worker and the call to the message; return the failure.
 
         Args:
-            name: Of the environments.
-            doing: When it happened, such as ``in step``.
-            seeded: Its last seed, in words.
+            name: Name of the environments.
+            doing: Call that failed, such as ``in step``.
+            seeded: Last seed of the environment, in words.
         """
         who = f"{self.worker}, {seeded}" if seeded else self.worker
         message = f"env {self.env_index} of '{name}' ({who}) {self.args[0]}, {doing}"

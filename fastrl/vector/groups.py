@@ -1,4 +1,4 @@
-"""The environments of a worker, single ones or a batch: each writes into its row.
+"""The environments of a worker, single ones or a batch, which write into their rows.
 
 The same code runs in worker processes, in threads and in the caller's thread. Before all are built,
 one is built and called with a deadline for each of its calls.
@@ -49,19 +49,19 @@ _NONE: Mapping[str, Any] = {}
 def within_deadlines(
     plan: VectorPlan, look: Callable[[Callable[[str], None]], AbstractContextManager[Found]]
 ) -> Found:
-    """Build an environment in another thread, and return what ``look`` finds out about it.
+    """Build an environment in another thread, and return the result of ``look`` for it.
 
     Threads cannot be killed: one whose environment hangs is abandoned, and ends with the process.
 
     Args:
-        plan: Has the environment and the deadlines.
-        look: Returns a context that builds an environment, yields what it finds, and closes it.
-            It is given a function to call with the name of each further call before that is made,
-            such as ``reset()``.
+        plan: Plan with the environment and the deadlines.
+        look: Returns a context that builds an environment, yields a result, and closes it.
+            Its argument is a function to call before each further call of the environment,
+            with a name such as ``reset()``.
 
     Raises:
-        EnvTimeoutError: A call overran its deadline; names it.
-        Exception: What ``look`` raises.
+        EnvTimeoutError: A call overran its deadline; the error names it.
+        Exception: An error of ``look``.
     """
     under_way = "its constructor", plan.start_timeout_s, time.monotonic()
     outcome = Future[Found]()
@@ -71,7 +71,7 @@ def within_deadlines(
         under_way = call, plan.timeout_s, time.monotonic()
 
     if sys.platform == "darwin" and plan.factories[0].kwargs.get("render_mode") == "human":
-        # Windows belong to the main thread there.
+        # On macOS windows belong to the main thread.
         with look(begin) as found:
             return found
 
@@ -101,7 +101,7 @@ def within_deadlines(
 
 
 def close_probed(env: Closable, name: str) -> None:
-    """Close an environment that is not needed any more; what it raises is logged."""
+    """Close an environment that is no longer needed; log its errors."""
     try:
         env.close()
     except USERS_FAILURES as error:
@@ -111,15 +111,15 @@ def close_probed(env: Closable, name: str) -> None:
 class EnvGroup(StepLoop):
     """Some environments of a plan.
 
-    Steps and resets bypass gymnasium's checker, order enforcer and time limit on the outside, whose
-    work this loop does; everything else is called on the whole environment.
+    Steps and resets bypass gymnasium's outer checker, order enforcer and time limit, whose work
+    this loop does; all other calls go to the whole environment.
 
     Args:
-        plan: What to build.
-        spec: What every environment must agree with.
-        exchange: Where actions are read and results written.
+        plan: Plan of the environments.
+        spec: Properties that every environment must have.
+        exchange: Memory of actions and results.
         envs: Indices of the environments.
-        built: The first of them, as far as they have been built.
+        built: Those of them that are already built, from the first.
         at: Element 0 is always the index of the environment that is being stepped, reset or
             called, to explain errors and timeouts.
 
@@ -187,7 +187,7 @@ class EnvGroup(StepLoop):
         return gather(self._index_list, infos)
 
     def step_one(self, env_index: int, bank: int) -> dict[str, Any]:
-        """Step one environment, or reset it where its ``reset_seed`` says so; return its info."""
+        """Step one environment, or reset it if its ``reset_seed`` says so; return its info."""
         index = env_index - self.envs.start
         self._at[0] = env_index
         views, seeds = self._views[bank], self._exchange.reset_seed
@@ -238,7 +238,7 @@ class EnvGroup(StepLoop):
         return [self._whole[index] for index in self._chosen([True] * len(self._whole))]
 
     def different_spaces(self) -> list[Any]:
-        """Return the observation space of every environment, empty where all are the same."""
+        """Return the observation space of every environment, empty if all are equal."""
         found = [env.observation_space for env in self._whole]
         return [] if all(space == self._spec.observation_space for space in found) else found
 
@@ -278,7 +278,7 @@ class EnvGroup(StepLoop):
         infos: list[Any],
         views: StepViews,
     ) -> None:
-        """Set the flags of a done episode; start the next one, or note that it must be started."""
+        """Set the flags of a done episode; start the next one, or mark that it must start."""
         views.terminated[index], views.truncated[index] = flags
         if self._mode is not AutoresetMode.SAME_STEP:
             self._over.add(index)
@@ -338,7 +338,7 @@ def check_call(name: str, owner: str) -> None:
     """Reject a call of a method that must be called on all environments together.
 
     Raises:
-        ArgumentError: It is a method of an environment's life, or no name.
+        ArgumentError: It is ``reset``, ``step`` or the like, or no name.
     """
     if not isinstance(name, str):
         raise ArgumentError(f"call takes the name of a method, got {brief(name)}")
@@ -349,7 +349,7 @@ def check_call(name: str, owner: str) -> None:
 def attribute(
     env: Any, _: object = None, *, name: str, args: Any = None, kwargs: Mapping[str, Any] = _NONE
 ) -> Any:
-    """Return an attribute of an environment, or what a method returns if there are ``args``."""
+    """Return an attribute of an environment, or the result of a method if there are ``args``."""
     look_up = getattr(env, "get_wrapper_attr", None)
     found = look_up(name) if look_up is not None else getattr(env, name)
     return found(*args, **kwargs) if callable(found) and args is not None else found
@@ -367,15 +367,15 @@ def _check_info(method: str, info: object) -> None:
 
 
 class NativeGroup:
-    """A batch behind the interface of `EnvGroup`.
+    """A batch of environments with the interface of `EnvGroup`.
 
     Args:
         vector: The batch, whose environments are stepped together. fastrl's own batches write
             straight into the rows; the results of others are copied.
-        exchange: Where actions are read and results written.
+        exchange: Memory of actions and results.
         envs: Indices of the environments.
-        at: Element 0 is the index of the environment that an error names, else of the first.
-        native: How the batch was built.
+        at: Element 0 is the index of the environment that raised, or of the first one.
+        native: Builder of the batch.
 
     Attributes:
         begin_close: Called just before the batch is closed.
@@ -398,7 +398,7 @@ class NativeGroup:
         rows = slice(envs.start, envs.stop)
         self._banks = [bank.part(rows) for bank in exchange.banks]
         self._space = vector.single_observation_space
-        # Subclasses may do more in their step and reset.
+        # Subclasses may override step and reset.
         own = type(vector) is BatchedVectorEnv
         self._writes = cast("BatchedVectorEnv", vector) if own else _Copied(vector)
         self._views = [self._writes.bound(bank) for bank in self._banks]
@@ -459,7 +459,7 @@ class NativeGroup:
     ) -> list[Any]:
         """Return ``function(batch, None)`` for the environments that ``mask`` selects.
 
-        Where it holds one value for each environment, these are returned.
+        If the result has one value for each environment, these are returned.
         """
         found = function(self._called, None)
         whole = not isinstance(found, list | tuple | np.ndarray) or len(found) != len(mask)
@@ -478,7 +478,7 @@ class NativeGroup:
     def _columns(
         self, infos: Mapping[str, Any], ended: NDArray[np.bool_]
     ) -> dict[str, tuple[list[int], Any]]:
-        """Return infos in gymnasium's vector form as columns; those without a mask are of all."""
+        """Return infos in gymnasium's vector form as columns; without masks they are of all."""
         columns: dict[str, tuple[list[int], Any]] = {}
         for key, values in infos.items():
             if (key.startswith("_") and key[1:] in infos) or key == "env_id":
@@ -497,7 +497,7 @@ class NativeGroup:
 
 
 class _WithBatch:
-    """The attributes of a vector environment, and those of its batch that it lacks."""
+    """A vector environment with the attributes of its batch."""
 
     def __init__(self, vector: Vector) -> None:
         self._vector, self._batched = vector, getattr(vector, "batched", vector)

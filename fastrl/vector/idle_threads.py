@@ -1,6 +1,6 @@
 """Ends torch's idle threads before a step of environments that need their cores.
 
-After every operation that is shared among threads, GNU OpenMP lets them spin for milliseconds, in
+After every operation that is shared among threads, they spin for milliseconds in GNU OpenMP, in
 case another one follows: on 2 cores with torch's default of 2 threads, steps of HalfCheetah in two
 processes take twice as long. OpenMP's ``omp_pause_resource_all`` (OpenMP 5.0 API, section 3.2.44)
 ends the threads of the calling thread; the next shared operation starts new ones.
@@ -23,10 +23,10 @@ _MAPS = Path("/proc/self/maps")
 
 
 class TorchThreads:
-    """Ends torch's idle threads where that saves more than starting them again costs.
+    """Ends torch's idle threads if that saves more time than a new start of them takes.
 
     Args:
-        workers: How many processes or threads step environments.
+        workers: Number of processes or threads that step environments.
     """
 
     def __init__(self, workers: int) -> None:
@@ -41,7 +41,7 @@ class TorchThreads:
         idle = torch.get_num_threads() - 1
         crowded = idle and self._workers + idle > self._cores
         if crowded and self._step_s > 3 * start_s(idle):
-            self._pause(_SOFT)  # which wins a third of a step
+            self._pause(_SOFT)  # saves a third of a step
         self._began_s = time.perf_counter()
 
     def stepped(self) -> None:
@@ -51,10 +51,10 @@ class TorchThreads:
 
 @cache
 def start_s(idle: int) -> float:
-    """Return the seconds that it costs to start a number of idle threads again; takes 1 ms."""
+    """Return the seconds to start a number of idle threads again; takes 1 ms."""
     pause, times = _pause(), []
     assert pause is not None
-    numbers = torch.zeros(1 << 17, device="cpu")  # enough for torch to share it
+    numbers = torch.zeros(1 << 17, device="cpu")  # large enough for several threads
     for is_anew in (False, True) * 5:
         if is_anew:
             pause(_SOFT)
@@ -69,7 +69,7 @@ def _pause() -> Callable[[int], int] | None:
     """Return the function of the OpenMP library that torch uses, None unless it is GNU's."""
     try:
         paths = {line.split()[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}
-        # Other packages may have brought another one.
+        # Other packages may have loaded another one.
         torchs = [path for path in paths if Path(torch.__file__).parent.name in Path(path).parts]
         path = min(torchs or paths, default=None)
         return None if path is None else ctypes.CDLL(path).omp_pause_resource_all

@@ -4,9 +4,9 @@ Each worker gathers the infos of its own environments into columns, which are qu
 the vector environment combines the columns of all workers. The result is that of
 `gymnasium.vector.VectorEnv`: an array per key, and a mask ``_key`` of those that have it.
 
-Two things differ, so that no value is lost. Numbers of several types get the dtype that holds them
-all, where gymnasium uses the dtype of the first environment. Values that fit no common array, such
-as arrays of different lengths, are elements of an array of objects.
+Two things differ, so that no value is lost. Numbers of several types get a dtype that can
+represent all of them; gymnasium uses the dtype of the first environment. Values without a common
+array, such as arrays of different lengths, are elements of an array of objects.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def copied(value: Any) -> Any:
 
 
 def gather(indices: list[int], rows: Sequence[Mapping[str, Any]]) -> Columns:
-    """Return infos, of the environments ``indices``, as columns."""
+    """Return the infos of the environments ``indices`` as columns."""
     if not any(rows):
         return {}
     if not all(rows):
         indices = [index for index, row in zip(indices, rows, strict=True) if row]
         rows = list(filter(None, rows))
-    # After a step of a simulator each call of a Python function costs a microsecond or two: hence
-    # the maps.
+    # After a step of a simulator each call of a Python function takes a microsecond or two, so maps
+    # are used instead.
     distinct = set(map(tuple, rows))
-    if len(distinct) == 1:  # as in nearly all environments: the keys then share their indices
+    if len(distinct) == 1:  # usual: all keys share their indices
         (names,) = distinct
         by_env = list(map(tuple, map(_VALUES, rows)))
         columns = list(zip(*by_env, strict=True))
@@ -83,7 +83,7 @@ def combine(parts: Sequence[Columns], num_envs: int) -> Infos:
     """Return the infos of all environments in gymnasium's vector form.
 
     Args:
-        parts: From `gather`; no environment is in two of them.
+        parts: Results of `gather` for different environments.
         num_envs: Number of environments: the length of every array.
     """
     if isinstance(parts[0], NumberTable) and (joined := _joined(parts, num_envs)):
@@ -131,7 +131,7 @@ def separate(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
 
 
 def _joined(parts: Sequence[Any], num_envs: int) -> Infos | None:
-    """Return tables of all environments in gymnasium's vector form, None where they differ."""
+    """Return columns of all environments in gymnasium's vector form; None if their keys differ."""
     first = parts[0]
     for part in parts[1:]:
         if type(part) is not NumberTable or part.names != first.names:
@@ -157,7 +157,7 @@ def _joined(parts: Sequence[Any], num_envs: int) -> Infos | None:
 def _column(
     key: str, pieces: Sequence[tuple[list[int], Any]], rows: slice | list[int], num_envs: int
 ) -> Any:
-    """Return the values of one key of all environments; ``rows`` are those of all pieces."""
+    """Return the values of one key of all environments; ``rows`` are their indices."""
     columns = [values for _, values in pieces]
     if all(isinstance(values, dict | NumberTable) for values in columns):
         return combine(columns, num_envs)
@@ -177,7 +177,7 @@ def _column(
         if isinstance(values, dict | NumberTable):
             infos = separate(combine([values], num_envs), num_envs)
             values = [infos[index] for index in indices]
-        # One by one: NumPy would take a list of sequences apart.
+        # One by one, as NumPy would unpack a list of sequences.
         for index, value in zip(indices, values, strict=True):
             array[index] = value
     return array
@@ -202,7 +202,7 @@ def _kind_of(value: Any) -> Kind:
 
 @lru_cache(maxsize=256)
 def _holding_all(kinds: frozenset[Kind]) -> np.dtype[Any] | None:
-    """Return the dtype of an array of values of these dtypes and shapes, None without any."""
+    """Return the dtype of an array of values of these dtypes and shapes, None if there is none."""
     dtypes, shapes = map(set, zip(*kinds, strict=True))
     if len(shapes) > 1 or None in dtypes:
         return None
@@ -231,7 +231,7 @@ def _packed(key: str, indices: list[int], values: Sequence[Any]) -> Any:
 
 @lru_cache(maxsize=256)
 def _dtype_of(types: tuple[type, ...]) -> tuple[Any, tuple[int, ...]]:
-    """Return what holds numbers of these types, None if nothing does, and which are float32."""
+    """Return the dtype for numbers of these types, or None, and the indices of float32 ones."""
     narrow = tuple(number for number, kind in enumerate(types) if kind is np.float32)
     if _FLOATS.issuperset(types):
         return (np.float64, narrow) if len(narrow) < len(types) else (np.float32, ())
@@ -240,7 +240,7 @@ def _dtype_of(types: tuple[type, ...]) -> tuple[Any, tuple[int, ...]]:
 
 
 def _array(numbers: Iterable[Any], kind: Any) -> NDArray[Any] | None:
-    """Return numbers as an array, None where a whole number needs more than 64 bits."""
+    """Return numbers as an array, None if a whole number needs more than 64 bits."""
     try:
         return np.fromiter(numbers, kind)
     except OverflowError:
@@ -248,13 +248,13 @@ def _array(numbers: Iterable[Any], kind: Any) -> NDArray[Any] | None:
 
 
 def _rows(indices: list[int], num_envs: int) -> slice | list[int]:
-    """Return a slice where the indices are those of all environments in order."""
+    """Return a slice if the indices are those of all environments in order."""
     return _ALL if indices == _in_order(num_envs) else indices
 
 
 @lru_cache(maxsize=64)
 def _everyone(num_keys: int, num_envs: int) -> NDArray[np.bool_]:
-    """Return masks to copy, which takes a quarter of the time of making them."""
+    """Return masks to copy, which is four times as fast as making them."""
     return np.ones((num_keys, num_envs), np.bool_)
 
 

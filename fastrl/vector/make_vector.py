@@ -1,4 +1,4 @@
-"""`make_vec`: from an id to a vector environment on the backend that suits it."""
+"""`make_vec`, which builds a vector environment on the backend that suits it."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def make_vec(
             of all environments and of one. By default bounds may differ if environments have
             factories or parameters of their own.
         output: ``numpy`` arrays or ``torch`` tensors.
-        timeout_s: How long a step, reset or call may take; has no effect on ``serial``.
-        start_timeout_s: How long building all environments may take.
-        close_timeout_s: How long closing an environment, or a batch of them, may take. Then its
-            worker process is killed with all that it has started, or its thread is abandoned; has
-            no effect on ``serial``.
+        timeout_s: Deadline in seconds of a step, reset or call; has no effect on ``serial``.
+        start_timeout_s: Deadline in seconds for building all environments.
+        close_timeout_s: Deadline in seconds for closing an environment, or a batch of them. After
+            it, its worker process and the children of that are killed, or its thread is
+            abandoned; has no effect on ``serial``.
         vectorization_mode: Gymnasium's name for ``backend``: ``sync`` is ``serial``, ``async`` is
             ``processes``, ``vector_entry_point`` is ``native``.
         vector_kwargs: As in gymnasium: ``autoreset_mode``, ``copy``, ``observation_mode``.
@@ -150,7 +150,7 @@ def make_vec(
         return start(replace(plan, num_workers=workers), chosen)
     alone = not wrappers and atari_preprocessing and recipe.is_uniform
     given, family = recipe.ids[0], batch_family(recipe.ids[0])
-    # A batch may equal single environments to the last bit.
+    # A batch may equal single environments bit for bit.
     twin = (
         (chosen == "auto" and alone and len(recipe.own) == 1)
         and family is not None
@@ -216,7 +216,7 @@ def make_concurrent(
         env_kwargs_seed: As for `make_vec`.
         wrappers: As for `make_vec`.
         max_episode_steps: As for `make_vec`.
-        timeout_s: How long a step, reset or call may take.
+        timeout_s: Deadline in seconds of a step, reset or call.
         autoreset_mode: Gymnasium's name for ``autoreset``.
         **kwargs: Parameters of all environments, such as ``render_mode``.
 
@@ -246,9 +246,9 @@ def _start(plan: VectorPlan, backend: str, **arguments: Any) -> FastVectorEnv:
     """Start a plan on a backend.
 
     Args:
-        plan: What to build.
-        backend: Its name.
-        **arguments: Those of `FastVectorEnv`.
+        plan: Plan of the environments.
+        backend: Name of the backend.
+        **arguments: Further arguments of `FastVectorEnv`.
     """
     several = backend == "native" and plan.num_workers > 1
     try:
@@ -272,10 +272,10 @@ def _native(
 ) -> VectorPlan:
     """Return the plan of the batch that behaves like the single environments of a recipe.
 
-    Without a ``mode`` it has the default mode, or else one that it supports.
+    Without a ``mode`` the plan has the default mode, or else one that the batch supports.
 
     Raises:
-        ArgumentError: There is none, or the environments have several ids.
+        ArgumentError: There is no such batch, or the environments have several ids.
     """
     if not recipe.is_uniform:
         names = ", ".join(dict.fromkeys(one_line(each) for each in recipe.ids))
@@ -300,7 +300,7 @@ def _native(
 
 
 def _shared(plan: VectorPlan, wanted: int | None, start: Start) -> VectorPlan:
-    """Share the work of a batch among threads where it knows them, else among processes."""
+    """Divide a batch among threads if it supports them, else among processes."""
     native = plan.native
     assert native is not None
     shares = _workers("processes", wanted, plan.num_envs)

@@ -1,6 +1,6 @@
-"""Environments in worker processes: the caller's side, and that of a worker.
+"""Environments in worker processes: the driver, and the entry point of a worker.
 
-Signals, rows and mailboxes are in shared memory; what does not fit there goes through pipes.
+Signals, rows and mailboxes are in shared memory; larger messages go through pipes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from fastrl.workers.processes import Connection, pipe
 from fastrl.workers.supervisor import GRACE_S, Closes, Supervisor, call_in_child
 
 DO_STEP, DO_REQUEST, DO_SEND, DO_STOP = 1, 2, 3, 4
-"""Orders to a worker."""
+"""Kinds of orders to a worker."""
 ORDER, BANK, ORDERED = 0, 1, 2
-"""In the line of a worker's orders: the latest, its bank, and how many were given, where each
+"""Indices in the line of a worker's orders: the latest, its bank, and their number, where each
 environment that is sent counts as one."""
 AT, MAIL, ANSWERED, CLOSES = 0, 1, 2, 3
-"""In the line of its answers: the environment that it is busy with; the size of the latest answer
-in its mailbox, or `IN_PIPE`; how many orders were answered, and closes of environments begun."""
+"""Indices in the line of its answers: the current environment; the size of the latest answer
+in its mailbox, or `IN_PIPE`; the number of answered orders, and of closes that have begun."""
 IN_PIPE = -1
 
 MAILBOX = 2**15
@@ -51,29 +51,29 @@ MAILBOX = 2**15
 caller three system calls."""
 
 SPIN_S = 1e-3
-"""How long a worker that waits for its next order keeps its core awake before it sleeps: a sleeping
+"""Seconds for which a worker that waits for an order spins before it sleeps: a sleeping
 virtual core takes 50 to 100 µs to wake up."""
 _INTS = CACHE_LINE // 8
 _PIPE_BYTES = 2**15
-"""A pipe takes this much without blocking: that of a worker which waits for an order is empty."""
+"""Bytes that a pipe takes without blocking; it is empty while a worker waits for an order."""
 CLOSE_KEY = "close_timeout_s"
-"""The argument of `make_vec` that is the deadline of a close."""
+"""Argument of `make_vec` with the deadline of a close."""
 _MADE = itertools.count()
 _SLICE_S = 0.1
-"""How often a waiting caller checks that the workers are alive."""
+"""Interval at which a waiting caller checks that the workers are alive."""
 
 
 class Control(Shared):
     """Orders and answers: two cache lines per worker, and a signal in each direction.
 
     The caller writes the first line; the worker writes the second, and its mailbox. Rings hold the
-    environments that were sent to a worker, and those that are ready, each with a flag that says
-    whether its info is in the pipe. As in `fastrl.workers.handoff`, the counts are authoritative
+    environments that were sent to a worker, and those that are ready, each with a flag for
+    an info in the pipe. As in `fastrl.workers.handoff`, the counts are authoritative
     and signals only wake, so surplus posts do no harm.
 
     Attributes:
         orders: The first line of each worker, a memoryview.
-        answers: The second one.
+        answers: The second line of each worker, a memoryview.
         boxes: The mailbox of each worker, a memoryview.
 
     Args:
@@ -104,7 +104,7 @@ class Control(Shared):
     def send(self, worker: int, envs: Sequence[int], bank: int) -> None:
         """Ask a worker to step some environments, after those it was sent before."""
         line, ring = self.orders[worker], self._sent[worker]
-        # Before the environments: the worker may look at any time.
+        # Before the environments, as the worker may read at any time.
         line[ORDER], line[BANK] = DO_SEND, bank
         for index in envs:
             ring[line[ORDERED] % self.num_envs] = index
@@ -125,7 +125,7 @@ class Control(Shared):
         return int(self._sent[worker, self.answers[worker][ANSWERED] % self.num_envs])
 
     def ready(self, worker: int, number: int) -> tuple[int, bool]:
-        """Return whose step was the answer of this number, and whether its info is in the pipe."""
+        """Return the environment of an answer, and whether its info is in the pipe."""
         row = self._ready[worker, number % self.num_envs]
         return int(row[0]), bool(row[1])
 
@@ -138,7 +138,7 @@ class Control(Shared):
         return int(line[ORDER])
 
     def answer(self, worker: int, mail: bytes) -> bool:
-        """Report that an order is done; return whether the answer fits the mailbox."""
+        """Report that an order is done; return whether the answer fits into the mailbox."""
         line, size = self.answers[worker], len(mail)
         fits = size <= MAILBOX
         if fits:
@@ -157,7 +157,7 @@ class Control(Shared):
 
     def _attach(self) -> None:
         lines, self._sent, self._ready, boxes = self._memory.arrays
-        # Elements of a memoryview cost half of what they cost in an array.
+        # Access to elements of a memoryview takes half the time of an array.
         self.orders, self.answers = ([each[line].data for each in lines] for line in (0, 1))
         self.boxes = [box.data for box in boxes]
 
@@ -167,9 +167,9 @@ class VectorContext:
     """The arguments of a worker.
 
     Attributes:
-        by_value: The plan and its `InstanceSpec`, pickled by cloudpickle: they may hold functions
-            of the user's script.
-        exchange: Where actions are read and results written.
+        by_value: The plan and its `InstanceSpec`, pickled by cloudpickle, as they may contain
+            functions of the user's script.
+        exchange: Memory of actions and results.
         control: The orders and their answers.
         streams: Seeds the global random streams of the workers until a reset does.
     """
@@ -186,7 +186,7 @@ def run_vector_worker(
     """Serve until the vector environment is closed; the entry point of the process."""
     server = _Server(context, worker, orders, answers)
     stop_timers()
-    # The environments live as long as the process: full collections need not visit them.
+    # The environments live as long as the process, so garbage collections need not visit them.
     gc.collect()
     gc.freeze()
     with closed_after(server.group):
@@ -244,9 +244,9 @@ class _Server:
             self._answers.send_bytes(_dumps(info))
 
     def _seed_streams(self, seeds: Sequence[int | None], mask: Sequence[bool]) -> None:
-        """Seed the global random streams where all environments of this worker are seeded.
+        """Seed the global random streams if all environments of this worker are seeded.
 
-        The index of the first one makes workers differ whose environments have equal seeds.
+        The index of the first one is used, too, so that workers with equal seeds differ.
         """
         known = [seed for seed, chosen in zip(seeds, mask, strict=True) if chosen]
         if len(known) == len(seeds) and None not in known:
@@ -255,13 +255,13 @@ class _Server:
             seed_global_streams(np.random.SeedSequence(entropy, spawn_key=(first,)))
 
     def _mail(self, answer: Any) -> None:
-        """Send an answer, with the observations where they are Python objects."""
+        """Send an answer, with the observations if they are Python objects."""
         objects = None
         if not self._exchange.fits_rows:
             envs, rows = self.group.envs, self._exchange.banks[0].observation
             objects = rows[0][envs.start : envs.stop].tolist()
         payload = _dumps((answer, objects))
-        # Before writing to the pipe, which may be too small: the caller must begin to read.
+        # Before the write to the pipe, which may block until the caller reads.
         if not self._control.answer(self._worker, payload):
             self._answers.send_bytes(payload)
 
@@ -279,12 +279,12 @@ def _spin(signal: Signal) -> bool:
 def _dumps(value: Any) -> bytes:
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:  # what the script itself defines is sent by value
+    except Exception:  # objects of the script are sent by value
         return bytes(cloudpickle.dumps(value))
 
 
 def _sendable(answer: ErrorAnswer) -> ErrorAnswer:
-    """Return an answer that can be pickled, whatever was raised."""
+    """Return an answer that can be pickled, for any exception."""
     try:
         pickle.loads(pickle.dumps(answer.error))
     except Exception:
@@ -299,8 +299,8 @@ class ProcessDriver(Driver):
         super().__init__(plan)
         if reason := why_not_sent(plan):
             raise ArgumentError(
-                f"'{plan.name}' cannot be sent to worker processes: {reason}; create what cannot "
-                "be pickled inside the factory, or use backend='serial' or 'threads'"
+                f"'{plan.name}' cannot be sent to worker processes: {reason}; create objects that "
+                "cannot be pickled inside the factory, or use backend='serial' or 'threads'"
             )
         self.spec = call_in_child(
             partial(probe, plan), plan.start_timeout_s, plan.close_timeout_s, CLOSE_KEY
@@ -344,7 +344,7 @@ class ProcessDriver(Driver):
                 return
         try:
             payloads = [cloudpickle.dumps(self._part(request, each)) for each in self._workers]
-        except Exception as error:  # pickling fails in as many ways as there are objects
+        except Exception as error:  # pickling may raise anything
             raise ArgumentError(
                 f"{request.caller or request.method}: cannot be sent to a worker: {cause(error)}"
             ) from error
@@ -370,7 +370,7 @@ class ProcessDriver(Driver):
         return answers
 
     def send(self, envs: Sequence[int], bank: int) -> None:
-        """Let some environments step, each as soon as its worker is free."""
+        """Begin a step of some environments, each as soon as its worker is free."""
         self._check_open()
         self._torch.make_room()
         by_worker: dict[int, list[int]] = {}
@@ -414,7 +414,7 @@ class ProcessDriver(Driver):
             end.close()
 
     def _part(self, request: Request, worker: int) -> tuple[Request, list[Any] | None]:
-        """Return a worker's part of a request, with actions where they are Python objects."""
+        """Return a worker's part of a request, with actions if they are Python objects."""
         envs, actions = self.plan.envs_of(worker), None
         if self._steps:
             actions = self.exchange.action[0][envs.start : envs.stop].tolist()
@@ -436,12 +436,12 @@ class ProcessDriver(Driver):
             raise self._silent(timeout_s)
 
     def _send(self, worker: int, payload: bytes) -> None:
-        # A pipe that another thread closes meanwhile raises TypeError.
+        # A pipe that another thread has closed raises TypeError.
         with contextlib.suppress(OSError, TypeError):
             self._orders[worker].send_bytes(payload)
 
     def _answer(self, worker: int, deadline: float, timeout_s: float) -> Any:
-        """Return a worker's answer to its latest order; put objects that came with it in place."""
+        """Return a worker's answer to its latest order; write its objects into the rows."""
         size = self._control.answers[worker][MAIL]
         if size == 0:
             return {}
@@ -455,9 +455,9 @@ class ProcessDriver(Driver):
         return answer
 
     def _wait_until(self, ready: Callable[[], bool], deadline: float, timeout_s: float) -> None:
-        """Wait until ``ready`` says that the counts of the workers are as they should be."""
+        """Wait until ``ready`` returns True for the counts of the workers."""
         answered = self._control.answered
-        # Posts for what was counted before: without this they would pile up.
+        # Drop surplus posts, which would accumulate otherwise.
         while answered.try_wait():
             pass
         while not ready():
@@ -477,7 +477,7 @@ class ProcessDriver(Driver):
     def _read(self, worker: int, deadline: float, timeout_s: float) -> Any:
         pipe_end = self._answers[worker]
         while True:
-            # The supervisor reports a worker that has died, also in the middle of an answer.
+            # If a worker has died, also in the middle of an answer, the supervisor reports it.
             with contextlib.suppress(EOFError, OSError):
                 if pipe_end.poll(_SLICE_S):
                     return pickle.loads(pipe_end.recv_bytes())
@@ -490,7 +490,7 @@ class ProcessDriver(Driver):
 
         Raises:
             ClosedEnvironmentError: Another thread has closed the vector environment.
-            EnvFailure: One raised or died.
+            EnvFailure: A worker raised or died.
         """
         self._check_open()
         try:

@@ -39,7 +39,7 @@ class Sb3VecEnv(Adapter, VecEnv):
         """
         options = self._options[0]
         if any(each != options for each in self._options):
-            raise ArgumentError("set_options: all environments get the same options")
+            raise ArgumentError("set_options: all environments must have the same options")
         seeded = any(seed is not None for seed in self._seeds)
         observation, infos = self.envs.reset(
             seed=self._seeds if seeded else None, options=options or None
@@ -68,9 +68,9 @@ class Sb3VecEnv(Adapter, VecEnv):
         return observation, reward.astype(np.float32), done, per_env
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """Return an attribute of some environments; of ``action_masks``, the masks.
+        """Return an attribute of some environments; for ``action_masks``, the masks.
 
-        sb3-contrib's MaskablePPO asks for it to see whether there are any.
+        sb3-contrib's MaskablePPO reads it to find out whether there are masks.
         """
         if attr_name == METHOD:
             return self._masks(indices)
@@ -105,7 +105,7 @@ class Sb3VecEnv(Adapter, VecEnv):
         """Return the masks of some environments, ``[choices] bool`` each.
 
         Raises:
-            AttributeError: There are none.
+            AttributeError: There are no masks.
         """
         if not self.envs.has_action_masks:
             raise AttributeError(METHOD)

@@ -1,4 +1,4 @@
-"""Environments in threads of this process: calls that wait overlap, even on a single core."""
+"""Environments in threads of this process, whose waiting calls overlap even on a single core."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class DaemonThread:
-    """A thread that is started with its first work, and runs its work in order.
+    """A thread that starts with its first task, and runs tasks in order.
 
-    Unlike the threads of an executor, it does not keep the program from exiting.
+    Unlike the threads of an executor, it does not prevent the program from exiting.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,20 +36,20 @@ class DaemonThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, work: Work) -> None:
-        """Let the thread run ``work``, which must not raise."""
+        """Run ``work``, which must not raise, in the thread."""
         if self._thread is None:
             self._thread = start_thread(self._name, _serve, self._inbox)
         self._inbox.put(work)
 
     def submit_or_run(self, work: Work) -> None:
-        """Let the thread run ``work`` if it was ever started, else run it here."""
+        """Run ``work`` in the thread if it was ever started, else in the caller's."""
         if self._thread is None:
             work()
         else:
             self._inbox.put(work)
 
     def stop(self) -> None:
-        """Let the thread exit after its queued work."""
+        """End the thread after its queued work."""
         self._inbox.put(None)
 
     def join(self, timeout_s: float) -> bool:
@@ -84,7 +84,7 @@ class ThreadDriver(Driver):
         self._ask_spaces()
 
     def begin(self, request: Request) -> None:
-        """Give every thread its part of a request."""
+        """Send every thread its part of a request."""
         self._check_open()
         for index, worker in enumerate(self._workers):
             worker.serve(request.part(worker.envs) if request.per_env else request, index)
@@ -116,7 +116,7 @@ class ThreadDriver(Driver):
         return ready
 
     def close(self) -> None:
-        """Let every thread close its environments; threads that are overdue are abandoned."""
+        """Close the environments of every thread; abandon threads that are overdue."""
         self._begin_close()
         # Wake callers in other threads, which would wait for their deadline.
         self._answers.put((0, {}))
@@ -152,7 +152,7 @@ class _Worker(DaemonThread):
         self._group: EnvGroup | None = None
 
     def serve(self, request: Request, key: int) -> None:
-        """Let the thread serve a request, and put its answer into the queue under a key."""
+        """Serve a request in the thread, and put its answer into the queue with a key."""
 
         def work() -> None:
             self.busy = True
@@ -168,7 +168,7 @@ class _Worker(DaemonThread):
         self.submit(work)
 
     def begin_close(self) -> None:
-        """Let the thread close its environments; Python reports what they raise."""
+        """Close the environments in the thread; Python reports their errors."""
         self.submit_or_run(self._close)
         self.stop()
 
@@ -176,11 +176,11 @@ class _Worker(DaemonThread):
         """Wait for the thread to close its environments; return whether it has ended.
 
         Args:
-            asked_s: When it was asked to close its environments.
-            timeout_s: How long each of them may take to close.
+            asked_s: Time of the request to close, in seconds.
+            timeout_s: Deadline of each close in seconds.
         """
         while not self.join(self._left_s(asked_s, timeout_s)):
-            # It may have begun to close its next environment meanwhile.
+            # Meanwhile it may have begun to close its next environment.
             if not self._left_s(asked_s, timeout_s):
                 return False
         return True

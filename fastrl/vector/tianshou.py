@@ -1,4 +1,4 @@
-"""Tianshou's vector environment over fastrl's."""
+"""Tianshou's vector environment over fastrl's vector environments."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         env_num: Number of environments.
     """
 
-    # Not that of `BaseVectorEnv`, which builds a worker for each environment.
+    # `BaseVectorEnv.__init__` is not called: it builds a worker for each environment.
     def __init__(self, envs: FastVectorEnv) -> None:
         super().__init__(envs, "Tianshou", AutoresetMode.DISABLED)
         if isinstance(envs.single_observation_space, Tuple):
             raise ArgumentError(
-                "Tianshou has no Tuple observations; use a wrapper that gives a Dict"
+                "Tianshou has no Tuple observations; use a wrapper that returns a Dict"
             )
         self.env_num = self.wait_num = envs.num_envs
         self.timeout: float | None = None
@@ -47,7 +47,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         self.waiting_conn: list[Any] = []
         self.waiting_id: list[int] = []
         self.ready_id = list(range(self.env_num))
-        # One per environment, as Tianshou has them: each action space has its own random stream.
+        # One per environment, as in Tianshou: each action space has its own random stream.
         self._spaces: dict[str, list[Space[Any]]] = {
             "action_space": [copy.deepcopy(envs.single_action_space) for _ in self.ready_id],
             "observation_space": [copy.deepcopy(envs.single_observation_space)] * self.env_num,
@@ -58,13 +58,13 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
 
         Args:
             env_id: The environments; all by default.
-            kwargs: ``seed`` and ``options``, which every environment gets as they are.
+            kwargs: ``seed`` and ``options``, passed to every environment unchanged.
 
         Returns:
             Observations and infos, one each per environment.
 
         Raises:
-            ArgumentError: Arguments do not fit.
+            ArgumentError: An argument is unknown or invalid.
             EnvFailure: An environment raised, died or overran the deadline.
         """
         if unknown := set(kwargs) - {"seed", "options"}:
@@ -85,14 +85,14 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         """Step all environments, or some, once.
 
         Args:
-            action: One for each of them.
+            action: One action for each of them.
             id: The environments; all by default.
 
         Returns:
             Observations, rewards, terminated, truncated and infos, in the order of ``id``.
 
         Raises:
-            ArgumentError: The actions do not fit; no environment was stepped.
+            ArgumentError: The actions are invalid; no environment was stepped.
             EnvFailure: An environment raised, died or overran the deadline.
         """
         if action is None:
@@ -149,7 +149,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         self.is_closed = True
 
     def _batched(self, actions: Any, count: int) -> Any:
-        """Return actions of dictionaries or tuples, one per environment, as the batch they form."""
+        """Return actions of dictionaries or tuples, one per environment, as one batch."""
         space = self.envs.single_action_space
         if not isinstance(space, Dict | Tuple) or isinstance(actions, dict):
             return actions
@@ -157,7 +157,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
         return concatenate(space, list(actions), empty)
 
     def _rows(self, observation: Any, count: int) -> NDArray[Any]:
-        """Return a batch of observations as an array, of dictionaries where they are such."""
+        """Return a batch of observations as an array, of dictionaries if they are dictionaries."""
         if isinstance(observation, np.ndarray):
             return observation
         space = self.envs.observation_space
@@ -167,7 +167,7 @@ class TianshouVectorEnv(Adapter, BaseVectorEnv):
 
 
 def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    """Return any values as an array of objects: NumPy would take a list of sequences apart."""
+    """Return any values as an array of objects: NumPy would unpack a list of sequences."""
     found = np.empty(len(values), object)
     for index, value in enumerate(values):
         found[index] = value

@@ -36,7 +36,7 @@ ObservationMode = Literal["same", "different"] | tuple[Space[Any], Space[Any]]
 _BACKENDS = {"sync": "serial", "async": "processes", "vector_entry_point": "native"}
 _VECTOR_KWARGS = (
     *("autoreset_mode", "copy", "observation_mode"),
-    # Of gymnasium's `AsyncVectorEnv`; without effect on results, nor on how workers are started.
+    # Of gymnasium's `AsyncVectorEnv`; they change neither results nor the start of workers.
     *("shared_memory", "context", "daemon"),
 )
 
@@ -48,8 +48,8 @@ class Recipe:
     Attributes:
         ids: One id, factory or specification for all environments, or one for each.
         num_envs: Number of environments.
-        given: Parameters that go with each of ``ids``.
-        own: Parameters of every environment; a single mapping where all are the same.
+        given: Parameters of each of ``ids``.
+        own: Parameters of every environment; a single mapping if all are the same.
     """
 
     ids: Sequence[Any]
@@ -66,7 +66,7 @@ class Recipe:
         env_kwargs: EnvKwargs | None,
         seed: int,
     ) -> Recipe:
-        """Check the arguments of `fastrl.make_vec` that say what to build.
+        """Check the arguments of `fastrl.make_vec` that define the environments.
 
         Raises:
             ArgumentError: An environment is neither an id nor a factory, or numbers do not match.
@@ -90,7 +90,7 @@ class Recipe:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all environments are built alike, except for parameters of their own."""
+        """Whether all environments are built alike, except for individual parameters."""
         return all(
             (each, given) == (self.ids[0], self.given[0])
             for each, given in zip(self.ids, self.given, strict=True)
@@ -123,7 +123,7 @@ class Recipe:
             raise ArgumentError(
                 f"wrappers must be a list of callables or paths, got {one_line(wrappers)}"
             )
-        # Waits of threads take no infinite number.
+        # Threads cannot wait for an infinite time.
         checked: dict[str, Any] = {
             name: min(seconds(name, each), TIMEOUT_MAX) for name, each in deadlines.items()
         }
@@ -154,16 +154,16 @@ class Recipe:
 
 
 def _kwargs_of_each(env_kwargs: EnvKwargs | None, num_envs: int, seed: int) -> list[dict[str, Any]]:
-    """Return the parameters of every environment, a single mapping where all are the same.
+    """Return the parameters of every environment, a single mapping if all are the same.
 
     Args:
-        env_kwargs: The same for all, perhaps with distributions; one mapping per environment; or a
+        env_kwargs: One mapping for all, with or without distributions; one per environment; or a
             function of the index.
         num_envs: Number of environments.
-        seed: Of the draws; what environment i draws does not depend on their number.
+        seed: Seed of the draws; those of environment i do not depend on ``num_envs``.
 
     Raises:
-        ArgumentError: There is not one mapping per environment, or a distribution does not fit.
+        ArgumentError: There is not one mapping per environment, or a distribution is invalid.
     """
     seed = whole("env_kwargs_seed", seed, 0, math.inf)
     if env_kwargs is None:
@@ -193,12 +193,12 @@ def _kwargs_of_each(env_kwargs: EnvKwargs | None, num_envs: int, seed: int) -> l
 
 
 def _drawn(name: str, value: Any, rng: np.random.Generator) -> Any:
-    """Return a draw from a distribution, anything else as it is."""
+    """Return a draw from a distribution; return any other value unchanged."""
     if not _is_distribution(value):
         return value
     ((kind, given),) = value.items()
     if kind == "choice" and isinstance(given, Iterable) and (choices := list(given)):
-        return choices[int(rng.integers(len(choices)))]  # of any kind, names for instance
+        return choices[int(rng.integers(len(choices)))]  # of any type, such as text
     try:
         return distribution(value, f"env_kwargs.{name}").sample(rng, ()).tolist()
     except EnvError as error:
@@ -209,7 +209,7 @@ def _is_distribution(value: object) -> bool:
     """Return whether a value is a distribution.
 
     Raises:
-        ArgumentError: It has the form of one, and nearly the name.
+        ArgumentError: It has the form of a distribution, but an unknown name.
     """
     if not isinstance(value, Mapping) or len(value) != 1:
         return False
@@ -228,13 +228,13 @@ def joined(
     vector_kwargs: Any = None,
     autoreset_mode: AutoresetMode | str | None = None,
 ) -> tuple[str, AutoresetMode | None, bool, ObservationMode | None]:
-    """Join arguments of `fastrl.make_vec` with those of `gymnasium.make_vec` that mean the same.
+    """Join arguments of `fastrl.make_vec` with equivalent ones of `gymnasium.make_vec`.
 
     Returns:
-        Backend, autoreset mode, ``copy`` and observation mode; the defaults where none was given.
+        Backend, autoreset mode, ``copy`` and observation mode; by default those of fastrl.
 
     Raises:
-        ArgumentError: One is unknown, or two contradict each other.
+        ArgumentError: An argument is unknown, or two contradict each other.
     """
     one_of("backend", backend, get_args(Backend))
     by_mode: list[tuple[str, Any]] = []

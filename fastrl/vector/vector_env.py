@@ -1,4 +1,4 @@
-"""Gymnasium's vector environment over any backend: what `fastrl.make_vec` returns."""
+"""`FastVectorEnv`: gymnasium's vector environment over any backend, built by `make_vec`."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     """A vector environment of gymnasium over any backend; see `fastrl.make_vec`.
 
     Attributes:
-        plan: What was built, and which worker steps which environments.
+        plan: Plan of the environments and workers.
         closed: Whether it was closed, by `close` or by a failure.
         backend: ``serial``, ``threads``, ``processes`` or ``native``.
         output: ``numpy`` or ``torch``.
-        env_kwargs: The parameters of every instance, those drawn included.
-        autoreset_mode: When the next episode begins after the end of one; so is
+        env_kwargs: The parameters of every environment, including drawn ones.
+        autoreset_mode: Mode in which the next episode begins; also in
             ``metadata["autoreset_mode"]``.
         observation_mode: ``same``, ``different``, or the observation spaces of all environments
             and of one.
@@ -99,7 +99,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         self._actions = ActionRows(spec.action_space, self._exchange)
         self._banks, self._bank = self._exchange.banks, 0
         self._steps = [Request(STEP, (bank,), fatal=True) for bank in range(NUM_BANKS)]
-        # The one call that may be under way: step, reset, call or send; empty for none.
+        # The pending call: step, reset, call or send; empty if there is none.
         self._pending = ""
         self._was_reset, self._why_closed = False, ""
         self._seeds: list[int | None] = [None] * self.num_envs
@@ -117,13 +117,13 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Start an episode in every environment, or in some.
 
         Args:
-            seed: One for each environment, or the first of consecutive ones; None takes those
-                that `seed` was given, if any, else each continues its own random stream.
-            options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is taken
-                out: it selects the environments to reset.
+            seed: One for each environment, or the first of consecutive ones; None uses the
+                seeds of `seed`, if any; otherwise random streams continue.
+            options: Passed to every environment. ``reset_mask``, ``[num_envs]`` bool, is removed
+                and selects the environments to reset.
 
         Raises:
-            ArgumentError: Seeds or mask do not fit.
+            ArgumentError: Seeds or mask are invalid.
             EnvFailure: An environment raised, died or overran the deadline.
         """
         self.reset_async(seed, options)
@@ -156,7 +156,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Finish a `reset`.
 
         Args:
-            timeout: Seconds; by default the deadline that `make_vec` was given.
+            timeout: Seconds; by default ``timeout_s`` of `make_vec`.
         """
         parts = self._answers("reset_wait", "reset", "reset", timeout)
         self._was_reset = True
@@ -174,7 +174,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             Observations, rewards float64, terminated, truncated and infos.
 
         Raises:
-            ArgumentError: The actions do not fit; no environment was stepped.
+            ArgumentError: The actions are invalid; no environment was stepped.
             EnvFailure: An environment raised, died or overran the deadline.
         """
         self.step_async(actions)
@@ -182,7 +182,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
     def step_async(self, actions: Any) -> None:
         """Begin a `step`, to be finished by `step_wait`."""
-        # Without context managers: those cost as much as a step of a cheap environment.
+        # Without context managers, which take as long as a step of a fast environment.
         if self.closed or self._pending:
             self._check_idle("step_async")
         if not self._was_reset:
@@ -198,7 +198,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Finish a `step`.
 
         Args:
-            timeout: Seconds; by default the deadline that `make_vec` was given.
+            timeout: Seconds; by default ``timeout_s`` of `make_vec`.
         """
         if self.closed or self._pending != "step":
             self._expect("step_wait", "step")
@@ -218,13 +218,13 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return observation, *flags, infos
 
     def async_reset(self, seed: int | Sequence[int | None] | None = None) -> None:
-        """Begin a reset of every environment, whose observations `recv` returns as they come.
+        """Begin a reset of every environment, whose observations `recv` returns.
 
         Args:
             seed: As in `reset`.
 
         Raises:
-            ArgumentError: Seeds do not fit, or observations or actions are not arrays of fixed
+            ArgumentError: Seeds are invalid, or observations or actions are not arrays of fixed
                 size.
         """
         seeds = checked_seeds(seed, self.num_envs)
@@ -247,10 +247,10 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
         Args:
             actions: One for each of ``env_ids``, batched like ``action_space``.
-            env_ids: ``[k]`` different environments that are not under way; all by default.
+            env_ids: ``[k]`` different environments without a pending step; all by default.
 
         Raises:
-            ArgumentError: Actions or indices do not fit; no environment was stepped.
+            ArgumentError: Actions or indices are invalid; no environment was stepped.
         """
         indices = np.arange(self.num_envs) if env_ids is None else np.asarray(env_ids)
         first = self._pending != "send"
@@ -266,15 +266,15 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Return the results of the first environments that are ready.
 
         Args:
-            batch_size: How many to wait for; by default all that are under way.
-            timeout: Seconds; by default the deadline that `make_vec` was given.
+            batch_size: Number of environments to wait for; by default all pending ones.
+            timeout: Seconds; by default ``timeout_s`` of `make_vec`.
 
         Returns:
-            As `step` does, with ``batch_size`` rows in the order in which environments were
-            ready; ``infos["env_id"]`` holds their indices. Everything is a copy.
+            As `step`, with ``batch_size`` rows in the order in which environments were
+            ready; ``infos["env_id"]`` contains their indices. Everything is a copy.
 
         Raises:
-            ArgumentError: Fewer environments are under way.
+            ArgumentError: Fewer environments are pending.
             EnvFailure: An environment raised, died or overran the deadline.
         """
         self._expect("recv", "send")
@@ -296,15 +296,15 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return self._nested([row[ids] for row in bank.observation]), *flags, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are valid now, ``[num_envs, choices] bool``.
+        """Return the masks of valid actions, ``[num_envs, choices] bool``.
 
         They come from the key ``action_mask`` of observations, else from that of the latest infos,
         else from a method ``action_masks()`` of the environments. The columns are the options of
         all ``Discrete`` and ``MultiDiscrete`` leaves of the action space, one after the other.
 
         Raises:
-            ArgumentError: The environments have none, or do not say so before their first reset.
-            EnvError: A mask does not fit the actions.
+            ArgumentError: The environments have no masks, or none before their first reset.
+            EnvError: A mask does not match the actions.
         """
         if observes_mask(self):
             mask = flat_mask(self.single_action_space, self._observation()[ACTION_MASK])
@@ -318,7 +318,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
     @property
     def has_action_masks(self) -> bool:
-        """Whether `action_masks` returns any; infos say so from the first reset on."""
+        """Whether there are masks; masks in infos are known after the first reset."""
         return bool(observes_mask(self)) or self._masks.rows is not None or self._have_method()
 
     def _have_method(self) -> bool:
@@ -327,7 +327,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return all(self.parallel(_has_masks))
 
     def seed(self, seeds: int | Sequence[int | None]) -> None:
-        """Use these seeds in the next `reset` that is not given any."""
+        """Use these seeds in the next `reset` without seeds."""
         self._next_seeds = checked_seeds(seeds, self.num_envs)
 
     def render(self) -> tuple[Any, ...]:
@@ -338,7 +338,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Call a method of every environment, or read an attribute.
 
         Raises:
-            AttributeError: The environments have none of this name.
+            AttributeError: The environments have no attribute of this name.
             EnvFailure: An environment died or overran the deadline.
         """
         self.call_async(name, *args, **kwargs)
@@ -360,8 +360,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Set an attribute of every environment.
 
         Args:
-            name: Its name.
-            values: A list or tuple holds one value per environment, anything else is for all.
+            name: Name of the attribute.
+            values: A list or tuple with one value per environment, or one value for all.
 
         Raises:
             ArgumentError: There is not one value per environment.
@@ -369,7 +369,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         self.set_some(name, self._spread(values, "values"), range(self.num_envs))
 
     def set_some(self, name: str, values: Sequence[Any], indices: Sequence[int]) -> None:
-        """Set an attribute of some environments; ``values`` are of all."""
+        """Set an attribute of some environments; ``values`` has one for each environment."""
         if self.plan.native is not None:
             raise ArgumentError(
                 "native environments take parameters through env_kwargs only; use another backend"
@@ -391,8 +391,8 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         """Return ``function(env, argument)`` for every environment, evaluated in its worker.
 
         Args:
-            function: Sent to worker processes by value.
-            arguments: A list or tuple holds one per environment, anything else is for all.
+            function: Function, sent to worker processes by value.
+            arguments: A list or tuple with one per environment, or one argument for all.
 
         Raises:
             ArgumentError: There is not one argument per environment.
@@ -404,7 +404,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return self._results("parallel", None)
 
     def pids(self) -> dict[str, int]:
-        """Return the process id of every worker by name; empty where there are no processes."""
+        """Return the process id of every worker by name; empty if there are no processes."""
         return self._driver.pids()
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -415,7 +415,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
     def envs(self) -> list[Any]:
         """The environments, to read and change; only on the backend ``serial``.
 
-        Single ones must not be stepped or reset. Other backends have no such attribute, like
+        They must not be stepped or reset singly. Other backends have no such attribute, like
         gymnasium's `AsyncVectorEnv`.
         """
         found = self._driver.environments()
@@ -430,11 +430,11 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
 
     @property  # type: ignore[misc]
     def np_random(self) -> Any:
-        """The random generator of every environment; copies where they are in processes."""
+        """The random generator of every environment; copies if they are in other processes."""
         return self.get_attr("np_random")
 
     def __getattr__(self, name: str) -> Any:
-        """Return an unknown attribute of every environment; of a method, what calls all of them."""
+        """Return an attribute of every environment, or a function that calls a method of all."""
         if name.startswith("_") or "_driver" not in self.__dict__ or self.closed:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         found = self.parallel(_look_up, name)
@@ -481,7 +481,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             self._driver.send(indices.tolist(), self._bank)
 
     def _observation(self) -> Any:
-        """Return the observations in the present bank."""
+        """Return the observations in the current bank."""
         rows = self._banks[self._bank].observation
         if self._fits_rows:
             return self._nested([row.copy() for row in rows] if self._copy else rows)
@@ -500,10 +500,10 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         return torch.from_numpy(array) if self.output == "torch" else array
 
     def _flip(self, *, keep: bool = False) -> None:
-        """Write into the other bank from now on, so that the last results stay as they are.
+        """Write into the other bank from now on, so that the last results stay valid.
 
         Args:
-            keep: Copy the observations, as some environments are not going to write theirs.
+            keep: Copy the observations, because some environments will not write theirs.
         """
         last, self._bank = self._bank, (self._bank + 1) % NUM_BANKS
         if keep:
@@ -545,7 +545,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
         indices: Sequence[int],
         what: str,
     ) -> None:
-        """Begin ``function(env, argument)`` in some environments; ``arguments`` are of all."""
+        """Begin ``function(env, argument)`` in some environments; ``arguments`` has one each."""
         chosen, user_call = set(indices), caller.removesuffix("_async")
         mask = [index in chosen for index in range(self.num_envs)]
         self._check_idle(caller)
@@ -566,7 +566,7 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             if isinstance(part, ErrorAnswer):
                 error, trace = part.error, part.remote_traceback
                 note = f"raised by env {part.env_index} of '{self.plan.name}'"
-                # One that comes from a process has lost its traceback.
+                # An error from another process has lost its traceback.
                 error.add_note(note if error.__traceback__ else f"{note}\n\n{trace}".rstrip())
                 raise error
         return tuple(result for part in parts for result in part)
@@ -590,20 +590,20 @@ class FastVectorEnv(VectorEnv[Any, Any, Any], Closing):
             self._fail(error, doing)
 
     def _fail(self, error: BaseException, doing: str) -> NoReturn:
-        """Close the environments and raise the error; a failure gets its action and seed.
+        """Close the environments and raise the error; add action and seed to a failure.
 
-        After an `ArgumentError`, which is raised before anything has changed, nothing is closed.
+        An `ArgumentError` closes nothing, as it is raised before any change.
         """
         if isinstance(error, ArgumentError):
             self._pending = ""
             raise error
-        # The next call would take the answers to an interrupted one for its own.
+        # Otherwise the next call would read the answers to an interrupted one.
         self._why_closed = f"an interrupted {doing}"
         if isinstance(error, EnvFailure):
             self._pending = ""
             self._explain(error, doing)
             self._why_closed = one_line(error.args[0], 200)
-        with contextlib.suppress(Exception):  # the error goes before what closing raises
+        with contextlib.suppress(Exception):  # the first error is more important
             self.close()
         self.closed = True
         raise error

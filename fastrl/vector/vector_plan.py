@@ -21,19 +21,19 @@ Env = gymnasium.Env[Any, Any]
 
 
 class AutoresetError(ArgumentError):
-    """A batch does not support an autoreset mode, which single environments do."""
+    """A batch does not support an autoreset mode that single environments support."""
 
 
 @dataclass(frozen=True)
 class NativeBuild:
-    """Builds a batch: environments that are stepped together by their own code.
+    """Builds a batch of environments, which step together by their own code.
 
     Attributes:
-        family: Builds them.
+        family: The family that builds them.
         name: Id of the batch.
         kwargs: Parameters of all environments.
-        own: Parameters of each environment, empty where they are the same for all.
-        num_threads: Threads that step, where the family shares its work among threads.
+        own: Parameters of each environment, empty if they are the same for all.
+        num_threads: Number of threads that step, if the family supports threads.
         as_single: Whether infos are those of single environments; see `Family.stands_for`.
     """
 
@@ -48,9 +48,9 @@ class NativeBuild:
         """Build some environments.
 
         Raises:
-            AutoresetError: They do not support the autoreset mode.
+            AutoresetError: The batch does not support the autoreset mode.
             ArgumentError: Their parameters have different names.
-            EnvError: An argument is unknown or does not fit.
+            EnvError: An argument is unknown or invalid.
         """
         known: Sequence[Any] = self.family.autoreset_modes
         if autoreset in known:
@@ -100,12 +100,12 @@ class InstanceSpec:
     """The properties of the first environment or batch; the others must have the same.
 
     Attributes:
-        name: Its id.
-        observation_space: Of one environment.
-        action_space: Of one environment.
-        metadata: Render modes and whatever else the environment declares.
-        render_mode: How it is drawn, None if it is not.
-        spec: Gymnasium's specification, None where it has none.
+        name: Id of the environment.
+        observation_space: Observation space of one environment.
+        action_space: Action space of one environment.
+        metadata: Metadata of the environment, such as render modes.
+        render_mode: Render mode; None without one.
+        spec: Gymnasium's specification, None without one.
     """
 
     name: str
@@ -117,10 +117,10 @@ class InstanceSpec:
 
     @classmethod
     def of(cls, env: Any, name: str) -> InstanceSpec:
-        """Return what a single or a vector environment says of itself.
+        """Return the properties of a single or a vector environment.
 
         Raises:
-            EnvError: It lacks a space.
+            EnvError: The environment lacks a space.
         """
         seen, action = spaces_of(env, name)
         spec = None if hasattr(env, "single_observation_space") else env.spec
@@ -146,14 +146,14 @@ class VectorPlan:
         factories: One factory per environment, or a single one for all.
         num_envs: Number of environments, B.
         num_workers: Number of processes or threads that step them; 1 on the backend ``serial``.
-        autoreset: When the next episode begins after the end of one.
+        autoreset: Mode in which the next episode begins.
         wrappers: Wrappers of single environments, as in `EnvFactory`.
         different_spaces: Whether environments may differ in the bounds of their observations.
-        timeout_s: How long any one call may take.
-        start_timeout_s: How long building all environments may take.
-        close_timeout_s: How long closing an environment, or a batch of them, may take.
-        native: Builds environments that are stepped all at once; None where they are single.
-        env_kwargs: The parameters that each environment was given for itself.
+        timeout_s: Deadline of each call in seconds.
+        start_timeout_s: Deadline in seconds for building all environments.
+        close_timeout_s: Deadline in seconds for closing an environment, or a batch of them.
+        native: Builder of a batch; None for single environments.
+        env_kwargs: Individual parameters of each environment.
         stream: Number of the random stream of the worker processes; None takes a new one.
     """
 
@@ -175,7 +175,7 @@ class VectorPlan:
         """Build the single environment ``index``.
 
         Raises:
-            EnvError: It cannot be built; says what would be right.
+            EnvError: It cannot be built; the error says what would be right.
             ArgumentError: A wrapper returns no environment.
         """
         bare = self.factories[index % len(self.factories)].single()
@@ -196,6 +196,6 @@ def why_not_sent(plan: VectorPlan) -> str:
     """Return why a plan cannot be sent to worker processes; empty if it can."""
     try:
         cloudpickle.dumps(plan)
-    except Exception as error:  # pickling fails in as many ways as there are objects
+    except Exception as error:  # pickling may raise anything
         return cause(error)
     return ""

@@ -142,7 +142,7 @@ def test_atari_is_the_configuration_that_was_written_by_hand(zoo):
     written = load_config(ROOT / "configs" / "breakout_ppo.yaml")
     assert learnt(found) == learnt(written)
     assert found.evaluation.env_kwargs == written.evaluation.env_kwargs
-    with pytest.raises(ConfigError, match="is of all games: name one, such as --env"):
+    with pytest.raises(ConfigError, match="is for all games: choose one, such as --env"):
         convert_entry(zoo / "ppo.yml", "atari")
 
 
@@ -222,7 +222,7 @@ def test_values_without_a_meaning_are_remarks(tmp_path, key, value, remark):
         (["flat.yml"], "'flat.yml' does not have the name of an algorithm; add --algorithm with"),
         (["broken.yml", "--algorithm", "ppo"], "broken.yml:1: "),
         (["tagged.yml", "--algorithm", "ppo"], "could not determine a constructor"),
-        (["list.yml", "--algorithm", "ppo"], "holds no entries"),
+        (["list.yml", "--algorithm", "ppo"], "has no entries"),
         (["wrong.yml", "--algorithm", "ppo"], "algorithm.gamma"),
         (["binary.yml", "--algorithm", "ppo"], "entry 'A-v1': seed must be a number, a text, or"),
         (["flat.yml", "--algorithm", "ppo"], "entry 'a' is not a mapping"),

@@ -385,7 +385,7 @@ def test_a_metric_that_is_not_finite_is_divergence():
         ("groups", lambda policy: {"": Group(policy.parameters(), "rate")},
          "groups: learning rate 'rate' of '' must be one of schedules: learning_rate"),
         ("groups", lambda policy: dict.fromkeys("ab", Group([policy.actor_head.bias])),
-         "groups: a parameter of 'b' is there twice, or in another group as well"),
+         "groups: a parameter of 'b' is listed twice, or also belongs to another group"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_an_algorithm_is_one_line(method, value, message):

@@ -131,7 +131,7 @@ def test_state_of_another_algorithm_or_model_is_refused():
     with pytest.raises(FastrlError, match="algorithm 'a2c', expected 'ppo'"):
         ppo.load_state_dict(build_learner(config_of(A2CConfig()), DISCRETE).state_dict())
     wide = build_learner(config_of(PPOConfig(), hidden_sizes=(64, 8)), DISCRETE)
-    with pytest.raises(FastrlError, match=r"the state is of another model: actor_b.*, not \("):
+    with pytest.raises(FastrlError, match=r"the state belongs to another model: actor_b.*, not \("):
         ppo.load_state_dict(wide.state_dict())
 
 

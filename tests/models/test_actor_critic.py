@@ -203,12 +203,12 @@ def test_squashed_bounds_reach_the_distribution():
     ids=str,
 )
 def test_actions_of_more_kinds_than_fit_into_memory_are_refused(space):
-    with pytest.raises(ConfigError, match=r"^action space .*: a layer of .* does not fit here"):
+    with pytest.raises(ConfigError, match=r"^action space .*: a layer .* into memory"):
         model_for(action_space=space)
 
 
 def test_observations_of_more_kinds_than_fit_into_memory_are_refused():
-    with pytest.raises(ConfigError, match=r"^model\.hidden_sizes: a layer of .* does not fit here"):
+    with pytest.raises(ConfigError, match=r"^model\.hidden_sizes: a layer of .* into memory"):
         model_for(spaces.Discrete(2**36))
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_had_no_checkpoint_yet_begins_with_them(trained, tmp_path):
 )
 def test_what_does_not_fit_is_named_in_one_line(trained, tmp_path, model, told):
     config = small_run(tmp_path / "new", model=model, init_from=str(trained))
-    start = r"^init_from: checkpoint step_\d+ is of another model: "
+    start = r"^init_from: checkpoint step_\d+ belongs to another model: "
     with pytest.raises(ConfigError, match=start + told):
         train(config)
     assert not (tmp_path / "new").exists()

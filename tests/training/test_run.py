@@ -363,7 +363,7 @@ def test_checkpoint_of_something_else_is_one_line(finished, tmp_path):
     with pytest.raises(CheckpointError, match=r"of the environment '.*:Clockwork', this run is of"):
         evaluate_run(path, trust=True)
     (path / "config.yaml").write_text(written.replace("hidden_sizes: [8]", "hidden_sizes: [9]"))
-    told = r"^checkpoint step_\d+ is of another model: actor_body\.mlp\.0\.bias is \(8,\), not "
+    told = r"^checkpoint step_\d+ belongs to another model: actor_body\.mlp\.0\.bias is \(8,\)"
     with pytest.raises(CheckpointError, match=told):
         evaluate_run(path, trust=True)
 

@@ -292,7 +292,7 @@ def test_fork_of_the_program_neither_ends_nor_steps_the_environments_of_its_pare
     if pid == 0:
         outcome = 1
         try:
-            with pytest.raises(ClosedEnvironmentError, match="of which this one is a fork"):
+            with pytest.raises(ClosedEnvironmentError, match="this process is a fork of it"):
                 envs.step(np.zeros((2, 1)))
             outcome = 0
         finally:

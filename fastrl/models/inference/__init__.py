@@ -1,4 +1,4 @@
-"""Inference engines, which run the policy for the workers.
+"""Inference engines, which run the policy for the workers; `engines` lists them.
 
 `MlpEngine` is imported only when it is built, since it needs numba.
 """

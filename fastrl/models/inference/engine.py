@@ -1,4 +1,4 @@
-"""The interface of inference engines, and those that need no compiler: PyTorch, random actions."""
+"""The base class of inference engines, and those that need no compiler: PyTorch and random."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WIDEST = 1e30
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """Views of the shared table that an engine writes into.
+    """Views of the shared table into which an engine writes.
 
     Attributes:
         action: Per leaf ``[n, *shape]`` in the dtypes of `fastrl.spaces.action_specs`.
-        outputs: Those of the policy (see `fastrl.spec.outputs_of`), by name ``[n, *shape]``.
-        state: ``[n, S]`` float32: the next state of a policy with a memory, else None; never the
-            memory of the state before.
+        outputs: Outputs of the policy (see `fastrl.spec.outputs_of`), by name ``[n, *shape]``.
+        state: ``[n, S]`` float32: the next state of a policy with a memory, else None; never in the
+            memory of the current state.
     """
 
     action: dict[str, Tensor]
@@ -48,7 +48,7 @@ class PolicyOutput:
         outputs: Mapping[str, TensorSpec] = LOG_PROB_AND_VALUE,
         state_size: int = 0,
     ) -> PolicyOutput:
-        """Return new tensors for n rows of an action space, see `EnvSpec.action`."""
+        """Return new tensors for n rows; see `EnvSpec.action`."""
         actions, others = (
             {name: torch.zeros(num_rows, *spec.shape, dtype=spec.dtype) for name, spec in x.items()}
             for x in (action, outputs)
@@ -58,27 +58,27 @@ class PolicyOutput:
 
 
 class InferenceEngine(ABC):
-    """Computes a policy for batches of n rows in CPU tensors, which may be views of any strides.
+    """Computes a policy for batches of n rows, which are CPU tensors with any strides.
 
-    An engine has a copy of the parameters. `bind` prepares everything that depends only on the
+    An engine has a copy of the parameters. `bind` prepares all that depends only on the
     tensors, since workers use the same views in every rollout. ``state`` is passed only for a
-    policy with a memory: an engine that runs no such policies needs neither the parameter nor
+    policy with a memory, so an engine without memories needs neither the parameter nor
     `initial_state`.
 
     Attributes:
-        name: For reports; by default that of the class.
+        name: Name in reports; by default the name of the class.
     """
 
     name = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Name a class without ``name`` after itself."""
+        """Set ``name`` to the name of the class, unless it defines one."""
         super().__init_subclass__(**kwargs)
         cls.name = cls.__dict__.get("name", cls.__name__)
 
     @abstractmethod
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Copy parameters in; calls that are already bound use them from then on."""
+        """Copy parameters into the engine; bound calls use them from then on."""
 
     @abstractmethod
     def draw_noise(
@@ -106,11 +106,11 @@ class InferenceEngine(ABC):
             noise: ``[n, noise_size] float32``, read by each call.
             out: Written by each call.
             state: ``[n, S] float32``, read by each call.
-            mask: ``[n, choices] bool``: which actions are valid, read by each call; passed only
-                where the environment has masks.
+            mask: ``[n, choices] bool``: valid actions, read by each call; passed only
+                if the environment has masks.
 
         Raises:
-            ValueError: A tensor's shape, dtype or device is not the one expected.
+            ValueError: A tensor has a wrong shape, dtype or device.
         """
 
     @abstractmethod
@@ -120,7 +120,7 @@ class InferenceEngine(ABC):
         """Return a call that writes the value of ``observation`` into ``out [n] float32``.
 
         Raises:
-            ValueError: A tensor's shape, dtype or device is not the one expected.
+            ValueError: A tensor has a wrong shape, dtype or device.
         """
 
     def act(
@@ -130,15 +130,15 @@ class InferenceEngine(ABC):
         self.bind(observation, noise, out, **given)()
 
     def values(self, observation: Mapping[str, Tensor], out: Tensor, **given: Tensor) -> None:
-        """Bind and call once."""
+        """Bind and call once; ``given`` are further arguments of `bind_values`."""
         self.bind_values(observation, out, **given)()
 
 
 class EagerEngine(InferenceEngine):
     """Calls the policy's methods on the CPU, without autograd and in evaluation mode.
 
-    Same inputs give the same bits, but the last bits of a row may depend on the batch's size,
-    with which matrix products choose how they add up.
+    Equal batches give equal bits, but the last bits of a row may depend on the size of the batch,
+    because the order of sums in matrix products depends on it.
 
     Args:
         model: Any policy; copied.
@@ -153,11 +153,11 @@ class EagerEngine(InferenceEngine):
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         if isinstance(self._model, nn.Module):
-            # Dropout would be noise that is not drawn, and a batch is any set of waiting rows.
+            # Training mode would add dropout, and statistics of batches of arbitrary rows.
             self._model.eval()
 
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Copy parameters in; calls that are already bound use them from then on."""
+        """Copy parameters into the engine; bound calls use them from then on."""
         self._model.load_state_dict(state_dict)
 
     def draw_noise(
@@ -217,7 +217,7 @@ class EagerEngine(InferenceEngine):
         return call
 
     def _inputs(self, kind: str, sources: Leaves) -> Callable[[], Leaves]:
-        """Return a call that returns tensors where the model is."""
+        """Return a call that returns tensors on the model's device."""
         return lambda: sources
 
     def _writer(self, targets: Leaves) -> Callable[[Sequence[Tensor]], None]:
@@ -234,10 +234,10 @@ class EagerEngine(InferenceEngine):
 def _fitting(
     model: PolicyModel, method: str, targets: Leaves, results: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Return what a policy gave after a check: a copy would broadcast shapes that are too small.
+    """Return the policy's results after a check; a copy would broadcast shapes that are too small.
 
     Raises:
-        FastrlError: It has another shape than one of the ``targets``; names it.
+        FastrlError: A result has another shape than its target; the error names it.
     """
     for (name, target), result in zip(targets.items(), results, strict=True):
         if result.shape != target.shape:
@@ -252,11 +252,11 @@ class StagedEngine(EagerEngine):
     """An `EagerEngine` on another device: copies in and out overlap, and one wait ends each call.
 
     All calls share one page-locked buffer per tensor, as the shared table itself is not
-    page-locked and a transfer from it could not be asynchronous. Calls must not run at once.
+    page-locked and a transfer from it could not be asynchronous. Calls must not run concurrently.
 
     Args:
         model: Any policy; copied.
-        device: Where it runs.
+        device: Device of the policy.
     """
 
     name = "eager"
@@ -307,9 +307,9 @@ class StagedEngine(EagerEngine):
 
 
 class RandomEngine(InferenceEngine):
-    """Samples actions uniformly, in [-1, 1] where a ``Box`` is unbounded; reads no observation.
+    """Samples actions uniformly, in [-1, 1] for an unbounded ``Box``; reads no observation.
 
-    The noise is the actions, so that a call only copies them. Outputs are written as 0. Where the
+    The noise contains the actions, so a call only copies them. Outputs are written as 0. If the
     environment has masks, the noise of discrete actions remains uniform in [0, 1), and each call
     chooses among the valid ones.
 
@@ -407,7 +407,7 @@ class RandomEngine(InferenceEngine):
 
 
 def _choose(target: NDArray[Any], uniform: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    """Write the index of a valid option, all with equal probability; 0 where none is valid.
+    """Write the index of a valid option, all with equal probability; 0 if none is valid.
 
     Args:
         target: ``[n]``, written.
@@ -422,7 +422,7 @@ def _choose(target: NDArray[Any], uniform: NDArray[Any], valid: NDArray[np.bool_
 
 
 def _ranges(leaf: spaces.Space[Any]) -> NDArray[Any]:
-    """Return the lowest value and the span of each element, ``[2, elements]``."""
+    """Return the lowest value and the width of the range of each element, ``[2, elements]``."""
     if not isinstance(leaf, spaces.Box):
         choices = getattr(leaf, "n" if isinstance(leaf, spaces.Discrete) else "nvec", 2)
         span = np.broadcast_to(choices, leaf.shape or ()).ravel()

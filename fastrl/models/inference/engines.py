@@ -1,4 +1,4 @@
-"""The inference engines that a configuration can name, and how one is built."""
+"""Builds inference engines; `auto`, `eager`, `compiled` and `bfloat16` are built in."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fastrl.models.policy import ActorCritic, PolicyModel
 from fastrl.system import existing_device
 
 EngineBuilder = Callable[[PolicyModel, torch.device], InferenceEngine]
-"""A function that ``sampler.engine`` names; the engine has a copy of the policy's parameters."""
+"""A function that ``sampler.engine`` names: it builds an engine with a copy of the parameters."""
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Of CPUs that compute in bfloat16."""
+"""Flags of CPUs that compute in bfloat16."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ def build_engine(
 
     Args:
         model: The policy.
-        device: Where it runs.
+        device: Device of the engine.
         name: A registered engine, ``package.module:function``, or such a function; built in are
             `auto`, `eager`, `compiled` and `bfloat16`.
 
@@ -55,16 +55,16 @@ def eager(model: PolicyModel, device: torch.device) -> InferenceEngine:
 
 
 def auto(model: PolicyModel, device: torch.device) -> InferenceEngine:
-    """Return an engine of compiled code where it can run the policy, else one that runs PyTorch.
+    """Return an engine of compiled code if it can run the policy, else one that runs PyTorch.
 
-    On a CPU the latter computes conv nets by `packed` layers. It warns once in a run where the
-    policy is of another class than `ActorCritic`, and where a supported policy does not compile.
+    On a CPU the latter computes conv nets by `packed` layers. It warns once in a run if the
+    policy is of another class than `ActorCritic`, or if a supported policy does not compile.
     """
     return _compiled(model, device, demanded=False) or _by_torch(model, device)
 
 
 def compiled(model: PolicyModel, device: torch.device) -> InferenceEngine:
-    """Return an engine of compiled code; warn where it cannot run the policy, and do as `auto`."""
+    """Return an engine of compiled code; if it cannot run the policy, warn and do as `auto`."""
     return _compiled(model, device, demanded=True) or _by_torch(model, device)
 
 
@@ -72,8 +72,8 @@ def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
     """Return an engine that runs PyTorch with the network's bodies in bfloat16.
 
     Heads, distributions and all outputs stay float32. A conv net takes half the time (64 × 64
-    pixels, batches of 64, AMD EPYC with AVX512-BF16: 54 µs per frame instead of 100). Where the
-    device or the policy does not allow it, all is float32, with a warning.
+    pixels, batches of 64, AMD EPYC with AVX512-BF16: 54 µs per frame instead of 100). If the
+    device or the policy does not support it, all is float32, with a warning.
     """
     rounded = rounded_to_bfloat16(_packed_on(model, device), device)
     if rounded is None:
@@ -84,7 +84,7 @@ def bfloat16(model: PolicyModel, device: torch.device) -> InferenceEngine:
 
 
 def rounded_to_bfloat16(model: PolicyModel, device: torch.device) -> PolicyModel | None:
-    """Return a copy of a policy that computes as `bfloat16` says; None, with a warning, if not."""
+    """Return a copy of a policy that computes in bfloat16; None, with a warning, if unsupported."""
     reason = why_not_bfloat16(model, device)
     if reason:
         _LOGGER.warning("inference runs in float32, not in bfloat16: %s", reason)
@@ -111,14 +111,14 @@ def _packed_on(model: PolicyModel, device: torch.device) -> PolicyModel:
 
 def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> InferenceEngine | None:
     try:
-        # Imported here, as numba takes a fifth of a second and may be missing.
+        # Imported here, as importing numba takes 0.2 s, and it may be missing.
         from fastrl.models.inference import mlp_engine
 
         on_cpu = device.type == "cpu"
         reason = mlp_engine.why_not(model) if on_cpu else f"only a CPU runs it, not {device}"
         if not reason:
             return mlp_engine.MlpEngine(cast(ActorCritic, model))
-    except Exception as error:  # a compiler fails in many ways, and is never needed
+    except Exception as error:  # compilers fail in many ways, and PyTorch can always run instead
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _LOGGER.warning("inference runs eagerly, as compiled code is not available: %s", reason)
         return None
@@ -131,7 +131,7 @@ def _compiled(model: PolicyModel, device: torch.device, demanded: bool) -> Infer
 def why_not_bfloat16(
     model: object, device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")
 ) -> str:
-    """Return why a policy cannot run in bfloat16 on a device; empty where it can."""
+    """Return why a policy cannot run in bfloat16 on a device; empty if it can."""
     if type(model) is not ActorCritic:
         return "only fastrl's own networks are converted"
     if device.type == "cuda":
@@ -140,7 +140,7 @@ def why_not_bfloat16(
 
 
 def _compute_in_bfloat16(model: ActorCritic) -> None:
-    """Let the bodies of a policy compute in bfloat16, in place.
+    """Make the bodies of a policy compute in bfloat16, in place.
 
     Parameters that are loaded later are rounded as they are copied.
     """

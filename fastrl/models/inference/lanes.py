@@ -1,7 +1,7 @@
-"""Several float32 numbers in one CPU register, for numba: functions, and products of matrices.
+"""Vector registers for numba: functions of several float32 numbers, and matrix products.
 
-LLVM turns a loop over rows into vector instructions only when it can prove that nothing aliases,
-which it cannot here; naming the registers is what keeps them in registers. Memory is addressed
+LLVM vectorises a loop over rows only if it can prove that memory does not alias, which it
+cannot here; explicit registers keep the numbers in registers. Memory is addressed
 by plain integers, so that a compiled function takes two numbers and has one signature.
 """
 
@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
-"""Numbers per register; with fewer than this in hardware, LLVM splits it."""
+"""Numbers per register; LLVM splits it if the hardware's registers are smaller."""
 LANE_BYTES = 4 * LANES
 
 _FLOAT, _INT32, _INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -227,12 +227,12 @@ write_float32 = _operation(types.none, (_int64, types.float32), _write(_FLOAT, 4
 write_int8 = _operation(types.none, (_int64, types.int8), _write(ir.IntType(8), 1))
 
 acquire_int64 = _operation(types.int64, (_int64,), _emit_acquire)
-"""Read a number that another thread writes with `release_int64`, and all that it wrote before."""
+"""Read a number that another thread writes with `release_int64`; its earlier writes are visible."""
 release_int64 = _operation(types.none, (_int64, _int64), _emit_release)
 exchange_int64 = _operation(types.int64, (_int64,) * 3, _emit_exchange)
-"""Write the third number where the second one is; return what was there. Atomic."""
+"""Compare and exchange: write the third number if the memory has the second; return the old one."""
 give_way = _operation(types.none, (), _emit_give_way)
-"""Let another thread have this core, if one waits for it."""
+"""Yield this core to another thread that waits for it."""
 
 load = _operation(_lanes, (_int64,), emit_load)
 store = _operation(types.none, (_int64, _lanes), emit_store)
@@ -276,7 +276,7 @@ def tanh(a: Any) -> Any:
     """Return the hyperbolic tangent, within 4e-7.
 
     A ratio of polynomials, fitted to a relative error of 7e-9 on [-8, 8]; beyond, tanh is 1 to
-    within 3e-7. What is left is float32 rounding.
+    within 3e-7. The rest is float32 rounding.
     """
     x = clamp(a, fill(-8.0), fill(8.0))
     z = mul(x, x)
@@ -351,7 +351,7 @@ def _address(builder: Any, start: Any, index: int, stride: Any) -> Any:
 def _block(rows: int, registers: int) -> Any:
     """Return a function for jitted code that adds a product to a block of the result.
 
-    The arguments are those of `add_product`, without the numbers of rows and registers.
+    It takes the arguments of `add_product`, without the numbers of rows and registers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -397,7 +397,7 @@ def _block(rows: int, registers: int) -> Any:
     return add_block
 
 
-# As many sums as registers hold beside their factors.
+# Number of sums that fit into registers beside their factors.
 _six_by_two, _four_by_two, _two_by_two, _one_by_two = (_block(rows, 2) for rows in (6, 4, 2, 1))
 _six_by_one, _four_by_one, _two_by_one, _one_by_one = (_block(rows, 1) for rows in (6, 4, 2, 1))
 
@@ -417,9 +417,9 @@ def add_product(
 ) -> None:
     """Add ``left · right`` to ``result``; all are addresses of float32, and strides are in bytes.
 
-    A block of the result stays in registers while the sum runs, so that a product reads each number
-    from the cache nearest to the processor and needs no copy in another order. Matrices of 64 × 64
-    reach most of what one core can multiply; a call into a library costs as much as such a product.
+    A block of the result stays in registers during the sum, so a product reads each number from the
+    nearest cache and needs no transposed copy. Matrices of 64 × 64 reach most of the speed of one
+    core; a call into a library costs as much as such a product.
 
     Args:
         left: ``[rows, terms]``.
@@ -474,8 +474,8 @@ def transpose(
         source_row: Stride of its rows in bytes.
         target: Address of ``[columns, rows]``.
         target_row: Stride of its rows in bytes.
-        rows: Of the source.
-        columns: Of the source.
+        rows: Rows of the source.
+        columns: Columns of the source.
     """
     for row in range(0, rows, LANES):
         for column in range(0, columns, LANES):

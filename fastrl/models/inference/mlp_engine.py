@@ -60,9 +60,9 @@ View = tuple[int, int, int, int]
 def why_not(model: object) -> str:
     """Return why a policy cannot be compiled; empty if it can.
 
-    It must be an `ActorCritic`, not a subclass, which may compute anything, with the outputs
-    log_prob and value, float32 parameters, observation leaves that are float32 vectors or int64
-    choices, any activation but GELU, and if it has a memory GRU or LSTM.
+    It must be an `ActorCritic`, not a subclass, with the outputs log_prob and value, float32
+    parameters, any activation but GELU, observation leaves that are float32 vectors or int64
+    choices, and if it has a memory, GRU or LSTM.
     """
     more = ", ".join(sorted(outputs_of(model).keys() - LOG_PROB_AND_VALUE.keys()))
     if type(model) is not ActorCritic:
@@ -94,7 +94,7 @@ def compile_kernel() -> None:
 
 
 class _Call(functools.partial[int]):
-    """A call of the kernel, which gets addresses, and the owners of that memory."""
+    """A call of the kernel with addresses, which keeps the owners of their memory alive."""
 
     owners: tuple[object, ...]
 
@@ -103,18 +103,18 @@ def _checked(call: Callable[[], int]) -> None:
     """Make a call for a policy that observes choices.
 
     Raises:
-        EnvError: One is no option.
+        EnvError: A choice is outside of its space.
     """
     if call():
-        raise EnvError("an observation is not in its space: a choice is none of its options")
+        raise EnvError("an observation is not in its space: a choice is outside of its range")
 
 
 class MlpEngine(InferenceEngine):
     """A supported `ActorCritic` (see `why_not`), compiled for this machine's CPU.
 
-    Actions, log_probs and values of a row have the same bits in every batch, and
-    agree with `ActorCritic.act` to float32 rounding, about 1e-6. A discrete action can differ only
-    where the noise falls that close to the boundary between two categories.
+    Actions, log_probs and values of a row have the same bits in every batch, and equal those of
+    `ActorCritic.act` up to float32 rounding, about 1e-6. A discrete action can differ only if the
+    noise is that close to the boundary between two categories.
 
     The first engine on a machine compiles for some seconds; later ones, in any process, find the
     result on disk.
@@ -132,7 +132,7 @@ class MlpEngine(InferenceEngine):
         compile_kernel()
 
     def load(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Copy parameters in; calls that are already bound use them from then on."""
+        """Copy parameters into the engine; bound calls use them from then on."""
         # Module.load_state_dict takes ten times as long.
         torch._foreach_copy_(list(self._state.values()), [state_dict[x] for x in self._state])
         self._program.pack()
@@ -193,13 +193,13 @@ class MlpEngine(InferenceEngine):
     def _call(
         self, program: int, rows: int, owners: tuple[object, ...], **views: list[View]
     ) -> Callable[[], Any]:
-        """Return a call of the kernel for views by the names of `kernel.CALL`.
+        """Return a call of the kernel for views, named as in `kernel.CALL`.
 
         Args:
             program: Address of a `kernel.PROGRAM`.
-            rows: Of the batch.
-            owners: Of the memory of the views.
-            **views: By the names of `kernel.CALL`.
+            rows: Size of the batch.
+            owners: Owners of the views' memory.
+            **views: Views, named as in `kernel.CALL`.
         """
         records = {name: record(kernel.VIEW, *found) for name, found in views.items()}
         call = record(kernel.CALL)
@@ -284,7 +284,7 @@ def _buffer(features: int) -> Tensor:
 
 
 def _numbered(model: ActorCritic) -> ActorCritic:
-    """Return a copy of which each parameter is its place in a vector of all, counted from 1."""
+    """Return a copy whose parameters are their own indices in one vector of all, counted from 1."""
     numbered, first = copy.deepcopy(model).double(), 1
     for parameter in numbered.parameters():
         numbers = torch.arange(first, first + parameter.numel(), dtype=torch.float64)
@@ -294,12 +294,12 @@ def _numbered(model: ActorCritic) -> ActorCritic:
 
 
 def _of_linears(*linears: nn.Linear) -> list[Tensor]:
-    """Return biases and weights ``[outputs, 1 + inputs]`` of modules side by side."""
+    """Return biases and weights of adjacent modules, ``[outputs, 1 + inputs]``."""
     return [torch.cat([torch.cat([x.bias[:, None], x.weight], dim=1) for x in linears])]
 
 
 def _of_cell(layers: nn.RNNBase, number: int) -> list[Tensor]:
-    """Return terms of those of a recurrent layer, ``[4 · size, 1 + inputs + size]`` each.
+    """Return the terms of a recurrent layer's weights, ``[4 · size, 1 + inputs + size]`` each.
 
     See `kernel.CELL` for the order of the outputs.
     """
@@ -321,13 +321,13 @@ class _PackedLayer:
     """One layer of the network.
 
     Attributes:
-        places: Where the parameters are whose sum is a weight, ``[tiles, 1 + inputs, TILE] int64``
+        places: Indices of the parameters whose sum is a weight, ``[tiles, 1 + inputs, TILE] int64``
             for each term; 0 for none.
-        activation: Of the kernel.
+        activation: Activation, as the kernel numbers it.
         source: Buffer of the inputs.
         target: Buffer of the outputs.
         cell: The `kernel.CELL` of a recurrent layer.
-        wide: What a `kernel.LAYER` says of wide choices.
+        wide: Fields of the `kernel.LAYER` for wide choices.
     """
 
     places: list[Tensor]
@@ -341,7 +341,7 @@ class _PackedLayer:
     def over(
         cls, source: Tensor, terms: Sequence[Tensor], activation: int = kernel.IDENTITY
     ) -> _PackedLayer:
-        """Return a layer whose weights ``[outputs, 1 + inputs]`` are a sum of numbered ones."""
+        """Return a layer whose weights ``[outputs, 1 + inputs]`` are sums of parameters."""
         outputs, columns = terms[0].shape
         tiles, width = -(-outputs // kernel.TILE), kernel.TILE
         places = []
@@ -361,14 +361,14 @@ class _PackedLayer:
 
 
 class _Weights:
-    """The weights of layers in the order in which the kernel reads them.
+    """The weights of layers, in the kernel's order.
 
     Args:
         model: Its parameters become views of one vector.
         layers: Made from its `_numbered` copy.
 
     Attributes:
-        addresses: Of the weights of each layer.
+        addresses: Address of each layer's weights.
     """
 
     def __init__(self, model: ActorCritic, layers: Sequence[_PackedLayer]) -> None:
@@ -405,11 +405,11 @@ class Program:
         model: Supported policy, whose parameters `pack` reads; they become views of one vector.
 
     Attributes:
-        address: Of the `kernel.PROGRAM` record.
-        value_address: Of the record that computes only the value.
-        state_size: Of the model's state.
+        address: Address of the `kernel.PROGRAM` record.
+        value_address: Address of the record that computes only the value.
+        state_size: Size of the model's state.
         num_choices: Columns of a mask.
-        observes_choices: Whether a leaf of the observation is one.
+        observes_choices: Whether a leaf of the observation is a choice.
     """
 
     def __init__(self, model: ActorCritic) -> None:
@@ -464,7 +464,7 @@ class Program:
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Copy the model's parameters and running statistics to where the kernel reads them."""
+        """Copy the model's parameters and running statistics into the kernel's memory."""
         self._weights.pack()
         bounded = self._model.distribution.bounded_log_std()
         for constants, first in self._constants:
@@ -480,7 +480,7 @@ class Program:
     def _network(self, model: ActorCritic) -> tuple[int, int, int]:
         """Add all layers of a numbered model.
 
-        Returns where they leave the actor's outputs and the value, and the number of the first
+        Returns the addresses of the actor's outputs and of the value, and the number of the first
         layer that the value needs.
         """
         if model.critic_body is None:
@@ -518,7 +518,7 @@ class Program:
         self._layers.append(layer)
 
     def _ordered(self, terms: Sequence[Tensor]) -> list[Tensor]:
-        """Return the columns of biases and weights of the inputs as buffers have them."""
+        """Return biases and input weights in the order of the buffers."""
         width, found = len(self._order), []
         for term in terms:
             bias, inputs, state = term.split([1, width, term.shape[1] - 1 - width], 1)
@@ -526,7 +526,7 @@ class Program:
         return found
 
     def _choices(self, vectors: int, options: int) -> Iterator[tuple[int, ...]]:
-        """Yield a `kernel.CHOICE` for each observed one; they write into these buffers."""
+        """Yield a `kernel.CHOICE` for each observed choice; they write into these buffers."""
         first = 0
         for encoder in self._model.actor_body.encoders:
             for start, size in encoder.choices if isinstance(encoder, OneHotEncoder) else ():

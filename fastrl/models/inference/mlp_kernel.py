@@ -2,11 +2,12 @@
 
 Layers of GRU or LSTM may follow the others.
 
-Rows are taken `LANES` at a time, one per lane of a register. Everything between is stored feature
-by feature, ``buffer[feature, lane] float32``. Lanes do not depend on each other, and a last block
-with fewer rows runs the same instructions, so the results of a row do not depend on the batch.
+Rows are processed `LANES` at a time, one per lane of a register. Intermediate results are stored
+feature by feature, ``buffer[feature, lane] float32``. Lanes do not depend on each other, and a
+last block with fewer rows runs the same instructions, so the results of a row do not depend on the
+batch.
 
-What to compute is described by the records below, which `mlp_engine` fills: mostly addresses.
+The records below, which `mlp_engine` fills, describe the policy; most fields are addresses.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def _record(*fields: str) -> np.dtype[Any]:
 
 
 PROGRAM = _record(
-    "inputs",  # buffer of the joined vectors that are observed
+    "inputs",  # buffer of the observed vectors, joined
     "num_inputs",
-    "statistics",  # float32 (mean, scale) of each input; 0 where inputs are not normalised
+    "statistics",  # float32 (mean, scale) of each input; 0 if inputs are not normalised
     "num_leaves",
     "choices",  # records CHOICE
     "num_choices",
@@ -73,16 +74,16 @@ PROGRAM = _record(
     "num_parts",
     "noise",  # buffer of the noise
     "scratch",  # buffer as long as the largest categorical, and one more for its index
-    "value",  # where a layer leaves the value
+    "value",  # address of the value
     "state",  # buffer of the state
     "next_state",  # buffer of the next state
 )
-"""What an engine computes; the same for all its calls."""
+"""The program of an engine; the same for all its calls."""
 
 CHOICE = _record("start", "size", "target", "is_wide", "first")
 """An observed choice of ``size`` options, from ``start``.
 
-``target`` is a buffer: of its one-hot vector, or if it is wide of the number of the option, counted
+``target`` is a buffer of its one-hot vector or, if it is wide, of the number of the option, counted
 from ``first``, the option 0 in the weights of layers.
 """
 
@@ -101,22 +102,22 @@ LAYER = _record(
 """One layer. ``weights`` are float32 ``[num_tiles, 1 + num_inputs + num_options, TILE]``, the bias
 first.
 
-``cell`` is the address of a `CELL`, or 0. Its ``source`` is filled with the features and the output
-of the step before.
+``cell`` is the address of a `CELL`, or 0. Its ``source`` contains the features and the output
+of the previous step.
 """
 
 CELL = _record(
     "features",  # buffer of the input
     "num_features",
     "size",  # units
-    "output",  # where the state holds the units' output
+    "output",  # place of the units' output in the state
     "next_output",
-    "memory",  # where the state holds the cells of LSTM; 0 for GRU
+    "memory",  # place of the cells of LSTM in the state; 0 for GRU
     "next_memory",
 )
-"""What turns sums into a recurrent layer's next state. They are for GRU reset and update gate, the
-features' and the output's part of the new output; for LSTM input and forget gate, new cell and
-output gate."""
+"""Record that turns sums into a recurrent layer's next state. The sums are for GRU: reset gate,
+update gate, and the parts of the new output from features and output; for LSTM: input gate, forget
+gate, new cell and output gate."""
 
 PART = _record("kind", "parameters", "noise", "size", "constants", "state_std", "choice")
 """One action part: a categorical of ``size``, or ``size`` numbers of another ``kind``.
@@ -125,23 +126,23 @@ PART = _record("kind", "parameters", "noise", "size", "constants", "state_std", 
 
 ``parameters`` and ``noise`` are buffers. ``constants`` are float32, unless it is a categorical: the
 constant of the log-density, then (standard deviation, its inverse) of each continuous element. With
-``state_std`` log standard deviations follow the means in ``parameters``, and what follows the
-constant of the log-density are their bounds: (low, high, 0) for a clamp, or for a tanh (middle,
+``state_std`` log standard deviations follow the means in ``parameters``, and after the
+constant of the log-density come their bounds: (low, high, 0) for a clamp, or for a tanh (middle,
 half of the distance, its inverse).
 """
 
 CALL = _record(
     "rows", "noise", "log_prob", "value", "leaves", "parts", "state", "next_state", "mask"
 )
-"""The tensors of one call: `VIEW` records, of which leaves and parts have several. Leaves are the
-vectors that are observed, then the choices. States have a width of 0 where there is no memory or
-nothing to write; ``mask`` is 0 where all actions are valid."""
+"""The tensors of one call: `VIEW` records, several for leaves and parts. Leaves are the
+observed vectors, then the choices. States have a width of 0 if there is no memory or
+nothing to write; ``mask`` is 0 if all actions are valid."""
 
 VIEW = _record("address", "row", "column", "width")
 """Rows of elements in a tensor; ``row`` and ``column`` are strides in bytes."""
 
 TILE = 8
-"""Outputs of a layer that are computed together: as many accumulators as hide an FMA's latency."""
+"""Outputs of a layer that are computed together: enough accumulators to hide an FMA's latency."""
 _TILE_BYTES = 4 * TILE
 
 IDENTITY, TANH, RELU, ELU, SILU = range(5)
@@ -152,12 +153,12 @@ _CLIP = 10.0
 _BELOW_ONE = 1 - 2**-24
 _LOG_2 = 0.6931471805599453
 _NEVER = -np.inf
-"""Logit of an invalid option, of which `lanes.exp` makes 0."""
+"""Logit of an invalid option; its `lanes.exp` is 0."""
 
 
 @jitted
 def _in_blocks(view: Record, count: int) -> int:
-    """Return how many columns of some rows are transposed in registers."""
+    """Return the number of columns that are transposed in registers."""
     return view.width - view.width % LANES if count == LANES and view.column == 4 else 0
 
 
@@ -178,7 +179,7 @@ def _gather(view: Record, first: int, count: int, buffer: int) -> None:
 
 @jitted
 def _choose(choice: Record, view: Record, first: int, count: int) -> int:
-    """Write an observed choice, one row per lane; return how many are no option."""
+    """Write an observed choice, one row per lane; return the number of invalid choices."""
     if choice.is_wide == 0:
         for i in range(choice.size):
             store(choice.target + i * LANE_BYTES, fill(0.0))
@@ -288,7 +289,7 @@ def _dense(layer: Record) -> None:
 
 @jitted
 def _add_options(layer: Record) -> None:
-    """Add the weights of the options of wide choices, for each lane its own."""
+    """Add the weights of each lane's chosen options of wide choices."""
     for k in range(layer.num_wide):
         numbers = layer.options + k * LANE_BYTES
         for row in range(LANES):
@@ -305,7 +306,7 @@ def _add_options(layer: Record) -> None:
 
 @jitted
 def _activate(layer: Record) -> None:
-    """Apply the activation in place; one loop each, so that none tests which it is."""
+    """Apply the activation in place; one loop for each, without a test inside."""
     start, stop = layer.target, layer.target + layer.num_tiles * TILE * LANE_BYTES
     if layer.activation == TANH:
         for address in range(start, stop, LANE_BYTES):
@@ -356,7 +357,7 @@ def _recur(layer: Record) -> None:
 
 @jitted
 def _categorical(part: Record, cumulative: int) -> Lanes:
-    """Leave the sampled index after the cumulative weights; return its log-probability."""
+    """Write the sampled index after the cumulative weights; return its log-probability."""
     size, parameters = part.size, part.parameters
     largest = load(parameters)
     for k in range(1, size):
@@ -455,7 +456,7 @@ def _act(program: Record, call: Record, first: int, count: int) -> Lanes:
 
 @jitted
 def _observe(program: Record, call: Record, first: int, count: int) -> int:
-    """Fill the buffers of the inputs; return how many choices are no option."""
+    """Fill the buffers of the inputs; return the number of invalid choices."""
     num_views, buffer, outside = program.num_leaves + program.num_choices, program.inputs, 0
     leaves = carray(pointer(call.leaves), num_views, VIEW)
     choices = carray(pointer(program.choices), program.num_choices, CHOICE)
@@ -474,9 +475,9 @@ def run(digest: int) -> Callable[[int, int], int]:
     """Return the kernel."""
 
     def run(program_address: int, call_address: int) -> int:
-        """Compute the policy, or where the program has no parts its value, for one batch.
+        """Compute the policy for one batch, or only its value if the program has no action parts.
 
-        Returns how many of the observed choices are no option; the first is taken instead.
+        Return the number of observed choices outside of their range; their first option is used.
 
         Args:
             program_address: Address of a `PROGRAM` record.

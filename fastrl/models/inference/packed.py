@@ -1,7 +1,7 @@
-"""Image encoders whose weights lie as the CPU's convolutions read them, for inference.
+"""Image encoders with packed weights, in the order in which the CPU's convolutions read them.
 
 PyTorch keeps weights in plain order, so oneDNN, which computes its convolutions and products on
-CPUs, reorders them in every call. Here that is done once per load, and ReLU is part of the layer
+CPUs, reorders them in every call. Here they are packed once per load, and ReLU is part of the layer
 before it.
 """
 
@@ -24,10 +24,10 @@ Step = Callable[[Tensor], Tensor]
 
 _LOGGER = logging.getLogger(__name__)
 _ATTRIBUTES: tuple[str, list[float], str] = ("relu", [], "")
-"""What is applied to the result of a layer."""
+"""Operation on the result of a layer."""
 _BATCH = 16
-"""Batches for which weights are packed, whatever the first one is, so that results do not depend on
-it."""
+"""Batch size for which weights are packed, independent of the first batch, so that results do not
+depend on it."""
 
 
 class PackedLayers(nn.Sequential):
@@ -55,7 +55,7 @@ class PackedLayers(nn.Sequential):
                 )
                 steps.append(partial(_convolve, operations, weight, layer.bias, sizes))
             elif isinstance(layer, nn.Linear):
-                # Its inputs are the channels of each pixel in turn, as they lie in memory.
+                # In memory its inputs are ordered by pixel, then by channel.
                 _, *shape = x.shape
                 weight = layer.weight.view(-1, *shape).permute(0, 2, 3, 1).flatten(1).contiguous()
                 weight = operations._reorder_linear_weight(weight, _BATCH)
@@ -76,7 +76,7 @@ class PackedLayers(nn.Sequential):
 
 
 def packed(model: PolicyModel) -> PolicyModel | None:
-    """Return a copy of a policy that computes images by `PackedLayers`; None where it cannot."""
+    """Return a copy of a policy that computes images by `PackedLayers`; None if impossible."""
     if not isinstance(model, nn.Module):
         return None
     copied = copy.deepcopy(model)
@@ -95,12 +95,12 @@ def packed(model: PolicyModel) -> PolicyModel | None:
 
 @torch.inference_mode()
 def _require_equal(encoder: ImageEncoder) -> None:
-    """Raise an error unless packed layers compute the same of some images."""
+    """Raise an error unless packed layers agree with plain ones on two images."""
     images = torch.rand(2, *encoder.shape, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     found = PackedLayers(*encoder.layers)(images)
     if not torch.allclose(found, encoder.layers(images), rtol=1e-3, atol=1e-4):
-        raise ValueError("packed layers compute something else")
+        raise ValueError("packed layers disagree with plain ones")
 
 
 def _convolve(
