@@ -314,8 +314,8 @@ def _wait(children: dict[str, _Child], grace_s: float, closes: Closes | None) ->
                 del since[name]
                 if closes is not None and now:
                     _LOGGER.warning(
-                        "%s did not close an environment within %g s, and was killed with its child "
-                        "processes; raise %s if it needs longer",
+                        "%s did not close an environment within %g s, and was killed with its "
+                        "child processes; raise %s if it needs longer",
                         name,
                         limit_s,
                         closes.key,
